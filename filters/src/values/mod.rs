@@ -1,0 +1,22 @@
+//! Parsed scalars: durations, byte sizes, rates, address ranges, secrets.
+//!
+//! Each is parsed where serde meets it, cannot hold a bad value afterwards, and is written back
+//! in its canonical form. No error quotes the text it refuses, which may be a substituted secret.
+
+mod bytes;
+mod duration;
+mod field;
+mod net;
+mod rate;
+pub mod scalar;
+mod secret;
+mod status;
+
+pub use self::bytes::ByteSize;
+pub use self::duration::{Duration, DurationOrZero, Timeout};
+pub use self::field::FieldName;
+pub use self::net::{IpSet, Network};
+pub use self::rate::{Percent, Period, Rate};
+pub use self::scalar::{Refused, Scalar};
+pub use self::secret::Secret;
+pub use self::status::StatusRange;
