@@ -1,0 +1,253 @@
+//! Side calls: how a filter asks another server something while it handles a request.
+
+use std::borrow::Cow;
+use std::collections::VecDeque;
+use std::fmt;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
+use pingora_http::{RequestHeader, ResponseHeader};
+
+/// An upstream of the running snapshot, resolved while a filter is built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UpstreamId(pub u32);
+
+/// Sends requests to upstreams by their own policies (TLS, pool, timeouts); follows no redirects.
+#[async_trait]
+pub trait Client: Send + Sync {
+    /// Sends one request and waits for the head of the reply; `timeout` bounds the head and the whole body.
+    async fn send(
+        &self,
+        upstream: UpstreamId,
+        head: RequestHeader,
+        body: Bytes,
+        timeout: Option<Duration>,
+    ) -> Result<ClientReply, ClientError>;
+}
+
+/// A body that is read piece by piece.
+#[async_trait]
+pub trait ClientBody: Send + Sync {
+    /// The next piece; `None` after the last one. After an error no further piece comes.
+    async fn next(&mut self) -> Result<Option<Bytes>, ClientError>;
+}
+
+/// What came back.
+pub struct ClientReply {
+    /// Status and fields.
+    pub head: ResponseHeader,
+    /// The content, still arriving.
+    pub body: Box<dyn ClientBody>,
+}
+
+impl ClientReply {
+    /// Reads the rest of the body into one piece; fails as soon as it exceeds `limit` bytes.
+    pub async fn read_all(&mut self, limit: usize) -> Result<Bytes, ClientError> {
+        let mut whole = BytesMut::new();
+        while let Some(piece) = self.body.next().await? {
+            if piece.len() > limit.saturating_sub(whole.len()) {
+                return Err(ClientError::TooLarge { limit });
+            }
+            whole.extend_from_slice(&piece);
+        }
+        Ok(whole.freeze())
+    }
+}
+
+impl fmt::Debug for ClientReply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientReply").field("status", &self.head.status).finish_non_exhaustive()
+    }
+}
+
+/// Why a side call gave no reply. The text says what happened and is not meant for clients.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClientError {
+    /// Nothing was sent: no network, no healthy backend, a full or open guard.
+    Unavailable(Cow<'static, str>),
+    /// No connection could be made; nothing was sent.
+    Connect(String),
+    /// The time was up; the request may have been processed.
+    Timeout,
+    /// The connection broke or the answer was no HTTP; the request may have been processed.
+    Broken(String),
+    /// The body is larger than the caller accepts.
+    TooLarge {
+        /// The caller's limit in bytes.
+        limit: usize,
+    },
+}
+
+impl fmt::Display for ClientError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unavailable(why) => write!(f, "not available: {why}"),
+            Self::Connect(why) => write!(f, "no connection: {why}"),
+            Self::Timeout => f.write_str("no reply in time"),
+            Self::Broken(why) => write!(f, "broken reply: {why}"),
+            Self::TooLarge { limit } => write!(f, "the reply's body exceeds {limit} bytes"),
+        }
+    }
+}
+
+impl std::error::Error for ClientError {}
+
+/// A body whose pieces are all here.
+#[derive(Debug, Clone, Default)]
+pub struct BufferedBody(VecDeque<Bytes>);
+
+impl BufferedBody {
+    /// A body of these pieces, in order; empty pieces are left out.
+    #[must_use]
+    pub fn new(pieces: impl IntoIterator<Item = Bytes>) -> Self {
+        Self(pieces.into_iter().filter(|piece| !piece.is_empty()).collect())
+    }
+}
+
+#[async_trait]
+impl ClientBody for BufferedBody {
+    async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
+        Ok(self.0.pop_front())
+    }
+}
+
+/// The client of a dry run: every call fails.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoClient;
+
+#[async_trait]
+impl Client for NoClient {
+    async fn send(
+        &self,
+        _upstream: UpstreamId,
+        _head: RequestHeader,
+        _body: Bytes,
+        _timeout: Option<Duration>,
+    ) -> Result<ClientReply, ClientError> {
+        Err(ClientError::Unavailable("no network in a dry run".into()))
+    }
+}
+
+/// A request that a [`ScriptedClient`] was given.
+#[derive(Debug, Clone)]
+pub struct SentRequest {
+    /// Where to.
+    pub upstream: UpstreamId,
+    /// Method, target and fields.
+    pub head: RequestHeader,
+    /// The content.
+    pub body: Bytes,
+    /// The time the caller allowed.
+    pub timeout: Option<Duration>,
+}
+
+/// Answers from a queue and remembers what it was asked, for tests.
+#[derive(Debug, Default)]
+pub struct ScriptedClient {
+    replies: Mutex<VecDeque<Result<ClientReply, ClientError>>>,
+    requests: Mutex<Vec<SentRequest>>,
+}
+
+impl ScriptedClient {
+    /// A client with an empty script: calls fail until a reply is added.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a reply whose body comes in these pieces. Panics when `head` is no valid head: a mistake in the test.
+    pub fn reply<'a>(
+        &self,
+        status: u16,
+        fields: &[(&str, &str)],
+        pieces: impl IntoIterator<Item = &'a [u8]>,
+    ) {
+        let mut head =
+            ResponseHeader::build(status, Some(fields.len())).expect("a valid status in the script");
+        for (name, value) in fields {
+            head.append_header(name.to_string(), *value).expect("a valid field in the script");
+        }
+        let body = BufferedBody::new(pieces.into_iter().map(Bytes::copy_from_slice));
+        self.replies.lock().push_back(Ok(ClientReply { head, body: Box::new(body) }));
+    }
+
+    /// Adds a failure.
+    pub fn fail(&self, error: ClientError) {
+        self.replies.lock().push_back(Err(error));
+    }
+
+    /// What was sent so far, in order.
+    #[must_use]
+    pub fn requests(&self) -> Vec<SentRequest> {
+        self.requests.lock().clone()
+    }
+}
+
+#[async_trait]
+impl Client for ScriptedClient {
+    async fn send(
+        &self,
+        upstream: UpstreamId,
+        head: RequestHeader,
+        body: Bytes,
+        timeout: Option<Duration>,
+    ) -> Result<ClientReply, ClientError> {
+        self.requests.lock().push(SentRequest { upstream, head, body, timeout });
+        let reply = self.replies.lock().pop_front();
+        reply.unwrap_or_else(|| Err(ClientError::Unavailable("the script has no further reply".into())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn ask(client: &dyn Client) -> Result<ClientReply, ClientError> {
+        let head = RequestHeader::build("GET", b"/check", None).unwrap();
+        client.send(UpstreamId(3), head, Bytes::from_static(b"q"), Some(Duration::from_secs(1))).await
+    }
+
+    #[tokio::test]
+    async fn a_dry_run_has_no_network() {
+        let error = ask(&NoClient).await.unwrap_err();
+        assert_eq!(error, ClientError::Unavailable("no network in a dry run".into()));
+    }
+
+    #[tokio::test]
+    async fn a_script_answers_in_order_and_remembers_the_requests() {
+        let client = ScriptedClient::new();
+        client.reply(204, &[("x-a", "1"), ("x-a", "2")], []);
+        client.fail(ClientError::Timeout);
+        let reply = ask(&client).await.unwrap();
+        assert_eq!(reply.head.status, 204);
+        assert_eq!(reply.head.headers.get_all("x-a").iter().count(), 2);
+        assert_eq!(ask(&client).await.unwrap_err(), ClientError::Timeout);
+        assert!(matches!(ask(&client).await.unwrap_err(), ClientError::Unavailable(_)));
+        let sent = client.requests();
+        assert_eq!(sent.len(), 3);
+        assert_eq!(
+            (sent[0].upstream, &sent[0].body[..], sent[0].head.uri.path()),
+            (UpstreamId(3), &b"q"[..], "/check")
+        );
+    }
+
+    #[tokio::test]
+    async fn a_body_is_read_up_to_the_limit_and_not_beyond() {
+        let client = ScriptedClient::new();
+        for _ in 0..2 {
+            client.reply(200, &[], [&b"abc"[..], b"", b"def"]);
+        }
+        assert_eq!(ask(&client).await.unwrap().read_all(6).await.unwrap(), "abcdef");
+        let error = ask(&client).await.unwrap().read_all(5).await.unwrap_err();
+        assert_eq!(error, ClientError::TooLarge { limit: 5 });
+    }
+
+    #[tokio::test]
+    async fn a_reply_without_a_body_reads_as_empty_even_at_limit_zero() {
+        let client = ScriptedClient::new();
+        client.reply(200, &[], []);
+        assert_eq!(ask(&client).await.unwrap().read_all(0).await.unwrap(), "");
+    }
+}

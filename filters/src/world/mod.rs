@@ -1,0 +1,103 @@
+//! The world a filter may reach: clock, state, client, metrics, randomness.
+//!
+//! A filter holds these traits and nothing else, so the same filter runs live, in a dry run and in a test.
+
+mod client;
+mod clock;
+mod metrics;
+mod rng;
+mod state;
+
+use std::sync::Arc;
+
+pub use client::{
+    BufferedBody, Client, ClientBody, ClientError, ClientReply, NoClient, ScriptedClient, SentRequest,
+    UpstreamId,
+};
+pub use clock::{Clock, ManualClock, SystemClock};
+pub use metrics::{Counter, Gauge, MemoryMetrics, Metrics, NoMetrics};
+pub use rng::{Rng, SeededRng, SystemRng};
+pub use state::{
+    Change, MemoryState, ScopedState, State, StateEntry, StateError, StateKey, StateValue, TenantId,
+};
+
+/// Entries the default memory state holds before it evicts.
+pub const DEFAULT_STATE_ENTRIES: usize = 1_000_000;
+
+/// Everything a filter reaches beyond the message, as traits.
+#[derive(Clone)]
+pub struct World {
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// What filters remember between requests.
+    pub state: Arc<dyn State>,
+    /// Side calls to upstreams.
+    pub client: Arc<dyn Client>,
+    /// Counters and gauges.
+    pub metrics: Arc<dyn Metrics>,
+    /// Randomness, not for secrets.
+    pub rng: Arc<dyn Rng>,
+}
+
+impl World {
+    /// The machine's clock and randomness, memory state, and the given network and metrics.
+    #[must_use]
+    pub fn live(client: Arc<dyn Client>, metrics: Arc<dyn Metrics>) -> Self {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let state = Arc::new(MemoryState::new(clock.clone(), DEFAULT_STATE_ENTRIES));
+        Self { clock, state, client, metrics, rng: Arc::new(SystemRng) }
+    }
+
+    /// A world without effects: a clock that stands still, fresh state, no network, the same randomness each time.
+    #[must_use]
+    pub fn dry() -> Self {
+        Self::dry_at(Arc::new(ManualClock::new()))
+    }
+
+    /// A dry world whose clock the caller moves.
+    #[must_use]
+    pub fn dry_at(clock: Arc<ManualClock>) -> Self {
+        Self {
+            state: Arc::new(MemoryState::new(clock.clone(), DEFAULT_STATE_ENTRIES)),
+            clock,
+            client: Arc::new(NoClient),
+            metrics: Arc::new(NoMetrics),
+            rng: Arc::new(SeededRng::new(0)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_dry_world_repeats_itself() {
+        let (one, two) = (World::dry(), World::dry());
+        assert_eq!(one.rng.u64(), two.rng.u64());
+        assert_eq!(one.clock.wall(), two.clock.wall());
+        let key = StateKey::new(TenantId(0), "limit", b"a");
+        assert_eq!(one.state.add(&key, 1, Duration::from_secs(1)).await, Ok(1));
+        assert_eq!(two.state.add(&key, 1, Duration::from_secs(1)).await, Ok(1), "worlds share no state");
+    }
+
+    #[tokio::test]
+    async fn state_of_a_dry_world_expires_by_its_own_clock() {
+        let clock = Arc::new(ManualClock::new());
+        let world = World::dry_at(clock.clone());
+        let key = StateKey::new(TenantId(0), "limit", b"a");
+        world.state.add(&key, 1, Duration::from_secs(1)).await.unwrap();
+        clock.advance(Duration::from_secs(1));
+        assert_eq!(world.state.get(&key).await, Ok(None));
+    }
+
+    #[tokio::test]
+    async fn a_live_world_keeps_the_given_client_and_metrics() {
+        let metrics = Arc::new(MemoryMetrics::new());
+        let world = World::live(Arc::new(NoClient), metrics.clone());
+        world.metrics.counter("calls", "Calls.", &[]).inc();
+        assert_eq!(metrics.value("calls", &[]), Some(1));
+    }
+}
