@@ -1,0 +1,374 @@
+//! What a filter knows about the request in hand, and where it leaves what others need.
+
+use std::any::Any;
+use std::borrow::Cow;
+use std::fmt;
+use std::marker::PhantomData;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use pingora_http::RequestHeader;
+
+use crate::condition::RequestView;
+use crate::path::{Captures, NormalPath};
+use crate::world::TenantId;
+
+/// One request as filters see it, from the first filter to the last.
+pub struct Context {
+    /// The name of the listener it came through.
+    pub listener: Arc<str>,
+    /// The client's address, behind trusted proxies.
+    pub client: Client,
+    /// How the client speaks to us, or to the trusted proxy before us.
+    pub scheme: Scheme,
+    /// The host asked for: lower case, without port; absent for HTTP/1.0 without `Host`.
+    pub host: Option<Box<str>>,
+    /// The normalised path; decisions use [`NormalPath::matched`].
+    pub path: NormalPath,
+    /// Identifies the request in logs, answers and upstream requests.
+    pub request_id: RequestId,
+    /// When the head was complete.
+    pub started: Instant,
+    /// When the answer must be complete, if the route says so.
+    pub deadline: Option<Instant>,
+    /// What the route's path pattern captured.
+    pub captures: Captures,
+    /// The route's name.
+    pub route: Arc<str>,
+    /// The name of the route's service.
+    pub service: Option<Arc<str>>,
+    /// The API version asked for.
+    pub version: Option<Arc<str>>,
+    /// The variant chosen by a split.
+    pub variant: Option<Arc<str>>,
+    /// Who owns what this request touches.
+    pub tenant: TenantId,
+    /// The verified caller, as its credential describes it.
+    pub principal: Option<Arc<Principal>>,
+    /// The verified caller, as this gateway knows it.
+    pub consumer: Option<Arc<Consumer>>,
+    /// The name of the upstream that the request goes to.
+    pub upstream: Option<Arc<str>>,
+    /// What filters asked the core to do.
+    pub policies: Policies,
+    /// The step that ended the request, and why.
+    pub ended_by: Option<EndedBy>,
+    slots: Vec<(u32, Box<dyn Any + Send + Sync>)>,
+    log: Option<Box<DecisionLog>>,
+}
+
+/// The client's address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Client {
+    /// The rightmost address that is not a trusted proxy's.
+    pub address: IpAddr,
+    /// Its port, when it is the peer of the connection.
+    pub port: Option<u16>,
+    /// The peer of the connection is a trusted proxy.
+    pub through_trusted_proxy: bool,
+}
+
+/// How the client speaks to us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheme {
+    /// Without TLS.
+    Http,
+    /// Over TLS.
+    Https,
+}
+
+impl Scheme {
+    /// As written in URIs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
+}
+
+/// Identifies a request; 32 hexadecimal digits unless taken over from the client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RequestId {
+    /// Made here.
+    Made(u128),
+    /// Taken over from the request.
+    Given(Box<str>),
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Made(bits) => write!(f, "{bits:032x}"),
+            Self::Given(text) => f.write_str(text),
+        }
+    }
+}
+
+/// The verified caller, as its credential describes it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Principal {
+    /// The subject of the credential.
+    pub subject: String,
+    /// Its claims.
+    pub claims: serde_json::Map<String, serde_json::Value>,
+}
+
+/// The verified caller, as this gateway knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Consumer {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its groups.
+    pub groups: Vec<Arc<str>>,
+}
+
+/// What filters asked the core to do; a policy is the filter's, the mechanism the core's.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Policies {
+    /// The largest request body, in bytes, instead of `server.limits.body_bytes`.
+    pub body_limit: Option<u64>,
+    /// The path and query sent to the upstream, instead of the request's own; normalised.
+    pub upstream_path: Option<Box<str>>,
+}
+
+/// The step that ended a request, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndedBy {
+    /// The step's filter.
+    pub filter: &'static str,
+    /// The instance's id.
+    pub instance: Arc<str>,
+    /// The reason it gave.
+    pub reason: Option<Cow<'static, str>>,
+}
+
+/// A private place of one filter instance in every request's context.
+pub struct Slot<T> {
+    id: u32,
+    kind: PhantomData<fn() -> T>,
+}
+
+impl<T> Slot<T> {
+    pub(crate) fn new(id: u32) -> Self {
+        Self { id, kind: PhantomData }
+    }
+}
+
+impl<T> Clone for Slot<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Slot<T> {}
+
+/// What happened at one step, for `explain` and the decision log.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Decision {
+    /// The step's filter.
+    pub filter: &'static str,
+    /// The instance's id.
+    pub instance: Arc<str>,
+    /// What was decided.
+    pub verdict: Verdict,
+    /// Why.
+    pub reason: Cow<'static, str>,
+    /// Facts it rests on.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub fields: Vec<(&'static str, String)>,
+}
+
+/// What a step decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// The step ran and let the request pass.
+    Passed,
+    /// The step's `when` did not hold.
+    Skipped,
+    /// The step changed something.
+    Changed,
+    /// The step answered the request.
+    Answered,
+    /// The step would have answered, but is under `dry_run`.
+    WouldAnswer,
+    /// The step failed and the request went on.
+    FailedOpen,
+    /// The step failed and ended the request.
+    Failed,
+}
+
+/// The decisions of one request, kept only when somebody asked for them.
+#[derive(Debug, Default)]
+pub struct DecisionLog {
+    /// In the order they were made.
+    pub decisions: Vec<Decision>,
+    step: Option<(&'static str, Arc<str>)>,
+}
+
+impl Context {
+    /// A context with nothing decided yet.
+    #[must_use]
+    pub fn new(
+        listener: Arc<str>,
+        client: Client,
+        path: NormalPath,
+        request_id: RequestId,
+        started: Instant,
+    ) -> Self {
+        Self {
+            listener,
+            client,
+            scheme: Scheme::Http,
+            host: None,
+            path,
+            request_id,
+            started,
+            deadline: None,
+            captures: Captures::default(),
+            route: Arc::from(""),
+            service: None,
+            version: None,
+            variant: None,
+            tenant: TenantId::default(),
+            principal: None,
+            consumer: None,
+            upstream: None,
+            policies: Policies::default(),
+            ended_by: None,
+            slots: Vec::new(),
+            log: None,
+        }
+    }
+
+    /// Keeps every decision from now on.
+    pub fn keep_decisions(&mut self) {
+        self.log.get_or_insert_default();
+    }
+
+    /// The decisions kept so far; empty unless they are kept.
+    #[must_use]
+    pub fn decisions(&self) -> &[Decision] {
+        self.log.as_ref().map_or(&[], |log| &log.decisions)
+    }
+
+    /// Whether decisions are kept, for filters whose fields are dear to make.
+    #[must_use]
+    pub fn keeps_decisions(&self) -> bool {
+        self.log.is_some()
+    }
+
+    /// Notes a decision of the running step; one branch when nobody asked.
+    pub fn decide(
+        &mut self,
+        verdict: Verdict,
+        reason: impl Into<Cow<'static, str>>,
+        fields: &[(&'static str, &str)],
+    ) {
+        let Some(log) = &mut self.log else { return };
+        let Some((filter, instance)) = log.step.clone() else { return };
+        let fields = fields.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+        log.decisions.push(Decision { filter, instance, verdict, reason: reason.into(), fields });
+    }
+
+    pub(crate) fn enter_step(&mut self, filter: &'static str, instance: &Arc<str>) {
+        if let Some(log) = &mut self.log {
+            log.step = Some((filter, instance.clone()));
+        }
+    }
+
+    /// What the instance put into its slot.
+    #[must_use]
+    pub fn slot<T: Send + Sync + 'static>(&self, slot: Slot<T>) -> Option<&T> {
+        self.slots.iter().find(|(id, _)| *id == slot.id).and_then(|(_, value)| value.downcast_ref())
+    }
+
+    /// What the instance put into its slot, made on first use.
+    pub fn slot_mut<T: Default + Send + Sync + 'static>(&mut self, slot: Slot<T>) -> &mut T {
+        let at = self.slots.iter().position(|(id, _)| *id == slot.id).unwrap_or_else(|| {
+            self.slots.push((slot.id, Box::<T>::default()));
+            self.slots.len() - 1
+        });
+        self.slots[at].1.downcast_mut().expect("a slot's id is given out once, with its type")
+    }
+
+    /// Puts a value into the instance's slot; guards put here are dropped with the request.
+    pub fn set_slot<T: Send + Sync + 'static>(&mut self, slot: Slot<T>, value: T) {
+        self.slots.retain(|(id, _)| *id != slot.id);
+        self.slots.push((slot.id, Box::new(value)));
+    }
+
+    /// The request as conditions see it.
+    #[must_use]
+    pub fn view<'a>(&'a self, request: &'a RequestHeader) -> RequestView<'a> {
+        RequestView {
+            method: &request.method,
+            path: &self.path,
+            query: request.uri.query(),
+            headers: &request.headers,
+            host: self.host.as_deref(),
+        }
+    }
+
+    /// A context for tests: a GET from 192.0.2.1 through the listener `test`.
+    #[must_use]
+    pub fn for_tests(path: NormalPath, started: Instant) -> Self {
+        let client = Client {
+            address: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
+            port: Some(50000),
+            through_trusted_proxy: false,
+        };
+        let mut ctx = Self::new(Arc::from("test"), client, path, RequestId::Made(1), started);
+        ctx.route = Arc::from("test");
+        ctx
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::path::{PathRules, normalize};
+
+    fn context() -> Context {
+        Context::for_tests(normalize("/", &PathRules::default()).expect("a valid path"), Instant::now())
+    }
+
+    #[test]
+    fn slots_of_two_instances_do_not_meet() {
+        let (one, two) = (Slot::<u32>::new(1), Slot::<u32>::new(2));
+        let mut ctx = context();
+        *ctx.slot_mut(one) = 7;
+        assert_eq!(ctx.slot(one), Some(&7));
+        assert_eq!(ctx.slot(two), None);
+    }
+
+    #[test]
+    fn a_guard_in_a_slot_is_dropped_with_the_request() {
+        let guard = Arc::new(());
+        let mut ctx = context();
+        ctx.set_slot(Slot::new(1), guard.clone());
+        assert_eq!(Arc::strong_count(&guard), 2);
+        drop(ctx);
+        assert_eq!(Arc::strong_count(&guard), 1);
+    }
+
+    #[test]
+    fn decisions_are_kept_only_when_asked_for() {
+        let mut ctx = context();
+        ctx.enter_step("cors", &Arc::from("a"));
+        ctx.decide(Verdict::Passed, "first", &[]);
+        ctx.keep_decisions();
+        ctx.enter_step("cors", &Arc::from("a"));
+        ctx.decide(Verdict::Passed, "second", &[("origin", "x")]);
+        let reasons: Vec<_> = ctx.decisions().iter().map(|decision| decision.reason.as_ref()).collect();
+        assert_eq!(reasons, ["second"]);
+    }
+
+    #[test]
+    fn a_made_request_id_is_32_hexadecimal_digits() {
+        assert_eq!(RequestId::Made(255).to_string(), "000000000000000000000000000000ff");
+    }
+}

@@ -1,0 +1,200 @@
+//! The filter contract: what a filter is, and what it is given when it is built.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use http::HeaderName;
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
+
+use crate::context::Slot;
+use crate::phase::Phases;
+use crate::tree::Path;
+use crate::world::{Clock, Metrics, Rng, ScopedState, UpstreamId, World};
+
+/// One kind of filter: what users write in a `filters` list.
+///
+/// An instance is one written list item, shared by every route that uses it. It reaches the world
+/// only through what [`Build`] hands out, so that it can be tested, dry-run and replayed.
+///
+/// A filter that panics ends its own request without an answer, and nothing else: guards in slots
+/// are dropped as the stack unwinds, [`OnFinish`](crate::phase::OnFinish) is not told, and the
+/// instance goes on serving other requests.
+pub trait Filter: Sized {
+    /// What users write: `rate_limit`. Also its file, metric label and log field.
+    const NAME: &'static str;
+    /// A guard refuses `on_error: continue` unless `fail_open: true` is written too.
+    const GUARD: bool = false;
+    /// Only deciding filters accept `dry_run`.
+    const DECIDES: bool = false;
+    /// What users write under the name.
+    type Options: DeserializeOwned + JsonSchema;
+    /// Checks the options and makes the instance's phases.
+    fn build(options: Self::Options, build: &mut Build<'_>) -> Result<Phases, BuildError>;
+}
+
+/// Something that a filter establishes about a request and that later filters may rely on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Fact {
+    /// Who calls is known, or the request was refused.
+    Consumer,
+    /// The claims of a verified credential are known.
+    Claims,
+}
+
+impl fmt::Display for Fact {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Consumer => "the consumer",
+            Self::Claims => "claims",
+        })
+    }
+}
+
+/// Why an instance cannot be built; the fault is in the user's document.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BuildError {
+    /// Where in the options, empty for the options as a whole.
+    pub path: Path,
+    /// What is wrong and how to mend it, in lower case.
+    pub message: String,
+    /// A near name, when there is one.
+    pub hint: Option<String>,
+}
+
+impl BuildError {
+    /// An error about the options as a whole.
+    #[must_use]
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { path: Path::default(), message: message.into(), hint: None }
+    }
+
+    /// An error about one option.
+    #[must_use]
+    pub fn at(option: &str, message: impl Into<String>) -> Self {
+        let mut path = Path::default();
+        path.push(option);
+        Self { path, message: message.into(), hint: None }
+    }
+}
+
+/// What the compiler of a document offers to the filters it builds.
+pub trait Surroundings {
+    /// The upstream of this name.
+    fn upstream(&self, name: &str) -> Option<UpstreamId>;
+    /// The name nearest to this one, for "did you mean".
+    fn nearest_upstream(&self, name: &str) -> Option<String>;
+}
+
+/// What a filter is given while it is built, and what it declares about itself.
+pub struct Build<'a> {
+    world: &'a World,
+    surroundings: &'a dyn Surroundings,
+    slots: &'a AtomicU32,
+    instance: Arc<str>,
+    declared: Declared,
+}
+
+/// What a filter declared about itself while it was built.
+#[derive(Debug, Default, Clone)]
+pub struct Declared {
+    /// Facts that must be established before this step.
+    pub needs: Vec<Fact>,
+    /// Facts that hold after this step.
+    pub provides: Vec<Fact>,
+    /// Fields written for upstreams; a client's own copies are dropped on every route.
+    pub identity_headers: Vec<HeaderName>,
+    /// The step answers CORS preflight requests.
+    pub answers_preflight: bool,
+}
+
+impl<'a> Build<'a> {
+    /// Prepares the building of the instance with this retained id.
+    #[must_use]
+    pub fn new(
+        world: &'a World,
+        surroundings: &'a dyn Surroundings,
+        slots: &'a AtomicU32,
+        instance: Arc<str>,
+    ) -> Self {
+        Self { world, surroundings, slots, instance, declared: Declared::default() }
+    }
+
+    /// What the filter declared while it was built.
+    #[must_use]
+    pub fn into_declared(self) -> Declared {
+        self.declared
+    }
+
+    /// The instance's retained id: its name, or owner, filter and ordinal.
+    #[must_use]
+    pub fn instance(&self) -> &Arc<str> {
+        &self.instance
+    }
+
+    /// The upstream of this name, which a side call may use; `option` is where the name was written.
+    pub fn upstream(&self, option: &str, name: &str) -> Result<UpstreamId, BuildError> {
+        self.surroundings.upstream(name).ok_or_else(|| {
+            let mut error = BuildError::at(option, format!("no upstream is named `{name}`"));
+            error.hint = self.surroundings.nearest_upstream(name);
+            error
+        })
+    }
+
+    /// A private place in each request's context.
+    #[must_use]
+    pub fn slot<T: Send + Sync + 'static>(&self) -> Slot<T> {
+        Slot::new(self.slots.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Declares that this fact must be established before this step.
+    pub fn needs(&mut self, fact: Fact) {
+        self.declared.needs.push(fact);
+    }
+
+    /// Declares that this fact holds after this step; not for optional results.
+    pub fn provides(&mut self, fact: Fact) {
+        self.declared.provides.push(fact);
+    }
+
+    /// Declares a field that this step writes for upstreams and that no client may forge.
+    pub fn identity_header(&mut self, name: HeaderName) {
+        self.declared.identity_headers.push(name);
+    }
+
+    /// Declares that this step answers CORS preflight requests.
+    pub fn answers_preflight(&mut self) {
+        self.declared.answers_preflight = true;
+    }
+
+    /// The clock: the machine's, or a test's.
+    #[must_use]
+    pub fn clock(&self) -> Arc<dyn Clock> {
+        self.world.clock.clone()
+    }
+
+    /// This instance's own part of the state store; the tenant is given with each call.
+    #[must_use]
+    pub fn state(&self) -> ScopedState {
+        ScopedState::new(self.world.state.clone(), self.instance.clone())
+    }
+
+    /// The client for side calls to upstreams.
+    #[must_use]
+    pub fn client(&self) -> Arc<dyn crate::world::Client> {
+        self.world.client.clone()
+    }
+
+    /// Where counters are made.
+    #[must_use]
+    pub fn metrics(&self) -> &dyn Metrics {
+        &*self.world.metrics
+    }
+
+    /// Randomness, not for secrets.
+    #[must_use]
+    pub fn rng(&self) -> Arc<dyn Rng> {
+        self.world.rng.clone()
+    }
+}

@@ -1,0 +1,43 @@
+//! Tollhouse's filter contract and built-in filters.
+//!
+//! A filter sees messages and a small [`context::Context`], and reaches the world only through what
+//! it was given when it was built ([`filter::Build`]): it can be tested, dry-run and replayed.
+
+pub mod access;
+pub mod condition;
+pub mod context;
+pub mod filter;
+pub mod host;
+pub mod outcome;
+pub mod path;
+pub mod phase;
+pub mod pipeline;
+pub mod problem;
+pub mod registry;
+pub mod selector;
+pub mod spec;
+pub mod template;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+pub mod traffic;
+pub mod transform;
+pub mod tree;
+pub mod values;
+pub mod when;
+pub mod world;
+
+use registry::Registry;
+
+/// The built-in filters.
+#[must_use]
+pub fn builtin() -> Registry {
+    Registry::new()
+        .with::<access::cors::Cors>()
+        .with::<traffic::body_limit::BodyLimit>()
+        .with::<transform::buffer::Buffer>()
+        .with::<transform::headers::Headers>()
+        .with::<transform::redirect::Redirect>()
+        .with::<transform::request_id::Identify>()
+        .with::<transform::respond::Respond>()
+        .with::<transform::rewrite::Rewrite>()
+}

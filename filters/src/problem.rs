@@ -1,0 +1,154 @@
+//! The registry of error answers (RFC 9457): one stable code for each way a request can fail.
+
+use std::borrow::Cow;
+
+use http::{HeaderName, HeaderValue};
+
+/// One registered way to fail: its code, title and status never change once published.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Kind {
+    /// Stable name; the last part of the problem's `type` and the `error` field of the access log.
+    pub code: &'static str,
+    /// Human-readable summary, the same for every occurrence (RFC 9457 s3.1.3).
+    pub title: &'static str,
+    /// HTTP status of the answer.
+    pub status: u16,
+    /// Whether the answer carries `Retry-After` even when no better estimate is known.
+    pub retry_after: bool,
+}
+
+macro_rules! registry {
+    ($($(#[$doc:meta])* $name:ident = $status:literal $code:literal $title:literal $(, $retry:ident)?;)*) => {
+        $($(#[$doc])* pub const $name: Kind = Kind {
+            code: $code, title: $title, status: $status, retry_after: registry!(@retry $($retry)?),
+        };)*
+        /// Every registered problem, in order of status.
+        pub const ALL: &[&Kind] = &[$(&$name),*];
+    };
+    (@retry retry) => { true };
+    (@retry) => { false };
+}
+
+registry! {
+    /// The request is not well-formed HTTP, or contradicts itself.
+    BAD_REQUEST = 400 "bad-request" "Bad request";
+    /// The path has an invalid or ambiguous encoding.
+    INVALID_PATH = 400 "invalid-path" "Invalid path";
+    /// The caller is known but may not do this.
+    FORBIDDEN = 403 "forbidden" "Forbidden";
+    /// No route matches.
+    NO_ROUTE = 404 "no-route" "No route";
+    /// A route matches all but the method; the answer lists the others in `Allow`.
+    METHOD_NOT_ALLOWED = 405 "method-not-allowed" "Method not allowed";
+    /// The request body came too slowly.
+    REQUEST_TIMEOUT = 408 "request-timeout" "Request timeout";
+    /// The request body is larger than allowed here.
+    BODY_TOO_LARGE = 413 "body-too-large" "Body too large";
+    /// The request target is longer than allowed.
+    URI_TOO_LONG = 414 "uri-too-long" "URI too long";
+    /// The header section is larger than allowed.
+    HEADERS_TOO_LARGE = 431 "headers-too-large" "Header fields too large";
+    /// The client went away first; seen in logs only.
+    CLIENT_CLOSED = 499 "client-closed" "Client closed the request";
+    /// A fault of the gateway itself.
+    INTERNAL = 500 "internal" "Internal error";
+    /// No connection to the upstream could be made.
+    UPSTREAM_UNREACHABLE = 502 "upstream-unreachable" "Upstream unreachable";
+    /// The upstream broke the protocol or the connection.
+    UPSTREAM_PROTOCOL = 502 "upstream-protocol" "Upstream broke the connection";
+    /// A filter could not do its work because something it depends on is down.
+    FILTER_UNAVAILABLE = 503 "filter-unavailable" "Filter unavailable", retry;
+    /// The upstream has no backend that can be used.
+    NO_BACKEND = 503 "no-backend" "No backend available", retry;
+    /// The gateway is out of a bounded resource.
+    OVERLOADED = 503 "overloaded" "Overloaded", retry;
+    /// The upstream took too long; `detail` names the timeout.
+    UPSTREAM_TIMEOUT = 504 "upstream-timeout" "Upstream timeout";
+    /// The request came back to this gateway.
+    LOOP = 508 "loop" "Loop detected";
+}
+
+impl Kind {
+    /// The problem's `type`: a URN, so that nobody expects a page behind it.
+    #[must_use]
+    pub fn urn(&self) -> String {
+        format!("urn:tollhouse:problem:{}", self.code)
+    }
+}
+
+/// One error answer: a registered kind and what is particular to this occurrence.
+#[derive(Debug, Clone)]
+pub struct Problem {
+    /// Which registered problem this is.
+    pub kind: &'static Kind,
+    /// What is particular to this occurrence; never internals, never secrets.
+    pub detail: Option<Cow<'static, str>>,
+    /// Further fields of the answer, such as `Allow` or `WWW-Authenticate`.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// Seconds for `Retry-After` (RFC 9110 s10.2.3), at least 1.
+    pub retry_after: Option<u64>,
+}
+
+impl Problem {
+    /// A problem of this kind with nothing particular to say.
+    #[must_use]
+    pub fn new(kind: &'static Kind) -> Self {
+        Self { kind, detail: None, headers: Vec::new(), retry_after: kind.retry_after.then_some(1) }
+    }
+
+    /// Adds what is particular to this occurrence.
+    #[must_use]
+    pub fn detail(mut self, detail: impl Into<Cow<'static, str>>) -> Self {
+        self.detail = Some(detail.into());
+        self
+    }
+
+    /// Adds a field to the answer's head.
+    #[must_use]
+    pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.push((name, value));
+        self
+    }
+
+    /// HTTP status of the answer.
+    #[must_use]
+    pub fn status(&self) -> u16 {
+        self.kind.status
+    }
+}
+
+/// The grpc-status that gRPC clients give an HTTP status
+/// (gRPC's "HTTP to gRPC Status Code Mapping").
+#[must_use]
+pub fn grpc_status(http: u16) -> u8 {
+    match http {
+        400 | 431 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502..=504 => 14,
+        _ => 2,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_is_registered_once() {
+        let mut codes: Vec<_> = ALL.iter().map(|kind| kind.code).collect();
+        codes.sort_unstable();
+        codes.dedup();
+        assert_eq!(codes.len(), ALL.len());
+    }
+
+    #[test]
+    fn grpc_statuses_follow_the_mapping_published_by_grpc() {
+        let table =
+            [(400, 13), (401, 16), (403, 7), (404, 12), (429, 14), (502, 14), (503, 14), (504, 14), (500, 2)];
+        for (http, grpc) in table {
+            assert_eq!(grpc_status(http), grpc, "{http}");
+        }
+    }
+}

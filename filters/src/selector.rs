@@ -1,0 +1,253 @@
+//! Selectors: which part of a request a key is made of (`per`, `hash_on`, `sticky_by`).
+
+use std::borrow::Cow;
+use std::fmt;
+
+use http::HeaderName;
+use pingora_http::RequestHeader;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+
+use crate::condition::{cookie_values, query_values};
+use crate::context::Context;
+use crate::filter::Fact;
+
+/// Which part of a request a key is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Selector {
+    /// One part.
+    Part(Part),
+    /// The first of these that the request has.
+    First(Vec<Selector>),
+    /// All of these, as a tuple; the request must have each.
+    All(Vec<Selector>),
+}
+
+/// One part of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Part {
+    /// `ip`: the client's address.
+    Ip,
+    /// `consumer`
+    Consumer,
+    /// `tenant`
+    Tenant,
+    /// `route`
+    Route,
+    /// `host`
+    Host,
+    /// `path`: normalised
+    Path,
+    /// `method`
+    Method,
+    /// `path:NAME`: what the route's pattern captured
+    Capture(Box<str>),
+    /// `header:NAME`: all its lines, joined
+    Header(HeaderName),
+    /// `cookie:NAME`: the first one
+    Cookie(Box<str>),
+    /// `query:NAME`: the first one
+    Query(Box<str>),
+    /// `claim:NAME`
+    Claim(Box<str>),
+}
+
+impl Selector {
+    /// Parses one part, such as `ip` or `header:x-tenant`.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        Part::parse(text).map(Self::Part)
+    }
+
+    /// Appends this request's key to `key`, each part with its length before it so that no two
+    /// requests share a key by concatenation; false when the request lacks what is asked for.
+    pub fn write_key(&self, request: &RequestHeader, ctx: &Context, key: &mut Vec<u8>) -> bool {
+        match self {
+            Self::Part(part) => part.value(request, ctx).is_some_and(|value| {
+                let length = u32::try_from(value.len()).unwrap_or(u32::MAX);
+                key.extend_from_slice(&length.to_be_bytes());
+                key.extend_from_slice(value.as_bytes());
+                true
+            }),
+            Self::First(list) => {
+                let start = key.len();
+                list.iter().zip(0u8..).any(|(selector, ordinal)| {
+                    key.truncate(start);
+                    key.push(ordinal);
+                    selector.write_key(request, ctx, key)
+                })
+            }
+            Self::All(list) => list.iter().all(|selector| selector.write_key(request, ctx, key)),
+        }
+    }
+
+    /// The facts that must hold before this selector is used.
+    #[must_use]
+    pub fn needs(&self) -> Vec<Fact> {
+        match self {
+            Self::Part(Part::Consumer) => vec![Fact::Consumer],
+            Self::Part(Part::Claim(_)) => vec![Fact::Claims],
+            Self::Part(_) | Self::First(_) => Vec::new(),
+            Self::All(list) => list.iter().flat_map(Self::needs).collect(),
+        }
+    }
+}
+
+impl Part {
+    fn parse(text: &str) -> Result<Self, String> {
+        let plain = match text {
+            "ip" => Self::Ip,
+            "consumer" => Self::Consumer,
+            "tenant" => Self::Tenant,
+            "route" => Self::Route,
+            "host" => Self::Host,
+            "path" => Self::Path,
+            "method" => Self::Method,
+            _ => return Self::parse_named(text),
+        };
+        Ok(plain)
+    }
+
+    fn parse_named(text: &str) -> Result<Self, String> {
+        let expected = "expected `ip`, `consumer`, `tenant`, `route`, `host`, `path`, `method`, \
+                        `path:NAME`, `header:NAME`, `cookie:NAME`, `query:NAME` or `claim:NAME`";
+        match text.split_once(':').filter(|(_, name)| !name.is_empty()) {
+            Some(("path", name)) => Ok(Self::Capture(name.into())),
+            Some(("cookie", name)) => Ok(Self::Cookie(name.into())),
+            Some(("query", name)) => Ok(Self::Query(name.into())),
+            Some(("claim", name)) => Ok(Self::Claim(name.into())),
+            Some(("header", name)) => name
+                .parse()
+                .map(Self::Header)
+                .map_err(|_| "expected a header field's name after `header:`".to_owned()),
+            _ => Err(expected.to_owned()),
+        }
+    }
+
+    fn value<'a>(&'a self, request: &'a RequestHeader, ctx: &'a Context) -> Option<Cow<'a, str>> {
+        match self {
+            Self::Ip => Some(ctx.client.address.to_string().into()),
+            Self::Tenant => Some(ctx.tenant.0.to_string().into()),
+            Self::Consumer => ctx.consumer.as_ref().map(|consumer| (&*consumer.name).into()),
+            Self::Route => Some((&*ctx.route).into()),
+            Self::Host => ctx.host.as_deref().map(Cow::Borrowed),
+            Self::Path => Some(ctx.path.matched().into()),
+            Self::Method => Some(request.method.as_str().into()),
+            Self::Capture(name) => ctx.captures.get(name).map(Cow::Borrowed),
+            Self::Header(name) => header(request, name),
+            Self::Cookie(name) => cookie_values(&request.headers, name).next(),
+            Self::Query(name) => request.uri.query().and_then(|query| query_values(query, name).next()),
+            Self::Claim(name) => match ctx.principal.as_ref()?.claims.get(&**name)? {
+                serde_json::Value::String(text) => Some(text.as_str().into()),
+                other => Some(other.to_string().into()),
+            },
+        }
+    }
+}
+
+/// All lines of a field as one value (RFC 9110 s5.3), so that a second line cannot hide from a key.
+fn header<'a>(request: &'a RequestHeader, name: &HeaderName) -> Option<Cow<'a, str>> {
+    let mut lines = request.headers.get_all(name).iter().map(|line| String::from_utf8_lossy(line.as_bytes()));
+    let first = lines.next()?;
+    Some(lines.fold(first, |joined, line| format!("{joined}, {line}").into()))
+}
+
+impl<'de> Deserialize<'de> for Selector {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(SelectorVisitor)
+    }
+}
+
+struct SelectorVisitor;
+
+impl<'de> Visitor<'de> for SelectorVisitor {
+    type Value = Selector;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a selector such as `ip` or `header:x-tenant`, a list of them, or `{all: [..]}`")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Selector, E> {
+        Selector::parse(text).map_err(E::custom)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Selector, A::Error> {
+        let mut list = Vec::new();
+        while let Some(selector) = seq.next_element()? {
+            list.push(selector);
+        }
+        non_empty(list).map(Selector::First)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Selector, A::Error> {
+        let Some(key) = map.next_key::<String>()? else { return Err(de::Error::invalid_length(0, &self)) };
+        if key != "all" {
+            return Err(de::Error::unknown_field(&key, &["all"]));
+        }
+        let list = map.next_value()?;
+        if let Some(key) = map.next_key::<String>()? {
+            return Err(de::Error::unknown_field(&key, &["all"]));
+        }
+        non_empty(list).map(Selector::All)
+    }
+}
+
+fn non_empty<E: de::Error>(list: Vec<Selector>) -> Result<Vec<Selector>, E> {
+    if list.is_empty() { Err(E::custom("expected at least one selector")) } else { Ok(list) }
+}
+
+impl JsonSchema for Selector {
+    fn schema_name() -> Cow<'static, str> {
+        "Selector".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let list = json_schema!({"type": "array", "minItems": 1, "items": generator.subschema_for::<Self>()});
+        json_schema!({
+            "description": "Which part of a request a key is made of; a list is the first one present, `all` the tuple.",
+            "oneOf": [
+                {"type": "string", "examples": ["ip", "consumer", "header:x-tenant"]},
+                list,
+                {"type": "object", "required": ["all"], "additionalProperties": false, "properties": {"all": list}},
+            ],
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{request, yaml};
+
+    fn key(selector: &str, target: &str) -> Option<Vec<u8>> {
+        let (request, ctx) = request("GET", target);
+        let mut key = Vec::new();
+        yaml::<Selector>(selector).write_key(&request, &ctx, &mut key).then_some(key)
+    }
+
+    #[test]
+    fn a_list_is_the_first_one_present() {
+        assert_eq!(key("[query:a, query:b]", "/?b=1"), key("[query:a, query:b]", "/?b=1&c=2"));
+        assert_ne!(key("[query:a, query:b]", "/?a=1"), key("[query:a, query:b]", "/?b=1"));
+        assert_eq!(key("[query:a]", "/"), None);
+    }
+
+    #[test]
+    fn a_tuple_cannot_be_forged_by_moving_text_between_its_parts() {
+        let selector = "{all: [query:a, query:b]}";
+        assert_ne!(key(selector, "/?a=xy&b=z"), key(selector, "/?a=x&b=yz"));
+        assert_eq!(key(selector, "/?a=x"), None);
+    }
+
+    #[test]
+    fn consumers_and_claims_must_be_known_before() {
+        assert_eq!(yaml::<Selector>("consumer").needs(), [Fact::Consumer]);
+        assert_eq!(yaml::<Selector>("{all: [route, claim:sub]}").needs(), [Fact::Claims]);
+        assert!(yaml::<Selector>("[consumer, ip]").needs().is_empty());
+    }
+
+    #[test]
+    fn unknown_selectors_are_errors() {
+        assert!(Selector::parse("adress").is_err());
+        assert!(Selector::parse("header:").is_err());
+    }
+}

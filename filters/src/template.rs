@@ -1,0 +1,330 @@
+//! Run-time templates: `${client.address}`, `${path.id}`, `${header.x-tenant}`; `$${` writes `${`.
+
+use std::borrow::Cow;
+use std::fmt::{self, Write as _};
+
+use http::HeaderName;
+use pingora_http::RequestHeader;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, de};
+
+use crate::condition::{cookie_values, query_values};
+use crate::context::Context;
+
+/// Text with places filled in from the request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Template {
+    parts: Vec<Part>,
+    written: Box<str>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Part {
+    Text(Box<str>),
+    Variable(Variable),
+}
+
+/// What a template can name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Variable {
+    /// `client.address`
+    ClientAddress,
+    /// `listener`
+    Listener,
+    /// `request.id`
+    RequestId,
+    /// `request.method`
+    Method,
+    /// `request.scheme`
+    Scheme,
+    /// `request.host`
+    Host,
+    /// `request.path`: normalised
+    Path,
+    /// `request.query`: without `?`
+    Query,
+    /// `route`
+    Route,
+    /// `service`
+    Service,
+    /// `consumer`
+    Consumer,
+    /// `path.NAME`: what the route's pattern captured
+    Capture(Box<str>),
+    /// `header.NAME`: the first line
+    Header(HeaderName),
+    /// `query.NAME`: the first one
+    QueryParameter(Box<str>),
+    /// `cookie.NAME`: the first one
+    Cookie(Box<str>),
+    /// `claims.NAME`
+    Claim(Box<str>),
+}
+
+const PLAIN: [(&str, Variable); 11] = [
+    ("client.address", Variable::ClientAddress),
+    ("listener", Variable::Listener),
+    ("request.id", Variable::RequestId),
+    ("request.method", Variable::Method),
+    ("request.scheme", Variable::Scheme),
+    ("request.host", Variable::Host),
+    ("request.path", Variable::Path),
+    ("request.query", Variable::Query),
+    ("route", Variable::Route),
+    ("service", Variable::Service),
+    ("consumer", Variable::Consumer),
+];
+
+/// How values are written into the text around them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Escape {
+    /// As they are, without control characters: for header fields.
+    Text,
+    /// As they are: for bodies.
+    Body,
+    /// Percent-encoded but for unreserved characters, so that a value stays in its place;
+    /// what is part of a URL already (host, path, query) stays as it is.
+    Url,
+}
+
+impl Template {
+    /// Text with nothing to fill in, whatever it holds.
+    #[must_use]
+    pub fn fixed(text: &str) -> Self {
+        Self { parts: vec![Part::Text(text.into())], written: text.into() }
+    }
+
+    /// Parses a template; the message names what is wrong.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let mut parts = Vec::new();
+        let mut plain = String::new();
+        let mut rest = text;
+        while let Some(at) = rest.find("${") {
+            if rest[..at].ends_with('$') {
+                plain.push_str(&rest[..at - 1]);
+                plain.push_str("${");
+                rest = &rest[at + 2..];
+                continue;
+            }
+            plain.push_str(&rest[..at]);
+            let end = rest[at..].find('}').ok_or("a `${` has no `}`; write `$${` for a literal `${`")? + at;
+            if !plain.is_empty() {
+                parts.push(Part::Text(std::mem::take(&mut plain).into()));
+            }
+            parts.push(Part::Variable(Variable::parse(&rest[at + 2..end])?));
+            rest = &rest[end + 1..];
+        }
+        plain.push_str(rest);
+        if !plain.is_empty() {
+            parts.push(Part::Text(plain.into()));
+        }
+        Ok(Self { parts, written: text.into() })
+    }
+
+    /// The text, when nothing in it depends on the request.
+    #[must_use]
+    pub fn literal(&self) -> Option<&str> {
+        match self.parts.as_slice() {
+            [] => Some(""),
+            [Part::Text(text)] => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The variables it names, in order.
+    pub fn variables(&self) -> impl Iterator<Item = &Variable> {
+        self.parts.iter().filter_map(|part| match part {
+            Part::Variable(variable) => Some(variable),
+            Part::Text(_) => None,
+        })
+    }
+
+    /// The text for this request; what a request does not have is empty.
+    #[must_use]
+    pub fn render(&self, request: &RequestHeader, ctx: &Context, escape: Escape) -> String {
+        let mut out = String::with_capacity(self.written.len() + 16);
+        for part in &self.parts {
+            match part {
+                Part::Text(text) => out.push_str(text),
+                Part::Variable(variable) if escape == Escape::Url && variable.is_part_of_urls() => {
+                    out.push_str(&variable.part_of_url(request, ctx));
+                }
+                Part::Variable(variable) => push_escaped(&mut out, &variable.value(request, ctx), escape),
+            }
+        }
+        out
+    }
+}
+
+impl Variable {
+    fn parse(name: &str) -> Result<Self, String> {
+        if let Some((_, variable)) = PLAIN.iter().find(|(plain, _)| *plain == name) {
+            return Ok(variable.clone());
+        }
+        let named = name.split_once('.').filter(|(_, part)| !part.is_empty());
+        match named {
+            Some(("path", part)) => Ok(Self::Capture(part.into())),
+            Some(("query", part)) => Ok(Self::QueryParameter(part.into())),
+            Some(("cookie", part)) => Ok(Self::Cookie(part.into())),
+            Some(("claims", part)) => Ok(Self::Claim(part.into())),
+            Some(("header", part)) => part
+                .parse()
+                .map(Self::Header)
+                .map_err(|_| "a name after `header.` is not a header field's name".to_owned()),
+            _ => Err(unknown(name)),
+        }
+    }
+
+    fn is_part_of_urls(&self) -> bool {
+        matches!(self, Self::Scheme | Self::Host | Self::Path | Self::Query)
+    }
+
+    fn part_of_url<'a>(&'a self, request: &'a RequestHeader, ctx: &'a Context) -> Cow<'a, str> {
+        match self {
+            Self::Path => ctx.path.wire().into(),
+            other => other.value(request, ctx),
+        }
+    }
+
+    fn value<'a>(&'a self, request: &'a RequestHeader, ctx: &'a Context) -> Cow<'a, str> {
+        let text = match self {
+            Self::ClientAddress => return ctx.client.address.to_string().into(),
+            Self::RequestId => return ctx.request_id.to_string().into(),
+            Self::Header(name) => {
+                return request
+                    .headers
+                    .get(name)
+                    .map_or(Cow::Borrowed(""), |value| String::from_utf8_lossy(value.as_bytes()));
+            }
+            Self::QueryParameter(name) => {
+                return request
+                    .uri
+                    .query()
+                    .and_then(|query| query_values(query, name).next())
+                    .unwrap_or_default();
+            }
+            Self::Cookie(name) => return cookie_values(&request.headers, name).next().unwrap_or_default(),
+            Self::Claim(name) => return claim(ctx, name),
+            Self::Listener => Some(&*ctx.listener),
+            Self::Method => Some(request.method.as_str()),
+            Self::Scheme => Some(ctx.scheme.as_str()),
+            Self::Host => ctx.host.as_deref(),
+            Self::Path => Some(ctx.path.matched()),
+            Self::Query => request.uri.query(),
+            Self::Route => Some(&*ctx.route),
+            Self::Service => ctx.service.as_deref(),
+            Self::Consumer => ctx.consumer.as_ref().map(|consumer| &*consumer.name),
+            Self::Capture(name) => ctx.captures.get(name),
+        };
+        text.unwrap_or_default().into()
+    }
+}
+
+fn claim<'a>(ctx: &'a Context, name: &str) -> Cow<'a, str> {
+    match ctx.principal.as_ref().and_then(|principal| principal.claims.get(name)) {
+        Some(serde_json::Value::String(text)) => text.as_str().into(),
+        Some(other) => other.to_string().into(),
+        None => "".into(),
+    }
+}
+
+fn unknown(name: &str) -> String {
+    let near =
+        PLAIN.iter().map(|(plain, _)| *plain).min_by_key(|plain| strsim::damerau_levenshtein(plain, name));
+    let hint = near.filter(|plain| strsim::damerau_levenshtein(plain, name) <= 3).map_or_else(
+        || " (there are client.address, request.id, path.NAME, header.NAME and others)".to_owned(),
+        |plain| format!(", did you mean `${{{plain}}}`?"),
+    );
+    format!("unknown variable in a template{hint}")
+}
+
+fn push_escaped(out: &mut String, value: &str, escape: Escape) {
+    match escape {
+        Escape::Text => out.extend(value.chars().filter(|c| !c.is_control())),
+        Escape::Body => out.push_str(value),
+        Escape::Url => {
+            for byte in value.bytes() {
+                if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+                    out.push(char::from(byte));
+                } else {
+                    write!(out, "%{byte:02X}").expect("writing to a String cannot fail");
+                }
+            }
+        }
+    }
+}
+
+impl fmt::Display for Template {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.written)
+    }
+}
+
+impl<'de> Deserialize<'de> for Template {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::parse(&text).map_err(de::Error::custom)
+    }
+}
+
+/// As written, for the schema's default.
+impl serde::Serialize for Template {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.written)
+    }
+}
+
+impl JsonSchema for Template {
+    fn schema_name() -> Cow<'static, str> {
+        "Template".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "description": "Text; `${client.address}`, `${request.id}`, `${path.NAME}`, `${header.NAME}` and others are filled in for each request.",
+            "examples": ["${client.address}"],
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::request;
+
+    fn rendered(template: &str, target: &str, escape: Escape) -> String {
+        let (mut request, ctx) = request("GET", target);
+        request.insert_header("x-tenant", "a b").expect("a valid header");
+        Template::parse(template).expect("a valid template").render(&request, &ctx, escape)
+    }
+
+    #[test]
+    fn variables_are_filled_in_from_the_request() {
+        assert_eq!(
+            rendered("<${client.address}|${header.x-tenant}|${query.q}>", "/?q=1%202", Escape::Text),
+            "<192.0.2.1|a b|1 2>"
+        );
+    }
+
+    #[test]
+    fn a_doubled_dollar_writes_a_literal_brace() {
+        assert_eq!(rendered("$${client.address}", "/", Escape::Text), "${client.address}");
+    }
+
+    #[test]
+    fn a_value_in_a_path_cannot_leave_its_segment() {
+        assert_eq!(rendered("/u/${query.q}", "/?q=..%2F..%3Fx%0D%0A", Escape::Url), "/u/..%2F..%3Fx%0D%0A");
+    }
+
+    #[test]
+    fn control_characters_never_reach_a_header() {
+        assert_eq!(rendered("${query.q}", "/?q=a%0D%0Ab", Escape::Text), "ab");
+    }
+
+    #[test]
+    fn unknown_variables_are_errors_with_a_hint() {
+        assert!(Template::parse("${client.adress}").expect_err("misspelt").contains("client.address"));
+        assert!(Template::parse("${client.address").is_err());
+    }
+}

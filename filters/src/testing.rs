@@ -1,0 +1,295 @@
+//! Test harness for filters: a pipeline from YAML, a fake world.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+
+use bytes::Bytes;
+use pingora_http::{RequestHeader, ResponseHeader};
+use serde::de::DeserializeOwned;
+
+use crate::builtin;
+use crate::context::Context;
+use crate::filter::{Build, Surroundings};
+use crate::outcome::{Body, Reply};
+use crate::path::{PathRules, normalize};
+use crate::pipeline::{Entered, Pipeline, Siblings, Stack, Step};
+use crate::registry::Registry;
+use crate::spec::{Item, OnError};
+use crate::tree::{self, FileId, Limits, suggest};
+use crate::when::When;
+use crate::world::{ManualClock, UpstreamId, World};
+
+/// Parses a value from YAML.
+///
+/// # Panics
+/// When it is not valid: this is for tests.
+pub fn yaml<T: DeserializeOwned>(text: &str) -> T {
+    let node = tree::parse(text, FileId(0), &Limits::default()).expect("valid YAML");
+    tree::from_node(&node).unwrap_or_else(|error| panic!("{}: {}", error.path, error.message))
+}
+
+/// A request and its context.
+#[must_use]
+pub fn request(method: &str, target: &str) -> (RequestHeader, Context) {
+    let made = send(method, target);
+    (made.head, made.ctx)
+}
+
+/// A pipeline under test.
+pub struct Chain {
+    stack: Stack,
+    /// Moves the time that filters see.
+    pub clock: Arc<ManualClock>,
+}
+
+/// A request under test.
+pub struct Request {
+    head: RequestHeader,
+    ctx: Context,
+}
+
+/// A GET request from 192.0.2.1.
+#[must_use]
+pub fn get(target: &str) -> Request {
+    send("GET", target)
+}
+
+/// A request from 192.0.2.1.
+///
+/// # Panics
+/// When it is not valid.
+#[must_use]
+pub fn send(method: &str, target: &str) -> Request {
+    let head = RequestHeader::build(method, target.as_bytes(), None).expect("a valid request");
+    let path = normalize(head.uri.path(), &PathRules::default()).expect("a valid path");
+    Request { head, ctx: Context::for_tests(path, std::time::Instant::now()) }
+}
+
+impl Request {
+    /// Adds a header field.
+    ///
+    /// # Panics
+    /// When it is not valid.
+    #[must_use]
+    pub fn header(mut self, name: &'static str, value: &str) -> Self {
+        self.head.append_header(name, value).expect("a valid field");
+        self
+    }
+
+    /// Changes the context.
+    #[must_use]
+    pub fn with(mut self, change: impl FnOnce(&mut Context)) -> Self {
+        change(&mut self.ctx);
+        self
+    }
+}
+
+struct NoUpstreams;
+
+impl Surroundings for NoUpstreams {
+    fn upstream(&self, name: &str) -> Option<UpstreamId> {
+        (name == "main").then_some(UpstreamId(0))
+    }
+
+    fn nearest_upstream(&self, name: &str) -> Option<String> {
+        suggest(name, ["main"]).map(str::to_owned)
+    }
+}
+
+/// The built-in filters in this order, on a fake clock and fresh state.
+///
+/// # Panics
+/// When they do not build.
+#[must_use]
+pub fn chain(filters: &str) -> Chain {
+    chain_of(&builtin(), filters).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The message with which these filters do not build.
+///
+/// # Panics
+/// When they do.
+#[must_use]
+pub fn refused(filters: &str) -> String {
+    chain_of(&builtin(), filters).err().expect("the filters do not build")
+}
+
+/// Filters of a registry of your own, or why they do not build.
+pub fn chain_of(registry: &Registry, filters: &str) -> Result<Chain, String> {
+    let clock = Arc::new(ManualClock::new());
+    let world = World::dry_at(clock.clone());
+    let slots = AtomicU32::new(0);
+    let mut steps = Vec::new();
+    let node =
+        tree::parse(filters, FileId(0), &Limits::default()).map_err(|errors| errors[0].message.clone())?;
+    let items: Vec<Item> = tree::from_node(&node).map_err(|error| error.message)?;
+    for (at, item) in items.into_iter().enumerate() {
+        let Item::Filter(spec) = item else { return Err("a chain in a test".to_owned()) };
+        let entry = registry.get(&spec.filter).ok_or_else(|| format!("no filter `{}`", spec.filter))?;
+        let instance: Arc<str> =
+            spec.name.clone().unwrap_or_else(|| format!("test/{}#{at}", spec.filter)).into();
+        let mut build = Build::new(&world, &NoUpstreams, &slots, instance.clone());
+        let phases = entry
+            .build(&spec.options.0, &mut build)
+            .map_err(|errors| format!("{}: {}", errors[0].path, errors[0].message))?;
+        let siblings = Siblings {
+            when: spec.when.map(When::new),
+            continue_on_error: spec.on_error == OnError::Continue,
+            dry_run: spec.dry_run,
+        };
+        let declared = build.into_declared();
+        steps.push(Arc::new(Step::new(entry.name, instance, phases, declared, siblings, &*world.metrics)));
+    }
+    let none = Arc::new(Pipeline::default());
+    Ok(Chain { stack: Stack([none.clone(), none, Arc::new(Pipeline::new(steps))]), clock })
+}
+
+/// What became of a request.
+pub struct Sent {
+    stack: Stack,
+    entered: Entered,
+    head: RequestHeader,
+    reply: Option<Reply>,
+    /// The request's context.
+    pub ctx: Context,
+}
+
+impl Chain {
+    /// Runs the request phase.
+    pub async fn send(&self, request: Request) -> Sent {
+        let Request { mut head, mut ctx } = request;
+        ctx.keep_decisions();
+        let mut entered = Entered::default();
+        let reply = entered.request(&self.stack, &mut head, &mut ctx).await;
+        Sent { stack: self.stack.clone(), entered, head, reply, ctx }
+    }
+
+    /// Runs request and response phases, with this answer from the upstream.
+    ///
+    /// # Panics
+    /// When the answer is not valid.
+    pub async fn answer(&self, request: Request, fields: &[(&'static str, &str)]) -> Answer {
+        let mut sent = self.send(request).await;
+        let mut head = ResponseHeader::build(200, None).expect("valid");
+        for (name, value) in fields {
+            head.append_header(*name, *value).expect("valid");
+        }
+        sent.filter(&mut head).await;
+        Answer { head, body: Bytes::new() }
+    }
+}
+
+impl Sent {
+    async fn filter(&mut self, head: &mut ResponseHeader) {
+        let filtered = self.entered.response(&self.stack, &self.head, head, &mut self.ctx).await;
+        filtered.expect("the response filters work");
+    }
+
+    /// Asserts that the request goes on.
+    ///
+    /// # Panics
+    /// When it was answered.
+    pub fn continues(self) -> Self {
+        assert!(self.reply.is_none(), "answered: {:?}", self.reply);
+        self
+    }
+
+    /// Asserts that the request was answered with this status; the answer passes the response filters.
+    ///
+    /// # Panics
+    /// When it was not.
+    pub fn responds(mut self, status: u16) -> Answer {
+        let reply = self.reply.take().expect("an answer");
+        assert_eq!(reply.status(), status);
+        let (mut head, body) = match reply {
+            Reply::Problem(problem) => {
+                let mut head = ResponseHeader::build(problem.status(), None).expect("valid");
+                for (name, value) in problem.headers {
+                    head.append_header(name, value).expect("valid");
+                }
+                (head, Bytes::new())
+            }
+            Reply::Message(message) => match message.body {
+                Body::Bytes(bytes) => (message.head, bytes),
+                Body::Stream(_) => (message.head, Bytes::new()),
+            },
+        };
+        futures_util::FutureExt::now_or_never(self.filter(&mut head))
+            .expect("response filters of these tests do not wait");
+        Answer { head, body }
+    }
+
+    /// Asserts a field of the request as the upstream would get it; several lines are joined.
+    ///
+    /// # Panics
+    /// When it is another.
+    pub fn request_header(self, name: &str, value: &str) -> Self {
+        assert_eq!(joined(&self.head.headers, name).as_deref(), Some(value), "{name}");
+        self
+    }
+
+    /// How much of the body is wanted whole.
+    #[must_use]
+    pub fn wants_body(&self) -> Option<u64> {
+        self.entered.wants_body(&self.stack)
+    }
+
+    /// Shows a piece of the request body; the status it was answered with, if it was.
+    pub fn request_chunk(&mut self, piece: &[u8]) -> Option<u16> {
+        let piece = Bytes::copy_from_slice(piece);
+        self.entered.request_chunk(&self.stack, &piece, false, &mut self.ctx).map(|reply| reply.status())
+    }
+
+    /// Shows a piece of the answer's body; whether it passed.
+    pub fn response_chunk(&mut self, piece: &[u8]) -> bool {
+        let mut piece = Some(Bytes::copy_from_slice(piece));
+        self.entered.response_chunk(&self.stack, &mut piece, false, &mut self.ctx).is_ok()
+    }
+}
+
+/// An answer under test.
+pub struct Answer {
+    head: ResponseHeader,
+    body: Bytes,
+}
+
+impl Answer {
+    /// The status.
+    #[must_use]
+    pub fn status(&self) -> u16 {
+        self.head.status.as_u16()
+    }
+
+    /// Asserts a field; several lines are joined.
+    ///
+    /// # Panics
+    /// When it is another.
+    pub fn header(self, name: &str, value: &str) -> Self {
+        assert_eq!(joined(&self.head.headers, name).as_deref(), Some(value), "{name}");
+        self
+    }
+
+    /// Asserts that a field is not there.
+    ///
+    /// # Panics
+    /// When it is.
+    pub fn no_header(self, name: &str) -> Self {
+        assert_eq!(joined(&self.head.headers, name), None, "{name}");
+        self
+    }
+
+    /// Asserts the body.
+    ///
+    /// # Panics
+    /// When it is another.
+    pub fn body(self, text: &str) -> Self {
+        assert_eq!(String::from_utf8_lossy(&self.body), text);
+        self
+    }
+}
+
+fn joined(headers: &http::HeaderMap, name: &str) -> Option<String> {
+    let lines: Vec<_> =
+        headers.get_all(name).iter().map(|line| String::from_utf8_lossy(line.as_bytes())).collect();
+    (!lines.is_empty()).then(|| lines.join(", "))
+}
