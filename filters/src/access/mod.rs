@@ -1,0 +1,3 @@
+//! Filters that decide who may call.
+
+pub mod cors;

@@ -1,0 +1,3 @@
+//! Filters that decide how much may be sent.
+
+pub mod body_limit;

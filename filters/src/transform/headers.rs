@@ -1,0 +1,218 @@
+//! `headers`: sets, adds and removes header fields of requests and answers.
+//!
+//! ```yaml
+//! - headers:
+//!     request: {set: {x-client: "${client.address}"}, remove: [cookie]}
+//!     response: {set: {x-served-by: tollhouse}, remove: [x-powered-by]}
+//! ```
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use http::header::{self, HeaderName, HeaderValue};
+use pingora_http::{RequestHeader, ResponseHeader};
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::context::{Context, Verdict};
+use crate::filter::{Build, BuildError, Filter};
+use crate::outcome::{FilterError, Outcome};
+use crate::phase::{OnRequest, OnResponse, Phases};
+use crate::template::{Escape, Template};
+use crate::values::FieldName;
+
+/// Sets, adds and removes header fields.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// Changes of the request, seen by later filters and the upstream.
+    pub request: Changes,
+    /// Changes of the answer.
+    pub response: Changes,
+}
+
+/// Changes of a header section: first `remove`, then `set`, then `add`.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Changes {
+    /// Fields with their new value, in place of any they had.
+    pub set: BTreeMap<FieldName, Template>,
+    /// Fields with a value that joins those they have.
+    pub add: BTreeMap<FieldName, Template>,
+    /// Fields that go away.
+    pub remove: Vec<FieldName>,
+}
+
+/// See the [module](self).
+pub struct Headers {
+    request: Edits,
+    response: Edits,
+}
+
+/// Changes with nothing left to parse.
+#[derive(Default)]
+struct Edits {
+    remove: Vec<HeaderName>,
+    set: Vec<(HeaderName, Value)>,
+    add: Vec<(HeaderName, Value)>,
+}
+
+enum Value {
+    Fixed(HeaderValue),
+    Made(Template),
+}
+
+/// Fields that frame messages or concern one connection: the core's own.
+const FORBIDDEN: [HeaderName; 6] = [
+    header::CONNECTION,
+    header::CONTENT_LENGTH,
+    header::TRANSFER_ENCODING,
+    header::TE,
+    header::UPGRADE,
+    HeaderName::from_static("keep-alive"),
+];
+
+impl Filter for Headers {
+    const NAME: &'static str = "headers";
+    type Options = Options;
+
+    fn build(options: Options, _: &mut Build<'_>) -> Result<Phases, BuildError> {
+        let request = Edits::new("request", options.request)?;
+        let response = Edits::new("response", options.response)?;
+        if request.sets(&header::HOST) {
+            return Err(BuildError::at("request", "`host` is set by `host:` of the upstream"));
+        }
+        let (edits_request, edits_response) = (!request.is_empty(), !response.is_empty());
+        let filter = Arc::new(Self { request, response });
+        let phases = Phases::new();
+        let phases = if edits_request { phases.on_request(filter.clone()) } else { phases };
+        Ok(if edits_response { phases.on_response(filter) } else { phases })
+    }
+}
+
+impl Edits {
+    fn new(side: &str, changes: Changes) -> Result<Self, BuildError> {
+        let fixed = |fields: BTreeMap<FieldName, Template>| {
+            let parse = |(name, template): (FieldName, Template)| {
+                let name = allowed(side, name)?;
+                let value = match template.literal() {
+                    Some(text) => HeaderValue::from_str(text).map(Value::Fixed).map_err(|_| {
+                        BuildError::at(side, format!("the value of `{name}` cannot stand in a header field"))
+                    })?,
+                    None => Value::Made(template),
+                };
+                Ok((name, value))
+            };
+            fields.into_iter().map(parse).collect::<Result<Vec<_>, BuildError>>()
+        };
+        let remove = changes.remove.into_iter().map(|name| allowed(side, name)).collect::<Result<_, _>>()?;
+        Ok(Self { remove, set: fixed(changes.set)?, add: fixed(changes.add)? })
+    }
+
+    fn is_empty(&self) -> bool {
+        self.remove.is_empty() && self.set.is_empty() && self.add.is_empty()
+    }
+
+    fn sets(&self, name: &HeaderName) -> bool {
+        self.set.iter().chain(&self.add).any(|(set, _)| set == name) || self.remove.contains(name)
+    }
+}
+
+fn allowed(side: &str, name: FieldName) -> Result<HeaderName, BuildError> {
+    let name = HeaderName::from(name);
+    if FORBIDDEN.contains(&name) {
+        return Err(BuildError::at(
+            side,
+            format!("`{name}` belongs to the connection and cannot be changed"),
+        ));
+    }
+    Ok(name)
+}
+
+impl Value {
+    fn get(&self, request: &RequestHeader, ctx: &Context) -> Result<HeaderValue, FilterError> {
+        match self {
+            Self::Fixed(value) => Ok(value.clone()),
+            Self::Made(template) => HeaderValue::from_str(&template.render(request, ctx, Escape::Text))
+                .map_err(|_| FilterError::Internal("a rendered header value is not valid".to_owned())),
+        }
+    }
+}
+
+#[async_trait]
+impl OnRequest for Headers {
+    async fn on_request(
+        &self,
+        request: &mut RequestHeader,
+        ctx: &mut Context,
+    ) -> Result<Outcome, FilterError> {
+        for name in &self.request.remove {
+            request.remove_header(name);
+        }
+        for (name, value) in &self.request.set {
+            let value = value.get(request, ctx)?;
+            request.insert_header(name.clone(), value)?;
+        }
+        for (name, value) in &self.request.add {
+            let value = value.get(request, ctx)?;
+            request.append_header(name.clone(), value)?;
+        }
+        ctx.decide(Verdict::Changed, "request fields", &[]);
+        Ok(Outcome::Continue)
+    }
+}
+
+#[async_trait]
+impl OnResponse for Headers {
+    async fn on_response(
+        &self,
+        request: &RequestHeader,
+        response: &mut ResponseHeader,
+        ctx: &mut Context,
+    ) -> Result<(), FilterError> {
+        for name in &self.response.remove {
+            response.remove_header(name);
+        }
+        for (name, value) in &self.response.set {
+            response.insert_header(name.clone(), value.get(request, ctx)?)?;
+        }
+        for (name, value) in &self.response.add {
+            response.append_header(name.clone(), value.get(request, ctx)?)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{chain, get, refused};
+
+    #[tokio::test]
+    async fn fields_are_removed_then_set_then_added() {
+        let chain = chain(
+            "- headers: {request: {remove: [x-a], set: {x-a: new, x-b: '${client.address}'}, add: {x-a: more}}}",
+        );
+        let sent = chain.send(get("/").header("x-a", "old")).await;
+        sent.continues().request_header("x-a", "new, more").request_header("x-b", "192.0.2.1");
+    }
+
+    #[tokio::test]
+    async fn answers_are_changed_on_their_way_back() {
+        let chain = chain("- headers: {response: {set: {x-served-by: tollhouse}, remove: [x-powered-by]}}");
+        let answer = chain.answer(get("/"), &[("x-powered-by", "php")]).await;
+        answer.header("x-served-by", "tollhouse").no_header("x-powered-by");
+    }
+
+    #[tokio::test]
+    async fn a_value_from_the_request_cannot_split_the_header_section() {
+        let chain = chain("- headers: {request: {set: {x-q: '${query.q}'}}}");
+        chain.send(get("/?q=a%0D%0Ax-evil:%201")).await.continues().request_header("x-q", "ax-evil: 1");
+    }
+
+    #[test]
+    fn framing_fields_cannot_be_changed() {
+        assert!(refused("- headers: {response: {set: {content-length: '1'}}}").contains("content-length"));
+        assert!(refused("- headers: {request: {set: {host: a}}}").contains("host"));
+    }
+}

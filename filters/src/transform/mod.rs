@@ -1,0 +1,8 @@
+//! Filters that change messages or make them.
+
+pub mod buffer;
+pub mod headers;
+pub mod redirect;
+pub mod request_id;
+pub mod respond;
+pub mod rewrite;

@@ -1,0 +1,109 @@
+//! `redirect`: sends the client elsewhere; also a route's action.
+//!
+//! ```yaml
+//! - redirect: {to: "https://${request.host}${request.path}", status: 308}
+//! ```
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use http::header::LOCATION;
+use pingora_http::{RequestHeader, ResponseHeader};
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::context::Context;
+use crate::filter::{Build, BuildError, Filter};
+use crate::outcome::{FilterError, Outcome, Reply};
+use crate::phase::{OnRequest, Phases};
+use crate::template::{Escape, Template};
+
+/// Where to, and how firmly.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Options {
+    /// The target: a URL or a path; a template whose values are percent-encoded.
+    pub to: Template,
+    /// 301, 302, 303, 307 or 308 (RFC 9110 s15.4); 302 by default.
+    #[serde(default = "found")]
+    pub status: u16,
+    /// Whether the request's query is kept.
+    #[serde(default = "kept")]
+    pub keep_query: bool,
+}
+
+fn found() -> u16 {
+    302
+}
+
+fn kept() -> bool {
+    true
+}
+
+/// See the [module](self).
+pub struct Redirect(Options);
+
+impl Filter for Redirect {
+    const NAME: &'static str = "redirect";
+    const DECIDES: bool = true;
+    type Options = Options;
+
+    fn build(options: Options, _: &mut Build<'_>) -> Result<Phases, BuildError> {
+        if ![301, 302, 303, 307, 308].contains(&options.status) {
+            return Err(BuildError::at("status", "expected 301, 302, 303, 307 or 308"));
+        }
+        let target = options.to.to_string();
+        if !target.starts_with('/') && !target.starts_with("https://") && !target.starts_with("http://") {
+            return Err(BuildError::at(
+                "to",
+                "expected a URL or a path, such as `https://${request.host}/new`",
+            ));
+        }
+        Ok(Phases::new().on_request(Arc::new(Self(options))))
+    }
+}
+
+#[async_trait]
+impl OnRequest for Redirect {
+    async fn on_request(
+        &self,
+        request: &mut RequestHeader,
+        ctx: &mut Context,
+    ) -> Result<Outcome, FilterError> {
+        let mut location = self.0.to.render(request, ctx, Escape::Url);
+        // `//host` would leave this site although a path was written.
+        if location.starts_with("//") {
+            location = format!("/{}", location.trim_start_matches('/'));
+        }
+        if let Some(query) = request.uri.query().filter(|_| self.0.keep_query && !location.contains('?')) {
+            location.push('?');
+            location.push_str(query);
+        }
+        let mut head = ResponseHeader::build(self.0.status, Some(2))?;
+        head.insert_header(LOCATION, location)?;
+        Ok(Reply::message(head, "").into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{chain, get, refused};
+
+    #[tokio::test]
+    async fn path_and_query_are_kept() {
+        let chain = chain("- redirect: {to: 'https://new.test${request.path}', status: 308}");
+        chain.send(get("/a%20b?x=1")).await.responds(308).header("location", "https://new.test/a%20b?x=1");
+    }
+
+    #[tokio::test]
+    async fn a_value_cannot_become_another_host() {
+        let chain = chain("- redirect: {to: '/${query.next}', keep_query: false}");
+        chain.send(get("/?next=/evil.test")).await.responds(302).header("location", "/%2Fevil.test");
+    }
+
+    #[test]
+    fn only_redirecting_statuses_are_taken() {
+        assert!(refused("- redirect: {to: /, status: 200}").contains("308"));
+        assert!(refused("- redirect: {to: 'javascript:1'}").contains("URL"));
+    }
+}
