@@ -1,0 +1,92 @@
+//! What the user wrote: plain data, strict, no I/O.
+
+mod address;
+mod admin;
+mod listener;
+pub(crate) mod name;
+pub mod observability;
+mod route;
+mod schema;
+mod server;
+mod service;
+mod tests;
+pub mod upstream;
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+use tollhouse_filters::spec::Item;
+
+pub use address::{Address, AddressError};
+pub use admin::{Admin, AdminAddress};
+pub use listener::{Listener, Protocol};
+pub use name::Name;
+pub use observability::Observability;
+pub use route::{Match, Route, RouteTimeouts};
+pub use schema::schema;
+pub use server::{Limits, Server, Threads};
+pub use service::Service;
+pub use tests::{Expect, Test, TestRequest};
+pub use upstream::Upstream;
+
+/// A configuration document: the main file and what it includes, merged.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Document {
+    /// The version of the configuration language.
+    pub version: Version,
+    /// Further files, relative to this one; `*` in the last part stands for any name.
+    #[serde(default)]
+    pub include: Vec<String>,
+    /// The process: threads, limits, trusted proxies.
+    #[serde(default)]
+    pub server: Server,
+    /// Addresses that requests come in through.
+    #[serde(default)]
+    pub listeners: Vec<Listener>,
+    /// Named groups of backends.
+    #[serde(default)]
+    pub upstreams: Vec<Upstream>,
+    /// Reusable, ordered lists of filters.
+    #[serde(default)]
+    pub chains: BTreeMap<Name, Vec<Item>>,
+    /// APIs: what their routes share.
+    #[serde(default)]
+    pub services: Vec<Service>,
+    /// What to do with which requests.
+    #[serde(default)]
+    pub routes: Vec<Route>,
+    /// Logs and metrics.
+    #[serde(default)]
+    pub observability: Observability,
+    /// The admin listener.
+    #[serde(default)]
+    pub admin: Admin,
+    /// Requests with expected answers, run by `tollhouse test` and before a reload.
+    #[serde(default)]
+    pub tests: Vec<Test>,
+}
+
+/// The version of the configuration language: 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Version;
+
+impl<'de> Deserialize<'de> for Version {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match u64::deserialize(deserializer)? {
+            1 => Ok(Self),
+            _ => Err(serde::de::Error::custom("this program reads version 1")),
+        }
+    }
+}
+
+impl JsonSchema for Version {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Version".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({"const": 1, "description": "The version of the configuration language."})
+    }
+}

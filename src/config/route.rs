@@ -1,0 +1,76 @@
+//! `routes`: which requests, and what to do with them.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+use tollhouse_filters::condition::{MethodName, ValueMatch};
+use tollhouse_filters::host::HostPattern;
+use tollhouse_filters::path::PathPattern;
+use tollhouse_filters::spec::Item;
+use tollhouse_filters::tree::Raw;
+use tollhouse_filters::values::{Duration, FieldName, Timeout};
+
+use super::Name;
+
+/// Which requests, and what to do with them: exactly one of `upstream`, `respond` and `redirect`,
+/// or what the service gives.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Route {
+    /// Its name: the metric label, and what explain prints.
+    pub name: Name,
+    /// The API it belongs to; inherits its filters and upstream.
+    #[serde(default)]
+    pub service: Option<Name>,
+    /// Which requests; every one, when nothing is written.
+    #[serde(default, rename = "match")]
+    pub matches: Match,
+    /// Filters, after the listener's and the service's.
+    #[serde(default)]
+    pub filters: Vec<Item>,
+    /// Sends the request to this upstream.
+    #[serde(default)]
+    pub upstream: Option<Name>,
+    /// Answers with a fixed or templated message; options as of the filter `respond`.
+    #[serde(default)]
+    pub respond: Option<Raw>,
+    /// Sends the client elsewhere; options as of the filter `redirect`.
+    #[serde(default)]
+    pub redirect: Option<Raw>,
+    /// Timeouts instead of the upstream's.
+    #[serde(default)]
+    pub timeouts: RouteTimeouts,
+}
+
+/// Which requests a route takes; all that is written must hold.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Match {
+    /// Came in through one of these listeners.
+    pub listeners: Option<Vec<Name>>,
+    /// Asks for one of these hosts; `*.` stands for one or more labels.
+    pub hosts: Vec<HostPattern>,
+    /// Has a path that one of these patterns matches.
+    pub paths: Vec<PathPattern>,
+    /// Has one of these methods.
+    pub methods: Vec<MethodName>,
+    /// Each of these header fields matches.
+    pub headers: BTreeMap<FieldName, ValueMatch>,
+    /// Each of these query parameters matches.
+    pub query: BTreeMap<String, ValueMatch>,
+    /// Each of these cookies matches.
+    pub cookies: BTreeMap<String, ValueMatch>,
+}
+
+/// Timeouts of a route instead of its upstream's, in either direction.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RouteTimeouts {
+    /// To connect to a backend.
+    pub connect: Option<Duration>,
+    /// Between two reads of the response, first byte included.
+    pub read: Option<Timeout>,
+    /// From the request's head to the end of the answer; not for upgrades.
+    pub total: Option<Timeout>,
+}

@@ -1,0 +1,156 @@
+//! `server`: the process.
+
+use std::borrow::Cow;
+use std::num::NonZeroUsize;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{self, Deserialize, Deserializer, Visitor};
+use tollhouse_filters::path::PathRules;
+use tollhouse_filters::values::{ByteSize, Duration, IpSet};
+
+/// The process: threads, limits, trusted proxies.
+#[derive(Debug, Clone, serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Server {
+    /// Data-plane worker threads; `auto` is one per core. Changes need a restart.
+    pub threads: Threads,
+    /// The only peers whose `Forwarded` and `X-Forwarded-*` are believed.
+    pub trusted_proxies: IpSet,
+    /// How long in-flight work may finish on shutdown.
+    pub drain: Duration,
+    /// What one client, or all of them, may use.
+    pub limits: Limits,
+    /// How request paths are normalised before anything looks at them.
+    pub paths: PathRules,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            threads: Threads::Auto,
+            trusted_proxies: IpSet::default(),
+            drain: Duration::from_secs(30),
+            limits: Limits::default(),
+            paths: PathRules::default(),
+        }
+    }
+}
+
+/// What one client, or all of them, may use.
+#[derive(Debug, Clone, serde::Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Open connections; over it new ones are closed at once and counted.
+    pub connections: NonZeroUsize,
+    /// Open connections of one address; trusted proxies are exempt. Unlimited by default.
+    pub connections_per_ip: Option<NonZeroUsize>,
+    /// All header fields together; over it: 431.
+    pub header_bytes: ByteSize,
+    /// Number of header fields, at most 255; over it: 431.
+    pub header_count: NonZeroUsize,
+    /// Length of the request target; over it: 414.
+    pub uri_bytes: ByteSize,
+    /// Between two reads of a request body; over it: 408.
+    pub body_timeout: Duration,
+    /// A request body; over it: 413. The filter `body_limit` narrows or widens it.
+    pub body_bytes: ByteSize,
+    /// All bodies buffered for filters together; over it: 503.
+    pub buffered_bytes: ByteSize,
+    /// Connections with nothing under way are closed after this.
+    pub idle_timeout: Duration,
+    /// Concurrent HTTP/2 streams of one connection. Changes need a restart.
+    pub h2_streams: std::num::NonZeroU32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        let count = |n| NonZeroUsize::new(n).expect("a literal over zero");
+        Self {
+            connections: count(50_000),
+            connections_per_ip: None,
+            header_bytes: ByteSize::from_kib(32),
+            header_count: count(100),
+            uri_bytes: ByteSize::from_kib(16),
+            body_timeout: Duration::from_secs(30),
+            body_bytes: ByteSize::from_mib(100),
+            buffered_bytes: ByteSize::from_mib(256),
+            idle_timeout: Duration::from_secs(60),
+            h2_streams: std::num::NonZeroU32::new(128).expect("a literal over zero"),
+        }
+    }
+}
+
+/// Data-plane worker threads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Threads {
+    /// One per core.
+    Auto,
+    /// This many.
+    Count(NonZeroUsize),
+}
+
+impl Threads {
+    /// How many threads to start.
+    #[must_use]
+    pub fn count(self) -> usize {
+        match self {
+            Self::Auto => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
+            Self::Count(count) => count.get(),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Threads {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ThreadsVisitor)
+    }
+}
+
+struct ThreadsVisitor;
+
+impl Visitor<'_> for ThreadsVisitor {
+    type Value = Threads;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("`auto` or a number from 1 to 1024")
+    }
+
+    fn visit_u64<E: de::Error>(self, count: u64) -> Result<Threads, E> {
+        usize::try_from(count)
+            .ok()
+            .filter(|count| *count <= 1024)
+            .and_then(NonZeroUsize::new)
+            .map(Threads::Count)
+            .ok_or_else(|| E::custom("expected `auto` or a number from 1 to 1024"))
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Threads, E> {
+        match text {
+            "auto" => Ok(Threads::Auto),
+            _ => text
+                .parse()
+                .map_err(|_| E::custom("expected `auto` or a number from 1 to 1024"))
+                .and_then(|count| self.visit_u64(count)),
+        }
+    }
+}
+
+/// As written, for the schema's default.
+impl serde::Serialize for Threads {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => serializer.serialize_str("auto"),
+            Self::Count(count) => count.serialize(serializer),
+        }
+    }
+}
+
+impl JsonSchema for Threads {
+    fn schema_name() -> Cow<'static, str> {
+        "Threads".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"oneOf": [{"const": "auto"}, {"type": "integer", "minimum": 1, "maximum": 1024}]})
+    }
+}

@@ -1,0 +1,68 @@
+//! `tests`: requests with expected answers, beside the configuration they test.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+use tollhouse_filters::condition::{MethodName, ValueMatch};
+use tollhouse_filters::values::FieldName;
+
+use super::Name;
+
+/// A request and what is expected of it; nothing is sent anywhere.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Test {
+    /// What the test shows, as a sentence.
+    pub name: String,
+    /// The request.
+    pub request: TestRequest,
+    /// What is expected; all that is written must hold.
+    pub expect: Expect,
+}
+
+/// A request of a test.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TestRequest {
+    /// Its method; GET by default.
+    #[serde(default)]
+    pub method: Option<MethodName>,
+    /// Its path, with the query if there is one.
+    pub path: String,
+    /// Its host; `localhost` by default.
+    #[serde(default)]
+    pub host: Option<String>,
+    /// The listener it comes in through; the first one by default.
+    #[serde(default)]
+    pub listener: Option<Name>,
+    /// The client's address; 192.0.2.1 by default.
+    #[serde(default)]
+    pub client: Option<std::net::IpAddr>,
+    /// Its header fields.
+    #[serde(default)]
+    pub headers: BTreeMap<FieldName, String>,
+    /// Its body.
+    #[serde(default)]
+    pub body: Option<String>,
+}
+
+/// What is expected of a request.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Expect {
+    /// The route's name.
+    pub route: Option<Name>,
+    /// The status of the gateway's own answer.
+    pub status: Option<u16>,
+    /// The upstream that the request goes to.
+    pub upstream: Option<Name>,
+    /// Fields of the gateway's own answer.
+    pub headers: BTreeMap<FieldName, ValueMatch>,
+    /// Fields of the request as the upstream gets it.
+    pub headers_to_upstream: BTreeMap<FieldName, ValueMatch>,
+    /// The path and query as the upstream gets them.
+    pub path_to_upstream: Option<String>,
+    /// Text in the body of the gateway's own answer.
+    pub body_contains: Option<String>,
+}

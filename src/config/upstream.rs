@@ -1,0 +1,375 @@
+//! An upstream as the user writes it: backends, how to reach them, and what to expect of them.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use http::uri::Authority;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tollhouse_filters::values::{Duration, Scalar, Timeout};
+
+use super::Name;
+
+/// A named group of backends that serve the same requests.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Upstream {
+    /// What routes call it; unique among upstreams, and the label of its metrics. Required. Example: `users`.
+    pub name: Name,
+    /// The HTTP version spoken to the backends. Default: `http/1.1`. Example: `h2`.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// Where requests go; at least one. Required. Example: `[{address: "127.0.0.1:9001"}]`.
+    pub backends: Vec<Backend>,
+    /// What the backend sees as `Host`: `preserve` what the client sent, `backend` for the backend's own address,
+    /// or a fixed name. Default: `preserve`. Example: `users.internal`.
+    #[serde(default)]
+    pub host: HostHeader,
+    /// Present means TLS to the backends. Default: none, plain text. Example: `{ca: certs/internal-ca.pem}`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
+    /// How one of the backends is chosen. Default: `{algorithm: round_robin}`. Example: `{algorithm: random}`.
+    #[serde(default)]
+    pub balance: Balance,
+    /// How long to wait for a backend. Default: `{connect: 2s, read: 60s, total: none}`. Example: `{read: 5m}`.
+    #[serde(default)]
+    pub timeouts: Timeouts,
+    /// What is tried again, and how often. Default: `{max: 1}`. Example: `{max: 2}`.
+    #[serde(default)]
+    pub retries: Retries,
+    /// Connections kept for later requests. Default: `{idle: 1024, idle_timeout: 30s}`. Example: `{idle_timeout: 4s}`.
+    #[serde(default)]
+    pub pool: Pool,
+}
+
+/// The HTTP version spoken to backends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum Protocol {
+    /// HTTP/1.1, with or without TLS.
+    #[default]
+    #[serde(rename = "http/1.1")]
+    Http1,
+    /// HTTP/2 over TLS; needs `tls`.
+    #[serde(rename = "h2")]
+    H2,
+    /// HTTP/2 without TLS, by prior knowledge; excludes `tls`.
+    #[serde(rename = "h2c")]
+    H2c,
+    /// HTTP/2 or HTTP/1.1 as the backend prefers (ALPN); HTTP/1.1 without `tls`.
+    #[serde(rename = "auto")]
+    Auto,
+}
+
+/// One address of an upstream.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Backend {
+    /// `host:port`; a host name is resolved off the request path. Required. Example: `127.0.0.1:9001`.
+    pub address: Address,
+    /// Share of the requests relative to the other backends, from 0 to 1000; 0 gets none. Default: `1`. Example: `3`.
+    #[serde(default = "one")]
+    #[schemars(range(max = 1000))]
+    pub weight: u16,
+}
+
+/// The host of an [`Address`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Host {
+    /// An address that needs no resolving.
+    Ip(IpAddr),
+    /// A name, in lower case.
+    Name(String),
+}
+
+/// `host:port`, where the host is a name, an IPv4 address or a bracketed IPv6 address.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Address {
+    /// The host.
+    pub host: Host,
+    /// The port, never 0.
+    pub port: u16,
+}
+
+/// What the backend sees as `Host`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub enum HostHeader {
+    /// What the client sent, written `preserve`.
+    #[default]
+    Preserve,
+    /// The backend's own address, written `backend`.
+    Backend,
+    /// A fixed name, with a port if one is written.
+    Name(String),
+}
+
+/// TLS to the backends.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tls {
+    /// Whether the backend's certificate is verified: trust, dates and name. Default: `true`. Example: `true`.
+    pub verify: bool,
+    /// The name asked for and verified; required if a backend is an IP address. Default: the backend's host name. Example: `users.internal`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sni: Option<String>,
+    /// PEM file of the only authorities trusted. Default: the system's. Example: `certs/internal-ca.pem`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
+    /// PEM file of the certificate (and its chain) shown to the backend; needs `client_key`. Default: none. Example: `certs/gateway.pem`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_cert: Option<PathBuf>,
+    /// PEM file of the key of `client_cert`. Default: none. Example: `certs/gateway.key`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_key: Option<PathBuf>,
+}
+
+/// How a backend is chosen.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Balance {
+    /// The rule by which a backend is chosen, within the weights. Default: `round_robin`. Example: `random`.
+    pub algorithm: Algorithm,
+}
+
+/// The rule by which a backend is chosen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Algorithm {
+    /// Each in turn.
+    #[default]
+    RoundRobin,
+    /// Any one.
+    Random,
+}
+
+/// How long to wait for a backend.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Timeouts {
+    /// For the connection, TLS included. Default: `2s`. Example: `500ms`.
+    pub connect: Duration,
+    /// Between two reads of the response, its first byte included, and for one write of the request. Default: `60s`. Example: `5m`.
+    pub read: Timeout,
+    /// For the whole exchange, retries included; upgrades and streams are exempt. Default: `none`. Example: `30s`.
+    pub total: Timeout,
+}
+
+/// What is tried again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Retries {
+    /// Further attempts after a connection could not be made, on another backend while there is one; whatever the
+    /// method, as nothing was sent. Default: `1`. Example: `2`.
+    #[schemars(range(max = 10))]
+    pub max: u8,
+}
+
+/// Connections kept for later requests.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Pool {
+    /// Idle connections kept to each backend; 0 keeps none. Default: `1024`. Example: `64`.
+    pub idle: u32,
+    /// How long an idle connection is kept; should be shorter than the backend keeps it. Default: `30s`. Example: `4s`.
+    pub idle_timeout: Duration,
+}
+
+impl Default for Tls {
+    fn default() -> Self {
+        Self { verify: true, sni: None, ca: None, client_cert: None, client_key: None }
+    }
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(2),
+            read: Timeout::after(Duration::from_secs(60)),
+            total: Timeout::NONE,
+        }
+    }
+}
+
+impl Default for Retries {
+    fn default() -> Self {
+        Self { max: 1 }
+    }
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        Self { idle: 1024, idle_timeout: Duration::from_secs(30) }
+    }
+}
+
+impl Scalar for Address {
+    const EXPECTED: &'static str =
+        "an address with a port such as `127.0.0.1:9001`, `[::1]:9001` or `users.internal:9001`";
+    const EXAMPLE: &'static str = "127.0.0.1:9001";
+
+    fn read(text: &str) -> Option<Self> {
+        let (host, port) = text.rsplit_once(':')?;
+        if port.is_empty() || !port.bytes().all(|byte| byte.is_ascii_digit()) {
+            return None;
+        }
+        let port = port.parse().ok().filter(|port| *port != 0)?;
+        Some(Self { host: Host::read(host)?, port })
+    }
+}
+
+tollhouse_filters::scalar!(Address);
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.host {
+            Host::Ip(IpAddr::V6(ip)) => write!(f, "[{ip}]:{}", self.port),
+            Host::Ip(ip) => write!(f, "{ip}:{}", self.port),
+            Host::Name(name) => write!(f, "{name}:{}", self.port),
+        }
+    }
+}
+
+impl Host {
+    fn read(text: &str) -> Option<Self> {
+        if let Some(inner) = text.strip_prefix('[') {
+            return inner.strip_suffix(']')?.parse().ok().map(|ip| Self::Ip(IpAddr::V6(ip)));
+        }
+        if let Ok(ip) = text.parse() {
+            return Some(Self::Ip(IpAddr::V4(ip)));
+        }
+        let name = text.strip_suffix('.').unwrap_or(text);
+        // A name whose last label is a number is a mistyped address (WHATWG URL, host parser).
+        let numeric = name.rsplit('.').next()?.bytes().all(|byte| byte.is_ascii_digit());
+        (name.len() <= 253 && !numeric && name.split('.').all(is_label))
+            .then(|| Self::Name(name.to_ascii_lowercase()))
+    }
+}
+
+/// Whether the text is one label of a host name; underscores are common in container networks.
+fn is_label(text: &str) -> bool {
+    (1..=63).contains(&text.len())
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+}
+
+impl Scalar for HostHeader {
+    const EXPECTED: &'static str = "`preserve`, `backend` or a host name such as `users.internal`";
+    const EXAMPLE: &'static str = "preserve";
+
+    fn read(text: &str) -> Option<Self> {
+        match text {
+            "preserve" => Some(Self::Preserve),
+            "backend" => Some(Self::Backend),
+            name => {
+                let authority: Authority = name.parse().ok()?;
+                // `user@host` and `host:` are authorities but no host.
+                let host_only = !name.contains('@') && !name.ends_with(':') && !authority.host().is_empty();
+                host_only.then(|| Self::Name(name.to_owned()))
+            }
+        }
+    }
+}
+
+tollhouse_filters::scalar!(HostHeader);
+
+impl fmt::Display for HostHeader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Preserve => "preserve",
+            Self::Backend => "backend",
+            Self::Name(name) => name,
+        })
+    }
+}
+
+fn one() -> u16 {
+    1
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_smallest_upstream_has_the_documented_defaults() {
+        let written = json!({"name": "users", "backends": [{"address": "127.0.0.1:9001"}]});
+        let upstream: Upstream = serde_json::from_value(written).unwrap();
+        assert_eq!(
+            serde_json::to_value(upstream).unwrap(),
+            json!({
+                "name": "users", "protocol": "http/1.1",
+                "backends": [{"address": "127.0.0.1:9001", "weight": 1}],
+                "host": "preserve", "balance": {"algorithm": "round_robin"},
+                "timeouts": {"connect": "2s", "read": "1m", "total": "none"},
+                "retries": {"max": 1}, "pool": {"idle": 1024, "idle_timeout": "30s"},
+            })
+        );
+    }
+
+    #[test]
+    fn everything_written_reads_back() {
+        let written = json!({
+            "name": "users", "protocol": "h2",
+            "backends": [{"address": "users.internal:9001", "weight": 3}, {"address": "[::1]:80", "weight": 0}],
+            "host": "users.internal:8443",
+            "tls": {"verify": false, "sni": "a", "ca": "ca.pem", "client_cert": "c.pem", "client_key": "k.pem"},
+            "balance": {"algorithm": "random"},
+            "timeouts": {"connect": "500ms", "read": "none", "total": "5s"},
+            "retries": {"max": 0}, "pool": {"idle": 0, "idle_timeout": "4s"},
+        });
+        let upstream: Upstream = serde_json::from_value(written.clone()).unwrap();
+        assert_eq!(serde_json::to_value(upstream).unwrap(), written);
+    }
+
+    #[test]
+    fn keys_that_do_not_work_yet_are_refused() {
+        for key in ["health", "circuit_breaker", "concurrency", "discovery", "hosts"] {
+            let written = json!({"name": "u", "backends": [], key: {}});
+            assert!(serde_json::from_value::<Upstream>(written).is_err(), "{key}");
+        }
+        let written = json!({"name": "u", "backends": [], "retries": {"conditions": ["connect"]}});
+        assert!(serde_json::from_value::<Upstream>(written).is_err());
+    }
+
+    #[test]
+    fn addresses_without_a_host_or_a_port_are_refused() {
+        for text in [
+            "",
+            ":80",
+            "127.0.0.1",
+            "127.0.0.1:",
+            "127.0.0.1:0",
+            "127.0.0.1:65536",
+            "127.0.0.1:+80",
+            "::1:80",
+            "[::1]",
+            "[127.0.0.1]:80",
+            "a b:80",
+            "http://a:80",
+            "a/b:80",
+            "-a:80",
+            "a..b:80",
+            "256.0.0.1:80",
+            "user@a:80",
+        ] {
+            assert!(text.parse::<Address>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn host_names_are_compared_in_lower_case_and_may_end_in_a_dot() {
+        let address: Address = "Users.Internal.:80".parse().unwrap();
+        assert_eq!(address.to_string(), "users.internal:80");
+    }
+
+    #[test]
+    fn a_fixed_host_is_a_host_and_nothing_more() {
+        assert_eq!("a.example:80".parse(), Ok(HostHeader::Name("a.example:80".into())));
+        for text in ["", "a b", "a\r\nb", "user@a", "a:", "http://a", "a/b"] {
+            assert!(text.parse::<HostHeader>().is_err(), "{text}");
+        }
+    }
+}
