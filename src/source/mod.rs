@@ -1,0 +1,263 @@
+//! Where a document comes from: files, includes, `${env:}` and `${file:}`, fingerprints, watching.
+//!
+//! [`load`] reads a file and all it includes into one located tree (chapter "Rules for every file"
+//! of the configuration manual, rules 1 to 4); what the tree means is for the config module.
+
+mod fingerprint;
+mod include;
+mod problems;
+mod substitute;
+mod watch;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tollhouse_filters::tree::{Error, FileId, Frozen, Limits, Mark, Node, Resolved, Scalar, parse_bytes};
+
+pub use fingerprint::Fingerprint;
+use fingerprint::Recorder;
+pub use problems::{Place, Problem, Problems};
+pub use watch::{Timing, Watch};
+
+/// Most files that one document is made of.
+const MAX_FILES: usize = 4096;
+
+/// Looks up an environment variable.
+pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// A document with everything it includes and refers to.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The merged tree, substituted; the main file's keys first, `include` still among them.
+    pub root: Arc<Node>,
+    /// The files behind the marks of the tree.
+    pub files: Files,
+    /// Changes when anything that was read changes.
+    pub fingerprint: Fingerprint,
+    /// What to watch: files, directories of patterns, `${file:}` targets. Missing ones are among
+    /// them.
+    pub inputs: Vec<PathBuf>,
+    /// Entities that share a name. The rest of the document can be looked at all the same, so whoever
+    /// compiles it reports these together with what else is wrong.
+    pub duplicates: Vec<Error>,
+}
+
+impl Loaded {
+    /// Packs the document, for keeping.
+    pub fn pack(&self) -> Packed {
+        Packed {
+            root: Frozen::new(&self.root),
+            files: self.files.clone(),
+            fingerprint: self.fingerprint,
+            inputs: self.inputs.clone(),
+        }
+    }
+}
+
+/// A document without problems, packed: it is kept as long as it serves, and seldom looked at.
+#[derive(Debug)]
+pub struct Packed {
+    root: Frozen,
+    files: Files,
+    fingerprint: Fingerprint,
+    inputs: Vec<PathBuf>,
+}
+
+impl Packed {
+    /// The document again; costs a good part of loading it.
+    pub fn unpack(&self) -> Loaded {
+        Loaded {
+            root: self.root.thaw(),
+            files: self.files.clone(),
+            fingerprint: self.fingerprint,
+            inputs: self.inputs.clone(),
+            duplicates: Vec::new(),
+        }
+    }
+
+    /// What to watch.
+    pub fn inputs(&self) -> &[PathBuf] {
+        &self.inputs
+    }
+}
+
+/// The names of files as their users wrote them, by [`FileId`].
+#[derive(Clone, Debug, Default)]
+pub struct Files(Vec<String>);
+
+impl Files {
+    /// The name of a file; `?` for a file of another document.
+    pub fn name(&self, file: FileId) -> &str {
+        self.0.get(usize::from(file.0)).map_or("?", String::as_str)
+    }
+
+    fn add(&mut self, name: String) -> FileId {
+        let id = u16::try_from(self.0.len()).unwrap_or(u16::MAX);
+        self.0.push(name);
+        FileId(id)
+    }
+}
+
+/// Reads a file and all it includes, with the environment of this process.
+///
+/// # Errors
+/// Every problem found, located.
+pub fn load(path: &Path) -> Result<Loaded, Problems> {
+    load_with(path, &process_environment)
+}
+
+/// As [`load`], with an environment of the caller's.
+///
+/// # Errors
+/// Every problem found, located.
+pub fn load_with(path: &Path, environment: Environment<'_>) -> Result<Loaded, Problems> {
+    let mut loader = Loader::new(environment);
+    let file = loader.files.add(path.display().to_string());
+    loader.inputs.insert(path.to_owned());
+    let root = match read(path, Limits::default().bytes) {
+        Ok(bytes) => {
+            loader.recorder.record("file", path.as_os_str().as_encoded_bytes(), &bytes);
+            let stack = fs::canonicalize(path).into_iter().collect();
+            loader.document(&bytes, file, path.parent(), stack)
+        }
+        Err(message) => {
+            loader.errors.push(Error::new(Mark { file, line: 0, column: 0 }, message));
+            None
+        }
+    };
+    loader.finish(root)
+}
+
+/// Reads a document that came over an API; `name` stands for it in messages.
+///
+/// Includes and `${file:}` are relative to `base`; without one they are refused, as a caller from
+/// afar must not read this machine's files.
+///
+/// # Errors
+/// Every problem found, located.
+pub fn load_str(
+    text: &str,
+    name: &str,
+    base: Option<&Path>,
+    environment: Environment<'_>,
+) -> Result<Loaded, Problems> {
+    let mut loader = Loader::new(environment);
+    let file = loader.files.add(name.to_owned());
+    loader.recorder.record("text", name.as_bytes(), text.as_bytes());
+    let root = loader.document(text.as_bytes(), file, base, Vec::new());
+    loader.finish(root)
+}
+
+/// The variables of this process; one that is not UTF-8 counts as unset.
+pub fn process_environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+/// One load under way.
+struct Loader<'a> {
+    environment: Environment<'a>,
+    files: Files,
+    inputs: BTreeSet<PathBuf>,
+    /// Canonical paths of the files included so far.
+    included: BTreeSet<PathBuf>,
+    recorder: Recorder,
+    errors: Vec<Error>,
+    duplicates: Vec<Error>,
+}
+
+impl<'a> Loader<'a> {
+    fn new(environment: Environment<'a>) -> Loader<'a> {
+        Loader {
+            environment,
+            files: Files::default(),
+            inputs: BTreeSet::new(),
+            included: BTreeSet::new(),
+            recorder: Recorder::default(),
+            errors: Vec::new(),
+            duplicates: Vec::new(),
+        }
+    }
+
+    /// Reads the main document; `stack` holds its canonical path if it is a file.
+    fn document(
+        &mut self,
+        bytes: &[u8],
+        file: FileId,
+        base: Option<&Path>,
+        mut stack: Vec<PathBuf>,
+    ) -> Option<Arc<Node>> {
+        let root = self.parse(bytes, file, base)?;
+        if root.as_map().is_none() {
+            let message = "expected a document that begins with `version: 1`";
+            self.errors.push(Error::new(root.at, message));
+            return None;
+        }
+        self.check_version(&root);
+        let mut parts = Vec::new();
+        self.includes(&root, base, &mut stack, &mut parts);
+        let root = self.merge(&root, &parts);
+        self.check_names(&root);
+        Some(root)
+    }
+
+    fn parse(&mut self, bytes: &[u8], file: FileId, base: Option<&Path>) -> Option<Arc<Node>> {
+        match parse_bytes(bytes, file, &Limits::default()) {
+            Ok(root) => Some(self.substitute(&root, base)),
+            Err(errors) => {
+                self.errors.extend(errors);
+                None
+            }
+        }
+    }
+
+    fn check_version(&mut self, root: &Node) {
+        let at = root.get("version").map(|node| (node.at, node.as_scalar().map(Scalar::resolve)));
+        let (at, message) = match at {
+            Some((_, Some(Resolved::Unsigned(1)))) => return,
+            Some((at, _)) => (at, "this gateway reads version 1; write `version: 1`"),
+            None => (root.at, "missing key `version`; write `version: 1` at the top"),
+        };
+        let path = if root.get("version").is_some() {
+            ["version"].into_iter().collect()
+        } else {
+            Default::default()
+        };
+        self.errors.push(Error::new(at, message).on(path));
+    }
+
+    fn finish(self, root: Option<Arc<Node>>) -> Result<Loaded, Problems> {
+        let inputs = self.inputs.into_iter().collect();
+        let Some(root) = root.filter(|_| self.errors.is_empty()) else {
+            let errors = self.errors.into_iter().chain(self.duplicates);
+            return Err(Problems { inputs, ..Problems::located(errors, &self.files) });
+        };
+        let (files, fingerprint) = (self.files, self.recorder.finish());
+        Ok(Loaded { root, files, fingerprint, inputs, duplicates: self.duplicates })
+    }
+}
+
+/// Reads a whole file of at most `limit` bytes.
+fn read(path: &Path, limit: usize) -> Result<Vec<u8>, String> {
+    let failed = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
+    let mut bytes = Vec::new();
+    let file = fs::File::open(path).map_err(failed)?;
+    file.take(limit as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() > limit {
+        return Err(format!("{} is longer than {limit} bytes", path.display()));
+    }
+    Ok(bytes)
+}
+
+/// As [`read`], refusing what is no regular file: a pipe would block for ever.
+fn read_regular(path: &Path, limit: usize) -> Result<Vec<u8>, String> {
+    match fs::metadata(path) {
+        Ok(about) if !about.is_file() => Err(format!("cannot read {}: not a file", path.display())),
+        _ => read(path, limit),
+    }
+}

@@ -1,0 +1,127 @@
+//! Changes are noticed however they are made. Waiting is by channel, with a deadline.
+
+use std::os::unix::fs::symlink;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Duration;
+
+use super::*;
+use crate::source::{Timing, Watch};
+
+const DEADLINE: Duration = Duration::from_secs(10);
+
+fn watch(inputs: Vec<PathBuf>) -> (Watch, Receiver<()>) {
+    let timing = Timing {
+        quiet: Duration::from_millis(30),
+        longest: Duration::from_millis(300),
+        poll: Duration::from_millis(50),
+    };
+    let (sender, receiver) = channel();
+    let watch = Watch::start_with(inputs, timing, move || {
+        let _ = sender.send(());
+    });
+    (watch.expect("a thread"), receiver)
+}
+
+fn noticed(receiver: &Receiver<()>) {
+    receiver.recv_timeout(DEADLINE).expect("the change is noticed");
+}
+
+#[test]
+fn a_file_written_in_place_or_replaced_is_noticed() {
+    let temp = Temp::new(&[("a.yaml", "1"), ("new", "3")]);
+    let (_watch, receiver) = watch(vec![temp.path("a.yaml")]);
+    temp.write("a.yaml", "2");
+    noticed(&receiver);
+    fs::rename(temp.path("new"), temp.path("a.yaml")).unwrap();
+    noticed(&receiver);
+    fs::remove_file(temp.path("a.yaml")).unwrap();
+    noticed(&receiver);
+    temp.write("a.yaml", "4");
+    noticed(&receiver);
+}
+
+#[test]
+fn a_change_that_leaves_the_contents_alone_is_none() {
+    let temp = Temp::new(&[("a.yaml", "1")]);
+    let (watch, receiver) = watch(vec![temp.path("a.yaml")]);
+    temp.write("other.yaml", "1");
+    temp.write("a.yaml", "1");
+    temp.write("a.yaml", "2");
+    noticed(&receiver);
+    drop(watch);
+    // The thread ends and with it the sender; whatever it told before would be here.
+    let rest: Vec<()> = std::iter::from_fn(|| receiver.recv_timeout(DEADLINE).ok()).collect();
+    assert!(rest.len() <= 1, "a truncated file may have been seen, nothing more");
+}
+
+#[test]
+fn a_swapped_data_link_is_noticed_as_kubernetes_does_it() {
+    let temp = Temp::new(&[("..v1/a.yaml", "1"), ("..v2/a.yaml", "2")]);
+    symlink("..v1", temp.path("..data")).unwrap();
+    symlink("..data/a.yaml", temp.path("a.yaml")).unwrap();
+    let (_watch, receiver) = watch(vec![temp.path("a.yaml")]);
+    symlink("..v2", temp.path("..data_tmp")).unwrap();
+    fs::rename(temp.path("..data_tmp"), temp.path("..data")).unwrap();
+    noticed(&receiver);
+    // The new target is watched as well.
+    temp.write("..v2/a.yaml", "3");
+    noticed(&receiver);
+}
+
+#[test]
+fn a_swapped_directory_link_is_noticed() {
+    let temp = Temp::new(&[("releases/1/a.yaml", "1"), ("releases/2/a.yaml", "2")]);
+    symlink("releases/1", temp.path("current")).unwrap();
+    let (_watch, receiver) = watch(vec![temp.path("current/a.yaml")]);
+    symlink("releases/2", temp.path("next")).unwrap();
+    fs::rename(temp.path("next"), temp.path("current")).unwrap();
+    noticed(&receiver);
+}
+
+#[test]
+fn a_file_that_appears_in_an_include_directory_is_noticed() {
+    let temp = Temp::new(&[("conf.d/a.yaml", "1")]);
+    let (_watch, receiver) = watch(vec![temp.path("conf.d"), temp.path("conf.d/a.yaml")]);
+    temp.write("conf.d/b.yaml", "2");
+    noticed(&receiver);
+}
+
+#[test]
+fn a_directory_that_goes_and_comes_back_is_watched_again() {
+    let temp = Temp::new(&[("d/e/a.yaml", "1")]);
+    let (_watch, receiver) = watch(vec![temp.path("d/e/a.yaml")]);
+    fs::remove_dir_all(temp.path("d")).unwrap();
+    noticed(&receiver);
+    temp.write("d/e/a.yaml", "2");
+    noticed(&receiver);
+    temp.write("d/e/a.yaml", "3");
+    noticed(&receiver);
+}
+
+#[test]
+fn other_inputs_replace_the_old_ones() {
+    let temp = Temp::new(&[("a/a.yaml", "1"), ("b/b.yaml", "1"), ("c/c.yaml", "1")]);
+    let (watch, receiver) = watch(vec![temp.path("a/a.yaml")]);
+    watch.set_inputs(vec![temp.path("b/b.yaml")]);
+    watch.set_inputs(vec![temp.path("b/b.yaml"), temp.path("c/c.yaml")]);
+    // Orders are taken in turn: what follows is seen after them, or as missed by them.
+    temp.write("a/a.yaml", "1");
+    temp.write("c/c.yaml", "2");
+    match receiver.recv_timeout(Duration::from_secs(1)) {
+        Ok(()) => {}
+        // The thread took the new inputs over only after the change.
+        Err(RecvTimeoutError::Timeout) => {
+            temp.write("c/c.yaml", "3");
+            noticed(&receiver);
+        }
+        Err(RecvTimeoutError::Disconnected) => panic!("the thread ended"),
+    }
+}
+
+#[test]
+fn a_dropped_watch_ends_its_thread() {
+    let temp = Temp::new(&[("a.yaml", "1")]);
+    let (watch, receiver) = watch(vec![temp.path("a.yaml"), temp.path("missing/b.yaml")]);
+    drop(watch);
+    assert_eq!(receiver.recv_timeout(DEADLINE), Err(RecvTimeoutError::Disconnected));
+}

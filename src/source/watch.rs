@@ -1,0 +1,260 @@
+//! Tells when an input may have changed, however it was changed.
+//!
+//! Directories are watched rather than files: editors replace files, and Kubernetes swaps a
+//! `..data` symlink. A burst of events ends in one comparison of contents and, if they differ, one
+//! call. While a directory is missing or cannot be watched, contents are compared every two seconds.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use notify::event::{AccessKind, AccessMode, EventKind};
+use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+
+use super::Fingerprint;
+
+/// How long the watcher waits.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// Silence that ends a burst of events.
+    pub quiet: Duration,
+    /// Longest burst.
+    pub longest: Duration,
+    /// Between two looks at inputs that cannot be watched.
+    pub poll: Duration,
+}
+
+impl Default for Timing {
+    /// 150 ms, 1 s, 2 s.
+    fn default() -> Timing {
+        Timing {
+            quiet: Duration::from_millis(150),
+            longest: Duration::from_secs(1),
+            poll: Duration::from_secs(2),
+        }
+    }
+}
+
+/// A watch on a set of inputs; dropping it ends it.
+pub struct Watch {
+    orders: Sender<Order>,
+}
+
+enum Order {
+    Changed,
+    Inputs(Vec<PathBuf>),
+    Stop,
+}
+
+impl Watch {
+    /// Starts a thread that calls `changed` whenever the contents of the inputs have changed.
+    ///
+    /// Never fails: without the system's help it compares contents every two seconds. The call is
+    /// made on that thread, and events wait meanwhile; it may call nothing but [`Watch::set_inputs`]
+    /// on this watch.
+    ///
+    /// # Errors
+    /// The thread cannot be started.
+    pub fn start(inputs: Vec<PathBuf>, changed: impl FnMut() + Send + 'static) -> std::io::Result<Watch> {
+        Watch::start_with(inputs, Timing::default(), changed)
+    }
+
+    /// As [`Watch::start`], with times of the caller's.
+    ///
+    /// # Errors
+    /// The thread cannot be started.
+    pub fn start_with(
+        inputs: Vec<PathBuf>,
+        timing: Timing,
+        changed: impl FnMut() + Send + 'static,
+    ) -> std::io::Result<Watch> {
+        let (orders, received) = channel();
+        let mut worker = Worker::new(orders.clone(), timing, Box::new(changed));
+        worker.inputs = inputs;
+        // Before the thread runs: what changes after this call is noticed.
+        worker.arm();
+        worker.seen = Fingerprint::of_inputs(&worker.inputs);
+        thread::Builder::new().name("watch".to_owned()).spawn(move || worker.run(&received))?;
+        Ok(Watch { orders })
+    }
+
+    /// Watches other inputs from now on. Events that came since the last call of `changed` are
+    /// compared with what was seen then.
+    pub fn set_inputs(&self, inputs: Vec<PathBuf>) {
+        // The thread ends only with this value.
+        let _ = self.orders.send(Order::Inputs(inputs));
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let _ = self.orders.send(Order::Stop);
+    }
+}
+
+struct Worker {
+    timing: Timing,
+    changed: Box<dyn FnMut() + Send>,
+    inputs: Vec<PathBuf>,
+    /// What the inputs held when `changed` was last told.
+    seen: Fingerprint,
+    watcher: Option<RecommendedWatcher>,
+    /// Directories watched, by canonical path, with device and inode: a path may come to mean
+    /// another directory.
+    armed: BTreeMap<PathBuf, (u64, u64)>,
+    /// Whether some directory cannot be watched.
+    lost: bool,
+}
+
+impl Worker {
+    fn new(orders: Sender<Order>, timing: Timing, changed: Box<dyn FnMut() + Send>) -> Worker {
+        let tell = move |event: notify::Result<notify::Event>| {
+            if event.as_ref().map_or(true, |event| is_change(&event.kind)) {
+                let _ = orders.send(Order::Changed);
+            }
+        };
+        let watcher = notify::recommended_watcher(tell)
+            .inspect_err(|error| log::warn!(error:%; "cannot watch files, comparing them instead"))
+            .ok();
+        let seen = Fingerprint::of_inputs(&[]);
+        Worker { timing, changed, inputs: Vec::new(), seen, watcher, armed: BTreeMap::new(), lost: false }
+    }
+
+    fn run(mut self, orders: &Receiver<Order>) {
+        loop {
+            let order = if self.lost {
+                orders.recv_timeout(self.timing.poll)
+            } else {
+                orders.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            };
+            let go_on = match order {
+                Ok(Order::Changed) => self.settle(orders),
+                Ok(Order::Inputs(inputs)) => {
+                    self.replace(inputs);
+                    true
+                }
+                Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => false,
+                Err(RecvTimeoutError::Timeout) => true,
+            };
+            if !go_on {
+                return;
+            }
+            self.compare();
+        }
+    }
+
+    /// Waits for the end of a burst; `false` means stop.
+    fn settle(&mut self, orders: &Receiver<Order>) -> bool {
+        let end = Instant::now() + self.timing.longest;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            match orders.recv_timeout(self.timing.quiet.min(left)) {
+                Ok(Order::Changed) if left.is_zero() => return true,
+                Ok(Order::Changed) => {}
+                Ok(Order::Inputs(inputs)) => self.replace(inputs),
+                Err(RecvTimeoutError::Timeout) => return true,
+                Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => return false,
+            }
+        }
+    }
+
+    /// Takes over other inputs, telling of changes to the old ones first.
+    fn replace(&mut self, inputs: Vec<PathBuf>) {
+        if inputs == self.inputs {
+            return;
+        }
+        let missed = Fingerprint::of_inputs(&self.inputs) != self.seen;
+        self.inputs = inputs;
+        self.arm();
+        self.seen = Fingerprint::of_inputs(&self.inputs);
+        if missed {
+            (self.changed)();
+        }
+    }
+
+    fn compare(&mut self) {
+        self.arm();
+        let now = Fingerprint::of_inputs(&self.inputs);
+        if now != self.seen {
+            self.seen = now;
+            (self.changed)();
+        }
+    }
+
+    /// Watches exactly the directories that matter now.
+    fn arm(&mut self) {
+        let (wanted, mut lost) = directories(&self.inputs);
+        let Some(watcher) = &mut self.watcher else {
+            self.lost = true;
+            return;
+        };
+        self.armed.retain(|directory, id| {
+            let keep = wanted.get(directory) == Some(id);
+            if !keep {
+                // It may have gone together with its directory.
+                let _ = watcher.unwatch(directory);
+            }
+            keep
+        });
+        for (directory, id) in wanted {
+            if self.armed.contains_key(&directory) {
+                continue;
+            }
+            match watcher.watch(&directory, RecursiveMode::NonRecursive) {
+                Ok(()) => {
+                    self.armed.insert(directory, id);
+                }
+                Err(error) => {
+                    if !self.lost {
+                        log::warn!(directory:% = directory.display(), error:%; "cannot watch a directory, comparing instead");
+                    }
+                    lost = true;
+                }
+            }
+        }
+        self.lost = lost;
+    }
+}
+
+/// Reading is no change; our own reading would never end.
+fn is_change(kind: &EventKind) -> bool {
+    !matches!(kind, EventKind::Access(access) if *access != AccessKind::Close(AccessMode::Write))
+}
+
+/// The directories in which a change can change an input, and whether some do not exist.
+fn directories(inputs: &[PathBuf]) -> (BTreeMap<PathBuf, (u64, u64)>, bool) {
+    let wanted: BTreeSet<PathBuf> = inputs.iter().flat_map(|input| around(input)).collect();
+    let (mut found, mut lost) = (BTreeMap::new(), false);
+    for directory in wanted {
+        let real = fs::canonicalize(&directory).and_then(|real| Ok((fs::metadata(&real)?, real)));
+        match real {
+            Ok((about, real)) if about.is_dir() => {
+                found.insert(real, (about.dev(), about.ino()));
+            }
+            _ => lost = true,
+        }
+    }
+    (found, lost)
+}
+
+/// An input that is a directory itself, the directory it is in, and those of all symlinks on the
+/// way to it.
+fn around(input: &Path) -> Vec<PathBuf> {
+    let input = std::path::absolute(input).unwrap_or_else(|_| input.to_owned());
+    let mut directories = Vec::new();
+    if input.is_dir() {
+        directories.push(input.clone());
+    }
+    directories.extend(input.parent().map(Path::to_owned));
+    for part in input.ancestors().filter(|part| part.is_symlink()) {
+        directories.extend(part.parent().map(Path::to_owned));
+    }
+    if let Ok(real) = fs::canonicalize(&input) {
+        directories.extend(real.parent().map(Path::to_owned));
+    }
+    directories
+}
