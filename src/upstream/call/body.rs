@@ -1,0 +1,157 @@
+//! The body of a reply as it arrives, and the connection under it.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt as _;
+use pingora::connectors::http::Connector;
+use pingora::protocols::http::client::HttpSession;
+use pingora::upstreams::peer::{HttpPeer, Peer as _};
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+
+use super::error::within;
+use super::{CallError, Caller, Failure};
+use crate::upstream::Picked;
+
+/// The body of a reply.
+///
+/// Read to its end, the connection is kept for later requests; dropped before, it is closed (one
+/// stream of it is reset, for HTTP/2). The backend counts as busy until then.
+pub struct BodyStream {
+    wire: Option<Wire>,
+    failed: Option<CallError>,
+    deadline: Option<Instant>,
+}
+
+impl BodyStream {
+    pub(super) const fn new(wire: Wire, deadline: Option<Instant>) -> Self {
+        Self { wire: Some(wire), failed: None, deadline }
+    }
+
+    /// The next piece, never empty; `None` once the body is complete.
+    ///
+    /// # Errors
+    /// A body that breaks off or takes too long; asking again gives the same error, so that a cut body
+    /// never looks complete.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, CallError> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        let Some(wire) = &mut self.wire else { return Ok(None) };
+        match within(self.deadline, wire.read()).await {
+            Ok(Some(bytes)) => Ok(Some(bytes)),
+            Ok(None) => {
+                if let Some(wire) = self.wire.take() {
+                    wire.release().await;
+                }
+                Ok(None)
+            }
+            Err(error) => Err(self.fail(error)),
+        }
+    }
+
+    /// The whole body, at most `limit` bytes of it.
+    ///
+    /// # Errors
+    /// [`CallError::TooLarge`] for a longer body, whose connection is closed; else as [`BodyStream::next`].
+    pub async fn read_all(&mut self, limit: usize) -> Result<Bytes, CallError> {
+        let mut whole = BytesMut::new();
+        while let Some(bytes) = self.next().await? {
+            if bytes.len() > limit.saturating_sub(whole.len()) {
+                return Err(self.fail(CallError::TooLarge));
+            }
+            whole.extend_from_slice(&bytes);
+        }
+        Ok(whole.freeze())
+    }
+
+    fn fail(&mut self, error: CallError) -> CallError {
+        self.wire = None;
+        self.failed = Some(error.clone());
+        error
+    }
+}
+
+impl fmt::Debug for BodyStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (open, failed) = (self.wire.is_some(), &self.failed);
+        f.debug_struct("BodyStream").field("open", &open).field("failed", failed).finish_non_exhaustive()
+    }
+}
+
+/// A connection with one exchange on it.
+pub(super) struct Wire {
+    /// Gone only while the wire is taken apart.
+    session: Option<Box<HttpSession>>,
+    connector: Arc<Connector>,
+    peer: HttpPeer,
+    /// Whether the request was sent in full, without which the connection cannot carry another.
+    reusable: bool,
+    /// Keeps the in-flight count until the connection is back in the pool or closed.
+    _picked: Picked,
+}
+
+impl Wire {
+    pub(super) fn new(caller: &Caller, session: HttpSession, peer: HttpPeer, picked: Picked) -> Self {
+        let connector = Arc::clone(&caller.connector);
+        Self { session: Some(Box::new(session)), connector, peer, reusable: true, _picked: picked }
+    }
+
+    pub(super) fn session(&mut self) -> &mut HttpSession {
+        self.session.as_deref_mut().expect("only release and drop take the session")
+    }
+
+    /// Has the connection closed instead of kept once the response is read.
+    pub(super) const fn close_after(&mut self) {
+        self.reusable = false;
+    }
+
+    /// Whether the response ended with its head.
+    pub(super) fn is_done(&mut self) -> Result<bool, Failure> {
+        Ok(match self.session() {
+            HttpSession::H2(h2) => h2.check_response_end_or_error()?,
+            session => session.response_done(),
+        })
+    }
+
+    async fn read(&mut self) -> Result<Option<Bytes>, CallError> {
+        let session = self.session();
+        loop {
+            let read = session.read_response_body().await;
+            match read.map_err(|error| CallError::exchanging(&error))? {
+                Some(bytes) if bytes.is_empty() => {}
+                Some(bytes) => return Ok(Some(bytes)),
+                None => break,
+            }
+        }
+        if let HttpSession::H2(h2) = session {
+            // The stream is complete only once its trailers are taken.
+            h2.read_trailers().await.map_err(|error| CallError::exchanging(&error))?;
+        }
+        Ok(None)
+    }
+
+    /// Gives the connection back. The request must have been sent and the response read to their ends.
+    async fn release(mut self) {
+        if !self.reusable {
+            return;
+        }
+        let Some(session) = self.session.take() else { return };
+        self.connector.release_http_session(*session, &self.peer, self.peer.idle_timeout()).await;
+    }
+}
+
+impl Drop for Wire {
+    /// HTTP/1: dropping the session closes the connection. HTTP/2: the stream is reset, and the connection,
+    /// which others share, must return to its pool, where its idle time is watched.
+    fn drop(&mut self) {
+        let Some(session) = self.session.take() else { return };
+        if matches!(*session, HttpSession::H2(_)) && Handle::try_current().is_ok() {
+            let idle = self.peer.idle_timeout();
+            // Returning a stream never waits.
+            let _ = self.connector.release_http_session(*session, &self.peer, idle).now_or_never();
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Why a call failed, by whose fault.
+
+use std::fmt;
+use std::future::Future;
+
+use pingora::ErrorType;
+use tokio::time::{Instant, timeout_at};
+
+/// Why a call failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CallError {
+    /// No backend can get requests: none is resolved, or all have weight 0. Nobody was asked.
+    NoBackend,
+    /// No connection could be made, TLS included. Nothing was sent.
+    Connect(Box<str>),
+    /// The upstream took too long.
+    Timeout(Waiting),
+    /// The upstream broke the protocol, or off in the middle.
+    Protocol(Box<str>),
+    /// The upstream's head or body is larger than allowed.
+    TooLarge,
+    /// The request cannot be sent as it is: our fault or the configuration's.
+    Request(Box<str>),
+}
+
+/// What a call was waiting for when its time was over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waiting {
+    /// The connection.
+    Connect,
+    /// The upstream to take more of the request.
+    Write,
+    /// More of the response.
+    Read,
+    /// Anything: the limit on the whole call.
+    Total,
+}
+
+impl CallError {
+    /// The status that answers a client for this error (RFC 9110 sections 15.6.1, 15.6.3 to 15.6.5).
+    pub const fn status(&self) -> u16 {
+        match self {
+            Self::NoBackend => 503,
+            Self::Timeout(_) => 504,
+            Self::Connect(_) | Self::Protocol(_) | Self::TooLarge => 502,
+            Self::Request(_) => 500,
+        }
+    }
+
+    pub(super) fn connecting(error: &pingora::Error) -> Self {
+        match error.etype() {
+            ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => Self::Timeout(Waiting::Connect),
+            _ => Self::Connect(describe(error)),
+        }
+    }
+
+    pub(super) fn exchanging(error: &pingora::Error) -> Self {
+        match error.etype() {
+            ErrorType::ReadTimedout => Self::Timeout(Waiting::Read),
+            ErrorType::WriteTimedout => Self::Timeout(Waiting::Write),
+            _ => Self::Protocol(describe(error)),
+        }
+    }
+}
+
+impl fmt::Display for CallError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoBackend => f.write_str("no backend is available"),
+            Self::Connect(reason) => write!(f, "cannot connect to the upstream: {reason}"),
+            Self::Timeout(waiting) => write!(f, "the upstream took too long: {waiting}"),
+            Self::Protocol(reason) => write!(f, "the upstream broke off or broke the protocol: {reason}"),
+            Self::TooLarge => f.write_str("the upstream's response is larger than allowed"),
+            Self::Request(reason) => write!(f, "the request cannot be sent: {reason}"),
+        }
+    }
+}
+
+impl std::error::Error for CallError {}
+
+impl fmt::Display for Waiting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Connect => "connect timeout",
+            Self::Write => "write timeout",
+            Self::Read => "read timeout",
+            Self::Total => "total timeout",
+        })
+    }
+}
+
+/// The future's outcome, or [`Waiting::Total`] once the deadline has passed.
+pub(super) async fn within<T>(
+    deadline: Option<Instant>,
+    future: impl Future<Output = Result<T, CallError>>,
+) -> Result<T, CallError> {
+    match deadline {
+        Some(deadline) => {
+            timeout_at(deadline, future).await.unwrap_or(Err(CallError::Timeout(Waiting::Total)))
+        }
+        None => future.await,
+    }
+}
+
+/// The kind of error and its innermost cause, without the settings that Pingora adds in between.
+fn describe(error: &pingora::Error) -> Box<str> {
+    use std::error::Error as _;
+    let mut cause = error.source();
+    while let Some(inner) = cause.and_then(std::error::Error::source) {
+        cause = Some(inner);
+    }
+    match cause {
+        Some(cause) => format!("{}: {cause}", error.etype().as_str()).into(),
+        None => error.etype().as_str().into(),
+    }
+}

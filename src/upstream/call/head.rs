@@ -1,0 +1,116 @@
+//! Heads on the way out and in: framing, `Host`, hop-by-hop fields, limits.
+
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, PROXY_AUTHORIZATION, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE,
+};
+use http::{HeaderMap, HeaderValue, Method, Uri, Version};
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::http::client::HttpSession;
+use pingora::{ErrorType, RetryType};
+
+use super::super::peer::host_of;
+use super::{CallError, Failure};
+use crate::config::upstream::Protocol;
+use crate::upstream::{Picked, Upstream};
+
+/// Most fields of a response head.
+const MAX_FIELDS: usize = 200;
+/// Most bytes of a response head's names and values.
+const MAX_BYTES: usize = 128 * 1024;
+
+/// Fields that are about one connection (RFC 9110 section 7.6.1).
+const HOP_BY_HOP: [HeaderName; 7] = [
+    CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+    UPGRADE,
+];
+
+/// The head to send for one attempt.
+pub(super) fn request(
+    head: &RequestHeader,
+    length: usize,
+    upstream: &Upstream,
+    picked: &Picked,
+) -> Result<Box<RequestHeader>, CallError> {
+    let mut request = Box::new(head.clone());
+    let original = match host_of(&head.headers) {
+        "" => head.uri.authority().map_or("", |authority| authority.as_str()),
+        host => host,
+    };
+    let host = HeaderValue::from_str(upstream.host_header(picked, original)).map_err(refuse)?;
+    for name in hop_by_hop(&head.headers) {
+        request.remove_header(&name);
+    }
+    for name in [EXPECT, CONTENT_LENGTH, PROXY_AUTHORIZATION, HeaderName::from_static("http2-settings")] {
+        request.remove_header(&name);
+    }
+    request.insert_header(HOST, host).map_err(refuse)?;
+    // HTTP/2 upstreams would take the authority of the target instead of `Host`.
+    if head.uri.authority().is_some() {
+        request.set_uri(origin_form(&head.uri)?);
+    }
+    if length > 0 || [Method::POST, Method::PUT, Method::PATCH].contains(&head.method) {
+        request.insert_header(CONTENT_LENGTH, length).map_err(refuse)?;
+    }
+    if upstream.protocol() != Protocol::Http1 && accepts_trailers(&head.headers) {
+        request.insert_header(TE, "trailers").map_err(refuse)?;
+    }
+    request.set_version(Version::HTTP_11);
+    Ok(request)
+}
+
+/// The final head that was read, without hop-by-hop fields.
+pub(super) fn response(session: &HttpSession) -> Result<ResponseHeader, Failure> {
+    let head = session.response_header().ok_or_else(|| CallError::Protocol("no response head".into()))?;
+    let bytes: usize = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    if head.headers.len() > MAX_FIELDS || bytes > MAX_BYTES {
+        return Err(CallError::TooLarge.into());
+    }
+    let mut head = head.clone();
+    for name in hop_by_hop(&head.headers) {
+        head.remove_header(&name);
+    }
+    Ok(head)
+}
+
+/// Whether the error says that a pooled connection had been closed before the request reached anyone.
+pub(super) fn is_stale(error: &pingora::Error) -> bool {
+    let closed_early = match error.retry {
+        RetryType::Decided(retry) => retry,
+        RetryType::ReusedOnly => true,
+    };
+    closed_early || *error.etype() == ErrorType::WriteError
+}
+
+/// The hop-by-hop fields that are there, those nominated by `Connection` included.
+fn hop_by_hop(headers: &HeaderMap) -> Vec<HeaderName> {
+    let nominated = headers
+        .get_all(CONNECTION)
+        .into_iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .filter_map(|token| HeaderName::from_bytes(token.trim_ascii()).ok())
+        // Routing and framing are not up for nomination.
+        .filter(|name| *name != HOST && *name != CONTENT_LENGTH);
+    let present = |name: &HeaderName| headers.contains_key(name);
+    HOP_BY_HOP.into_iter().chain(nominated).filter(present).collect()
+}
+
+fn accepts_trailers(headers: &HeaderMap) -> bool {
+    let tokens =
+        headers.get_all(TE).into_iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    tokens.into_iter().any(|token| token.trim_ascii().eq_ignore_ascii_case(b"trailers"))
+}
+
+fn origin_form(uri: &Uri) -> Result<Uri, CallError> {
+    let target = uri.path_and_query().map_or("/", |target| target.as_str());
+    target.parse().map_err(refuse)
+}
+
+fn refuse(error: impl std::fmt::Display) -> CallError {
+    CallError::Request(error.to_string().into())
+}

@@ -1,0 +1,251 @@
+//! The call path: a request in, a head and a stream of body out.
+//!
+//! Calls go through the same upstreams as proxied requests: same peers, timeouts, retries and
+//! counts. Redirects are not followed.
+
+mod body;
+mod error;
+mod head;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use pingora::connectors::ConnectorOptions;
+use pingora::connectors::http::Connector;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::http::client::HttpSession;
+use pingora::upstreams::peer::HttpPeer;
+use tokio::time::Instant;
+
+use self::body::Wire;
+use self::error::within;
+use super::{Tried, Upstream};
+use crate::config::upstream::Protocol;
+
+pub use self::body::BodyStream;
+pub use self::error::{CallError, Waiting};
+
+/// Idle connections kept over all upstreams, for each HTTP version.
+const POOL: usize = 16_384;
+/// Interim replies (1xx) skipped before the final one; a backend that sends more is broken.
+const MAX_INTERIM: usize = 16;
+/// Fresh attempts after a pooled connection turned out to be closed.
+const MAX_STALE: u8 = 2;
+
+/// Makes calls to upstreams. Cheap to clone; clones share their connections.
+#[derive(Clone)]
+pub struct Caller {
+    connector: Arc<Connector>,
+}
+
+/// What a call may override.
+#[derive(Debug, Clone, Default)]
+pub struct CallOptions {
+    /// The limit on the whole call, reading the body included, instead of the upstream's `timeouts.total`.
+    pub timeout: Option<Duration>,
+    /// What balancing by key goes by.
+    pub key: Bytes,
+}
+
+/// A request body, sent with its length known.
+#[derive(Debug, Clone, Default)]
+pub struct Payload(Vec<Bytes>);
+
+/// The answer to a call: the final head, without hop-by-hop fields, and the body as it arrives.
+#[derive(Debug)]
+pub struct Reply {
+    /// The final response head.
+    pub head: ResponseHeader,
+    /// The body.
+    pub body: BodyStream,
+}
+
+/// Why an exchange failed, and whether it may go over a fresh connection.
+struct Failure {
+    error: CallError,
+    stale: bool,
+}
+
+impl Caller {
+    /// A caller with a pool of its own. Reads the system's certificate authorities; slow, and needs
+    /// rustls's default provider to be installed.
+    pub fn new() -> Self {
+        let options = ConnectorOptions::new(POOL);
+        Self { connector: Arc::new(Connector::new(Some(options))) }
+    }
+
+    /// Sends a request to one of the upstream's backends and waits for the final head.
+    ///
+    /// Hop-by-hop fields, framing and `Host` of `head` are replaced. A connection that cannot be made is
+    /// retried on another backend as often as the upstream allows; an idempotent request also when a
+    /// pooled connection turns out to be closed (RFC 9110 section 9.2.2).
+    ///
+    /// # Errors
+    /// See [`CallError`]; [`CallError::status`] says how to answer for it.
+    pub async fn send(
+        &self,
+        upstream: &Upstream,
+        head: RequestHeader,
+        body: impl Into<Payload>,
+        options: CallOptions,
+    ) -> Result<Reply, CallError> {
+        let deadline = options.timeout.or(upstream.total_timeout()).map(|limit| Instant::now() + limit);
+        let call = Call { caller: self, upstream, head, body: body.into(), deadline };
+        within(deadline, Box::pin(call.attempts(&options.key))).await
+    }
+}
+
+impl Default for Caller {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Caller")
+    }
+}
+
+impl Payload {
+    /// No body.
+    pub const EMPTY: Self = Self(Vec::new());
+
+    /// The length in bytes.
+    pub fn len(&self) -> usize {
+        self.0.iter().map(Bytes::len).sum()
+    }
+
+    /// Whether there are no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl From<Bytes> for Payload {
+    fn from(bytes: Bytes) -> Self {
+        Self(vec![bytes])
+    }
+}
+
+impl From<Vec<Bytes>> for Payload {
+    fn from(chunks: Vec<Bytes>) -> Self {
+        Self(chunks)
+    }
+}
+
+struct Call<'a> {
+    caller: &'a Caller,
+    upstream: &'a Upstream,
+    head: RequestHeader,
+    body: Payload,
+    deadline: Option<Instant>,
+}
+
+impl Call<'_> {
+    async fn attempts(&self, key: &[u8]) -> Result<Reply, CallError> {
+        let mut tried = Tried::default();
+        let (mut retries, mut stale) = (self.upstream.retries(), MAX_STALE);
+        loop {
+            let picked = self.upstream.pick(key, &tried).ok_or(CallError::NoBackend)?;
+            let request = head::request(&self.head, self.body.len(), self.upstream, &picked)?;
+            let peer = self.upstream.peer(&picked);
+            let (session, reused) = match self.connect(&peer).await {
+                Ok(connected) => connected,
+                Err(error) => {
+                    picked.connect_failed();
+                    tried.insert(picked.index);
+                    retries = retries.checked_sub(1).ok_or(error)?;
+                    continue;
+                }
+            };
+            match self.exchange(Wire::new(self.caller, session, peer, picked), request).await {
+                Err(failure) if failure.stale && reused && stale > 0 && self.is_idempotent() => stale -= 1,
+                outcome => return outcome.map_err(|failure| failure.error),
+            }
+        }
+    }
+
+    async fn connect(&self, peer: &HttpPeer) -> Result<(HttpSession, bool), CallError> {
+        let connected = self.caller.connector.get_http_session(peer).await;
+        let (mut session, reused) = connected.map_err(|error| CallError::connecting(&error))?;
+        let needs_h2 = matches!(self.upstream.protocol(), Protocol::H2 | Protocol::H2c);
+        if needs_h2 && session.as_http2().is_none() {
+            return Err(CallError::Connect("the backend does not speak HTTP/2".into()));
+        }
+        session.set_read_timeout(peer.options.read_timeout);
+        session.set_write_timeout(peer.options.write_timeout);
+        Ok((session, reused))
+    }
+
+    async fn exchange(&self, mut wire: Wire, request: Box<RequestHeader>) -> Result<Reply, Failure> {
+        let session = wire.session();
+        session.write_request_header(request).await?;
+        let sent = match self.write_body(session).await {
+            Err(failure) if failure.error == CallError::Timeout(Waiting::Write) => return Err(failure),
+            sent => sent,
+        };
+        let head = match (sent, read_head(session).await) {
+            (Ok(()), Ok(())) => head::response(session)?,
+            // A backend may refuse early and stop reading: what it says is worth more than our failed write.
+            (Err(_), Ok(())) => {
+                let head = head::response(session)?;
+                wire.close_after();
+                head
+            }
+            (Err(failure), Err(_)) | (Ok(()), Err(failure)) => return Err(failure),
+        };
+        let status_ends_it = wire.is_done()?;
+        let mut body = BodyStream::new(wire, self.deadline);
+        if status_ends_it {
+            // No body: give the connection back even if the caller never asks for one.
+            body.next().await.map_err(Failure::from)?;
+        }
+        Ok(Reply { head, body })
+    }
+
+    async fn write_body(&self, session: &mut HttpSession) -> Result<(), Failure> {
+        for chunk in self.body.0.iter().filter(|chunk| !chunk.is_empty()) {
+            session.write_request_body(chunk.clone(), false).await?;
+        }
+        session.finish_request_body().await?;
+        Ok(())
+    }
+
+    fn is_idempotent(&self) -> bool {
+        self.head.method.is_idempotent()
+    }
+}
+
+/// Reads heads until the final one.
+async fn read_head(session: &mut HttpSession) -> Result<(), Failure> {
+    for _ in 0..MAX_INTERIM {
+        session.read_response_header().await?;
+        let status = session.response_header().map(|head| head.status);
+        match status {
+            // Nothing was asked that this could answer (RFC 9110 section 15.2.2).
+            Some(http::StatusCode::SWITCHING_PROTOCOLS) => break,
+            // The h2 crate skips them itself.
+            Some(status) if status.is_informational() && session.as_http1().is_some() => {}
+            _ => return Ok(()),
+        }
+    }
+    Err(CallError::Protocol("an unexpected interim response".into()).into())
+}
+
+impl From<CallError> for Failure {
+    fn from(error: CallError) -> Self {
+        Self { error, stale: false }
+    }
+}
+
+impl From<pingora::BError> for Failure {
+    fn from(error: pingora::BError) -> Self {
+        Self { stale: head::is_stale(&error), error: CallError::exchanging(&error) }
+    }
+}

@@ -1,0 +1,80 @@
+//! From a chosen backend to the peer that Pingora connects to.
+
+use std::time::Duration;
+
+use http::HeaderMap;
+use http::header::HOST;
+use pingora::protocols::ALPN;
+use pingora::upstreams::peer::HttpPeer;
+
+use super::{Backend, Picked, Upstream};
+use crate::config::upstream::{HostHeader, Protocol};
+
+/// Requests in flight on one HTTP/2 connection; Pingora's own default is one.
+const H2_STREAMS: usize = 100;
+
+impl Upstream {
+    /// The peer for this backend: every limit, protocol and trust setting of the upstream applied.
+    pub fn peer(&self, picked: &Picked) -> HttpPeer {
+        let tls = self.trust.as_ref();
+        let sni = tls.map_or_else(String::new, |_| self.server_name(picked).to_owned());
+        let mut peer = HttpPeer::new(picked.address, tls.is_some(), sni);
+        // Pingora pools by address, SNI and flags, but knows neither authorities nor protocols.
+        peer.group_key = self.group_key;
+        peer.client_cert_key = tls.and_then(|tls| tls.client.clone());
+        let (options, timeouts) = (&mut peer.options, &self.written.timeouts);
+        options.connection_timeout = Some(timeouts.connect.get());
+        options.total_connection_timeout = Some(timeouts.connect.get());
+        options.read_timeout = timeouts.read.get();
+        options.write_timeout = timeouts.read.get();
+        options.idle_timeout = Some(self.idle_timeout(picked));
+        options.verify_cert = tls.is_none_or(|tls| tls.verify);
+        options.verify_hostname = options.verify_cert;
+        options.ca = tls.and_then(|tls| tls.ca.clone());
+        options.alpn = match self.written.protocol {
+            Protocol::Http1 => ALPN::H1,
+            Protocol::H2 | Protocol::H2c => ALPN::H2,
+            Protocol::Auto => ALPN::H2H1,
+        };
+        options.max_h2_streams = H2_STREAMS;
+        peer
+    }
+
+    /// What the backend sees as `Host`, given what the client sent. An empty `original` is replaced
+    /// by the backend's own address.
+    pub fn host_header<'a>(&'a self, picked: &'a Picked, original: &'a str) -> &'a str {
+        self.host_for(&picked.backend, original)
+    }
+
+    /// What the first backend would see, for requests that are not sent.
+    pub fn likely_host<'a>(&'a self, original: &'a str) -> &'a str {
+        self.backends().first().map_or(original, |backend| self.host_for(backend, original))
+    }
+
+    fn host_for<'a>(&'a self, backend: &'a Backend, original: &'a str) -> &'a str {
+        match &self.written.host {
+            HostHeader::Preserve if !original.is_empty() => original,
+            HostHeader::Preserve | HostHeader::Backend => backend.authority(),
+            HostHeader::Name(name) => name,
+        }
+    }
+
+    /// Never empty: an IP backend without a written name was refused when the upstream was built.
+    fn server_name<'a>(&'a self, picked: &'a Picked) -> &'a str {
+        let written = self.trust.as_ref().and_then(|tls| tls.sni.as_deref());
+        written.or_else(|| picked.backend.name()).unwrap_or_default()
+    }
+
+    /// How long the connection may idle afterwards. Pingora bounds its pool only as a whole; so the
+    /// connections that would exceed ours are closed at once.
+    fn idle_timeout(&self, picked: &Picked) -> Duration {
+        let pool = &self.written.pool;
+        let keep = usize::try_from(pool.idle).is_ok_and(|idle| picked.guard.rank <= idle);
+        if keep { pool.idle_timeout.get() } else { Duration::ZERO }
+    }
+}
+
+/// The host a request head names: its `Host`, else nothing.
+pub(super) fn host_of(headers: &HeaderMap) -> &str {
+    headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default()
+}

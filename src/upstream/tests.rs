@@ -1,0 +1,205 @@
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::*;
+
+fn written(fields: Value) -> written::Upstream {
+    let mut whole = json!({"name": "users", "backends": [{"address": "127.0.0.1:9001"}]});
+    for (key, value) in fields.as_object().unwrap() {
+        whole[key] = value.clone();
+    }
+    serde_json::from_value(whole).unwrap()
+}
+
+fn nowhere(_: &str, _: u16) -> io::Result<Vec<SocketAddr>> {
+    Err(io::Error::other("NXDOMAIN"))
+}
+
+fn build_in(base: &Path, fields: Value) -> Result<Upstream, Vec<(String, String)>> {
+    Upstream::build_with(&written(fields), base, None, &nowhere)
+}
+
+fn build(fields: Value) -> Result<Upstream, Vec<(String, String)>> {
+    build_in(Path::new("/nonexistent"), fields)
+}
+
+fn paths(fields: Value) -> Vec<String> {
+    build(fields).unwrap_err().into_iter().map(|(path, _)| path).collect()
+}
+
+/// A directory with an authority `ca.pem`, another one `other.pem`, and a pair `client.pem`, `client.key`.
+fn certificates() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for file in ["ca.pem", "other.pem", "client.pem"] {
+        let made = rcgen::generate_simple_self_signed(vec!["users.internal".to_owned()]).unwrap();
+        std::fs::write(dir.path().join(file), made.cert.pem()).unwrap();
+        let key = dir.path().join(file).with_extension("key");
+        std::fs::write(key, made.signing_key.serialize_pem()).unwrap();
+    }
+    std::fs::write(
+        dir.path().join("bad.pem"),
+        "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+    )
+    .unwrap();
+    std::fs::write(dir.path().join("empty.pem"), "").unwrap();
+    dir
+}
+
+#[test]
+fn all_problems_are_reported_at_once_with_their_paths() {
+    let fields = json!({
+        "protocol": "h2c", "backends": [{"address": "127.0.0.1:1", "weight": 1001}], "retries": {"max": 11},
+        "tls": {"client_cert": "client.pem"},
+    });
+    assert_eq!(
+        paths(fields),
+        ["backends[0].weight", "retries.max", "protocol", "tls.sni", "tls.client_cert"]
+    );
+    assert_eq!(paths(json!({"backends": [], "protocol": "h2"})), ["backends", "protocol"]);
+}
+
+#[test]
+fn the_name_to_verify_is_never_empty_and_comes_from_the_host_name_by_default() {
+    assert_eq!(paths(json!({"tls": {}})), ["tls.sni"]);
+    assert_eq!(paths(json!({"tls": {"verify": false}})), ["tls.sni"]);
+    assert_eq!(paths(json!({"tls": {"sni": ""}})), ["tls.sni"]);
+    assert_eq!(paths(json!({"tls": {"sni": "a b"}})), ["tls.sni"]);
+    assert!(build(json!({"tls": {}, "backends": [{"address": "users.internal:443"}]})).is_ok());
+}
+
+#[test]
+fn a_name_that_does_not_resolve_leaves_the_document_valid_and_the_backend_out() {
+    let upstream = build(json!({"backends": [{"address": "nowhere.invalid:80"}]})).unwrap();
+    assert!(upstream.pick(b"", &Tried::default()).is_none());
+    upstream.refresh_with(&|_, port| Ok(vec![SocketAddr::new([192, 0, 2, 1].into(), port)]));
+    let picked = upstream.pick(b"", &Tried::default()).unwrap();
+    assert_eq!(picked.address, "192.0.2.1:80".parse().unwrap());
+}
+
+#[test]
+fn a_rebuilt_upstream_keeps_the_addresses_its_predecessor_knew() {
+    let old = build(json!({"backends": [{"address": "a.invalid:80"}]})).unwrap();
+    old.refresh_with(&|_, port| Ok(vec![SocketAddr::new([192, 0, 2, 1].into(), port)]));
+    let changed = written(json!({"backends": [{"address": "a.invalid:80"}], "retries": {"max": 2}}));
+    let new = Upstream::build_with(&changed, Path::new(""), Some(&old), &nowhere).unwrap();
+    assert!(new.pick(b"", &Tried::default()).is_some());
+}
+
+#[test]
+fn the_shape_is_the_settings_and_the_contents_of_the_files() {
+    let dir = certificates();
+    let fields = json!({"tls": {"sni": "users.internal", "ca": "ca.pem"}});
+    let old = build_in(dir.path(), fields.clone()).unwrap();
+    assert!(old.same_shape(&build_in(dir.path(), fields.clone()).unwrap()));
+    std::fs::copy(dir.path().join("other.pem"), dir.path().join("ca.pem")).unwrap();
+    assert!(!old.same_shape(&build_in(dir.path(), fields).unwrap()));
+    assert!(!old.same_shape(&build(json!({})).unwrap()));
+}
+
+#[test]
+fn unusable_files_are_errors_that_name_the_file() {
+    let dir = certificates();
+    for (tls, path, named) in [
+        (json!({"ca": "missing.pem"}), "tls.ca", "missing.pem"),
+        (json!({"ca": "bad.pem"}), "tls.ca", "bad.pem"),
+        (json!({"ca": "empty.pem"}), "tls.ca", "empty.pem"),
+        (json!({"ca": "client.key"}), "tls.ca", "client.key"),
+        (json!({"client_cert": "bad.pem", "client_key": "client.key"}), "tls.client_cert", "bad.pem"),
+        (json!({"client_cert": "client.pem", "client_key": "ca.pem"}), "tls.client_key", "ca.pem"),
+        (json!({"client_cert": "client.pem", "client_key": "ca.key"}), "tls.client_key", "belong"),
+        (json!({"client_key": "client.key"}), "tls.client_key", "client_cert"),
+    ] {
+        let mut tls = tls;
+        tls["sni"] = "users.internal".into();
+        let errors = build_in(dir.path(), json!({"tls": tls})).unwrap_err();
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert_eq!(errors[0].0, path);
+        assert!(errors[0].1.contains(named), "{errors:?}");
+    }
+}
+
+#[test]
+fn upstreams_share_connections_only_if_protocol_and_all_trust_are_equal() {
+    let dir = certificates();
+    let tls = |extra: Value| {
+        let mut tls = json!({"sni": "users.internal"});
+        for (key, value) in extra.as_object().unwrap() {
+            tls[key] = value.clone();
+        }
+        json!({"tls": tls})
+    };
+    let with_protocol = |protocol: &str| json!({"protocol": protocol});
+    let h2 = json!({"protocol": "h2", "tls": {"sni": "users.internal"}});
+    let all = [
+        json!({}),
+        with_protocol("h2c"),
+        with_protocol("auto"),
+        h2,
+        tls(json!({})),
+        tls(json!({"verify": false})),
+        tls(json!({"ca": "ca.pem"})),
+        tls(json!({"ca": "other.pem"})),
+        tls(json!({"sni": "other.internal"})),
+        tls(json!({"client_cert": "client.pem", "client_key": "client.key"})),
+        tls(json!({"client_cert": "other.pem", "client_key": "other.key"})),
+    ];
+    let keys: std::collections::HashSet<_> = all
+        .iter()
+        .map(|fields| {
+            let upstream = build_in(dir.path(), fields.clone()).unwrap();
+            upstream.peer(&upstream.pick(b"", &Tried::default()).unwrap()).group_key
+        })
+        .collect();
+    assert_eq!(keys.len(), all.len());
+}
+
+#[test]
+fn the_peer_carries_every_limit_and_trust_setting() {
+    let dir = certificates();
+    let upstream = build_in(
+        dir.path(),
+        json!({
+            "protocol": "auto", "timeouts": {"connect": "1s", "read": "3s"}, "pool": {"idle_timeout": "4s"},
+            "tls": {"sni": "users.internal", "ca": "ca.pem", "client_cert": "client.pem", "client_key": "client.key"},
+        }),
+    )
+    .unwrap();
+    let peer = upstream.peer(&upstream.pick(b"", &Tried::default()).unwrap());
+    let seconds = |seconds| Some(Duration::from_secs(seconds));
+    assert_eq!(peer.sni, "users.internal");
+    assert!(peer.is_tls() && peer.client_cert_key.is_some());
+    let options = &peer.options;
+    assert_eq!((options.connection_timeout, options.total_connection_timeout), (seconds(1), seconds(1)));
+    assert_eq!((options.read_timeout, options.write_timeout), (seconds(3), seconds(3)));
+    assert_eq!(options.idle_timeout, seconds(4));
+    assert!(options.verify_cert && options.verify_hostname);
+    assert_eq!(options.ca.as_ref().map(|ca| ca.len()), Some(1));
+    assert_eq!((options.alpn.get_max_http_version(), options.alpn.get_min_http_version()), (2, 1));
+    assert_eq!(options.max_h2_streams, 100);
+}
+
+#[test]
+fn connections_over_the_pool_limit_are_not_kept_idle() {
+    let upstream = build(json!({"pool": {"idle": 1}})).unwrap();
+    let first = upstream.pick(b"", &Tried::default()).unwrap();
+    let second = upstream.pick(b"", &Tried::default()).unwrap();
+    assert_eq!(upstream.peer(&first).options.idle_timeout, Some(Duration::from_secs(30)));
+    assert_eq!(upstream.peer(&second).options.idle_timeout, Some(Duration::ZERO));
+}
+
+#[test]
+fn the_host_is_preserved_the_backends_or_fixed() {
+    for (host, original, seen) in [
+        ("preserve", "api.example.com", "api.example.com"),
+        ("preserve", "", "127.0.0.1:9001"),
+        ("backend", "api.example.com", "127.0.0.1:9001"),
+        ("users.internal", "api.example.com", "users.internal"),
+    ] {
+        let upstream = build(json!({"host": host})).unwrap();
+        let picked = upstream.pick(b"", &Tried::default()).unwrap();
+        assert_eq!(upstream.host_header(&picked, original), seen);
+    }
+}
