@@ -1,0 +1,278 @@
+//! The access log: one JSON line a request, written by a thread of its own that requests never wait for.
+
+mod line;
+mod sink;
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::convert::Infallible;
+use std::fmt;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
+
+pub use self::line::Access;
+use self::line::Line;
+use self::sink::Sink;
+use super::redact::{Redaction, Redactor};
+
+/// Lines waiting for the writer; with the longest possible lines about 60 MB.
+const MAX_WAITING_LINES: usize = 8192;
+
+/// A line buffer beyond this is given back after use.
+const KEEP_BUFFER: usize = 16 * 1024;
+
+/// The shape of a line.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// One JSON object a line.
+    #[default]
+    Json,
+    /// No access log.
+    #[serde(rename = "none")]
+    Off,
+}
+
+/// Where lines go.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub enum To {
+    /// Standard output.
+    #[default]
+    Stdout,
+    /// Standard error.
+    Stderr,
+    /// A file, appended to; moved away (log rotation), it is opened anew within a second.
+    File(PathBuf),
+}
+
+impl FromStr for To {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(match text {
+            "stdout" => Self::Stdout,
+            "stderr" => Self::Stderr,
+            path => Self::File(path.into()),
+        })
+    }
+}
+
+impl fmt::Display for To {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stdout => f.write_str("stdout"),
+            Self::Stderr => f.write_str("stderr"),
+            Self::File(path) => path.display().fmt(f),
+        }
+    }
+}
+
+impl Serialize for To {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for To {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Cow::<'_, str>::deserialize(deserializer)?;
+        if text.is_empty() {
+            return Err(serde::de::Error::custom("expected `stdout`, `stderr` or a path"));
+        }
+        text.parse().map_err(|never: Infallible| match never {})
+    }
+}
+
+impl JsonSchema for To {
+    fn schema_name() -> Cow<'static, str> {
+        "To".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "description": "`stdout`, `stderr` or a path.",
+            "minLength": 1,
+        })
+    }
+}
+
+/// Writes requests down; clones write to the same place.
+#[derive(Clone)]
+pub struct AccessLog(Option<Arc<Inner>>);
+
+struct Inner {
+    redactor: Redactor,
+    queue: NonBlocking,
+    overflowed: ErrorCounter,
+    unwritten: Arc<AtomicU64>,
+}
+
+/// Dropped at the end of the process (or of this log), it waits up to a second for the waiting lines to be written.
+#[must_use = "lines are lost when the guard is dropped early"]
+pub struct FlushGuard(#[expect(dead_code, reason = "held for its drop")] Option<WorkerGuard>);
+
+impl AccessLog {
+    /// Opens the log. Fails when the file cannot be opened.
+    pub fn open(
+        format: Format,
+        to: &To,
+        redact: impl IntoIterator<Item = Redaction>,
+    ) -> io::Result<(Self, FlushGuard)> {
+        match format {
+            Format::Off => Ok((Self::off(), FlushGuard(None))),
+            Format::Json => {
+                let unwritten = Arc::<AtomicU64>::default();
+                let sink = Sink::open(to, unwritten.clone())?;
+                Ok(Self::start(sink, unwritten, Redactor::new(redact)))
+            }
+        }
+    }
+
+    /// A log that writes nothing.
+    #[must_use]
+    pub fn off() -> Self {
+        Self(None)
+    }
+
+    /// Whether lines are written at all; callers may save the work of gathering them.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Queues one line. Never waits: when the queue is full the line is dropped and counted.
+    pub fn write(&self, access: &Access<'_>) {
+        thread_local! {
+            static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+        }
+        let Some(inner) = &self.0 else { return };
+        BUFFER.with_borrow_mut(|buffer| {
+            buffer.clear();
+            format_line(access, &inner.redactor, buffer);
+            // Lossy: it reports success and counts what it drops.
+            let _ = inner.queue.clone().write_all(buffer);
+            if buffer.capacity() > KEEP_BUFFER {
+                *buffer = Vec::new();
+            }
+        });
+    }
+
+    /// Lines that were not written: the queue was full, or the file refused them.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.0.as_ref().map_or(0, |inner| {
+            let overflowed = u64::try_from(inner.overflowed.dropped_lines()).unwrap_or(u64::MAX);
+            overflowed.saturating_add(inner.unwritten.load(Ordering::Relaxed))
+        })
+    }
+
+    fn start(
+        sink: impl Write + Send + 'static,
+        unwritten: Arc<AtomicU64>,
+        redactor: Redactor,
+    ) -> (Self, FlushGuard) {
+        let builder = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(MAX_WAITING_LINES);
+        let (queue, guard) = builder.thread_name("access-log").finish(sink);
+        let overflowed = queue.error_counter();
+        (Self(Some(Arc::new(Inner { redactor, queue, overflowed, unwritten }))), FlushGuard(Some(guard)))
+    }
+}
+
+/// Appends the line of one request, with its line break.
+pub fn format_line(access: &Access<'_>, redactor: &Redactor, buffer: &mut Vec<u8>) {
+    let start = buffer.len();
+    if serde_json::to_writer(&mut *buffer, &Line { access, redactor }).is_ok() {
+        buffer.push(b'\n');
+    } else {
+        // Writing to memory cannot fail and every value is plain; half a line would spoil the next one.
+        buffer.truncate(start);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    struct Blocked {
+        started: mpsc::Sender<()>,
+        release: mpsc::Receiver<()>,
+    }
+
+    impl Write for Blocked {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let _ = self.started.send(());
+            let _ = self.release.recv();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_stuck_writer_costs_lines_but_never_a_requests_time() {
+        let ((started, has_started), (release, released)) = (mpsc::channel(), mpsc::channel());
+        let sink = Blocked { started, release: released };
+        let (log, guard) = AccessLog::start(sink, Arc::default(), Redactor::new([]));
+        log.write(&Access::example());
+        has_started.recv().unwrap();
+        for _ in 0..MAX_WAITING_LINES + 10 {
+            log.write(&Access::example());
+        }
+        assert_eq!(log.dropped(), 10);
+        drop(release);
+        drop(guard);
+    }
+
+    #[test]
+    fn lines_waiting_at_the_end_are_written() {
+        let path = std::env::temp_dir().join(format!("tollhouse-access-{}.log", std::process::id()));
+        let (log, guard) = AccessLog::open(Format::Json, &To::File(path.clone()), []).unwrap();
+        for _ in 0..100 {
+            log.write(&Access::example());
+        }
+        drop(guard);
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(text.lines().count(), 100);
+        assert_eq!(log.dropped(), 0);
+        log.write(&Access::example());
+        assert_eq!(log.dropped(), 1, "a line after the end is counted as dropped");
+    }
+
+    #[test]
+    fn off_writes_nothing_and_needs_no_file() {
+        let (log, _guard) = AccessLog::open(Format::Off, &To::File("/no/such/folder/x".into()), []).unwrap();
+        assert!(!log.is_on());
+        log.write(&Access::example());
+        assert_eq!(log.dropped(), 0);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_opened_is_an_error_with_its_name() {
+        let Err(error) = AccessLog::open(Format::Json, &To::File("/no/such/folder/x".into()), []) else {
+            panic!("it opened");
+        };
+        assert!(error.to_string().contains("/no/such/folder/x"), "{error}");
+    }
+
+    #[test]
+    fn destinations_are_names_or_paths() {
+        for (text, to) in [("stdout", To::Stdout), ("stderr", To::Stderr), ("a/b", To::File("a/b".into()))] {
+            assert_eq!(serde_json::from_value::<To>(text.into()).unwrap(), to);
+            assert_eq!(serde_json::to_value(&to).unwrap(), text);
+        }
+        assert!(serde_json::from_value::<To>("".into()).is_err());
+    }
+}

@@ -1,0 +1,197 @@
+//! Handles that requests count into: made once for a route or an upstream, then one atomic operation each.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use tollhouse_filters::world::Counter;
+
+use super::page::{Histogram, Page};
+use super::{Live, NONE};
+use crate::observe::labels::{Budget, Family};
+
+const CLASSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "unknown"];
+const OUTCOMES: [&str; 5] = ["answered", "connect_failed", "broken", "timed_out", "cancelled"];
+
+pub(super) const REQUESTS: &str = "tollhouse_requests_total";
+pub(super) const DURATION: &str = "tollhouse_request_duration_seconds";
+pub(super) const BYTES_IN: &str = "tollhouse_request_bytes_total";
+pub(super) const BYTES_OUT: &str = "tollhouse_response_bytes_total";
+pub(super) const ATTEMPTS: &str = "tollhouse_upstream_attempts_total";
+pub(super) const CONNECT_FAILURES: &str = "tollhouse_upstream_connect_failures_total";
+
+/// How one attempt at a backend ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum AttemptOutcome {
+    /// The backend sent a response head, whatever its status.
+    Answered,
+    /// No connection could be made, TLS included.
+    ConnectFailed,
+    /// The connection broke or the answer was no HTTP.
+    Broken,
+    /// The backend took too long.
+    TimedOut,
+    /// The client went away first.
+    Cancelled,
+}
+
+/// The series of all routes.
+pub(super) struct RouteFamilies {
+    requests: Family<Counter>,
+    duration: Family<Histogram>,
+    bytes_in: Family<Counter>,
+    bytes_out: Family<Counter>,
+}
+
+/// The numbers of one listener, route and upstream. The caller keeps it as long as the route exists.
+pub struct RouteSeries {
+    families: Arc<RouteFamilies>,
+    labels: [Box<str>; 3],
+    classes: [OnceLock<Counter>; CLASSES.len()],
+    duration: Histogram,
+    bytes_in: Counter,
+    bytes_out: Counter,
+}
+
+impl RouteSeries {
+    /// Counts one finished request: its status (0 when none was sent), time, and bytes of content each way.
+    pub fn record(&self, status: u16, elapsed: Duration, bytes_in: u64, bytes_out: u64) {
+        let class = class(status);
+        self.classes[class].get_or_init(|| self.families.requests(&self.labels, class)).inc();
+        self.duration.observe(elapsed);
+        self.bytes_in.add(bytes_in);
+        self.bytes_out.add(bytes_out);
+    }
+}
+
+impl RouteFamilies {
+    pub(super) fn new(budget: &Arc<Budget>) -> Arc<Self> {
+        Arc::new(Self {
+            requests: Family::new(budget.clone(), 4),
+            duration: Family::new(budget.clone(), 3),
+            bytes_in: Family::new(budget.clone(), 3),
+            bytes_out: Family::new(budget.clone(), 3),
+        })
+    }
+
+    pub(super) fn series(self: &Arc<Self>, labels: [&str; 3]) -> RouteSeries {
+        RouteSeries {
+            families: self.clone(),
+            labels: labels.map(Into::into),
+            classes: Default::default(),
+            duration: self.duration.series(&labels, |_| Histogram::new()),
+            bytes_in: self.bytes_in.series(&labels, |_| Counter::default()),
+            bytes_out: self.bytes_out.series(&labels, |_| Counter::default()),
+        }
+    }
+
+    fn requests(&self, [listener, route, upstream]: &[Box<str>; 3], class: usize) -> Counter {
+        self.requests.series(&[listener, route, upstream, CLASSES[class]], |_| Counter::default())
+    }
+
+    pub(super) fn sweep(&self, live: &Live<'_>) {
+        let known = |values: &[Arc<str>]| live.knows(&values[0], &values[1], &values[2]);
+        self.requests.sweep(|values, _| known(values));
+        self.duration.sweep(|values, _| known(values));
+        self.bytes_in.sweep(|values, _| known(values));
+        self.bytes_out.sweep(|values, _| known(values));
+    }
+
+    pub(super) fn forget(&self, route: &str) {
+        let gone = |values: &[Arc<str>]| &*values[1] == route;
+        self.requests.forget(gone);
+        self.duration.forget(gone);
+        self.bytes_in.forget(gone);
+        self.bytes_out.forget(gone);
+    }
+
+    pub(super) fn write(&self, page: &mut Page) {
+        let names = ["listener", "route", "upstream", "code_class"];
+        let counters = [
+            (&self.requests, REQUESTS, "Requests finished, by class of status code."),
+            (&self.bytes_in, BYTES_IN, "Bytes of content received from clients."),
+            (&self.bytes_out, BYTES_OUT, "Bytes of content sent to clients."),
+        ];
+        for (family, name, help) in counters {
+            family.each(|values, counter| page.counter(name, help, &zip(&names, values), counter.get()));
+        }
+        let help = "Seconds from a request's head to the end of its response.";
+        self.duration
+            .each(|values, histogram| page.histogram(DURATION, help, &zip(&names, values), histogram));
+    }
+}
+
+/// The series of all upstreams.
+pub(super) struct UpstreamFamilies {
+    attempts: Family<Counter>,
+    connect_failures: Family<Counter>,
+}
+
+/// The numbers of one upstream. The caller keeps it as long as the upstream exists.
+pub struct UpstreamSeries {
+    families: Arc<UpstreamFamilies>,
+    upstream: Box<str>,
+    outcomes: [OnceLock<Counter>; OUTCOMES.len()],
+    connect_failures: Counter,
+}
+
+impl UpstreamSeries {
+    /// Counts one attempt; a failure to connect is counted in its own metric too.
+    pub fn attempt(&self, outcome: AttemptOutcome) {
+        if outcome == AttemptOutcome::ConnectFailed {
+            self.connect_failures.inc();
+        }
+        let index = outcome as usize;
+        self.outcomes[index].get_or_init(|| self.families.attempts(&self.upstream, index)).inc();
+    }
+}
+
+impl UpstreamFamilies {
+    pub(super) fn new(budget: &Arc<Budget>) -> Arc<Self> {
+        Arc::new(Self {
+            attempts: Family::new(budget.clone(), 2),
+            connect_failures: Family::new(budget.clone(), 1),
+        })
+    }
+
+    pub(super) fn series(self: &Arc<Self>, upstream: &str) -> UpstreamSeries {
+        UpstreamSeries {
+            families: self.clone(),
+            upstream: upstream.into(),
+            outcomes: Default::default(),
+            connect_failures: self.connect_failures.series(&[upstream], |_| Counter::default()),
+        }
+    }
+
+    fn attempts(&self, upstream: &str, outcome: usize) -> Counter {
+        self.attempts.series(&[upstream, OUTCOMES[outcome]], |_| Counter::default())
+    }
+
+    pub(super) fn sweep(&self, live: &Live<'_>) {
+        let known = |values: &[Arc<str>]| live.knows(NONE, NONE, &values[0]);
+        self.attempts.sweep(|values, _| known(values));
+        self.connect_failures.sweep(|values, _| known(values));
+    }
+
+    pub(super) fn write(&self, page: &mut Page) {
+        let names = ["upstream", "outcome"];
+        let counters = [
+            (&self.attempts, ATTEMPTS, "Attempts at backends, by how they ended."),
+            (&self.connect_failures, CONNECT_FAILURES, "Attempts that got no connection."),
+        ];
+        for (family, name, help) in counters {
+            family.each(|values, counter| page.counter(name, help, &zip(&names, values), counter.get()));
+        }
+    }
+}
+
+fn class(status: u16) -> usize {
+    match status / 100 {
+        hundreds @ 1..=5 => usize::from(hundreds) - 1,
+        _ => CLASSES.len() - 1,
+    }
+}
+
+/// Names with values; surplus names are left out.
+fn zip<'a>(names: &[&'a str], values: &[&'a str]) -> Vec<(&'a str, &'a str)> {
+    names.iter().copied().zip(values.iter().copied()).collect()
+}

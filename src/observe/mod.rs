@@ -1,0 +1,83 @@
+//! Metrics and logs; a leaf that everyone may import.
+
+pub mod access_log;
+pub mod labels;
+pub mod log;
+pub mod metrics;
+pub mod redact;
+mod timestamp;
+
+use std::io;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+
+pub use access_log::{Access, AccessLog};
+use access_log::{FlushGuard, Format, To};
+pub use metrics::{AttemptOutcome, InFlight, Registry, RouteSeries, UpstreamSeries};
+use redact::Redaction;
+
+/// Metrics and the access log of a process.
+pub struct Observe {
+    /// Counters, gauges and histograms.
+    pub registry: Arc<Registry>,
+    access: ArcSwap<AccessLog>,
+    open: Mutex<Open>,
+}
+
+/// What the access log in use was opened with.
+struct Open {
+    format: Format,
+    to: To,
+    redact: Vec<Redaction>,
+    /// Writes what is queued when it is dropped.
+    guard: Option<FlushGuard>,
+}
+
+impl Observe {
+    /// Opens the access log; fails when its file cannot be opened.
+    pub fn new(max_series: usize, format: Format, to: &To, redact: &[Redaction]) -> io::Result<Arc<Self>> {
+        let (log, guard) = AccessLog::open(format, to, redact.iter().cloned())?;
+        let open = Open { format, to: to.clone(), redact: redact.to_vec(), guard: Some(guard) };
+        let observe = Arc::new(Self {
+            registry: Registry::new(max_series),
+            access: ArcSwap::from_pointee(log),
+            open: Mutex::new(open),
+        });
+        let weak = Arc::downgrade(&observe);
+        let help = "Lines of the access log that were dropped.";
+        observe.registry.register_counter_fn("tollhouse_access_log_dropped_total", help, &[], move || {
+            weak.upgrade().map_or(0, |observe| observe.access.load().dropped())
+        });
+        Ok(observe)
+    }
+
+    /// Opens the access log anew if it is to be written another way; the old one stays when that fails.
+    pub fn reopen(&self, format: Format, to: &To, redact: &[Redaction]) -> io::Result<()> {
+        let mut open = self.open.lock();
+        if (open.format, &open.to, open.redact.as_slice()) == (format, to, redact) {
+            return Ok(());
+        }
+        let (log, guard) = AccessLog::open(format, to, redact.iter().cloned())?;
+        self.access.store(Arc::new(log));
+        *open = Open { format, to: to.clone(), redact: redact.to_vec(), guard: Some(guard) };
+        Ok(())
+    }
+
+    /// Whether the access log is written at all.
+    #[must_use]
+    pub fn logs_access(&self) -> bool {
+        self.access.load().is_on()
+    }
+
+    /// Writes one line of the access log.
+    pub fn access(&self, access: &Access<'_>) {
+        self.access.load().write(access);
+    }
+
+    /// Writes what is queued; to be called once, at the end.
+    pub fn flush(&self) {
+        self.open.lock().guard.take();
+    }
+}
