@@ -1,0 +1,193 @@
+//! The accept loop, and the task of one connection.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pingora::apps::ServerApp;
+use pingora::protocols::l4::stream::Stream as L4Stream;
+use pingora::protocols::{GetSocketDigest, SocketDigest, Stream};
+use pingora::server::ShutdownWatch;
+use tokio::net::{TcpListener, UnixListener};
+
+use super::bind::StdSocket;
+use super::stream::DoorStream;
+use super::{ConnFacts, Listener, Permits, stopped};
+
+/// How long a loop rests when the system has nothing left to accept with.
+const REST: Duration = Duration::from_millis(100);
+
+/// What one accept loop works with.
+pub(super) struct Loop<A> {
+    pub(super) app: Arc<A>,
+    pub(super) socket: Arc<Socket>,
+    pub(super) listener: Arc<Listener>,
+    pub(super) permits: Arc<Permits>,
+    pub(super) shutdown: ShutdownWatch,
+}
+
+/// Accepts connections until the shutdown; each one gets a task of its own.
+pub(super) async fn run<A: ServerApp + Send + Sync + 'static>(this: Loop<A>) {
+    let mut stop = pin!(stopped(this.shutdown.clone()));
+    let mut complaints = Complaints::default();
+    loop {
+        let accepted = tokio::select! {
+            accepted = this.socket.accept() => accepted,
+            () = &mut stop => return,
+        };
+        match accepted {
+            Ok(connection) => admit(&this, connection),
+            Err(e) if is_passing(&e) => log::debug!(reason:% = e; "connection lost before it was accepted"),
+            Err(e) => {
+                complaints.log(&this.listener, &e);
+                tokio::select! {
+                    () = tokio::time::sleep(REST) => {}
+                    () = &mut stop => return,
+                }
+            }
+        }
+    }
+}
+
+/// Errors of the connection that was to be accepted, not of accepting (accept(2)).
+fn is_passing(error: &io::Error) -> bool {
+    use io::ErrorKind::{
+        ConnectionAborted, ConnectionReset, HostUnreachable, Interrupted, NetworkDown, NetworkUnreachable,
+    };
+    matches!(
+        error.kind(),
+        ConnectionAborted
+            | ConnectionReset
+            | HostUnreachable
+            | Interrupted
+            | NetworkDown
+            | NetworkUnreachable
+    )
+}
+
+/// Keeps a lasting failure to one log line a second.
+#[derive(Default)]
+struct Complaints {
+    last: Option<Instant>,
+}
+
+impl Complaints {
+    fn log(&mut self, listener: &Listener, error: &io::Error) {
+        if self.last.is_some_and(|last| last.elapsed() < Duration::from_secs(1)) {
+            return;
+        }
+        self.last = Some(Instant::now());
+        log::error!(listener = listener.name.as_ref(), reason:% = error; "cannot accept connections");
+    }
+}
+
+/// Gives the connection a task, or drops it when a limit is reached.
+fn admit<A: ServerApp + Send + Sync + 'static>(this: &Loop<A>, connection: Connection) {
+    let peer = connection.peer.map(|peer| peer.ip());
+    let permit = match this.permits.take(peer) {
+        Ok(permit) => permit,
+        Err(refused) => {
+            log::debug!(listener = this.listener.name.as_ref(), limit:? = refused; "connection refused");
+            return;
+        }
+    };
+    let facts = ConnFacts {
+        listener: this.listener.id,
+        peer: connection.peer,
+        local: connection.local,
+        unix: matches!(*this.socket, Socket::Unix(_)),
+    };
+    let stream = DoorStream::new(connection.stream, facts, permit);
+    // Pingora's handle, since with one runtime per thread it spreads connections over all of them.
+    pingora_runtime::current_handle().spawn(serve(this.app.clone(), Box::new(stream), this.shutdown.clone()));
+}
+
+async fn serve<A: ServerApp>(app: Arc<A>, stream: Stream, shutdown: ShutdownWatch) {
+    let mut next = Some(stream);
+    while let Some(stream) = next {
+        next = app.process_new(stream, &shutdown).await;
+    }
+}
+
+/// A listening socket on the runtime.
+#[derive(Debug)]
+pub(super) enum Socket {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// A connection as it was accepted.
+struct Connection {
+    stream: L4Stream,
+    peer: Option<SocketAddr>,
+    local: Option<SocketAddr>,
+}
+
+impl Socket {
+    pub(super) fn new(socket: StdSocket) -> io::Result<Self> {
+        match socket {
+            StdSocket::Tcp(socket) => TcpListener::from_std(socket).map(Self::Tcp),
+            StdSocket::Unix(socket) => UnixListener::from_std(socket).map(Self::Unix),
+        }
+    }
+
+    async fn accept(&self) -> io::Result<Connection> {
+        match self {
+            Self::Tcp(socket) => {
+                let (stream, peer) = socket.accept().await?;
+                stream.set_nodelay(true)?;
+                let local = stream.local_addr().ok().map(canonical);
+                let peer = Some(canonical(peer));
+                let digest = digest(stream.as_raw_fd(), peer, local);
+                Ok(Connection { stream: with_digest(stream.into(), digest), peer, local })
+            }
+            Self::Unix(socket) => {
+                let (stream, _) = socket.accept().await?;
+                let digest = digest(stream.as_raw_fd(), None, None);
+                Ok(Connection { stream: with_digest(stream.into(), digest), peer: None, local: None })
+            }
+        }
+    }
+}
+
+/// On a `[::]` listener IPv4 clients appear as `::ffff:a.b.c.d`; limits and rules speak of `a.b.c.d`.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// What Pingora asks for addresses; filled here, it never asks the kernel.
+fn digest(fd: i32, peer: Option<SocketAddr>, local: Option<SocketAddr>) -> SocketDigest {
+    let digest = SocketDigest::from_raw_fd(fd);
+    let _ = digest.peer_addr.set(peer.map(Into::into));
+    let _ = digest.local_addr.set(local.map(Into::into));
+    digest
+}
+
+fn with_digest(mut stream: L4Stream, digest: SocketDigest) -> L4Stream {
+    stream.set_socket_digest(digest);
+    stream
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_connection_is_passing_and_a_lack_of_descriptors_is_not() {
+        let os = io::Error::from_raw_os_error;
+        assert!(is_passing(&os(103)), "ECONNABORTED");
+        assert!(is_passing(&os(4)), "EINTR");
+        assert!(!is_passing(&os(24)), "EMFILE");
+        assert!(!is_passing(&os(23)), "ENFILE");
+        assert!(!is_passing(&os(105)), "ENOBUFS");
+    }
+
+    #[test]
+    fn a_mapped_address_is_seen_as_ipv4() {
+        let mapped = "[::ffff:192.0.2.7]:9".parse().unwrap();
+        assert_eq!(canonical(mapped), "192.0.2.7:9".parse().unwrap());
+    }
+}

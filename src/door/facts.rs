@@ -1,0 +1,34 @@
+//! What the gateway knows about a connection, and the way from a request back to it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use pingora::http::ResponseHeader;
+use pingora::protocols::raw_connect::ProxyDigest;
+use pingora::proxy::Session;
+
+/// What is known of a connection from the moment it was accepted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnFacts {
+    /// [`Listener::id`](super::Listener::id) of the listener that accepted it.
+    pub listener: u16,
+    /// Who connected, IPv4 never in its IPv6-mapped form; `None` on a Unix socket.
+    pub peer: Option<SocketAddr>,
+    /// The address the client reached, written like `peer`; `None` on a Unix socket.
+    pub local: Option<SocketAddr>,
+    /// Whether it came over a Unix socket.
+    pub unix: bool,
+}
+
+/// The facts of the connection a request came on; `None` if no [`Door`](super::Door) accepted it.
+pub fn facts(session: &Session) -> Option<&ConnFacts> {
+    let carrier = session.digest()?.proxy_digest.as_ref()?;
+    carrier.user_data.as_ref()?.downcast_ref()
+}
+
+/// Pingora copies the stream's proxy digest to every session, HTTP/1 and HTTP/2; on the server side
+/// it has no use of its own for it, and the digest has room for one value of ours.
+pub(super) fn carrier(facts: ConnFacts) -> Arc<ProxyDigest> {
+    let unused = ResponseHeader::build_no_case(200, Some(0)).expect("200 is a status");
+    Arc::new(ProxyDigest::new(Box::new(unused), Some(Box::new(facts))))
+}

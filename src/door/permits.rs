@@ -1,0 +1,231 @@
+//! How many connections may be open, in all and from one address.
+
+use std::collections::HashMap;
+use std::collections::hash_map::{Entry, RandomState};
+use std::fmt;
+use std::hash::BuildHasher;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+
+use parking_lot::Mutex;
+
+/// The most connections that may be open at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// In all.
+    pub total: usize,
+    /// From one address, unless it is exempt; `None` is no limit.
+    pub per_ip: Option<usize>,
+}
+
+/// Counts open connections and refuses those over a limit; limits may change while it is in use.
+pub struct Permits {
+    total: AtomicUsize,
+    /// `usize::MAX` stands for no limit.
+    per_ip: AtomicUsize,
+    exempt: Box<dyn Fn(IpAddr) -> bool + Send + Sync>,
+    open: AtomicUsize,
+    refused_total: AtomicU64,
+    refused_per_ip: AtomicU64,
+    hasher: RandomState,
+    counts: [Mutex<HashMap<IpAddr, usize>>; SHARDS],
+}
+
+const SHARDS: usize = 16;
+
+impl Permits {
+    /// Permits under `limits`; addresses for which `exempt` holds have no limit of their own.
+    pub fn new(limits: Limits, exempt: impl Fn(IpAddr) -> bool + Send + Sync + 'static) -> Arc<Self> {
+        let permits = Self {
+            total: AtomicUsize::new(0),
+            per_ip: AtomicUsize::new(0),
+            exempt: Box::new(exempt),
+            open: AtomicUsize::new(0),
+            refused_total: AtomicU64::new(0),
+            refused_per_ip: AtomicU64::new(0),
+            hasher: RandomState::new(),
+            counts: Default::default(),
+        };
+        permits.set_limits(limits);
+        Arc::new(permits)
+    }
+
+    /// Changes the limits; connections already open stay open, whatever the new limits are.
+    ///
+    /// Connections that opened while there was no limit per address are not counted against it.
+    pub fn set_limits(&self, limits: Limits) {
+        self.total.store(limits.total, Relaxed);
+        self.per_ip.store(limits.per_ip.unwrap_or(usize::MAX), Relaxed);
+    }
+
+    /// Takes a place for one connection of `peer`; the place is free again when the permit is dropped.
+    ///
+    /// # Errors
+    /// The limit that is reached; the refusal is counted.
+    pub fn take(self: &Arc<Self>, peer: Option<IpAddr>) -> Result<Permit, Refused> {
+        let max = self.total.load(Relaxed);
+        if self.open.fetch_update(Relaxed, Relaxed, |open| (open < max).then(|| open + 1)).is_err() {
+            self.refused_total.fetch_add(1, Relaxed);
+            return Err(Refused::Total);
+        }
+        // From here on the permit gives the place back, also on the way out with an error.
+        let mut permit = Permit { permits: self.clone(), counted: None };
+        let max = self.per_ip.load(Relaxed);
+        if let Some(ip) = peer.filter(|ip| max != usize::MAX && !(self.exempt)(*ip)) {
+            if !self.count(ip, max) {
+                self.refused_per_ip.fetch_add(1, Relaxed);
+                return Err(Refused::PerIp);
+            }
+            permit.counted = Some(ip);
+        }
+        Ok(permit)
+    }
+
+    /// Connections open now.
+    pub fn open(&self) -> usize {
+        self.open.load(Relaxed)
+    }
+
+    /// Connections refused so far because too many were open in all.
+    pub fn refused_total(&self) -> u64 {
+        self.refused_total.load(Relaxed)
+    }
+
+    /// Connections refused so far because too many were open from their address.
+    pub fn refused_per_ip(&self) -> u64 {
+        self.refused_per_ip.load(Relaxed)
+    }
+
+    fn count(&self, ip: IpAddr, max: usize) -> bool {
+        let mut counts = self.shard(ip).lock();
+        let open = counts.get(&ip).copied().unwrap_or(0);
+        if open >= max {
+            return false;
+        }
+        counts.insert(ip, open + 1);
+        true
+    }
+
+    fn release(&self, ip: IpAddr) {
+        if let Entry::Occupied(mut count) = self.shard(ip).lock().entry(ip) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
+
+    fn shard(&self, ip: IpAddr) -> &Mutex<HashMap<IpAddr, usize>> {
+        let hash = self.hasher.hash_one(ip);
+        &self.counts[(hash >> 60) as usize % SHARDS]
+    }
+}
+
+impl fmt::Debug for Permits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Permits").field("open", &self.open()).finish_non_exhaustive()
+    }
+}
+
+/// The place of one open connection, given back on drop.
+#[derive(Debug)]
+pub struct Permit {
+    permits: Arc<Permits>,
+    counted: Option<IpAddr>,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.permits.open.fetch_sub(1, Relaxed);
+        if let Some(ip) = self.counted {
+            self.permits.release(ip);
+        }
+    }
+}
+
+/// The limit a connection ran into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// Too many connections in all.
+    Total,
+    /// Too many connections from this address.
+    PerIp,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: Option<IpAddr> = Some(IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)));
+    const B: Option<IpAddr> = Some(IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2)));
+
+    fn permits(total: usize, per_ip: Option<usize>) -> Arc<Permits> {
+        Permits::new(Limits { total, per_ip }, |ip| Some(ip) == B)
+    }
+
+    fn tracked(permits: &Permits) -> usize {
+        permits.counts.iter().map(|shard| shard.lock().len()).sum()
+    }
+
+    #[test]
+    fn a_place_is_free_again_once_its_permit_is_dropped() {
+        let permits = permits(1, None);
+        let first = permits.take(A).unwrap();
+        assert_eq!(permits.take(A).unwrap_err(), Refused::Total);
+        assert_eq!((permits.open(), permits.refused_total()), (1, 1));
+        drop(first);
+        assert_eq!(permits.open(), 0);
+        assert!(permits.take(B).is_ok());
+    }
+
+    #[test]
+    fn refusals_do_not_lower_the_count() {
+        let permits = permits(3, Some(1));
+        let held = permits.take(A).unwrap();
+        for _ in 0..10 {
+            assert_eq!(permits.take(A).unwrap_err(), Refused::PerIp);
+        }
+        assert_eq!((permits.open(), permits.refused_per_ip(), permits.refused_total()), (1, 10, 0));
+        drop(held);
+        assert_eq!((permits.open(), tracked(&permits)), (0, 0));
+    }
+
+    #[test]
+    fn exempt_addresses_and_unix_peers_have_no_limit_of_their_own() {
+        let permits = permits(5, Some(1));
+        let held: Vec<_> = [B, B, None, None].map(|peer| permits.take(peer).unwrap()).into();
+        assert_eq!((held.len(), tracked(&permits)), (4, 0));
+    }
+
+    #[test]
+    fn limits_may_change_while_connections_are_open() {
+        let permits = permits(1, None);
+        let first = permits.take(A).unwrap();
+        permits.set_limits(Limits { total: 9, per_ip: Some(1) });
+        let second = permits.take(A).unwrap();
+        assert_eq!(permits.take(A).unwrap_err(), Refused::PerIp);
+        permits.set_limits(Limits { total: 1, per_ip: None });
+        drop(first);
+        assert_eq!(permits.take(A).unwrap_err(), Refused::Total);
+        drop(second);
+        assert_eq!((permits.open(), tracked(&permits)), (0, 0));
+    }
+
+    #[test]
+    fn many_threads_never_exceed_the_limits() {
+        let permits = permits(8, Some(5));
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..2_000 {
+                        let held = permits.take(A);
+                        assert!(permits.open() <= 8);
+                        drop(held);
+                    }
+                });
+            }
+        });
+        assert_eq!((permits.open(), tracked(&permits)), (0, 0));
+    }
+}

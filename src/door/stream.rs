@@ -1,0 +1,333 @@
+//! The stream Pingora works on: buffers writes until they are flushed, lets the first bytes be
+//! looked at, and carries the connection's facts and permit.
+
+use std::fmt;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::{Buf, BytesMut};
+use pingora::prelude::timeout;
+use pingora::protocols::l4::stream::Stream as L4Stream;
+use pingora::protocols::raw_connect::ProxyDigest;
+use pingora::protocols::{
+    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest,
+    UniqueID, UniqueIDType,
+};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+
+use super::facts::carrier;
+use super::{ConnFacts, Permit};
+
+/// Writes up to this size are collected until a flush: Pingora writes a head and its body apart.
+const OUT: usize = 4096;
+/// What is read at once while the first bytes are looked at; most request heads fit.
+const LEAD: usize = 4096;
+/// How long a client may be silent at first; the same as Pingora allows for the read of a head.
+const FIRST_BYTES: Duration = Duration::from_secs(60);
+/// What a client of HTTP/2 without TLS sends first (RFC 9113 s3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// An accepted connection as Pingora's `Stream`; holds no buffer while nothing is under way.
+pub struct DoorStream {
+    inner: L4Stream,
+    /// Written by Pingora and not yet flushed; `out[..sent]` is on its way already.
+    out: Vec<u8>,
+    sent: usize,
+    /// Read while looking at the first bytes, and not yet read by Pingora.
+    lead: BytesMut,
+    facts: Arc<ProxyDigest>,
+    _permit: Permit,
+}
+
+impl DoorStream {
+    pub(super) fn new(inner: L4Stream, facts: ConnFacts, permit: Permit) -> Self {
+        Self {
+            inner,
+            out: Vec::new(),
+            sent: 0,
+            lead: BytesMut::new(),
+            facts: carrier(facts),
+            _permit: permit,
+        }
+    }
+
+    /// Reads until the first bytes tell HTTP/2 from HTTP/1, or the client is done.
+    fn poll_lead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while may_be_preface(&self.lead) && self.lead.len() < PREFACE.len() {
+            // On the thread's stack, so that waiting costs no memory.
+            let mut room = [const { MaybeUninit::uninit() }; LEAD];
+            let mut room = ReadBuf::uninit(&mut room);
+            ready!(Pin::new(&mut self.inner).poll_read(cx, &mut room))?;
+            if room.filled().is_empty() {
+                break;
+            }
+            self.lead.extend_from_slice(room.filled());
+        }
+        if self.lead.is_empty() {
+            return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.sent < self.out.len() {
+            let n = ready!(Pin::new(&mut self.inner).poll_write(cx, &self.out[self.sent..]))?;
+            self.sent += nonzero(n)?;
+        }
+        self.drained();
+        Poll::Ready(Ok(()))
+    }
+
+    fn drained(&mut self) {
+        self.sent = 0;
+        self.out = Vec::new();
+    }
+
+    /// Sends what is held together with `data`; gives how much of `data` went out, maybe nothing.
+    fn poll_send(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        let held = self.out.len() - self.sent;
+        let slices = [IoSlice::new(&self.out[self.sent..]), IoSlice::new(data)];
+        let n = ready!(Pin::new(&mut self.inner).poll_write_vectored(cx, &slices))?;
+        if nonzero(n)? < held {
+            self.sent += n;
+            return Poll::Ready(Ok(0));
+        }
+        self.drained();
+        Poll::Ready(Ok(n - held))
+    }
+}
+
+/// Whether these bytes are the start of the preface, or the preface of those bytes.
+fn may_be_preface(bytes: &[u8]) -> bool {
+    let n = bytes.len().min(PREFACE.len());
+    bytes[..n] == PREFACE[..n]
+}
+
+fn nonzero(n: usize) -> io::Result<usize> {
+    if n == 0 { Err(io::ErrorKind::WriteZero.into()) } else { Ok(n) }
+}
+
+impl AsyncRead for DoorStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.lead.is_empty() {
+            let read = Pin::new(&mut self.inner).poll_read(cx, buf);
+            // Who waits for the client has nothing more to say for now: what is held must not wait too.
+            if read.is_pending()
+                && let Poll::Ready(Err(error)) = self.poll_drain(cx)
+            {
+                return Poll::Ready(Err(error));
+            }
+            return read;
+        }
+        let n = self.lead.len().min(buf.remaining());
+        buf.put_slice(&self.lead[..n]);
+        self.lead.advance(n);
+        if self.lead.is_empty() {
+            self.lead = BytesMut::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for DoorStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            if self.out.len() + data.len() <= OUT {
+                if self.out.capacity() == 0 {
+                    // Most answers are a head and little more: half the room does for them.
+                    self.out.reserve_exact(if data.len() > OUT / 4 { OUT } else { OUT / 2 });
+                }
+                self.out.extend_from_slice(data);
+                return Poll::Ready(Ok(data.len()));
+            }
+            if self.sent == self.out.len() {
+                self.drained();
+                return Pin::new(&mut self.inner).poll_write(cx, data);
+            }
+            let n = ready!(self.poll_send(cx, data))?;
+            if n > 0 {
+                return Poll::Ready(Ok(n));
+            }
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_drain(cx))?;
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_drain(cx))?;
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+/// Sends what is still held if that needs no waiting, as Pingora's own streams do.
+impl Drop for DoorStream {
+    fn drop(&mut self) {
+        if !self.out.is_empty() {
+            let _ = self.poll_drain(&mut Context::from_waker(Waker::noop()));
+        }
+    }
+}
+
+#[async_trait]
+impl Peek for DoorStream {
+    /// Shows the first bytes, and waits for no more of them than it takes to know HTTP/1 from HTTP/2.
+    ///
+    /// A request that is shorter than `buf` leaves the rest of it as it was.
+    async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
+        let looked = timeout(FIRST_BYTES, std::future::poll_fn(|cx| self.poll_lead(cx))).await;
+        looked.map_err(|_| io::ErrorKind::TimedOut)??;
+        let n = self.lead.len().min(buf.len());
+        buf[..n].copy_from_slice(&self.lead[..n]);
+        Ok(true)
+    }
+}
+
+#[async_trait]
+impl Shutdown for DoorStream {
+    async fn shutdown(&mut self) {
+        let _ = self.flush().await;
+        Shutdown::shutdown(&mut self.inner).await;
+    }
+}
+
+impl UniqueID for DoorStream {
+    fn id(&self) -> UniqueIDType {
+        self.inner.id()
+    }
+}
+
+impl Ssl for DoorStream {}
+
+impl GetTimingDigest for DoorStream {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        self.inner.get_timing_digest()
+    }
+
+    fn get_read_pending_time(&self) -> Duration {
+        self.inner.get_read_pending_time()
+    }
+
+    fn get_write_pending_time(&self) -> Duration {
+        self.inner.get_write_pending_time()
+    }
+}
+
+impl GetProxyDigest for DoorStream {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        Some(self.facts.clone())
+    }
+}
+
+impl GetSocketDigest for DoorStream {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        self.inner.get_socket_digest()
+    }
+}
+
+impl fmt::Debug for DoorStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DoorStream")
+            .field("facts", &self.facts.user_data)
+            .field("held", &(self.out.len() - self.sent))
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+    use tokio::net::UnixStream;
+
+    use super::super::{Limits, Permits};
+    use super::*;
+
+    fn pair() -> (DoorStream, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let permit = Permits::new(Limits { total: 1, per_ip: None }, |_| false).take(None).unwrap();
+        let facts = ConnFacts { listener: 0, peer: None, local: None, unix: true };
+        (DoorStream::new(ours.into(), facts, permit), theirs)
+    }
+
+    /// Bytes that repeat only after 251, so that a shifted or repeated piece shows.
+    fn pattern(len: usize) -> Vec<u8> {
+        (0..len).map(|i| (i % 251) as u8).collect()
+    }
+
+    #[tokio::test]
+    async fn writes_of_any_sizes_arrive_in_order_also_when_the_reader_is_slow() {
+        let sizes = [1, 4095, 1, 4096, 4097, 10, 3_000_000, 7, 0, 2048, 2049, 100_000, 1];
+        let all = pattern(sizes.iter().sum());
+        let (mut ours, mut theirs) = pair();
+        let expected = all.clone();
+        let writer = async move {
+            let mut rest = &all[..];
+            for (i, size) in sizes.into_iter().enumerate() {
+                let (now, later) = rest.split_at(size);
+                ours.write_all(now).await.unwrap();
+                if i % 3 == 2 {
+                    ours.flush().await.unwrap();
+                    assert_eq!(ours.out.capacity(), 0, "nothing is held once all is sent");
+                }
+                rest = later;
+            }
+            AsyncWriteExt::shutdown(&mut ours).await.unwrap();
+        };
+        let reader = async move {
+            let mut got = Vec::new();
+            while theirs.read_buf(&mut got).await.unwrap() > 0 {
+                tokio::task::yield_now().await;
+            }
+            got
+        };
+        let ((), got) = tokio::join!(writer, reader);
+        assert!(got == expected);
+    }
+
+    #[tokio::test]
+    async fn small_writes_are_held_until_the_flush() {
+        let (mut ours, theirs) = pair();
+        ours.write_all(b"head").await.unwrap();
+        ours.write_all(b"body").await.unwrap();
+        let mut got = [0; 16];
+        assert_eq!(theirs.try_read(&mut got).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        ours.flush().await.unwrap();
+        theirs.readable().await.unwrap();
+        assert_eq!(theirs.try_read(&mut got).unwrap(), 8);
+    }
+
+    #[tokio::test]
+    async fn a_first_byte_other_than_the_prefaces_decides_at_once_and_no_byte_is_lost() {
+        for first in ["G", "PX", "PRI * HTTP/1"] {
+            let (mut ours, mut theirs) = pair();
+            theirs.write_all(first.as_bytes()).await.unwrap();
+            let mut seen = [0; 24];
+            assert!(ours.try_peek(&mut seen).await.unwrap());
+            assert_eq!(seen[..first.len()], *first.as_bytes());
+            theirs.write_all(b" rest").await.unwrap();
+            drop(theirs);
+            let mut got = String::new();
+            ours.read_to_string(&mut got).await.unwrap();
+            assert_eq!(got, format!("{first} rest"));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_leaves_without_a_word_is_an_error_of_the_peek() {
+        let (mut ours, theirs) = pair();
+        drop(theirs);
+        let error = ours.try_peek(&mut [0; 24]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+}
