@@ -1,0 +1,301 @@
+//! From a loaded document to a snapshot, or every problem at once.
+
+use std::collections::HashMap;
+use std::path::Path as FilePath;
+use std::sync::Arc;
+
+use http::HeaderName;
+use tollhouse_filters::pipeline::Pipeline;
+use tollhouse_filters::registry::Registry;
+use tollhouse_filters::tree::{Error, FileId, Mark, Node, Path, Scalar, from_node_all, suggest};
+use tollhouse_filters::world::{UpstreamId, World};
+
+use super::pipelines::Pipelines;
+use super::{ListenerPlan, NamedFiles, Snapshot, UpstreamIds};
+use super::{facts, routes};
+use crate::config::{self, Document};
+use crate::source::{Files, Loaded, Problems};
+use crate::upstream::Upstream;
+
+/// Whether a snapshot is to serve or only to be looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// It will serve requests.
+    Live,
+    /// It decides about made-up requests: nothing outside is looked up or reached.
+    Dry,
+    /// As [`Mode::Dry`], for a document that came from afar: it makes nobody read this machine's files.
+    Afar,
+}
+
+/// Compiles documents.
+pub struct Compiler<'a> {
+    /// The filters that exist.
+    pub registry: &'a Registry,
+    /// The world its filters reach.
+    pub world: &'a World,
+    /// The snapshot in use, whose upstreams live on where nothing changed.
+    pub previous: Option<&'a Snapshot>,
+    /// Whether it is to serve.
+    pub mode: Mode,
+}
+
+/// Loads and compiles on a thread of its own: what only that needed goes back to the system with the
+/// thread, however much it was; and a fault of the program in there is not the end of the caller.
+pub fn apart<T: Send, E: Send + From<Problems>>(work: impl FnOnce() -> Result<T, E> + Send) -> Result<T, E> {
+    std::thread::scope(|scope| scope.spawn(work).join()).unwrap_or_else(|_| {
+        let message = "compiling failed; this is a fault of the program, please report it";
+        let nowhere = Error::new(Mark::default(), message);
+        Err(Problems::located([nowhere], &Files::default()).into())
+    })
+}
+
+/// Problems found so far, by their place in the document.
+pub(super) struct Faults<'a> {
+    root: &'a Node,
+    found: Vec<Error>,
+}
+
+impl<'a> Faults<'a> {
+    fn new(root: &'a Node) -> Self {
+        Self { root, found: Vec::new() }
+    }
+
+    pub(super) fn add(&mut self, path: &Path, message: impl Into<String>) {
+        self.found.push(fault(self.root, path, message));
+    }
+
+    pub(super) fn add_with_hint(&mut self, path: &Path, message: impl Into<String>, hint: Option<String>) {
+        let error = fault(self.root, path, message);
+        // A near name would tell what the reference gave.
+        self.found.push(match hint.filter(|_| substituted(self.root, path).is_none()) {
+            Some(hint) => error.hint(hint),
+            None => error,
+        });
+    }
+}
+
+/// Something wrong at this place of a document; what a reference gave is not quoted.
+pub(crate) fn fault(root: &Node, path: &Path, message: impl Into<String>) -> Error {
+    let mut message = message.into();
+    if let Some(text) = substituted(root, path) {
+        message = message.replace(&format!("`{text}`"), "`***`");
+    }
+    Error::new(root.nearest(path).at, message).on(path.clone())
+}
+
+/// The text at this place, if it came through a reference.
+fn substituted<'a>(root: &'a Node, path: &Path) -> Option<&'a str> {
+    root.nearest(path).as_scalar().filter(|scalar| scalar.is_substituted()).map(Scalar::text)
+}
+
+/// "did you mean", when one of these names is near enough to be what was meant.
+pub(super) fn did_you_mean<'a>(wanted: &str, names: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    suggest(wanted, names).map(|near| format!("did you mean `{near}`?"))
+}
+
+impl Compiler<'_> {
+    /// Compiles a loaded document.
+    pub fn compile(&self, loaded: &Arc<Loaded>) -> Result<Snapshot, Problems> {
+        let document: Document = parse(loaded)?;
+        let mut faults = Faults::new(&loaded.root);
+        let base = FilePath::new(loaded.files.name(FileId(0))).parent().unwrap_or(FilePath::new(""));
+        // Noted before they are read: what changes after this is noticed.
+        let files = self.files(&document.upstreams, base);
+        let upstreams = self.upstreams(&document.upstreams, base, &mut faults);
+        let ids = ids(&document.upstreams, self.previous);
+        let mut pipelines = Pipelines::new(self.registry, self.world, &ids.by_name);
+        pipelines.build_chains(document.chains, &mut faults);
+        let listeners = listeners(document.listeners, self.previous, &mut pipelines, &mut faults);
+        let names = routes::Names::new(&listeners, &ids.by_name, &document.services);
+        let built = routes::build(document.services, document.routes, &names, &mut pipelines, &mut faults);
+        for (at, test) in document.tests.iter().enumerate() {
+            names.check_test(at, test, &mut faults);
+        }
+        faults.found.extend(loaded.duplicates.iter().cloned());
+        if !faults.found.is_empty() {
+            faults.found.sort_by_key(|error| (error.at.file, error.at.line, error.at.column));
+            let inputs = loaded.inputs.iter().chain(&files.paths).cloned().collect();
+            return Err(Problems { inputs, ..Problems::located(faults.found, &loaded.files) });
+        }
+        let routes = built.resolve(&upstreams_by_id(&ids, &upstreams), listeners.len());
+        let warnings = routes::shadow_warnings(&built.matches, &routes, loaded);
+        let unrouted = Arc::new(routes::unrouted(listeners.len()));
+        Ok(Snapshot {
+            generation: self.previous.map_or(1, |previous| previous.generation + 1),
+            fingerprint: loaded.fingerprint,
+            files,
+            server: document.server,
+            admin: document.admin,
+            identity_headers: identity_headers(&listeners, &routes),
+            listeners,
+            router: crate::routing::Router::build(built.matches),
+            unrouted,
+            routes,
+            upstreams,
+            upstream_ids: ids,
+            observability: document.observability,
+            tests: document.tests,
+            warnings,
+            packed: loaded.pack(),
+        })
+    }
+
+    /// The files that upstreams name: certificates and keys.
+    fn files(&self, upstreams: &[config::Upstream], base: &FilePath) -> NamedFiles {
+        let written =
+            upstreams.iter().filter(|_| self.mode != Mode::Afar).filter_map(|upstream| upstream.tls.as_ref());
+        let paths = written.flat_map(|tls| [&tls.ca, &tls.client_cert, &tls.client_key]).flatten();
+        NamedFiles::new(paths.map(|path| base.join(path)).collect())
+    }
+
+    fn upstreams(
+        &self,
+        written: &[config::Upstream],
+        base: &FilePath,
+        faults: &mut Faults<'_>,
+    ) -> Vec<Arc<Upstream>> {
+        let mut built = Vec::with_capacity(written.len());
+        for (at, options) in written.iter().enumerate() {
+            let path = entity("upstreams", at);
+            let previous = self.previous.and_then(|snapshot| snapshot.upstream_named(options.name.as_str()));
+            let upstream = match self.mode {
+                Mode::Live => Upstream::build(options, base, previous.map(|previous| &**previous)),
+                Mode::Dry => Upstream::build_offline(options, base),
+                Mode::Afar => Upstream::build_offline(&without_files(options), base),
+            };
+            match upstream {
+                // What nothing changed in lives on, with its place in the round and its counts.
+                Ok(upstream) => {
+                    built.push(match previous.filter(|previous| previous.same_shape(&upstream)) {
+                        Some(previous) => previous.clone(),
+                        None => Arc::new(upstream),
+                    })
+                }
+                Err(errors) => errors
+                    .into_iter()
+                    .for_each(|(place, message)| faults.add(&path.concat(&below(&place)), message)),
+            }
+        }
+        built
+    }
+}
+
+fn without_files(upstream: &config::Upstream) -> config::Upstream {
+    let mut upstream = upstream.clone();
+    if let Some(tls) = &mut upstream.tls {
+        (tls.ca, tls.client_cert, tls.client_key) = (None, None, None);
+    }
+    upstream
+}
+
+/// A path below an entity, written as in `backends[0].weight`.
+fn below(text: &str) -> Path {
+    let mut path = Path::default();
+    for part in text.split(['.', '[']).map(|part| part.trim_end_matches(']')) {
+        match part.parse::<usize>() {
+            Ok(index) => path.push(index),
+            Err(_) => path.push(part),
+        }
+    }
+    path
+}
+
+/// The path of an entity in a list.
+pub(super) fn entity(section: &str, at: usize) -> Path {
+    let mut path = Path::default();
+    path.push(section);
+    path.push(at);
+    path
+}
+
+/// The typed document; on any error, every error.
+fn parse(loaded: &Loaded) -> Result<Document, Problems> {
+    from_node_all(&loaded.root).map_err(|mut errors| {
+        errors.extend(loaded.duplicates.iter().cloned());
+        errors.sort_by_key(|error| (error.at.file, error.at.line, error.at.column));
+        Problems { inputs: loaded.inputs.clone(), ..Problems::located(errors, &loaded.files) }
+    })
+}
+
+/// Ids of upstreams: a name keeps its id from snapshot to snapshot, and no id is given out twice,
+/// so that a filter of an older snapshot never reaches another upstream than it named.
+fn ids(upstreams: &[config::Upstream], previous: Option<&Snapshot>) -> UpstreamIds {
+    let mut next = previous.map_or(0, |previous| previous.upstream_ids.next);
+    let mut id = |name: &str| match previous.and_then(|previous| previous.upstream_ids.by_name.get(name)) {
+        Some(kept) => *kept,
+        None => {
+            next += 1;
+            UpstreamId(next)
+        }
+    };
+    let by_name =
+        upstreams.iter().map(|upstream| (upstream.name.shared(), id(upstream.name.as_str()))).collect();
+    UpstreamIds { by_name, next }
+}
+
+fn upstreams_by_id(ids: &UpstreamIds, upstreams: &[Arc<Upstream>]) -> HashMap<UpstreamId, Arc<Upstream>> {
+    upstreams.iter().map(|upstream| (ids.by_name[&upstream.name], upstream.clone())).collect()
+}
+
+/// Listeners, by id. A name keeps its id from snapshot to snapshot, since sockets know their listener
+/// by it; one that is no longer written keeps its place too, and takes no more requests.
+fn listeners(
+    written: Vec<config::Listener>,
+    previous: Option<&Snapshot>,
+    pipelines: &mut Pipelines<'_>,
+    faults: &mut Faults<'_>,
+) -> Vec<ListenerPlan> {
+    let mut plans = Vec::with_capacity(written.len());
+    if written.is_empty() {
+        faults.add(
+            &Path::default(),
+            "no `listeners`: nothing could come in; add `- {name: main, address: \"127.0.0.1:8080\"}`",
+        );
+    }
+    for (at, mut options) in written.into_iter().enumerate() {
+        let mut path = entity("listeners", at);
+        if let Some(taken) = plans.iter().find(|plan: &&ListenerPlan| shares_address(&plan.options, &options))
+        {
+            let message = format!("listener `{}` has this address already", taken.name);
+            faults.add(&path.join("address"), message);
+        }
+        if !options.protocols.contains(&config::Protocol::Http1) {
+            faults.add(&path.join("protocols"), "a listener without TLS always speaks `http/1.1`; add it");
+        }
+        path.push("filters");
+        let owner = format!("listener:{}", options.name);
+        let filters = std::mem::take(&mut options.filters);
+        let pipeline = pipelines.build(&owner, filters, &path, faults);
+        // A listener's filters run first, and for requests without a route too.
+        if let Some((instance, fact)) = facts::unmet([&pipeline]) {
+            faults.add(&path, facts::message(&instance, fact));
+        }
+        plans.push(ListenerPlan { name: options.name.shared(), pipeline, options, retired: false });
+    }
+    let mut kept: Vec<ListenerPlan> = Vec::with_capacity(plans.len());
+    for old in previous.into_iter().flat_map(|previous| &previous.listeners) {
+        let at = plans.iter().position(|plan| plan.name == old.name);
+        kept.push(at.map_or_else(|| old.retire(), |at| plans.remove(at)));
+    }
+    kept.append(&mut plans);
+    kept
+}
+
+/// Port 0 is another one each time.
+fn shares_address(one: &config::Listener, other: &config::Listener) -> bool {
+    let any_port = matches!(one.address, config::Address::Tcp(address) if address.port() == 0);
+    one.address == other.address && !any_port
+}
+
+/// Every field that some step writes for upstreams, once.
+fn identity_headers(listeners: &[ListenerPlan], routes: &[Arc<super::Route>]) -> Vec<HeaderName> {
+    let of = |pipeline: &Arc<Pipeline>| -> Vec<HeaderName> {
+        pipeline.steps().iter().flat_map(|step| step.declared.identity_headers.clone()).collect()
+    };
+    let mut names: Vec<HeaderName> = listeners.iter().flat_map(|listener| of(&listener.pipeline)).collect();
+    names.extend(routes.iter().flat_map(|route| [of(&route.shared), of(&route.own)].concat()));
+    names.sort_by(|a, b| a.as_str().cmp(b.as_str()));
+    names.dedup();
+    names
+}

@@ -1,0 +1,27 @@
+//! Which facts hold where: a filter that needs one must come after a filter that establishes it.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use tollhouse_filters::filter::Fact;
+use tollhouse_filters::pipeline::Pipeline;
+
+/// The first unmet need of pipelines that run one after the other: the step's instance and the fact
+/// it lacks.
+pub(super) fn unmet<'a>(pipelines: impl IntoIterator<Item = &'a Arc<Pipeline>>) -> Option<(Arc<str>, Fact)> {
+    let mut known = HashSet::new();
+    for step in pipelines.into_iter().flat_map(|pipeline| pipeline.steps()) {
+        if let Some(fact) = step.declared.needs.iter().find(|fact| !known.contains(*fact)) {
+            return Some((step.instance.clone(), *fact));
+        }
+        if step.is_unconditional() {
+            known.extend(step.declared.provides.iter().copied());
+        }
+    }
+    None
+}
+
+/// What the user is told.
+pub(super) fn message(instance: &str, fact: Fact) -> String {
+    format!("filter `{instance}` needs {fact}, but nothing before it establishes that")
+}

@@ -1,0 +1,232 @@
+//! What requests use: immutable, everything resolved.
+
+mod compile;
+mod facts;
+mod pipelines;
+mod reload;
+mod routes;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use arc_swap::ArcSwap;
+use http::HeaderName;
+use tollhouse_filters::phase::OnRequest;
+use tollhouse_filters::pipeline::{Pipeline, Stack};
+use tollhouse_filters::world::UpstreamId;
+
+use crate::config::{Admin, Listener, Observability, RouteTimeouts, Server, Test};
+use crate::observe::RouteSeries;
+use crate::routing::{ListenerId, RouteId, Router};
+use crate::source::{Fingerprint, Packed, Problems};
+use crate::upstream::Upstream;
+
+pub(crate) use compile::fault;
+pub use compile::{Compiler, Mode, apart};
+pub use reload::{Reloaded, Reloader, Verify};
+
+/// One compiled document: everything a request needs, from start to end.
+pub struct Snapshot {
+    /// Counts successful loads of this process, from 1.
+    pub generation: u64,
+    /// Of all inputs that the document is made of.
+    pub fingerprint: Fingerprint,
+    /// Files that the document names beside those: certificates and keys.
+    pub files: NamedFiles,
+    /// The process: limits, trusted proxies, path rules.
+    pub server: Server,
+    /// The admin listener.
+    pub admin: Admin,
+    /// Listeners, by [`ListenerId`].
+    pub listeners: Vec<ListenerPlan>,
+    /// Finds a request's route.
+    pub router: Router,
+    /// Routes, by [`RouteId`].
+    pub routes: Vec<Arc<Route>>,
+    /// What happens to requests that no route matches.
+    pub unrouted: Arc<Route>,
+    /// Upstreams, in written order.
+    pub upstreams: Vec<Arc<Upstream>>,
+    /// What filters call them.
+    pub upstream_ids: UpstreamIds,
+    /// Fields that filters write for upstreams; a client's own copies are dropped.
+    pub identity_headers: Vec<HeaderName>,
+    /// Logs and metrics.
+    pub observability: Observability,
+    /// Tests written in the document.
+    pub tests: Vec<Test>,
+    /// What is suspicious but not wrong.
+    pub warnings: Problems,
+    /// The document it was compiled from, with the files it came from.
+    pub packed: Packed,
+}
+
+/// Files whose contents took part in compiling.
+#[derive(Debug, Clone)]
+pub struct NamedFiles {
+    paths: Vec<PathBuf>,
+    seen: Fingerprint,
+}
+
+impl NamedFiles {
+    fn new(paths: Vec<PathBuf>) -> Self {
+        Self { seen: Fingerprint::of_inputs(&paths), paths }
+    }
+
+    /// Whether any of them holds something else by now.
+    #[must_use]
+    pub fn changed(&self) -> bool {
+        Fingerprint::of_inputs(&self.paths) != self.seen
+    }
+}
+
+/// Ids of upstreams, by name.
+#[derive(Debug, Clone, Default)]
+pub struct UpstreamIds {
+    by_name: BTreeMap<Arc<str>, UpstreamId>,
+    /// The last one given out by this process.
+    next: u32,
+}
+
+/// A listener and its filters.
+pub struct ListenerPlan {
+    /// As written.
+    pub options: Listener,
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its filters.
+    pub pipeline: Arc<Pipeline>,
+    /// It is no longer in the document, but its socket is still open.
+    pub retired: bool,
+}
+
+impl ListenerPlan {
+    fn retire(&self) -> Self {
+        let (options, name) = (self.options.clone(), self.name.clone());
+        Self { options, name, pipeline: Arc::default(), retired: true }
+    }
+}
+
+/// A route with everything resolved.
+pub struct Route {
+    /// Its place in the document; `None` for the route of unrouted requests.
+    pub id: Option<RouteId>,
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its service's name.
+    pub service: Option<Arc<str>>,
+    /// Its service's filters, shared by all routes of the service.
+    pub shared: Arc<Pipeline>,
+    /// Its own filters.
+    pub own: Arc<Pipeline>,
+    /// What it does.
+    pub action: Action,
+    /// Timeouts instead of the upstream's.
+    pub timeouts: RouteTimeouts,
+    /// Its metrics, by listener, made on first use.
+    pub series: Box<[OnceLock<Arc<RouteSeries>>]>,
+}
+
+impl Route {
+    /// Where its requests go, unless a filter answers them.
+    #[must_use]
+    pub fn upstream(&self) -> Option<&Arc<Upstream>> {
+        match &self.action {
+            Action::Upstream(upstream) => Some(upstream),
+            Action::Answer(_) | Action::NotFound => None,
+        }
+    }
+}
+
+/// What a route does with a request that its filters let pass.
+pub enum Action {
+    /// Sends it to an upstream.
+    Upstream(Arc<Upstream>),
+    /// Answers it.
+    Answer(Arc<dyn OnRequest>),
+    /// There is nothing here.
+    NotFound,
+}
+
+impl Snapshot {
+    /// Everything whose change makes a reload worthwhile.
+    #[must_use]
+    pub fn inputs(&self) -> Vec<PathBuf> {
+        self.packed.inputs().iter().chain(&self.files.paths).cloned().collect()
+    }
+
+    /// The route of this id.
+    #[must_use]
+    pub fn route(&self, id: RouteId) -> &Arc<Route> {
+        &self.routes[id.0 as usize]
+    }
+
+    /// The listener of this id.
+    #[must_use]
+    pub fn listener(&self, id: ListenerId) -> &ListenerPlan {
+        &self.listeners[usize::from(id.0)]
+    }
+
+    /// The listener of this name.
+    #[must_use]
+    pub fn listener_named(&self, name: &str) -> Option<ListenerId> {
+        let at = self.listeners.iter().position(|listener| !listener.retired && &*listener.name == name)?;
+        u16::try_from(at).ok().map(ListenerId)
+    }
+
+    /// The upstream of this name.
+    #[must_use]
+    pub fn upstream_named(&self, name: &str) -> Option<&Arc<Upstream>> {
+        self.upstreams.iter().find(|upstream| *upstream.name == *name)
+    }
+
+    /// The upstream of this id; none when a newer document dropped it.
+    #[must_use]
+    pub fn upstream(&self, id: UpstreamId) -> Option<&Arc<Upstream>> {
+        let (name, _) = self.upstream_ids.by_name.iter().find(|(_, known)| **known == id)?;
+        self.upstream_named(name)
+    }
+
+    /// The pipelines of a request on this listener and route.
+    #[must_use]
+    pub fn stack(&self, listener: ListenerId, route: &Route) -> Stack {
+        Stack([self.listener(listener).pipeline.clone(), route.shared.clone(), route.own.clone()])
+    }
+}
+
+/// The snapshot in use; requests keep the one they began with.
+pub struct Live {
+    current: ArcSwap<Snapshot>,
+    generation: AtomicU64,
+}
+
+impl Live {
+    /// Starts with this snapshot.
+    #[must_use]
+    pub fn new(snapshot: Snapshot) -> Self {
+        let generation = AtomicU64::new(snapshot.generation);
+        Self { current: ArcSwap::from_pointee(snapshot), generation }
+    }
+
+    /// The snapshot in use now.
+    #[must_use]
+    pub fn load(&self) -> Arc<Snapshot> {
+        self.current.load_full()
+    }
+
+    /// The generation in use now.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed)
+    }
+
+    /// Puts this snapshot into use for requests that begin from now on.
+    pub fn swap(&self, snapshot: Snapshot) {
+        self.generation.store(snapshot.generation, Ordering::Relaxed);
+        self.current.store(Arc::new(snapshot));
+    }
+}

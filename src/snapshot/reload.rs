@@ -1,0 +1,166 @@
+//! Reloading: a candidate is compiled and tested beside the running snapshot, then swapped in.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tollhouse_filters::registry::Registry;
+use tollhouse_filters::world::World;
+
+use super::{Compiler, Live, Mode, Snapshot, apart};
+use crate::source::{self, Loaded, Problems};
+
+/// What a reload came to.
+#[derive(Debug)]
+pub enum Reloaded {
+    /// No input changed.
+    Unchanged,
+    /// A new snapshot is in use.
+    Swapped {
+        /// Its generation.
+        generation: u64,
+        /// Settings whose change takes effect at the next start only.
+        needs_restart: Vec<&'static str>,
+    },
+    /// The candidate has problems; the running snapshot stays.
+    Refused {
+        /// What is wrong with it.
+        problems: Problems,
+        /// The last one was refused for the very same.
+        again: bool,
+    },
+}
+
+/// Runs a candidate's own tests; its failures refuse the candidate.
+pub type Verify = fn(&Arc<Loaded>, &Registry) -> Result<(), Problems>;
+
+/// Compiles the document again when asked to.
+pub struct Reloader {
+    path: PathBuf,
+    registry: Arc<Registry>,
+    world: World,
+    live: Arc<Live>,
+    verify: Verify,
+    /// Why the last candidate was refused, if it was; held while a reload is under way.
+    refused: Mutex<Option<Problems>>,
+}
+
+impl Reloader {
+    /// Reloads the document at `path` into `live`.
+    #[must_use]
+    pub fn new(
+        path: PathBuf,
+        registry: Arc<Registry>,
+        world: World,
+        live: Arc<Live>,
+        verify: Verify,
+    ) -> Self {
+        Self { path, registry, world, live, verify, refused: Mutex::new(None) }
+    }
+
+    /// Reads all inputs again; one reload at a time.
+    pub fn reload(&self) -> Reloaded {
+        let mut refused = self.refused.lock();
+        let previous = self.live.load();
+        match apart(|| self.candidate(&previous)) {
+            Ok(None) => {
+                *refused = None;
+                Reloaded::Unchanged
+            }
+            Ok(Some(snapshot)) => {
+                *refused = None;
+                let (generation, needs_restart) = (snapshot.generation, needs_restart(&previous, &snapshot));
+                self.live.swap(snapshot);
+                Reloaded::Swapped { generation, needs_restart }
+            }
+            Err(problems) => {
+                let again = refused.replace(problems.clone()).is_some_and(|last| last == problems);
+                Reloaded::Refused { problems, again }
+            }
+        }
+    }
+
+    /// The compiled and tested document; `None` when no input changed.
+    fn candidate(&self, previous: &Snapshot) -> Result<Option<Snapshot>, Problems> {
+        let loaded = Arc::new(source::load(&self.path)?);
+        if loaded.fingerprint == previous.fingerprint && !previous.files.changed() {
+            return Ok(None);
+        }
+        let compiler = Compiler {
+            registry: &self.registry,
+            world: &self.world,
+            previous: Some(previous),
+            mode: Mode::Live,
+        };
+        let snapshot = compiler.compile(&loaded)?;
+        if !snapshot.tests.is_empty() {
+            (self.verify)(&loaded, &self.registry)?;
+        }
+        Ok(Some(snapshot))
+    }
+
+    /// The snapshot in use.
+    #[must_use]
+    pub fn live(&self) -> &Arc<Live> {
+        &self.live
+    }
+
+    /// The filters that exist.
+    #[must_use]
+    pub fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+}
+
+/// Settings that sockets and threads were made from; a changed one is reported, never half applied.
+fn needs_restart(old: &Snapshot, new: &Snapshot) -> Vec<&'static str> {
+    let bound = |snapshot: &Snapshot| -> Vec<_> {
+        let plans = snapshot.listeners.iter().filter(|plan| !plan.retired);
+        plans
+            .map(|plan| (plan.name.clone(), plan.options.address.clone(), plan.options.protocols.clone()))
+            .collect()
+    };
+    let changes = [
+        (bound(old) != bound(new), "listeners"),
+        (old.server.threads != new.server.threads, "server.threads"),
+        (old.admin.address != new.admin.address, "admin.address"),
+        (old.server.limits.h2_streams != new.server.limits.h2_streams, "server.limits.h2_streams"),
+    ];
+    changes.into_iter().filter(|(changed, _)| *changed).map(|(_, name)| name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use tollhouse_filters::builtin;
+
+    use super::*;
+
+    fn authority() -> String {
+        rcgen::generate_simple_self_signed(["a.test".to_owned()]).expect("a certificate").cert.pem()
+    }
+
+    #[test]
+    fn a_certificate_that_changes_is_read_anew_by_the_next_reload() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (path, ca) = (directory.path().join("gateway.yaml"), directory.path().join("ca.pem"));
+        let text = "{version: 1, listeners: [{name: main, address: '127.0.0.1:0'}],
+            upstreams: [{name: u, backends: [{address: '127.0.0.1:1'}], tls: {ca: ca.pem, sni: a.test}}]}";
+        std::fs::write(&path, text).expect("written");
+        std::fs::write(&ca, authority()).expect("written");
+        let (registry, world) = (Arc::new(builtin()), World::dry());
+        let loaded = Arc::new(source::load(&path).expect("loads"));
+        let compiler = Compiler { registry: &registry, world: &world, previous: None, mode: Mode::Live };
+        let live = Arc::new(Live::new(compiler.compile(&loaded).expect("compiles")));
+        let reloader = Reloader::new(path, registry, World::dry(), live.clone(), |_, _| Ok(()));
+
+        assert!(matches!(reloader.reload(), Reloaded::Unchanged));
+        std::fs::write(&ca, authority()).expect("written");
+        assert!(matches!(reloader.reload(), Reloaded::Swapped { generation: 2, .. }));
+        std::fs::write(&ca, "nonsense").expect("written");
+        assert!(matches!(reloader.reload(), Reloaded::Refused { again: false, .. }));
+        assert!(matches!(reloader.reload(), Reloaded::Refused { again: true, .. }));
+        assert_eq!(live.generation(), 2);
+        std::fs::write(&ca, authority()).expect("written");
+        assert!(matches!(reloader.reload(), Reloaded::Swapped { generation: 3, .. }));
+    }
+}
