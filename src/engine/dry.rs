@@ -1,0 +1,260 @@
+//! Running made-up requests: `tollhouse test`, and the tests that a candidate must pass.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Version, header};
+use pingora::http::{RequestHeader, ResponseHeader};
+use serde::Serialize;
+use tollhouse_filters::condition::ValueMatch;
+use tollhouse_filters::context::{Decision as Noted, RequestId};
+use tollhouse_filters::outcome::{Body, Reply};
+use tollhouse_filters::problem::{self, Problem};
+use tollhouse_filters::registry::Registry;
+use tollhouse_filters::tree::{Node, Path};
+use tollhouse_filters::values::FieldName;
+use tollhouse_filters::world::World;
+
+use super::{Connection, Decision, Exchange, Forwarding, strip_hop_by_hop};
+use crate::config::{Expect, Test, TestRequest};
+use crate::routing::ListenerId;
+use crate::snapshot::{Compiler, Mode, Snapshot, fault};
+use crate::source::{Loaded, Problems};
+
+/// The longest a made-up request may take; only a filter at fault takes any time at all.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A made-up request.
+pub struct MadeUp {
+    /// The head.
+    pub head: RequestHeader,
+    /// The body.
+    pub body: Bytes,
+    /// The connection it pretends to come on.
+    pub connection: Connection,
+}
+
+/// What happened to a made-up request.
+pub struct Outcome {
+    /// The exchange, for its route and context.
+    pub exchange: Exchange,
+    /// The gateway's own answer.
+    pub answer: Option<(ResponseHeader, Bytes)>,
+    /// What the upstream would have got.
+    pub upstream_request: Option<RequestHeader>,
+}
+
+impl Outcome {
+    /// What each filter decided.
+    #[must_use]
+    pub fn decisions(&self) -> &[Noted] {
+        self.exchange.ctx.decisions()
+    }
+}
+
+/// A snapshot of the document on a fake world: fixed clock, fresh state, no network.
+pub fn snapshot(loaded: &Arc<Loaded>, registry: &Registry) -> Result<Arc<Snapshot>, Problems> {
+    let world = World::dry();
+    Compiler { registry, world: &world, previous: None, mode: Mode::Dry }.compile(loaded).map(Arc::new)
+}
+
+/// Runs a made-up request through the engine; the world it reaches is the snapshot's.
+pub async fn run(snapshot: &Arc<Snapshot>, mut made: MadeUp) -> Outcome {
+    let started = std::time::Instant::now();
+    let mut exchange =
+        Exchange::begin(snapshot.clone(), &made.connection, &mut made.head, RequestId::Made(1), started);
+    exchange.ctx.keep_decisions();
+    let mut decision = exchange.decide(&mut made.head).await;
+    if matches!(decision, Decision::Forward(_))
+        && let Some(limit) = exchange.wants_body()
+        && let Some(reply) = body(&mut exchange, &mut made, limit).await
+    {
+        decision = Decision::Reply(reply);
+    }
+    let (answer, upstream_request) = match decision {
+        Decision::Reply(reply) => (Some(answer(&mut exchange, reply, &made.head).await), None),
+        Decision::Forward(upstream) => {
+            let mut head = made.head.clone();
+            strip_hop_by_hop(&mut head);
+            let peer = made.connection.peer.map(|peer| peer.ip());
+            let forwarding =
+                Forwarding { peer, version: Version::HTTP_11, upstream: &upstream, picked: None };
+            match exchange.upstream_request(&mut head, &forwarding, 1).await {
+                Some(reply) => (Some(answer(&mut exchange, reply, &made.head).await), None),
+                None => (None, Some(head)),
+            }
+        }
+    };
+    Outcome { exchange, answer, upstream_request }
+}
+
+/// Collects the body as the proxy does: one over the limit never reaches the filters.
+async fn body(exchange: &mut Exchange, made: &mut MadeUp, limit: u64) -> Option<Reply> {
+    if made.body.len() as u64 > limit {
+        return Some(Problem::new(&problem::BODY_TOO_LARGE).into());
+    }
+    exchange.body(&mut made.head, &mut made.body).await
+}
+
+async fn answer(exchange: &mut Exchange, reply: Reply, request: &RequestHeader) -> (ResponseHeader, Bytes) {
+    let rendered = exchange.rendered(reply, request).await;
+    let body = match rendered.body {
+        Body::Bytes(bytes) => bytes,
+        Body::Stream(_) => Bytes::new(),
+    };
+    (rendered.head, body)
+}
+
+/// Drives a made-up request to its end, whatever thread this is; not from async code.
+pub fn block_on<T>(future: impl Future<Output = T>) -> Option<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().ok()?;
+    runtime.block_on(async { tokio::time::timeout(PATIENCE, future).await.ok() })
+}
+
+/// The result of one test.
+#[derive(Debug, Clone, Serialize)]
+pub struct TestResult {
+    /// The test's name.
+    pub name: String,
+    /// What was expected and not seen; empty when it passed.
+    pub failures: Vec<String>,
+}
+
+/// Runs the tests of a document, each on fresh state.
+pub fn run_tests(loaded: &Arc<Loaded>, registry: &Registry) -> Result<Vec<TestResult>, Problems> {
+    let first = snapshot(loaded, registry)?;
+    let mut results = Vec::with_capacity(first.tests.len());
+    for (at, test) in first.tests.iter().enumerate() {
+        // The next test must not see what this one left; the first snapshot is still fresh.
+        let fresh = if at == 0 { first.clone() } else { snapshot(loaded, registry)? };
+        results.push(TestResult { name: test.name.clone(), failures: run_test(&fresh, test) });
+    }
+    Ok(results)
+}
+
+/// Runs the tests of a candidate; each failure is a problem of its document.
+pub fn verify(loaded: &Arc<Loaded>, registry: &Registry) -> Result<(), Problems> {
+    let results = run_tests(loaded, registry)?;
+    let failed = results.iter().enumerate().filter(|(_, result)| !result.failures.is_empty());
+    let errors: Vec<_> = failed
+        .map(|(at, result)| {
+            let message = format!("test `{}` fails: {}", result.name, result.failures.join("; "));
+            fault(&loaded.root, &Path::default().join("tests").join(at), message)
+        })
+        .collect();
+    match errors.is_empty() {
+        true => Ok(()),
+        false => Err(Problems { inputs: loaded.inputs.clone(), ..Problems::located(errors, &loaded.files) }),
+    }
+}
+
+fn run_test(snapshot: &Arc<Snapshot>, test: &Test) -> Vec<String> {
+    let made = match made_up(snapshot, &test.request) {
+        Ok(made) => made,
+        Err(message) => return vec![message],
+    };
+    let Some(outcome) = block_on(run(snapshot, made)) else {
+        return vec![format!("took longer than {PATIENCE:?}")];
+    };
+    let mut failures = failures(&test.expect, &outcome);
+    if !failures.is_empty() {
+        hide_substituted(&snapshot.packed.unpack().root, &mut failures);
+    }
+    failures
+}
+
+/// What came from outside the document may be secret, and failures go to logs and the admin API.
+fn hide_substituted(root: &Arc<Node>, messages: &mut [String]) {
+    root.map_scalars(|scalar, _, _| {
+        if scalar.is_substituted() && !scalar.text().is_empty() {
+            for message in messages.iter_mut() {
+                *message = message.replace(scalar.text(), "***");
+            }
+        }
+        None
+    });
+}
+
+fn made_up(snapshot: &Snapshot, request: &TestRequest) -> Result<MadeUp, String> {
+    let method = request.method.clone().map_or(Method::GET, Method::from);
+    let mut head =
+        RequestHeader::build(method, request.path.as_bytes(), None).map_err(|error| error.to_string())?;
+    let mut put = |name: http::HeaderName, value: &str| {
+        head.insert_header(name, value).map_err(|error| error.to_string())
+    };
+    put(header::HOST, request.host.as_deref().unwrap_or("localhost"))?;
+    for (name, value) in &request.headers {
+        put(name.clone().into(), value)?;
+    }
+    if let Some(body) = &request.body {
+        put(header::CONTENT_LENGTH, &body.len().to_string())?;
+    }
+    let listener = match &request.listener {
+        Some(name) => {
+            snapshot.listener_named(name.as_str()).ok_or_else(|| format!("no listener is named `{name}`"))?
+        }
+        None => ListenerId(0),
+    };
+    let client = request.client.unwrap_or(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)));
+    let connection = Connection { listener, peer: Some(SocketAddr::new(client, 50000)) };
+    Ok(MadeUp { head, body: request.body.clone().unwrap_or_default().into(), connection })
+}
+
+fn failures(expect: &Expect, outcome: &Outcome) -> Vec<String> {
+    let mut failures = Vec::new();
+    let route = &*outcome.exchange.route.name;
+    let mut compare = |what: &str, expected: Option<String>, seen: Option<String>| {
+        if let Some(expected) = expected.filter(|expected| Some(expected) != seen.as_ref()) {
+            failures.push(format!("expected {what} {expected}, got {}", seen.as_deref().unwrap_or("none")));
+        }
+    };
+    let upstream = outcome.upstream_request.as_ref().and(outcome.exchange.ctx.upstream.as_ref());
+    let status = outcome.answer.as_ref().map(|(head, _)| head.status.as_u16());
+    compare("route", expect.route.as_ref().map(ToString::to_string), Some(route.to_owned()));
+    compare(
+        "status",
+        expect.status.map(|status| status.to_string()),
+        status.map(|status| status.to_string()),
+    );
+    compare("upstream", expect.upstream.as_ref().map(ToString::to_string), upstream.map(ToString::to_string));
+    let target =
+        outcome.upstream_request.as_ref().and_then(|head| head.uri.path_and_query()).map(ToString::to_string);
+    compare("path to upstream", expect.path_to_upstream.clone(), target);
+    let answer = outcome.answer.as_ref().map(|(head, _)| &head.headers);
+    failures.extend(mismatches("header", &expect.headers, answer));
+    let sent = outcome.upstream_request.as_ref().map(|head| &head.headers);
+    failures.extend(mismatches("header to the upstream", &expect.headers_to_upstream, sent));
+    if let Some(text) = &expect.body_contains {
+        let body = outcome.answer.as_ref().map(|(_, body)| String::from_utf8_lossy(body));
+        if !body.is_some_and(|body| body.contains(text.as_str())) {
+            failures.push(format!("expected `{text}` in the body"));
+        }
+    }
+    failures
+}
+
+fn mismatches(
+    what: &str,
+    expected: &std::collections::BTreeMap<FieldName, ValueMatch>,
+    seen: Option<&http::HeaderMap>,
+) -> Vec<String> {
+    let empty = http::HeaderMap::new();
+    let seen = seen.unwrap_or(&empty);
+    expected
+        .iter()
+        .filter(|(name, value)| !value.matches_field(seen, &(*name).clone().into()))
+        .map(|(name, value)| {
+            let got: Vec<_> = seen
+                .get_all(http::HeaderName::from((*name).clone()))
+                .iter()
+                .map(|value| String::from_utf8_lossy(value.as_bytes()))
+                .collect();
+            format!(
+                "expected {what} {name}: {value}, got {}",
+                if got.is_empty() { "none".into() } else { got.join(", ") }
+            )
+        })
+        .collect()
+}

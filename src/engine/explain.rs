@@ -1,0 +1,226 @@
+//! Explains a request: listener, route, why not the others, each filter, and where it ends.
+
+use std::fmt;
+use std::sync::Arc;
+
+use http::header;
+use pingora::http::RequestHeader;
+use serde::Serialize;
+use tollhouse_filters::context::{Decision, Verdict};
+
+use super::Connection;
+use super::dry::{self, MadeUp, Outcome};
+use crate::routing::{ListenerId, View};
+use crate::snapshot::Snapshot;
+
+/// What to explain.
+#[derive(Debug, Clone, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Question {
+    /// The method; GET when empty.
+    pub method: String,
+    /// An absolute URL, or a path.
+    pub url: String,
+    /// Header fields.
+    pub headers: Vec<(String, String)>,
+    /// The listener's name; the first one when absent.
+    pub listener: Option<String>,
+    /// The client's address; 192.0.2.1 when absent.
+    pub client: Option<std::net::IpAddr>,
+}
+
+/// What would happen to a request, and why.
+#[derive(Debug, Serialize)]
+pub struct Explanation {
+    /// The listener's name.
+    pub listener: String,
+    /// The path as decisions see it.
+    pub path: String,
+    /// The route's name.
+    pub route: String,
+    /// Better-ranked routes, and why each was passed over.
+    pub passed_over: Vec<PassedOver>,
+    /// What each filter decided.
+    pub filters: Vec<Decision>,
+    /// Where the request goes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upstream: Option<String>,
+    /// The head that the upstream would get.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub upstream_request: Vec<String>,
+    /// The status of the gateway's own answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
+}
+
+/// A route that came close.
+#[derive(Debug, Serialize)]
+pub struct PassedOver {
+    /// Its name.
+    pub route: String,
+    /// Why it did not take the request.
+    pub why: String,
+}
+
+/// Explains a request on a snapshot made for looking.
+pub async fn explain(snapshot: &Arc<Snapshot>, question: &Question) -> Result<Explanation, String> {
+    let made = made_up(snapshot, question)?;
+    let connection = made.connection;
+    let request = made.head.clone();
+    let outcome = dry::run(snapshot, made).await;
+    Ok(explanation(snapshot, &connection, &request, &outcome))
+}
+
+/// Fields that the gateway makes from the request alone.
+const SHOWN: [&str; 4] = ["host", "via", "forwarded", "traceparent"];
+
+impl Explanation {
+    /// Hides what a field holds that only the document can have put there, which may be a secret;
+    /// for those who may ask but not read the document.
+    pub fn hide_values(&mut self, question: &Question) {
+        for line in self.upstream_request.iter_mut().skip(1) {
+            let Some((name, value)) = line.split_once(": ") else { continue };
+            let asked = |(given, said): &(String, String)| given.eq_ignore_ascii_case(name) && said == value;
+            let own = SHOWN.contains(&name) || name.starts_with("x-forwarded-");
+            if !own && !question.headers.iter().any(asked) {
+                *line = format!("{name}: ***");
+            }
+        }
+    }
+}
+
+fn made_up(snapshot: &Snapshot, question: &Question) -> Result<MadeUp, String> {
+    let method = if question.method.is_empty() { "GET" } else { question.method.as_str() };
+    let (authority, target) = split_url(&question.url)?;
+    let mut head =
+        RequestHeader::build(method, target.as_bytes(), None).map_err(|error| error.to_string())?;
+    head.insert_header(header::HOST, authority.unwrap_or("localhost")).map_err(|error| error.to_string())?;
+    for (name, value) in &question.headers {
+        head.append_header(name.clone(), value)
+            .map_err(|_| format!("`{name}` is not a valid header field"))?;
+    }
+    let listener = match &question.listener {
+        Some(name) => {
+            snapshot.listener_named(name).ok_or_else(|| format!("no listener is named `{name}`"))?
+        }
+        None => ListenerId(0),
+    };
+    let client = question.client.unwrap_or_else(|| std::net::Ipv4Addr::new(192, 0, 2, 1).into());
+    let connection = Connection { listener, peer: Some((client, 50000).into()) };
+    Ok(MadeUp { head, body: bytes::Bytes::new(), connection })
+}
+
+/// Authority and target of an absolute URL, or just a path.
+fn split_url(url: &str) -> Result<(Option<&str>, String), String> {
+    if url.starts_with('/') {
+        return Ok((None, url.to_owned()));
+    }
+    let rest = url.split_once("://").filter(|(scheme, _)| matches!(*scheme, "http" | "https"));
+    let (_, rest) =
+        rest.ok_or("expected a path such as `/users`, or a URL such as `https://api.test/users`")?;
+    let at = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (authority, target) = rest.split_at(at);
+    let target = if target.starts_with('/') { target.to_owned() } else { format!("/{target}") };
+    Ok((Some(authority), target))
+}
+
+fn explanation(
+    snapshot: &Snapshot,
+    connection: &Connection,
+    request: &RequestHeader,
+    outcome: &Outcome,
+) -> Explanation {
+    let exchange = &outcome.exchange;
+    let view = View { listener: connection.listener, request: exchange.ctx.view(request) };
+    let considered = snapshot.router.explain(&view);
+    let passed_over = considered
+        .into_iter()
+        .filter_map(|considered| {
+            let why = considered.why_not?.to_string();
+            Some(PassedOver { route: snapshot.route(considered.id).name.to_string(), why })
+        })
+        .collect();
+    let upstream = outcome.upstream_request.as_ref().and(exchange.ctx.upstream.as_ref());
+    Explanation {
+        listener: exchange.ctx.listener.to_string(),
+        path: exchange.ctx.path.matched().to_owned(),
+        route: exchange.route.name.to_string(),
+        passed_over,
+        filters: outcome.decisions().to_vec(),
+        upstream: upstream.map(ToString::to_string),
+        upstream_request: outcome.upstream_request.as_ref().map(lines).unwrap_or_default(),
+        status: outcome.answer.as_ref().map(|(head, _)| head.status.as_u16()),
+    }
+}
+
+fn lines(head: &RequestHeader) -> Vec<String> {
+    let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
+    let fields = head
+        .headers
+        .iter()
+        .map(|(name, value)| format!("{name}: {}", String::from_utf8_lossy(value.as_bytes())));
+    std::iter::once(format!("{} {target}", head.method)).chain(fields).collect()
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "listener   {}", self.listener)?;
+        writeln!(f, "path       {}", self.path)?;
+        for passed in &self.passed_over {
+            writeln!(f, "not        {}: {}", passed.route, passed.why)?;
+        }
+        writeln!(f, "route      {}", self.route)?;
+        for decision in &self.filters {
+            let verdict = match decision.verdict {
+                Verdict::Passed => "passed",
+                Verdict::Skipped => "skipped",
+                Verdict::Changed => "changed",
+                Verdict::Answered => "answered",
+                Verdict::WouldAnswer => "would answer",
+                Verdict::FailedOpen => "failed open",
+                Verdict::Failed => "failed",
+            };
+            writeln!(
+                f,
+                "filter     {} ({}): {verdict} {}",
+                decision.filter, decision.instance, decision.reason
+            )?;
+        }
+        if let Some(upstream) = &self.upstream {
+            writeln!(f, "upstream   {upstream}")?;
+        }
+        for line in &self.upstream_request {
+            writeln!(f, "           {line}")?;
+        }
+        if let Some(status) = self.status {
+            writeln!(f, "answer     {status}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn values_that_the_document_put_into_fields_can_be_hidden() {
+        let text = "
+version: 1
+listeners: [{name: main, address: '127.0.0.1:0'}]
+upstreams: [{name: u, backends: [{address: '127.0.0.1:9'}]}]
+routes: [{name: any, upstream: u, filters: [{headers: {request: {set: {authorization: 'Bearer ${env:T}'}}}}]}]
+";
+        let loaded = crate::source::load_str(text, "test", None, &|_| Some("secret".to_owned()));
+        let loaded = Arc::new(loaded.expect("loads"));
+        let snapshot = dry::snapshot(&loaded, &tollhouse_filters::builtin()).expect("compiles");
+        let headers = vec![("x-mine".to_owned(), "1".to_owned())];
+        let question = Question { url: "http://a.test/".to_owned(), headers, ..Question::default() };
+        let mut explained = explain(&snapshot, &question).await.expect("explained");
+        assert!(explained.upstream_request.iter().any(|line| line == "authorization: Bearer secret"));
+        explained.hide_values(&question);
+        for line in ["authorization: ***", "x-mine: 1", "host: a.test"] {
+            assert!(explained.upstream_request.iter().any(|shown| shown == line), "{line}");
+        }
+    }
+}

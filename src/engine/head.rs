@@ -1,0 +1,231 @@
+//! What a request head must be before anything is decided by it: one host, one length, and no
+//! `Connection` that takes away what filters and the gateway write later.
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Version};
+use pingora::http::RequestHeader;
+use tollhouse_filters::host::host_of;
+use tollhouse_filters::problem::{self, Problem};
+
+/// Refuses a head that another server on the way might read in another way.
+pub(super) fn ambiguous(request: &RequestHeader) -> Option<Problem> {
+    let wrong = wrong_host(request).or_else(|| wrong_length(&request.headers));
+    // RFC 9112 s3.2.4.
+    let asterisk = request.uri.path() == "*" && request.method != Method::OPTIONS;
+    let wrong = wrong.or_else(|| asterisk.then_some("the target `*` is for OPTIONS only"));
+    wrong.map(|detail| Problem::new(&problem::BAD_REQUEST).detail(detail))
+}
+
+/// RFC 9112 s3.2: exactly one valid `Host` in HTTP/1.1; in HTTP/2 `:authority` may stand for it.
+fn wrong_host(request: &RequestHeader) -> Option<&'static str> {
+    let mut hosts = request.headers.get_all(header::HOST).iter();
+    let (host, another) = (hosts.next(), hosts.next());
+    let is_host = |text: &str| host_of(text).is_some();
+    let authority = request.uri.authority();
+    match host {
+        _ if another.is_some() => Some("there is more than one `Host`"),
+        // An empty one is that of a target without authority (RFC 9110 s7.2).
+        Some(host) if !host.is_empty() && !host.to_str().is_ok_and(is_host) => Some("`Host` is not valid"),
+        None if request.version == Version::HTTP_11 => Some("`Host` is missing"),
+        _ if authority.is_some_and(|authority| !is_host(authority.as_str())) => {
+            Some("the target's authority is not valid")
+        }
+        _ => None,
+    }
+}
+
+/// RFC 9112 s6.1 and s6.3: what says how long the body is must say one thing.
+fn wrong_length(headers: &HeaderMap) -> Option<&'static str> {
+    let one = |name: HeaderName| {
+        let mut lines = headers.get_all(name).iter();
+        (lines.next().map(HeaderValue::as_bytes), lines.next().is_some())
+    };
+    let (length, more_lengths) = one(header::CONTENT_LENGTH);
+    let (coding, more_codings) = one(header::TRANSFER_ENCODING);
+    let digits = |text: &[u8]| !text.is_empty() && text.iter().all(u8::is_ascii_digit);
+    if more_lengths || length.is_some_and(|length| !digits(length)) {
+        return Some("`Content-Length` is not one number");
+    }
+    if more_codings || coding.is_some_and(|coding| !coding.trim_ascii().eq_ignore_ascii_case(b"chunked")) {
+        return Some("the only `Transfer-Encoding` is `chunked`");
+    }
+    (length.is_some() && coding.is_some())
+        .then_some("`Content-Length` and `Transfer-Encoding` exclude each other")
+}
+
+/// Options of a connection that stay: what Pingora needs to know of it.
+const OPTIONS: [&str; 3] = ["close", "keep-alive", "upgrade"];
+
+/// Fields that `Connection` cannot name: for all on the way, or the gateway's to remove.
+const UNTOUCHABLE: [HeaderName; 3] = [header::HOST, header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
+
+/// Removes the fields that `Connection` names, and their names from it (RFC 9110 s7.6.1).
+///
+/// To be done before any filter: a client could else have removed what filters set.
+pub(super) fn release_named(request: &mut RequestHeader) {
+    if !request.headers.contains_key(header::CONNECTION) {
+        return;
+    }
+    let lines = request.headers.get_all(header::CONNECTION).iter();
+    let text = lines.map(|line| String::from_utf8_lossy(line.as_bytes())).collect::<Vec<_>>().join(",");
+    let mut kept: Vec<&str> = Vec::new();
+    for name in text.split(',').map(str::trim) {
+        match OPTIONS.iter().find(|option| option.eq_ignore_ascii_case(name)) {
+            Some(option) if !kept.contains(option) => kept.push(option),
+            Some(_) => {}
+            None => release(request, name),
+        }
+    }
+    request.remove_header(&header::CONNECTION);
+    if !kept.is_empty()
+        && let Ok(value) = HeaderValue::from_str(&kept.join(", "))
+    {
+        let _ = request.insert_header(header::CONNECTION, value);
+    }
+}
+
+fn release(request: &mut RequestHeader, name: &str) {
+    let Ok(name) = name.parse::<HeaderName>() else { return };
+    let forwarding = name == header::FORWARDED || name.as_str().starts_with("x-forwarded-");
+    if !forwarding && !UNTOUCHABLE.contains(&name) {
+        request.remove_header(&name);
+    }
+}
+
+/// Whether the client asks for a WebSocket (RFC 6455 s4.1), the only upgrade there is; the `Upgrade`
+/// of any other request is removed, as a server may ignore it (RFC 9110 s7.8).
+pub(super) fn settle_upgrade(request: &mut RequestHeader) {
+    let mut options = request.headers.get_all(header::CONNECTION).iter();
+    let nominated = options.any(|line| {
+        let mut options = line.as_bytes().split(|byte| *byte == b',');
+        options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
+    });
+    let mut asked = request.headers.get_all(header::UPGRADE).iter();
+    let websocket = asked.next().is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
+        && asked.next().is_none();
+    let with_body = request.headers.contains_key(header::TRANSFER_ENCODING)
+        || request.headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
+    let wanted = request.version == Version::HTTP_11 && nominated && websocket && !with_body;
+    if !wanted && request.headers.contains_key(header::UPGRADE) {
+        request.remove_header(&header::UPGRADE);
+    }
+}
+
+/// Makes the `Cookie` fields that HTTP/2 may send apart one again, as HTTP/1 servers expect (RFC 9113
+/// s8.2.3).
+pub(super) fn join_cookies(request: &mut RequestHeader) {
+    let mut lines = request.headers.get_all(header::COOKIE).iter();
+    if request.version != Version::HTTP_2 || lines.nth(1).is_none() {
+        return;
+    }
+    let lines: Vec<&[u8]> =
+        request.headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&lines.join(&b"; "[..])) {
+        let _ = request.insert_header(header::COOKIE, joined);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(lines: &[(&'static str, &str)]) -> RequestHeader {
+        let mut request = RequestHeader::build("POST", b"/", None).expect("valid");
+        request.set_version(Version::HTTP_11);
+        for (name, value) in lines {
+            request.append_header(*name, *value).expect("valid");
+        }
+        request
+    }
+
+    fn is_ambiguous(lines: &[(&'static str, &str)]) -> bool {
+        ambiguous(&request(lines)).is_some()
+    }
+
+    #[test]
+    fn a_request_of_http_1_1_has_exactly_one_valid_host_as_rfc_9112_s3_2_says() {
+        assert!(is_ambiguous(&[]));
+        assert!(is_ambiguous(&[("host", "a.test"), ("host", "a.test")]));
+        for host in ["a b", "a.test,b.test", "a..test", "x@a.test", "a.test:x", "a/b", "a]b"] {
+            assert!(is_ambiguous(&[("host", host)]), "{host}");
+        }
+        for host in ["", "a.test", "A.test.:80", "[::1]:80", "127.0.0.1"] {
+            assert!(!is_ambiguous(&[("host", host)]), "{host}");
+        }
+    }
+
+    #[test]
+    fn the_length_of_a_body_is_said_once_as_rfc_9112_s6_says() {
+        let (host, length, coding) = (("host", "a.test"), "content-length", "transfer-encoding");
+        for lines in [
+            &[host, (length, "5"), (length, "5")][..],
+            &[host, (length, "5, 5")],
+            &[host, (length, "+5")],
+            &[host, (length, "")],
+            &[host, (length, "5"), (coding, "chunked")],
+            &[host, (coding, "chunked"), (coding, "chunked")],
+            &[host, (coding, "gzip, chunked")],
+            &[host, (coding, "identity")],
+        ] {
+            assert!(is_ambiguous(lines), "{lines:?}");
+        }
+        assert!(!is_ambiguous(&[host, (length, "5")]) && !is_ambiguous(&[host, (coding, "Chunked")]));
+    }
+
+    #[test]
+    fn what_connection_names_is_gone_before_filters_run_and_named_no_more() {
+        let mut head = request(&[
+            ("connection", "close, X-Hop"),
+            ("connection", "x-user, content-length, x-forwarded-for, upgrade"),
+            ("x-hop", "1"),
+            ("content-length", "5"),
+            ("x-forwarded-for", "192.0.2.1"),
+        ]);
+        release_named(&mut head);
+        let fields: Vec<_> =
+            head.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+        assert_eq!(
+            fields,
+            [
+                ("content-length", &b"5"[..]),
+                ("x-forwarded-for", b"192.0.2.1"),
+                ("connection", b"close, upgrade"),
+            ]
+        );
+    }
+
+    #[test]
+    fn the_cookies_of_http_2_are_one_field() {
+        let mut head = request(&[("cookie", "a=1"), ("cookie", "b=2; c=3")]);
+        head.set_version(Version::HTTP_2);
+        join_cookies(&mut head);
+        let lines: Vec<_> = head.headers.get_all(header::COOKIE).iter().collect();
+        assert_eq!(lines, ["a=1; b=2; c=3"]);
+    }
+
+    #[test]
+    fn an_asterisk_is_the_target_of_options_alone() {
+        let asks = |method| {
+            let mut head = RequestHeader::build(method, b"*", None).expect("valid");
+            head.insert_header("host", "a.test").expect("valid");
+            ambiguous(&head).is_some()
+        };
+        assert!(asks("GET") && !asks("OPTIONS"));
+    }
+
+    #[test]
+    fn only_a_websocket_without_a_body_is_an_upgrade() {
+        let asks = |lines: &[(&'static str, &str)]| {
+            let mut head = request(lines);
+            settle_upgrade(&mut head);
+            head.headers.contains_key(header::UPGRADE)
+        };
+        let (connection, websocket) = (("connection", "keep-alive, Upgrade"), ("upgrade", "WebSocket"));
+        assert!(asks(&[connection, websocket]) && asks(&[connection, websocket, ("content-length", "0")]));
+        assert!(!asks(&[websocket]), "`Connection` must name it");
+        assert!(!asks(&[connection, ("upgrade", "h2c")]));
+        assert!(!asks(&[connection, websocket, websocket]));
+        assert!(!asks(&[connection, websocket, ("content-length", "5")]), "filters want its body");
+        assert!(!asks(&[connection, websocket, ("transfer-encoding", "chunked")]));
+    }
+}

@@ -1,0 +1,156 @@
+//! Taking a request in: limits, the client's address, forged fields, the path.
+
+use std::time::Instant;
+
+use http::header::{self, HeaderName, HeaderValue};
+use http::uri::{PathAndQuery, Uri};
+use pingora::http::RequestHeader;
+use tollhouse_filters::context::{Context, RequestId, Scheme};
+use tollhouse_filters::host::host_of;
+use tollhouse_filters::path::{NormalPath, PathRules, normalize};
+use tollhouse_filters::problem::{self, Problem};
+
+use super::forward::passed_here_before;
+use super::{Connection, client, head};
+use crate::snapshot::Snapshot;
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// Fields that only trusted proxies may send.
+const FORWARDING: [HeaderName; 6] = [
+    header::FORWARDED,
+    X_FORWARDED_FOR,
+    HeaderName::from_static("x-forwarded-proto"),
+    HeaderName::from_static("x-forwarded-host"),
+    HeaderName::from_static("x-forwarded-port"),
+    HeaderName::from_static("x-real-ip"),
+];
+
+/// What the gateway's own fields begin with.
+const OWN: &str = "x-tollhouse-";
+
+/// Makes the request's context; the problem, if there is one, ends the request.
+pub(super) fn take_in(
+    snapshot: &Snapshot,
+    connection: &Connection,
+    request: &mut RequestHeader,
+    request_id: RequestId,
+    started: Instant,
+) -> (Context, Option<Problem>) {
+    let mut refused = over_limits(snapshot, request).or_else(|| head::ambiguous(request));
+    set_origin_form(request);
+    head::release_named(request);
+    head::settle_upgrade(request);
+    head::join_cookies(request);
+    let trusted = connection.peer.is_some_and(|peer| snapshot.server.trusted_proxies.contains(peer.ip()));
+    let client = client::of(snapshot, connection, request, trusted);
+    drop_forged(snapshot, request, trusted);
+    let path = match normalize(raw_path(request), &snapshot.server.paths) {
+        Ok(path) => path,
+        Err(error) => {
+            refused =
+                refused.or_else(|| Some(Problem::new(&problem::INVALID_PATH).detail(error.to_string())));
+            normalize("/", &PathRules::default()).expect("`/` is a valid path")
+        }
+    };
+    if refused.is_none() {
+        refused = set_path(request, &path).err();
+    }
+    if refused.is_none() && passed_here_before(request) {
+        refused = Some(Problem::new(&problem::LOOP));
+    }
+    let listener = snapshot.listener(connection.listener).name.clone();
+    let mut ctx = Context::new(listener, client, path, request_id, started);
+    ctx.host = host(request);
+    ctx.scheme = scheme(request, trusted);
+    (ctx, refused)
+}
+
+fn over_limits(snapshot: &Snapshot, request: &RequestHeader) -> Option<Problem> {
+    let limits = &snapshot.server.limits;
+    let target = request.uri.path_and_query().map_or(0, |target| target.as_str().len());
+    if target as u64 > limits.uri_bytes.get() {
+        return Some(Problem::new(&problem::URI_TOO_LONG));
+    }
+    let size: usize = request.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    let over = request.headers.len() > limits.header_count.get() || size as u64 > limits.header_bytes.get();
+    over.then(|| Problem::new(&problem::HEADERS_TOO_LARGE))
+}
+
+/// Drops what only this gateway, its filters and trusted proxies may say; in any spelling that an
+/// upstream behind CGI's rules takes for the same name (RFC 3875 s4.1.18: `-` and `_` are one).
+fn drop_forged(snapshot: &Snapshot, request: &mut RequestHeader, trusted: bool) {
+    let forged = |name: &&HeaderName| {
+        let alias = name.as_str().contains('_');
+        let said = |own: &HeaderName| same_variable(own.as_str(), name.as_str());
+        ((alias || !trusted) && FORWARDING.iter().any(said))
+            || snapshot.identity_headers.iter().any(said)
+            || name.as_str().get(..OWN.len()).is_some_and(|start| same_variable(OWN, start))
+    };
+    let forged: Vec<HeaderName> = request.headers.keys().filter(forged).cloned().collect();
+    for name in &forged {
+        request.remove_header(name);
+    }
+}
+
+/// Whether both field names, in lower case, make the same variable of CGI.
+fn same_variable(a: &str, b: &str) -> bool {
+    let plain = |byte: u8| if byte == b'_' { b'-' } else { byte };
+    a.len() == b.len() && a.bytes().zip(b.bytes()).all(|(a, b)| plain(a) == plain(b))
+}
+
+/// The path as sent: `*` for `OPTIONS *`, `/` where a URI has none.
+fn raw_path(request: &RequestHeader) -> &str {
+    match request.uri.path() {
+        "" => "/",
+        path => path,
+    }
+}
+
+/// Makes an absolute target of HTTP/1 the origin form that servers are sent, and its authority the
+/// `Host` where there is none (RFC 9112 s3.2.1, s3.2.2). Pingora keeps such targets beside the URI.
+fn set_origin_form(request: &mut RequestHeader) {
+    if request.raw_path().starts_with(b"/") || request.raw_path() == b"*" {
+        return;
+    }
+    let Ok(target) = Uri::try_from(request.raw_path()) else { return };
+    let host = target.authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
+    if let Some(host) = host.filter(|_| !request.headers.contains_key(header::HOST)) {
+        let _ = request.insert_header(header::HOST, host);
+    }
+    let target = target.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    request.set_uri(Uri::from(target));
+}
+
+/// Puts the normalised path into the request, for filters and the upstream alike.
+fn set_path(request: &mut RequestHeader, path: &NormalPath) -> Result<(), Problem> {
+    if request.uri.path() == path.wire() {
+        return Ok(());
+    }
+    let target = match request.uri.query() {
+        Some(query) => format!("{}?{query}", path.wire()),
+        None => path.wire().to_owned(),
+    };
+    set_target(request, &target).ok_or_else(|| Problem::new(&problem::INVALID_PATH))
+}
+
+/// Replaces path and query, keeping an authority (HTTP/2, absolute form).
+pub(super) fn set_target(request: &mut RequestHeader, target: &str) -> Option<()> {
+    let mut parts = request.uri.clone().into_parts();
+    parts.path_and_query = Some(PathAndQuery::try_from(target).ok()?);
+    request.set_uri(Uri::from_parts(parts).ok()?);
+    Some(())
+}
+
+/// What a trusted proxy says the client spoke; this listener speaks without TLS.
+fn scheme(request: &RequestHeader, trusted: bool) -> Scheme {
+    let said = request.headers.get("x-forwarded-proto").filter(|_| trusted).map(HeaderValue::as_bytes);
+    if said.is_some_and(|said| said.eq_ignore_ascii_case(b"https")) { Scheme::Https } else { Scheme::Http }
+}
+
+/// The host asked for; an absolute target wins over `Host` (RFC 9112 s3.2.2).
+fn host(request: &RequestHeader) -> Option<Box<str>> {
+    let authority = request.uri.authority().map(http::uri::Authority::as_str);
+    let authority = authority.or_else(|| request.headers.get(header::HOST)?.to_str().ok())?;
+    host_of(authority).map(|host| Box::from(&*host))
+}

@@ -1,0 +1,77 @@
+//! Side calls of filters: over the call path, to upstreams of the snapshot in use.
+
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use pingora::http::RequestHeader;
+use tollhouse_filters::world::{Client, ClientBody, ClientError, ClientReply, UpstreamId};
+
+use crate::snapshot::Live;
+use crate::upstream::call::{BodyStream, CallError, CallOptions, Caller};
+
+/// Makes side calls for filters.
+pub struct SideCalls {
+    caller: Caller,
+    /// Known only after the first snapshot was compiled, by filters that hold this.
+    live: OnceLock<Weak<Live>>,
+}
+
+impl SideCalls {
+    /// With a pool of its own.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { caller: Caller::new(), live: OnceLock::new() }
+    }
+
+    /// Calls the upstreams of this from now on.
+    pub fn follow(&self, live: &Arc<Live>) {
+        let _ = self.live.set(Arc::downgrade(live));
+    }
+}
+
+impl Default for SideCalls {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[async_trait]
+impl Client for SideCalls {
+    async fn send(
+        &self,
+        upstream: UpstreamId,
+        head: RequestHeader,
+        body: Bytes,
+        timeout: Option<Duration>,
+    ) -> Result<ClientReply, ClientError> {
+        let live = self.live.get().and_then(Weak::upgrade);
+        let live = live.ok_or_else(|| ClientError::Unavailable("the gateway is not serving".into()))?;
+        let snapshot = live.load();
+        let upstream = snapshot.upstream(upstream);
+        let upstream =
+            upstream.ok_or_else(|| ClientError::Unavailable("the upstream is gone".into()))?.clone();
+        let options = CallOptions { timeout, ..CallOptions::default() };
+        let reply = self.caller.send(&upstream, head, body, options).await.map_err(failed)?;
+        Ok(ClientReply { head: reply.head, body: Box::new(Body(reply.body)) })
+    }
+}
+
+struct Body(BodyStream);
+
+#[async_trait]
+impl ClientBody for Body {
+    async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
+        self.0.next().await.map_err(failed)
+    }
+}
+
+fn failed(error: CallError) -> ClientError {
+    match error {
+        CallError::NoBackend => ClientError::Unavailable(error.to_string().into()),
+        CallError::Connect { .. } => ClientError::Connect(error.to_string()),
+        CallError::Timeout(_) => ClientError::Timeout,
+        _ => ClientError::Broken(error.to_string()),
+    }
+}

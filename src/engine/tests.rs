@@ -1,0 +1,154 @@
+//! The engine on made-up requests, for what no filter's own tests can show.
+
+use std::sync::Arc;
+
+use http::Version;
+use pingora::http::RequestHeader;
+use tollhouse_filters::builtin;
+use tollhouse_filters::world::World;
+
+use super::dry::{self, MadeUp, Outcome};
+use super::*;
+use crate::snapshot::{Compiler, Mode};
+use crate::source;
+
+const DOCUMENT: &str = "
+version: 1
+server: {trusted_proxies: [10.0.0.0/8]}
+listeners: [{name: main, address: '127.0.0.1:0'}]
+upstreams: [{name: u, backends: [{address: '127.0.0.1:9'}]}]
+";
+
+async fn send(routes: &str, peer: &str, lines: &[(&'static str, &str)], method: &str) -> Outcome {
+    let loaded = source::load_str(&format!("{DOCUMENT}{routes}"), "test", None, &|_| None).expect("loads");
+    let snapshot = dry::snapshot(&Arc::new(loaded), &builtin()).expect("compiles");
+    let mut head = RequestHeader::build(method, b"/a", None).expect("valid");
+    head.set_version(Version::HTTP_11);
+    for (name, value) in lines {
+        let value = HeaderValue::from_bytes(value.as_bytes()).expect("valid");
+        head.append_header(*name, value).expect("valid");
+    }
+    let peer = Some(SocketAddr::new(peer.parse().expect("an address"), 50_000));
+    let connection = Connection { listener: ListenerId(0), peer };
+    dry::run(&snapshot, MadeUp { head, body: Bytes::new(), connection }).await
+}
+
+fn status(outcome: &Outcome) -> Option<u16> {
+    outcome.answer.as_ref().map(|(head, _)| head.status.as_u16())
+}
+
+const HOST: (&str, &str) = ("host", "a.test");
+
+#[tokio::test]
+async fn a_proxys_address_is_no_alias_for_a_client_that_sends_bytes_it_cannot_read() {
+    let any = "routes: [{name: any, upstream: u}]";
+    for list in ["é, 192.0.2.9", "192.0.2.9", "x, 192.0.2.9", "203.0.113.1, 192.0.2.9, 10.1.1.1"] {
+        let outcome = send(any, "10.0.0.1", &[HOST, ("x-forwarded-for", list)], "GET").await;
+        assert_eq!(outcome.exchange.ctx.client.address.to_string(), "192.0.2.9", "{list}");
+    }
+}
+
+#[tokio::test]
+async fn a_preflight_that_no_filter_answers_is_of_a_method_that_is_not_allowed() {
+    let routes = "routes: [{name: r, match: {methods: [GET]}, upstream: u, filters: [{cors: {origins: ['https://a.test']}}]}]";
+    let asked = [HOST, ("origin", "https://a.test"), ("access-control-request-method", "GET")];
+    assert_eq!(status(&send(routes, "192.0.2.1", &asked, "OPTIONS").await), Some(204));
+    let two_origins = [&asked[..], &[("origin", "https://b.test")]].concat();
+    let outcome = send(routes, "192.0.2.1", &two_origins, "OPTIONS").await;
+    assert!(outcome.upstream_request.is_none());
+    assert_eq!(status(&outcome), Some(405));
+}
+
+fn compiled(listeners: &str, previous: Option<&Snapshot>) -> Arc<Snapshot> {
+    let text =
+        format!("{{version: 1, listeners: [{listeners}], routes: [{{name: r, respond: {{status: 200}}}}]}}");
+    let loaded = Arc::new(source::load_str(&text, "test", None, &|_| None).expect("loads"));
+    let (registry, world) = (builtin(), World::dry());
+    let compiler = Compiler { registry: &registry, world: &world, previous, mode: Mode::Dry };
+    Arc::new(compiler.compile(&loaded).expect("compiles"))
+}
+
+#[tokio::test]
+async fn a_socket_keeps_its_listener_when_a_reload_moves_or_removes_that() {
+    const SHUT: &str = "{name: shut, address: '127.0.0.1:0', filters: [{respond: {status: 401}}]}";
+    const OPEN: &str = "{name: open, address: '127.0.0.1:0'}";
+    let first = compiled(&format!("{SHUT}, {OPEN}"), None);
+    let swapped = compiled(&format!("{OPEN}, {SHUT}"), Some(&first));
+    let shut_only = compiled(SHUT, Some(&swapped));
+    let both_again = compiled(&format!("{OPEN}, {SHUT}"), Some(&shut_only));
+    for (snapshot, shut, open) in
+        [(first, 401, 200), (swapped, 401, 200), (shut_only, 401, 404), (both_again, 401, 200)]
+    {
+        for (id, expected) in [(0, shut), (1, open)] {
+            let mut head = RequestHeader::build("GET", b"/a", None).expect("valid");
+            head.insert_header("host", "a.test").expect("valid");
+            let connection = Connection { listener: ListenerId(id), peer: None };
+            let outcome = dry::run(&snapshot, MadeUp { head, body: Bytes::new(), connection }).await;
+            assert_eq!(status(&outcome), Some(expected), "listener {id}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn forged_fields_are_dropped_in_every_spelling_that_cgi_takes_for_theirs() {
+    let forged = [
+        HOST,
+        ("x_forwarded_for", "192.0.2.9"),
+        ("x-forwarded_host", "evil.test"),
+        ("x_real_ip", "192.0.2.9"),
+        ("x_tollhouse_user", "root"),
+        ("x-tollhouse-user", "root"),
+        ("x_kept", "1"),
+    ];
+    for peer in ["192.0.2.1", "10.0.0.1"] {
+        let outcome = send("routes: [{name: any, upstream: u}]", peer, &forged, "GET").await;
+        let sent = &outcome.upstream_request.as_ref().expect("forwarded").headers;
+        let odd: Vec<_> = sent.keys().map(|name| name.as_str()).filter(|name| name.contains('_')).collect();
+        assert_eq!(odd, ["x_kept"]);
+        assert!(!sent.contains_key("x-tollhouse-user"));
+    }
+}
+
+#[test]
+fn a_document_from_afar_makes_nobody_read_a_file() {
+    let text = "
+version: 1
+listeners: [{name: main, address: '127.0.0.1:0'}]
+upstreams: [{name: u, backends: [{address: 'a.test:443'}], tls: {ca: /no/such/file}}]
+routes: [{name: any, upstream: u}]
+";
+    let loaded = Arc::new(source::load_str(text, "test", None, &|_| None).expect("loads"));
+    let (registry, world) = (builtin(), World::dry());
+    let compile =
+        |mode| Compiler { registry: &registry, world: &world, previous: None, mode }.compile(&loaded);
+    assert!(compile(Mode::Afar).is_ok() && compile(Mode::Dry).is_err());
+}
+
+#[tokio::test]
+async fn an_absolute_target_is_its_path_and_its_host() {
+    let routes = "routes: [{name: any, upstream: u}, {name: a, match: {hosts: [a.test]}, upstream: u}]";
+    for (target, sent) in [("http://a.test/x?q=1", "/x?q=1"), ("http://a.test", "/")] {
+        let loaded =
+            source::load_str(&format!("{DOCUMENT}{routes}"), "test", None, &|_| None).expect("loads");
+        let snapshot = dry::snapshot(&Arc::new(loaded), &builtin()).expect("compiles");
+        let mut head = RequestHeader::build("GET", target.as_bytes(), None).expect("valid");
+        head.set_version(Version::HTTP_10);
+        let connection = Connection { listener: ListenerId(0), peer: None };
+        let outcome = dry::run(&snapshot, MadeUp { head, body: Bytes::new(), connection }).await;
+        let head = outcome.upstream_request.as_ref().expect("forwarded");
+        assert_eq!((&*outcome.exchange.route.name, head.raw_path()), ("a", sent.as_bytes()));
+    }
+}
+
+#[test]
+fn a_failing_test_tells_nothing_that_came_from_outside_the_document() {
+    let text = format!(
+        "{DOCUMENT}routes: [{{name: any, upstream: u, filters: [{{headers: {{request: {{set: {{x-key: '${{env:KEY}}'}}}}}}}}]}}]
+tests: [{{name: t, request: {{path: /}}, expect: {{headers_to_upstream: {{x-key: other}}}}}}]
+"
+    );
+    let environment = |name: &str| (name == "KEY").then(|| "hunter2".to_owned());
+    let loaded = Arc::new(source::load_str(&text, "test", None, &environment).expect("loads"));
+    let problems = dry::verify(&loaded, &builtin()).expect_err("the test fails").to_string();
+    assert!(problems.contains("x-key") && !problems.contains("hunter2"), "{problems}");
+}
