@@ -1,0 +1,68 @@
+//! One request on its way through Pingora's hooks.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::Version;
+use tollhouse_filters::outcome::Reply;
+
+use super::replay::{Slot, WholeBody};
+use crate::engine::{Connection, Exchange};
+use crate::observe::InFlight;
+use crate::upstream::{Picked, Tried, Upstream};
+
+/// One request on its way through Pingora's hooks.
+#[derive(Default)]
+pub struct Call {
+    /// The request on its snapshot; there from the first hook on.
+    pub(super) exchange: Option<Box<Exchange>>,
+    /// The connection it came on.
+    pub(super) connection: Option<Connection>,
+    /// The protocol version the client speaks.
+    pub(super) version: Version,
+    /// Counts as in flight until it is dropped.
+    pub(super) in_flight: Option<InFlight>,
+    /// The attempts at backends.
+    pub(super) attempts: Attempts,
+    /// Its whole body, when a filter wanted that.
+    pub(super) body: Option<WholeBody>,
+    /// Where the real session comes back to after a replay.
+    pub(super) slot: Slot,
+    /// The session is wrapped in a replay now.
+    pub(super) replaying: bool,
+    /// Bytes of a streamed request body seen so far.
+    pub(super) body_seen: u64,
+    /// The client asked for a WebSocket; it has no body.
+    pub(super) upgrade: bool,
+    /// Interim answers (1xx) that came so far.
+    pub(super) interim: u32,
+    /// What to answer when Pingora comes back with an error of our making.
+    pub(super) pending: Option<Reply>,
+    /// The code of the problem it ended with.
+    pub(super) problem: Option<&'static str>,
+}
+
+/// The attempts at backends.
+#[derive(Default)]
+pub(super) struct Attempts {
+    pub(super) upstream: Option<Arc<Upstream>>,
+    pub(super) tried: Tried,
+    pub(super) picked: Option<Picked>,
+    pub(super) made: u32,
+    /// The last attempt is in the metrics already.
+    pub(super) counted: bool,
+    /// Only attempts that failed to connect count against the upstream's retries.
+    pub(super) connect_failures: u32,
+    pub(super) started: Option<Instant>,
+    /// How long an origin may take to answer a request for an upgrade.
+    pub(super) handshake: Option<Duration>,
+    /// The final head of an answer went to the client.
+    pub(super) answered: bool,
+}
+
+impl Call {
+    /// The request on its snapshot.
+    pub(super) fn exchange(&mut self) -> &mut Exchange {
+        self.exchange.as_mut().expect("Pingora runs early_request_filter before every other hook")
+    }
+}

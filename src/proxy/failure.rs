@@ -1,0 +1,87 @@
+//! When proxying fails: one problem reply, if there is still somebody to read it.
+
+use std::time::Instant;
+
+use http::StatusCode;
+use pingora::http::ResponseHeader;
+use pingora::prelude::*;
+use pingora::proxy::FailToProxy;
+use pingora::{ErrorSource, ErrorType};
+use tollhouse_filters::outcome::Reply;
+use tollhouse_filters::problem::{self, Problem};
+
+use super::{Call, replay, reply};
+
+/// Ends proxying with this reply: kept in the call, sent by [`answer`].
+pub(super) fn refuse<T>(call: &mut Call, reply: Reply) -> Result<T> {
+    let status = reply.status();
+    call.pending = Some(reply);
+    Err(Error::explain(ErrorType::HTTPStatus(status), "refused"))
+}
+
+/// A 504 that names the timeout.
+pub(super) fn timed_out(which: &'static str) -> Problem {
+    Problem::new(&problem::UPSTREAM_TIMEOUT).detail(which)
+}
+
+/// The head of the answer that went to the client, if one did; interim ones (1xx) only announce it.
+pub(super) fn final_head(session: &Session) -> Option<&ResponseHeader> {
+    let is_final =
+        |status: StatusCode| !status.is_informational() || status == StatusCode::SWITCHING_PROTOCOLS;
+    session.response_written().filter(|head| is_final(head.status))
+}
+
+/// Answers a request whose proxying failed.
+pub(super) async fn answer(session: &mut Session, error: &Error, call: &mut Call) -> FailToProxy {
+    if std::mem::take(&mut call.replaying) {
+        replay::unwrap(session, &call.slot);
+    }
+    let reply = call.pending.take().or_else(|| classify(error, call).map(Reply::from));
+    let Some(reply) = reply else {
+        call.problem = Some(problem::CLIENT_CLOSED.code);
+        return FailToProxy { error_code: 0, can_reuse_downstream: false };
+    };
+    let error_code = reply.status();
+    if let Reply::Problem(problem) = &reply {
+        call.problem = Some(problem.kind.code);
+    }
+    if final_head(session).is_none() {
+        // What the body phase left unread would be taken for the next request.
+        session.set_keepalive(None);
+        if let Err(error) = reply::write(session, call, reply).await {
+            log::debug!("cannot answer: {error}");
+        }
+    }
+    FailToProxy { error_code, can_reuse_downstream: false }
+}
+
+/// The problem that an error is, by whose fault; `None` when the client is gone.
+fn classify(error: &Error, call: &Call) -> Option<Problem> {
+    use ErrorType as E;
+    let by_client = *error.esource() == ErrorSource::Downstream;
+    // What is left of the whole narrows every other timeout, so that one ends first.
+    let deadline = call.exchange.as_ref().and_then(|exchange| exchange.ctx.deadline);
+    let overdue = deadline.is_some_and(|deadline| Instant::now() >= deadline);
+    Some(match error.etype() {
+        // A request for an upgrade has no body to wait for: its stand-in waited for the answer.
+        E::ReadTimedout if call.upgrade => timed_out(if overdue { "total timeout" } else { "read timeout" }),
+        E::ReadTimedout if by_client => Problem::new(&problem::REQUEST_TIMEOUT),
+        E::ReadError | E::WriteError | E::ConnectionClosed | E::WriteTimedout if by_client => return None,
+        _ if by_client => Problem::new(&problem::BAD_REQUEST),
+        E::ConnectTimedout | E::TLSHandshakeTimedout | E::ReadTimedout | E::WriteTimedout if overdue => {
+            timed_out("total timeout")
+        }
+        E::ConnectTimedout | E::TLSHandshakeTimedout => timed_out("connect timeout"),
+        E::ReadTimedout => timed_out("read timeout"),
+        E::WriteTimedout => timed_out("write timeout"),
+        E::ConnectRefused | E::ConnectNoRoute | E::ConnectError | E::ConnectProxyFailure | E::BindError => {
+            Problem::new(&problem::UPSTREAM_UNREACHABLE)
+        }
+        E::TLSHandshakeFailure | E::InvalidCert | E::HandshakeError | E::SocketError => {
+            Problem::new(&problem::UPSTREAM_UNREACHABLE)
+        }
+        E::HTTPStatus(400) => Problem::new(&problem::BAD_REQUEST),
+        _ if *error.esource() == ErrorSource::Upstream => Problem::new(&problem::UPSTREAM_PROTOCOL),
+        _ => Problem::new(&problem::INTERNAL),
+    })
+}

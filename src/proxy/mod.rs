@@ -1,0 +1,138 @@
+//! The engine behind Pingora's proxy hooks, one file per stage.
+
+mod call;
+mod failure;
+mod finish;
+mod peer;
+pub mod replay;
+mod reply;
+mod request;
+mod request_body;
+mod response;
+mod upstream_request;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::prelude::*;
+use pingora::proxy::{FailToProxy, ProxyWarnLogContext};
+
+use crate::door::Draining;
+use crate::observe::Observe;
+use crate::snapshot::Live;
+
+pub use call::Call;
+pub use replay::Budget;
+
+/// The gateway as Pingora sees it.
+pub struct Gateway {
+    /// The snapshot in use.
+    pub live: Arc<Live>,
+    /// Logs and metrics.
+    pub observe: Arc<Observe>,
+    /// For request bodies that filters want whole.
+    pub budget: Arc<Budget>,
+    /// Whether the process is on its way out.
+    pub draining: Draining,
+}
+
+#[async_trait]
+impl ProxyHttp for Gateway {
+    type CTX = Call;
+
+    fn new_ctx(&self) -> Call {
+        Call::default()
+    }
+
+    async fn early_request_filter(&self, session: &mut Session, call: &mut Call) -> Result<()> {
+        self.begin(session, call);
+        Ok(())
+    }
+
+    async fn request_filter(&self, session: &mut Session, call: &mut Call) -> Result<bool> {
+        self.decide(session, call).await
+    }
+
+    async fn request_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        end: bool,
+        call: &mut Call,
+    ) -> Result<()> {
+        request_body::pass(body.as_ref(), end, call)
+    }
+
+    async fn upstream_peer(&self, _session: &mut Session, call: &mut Call) -> Result<Box<HttpPeer>> {
+        peer::choose(call)
+    }
+
+    fn fail_to_connect(
+        &self,
+        _: &mut Session,
+        _: &HttpPeer,
+        call: &mut Call,
+        error: Box<Error>,
+    ) -> Box<Error> {
+        self.connect_failed(call, error)
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        request: &mut RequestHeader,
+        call: &mut Call,
+    ) -> Result<()> {
+        upstream_request::prepare(session, request, call).await
+    }
+
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        call: &mut Call,
+    ) -> Result<()> {
+        self.respond(session, response, call).await
+    }
+
+    fn response_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        end: bool,
+        call: &mut Call,
+    ) -> Result<Option<Duration>> {
+        response::pass(body, end, call).map(|()| None)
+    }
+
+    fn error_while_proxy(
+        &self,
+        _peer: &HttpPeer,
+        session: &mut Session,
+        error: Box<Error>,
+        call: &mut Call,
+        client_reused: bool,
+    ) -> Box<Error> {
+        self.attempt_failed(session, error, call, client_reused)
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, call: &mut Call) -> FailToProxy {
+        failure::answer(session, error, call).await
+    }
+
+    fn suppress_error_log(&self, _: &Session, _: &Call, _: &Error) -> bool {
+        // The access log says what failed and why.
+        true
+    }
+
+    fn suppress_proxy_warn_log(&self, _: &Session, _: &Call, _: &Error, _: ProxyWarnLogContext) -> bool {
+        true
+    }
+
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, call: &mut Call) {
+        self.finish(session, error, call);
+    }
+}

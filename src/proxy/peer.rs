@@ -1,0 +1,123 @@
+//! Choosing a backend for each attempt, and what a failed attempt leads to.
+
+use std::time::Instant;
+
+use pingora::prelude::*;
+use pingora::{ErrorSource, ErrorType, RetryType};
+use tollhouse_filters::problem::{self, Problem};
+
+use super::request::{UPGRADED_IDLE, upstream};
+use super::{Call, Gateway, failure, replay};
+use crate::observe::AttemptOutcome;
+
+/// Chooses a backend that was not tried yet and makes the peer to connect to.
+pub(super) fn choose(call: &mut Call) -> Result<Box<HttpPeer>> {
+    let upstream = upstream(call);
+    let Some(picked) = upstream.pick(&[], &call.attempts.tried) else {
+        return failure::refuse(call, Problem::new(&problem::NO_BACKEND).into());
+    };
+    let mut peer = Box::new(upstream.peer(&picked));
+    let attempts = &mut call.attempts;
+    attempts.tried.insert(picked.index);
+    attempts.picked = Some(picked);
+    attempts.made += 1;
+    attempts.counted = false;
+    attempts.started.get_or_insert_with(Instant::now);
+    narrow_timeouts(&mut peer, call)?;
+    if call.upgrade {
+        call.attempts.handshake = peer.options.read_timeout;
+        peer.options.read_timeout = Some(UPGRADED_IDLE);
+        peer.options.write_timeout = Some(UPGRADED_IDLE);
+    }
+    Ok(peer)
+}
+
+/// The route's own timeouts, and what is left of the whole.
+fn narrow_timeouts(peer: &mut HttpPeer, call: &mut Call) -> Result<()> {
+    let exchange = call.exchange();
+    let options = &mut peer.options;
+    if let Some(connect) = exchange.route.timeouts.connect {
+        options.connection_timeout = Some(connect.get());
+        options.total_connection_timeout = Some(connect.get());
+    }
+    if let Some(read) = exchange.route.timeouts.read {
+        options.read_timeout = read.get();
+        options.write_timeout = read.get();
+    }
+    let Some(deadline) = exchange.ctx.deadline else { return Ok(()) };
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return failure::refuse(call, failure::timed_out("total timeout").into());
+    }
+    for limit in
+        [&mut options.total_connection_timeout, &mut options.read_timeout, &mut options.write_timeout]
+    {
+        *limit = Some(limit.map_or(left, |limit| limit.min(left)));
+    }
+    Ok(())
+}
+
+impl Gateway {
+    /// Nothing was sent, so another backend may be tried whatever the method.
+    pub(super) fn connect_failed(&self, call: &mut Call, mut error: Box<Error>) -> Box<Error> {
+        let upstream = upstream(call);
+        upstream.series(&self.observe.registry).attempt(AttemptOutcome::ConnectFailed);
+        let attempts = &mut call.attempts;
+        if let Some(picked) = &attempts.picked {
+            picked.connect_failed();
+            log::debug!(upstream = &*upstream.name, backend:% = picked.address; "cannot connect: {error}");
+        }
+        attempts.counted = true;
+        attempts.connect_failures += 1;
+        error.set_retry(attempts.connect_failures <= u32::from(upstream.retries()));
+        error
+    }
+
+    /// An attempt broke after it began; only what is known to be unprocessed or repeatable is tried again.
+    pub(super) fn attempt_failed(
+        &self,
+        session: &mut Session,
+        mut error: Box<Error>,
+        call: &mut Call,
+        client_reused: bool,
+    ) -> Box<Error> {
+        let replayed = std::mem::take(&mut call.replaying);
+        if replayed {
+            replay::unwrap(session, &call.slot);
+        }
+        let attempts = &call.attempts;
+        let upstream_fault = *error.esource() == ErrorSource::Upstream;
+        let unanswered = failure::final_head(session).is_none() && !attempts.answered;
+        let repeatable = replayed || !session.as_ref().retry_buffer_truncated();
+        // The backend says that it did not process the request, whatever that asks for.
+        // Pingora says so for it of invalid frames too, which may come at any time.
+        let unprocessed = replayed
+            && matches!(error.retry, RetryType::Decided(true))
+            && *error.etype() != ErrorType::InvalidH2;
+        error.retry.decide_reuse(client_reused);
+        // A pooled connection that the backend had closed; or it broke while it worked on the request,
+        // which cannot be told apart, so that only what may be done twice is sent again.
+        let stale = error.retry() || (client_reused && stale(&error));
+        // Nobody acts on a request whose body did not arrive.
+        let incomplete = call.body.as_ref().is_some_and(|body| {
+            replayed && session.upstream_body_bytes_sent().is_some_and(|sent| (sent as u64) < body.len())
+        });
+        let allowed = unprocessed
+            || (stale && session.req_header().method.is_idempotent())
+            || (incomplete && attempts.made <= u32::from(upstream(call).retries()));
+        error.set_retry(upstream_fault && unanswered && repeatable && allowed);
+        if error.retry() {
+            call.attempts.counted = true;
+            upstream(call).series(&self.observe.registry).attempt(AttemptOutcome::Broken);
+        }
+        if error.retry() && !incomplete {
+            // The backend is well, only the connection was old.
+            call.attempts.tried = Default::default();
+        }
+        error
+    }
+}
+
+fn stale(error: &Error) -> bool {
+    matches!(error.etype(), ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError)
+}

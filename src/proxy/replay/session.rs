@@ -1,0 +1,300 @@
+//! The stand-in for a client's session whose request body was read already, or is none yet.
+
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::Stream;
+use http::HeaderMap;
+use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::prelude::timeout;
+use pingora::protocols::Digest;
+use pingora::protocols::http::custom::{CustomMessageWrite, server::Session as CustomSession};
+use pingora::protocols::http::{HttpTask, ServerSession};
+use pingora::protocols::l4::socket::SocketAddr;
+use pingora::{Error, ErrorType, Result};
+
+use super::{Slot, WholeBody};
+
+/// What a stand-in says the request's body is.
+pub(super) enum Given {
+    /// One that is in memory.
+    Body(WholeBody),
+    /// None, with its end left open until the upstream has answered a request for an upgrade, which it
+    /// has to do before `until`.
+    OpenEnd { until: Option<Instant> },
+}
+
+impl Given {
+    fn chunks(&self) -> &[Bytes] {
+        match self {
+            Self::Body(body) => body.chunks(),
+            Self::OpenEnd { .. } => &[],
+        }
+    }
+}
+
+/// Gives out what it was given and leaves all else to the client's real session, which it puts into
+/// the slot when dropped.
+pub(super) struct Replay {
+    /// `Some` until the drop.
+    real: Option<Box<ServerSession>>,
+    given: Given,
+    /// Index of the chunk to give out next.
+    next: usize,
+    slot: Slot,
+}
+
+impl Replay {
+    pub(super) fn new(real: Box<ServerSession>, given: Given, slot: Slot) -> Self {
+        Self { real: Some(real), given, next: 0, slot }
+    }
+
+    fn real(&self) -> &ServerSession {
+        self.real.as_deref().expect("only drop takes it")
+    }
+
+    fn real_mut(&mut self) -> &mut ServerSession {
+        self.real.as_deref_mut().expect("only drop takes it")
+    }
+
+    fn given_out(&self) -> bool {
+        self.next >= self.given.chunks().len()
+    }
+
+    fn answered(&self) -> bool {
+        self.real().response_written().is_some_and(|head| !head.status.is_informational())
+    }
+}
+
+impl Drop for Replay {
+    fn drop(&mut self) {
+        if let Some(real) = self.real.take() {
+            self.slot.put(real);
+        }
+    }
+}
+
+type Messages = Box<dyn Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>;
+
+#[async_trait]
+impl CustomSession for Replay {
+    // The request body: from memory. After an upgrade (101) what the client sends is no body any
+    // more and comes from the client.
+
+    async fn read_body_bytes(&mut self) -> Result<Option<Bytes>> {
+        let chunk = self.given.chunks().get(self.next).cloned();
+        self.next += usize::from(chunk.is_some());
+        Ok(chunk)
+    }
+
+    /// Pingora calls this again and again while it waits for the upstream; past the end of the body
+    /// it waits for the client to leave, and gives the error that ends the attempt.
+    async fn read_body_or_idle(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {
+        if self.real().was_upgraded() {
+            return self.real_mut().read_body_or_idle(no_body_expected).await;
+        }
+        if let Given::OpenEnd { until: Some(until) } = self.given
+            && !self.answered()
+        {
+            let left = until.saturating_duration_since(Instant::now());
+            let idle = timeout(left, self.real_mut().read_body_or_idle(true)).await;
+            return idle
+                .unwrap_or_else(|_| Error::e_explain(ErrorType::ReadTimedout, "no answer to an upgrade"));
+        }
+        if no_body_expected || self.given_out() {
+            return self.real_mut().read_body_or_idle(true).await;
+        }
+        self.read_body_bytes().await
+    }
+
+    async fn drain_request_body(&mut self) -> Result<()> {
+        self.next = self.given.chunks().len();
+        Ok(())
+    }
+
+    fn is_body_done(&mut self) -> bool {
+        if self.real().was_upgraded() {
+            return self.real_mut().is_body_done();
+        }
+        match self.given {
+            Given::Body(_) => self.given_out(),
+            Given::OpenEnd { .. } => self.answered(),
+        }
+    }
+
+    fn is_body_empty(&mut self) -> bool {
+        self.given.chunks().is_empty()
+    }
+
+    // The retry buffer: none is needed, as each attempt gets a stand-in that starts anew.
+
+    fn enable_retry_buffering(&mut self) {}
+
+    fn retry_buffer_truncated(&self) -> bool {
+        false
+    }
+
+    /// Pingora sends this first, and where there is nothing to send, the end of the body instead. It
+    /// skips an empty piece that is not the end.
+    fn get_retry_buffer(&self) -> Option<Bytes> {
+        matches!(self.given, Given::OpenEnd { .. }).then(Bytes::new)
+    }
+
+    // The response: to the client. `end` is known to the real session by other means.
+
+    async fn write_response_header(&mut self, head: Box<ResponseHeader>, _end: bool) -> Result<()> {
+        self.real_mut().write_response_header(head).await
+    }
+
+    async fn write_response_header_ref(&mut self, head: &ResponseHeader, _end: bool) -> Result<()> {
+        self.real_mut().write_response_header_ref(head).await
+    }
+
+    async fn write_body(&mut self, data: Bytes, end: bool) -> Result<()> {
+        self.real_mut().write_response_body(data, end).await
+    }
+
+    async fn write_trailers(&mut self, trailers: HeaderMap) -> Result<()> {
+        self.real_mut().write_response_trailers(trailers).await
+    }
+
+    async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
+        self.real_mut().response_duplex_vec(tasks).await
+    }
+
+    fn proxy_tasks_enabled(&self) -> bool {
+        self.real().supports_proxy_task_api()
+    }
+
+    fn set_proxy_tasks_enabled(&mut self, enabled: bool) {
+        self.real_mut().set_proxy_tasks_enabled(enabled);
+    }
+
+    fn send_proxy_task(&mut self, task: HttpTask) {
+        self.real_mut().send_downstream_proxy_task(task);
+    }
+
+    fn has_pending_proxy_tasks(&self) -> bool {
+        self.real().has_pending_downstream_proxy_tasks()
+    }
+
+    async fn write_proxy_tasks(&mut self) -> Result<bool> {
+        self.real_mut().write_downstream_proxy_tasks().await
+    }
+
+    fn response_written(&self) -> Option<&ResponseHeader> {
+        self.real().response_written()
+    }
+
+    /// Ends the response only; the request ends when the real session is finished by Pingora.
+    async fn finish(&mut self) -> Result<()> {
+        self.real_mut().finish_body().await
+    }
+
+    async fn finish_custom(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    async fn shutdown(&mut self, _code: u32, _reason: &str) {
+        self.real_mut().shutdown().await;
+    }
+
+    async fn abandon(&mut self, _reason: &str) {
+        self.real_mut().shutdown().await;
+    }
+
+    // Timeouts: the real session's.
+
+    fn set_read_timeout(&mut self, timeout: Option<Duration>) {
+        self.real_mut().set_read_timeout(timeout);
+    }
+
+    fn get_read_timeout(&self) -> Option<Duration> {
+        self.real().get_read_timeout()
+    }
+
+    fn set_write_timeout(&mut self, timeout: Option<Duration>) {
+        self.real_mut().set_write_timeout(timeout);
+    }
+
+    fn get_write_timeout(&self) -> Option<Duration> {
+        self.real().get_write_timeout()
+    }
+
+    fn set_total_drain_timeout(&mut self, timeout: Option<Duration>) {
+        self.real_mut().set_total_drain_timeout(timeout);
+    }
+
+    fn get_total_drain_timeout(&self) -> Option<Duration> {
+        self.real().get_total_drain_timeout()
+    }
+
+    // Facts: the real session's.
+
+    fn req_header(&self) -> &RequestHeader {
+        self.real().req_header()
+    }
+
+    fn req_header_mut(&mut self) -> &mut RequestHeader {
+        self.real_mut().req_header_mut()
+    }
+
+    fn request_summary(&self) -> String {
+        self.real().request_summary()
+    }
+
+    fn pseudo_raw_h1_request_header(&self) -> Bytes {
+        self.real().to_h1_raw()
+    }
+
+    fn body_bytes_sent(&self) -> usize {
+        self.real().body_bytes_sent()
+    }
+
+    fn body_bytes_read(&self) -> usize {
+        self.real().body_bytes_read()
+    }
+
+    fn digest(&self) -> Option<&Digest> {
+        self.real().digest()
+    }
+
+    fn digest_mut(&mut self) -> Option<&mut Digest> {
+        self.real_mut().digest_mut()
+    }
+
+    fn client_addr(&self) -> Option<&SocketAddr> {
+        self.real().client_addr()
+    }
+
+    fn server_addr(&self) -> Option<&SocketAddr> {
+        self.real().server_addr()
+    }
+
+    fn is_upgrade_req(&self) -> bool {
+        self.real().is_upgrade_req()
+    }
+
+    fn was_upgraded(&self) -> bool {
+        self.real().was_upgraded()
+    }
+
+    // Messages beside the body: HTTP has none.
+
+    fn take_custom_message_reader(&mut self) -> Option<Messages> {
+        None
+    }
+
+    fn restore_custom_message_reader(&mut self, _reader: Messages) -> Result<()> {
+        Ok(())
+    }
+
+    fn take_custom_message_writer(&mut self) -> Option<Box<dyn CustomMessageWrite>> {
+        None
+    }
+
+    fn restore_custom_message_writer(&mut self, _writer: Box<dyn CustomMessageWrite>) -> Result<()> {
+        Ok(())
+    }
+}

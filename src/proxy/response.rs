@@ -1,0 +1,132 @@
+//! The upstream's answer on its way to the client.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::header::{self, HeaderName};
+use http::{StatusCode, Version};
+use pingora::ErrorType;
+use pingora::http::ResponseHeader;
+use pingora::prelude::*;
+use tollhouse_filters::problem::{self, Problem};
+
+use super::{Call, Gateway, failure};
+
+/// Interim answers that one request may get; more than that is an upstream gone wild.
+const MAX_INTERIM: u32 = 100;
+
+fn flooded() -> Box<Error> {
+    Error::explain(ErrorType::InvalidHTTPHeader, "too many interim answers").into_up()
+}
+
+impl Gateway {
+    /// Runs the entered filters on the final head; interim ones pass untouched.
+    pub(super) async fn respond(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        call: &mut Call,
+    ) -> Result<()> {
+        if response.status.is_informational() && response.status != StatusCode::SWITCHING_PROTOCOLS {
+            call.interim += 1;
+            in_time(call)?;
+            return if call.interim <= MAX_INTERIM { Ok(()) } else { Err(flooded()) };
+        }
+        if self.draining.is_on() || session.is_process_shutting_down() {
+            session.set_keepalive(None);
+        }
+        if let Some(detail) = unusable(response, call.upgrade) {
+            return failure::refuse(call, Problem::new(&problem::UPSTREAM_PROTOCOL).detail(detail).into());
+        }
+        if response.status != StatusCode::SWITCHING_PROTOCOLS {
+            call.upgrade = false;
+            strip_hop_by_hop(response);
+        }
+        if call.version == Version::HTTP_10 {
+            // RFC 9112 s6.1: such a client knows no transfer coding; the end of the connection ends the body.
+            response.remove_header(&header::TRANSFER_ENCODING);
+        }
+        if let Err(problem) = call.exchange().response(session.req_header(), response).await {
+            return failure::refuse(call, problem.into());
+        }
+        call.attempts.answered = true;
+        Ok(())
+    }
+}
+
+/// What is wrong with an answer that must not reach the client: it would not know where it ends.
+fn unusable(response: &ResponseHeader, upgrade: bool) -> Option<&'static str> {
+    // RFC 9110 s15.2.2: only to a client that asked.
+    if response.status == StatusCode::SWITCHING_PROTOCOLS && !upgrade {
+        return Some("the upstream switched protocols unasked");
+    }
+    let mut codings = response.headers.get_all(header::TRANSFER_ENCODING).iter();
+    let coding = codings.next().map(|coding| coding.as_bytes().trim_ascii());
+    let known =
+        coding.is_none_or(|coding| coding.eq_ignore_ascii_case(b"chunked")) && codings.next().is_none();
+    (!known).then_some("the upstream used an unknown transfer coding")
+}
+
+/// Shows a piece of the answer to the filters that look at pieces, and minds the deadline.
+pub(super) fn pass(piece: &mut Option<Bytes>, end: bool, call: &mut Call) -> Result<()> {
+    if !call.upgrade {
+        in_time(call)?;
+    }
+    match call.exchange().response_chunk(piece, end) {
+        Ok(()) => Ok(()),
+        // Answered only if the head is still here; else the client sees a broken body.
+        Err(problem) => failure::refuse(call, problem.into()),
+    }
+}
+
+/// Each piece of an answer in time for the read timeout does not make the whole of it so.
+fn in_time(call: &mut Call) -> Result<()> {
+    let overdue = call.exchange().ctx.deadline.is_some_and(|deadline| Instant::now() > deadline);
+    if overdue { Err(Error::explain(ErrorType::ReadTimedout, "total timeout").into_up()) } else { Ok(()) }
+}
+
+/// What concerns the upstream's connection only; `Transfer-Encoding` is Pingora's to translate.
+fn strip_hop_by_hop(response: &mut ResponseHeader) {
+    const OWN: [HeaderName; 3] =
+        [HeaderName::from_static("keep-alive"), HeaderName::from_static("proxy-connection"), header::UPGRADE];
+    let lines = response.headers.get_all(header::CONNECTION).iter().filter_map(|line| line.to_str().ok());
+    let named: Vec<HeaderName> = lines
+        .flat_map(|line| line.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .filter(|name| *name != header::TRANSFER_ENCODING && *name != header::CONTENT_LENGTH)
+        .collect();
+    for name in named.iter().chain(&OWN) {
+        if response.headers.contains_key(name) {
+            response.remove_header(name);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn response(status: u16, codings: &[&str]) -> ResponseHeader {
+        let mut response = ResponseHeader::build(status, None).expect("valid");
+        for coding in codings {
+            response.append_header(header::TRANSFER_ENCODING, *coding).expect("valid");
+        }
+        response
+    }
+
+    #[test]
+    fn an_upstream_switches_protocols_only_when_asked() {
+        assert!(unusable(&response(101, &[]), false).is_some());
+        assert_eq!(unusable(&response(101, &[]), true), None);
+    }
+
+    #[test]
+    fn chunked_is_the_only_transfer_coding_of_an_answer() {
+        for codings in [&["xchunked"][..], &["gzip, chunked"], &["chunked", "chunked"]] {
+            assert!(unusable(&response(200, codings), false).is_some(), "{codings:?}");
+        }
+        for codings in [&[][..], &["chunked"], &["Chunked"]] {
+            assert_eq!(unusable(&response(200, codings), false), None, "{codings:?}");
+        }
+    }
+}

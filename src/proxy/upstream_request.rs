@@ -1,0 +1,59 @@
+//! What one attempt sends: a fresh copy of the head each time.
+
+use http::uri::PathAndQuery;
+use http::{Version, header};
+use pingora::http::RequestHeader;
+use pingora::prelude::*;
+
+use super::request::upstream;
+use super::{Call, failure, replay};
+use crate::engine::Forwarding;
+
+/// Writes the gateway's fields, runs the filters, and sets up the replay of a collected body.
+pub(super) async fn prepare(
+    session: &mut Session,
+    request: &mut RequestHeader,
+    call: &mut Call,
+) -> Result<()> {
+    let upstream = upstream(call);
+    let picked = call.attempts.picked.take();
+    let forwarding = Forwarding {
+        peer: call.connection.and_then(|connection| connection.peer).map(|peer| peer.ip().to_canonical()),
+        version: call.version,
+        upstream: &upstream,
+        picked: picked.as_ref(),
+    };
+    let attempt = call.attempts.made;
+    let reply = call.exchange().upstream_request(request, &forwarding, attempt).await;
+    call.attempts.picked = picked;
+    if request.version == Version::HTTP_11 {
+        origin_form(request);
+    }
+    if let Some(reply) = reply {
+        return failure::refuse(call, reply);
+    }
+    if let Some(body) = &call.body {
+        replay::prepare_head(request, body.len())?;
+        replay::wrap(session, body, &call.slot);
+        call.replaying = true;
+    } else if call.upgrade && request.version == Version::HTTP_11 {
+        replay::hold_end(session, call.attempts.handshake, &call.slot);
+        call.replaying = true;
+    }
+    if !call.upgrade {
+        // Pingora puts these back whenever the client asks for a WebSocket.
+        request.remove_header(&header::UPGRADE);
+        request.remove_header(&header::CONNECTION);
+    }
+    Ok(())
+}
+
+/// RFC 9112 s3.2.1: an origin is asked for a path; what it sees as `Host` is the upstream's choice.
+fn origin_form(request: &mut RequestHeader) {
+    let plain = matches!(request.raw_path().first(), Some(b'/' | b'*'));
+    if plain && request.uri.authority().is_none() {
+        return;
+    }
+    let path = request.uri.path_and_query().cloned();
+    request.set_uri(path.unwrap_or_else(|| PathAndQuery::from_static("/")).into());
+}
