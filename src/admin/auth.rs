@@ -1,0 +1,118 @@
+//! Who may use the API: everybody on loopback may look, the token's holder may do.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use sha2::{Digest, Sha256};
+
+use super::api::problem;
+use crate::snapshot::Live;
+
+/// What the check needs to know.
+#[derive(Clone)]
+pub(super) struct Guard {
+    pub(super) live: Arc<Live>,
+    pub(super) on_loopback: bool,
+}
+
+/// Paths whose requests change something.
+const WRITES: [&str; 1] = ["/api/reload"];
+
+/// Lets a request pass or answers it.
+pub(super) async fn check(State(guard): State<Guard>, request: Request<Body>, next: Next) -> Response {
+    let write = WRITES.contains(&request.uri().path());
+    let refused = refusal(&guard, request.headers(), write);
+    match refused {
+        Some((status, detail)) => {
+            let mut answer = problem(status, detail).into_response();
+            if status == StatusCode::UNAUTHORIZED {
+                answer
+                    .headers_mut()
+                    .insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
+            }
+            answer
+        }
+        None => next.run(request).await,
+    }
+}
+
+fn refusal(guard: &Guard, headers: &HeaderMap, write: bool) -> Option<(StatusCode, &'static str)> {
+    let snapshot = guard.live.load();
+    let token = snapshot.admin.token.as_ref();
+    if token.is_some_and(|token| bears(headers, token.expose())) {
+        return None;
+    }
+    if token.is_none() && (write || !guard.on_loopback) {
+        return Some((StatusCode::FORBIDDEN, "set `admin.token` in the configuration to use this"));
+    }
+    if write || !guard.on_loopback {
+        return Some((
+            StatusCode::UNAUTHORIZED,
+            "send `Authorization: Bearer` with the token of `admin.token`",
+        ));
+    }
+    // A page in a browser on this machine could be made to ask under a name of its own.
+    (!asks_for_loopback(headers))
+        .then_some((StatusCode::FORBIDDEN, "ask for a loopback address, or send the token"))
+}
+
+/// Compares digests, so that the time taken says nothing about the token.
+fn bears(headers: &HeaderMap, token: &str) -> bool {
+    let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let given = given
+        .and_then(|value| value.split_once(' '))
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"));
+    given.is_some_and(|(_, given)| Sha256::digest(given.trim()) == Sha256::digest(token))
+}
+
+fn asks_for_loopback(headers: &HeaderMap) -> bool {
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.split(':').next().unwrap_or_default(),
+    };
+    name.eq_ignore_ascii_case("localhost")
+        || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::{Compiler, Mode};
+    use crate::source;
+
+    /// A guard of a listener off loopback.
+    fn guard(admin: &str) -> Guard {
+        let text = format!(
+            "{{version: 1, listeners: [{{name: m, address: '127.0.0.1:0'}}], admin: {{address: '127.0.0.1:0'{admin}}}}}"
+        );
+        let loaded = Arc::new(source::load_str(&text, "document", None, &|_| None).unwrap());
+        let (registry, world) = (tollhouse_filters::builtin(), tollhouse_filters::world::World::dry());
+        let compiler = Compiler { registry: &registry, world: &world, previous: None, mode: Mode::Dry };
+        Guard { live: Arc::new(Live::new(compiler.compile(&loaded).unwrap())), on_loopback: false }
+    }
+
+    fn status(guard: &Guard, authorization: Option<&str>) -> Option<u16> {
+        let mut headers = HeaderMap::from_iter([(header::HOST, "localhost".parse().unwrap())]);
+        headers.extend(authorization.map(|value| (header::AUTHORIZATION, value.parse().unwrap())));
+        refusal(guard, &headers, false).map(|(status, _)| status.as_u16())
+    }
+
+    #[test]
+    fn off_loopback_every_read_needs_the_token() {
+        let guard = guard(", token: abc");
+        assert_eq!(status(&guard, None), Some(401));
+        assert_eq!(status(&guard, Some("Bearer abd")), Some(401));
+        assert_eq!(status(&guard, Some("Bearer abc")), None);
+    }
+
+    #[test]
+    fn off_loopback_without_a_token_nobody_reads() {
+        assert_eq!(status(&guard(""), Some("Bearer ")), Some(403));
+    }
+}
