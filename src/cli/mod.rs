@@ -1,0 +1,130 @@
+//! The command line, one file per command.
+
+mod check;
+mod demo;
+mod explain;
+mod run;
+mod schema;
+mod test;
+mod version;
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use serde::Serialize;
+use tollhouse_filters::registry::Registry;
+
+use crate::source::Problems;
+
+/// An API gateway: one binary in front of your services.
+#[derive(Debug, Parser)]
+#[command(name = "tollhouse", version, about, disable_help_subcommand = true)]
+struct Arguments {
+    /// How results are printed.
+    #[arg(long, global = true, value_enum, default_value_t = Output::Text)]
+    output: Output,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serves traffic as a configuration file says.
+    Run(run::Arguments),
+    /// Checks a configuration file and prints every problem.
+    Check(check::Arguments),
+    /// Runs the tests written in a configuration file.
+    Test(test::Arguments),
+    /// Explains what would happen to a request, and why.
+    Explain(explain::Arguments),
+    /// Prints the JSON Schema of configuration files.
+    Schema,
+    /// Starts two sample services and a gateway in front of them.
+    Demo(demo::Arguments),
+    /// Prints the version.
+    Version,
+}
+
+/// Why a command did not succeed; decides the exit code.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The user's file has problems: 1.
+    Problems(Problems),
+    /// The user's file or request is wrong: 1.
+    Wrong(String),
+    /// What is wrong was said already: 1.
+    Said,
+    /// Something failed while running: 3.
+    Runtime(String),
+}
+
+impl From<Problems> for Failure {
+    fn from(problems: Problems) -> Self {
+        Self::Problems(problems)
+    }
+}
+
+/// Parses the arguments and runs the command.
+pub(crate) fn run(registry: Registry) -> ExitCode {
+    let Arguments { output, command } = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    let registry = Arc::new(registry);
+    let result = match command {
+        Command::Run(arguments) => run::run(arguments, registry),
+        Command::Check(arguments) => check::run(arguments, &registry, output),
+        Command::Test(arguments) => test::run(arguments, &registry, output),
+        Command::Explain(arguments) => explain::run(arguments, &registry, output),
+        Command::Schema => schema::run(&registry),
+        Command::Demo(arguments) => demo::run(arguments, registry),
+        Command::Version => version::run(output),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => report(&failure, output),
+    }
+}
+
+fn report(failure: &Failure, output: Output) -> ExitCode {
+    let (text, code) = match failure {
+        Failure::Problems(problems) => (problems.to_string(), 1),
+        Failure::Wrong(message) => (message.clone(), 1),
+        Failure::Said => return ExitCode::from(1),
+        Failure::Runtime(message) => (message.clone(), 3),
+    };
+    match (output, failure) {
+        (Output::Text, _) => {
+            drop(writeln!(std::io::stderr(), "{}{}", if code == 3 { "error: " } else { "" }, text.trim_end()))
+        }
+        (Output::Json, Failure::Problems(problems)) => print_json(problems),
+        (Output::Json, _) => print_json(&serde_json::json!({"error": text})),
+    }
+    ExitCode::from(code)
+}
+
+/// Prints a line; a closed pipe is the reader's choice, not an error.
+fn print(text: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+fn print_json(value: &impl Serialize) {
+    match serde_json::to_string_pretty(value) {
+        Ok(text) => print(text),
+        Err(error) => print(error),
+    }
+}

@@ -1,0 +1,144 @@
+//! Reloading when an input changes, on SIGHUP, or when the admin API asks.
+
+use std::collections::HashSet;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::oneshot;
+
+use crate::door::{self, Permits};
+use crate::observe::{Observe, metrics};
+use crate::proxy::Budget;
+use crate::snapshot::{Reloaded, Reloader, Snapshot};
+use crate::source::{Problems, Watch};
+
+/// How often names of backends are looked up again.
+const REFRESH: Duration = Duration::from_secs(30);
+
+/// What a new snapshot sets beside itself.
+pub(super) struct Applied {
+    pub(super) observe: Arc<Observe>,
+    pub(super) permits: Arc<Permits>,
+    pub(super) budget: Arc<Budget>,
+}
+
+/// Asks for a reload and, if wanted, for its outcome.
+pub(super) type Requests = mpsc::Sender<Option<oneshot::Sender<Arc<Reloaded>>>>;
+
+/// Starts the thread that reloads, and what wakes it.
+pub(super) fn start(reloader: Arc<Reloader>, applied: Applied, snapshot: &Snapshot) -> Requests {
+    let (requests, received) = mpsc::channel::<Option<oneshot::Sender<Arc<Reloaded>>>>();
+    let changed = requests.clone();
+    let watch = Watch::start(snapshot.inputs(), move || drop(changed.send(None)));
+    let watch = watch.inspect_err(|error| log::error!("cannot watch the configuration: {error}")).ok();
+    applied.note(snapshot);
+    on_hangup(requests.clone());
+    refresh_names(reloader.clone());
+    spawn("reload", move || {
+        while let Ok(asked) = received.recv() {
+            // Several wishes are one reload.
+            let answers: Vec<_> = asked.into_iter().chain(received.try_iter().flatten()).collect();
+            let outcome = Arc::new(reloader.reload());
+            applied.apply(&reloader, &outcome, watch.as_ref());
+            for answer in answers {
+                let _ = answer.send(outcome.clone());
+            }
+        }
+    });
+    requests
+}
+
+impl Applied {
+    fn apply(&self, reloader: &Reloader, outcome: &Reloaded, watch: Option<&Watch>) {
+        let snapshot = reloader.live().load();
+        let inputs = match outcome {
+            Reloaded::Unchanged => return,
+            Reloaded::Refused { problems, again } => {
+                if !again {
+                    report(problems, snapshot.generation);
+                    self.observe.registry.config_rejected();
+                }
+                problems.inputs.iter().cloned().chain(snapshot.inputs()).collect()
+            }
+            Reloaded::Swapped { generation, needs_restart } => {
+                log::info!(generation = generation, routes = snapshot.routes.len(); "configuration reloaded");
+                for name in needs_restart {
+                    log::warn!(setting = *name; "a change needs a restart to take effect");
+                }
+                self.note(&snapshot);
+                snapshot.inputs()
+            }
+        };
+        if let Some(watch) = watch {
+            watch.set_inputs(inputs);
+        }
+    }
+
+    /// Carries settings that live outside the snapshot to where they work.
+    fn note(&self, snapshot: &Snapshot) {
+        self.permits.set_limits(door_limits(snapshot));
+        self.budget.set_limit(snapshot.server.limits.buffered_bytes.get());
+        let log = &snapshot.observability.access_log;
+        if let Err(error) = self.observe.reopen(log.format, &log.to, &log.redact) {
+            log::error!("cannot open the access log, the old one stays: {error}");
+        }
+        for warning in &snapshot.warnings.list {
+            log::warn!("{warning}");
+        }
+        let registry = &self.observe.registry;
+        registry.config_applied(snapshot.generation, SystemTime::now());
+        let routes: HashSet<&str> =
+            snapshot.routes.iter().map(|route| &*route.name).chain([&*snapshot.unrouted.name]).collect();
+        let listeners: HashSet<&str> = snapshot.listeners.iter().map(|listener| &*listener.name).collect();
+        let upstreams: HashSet<&str> = snapshot.upstreams.iter().map(|upstream| &*upstream.name).collect();
+        registry.retain(&metrics::Live { listeners: &listeners, routes: &routes, upstreams: &upstreams });
+    }
+}
+
+/// Says once what is wrong with a refused candidate.
+fn report(problems: &Problems, generation: u64) {
+    for problem in &problems.list {
+        log::error!("{problem}");
+    }
+    log::error!(generation = generation; "the changed configuration is refused; the running one stays");
+}
+
+/// What the door enforces.
+pub(super) fn door_limits(snapshot: &Snapshot) -> door::Limits {
+    let limits = &snapshot.server.limits;
+    door::Limits {
+        total: limits.connections.get(),
+        per_ip: limits.connections_per_ip.map(std::num::NonZero::get),
+    }
+}
+
+fn on_hangup(requests: Requests) {
+    spawn("hangup", move || {
+        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
+        runtime.block_on(async move {
+            let Ok(mut hangup) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup())
+            else {
+                return;
+            };
+            while hangup.recv().await.is_some() && requests.send(None).is_ok() {}
+        });
+    });
+}
+
+fn refresh_names(reloader: Arc<Reloader>) {
+    spawn("names", move || {
+        loop {
+            thread::sleep(REFRESH);
+            for upstream in &reloader.live().load().upstreams {
+                upstream.refresh();
+            }
+        }
+    });
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {
+    if let Err(error) = thread::Builder::new().name(name.to_owned()).spawn(work) {
+        log::error!(thread = name; "cannot start a thread: {error}");
+    }
+}
