@@ -1,0 +1,237 @@
+//! The command line: exit codes, what is said where, and `--output json` everywhere.
+
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::gateway::{program, run};
+
+const RIGHT: &str = "version: 1
+admin: {address: none}
+listeners: [{name: main, address: \"127.0.0.1:0\"}]
+upstreams: [{name: users, backends: [{address: \"127.0.0.1:9\"}]}]
+routes:
+  - name: special
+    match: {paths: [\"/users/{id}\"], headers: {x-special: yes}}
+    respond: {}
+  - name: users
+    match: {paths: [\"/users/{id}\"]}
+    filters:
+      - headers: {request: {set: {x-user: \"${path.id}\"}}}
+      - respond: {status: 503}
+        when: {methods: [POST]}
+    upstream: users
+tests:
+  - {name: a user is read, request: {path: /users/1}, expect: {route: users, upstream: users}}
+";
+
+/// A folder with this document in it.
+fn document(text: &str) -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("t.yaml");
+    std::fs::write(&file, text).expect("written");
+    (folder, file)
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().expect("ended by itself")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn json_of(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("UTF-8")
+}
+
+#[test]
+fn a_right_file_is_fine_and_says_so() {
+    let (_folder, file) = document(RIGHT);
+    let output = run(&["check", text(&file)]);
+    assert_eq!((code(&output), stderr(&output)), (0, String::new()));
+    assert!(stdout(&output).ends_with(": fine (2 routes, 1 upstreams, 1 tests)\n"), "{output:?}");
+    let output = run(&["check", text(&file), "--output", "json"]);
+    assert_eq!(json_of(&output), json!({"ok": true, "routes": 2, "warnings": []}));
+}
+
+#[test]
+fn every_problem_of_a_wrong_file_goes_to_stderr_and_the_code_is_1() {
+    let (_folder, file) = document("version: 1\nlisteners: 5\nroute: []\n");
+    let output = run(&["check", text(&file)]);
+    assert_eq!((code(&output), stdout(&output)), (1, String::new()));
+    let said = stderr(&output);
+    assert!(said.starts_with(&format!("{}:2:12: listeners: expected a list", file.display())), "{said}");
+    assert_eq!(said.lines().count(), 2, "{said}");
+    let output = run(&["--output", "json", "check", text(&file)]);
+    assert_eq!(code(&output), 1);
+    let problems = json_of(&output);
+    assert_eq!(problems[1]["path"], "route");
+    assert_eq!(problems[1]["line"], 3);
+    assert_eq!(problems[1]["hint"], "did you mean `routes`?");
+}
+
+#[test]
+fn a_warning_leaves_the_code_at_0() {
+    let twice = "version: 1\nlisteners: [{name: m, address: \"127.0.0.1:0\"}]\nroutes: [{name: a, respond: {}}, {name: b, respond: {}}]\n";
+    let (_folder, file) = document(twice);
+    let output = run(&["check", text(&file)]);
+    assert_eq!(code(&output), 0);
+    assert!(
+        stderr(&output).starts_with("warning: ") && stderr(&output).contains("`b` can never match"),
+        "{output:?}"
+    );
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_the_users_mistake() {
+    let (folder, _file) = document("");
+    for path in [folder.path().join("missing.yaml"), folder.path().to_owned()] {
+        for command in [&["check"][..], &["test"], &["run", "-c"]] {
+            let arguments: Vec<&str> = command.iter().copied().chain([text(&path)]).collect();
+            let output = run(&arguments);
+            assert_eq!(code(&output), 1, "{arguments:?}: {output:?}");
+            assert!(stderr(&output).contains(&format!("cannot read {}", path.display())), "{output:?}");
+        }
+    }
+}
+
+#[test]
+fn wrong_usage_is_code_2() {
+    for arguments in [
+        &[][..],
+        &["check"],
+        &["nonsense"],
+        &["check", "a", "b"],
+        &["version", "--output", "xml"],
+        &["run"],
+        &["explain", "GET", "/"],
+    ] {
+        let output = run(arguments);
+        assert_eq!(code(&output), 2, "{arguments:?}: {output:?}");
+        assert!(stdout(&output).is_empty() && !stderr(&output).is_empty(), "{arguments:?}");
+    }
+    assert_eq!(code(&run(&["--help"])), 0);
+}
+
+#[test]
+fn a_port_that_is_taken_is_code_3() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = taken.local_addr().expect("bound").to_string();
+    let in_listeners = RIGHT.replace("127.0.0.1:0", &address);
+    let in_admin = RIGHT.replace("address: none", &format!("address: \"{address}\""));
+    for text_of_document in [in_listeners, in_admin] {
+        let (_folder, file) = document(&text_of_document);
+        let output = run(&["run", "-c", text(&file)]);
+        assert_eq!(code(&output), 3, "{output:?}");
+        assert!(stderr(&output).contains("error: ") && stderr(&output).contains(&address), "{output:?}");
+    }
+}
+
+#[test]
+fn a_failing_test_is_shown_with_what_was_seen() {
+    let (_folder, file) = document(
+        &RIGHT.replace("expect: {route: users, upstream: users}", "expect: {route: special, status: 200}"),
+    );
+    let output = run(&["test", text(&file)]);
+    assert_eq!(code(&output), 1);
+    assert_eq!(
+        stdout(&output),
+        "FAIL a user is read\n       expected route special, got users\n       expected status 200, got none\n0 passed, 1 failed\n"
+    );
+    assert_eq!(stderr(&output), "1 of 1 tests failed\n");
+    let output = run(&["test", text(&file), "--output", "json"]);
+    assert_eq!(code(&output), 1);
+    assert_eq!(json_of(&output)[0]["failures"][0], "expected route special, got users");
+}
+
+#[test]
+fn a_passing_test_is_code_0() {
+    let (_folder, file) = document(RIGHT);
+    let output = run(&["test", text(&file)]);
+    assert_eq!((code(&output), stdout(&output).as_str()), (0, "ok   a user is read\n1 passed, 0 failed\n"));
+    let output = run(&["test", text(&file), "--output", "json"]);
+    assert_eq!(json_of(&output), json!([{"name": "a user is read", "failures": []}]));
+}
+
+#[test]
+fn explain_tells_the_route_why_not_the_others_the_filters_and_the_upstream() {
+    let (_folder, file) = document(RIGHT);
+    let output =
+        run(&["explain", "-c", text(&file), "GET", "http://api.test/users/7?a=1", "-H", "x-mine: 1"]);
+    assert_eq!((code(&output), stderr(&output)), (0, String::new()));
+    let said = stdout(&output);
+    for line in [
+        "listener   main",
+        "path       /users/7",
+        "not        special: the header field `x-special` does not match",
+        "route      users",
+        "filter     headers (route:users/headers#0): changed request fields",
+        "filter     respond (route:users/respond#0): skipped `when` does not hold",
+        "upstream   users",
+        "           GET /users/7?a=1",
+        "           host: api.test",
+        "           x-user: 7",
+        "           x-mine: 1",
+    ] {
+        assert!(said.lines().any(|said| said == line), "no {line:?} in\n{said}");
+    }
+}
+
+#[test]
+fn explain_says_the_same_in_json() {
+    let (_folder, file) = document(RIGHT);
+    let output = run(&["explain", "-c", text(&file), "POST", "/users/7", "--output", "json"]);
+    let said = json_of(&output);
+    assert_eq!(said["route"], "users");
+    assert_eq!(said["status"], 503);
+    assert_eq!(said["passed_over"][0]["route"], "special");
+    assert_eq!(said["filters"][1]["filter"], "respond");
+    assert!(said.get("upstream").is_none(), "{said}");
+}
+
+#[test]
+fn explain_refuses_what_is_no_request() {
+    let (_folder, file) = document(RIGHT);
+    for arguments in [["GET", "nonsense"], ["GET", "ftp://a/"], ["G T", "/"]] {
+        let output = run(&["explain", "-c", text(&file), arguments[0], arguments[1]]);
+        assert_eq!(code(&output), 1, "{arguments:?}: {output:?}");
+        assert!(!stderr(&output).is_empty() && stdout(&output).is_empty(), "{output:?}");
+    }
+    let output = run(&["explain", "-c", text(&file), "GET", "/", "--listener", "other"]);
+    assert_eq!((code(&output), stderr(&output).as_str()), (1, "no listener is named `other`\n"));
+    let output = run(&["explain", "-c", text(&file), "GET", "/", "-H", "no-colon"]);
+    assert_eq!(code(&output), 2);
+}
+
+#[test]
+fn the_version_is_the_packages() {
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!(stdout(&run(&["version"])), format!("tollhouse {version}\n"));
+    assert_eq!(json_of(&run(&["version", "--output", "json"])), json!({"version": version}));
+}
+
+#[test]
+fn the_schema_is_printed_as_it_is_committed() {
+    let output = run(&["schema"]);
+    assert_eq!(code(&output), 0);
+    assert_eq!(stdout(&output), crate::read(&crate::project("conf/schema.json")));
+}
+
+#[test]
+fn the_configuration_may_come_from_the_environment() {
+    let (_folder, file) = document(RIGHT);
+    let output = program().args(["explain", "GET", "/nowhere"]).env("TOLLHOUSE_CONFIG", &file).output();
+    let output = output.expect("the program runs");
+    assert!(stdout(&output).contains("answer     404"), "{output:?}");
+}

@@ -1,0 +1,191 @@
+//! Every example is right, needs its filter, and does over sockets what its tests say.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use tollhouse::config::{Test, TestRequest};
+use tollhouse::engine::dry;
+use tollhouse::source;
+
+use crate::gateway::{Gateway, run};
+use crate::http::{self, Origin};
+use crate::{project, read, stem, yaml_files};
+
+/// Examples that show more than one filter.
+const OVERVIEWS: [&str; 2] = ["matching", "services"];
+
+fn examples() -> Vec<std::path::PathBuf> {
+    let mut files = yaml_files("conf/examples");
+    files.push(project("conf/tollhouse.yaml"));
+    files
+}
+
+fn document(path: &Path) -> Value {
+    serde_yaml::from_str(&read(path)).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn tests(document: &Value) -> Vec<Test> {
+    serde_json::from_value(document["tests"].clone()).expect("tests")
+}
+
+#[test]
+fn every_example_passes_check_and_its_own_tests() {
+    for path in examples() {
+        let file = path.to_str().expect("UTF-8");
+        let checked = run(&["check", file]);
+        assert!(checked.status.success(), "{file}: {}", String::from_utf8_lossy(&checked.stderr));
+        let warnings = String::from_utf8_lossy(&checked.stderr).into_owned();
+        assert_eq!(warnings, "", "{file}");
+        let tested = run(&["test", file]);
+        assert!(tested.status.success(), "{file}: {}", String::from_utf8_lossy(&tested.stdout));
+        let said = String::from_utf8_lossy(&tested.stdout).into_owned();
+        let count = tests(&document(&path)).len();
+        assert!(count >= 2 && said.ends_with(&format!("{count} passed, 0 failed\n")), "{file}: {said}");
+    }
+}
+
+#[test]
+fn every_filter_has_an_example_that_fails_without_it() {
+    let registry = tollhouse_filters::builtin();
+    for name in registry.names() {
+        let path = project(&format!("conf/examples/{name}.yaml"));
+        let mut document = document(&path);
+        let removed = without_filter(&mut document, name);
+        assert!(removed > 0, "{} does not use its filter", path.display());
+        let loaded =
+            source::load_str(&document.to_string(), "without", None, &|_| None).expect("still right");
+        let results = dry::run_tests(&loaded.into(), &registry).expect("still right");
+        let failed = results.iter().filter(|result| !result.failures.is_empty()).count();
+        assert!(failed > 0, "all tests of {} pass without its filter", path.display());
+    }
+}
+
+/// Removes list items that are this filter, and says how many.
+fn without_filter(value: &mut Value, name: &str) -> usize {
+    match value {
+        Value::Array(items) => {
+            let before = items.len();
+            items.retain(|item| !item.as_object().is_some_and(|item| item.contains_key(name)));
+            let removed = before - items.len();
+            removed + items.iter_mut().map(|item| without_filter(item, name)).sum::<usize>()
+        }
+        Value::Object(map) => map
+            .iter_mut()
+            .filter(|(key, _)| *key != "tests")
+            .map(|(_, value)| without_filter(value, name))
+            .sum(),
+        _ => 0,
+    }
+}
+
+#[test]
+fn every_example_is_of_a_filter_or_an_overview() {
+    let registry = tollhouse_filters::builtin();
+    for path in yaml_files("conf/examples") {
+        let name = stem(&path);
+        assert!(registry.get(name).is_some() || OVERVIEWS.contains(&name), "{name}: no such filter");
+        assert_eq!(document(&path)["admin"]["address"], "none", "{name}: examples take no port of their own");
+        assert!(read(&path).starts_with("# yaml-language-server: $schema=../schema.json\n#\n# "), "{name}");
+    }
+}
+
+#[test]
+fn every_example_serves_what_its_tests_say() {
+    for path in examples() {
+        serve(&path);
+    }
+}
+
+/// Starts the real program with an example, and plays its tests over sockets.
+fn serve(path: &Path) {
+    let mut document = document(path);
+    let origins = redirect_to_origins(&mut document);
+    let listeners: Vec<String> = names(&document, "listeners");
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("served.yaml");
+    std::fs::write(&file, document.to_string()).expect("written");
+    let gateway = Gateway::start(&file, &[], listeners.len(), false);
+    for test in tests(&document) {
+        let listener = test.request.listener.as_ref().map_or(listeners[0].as_str(), |name| name.as_str());
+        let answer = send(&gateway, listener, &test.request);
+        let failures = failures(&test, &answer, &origins);
+        assert!(failures.is_empty(), "{}, test `{}`: {failures:?}; {answer:?}", path.display(), test.name);
+    }
+}
+
+/// Puts ports of the system's choice and scripted origins in the place of addresses.
+fn redirect_to_origins(document: &mut Value) -> HashMap<String, Origin> {
+    document["admin"] = json!({"address": "none"});
+    document["observability"]["access_log"] = json!({"format": "none"});
+    for listener in document["listeners"].as_array_mut().expect("listeners") {
+        listener["address"] = json!("127.0.0.1:0");
+    }
+    let mut origins = HashMap::new();
+    for upstream in document.get_mut("upstreams").and_then(Value::as_array_mut).into_iter().flatten() {
+        let origin = Origin::start();
+        upstream["backends"] = json!([{"address": origin.address.to_string()}]);
+        origins.insert(upstream["name"].as_str().expect("a name").to_owned(), origin);
+    }
+    origins
+}
+
+fn names(document: &Value, section: &str) -> Vec<String> {
+    let items = document[section].as_array().expect("a list");
+    items.iter().map(|item| item["name"].as_str().expect("a name").to_owned()).collect()
+}
+
+fn send(gateway: &Gateway, listener: &str, request: &TestRequest) -> http::Message {
+    assert!(request.client.is_none(), "a socket cannot pretend to come from another address");
+    let method = request.method.clone().map_or(::http::Method::GET, Into::into);
+    let headers: Vec<(String, &str)> = request
+        .headers
+        .iter()
+        .map(|(name, value)| (::http::HeaderName::from(name.clone()).to_string(), value.as_str()))
+        .collect();
+    let mut fields = vec![("host", request.host.as_deref().unwrap_or("localhost"))];
+    fields.extend(headers.iter().map(|(name, value)| (name.as_str(), *value)));
+    let body = request.body.as_deref().unwrap_or_default();
+    http::request(gateway.listener(listener), method.as_str(), &request.path, &fields, body.as_bytes())
+}
+
+fn failures(test: &Test, answer: &http::Message, origins: &HashMap<String, Origin>) -> Vec<String> {
+    let expect = &test.expect;
+    let reached: Vec<(&str, http::Message)> = origins
+        .iter()
+        .flat_map(|(name, origin)| origin.take().into_iter().map(|seen| (name.as_str(), seen)))
+        .collect();
+    let forwards = expect.upstream.is_some()
+        || expect.path_to_upstream.is_some()
+        || !expect.headers_to_upstream.is_empty();
+    let mut failures = Vec::new();
+    if !forwards {
+        let status = expect.status.map_or(answer.status(), |status| status);
+        if answer.status() != status || !reached.is_empty() {
+            failures.push(format!("wanted {status} from the gateway, reached {}", reached.len()));
+        }
+        failures.extend(answer.mismatches(&expect.headers));
+        let text = expect.body_contains.as_deref().unwrap_or_default();
+        if !answer.text().contains(text) {
+            failures.push(format!("no `{text}` in the body"));
+        }
+        return failures;
+    }
+    let [(upstream, seen)] = reached.as_slice() else {
+        return vec![format!("reached {} origins", reached.len())];
+    };
+    if answer.status() != 200 || answer.text() != "origin\n" {
+        failures.push("the origin's answer did not come back".to_owned());
+    }
+    if expect.upstream.as_ref().is_some_and(|wanted| wanted.as_str() != *upstream) {
+        failures.push(format!("reached `{upstream}`"));
+    }
+    if expect.path_to_upstream.as_deref().is_some_and(|wanted| wanted != seen.target()) {
+        failures.push(format!("asked for {}", seen.target()));
+    }
+    if seen.text() != test.request.body.as_deref().unwrap_or_default() {
+        failures.push(format!("the origin got the body {:?}", seen.text()));
+    }
+    failures.extend(seen.mismatches(&expect.headers_to_upstream));
+    failures
+}

@@ -1,0 +1,116 @@
+//! The JSON Schema: the committed one is the program's, complete, and as strict as the program.
+
+use std::sync::LazyLock;
+
+use serde_json::Value;
+
+use crate::{project, read, yaml_files};
+
+static SCHEMA: LazyLock<Value> = LazyLock::new(|| tollhouse::config::schema(&tollhouse_filters::builtin()));
+
+static VALIDATOR: LazyLock<jsonschema::Validator> =
+    LazyLock::new(|| jsonschema::validator_for(&SCHEMA).expect("a valid schema"));
+
+pub(crate) fn schema() -> &'static Value {
+    &SCHEMA
+}
+
+pub(crate) fn validator() -> &'static jsonschema::Validator {
+    &VALIDATOR
+}
+
+#[test]
+fn the_committed_schema_is_the_one_of_the_program() {
+    let committed: Value = serde_json::from_str(&read(&project("conf/schema.json"))).expect("JSON");
+    assert!(committed == *schema(), "conf/schema.json is old; run `make schema`");
+}
+
+#[test]
+fn every_example_is_valid() {
+    let mut files = yaml_files("conf/examples");
+    files.push(project("conf/tollhouse.yaml"));
+    for path in files {
+        let document: Value = serde_yaml::from_str(&read(&path)).expect("YAML");
+        let errors: Vec<String> = validator()
+            .iter_errors(&document)
+            .map(|error| format!("{}: {error}", error.instance_path()))
+            .collect();
+        assert!(errors.is_empty(), "{}: {errors:#?}", path.display());
+    }
+}
+
+#[test]
+fn every_property_says_what_it_means() {
+    let mut silent = Vec::new();
+    walk("#", schema(), &mut |place, property| {
+        if describe(property).is_none_or(|text| text.len() < 8) {
+            silent.push(place.to_owned());
+        }
+    });
+    assert!(silent.is_empty(), "no description: {silent:#?}");
+}
+
+#[test]
+fn every_property_is_required_or_has_a_default() {
+    let mut neither = Vec::new();
+    let definitions = schema()["$defs"].as_object().expect("definitions");
+    let all = definitions.iter().map(|(name, schema)| (name.as_str(), schema)).chain([("#", schema())]);
+    for (name, definition) in all.filter(|(name, _)| *name != "FilterItem") {
+        let required = definition["required"].as_array().cloned().unwrap_or_default();
+        let properties = definition["properties"].as_object().into_iter().flatten();
+        neither.extend(
+            properties
+                .filter(|(key, property)| {
+                    !required.contains(&Value::from(key.as_str())) && property.get("default").is_none()
+                })
+                .map(|(key, _)| format!("{name}.{key}")),
+        );
+    }
+    assert!(neither.is_empty(), "neither required nor with a default: {neither:?}");
+}
+
+#[test]
+fn every_object_refuses_keys_it_does_not_know() {
+    let definitions = schema()["$defs"].as_object().expect("definitions");
+    let mut open: Vec<&str> = Vec::new();
+    let all = definitions.iter().map(|(name, schema)| (name.as_str(), schema)).chain([("#", schema())]);
+    for (name, definition) in all {
+        let is_closed = definition["additionalProperties"] == Value::Bool(false);
+        if definition.get("properties").is_some() && !is_closed {
+            open.push(name);
+        }
+    }
+    assert!(open.is_empty(), "{open:?} accept any key");
+}
+
+#[test]
+fn secrets_are_for_writing_only() {
+    let token = &schema()["$defs"]["Admin"]["properties"]["token"];
+    let token = token["anyOf"].as_array().map_or(token, |any| &any[0]);
+    let secret = token["$ref"].as_str().map_or(token, |reference| {
+        schema().pointer(reference.trim_start_matches('#')).expect("a definition")
+    });
+    assert_eq!(secret["writeOnly"], true, "{secret}");
+}
+
+/// Visits every property, below definitions too.
+fn walk(place: &str, schema: &Value, visit: &mut impl FnMut(&str, &Value)) {
+    let Value::Object(map) = schema else { return };
+    for (name, property) in map.get("properties").and_then(Value::as_object).into_iter().flatten() {
+        let place = format!("{place}.{name}");
+        visit(&place, property);
+        walk(&place, property, visit);
+    }
+    for (name, definition) in map.get("$defs").and_then(Value::as_object).into_iter().flatten() {
+        walk(name, definition, visit);
+    }
+}
+
+/// A property's own description, or that of what it refers to.
+fn describe(property: &Value) -> Option<&str> {
+    let own = property["description"].as_str();
+    own.or_else(|| {
+        let reference = property["$ref"].as_str()?;
+        schema().pointer(reference.trim_start_matches('#'))?["description"].as_str()
+    })
+}
