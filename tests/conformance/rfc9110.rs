@@ -1,0 +1,70 @@
+//! RFC 9110, HTTP Semantics.
+
+use crate::harness::{Gateway, Origin, Wire, get, request};
+
+#[tokio::test]
+async fn s7_6_3_via_is_appended_with_the_received_protocol() {
+    let origin = Origin::echo().await;
+    let gateway = Gateway::before(&origin, "").await;
+    request(gateway.address(), "GET /", "Via: 1.0 fred, 1.1 p.example.net\r\n").await;
+    let via = origin.head().all("via").join(", ");
+    assert!(via.starts_with("1.0 fred, 1.1 p.example.net, 1.1 tollhouse-"), "{via}");
+    crate::harness::H2c::connect(gateway.address()).await.get("/").await;
+    let heads = origin.heads();
+    assert!(heads[1].field("via").is_some_and(|via| via.starts_with("2.0 tollhouse-")), "{heads:?}");
+}
+
+#[tokio::test]
+async fn s8_6_no_length_is_made_up_for_a_request_without_content() {
+    let origin = Origin::echo().await;
+    let gateway = Gateway::before(&origin, "").await;
+    get(gateway.address(), "/").await;
+    assert_eq!(
+        (origin.head().field("content-length"), origin.head().field("transfer-encoding")),
+        (None, None)
+    );
+}
+
+#[tokio::test]
+async fn s9_3_2_an_answer_to_head_has_the_fields_of_get_and_no_content() {
+    let gateway = Gateway::start("routes: [{name: a, respond: {status: 200, body: \"hello\"}}]").await;
+    let mut client = Wire::connect(gateway.address()).await;
+    for _ in 0..2 {
+        client.send("HEAD / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        let answer = client.answer_to("HEAD").await.expect("an answer");
+        assert_eq!((answer.status, answer.field("content-length")), (200, Some("5")));
+    }
+    client.send("HEAD /x HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+    client.answer_to("HEAD").await.expect("an answer");
+    client.closed().await;
+}
+
+#[tokio::test]
+async fn s9_3_7_options_of_the_server_as_a_whole_reach_the_origin() {
+    let origin = Origin::echo().await;
+    let gateway = Gateway::before(&origin, "").await;
+    let answer = request(gateway.address(), "OPTIONS *", "").await;
+    assert_eq!((answer.status, origin.head().target()), (200, "*"));
+}
+
+#[tokio::test]
+async fn s15_5_6_a_405_lists_the_methods_that_are_allowed() {
+    let gateway = Gateway::start(
+        "routes: [{name: a, match: {paths: [/a], methods: [GET, PUT]}, respond: {status: 200, body: a}}]",
+    )
+    .await;
+    let answer = request(gateway.address(), "DELETE /a", "").await;
+    assert_eq!((answer.status, answer.problem().as_str()), (405, "method-not-allowed"));
+    let mut allowed: Vec<_> = answer.field("allow").expect("a field").split(", ").collect();
+    allowed.sort_unstable();
+    assert!(
+        allowed.contains(&"GET") && allowed.contains(&"PUT") && !allowed.contains(&"DELETE"),
+        "{allowed:?}"
+    );
+}
+
+#[tokio::test]
+async fn s6_6_1_an_answer_of_the_gateway_has_a_date() {
+    let gateway = Gateway::start("routes: []").await;
+    assert!(get(gateway.address(), "/").await.field("date").is_some_and(|date| date.ends_with(" GMT")));
+}

@@ -1,0 +1,201 @@
+//! RFC 9112, HTTP/1.1.
+
+use crate::harness::{Gateway, Origin, Wire, exchange};
+
+#[tokio::test]
+async fn s3_2_a_request_without_exactly_one_valid_host_is_a_400() {
+    let origin = Origin::echo().await;
+    let gateway = Gateway::before(&origin, "").await;
+    for fields in [
+        "",
+        "Host: a\r\nHost: b\r\n",
+        "Host: a\r\nHost: a\r\n",
+        "Host: a, b\r\n",
+        "Host: u@a\r\n",
+        "Host: a/b\r\n",
+    ] {
+        let answer = exchange(gateway.address(), format!("GET / HTTP/1.1\r\n{fields}\r\n")).await;
+        assert_eq!(answer.map(|answer| answer.status), Ok(400), "{fields:?}");
+    }
+    assert!(origin.heads().is_empty());
+}
+
+#[tokio::test]
+async fn s3_2_2_the_authority_of_an_absolute_target_counts_and_not_the_host_field() {
+    let gateway = Gateway::start(
+        "routes:\n- {name: inner, match: {hosts: [inner.test]}, respond: {status: 200, body: inner}}\n\
+         - {name: outer, match: {hosts: [outer.test]}, respond: {status: 200, body: outer}}",
+    )
+    .await;
+    for (target, host) in [("http://outer.test/", "inner.test"), ("http://inner.test/", "outer.test")] {
+        let head = format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        let answer = exchange(gateway.address(), head).await.expect("an answer");
+        assert!(answer.status == 400 || target.contains(&answer.text()), "{target} with {host}: {answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn s5_1_no_space_between_a_name_and_its_colon() {
+    let origin = Origin::echo().await;
+    let gateway = Gateway::before(&origin, "").await;
+    for field in ["Content-Length : 3", "X\tY: 1", " folded: 1", "Bad\u{b}Name: 1", ": empty"] {
+        let answer =
+            exchange(gateway.address(), format!("GET / HTTP/1.1\r\nHost: a\r\n{field}\r\n\r\n")).await;
+        assert_eq!(answer.map(|answer| answer.status), Ok(400), "{field:?}");
+    }
+}
+
+#[tokio::test]
+async fn s6_3_framing_that_can_be_read_in_two_ways_is_refused_or_ends_the_connection() {
+    let origin = Origin::echo().await;
+    let gateway = Gateway::before(&origin, "").await;
+    for framing in [
+        "Content-Length: 3\r\nContent-Length: 4",
+        "Content-Length: 3, 4",
+        "Content-Length: +3",
+        "Content-Length: 0x3",
+        "Content-Length: -1",
+        "Content-Length: 99999999999999999999",
+        "Transfer-Encoding: chunked, identity",
+        "Transfer-Encoding: xchunked",
+        "Transfer-Encoding: \u{b}chunked",
+        "Transfer-Encoding: chunked\r\nContent-Length: 3",
+    ] {
+        let mut client = Wire::connect(gateway.address()).await;
+        let smuggled = "GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n";
+        client.send(format!("POST / HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n0\r\n\r\n{smuggled}")).await;
+        let answer = client.answer().await.unwrap_or_else(|e| panic!("{framing:?}: {e:?}"));
+        assert!(answer.status == 400 || framing.contains("\r\n"), "{framing:?}: {answer:?}");
+        let rest = String::from_utf8_lossy(&client.rest().await).into_owned();
+        assert!(!rest.contains(" 200 "), "{framing:?}: {rest}");
+    }
+    assert!(origin.heads().iter().all(|head| head.target() != "/smuggled"));
+    for head in origin.heads() {
+        let both = head.field("content-length").is_some() && head.field("transfer-encoding").is_some();
+        assert!(!both, "{head:?}");
+    }
+}
+
+#[tokio::test]
+async fn s7_1_a_broken_chunk_never_reaches_the_origin_as_a_whole_body() {
+    let origin = Origin::echo().await;
+    let gateway = Gateway::before(&origin, "").await;
+    for chunks in [
+        "3\r\nabcX\r\n0\r\n\r\n",
+        "g\r\nabc\r\n0\r\n\r\n",
+        "-3\r\nabc\r\n0\r\n\r\n",
+        "ffffffffffffffffff\r\na",
+    ] {
+        let head = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let answer = exchange(gateway.address(), format!("{head}{chunks}")).await;
+        assert!(answer.as_ref().map_or(true, |answer| answer.status == 400), "{chunks:?}: {answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn s9_3_a_client_that_says_close_is_told_close_and_closed() {
+    let origin = Origin::echo().await;
+    let gateway = Gateway::before(&origin, "").await;
+    for head in
+        ["GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", "GET / HTTP/1.0\r\nHost: a\r\n\r\n"]
+    {
+        let mut client = Wire::connect(gateway.address()).await;
+        client.send(head).await;
+        let answer = client.answer().await.expect("an answer");
+        assert_eq!((answer.status, answer.field("connection")), (200, Some("close")), "{head:?}");
+        client.closed().await;
+    }
+}
+
+#[tokio::test]
+async fn s9_3_an_http10_client_may_ask_to_keep_the_connection() {
+    let origin = Origin::echo().await;
+    let gateway = Gateway::before(&origin, "").await;
+    let mut client = Wire::connect(gateway.address()).await;
+    for _ in 0..2 {
+        client.send("GET / HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n\r\n").await;
+        let answer = client.answer().await.expect("an answer");
+        assert_eq!((answer.status, answer.field("connection")), (200, Some("keep-alive")));
+    }
+}
+
+#[tokio::test]
+async fn s9_3_2_pipelined_requests_are_answered_in_order_or_not_at_all() {
+    let origin = Origin::echo().await;
+    let gateway = Gateway::before(&origin, "").await;
+    let mut client = Wire::connect(gateway.address()).await;
+    client.send("GET /1 HTTP/1.1\r\nHost: a\r\n\r\nGET /2 HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    for n in 1..=2 {
+        match client.answer().await {
+            Ok(answer) => assert!(answer.text().starts_with(&format!("GET /{n} ")), "{answer:?}"),
+            // The connection ends: a client repeats what was not answered.
+            Err(_) => assert_eq!(n, 2),
+        }
+    }
+}
+
+#[tokio::test]
+async fn s2_2_an_answer_of_an_origin_cannot_split_into_two() {
+    let origin = Origin::answering("HTTP/1.1 200 OK\r\nX-A: 1\rX-B: 2\r\nContent-Length: 2\r\n\r\nok").await;
+    let gateway = Gateway::before(&origin, "").await;
+    let answer = exchange(gateway.address(), "GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.expect("an answer");
+    assert!(
+        answer.status == 502 || !answer.head.fields.iter().any(|(_, value)| value.contains('\r')),
+        "{answer:?}"
+    );
+}
+
+#[tokio::test]
+async fn s6_3_what_follows_an_origins_answer_is_never_given_to_another_request() {
+    let origin = Origin::answering(
+        "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nforged",
+    )
+    .await;
+    let gateway = Gateway::before(&origin, "").await;
+    for _ in 0..20 {
+        let answer =
+            exchange(gateway.address(), "GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.expect("an answer");
+        assert_ne!(answer.text(), "forged");
+    }
+}
+
+#[tokio::test]
+async fn s6_3_an_origins_framing_that_can_be_read_in_two_ways_is_resolved_or_refused() {
+    for (framing, body) in [
+        ("Content-Length: 50\r\nTransfer-Encoding: chunked", Some("hello")),
+        ("Transfer-Encoding: chunked\r\nContent-Length: 3", Some("hello")),
+        ("Content-Length: 5\r\nContent-Length: 15", None),
+        ("Content-Length: 5, 15", None),
+        ("Content-Length: +15", None),
+    ] {
+        let head = format!("HTTP/1.1 200 OK\r\n{framing}\r\n\r\n5\r\nhello\r\n0\r\n\r\n");
+        let origin = Origin::answering(head).await;
+        let gateway = Gateway::before(&origin, "").await;
+        let mut client = Wire::connect(gateway.address()).await;
+        client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        let answer = client.answer().await.expect("an answer");
+        let both = answer.field("content-length").is_some() && answer.field("transfer-encoding").is_some();
+        assert!(!both, "{framing:?}: {answer:?}");
+        match body {
+            Some(body) => assert_eq!((answer.status, answer.text().as_str()), (200, body), "{framing:?}"),
+            None => assert_eq!((answer.status, answer.problem().as_str()), (502, "upstream-protocol")),
+        }
+    }
+}
+
+#[tokio::test]
+async fn s6_3_content_where_none_may_be_is_never_given_to_another_request() {
+    for answer in [
+        "HTTP/1.1 204 No Content\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nforged",
+        "HTTP/1.1 304 Not Modified\r\nContent-Length: 70\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nforged",
+    ] {
+        let origin = Origin::answering(answer).await;
+        let gateway = Gateway::before(&origin, "").await;
+        let mut client = Wire::connect(gateway.address()).await;
+        for _ in 0..10 {
+            client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+            let answer = client.answer().await.expect("an answer");
+            assert!(matches!(answer.status, 204 | 304), "{answer:?}");
+        }
+    }
+}

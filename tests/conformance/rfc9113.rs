@@ -1,0 +1,88 @@
+//! RFC 9113, HTTP/2.
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+
+use crate::harness::{Gateway, H2c, Origin, Wire, soon};
+
+#[tokio::test]
+async fn s8_3_1_the_authority_counts_and_not_the_host_field() {
+    let origin = Origin::echo().await;
+    let gateway = Gateway::start(&format!(
+        "upstreams: [{{name: origin, backends: [{{address: \"{}\"}}]}}]\nroutes:\n\
+         - {{name: inner, match: {{hosts: [inner.test]}}, respond: {{status: 200, body: inner}}}}\n\
+         - {{name: outer, match: {{hosts: [outer.test]}}, upstream: origin}}",
+        origin.address
+    ))
+    .await;
+    let client = H2c::connect(gateway.address()).await;
+    let both = Request::get("http://outer.test/").header("host", "inner.test").body(()).expect("valid");
+    if let Ok(answer) = client.send(both, b"").await {
+        assert!(matches!(answer.status, 200 | 400), "{}", answer.status);
+        assert_ne!(answer.text(), "inner");
+    }
+    for head in origin.heads() {
+        assert_eq!(head.field("host"), Some("outer.test"));
+        assert_eq!(head.field("x-forwarded-host"), Some("outer.test"));
+    }
+}
+
+#[tokio::test]
+async fn s8_1_trailers_pass_between_http2_sides() {
+    let origin = Origin::new(|wire: Wire| async move {
+        let mut connection = h2::server::handshake(wire.into_stream()).await.expect("HTTP/2");
+        while let Some(Ok((_, mut respond))) = connection.accept().await {
+            let mut stream = respond.send_response(Response::new(()), false).expect("open");
+            stream.send_data(Bytes::from_static(b"hello"), false).expect("open");
+            let mut trailers = HeaderMap::new();
+            trailers.insert("grpc-status", "0".parse().expect("valid"));
+            stream.send_trailers(trailers).expect("open");
+        }
+    })
+    .await;
+    let gateway = Gateway::start(&format!(
+        "upstreams: [{{name: origin, protocol: h2c, backends: [{{address: \"{}\"}}]}}]\n\
+         routes: [{{name: all, upstream: origin}}]",
+        origin.address
+    ))
+    .await;
+    let client = H2c::connect(gateway.address()).await;
+    let call =
+        Request::post("http://a/s/M").header("content-type", "application/grpc").header("te", "trailers");
+    let (answer, mut stream) = client.open(call.body(()).expect("valid"), false).await;
+    stream.send_data(Bytes::from_static(b"\0\0\0\0\0"), true).expect("open");
+    let mut body = soon("an answer", answer).await.expect("an answer").into_body();
+    let mut content = Vec::new();
+    while let Some(piece) = soon("a piece", body.data()).await {
+        content.extend(piece.expect("a piece"));
+    }
+    let trailers = soon("trailers", body.trailers()).await.expect("whole").expect("trailers");
+    assert_eq!(
+        (&content[..], trailers.get("grpc-status").map(|v| v.as_bytes())),
+        (&b"hello"[..], Some(&b"0"[..]))
+    );
+}
+
+#[tokio::test]
+async fn s5_1_a_stream_that_is_reset_ends_the_request_at_the_origin() {
+    let (told, mut closed) = tokio::sync::mpsc::unbounded_channel();
+    let origin = Origin::new(move |mut wire| {
+        let told = told.clone();
+        async move {
+            let _ = wire.head().await;
+            let _ = told.send("asked");
+            wire.rest().await;
+            let _ = told.send("closed");
+        }
+    })
+    .await;
+    let gateway = Gateway::before(&origin, "").await;
+    let client = H2c::connect(gateway.address()).await;
+    let get = Request::get("http://a/slow").body(()).expect("valid");
+    let (_answer, mut stream) = client.open(get, true).await;
+    assert_eq!(soon("the request", closed.recv()).await, Some("asked"));
+    stream.send_reset(h2::Reason::CANCEL);
+    assert_eq!(soon("the close", closed.recv()).await, Some("closed"));
+    let line = gateway.log_line(|line| line["path"] == "/slow").await;
+    assert_eq!(line["status"], 499);
+}

@@ -1,0 +1,201 @@
+//! The gateway as a child process.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::{Origin, until};
+
+/// A running gateway; it is killed when dropped.
+pub(crate) struct Gateway {
+    child: Child,
+    directory: TempDir,
+    /// Bound addresses by the listener's name.
+    listeners: BTreeMap<String, SocketAddr>,
+    stderr: Arc<Mutex<Vec<String>>>,
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|status| status.is_none()) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+        if std::thread::panicking() {
+            for line in self.stderr.lock().iter() {
+                let _ = writeln!(std::io::stderr(), "gateway: {line}");
+            }
+        }
+    }
+}
+
+/// What every document begins with: one listener, no admin, the access log in a file.
+fn document(directory: &Path, rest: &str) -> String {
+    let log = directory.join("access.log");
+    format!(
+        "version: 1\nadmin: {{address: none}}\nlisteners: [{{name: plain, address: \"127.0.0.1:0\"}}]\n\
+         observability: {{access_log: {{to: \"{}\"}}}}\n{rest}\n",
+        log.display()
+    )
+}
+
+impl Gateway {
+    /// Starts with a document of these keys, beside `version`, `admin`, `listeners` and `observability`.
+    pub(crate) async fn start(rest: &str) -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let text = document(directory.path(), rest);
+        std::fs::write(directory.path().join("tollhouse.yaml"), text).expect("write");
+        Self::launch(directory).await
+    }
+
+    /// Starts with one route that sends everything to this origin, and these further keys.
+    pub(crate) async fn before(origin: &Origin, rest: &str) -> Self {
+        Self::to(origin.address, rest).await
+    }
+
+    /// Starts with one route that sends everything to this address, and these further keys.
+    pub(crate) async fn to(address: SocketAddr, rest: &str) -> Self {
+        Self::start(&format!(
+            "upstreams: [{{name: origin, backends: [{{address: \"{address}\"}}]}}]\n\
+             routes: [{{name: all, upstream: origin}}]\n{rest}"
+        ))
+        .await
+    }
+
+    async fn launch(directory: TempDir) -> Self {
+        let mut command = command(&directory.path().join("tollhouse.yaml"));
+        let mut child = command.stdout(Stdio::null()).spawn().expect("the gateway starts");
+        let stderr: Arc<Mutex<Vec<String>>> = Arc::default();
+        let (pipe, lines) = (child.stderr.take().expect("piped"), stderr.clone());
+        std::thread::spawn(move || {
+            for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+                lines.lock().push(line);
+            }
+        });
+        let mut gateway = Self { child, directory, listeners: BTreeMap::new(), stderr };
+        gateway.listeners = until("the listeners", || gateway.listening()).await;
+        gateway
+    }
+
+    /// The bound addresses, once the gateway says that it accepts on all of them.
+    fn listening(&mut self) -> Option<BTreeMap<String, SocketAddr>> {
+        if let Ok(Some(status)) = self.child.try_wait() {
+            panic!("the gateway ended with {status}: {:#?}", self.stderr.lock());
+        }
+        let lines = self.stderr.lock();
+        let ready = lines.iter().filter(|line| line.contains("listening listener=")).count();
+        let bound: BTreeMap<_, _> = lines.iter().filter_map(|line| bound(line)).collect();
+        (ready > 0 && ready == bound.len()).then_some(bound)
+    }
+
+    /// The address of the listener `plain`.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.listener("plain")
+    }
+
+    /// The address of a listener.
+    pub(crate) fn listener(&self, name: &str) -> SocketAddr {
+        self.listeners[name]
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The lines on standard error so far.
+    pub(crate) fn stderr(&self) -> Vec<String> {
+        self.stderr.lock().clone()
+    }
+
+    /// Waits for a line on standard error that contains this.
+    pub(crate) async fn says(&self, text: &str) -> String {
+        until(text, || self.stderr.lock().iter().find(|line| line.contains(text)).cloned()).await
+    }
+
+    /// How many lines on standard error contain this.
+    pub(crate) fn said(&self, text: &str) -> usize {
+        self.stderr.lock().iter().filter(|line| line.contains(text)).count()
+    }
+
+    /// The lines of the access log so far.
+    pub(crate) fn log(&self) -> Vec<Value> {
+        let text = std::fs::read_to_string(self.directory.path().join("access.log")).unwrap_or_default();
+        text.split_inclusive('\n')
+            .filter(|line| line.ends_with('\n'))
+            .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}")))
+            .collect()
+    }
+
+    /// Waits for a line in the access log.
+    pub(crate) async fn log_line(&self, matches: impl Fn(&Value) -> bool) -> Value {
+        until("a line in the access log", || self.log().into_iter().find(&matches)).await
+    }
+
+    /// The document's path.
+    pub(crate) fn file(&self) -> PathBuf {
+        self.directory.path().join("tollhouse.yaml")
+    }
+
+    /// What the document has to be for these keys.
+    pub(crate) fn text(&self, rest: &str) -> String {
+        document(self.directory.path(), rest)
+    }
+
+    /// Sends a signal, such as `TERM`.
+    pub(crate) fn signal(&self, name: &str) {
+        let status = Command::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status();
+        assert!(status.expect("kill runs").success());
+    }
+
+    /// Waits for the process to end by itself.
+    pub(crate) async fn ended(&mut self) -> ExitStatus {
+        let child = &mut self.child;
+        until("the gateway to end", || child.try_wait().expect("a child")).await
+    }
+
+    /// Resident memory in KiB.
+    pub(crate) fn memory(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("running");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+}
+
+fn command(file: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tollhouse"));
+    command.arg("run").arg("-c").arg(file).stdin(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
+/// `... bound listener=NAME address=IP:PORT`.
+fn bound(line: &str) -> Option<(String, SocketAddr)> {
+    let (_, facts) = line.split_once("bound listener=")?;
+    let (name, address) = facts.split_once(" address=")?;
+    Some((name.to_owned(), address.trim().parse().ok()?))
+}
+
+/// Runs a document that must not start; gives the exit code and what was said.
+pub(crate) fn refused_to_start(document: &str) -> (Option<i32>, String) {
+    let directory = TempDir::new().expect("a temporary directory");
+    let file = directory.path().join("tollhouse.yaml");
+    std::fs::write(&file, document).expect("write");
+    let mut child = command(&file).stdout(Stdio::null()).spawn().expect("the gateway starts");
+    let until = Instant::now() + super::SOON;
+    while child.try_wait().expect("a child").is_none() {
+        if Instant::now() > until {
+            let _ = child.kill();
+            panic!("the gateway runs with {document}");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let output = child.wait_with_output().expect("a child");
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}

@@ -1,0 +1,130 @@
+//! Origins that do exactly what a test tells them.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+use super::{Head, Wire};
+
+/// A listening origin; it is gone when dropped.
+pub(crate) struct Origin {
+    pub(crate) address: SocketAddr,
+    connections: Arc<AtomicUsize>,
+    heads: Arc<Mutex<Vec<Head>>>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Origin {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Origin {
+    /// Runs `serve` for every connection.
+    pub(crate) async fn new<F, S>(serve: S) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+        S: Fn(Wire) -> F + Send + 'static,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let connections = Arc::new(AtomicUsize::new(0));
+        let count = connections.clone();
+        let task = tokio::spawn(async move {
+            let mut served = tokio::task::JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                let _ = stream.set_nodelay(true);
+                count.fetch_add(1, Ordering::SeqCst);
+                served.spawn(serve(Wire::new(stream)));
+            }
+        });
+        Self { address, connections, heads: Arc::default(), task }
+    }
+
+    /// Answers every request with its own head and body as text, and remembers the heads.
+    pub(crate) async fn echo() -> Self {
+        let heads: Arc<Mutex<Vec<Head>>> = Arc::default();
+        let seen = heads.clone();
+        let mut origin = Self::new(move |mut wire| {
+            let seen = seen.clone();
+            async move {
+                while let Ok(head) = wire.head().await {
+                    seen.lock().push(head.clone());
+                    let Ok(body) = wire.body(&head).await else { return };
+                    wire.send(echo(&head, &body)).await;
+                }
+            }
+        })
+        .await;
+        origin.heads = heads;
+        origin
+    }
+
+    /// Reads a request with its body, answers with these bytes, and keeps the connection.
+    pub(crate) async fn answering(answer: impl AsRef<[u8]> + Send + Sync + 'static) -> Self {
+        let answer = Arc::new(answer);
+        Self::new(move |mut wire| {
+            let answer = answer.clone();
+            async move {
+                while let Ok(head) = wire.head().await {
+                    let Ok(_) = wire.body(&head).await else { return };
+                    wire.send((*answer).as_ref()).await;
+                }
+            }
+        })
+        .await
+    }
+
+    /// Reads a request's head, sends these bytes and closes.
+    pub(crate) async fn dying_after(bytes: &'static [u8]) -> Self {
+        Self::new(move |mut wire| async move {
+            let _ = wire.head().await;
+            wire.send(bytes).await;
+        })
+        .await
+    }
+
+    /// Connections accepted so far.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Ordering::SeqCst)
+    }
+
+    /// The heads an echoing origin saw.
+    pub(crate) fn heads(&self) -> Vec<Head> {
+        self.heads.lock().clone()
+    }
+
+    /// The only head an echoing origin saw.
+    pub(crate) fn head(&self) -> Head {
+        let heads = self.heads();
+        assert_eq!(heads.len(), 1, "{heads:?}");
+        heads[0].clone()
+    }
+}
+
+fn echo(head: &Head, body: &[u8]) -> Vec<u8> {
+    let mut text = format!("{}\r\n", head.line).into_bytes();
+    for (name, value) in &head.fields {
+        text.extend(format!("{name}: {value}\r\n").bytes());
+    }
+    text.extend(b"\r\n");
+    text.extend(body);
+    let length = text.len();
+    let mut answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n").into_bytes();
+    if !head.line.starts_with("HEAD ") {
+        answer.extend(text);
+    }
+    answer
+}
+
+/// An address on which nobody listens.
+pub(crate) async fn refusing() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    listener.local_addr().expect("bound")
+}

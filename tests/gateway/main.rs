@@ -1,0 +1,23 @@
+//! The gateway as its clients and origins see it: the real binary, over real sockets.
+
+mod failures;
+mod filters;
+mod forwarding;
+mod harness;
+mod limits;
+mod paths;
+mod proxying;
+mod reload;
+mod start;
+mod websocket;
+
+#[path = "../conformance/rfc7239.rs"]
+mod rfc7239;
+#[path = "../conformance/rfc9110.rs"]
+mod rfc9110;
+#[path = "../conformance/rfc9112.rs"]
+mod rfc9112;
+#[path = "../conformance/rfc9113.rs"]
+mod rfc9113;
+#[path = "../conformance/rfc9457.rs"]
+mod rfc9457;

@@ -1,0 +1,281 @@
+//! Changing and ending a gateway under traffic.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use crate::harness::{Gateway, H2c, Origin, Wire, get, soon, until};
+
+/// Clients that ask without a pause, and count what was not answered as it should be.
+struct Traffic {
+    stop: Arc<AtomicBool>,
+    clients: Vec<JoinHandle<(usize, Vec<String>)>>,
+    answered: Arc<AtomicUsize>,
+}
+
+impl Traffic {
+    fn start(address: std::net::SocketAddr) -> Self {
+        let (stop, answered) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
+        let clients = [true, true, false].map(|keep| {
+            let (stop, answered) = (stop.clone(), answered.clone());
+            tokio::spawn(async move {
+                let (mut asked, mut failures) = (0, Vec::new());
+                let mut client = Wire::connect(address).await;
+                while !stop.load(Ordering::Relaxed) {
+                    if !keep {
+                        client = Wire::connect(address).await;
+                    }
+                    client.send("GET /x HTTP/1.1\r\nHost: a\r\n\r\n").await;
+                    asked += 1;
+                    match client.answer().await {
+                        Ok(answer) if answer.status == 200 => {}
+                        other => failures.push(format!("{other:?}")),
+                    }
+                    answered.fetch_add(1, Ordering::Relaxed);
+                }
+                (asked, failures)
+            })
+        });
+        Self { stop, clients: clients.into(), answered }
+    }
+
+    async fn end(self) -> usize {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut sum = 0;
+        for client in self.clients {
+            let (asked, failures) = client.await.expect("a client");
+            assert!(failures.is_empty(), "{} of {asked} failed: {}", failures.len(), failures[0]);
+            sum += asked;
+        }
+        sum
+    }
+}
+
+fn document(origin: &Origin, body: usize) -> String {
+    format!(
+        "upstreams: [{{name: origin, backends: [{{address: \"{}\"}}]}}]\nroutes:\n\
+         - {{name: generation, match: {{paths: [/generation]}}, respond: {{status: 200, body: \"{body}\"}}}}\n\
+         - {{name: all, upstream: origin}}\n",
+        origin.address
+    )
+}
+
+async fn serves(gateway: &Gateway, body: usize) {
+    let body = body.to_string();
+    soon("the new document", async {
+        while get(gateway.address(), "/generation").await.text() != body {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_hundred_changes_good_and_bad_cost_no_request() {
+    let origin = Origin::echo().await;
+    let gateway = Gateway::start(&document(&origin, 0)).await;
+    let traffic = Traffic::start(gateway.address());
+    for n in 1..=200 {
+        let text = gateway.text(&document(&origin, n));
+        let text = if n % 2 == 0 { text } else { text.replace("upstream: origin", "upstream: orgin") };
+        let written = gateway.file().with_extension("new");
+        std::fs::write(&written, text).expect("write");
+        // Half of them as editors do, half in place.
+        match n % 4 {
+            0 | 1 => std::fs::rename(&written, gateway.file()).expect("rename"),
+            _ => drop(std::fs::copy(&written, gateway.file()).expect("copy")),
+        }
+        if n % 20 == 0 {
+            serves(&gateway, n).await;
+        } else {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    assert!(traffic.end().await > 100);
+    assert!(gateway.said("configuration reloaded") >= 10);
+}
+
+#[tokio::test]
+async fn a_bad_change_is_reported_and_the_running_document_stays() {
+    let origin = Origin::echo().await;
+    let gateway = Gateway::start(&document(&origin, 1)).await;
+    let bad = gateway.text(&document(&origin, 2)).replace("upstream: origin", "upstream: orgin");
+    std::fs::write(gateway.file(), bad).expect("write");
+    gateway.says("the changed configuration is refused").await;
+    let problem = gateway.says("orgin").await;
+    assert!(problem.contains("origin") && problem.contains("tollhouse.yaml:"), "{problem}");
+    assert_eq!(get(gateway.address(), "/generation").await.text(), "1");
+    std::fs::write(gateway.file(), gateway.text(&document(&origin, 3))).expect("write");
+    serves(&gateway, 3).await;
+    assert!(gateway.says("configuration reloaded").await.contains("generation=2"));
+}
+
+#[tokio::test]
+async fn a_file_that_is_gone_for_a_moment_is_found_again() {
+    let origin = Origin::echo().await;
+    let gateway = Gateway::start(&document(&origin, 1)).await;
+    std::fs::remove_file(gateway.file()).expect("remove");
+    gateway.says("the changed configuration is refused").await;
+    assert_eq!(get(gateway.address(), "/generation").await.text(), "1");
+    std::fs::write(gateway.file(), gateway.text(&document(&origin, 2))).expect("write");
+    serves(&gateway, 2).await;
+}
+
+#[tokio::test]
+async fn a_hangup_signal_reloads_and_ends_nothing() {
+    let origin = Origin::echo().await;
+    let gateway = Gateway::start(&document(&origin, 1)).await;
+    std::fs::write(gateway.file(), gateway.text(&document(&origin, 2))).expect("write");
+    gateway.signal("HUP");
+    serves(&gateway, 2).await;
+    gateway.signal("HUP");
+    assert_eq!(get(gateway.address(), "/generation").await.text(), "2");
+}
+
+#[tokio::test]
+async fn a_request_under_way_ends_on_the_document_it_began_with() {
+    let (taken, mut seen) = mpsc::unbounded_channel::<Wire>();
+    let origin = Origin::new(move |wire| {
+        let taken = taken.clone();
+        async move {
+            let _ = taken.send(wire);
+        }
+    })
+    .await;
+    let gateway = Gateway::start(&document(&origin, 1)).await;
+    let mut client = Wire::connect(gateway.address()).await;
+    client.send("GET /slow HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    let mut wire = soon("the request", seen.recv()).await.expect("a request");
+    std::fs::write(gateway.file(), gateway.text("routes: []")).expect("write");
+    gateway.says("configuration reloaded").await;
+    wire.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+    assert_eq!(client.answer().await.expect("an answer").text(), "ok");
+    assert_eq!(get(gateway.address(), "/slow").await.status, 404);
+}
+
+#[tokio::test]
+async fn ending_waits_for_a_slow_request_and_takes_no_new_ones() {
+    let (taken, mut seen) = mpsc::unbounded_channel::<Wire>();
+    let origin = Origin::new(move |wire| {
+        let taken = taken.clone();
+        async move {
+            let _ = taken.send(wire);
+        }
+    })
+    .await;
+    let mut gateway = Gateway::before(&origin, "").await;
+    let mut client = Wire::connect(gateway.address()).await;
+    client.send("GET /slow HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    let mut wire = soon("the request", seen.recv()).await.expect("a request");
+    gateway.signal("TERM");
+    gateway.says("stopping").await;
+    wire.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n").await;
+    assert_eq!(client.head().await.expect("a head").field("connection"), Some("close"));
+    assert_eq!(client.chunk().await.expect("a chunk"), b"first");
+    wire.send("4\r\nlast\r\n0\r\n\r\n").await;
+    assert_eq!(client.chunk().await.expect("a chunk"), b"last");
+    assert_eq!(client.chunk().await.expect("the end"), b"");
+    client.closed().await;
+    assert_eq!(gateway.ended().await.code(), Some(0));
+    assert!(tokio::net::TcpStream::connect(gateway.address()).await.is_err());
+    gateway.log_line(|line| line["path"] == "/slow" && line["status"] == 200).await;
+}
+
+#[tokio::test]
+async fn new_connections_are_refused_while_a_slow_request_is_waited_for() {
+    let (taken, mut seen) = mpsc::unbounded_channel::<Wire>();
+    let origin = Origin::new(move |wire| {
+        let taken = taken.clone();
+        async move {
+            let _ = taken.send(wire);
+        }
+    })
+    .await;
+    let mut gateway = Gateway::before(&origin, "").await;
+    let mut client = Wire::connect(gateway.address()).await;
+    client.send("GET /slow HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    let _held = soon("the request", seen.recv()).await;
+    gateway.signal("TERM");
+    gateway.says("stopping").await;
+    soon("refusal", async {
+        while tokio::net::TcpStream::connect(gateway.address()).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    gateway.signal("TERM");
+    assert_eq!(gateway.ended().await.code(), Some(0), "a second signal means now");
+}
+
+#[tokio::test]
+async fn an_idle_gateway_ends_at_once() {
+    let origin = Origin::echo().await;
+    let mut gateway = Gateway::before(&origin, "").await;
+    let mut idle = Wire::connect(gateway.address()).await;
+    idle.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    idle.answer().await.expect("an answer");
+    let h2 = H2c::connect(gateway.address()).await;
+    assert_eq!(h2.get("/").await.status, 200);
+    gateway.signal("TERM");
+    let begun = std::time::Instant::now();
+    assert_eq!(gateway.ended().await.code(), Some(0));
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_drain_is_over_when_its_time_is() {
+    let origin = Origin::new(|mut wire| async move {
+        wire.rest().await;
+    })
+    .await;
+    let mut gateway = Gateway::before(&origin, "server: {drain: 300ms}").await;
+    let mut client = Wire::connect(gateway.address()).await;
+    client.send("GET /never HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    until("the request", || (origin.connections() > 0).then_some(())).await;
+    gateway.signal("TERM");
+    assert_eq!(gateway.ended().await.code(), Some(0));
+    gateway.says("drain is over").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keep_alive_clients_lose_nothing_while_documents_change_and_settle() {
+    let origin = Origin::echo().await;
+    let gateway = Gateway::start(&document(&origin, 0)).await;
+    let traffic = Traffic::start(gateway.address());
+    let answered = traffic.answered.clone();
+    until("some traffic", || (answered.load(Ordering::Relaxed) > 50).then_some(())).await;
+    // The upstream goes and comes back: its pooled connections must not be taken for another's.
+    std::fs::write(
+        gateway.file(),
+        gateway.text(
+            &document(&origin, 1)
+                .replace("name: origin", "name: other")
+                .replace("upstream: origin", "upstream: other"),
+        ),
+    )
+    .expect("write");
+    serves(&gateway, 1).await;
+    traffic.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn busy_http2_clients_do_not_keep_a_gateway_from_ending() {
+    let origin = Origin::echo().await;
+    let mut gateway = Gateway::before(&origin, "").await;
+    let client = H2c::connect(gateway.address()).await;
+    assert_eq!(client.get("/").await.status, 200);
+    let mut busy = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let client = client.clone();
+        busy.spawn(async move {
+            let get = || http::Request::get("http://a/").body(()).expect("valid");
+            while client.try_send(get()).await {}
+        });
+    }
+    gateway.signal("TERM");
+    assert_eq!(gateway.ended().await.code(), Some(0));
+    busy.abort_all();
+}

@@ -1,0 +1,78 @@
+//! Starting, refusing to start, and what is not HTTP.
+
+use std::net::TcpListener;
+
+use crate::harness::{Gateway, Origin, Wire, get, noise, refused_to_start};
+
+#[tokio::test]
+async fn what_is_not_http_is_refused_and_harms_nobody() {
+    let origin = Origin::echo().await;
+    let gateway = Gateway::before(&origin, "").await;
+    let tls = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec();
+    for garbage in [
+        noise(10_000),
+        tls,
+        vec![0; 100_000],
+        b"\r\n\r\n\r\n".to_vec(),
+        b"GET\r\n\r\n".to_vec(),
+        b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n".to_vec(),
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\ngarbage garbage".to_vec(),
+    ] {
+        let mut client = Wire::connect(gateway.address()).await;
+        client.send(&garbage).await;
+        client.half_close().await;
+        let said = String::from_utf8_lossy(&client.rest().await).into_owned();
+        assert!(!said.contains(" 200 "), "{said}");
+    }
+    assert_eq!(get(gateway.address(), "/").await.status, 200);
+    assert_eq!(origin.heads().len(), 1);
+    assert_eq!(gateway.said("panic"), 0, "{:#?}", gateway.stderr());
+}
+
+#[test]
+fn a_busy_port_is_named_and_ends_with_3() {
+    let busy = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = busy.local_addr().expect("bound");
+    let document = format!(
+        "version: 1\nadmin: {{address: none}}\nlisteners: [{{name: plain, address: \"{address}\"}}]\nroutes: []\n"
+    );
+    let (code, said) = refused_to_start(&document);
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.contains(&address.to_string()) && said.contains("in use"), "{said}");
+}
+
+#[test]
+fn a_busy_admin_port_is_named_and_ends_with_3() {
+    let busy = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = busy.local_addr().expect("bound");
+    let document = format!(
+        "version: 1\nadmin: {{address: \"{address}\"}}\nlisteners: [{{name: plain, address: \"127.0.0.1:0\"}}]\nroutes: []\n"
+    );
+    let (code, said) = refused_to_start(&document);
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.contains(&address.to_string()) && said.contains("in use"), "{said}");
+}
+
+#[test]
+fn a_document_with_problems_ends_with_1_and_names_them_all() {
+    for (document, wanted) in [
+        ("", &["version"][..]),
+        ("version: 2\n", &["version"]),
+        ("version: 1\nlisteners: [\n", &["tollhouse.yaml:"]),
+        (
+            "version: 1\nlistners: []\nroutes: [{name: a, upstream: b}]\n",
+            &["listners", "listeners", "tollhouse.yaml:2"],
+        ),
+        (
+            "version: 1\nroutes: [{name: a, upstream: nowhere}, {name: b, upstream: nobody}]\n",
+            &["nowhere", "nobody"],
+        ),
+    ] {
+        let (code, said) = refused_to_start(document);
+        assert_eq!(code, Some(1), "{document:?}: {said}");
+        for wanted in wanted {
+            assert!(said.contains(wanted), "{document:?} does not name {wanted}: {said}");
+        }
+        assert!(!said.contains("panicked"), "{said}");
+    }
+}

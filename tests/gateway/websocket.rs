@@ -1,0 +1,192 @@
+//! WebSocket through the gateway (RFC 6455).
+
+use futures_util::{SinkExt, StreamExt};
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::{WebSocketStream, accept_async, client_async};
+
+use crate::harness::{Gateway, Origin, Wire, noise, soon};
+
+type Socket = WebSocketStream<tokio::net::TcpStream>;
+
+const ASK: &str = "GET /chat HTTP/1.1\r\nHost: example.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                   Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+const ACCEPT: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                      Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+
+/// Sends every text and binary message back, and ends when the client closes.
+async fn echo() -> Origin {
+    Origin::new(|wire| async move {
+        let Ok(mut socket) = accept_async(wire.into_stream()).await else { return };
+        while let Some(Ok(message)) = socket.next().await {
+            if message.is_close() || socket.send(message).await.is_err() {
+                break;
+            }
+        }
+        while socket.next().await.is_some() {}
+    })
+    .await
+}
+
+async fn connect(gateway: &Gateway) -> Socket {
+    let stream = Wire::connect(gateway.address()).await.into_stream();
+    let shaken = soon("the handshake", client_async("ws://example.test/chat", stream)).await;
+    shaken.expect("101").0
+}
+
+async fn next(socket: &mut Socket) -> Message {
+    soon("a message", socket.next()).await.expect("a message").expect("an open connection")
+}
+
+#[tokio::test]
+async fn texts_and_a_mebibyte_of_binary_come_back_unchanged() {
+    let origin = echo().await;
+    let gateway = Gateway::before(&origin, "").await;
+    let mut socket = connect(&gateway).await;
+    let large = Message::binary(noise(1 << 20));
+    for message in [Message::text("hello"), Message::text("ü"), large, Message::binary(vec![])] {
+        socket.send(message.clone()).await.expect("sent");
+        assert!(next(&mut socket).await == message, "another message came back");
+    }
+}
+
+#[tokio::test]
+async fn a_close_code_reaches_either_side() {
+    let origin = Origin::new(|wire| async move {
+        let mut socket = accept_async(wire.into_stream()).await.expect("a handshake");
+        let frame = CloseFrame { code: CloseCode::Again, reason: "later".into() };
+        socket.close(Some(frame)).await.expect("sent");
+        while socket.next().await.is_some() {}
+    })
+    .await;
+    let gateway = Gateway::before(&origin, "").await;
+    let mut socket = connect(&gateway).await;
+    let Message::Close(Some(frame)) = next(&mut socket).await else { panic!("not a close") };
+    assert_eq!((frame.code, frame.reason.as_str()), (CloseCode::Again, "later"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tunnel_stays_open_however_quickly_the_origin_answers() {
+    // The origin answers before it has read a byte, so that 101 waits for the gateway's first look.
+    let origin = Origin::new(|mut wire| async move {
+        wire.send(ACCEPT).await;
+        if wire.head().await.is_ok() {
+            let said = wire.some().await;
+            wire.send(said).await;
+            wire.closed().await;
+        }
+    })
+    .await;
+    let gateway = Gateway::before(&origin, "").await;
+    let mut open = 0;
+    for _ in 0..200 {
+        let mut client = Wire::connect(gateway.address()).await;
+        client.send(ASK).await;
+        let Ok(head) = client.head().await else { continue };
+        assert!(head.line.starts_with("HTTP/1.1 101"), "{head:?}");
+        client.send(b"marco").await;
+        open += usize::from(client.some().await == b"marco");
+    }
+    assert_eq!(open, 200);
+}
+
+#[tokio::test]
+async fn what_the_origin_says_right_behind_its_101_arrives() {
+    let origin = Origin::new(|mut wire| async move {
+        let _ = wire.head().await;
+        wire.send(format!("{ACCEPT}first words")).await;
+        wire.closed().await;
+    })
+    .await;
+    let gateway = Gateway::before(&origin, "").await;
+    for _ in 0..20 {
+        let mut client = Wire::connect(gateway.address()).await;
+        client.send(ASK).await;
+        client.head().await.expect("101");
+        assert_eq!(client.exactly(11).await.expect("words"), b"first words");
+    }
+}
+
+#[tokio::test]
+async fn an_origin_that_closes_the_tunnel_closes_the_clients_connection() {
+    let origin = Origin::new(|mut wire| async move {
+        let _ = wire.head().await;
+        wire.send(ACCEPT).await;
+    })
+    .await;
+    let gateway = Gateway::before(&origin, "").await;
+    let mut client = Wire::connect(gateway.address()).await;
+    client.send(ASK).await;
+    client.head().await.expect("101");
+    client.closed().await;
+}
+
+#[tokio::test]
+async fn a_refused_handshake_is_an_ordinary_answer() {
+    let origin = Origin::answering("HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno").await;
+    let gateway = Gateway::before(&origin, "").await;
+    for _ in 0..20 {
+        let mut client = Wire::connect(gateway.address()).await;
+        client.send(ASK).await;
+        let answer = client.answer().await.expect("an answer");
+        assert_eq!((answer.status, answer.text()), (403, "no".to_owned()));
+    }
+}
+
+#[tokio::test]
+async fn asking_for_an_upgrade_does_not_lift_the_body_limit() {
+    let origin = Origin::echo().await;
+    let gateway = Gateway::before(&origin, "server: {limits: {body_bytes: 1KiB}}").await;
+    for protocol in ["websocket", "h2c"] {
+        let mut client = Wire::connect(gateway.address()).await;
+        let head = format!(
+            "POST / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\n\
+             Transfer-Encoding: chunked\r\n\r\n1000\r\n"
+        );
+        client.send(head).await;
+        client.send(noise(4096)).await;
+        client.send(b"\r\n0\r\n\r\n").await;
+        let answer = client.answer().await.expect("an answer");
+        assert_eq!((answer.status, answer.problem().as_str()), (413, "body-too-large"), "{protocol}");
+    }
+}
+
+#[tokio::test]
+async fn an_origin_may_not_switch_protocols_unasked() {
+    let origin = Origin::answering(ACCEPT).await;
+    let gateway = Gateway::before(&origin, "").await;
+    let answer = crate::harness::get(gateway.address(), "/").await;
+    assert_eq!((answer.status, answer.problem().as_str()), (502, "upstream-protocol"));
+}
+
+#[tokio::test]
+async fn a_handshake_that_is_not_answered_is_a_504_and_an_idle_tunnel_is_not_cut() {
+    let origin = Origin::new(|mut wire| async move {
+        let Ok(head) = wire.head().await else { return };
+        if head.target() == "/chat" {
+            wire.send(ACCEPT).await;
+            let said = wire.some().await;
+            wire.send(said).await;
+        }
+        wire.rest().await;
+    })
+    .await;
+    let gateway = Gateway::start(&format!(
+        "upstreams: [{{name: origin, timeouts: {{read: 200ms}}, backends: [{{address: \"{}\"}}]}}]\n\
+         routes: [{{name: all, upstream: origin}}]",
+        origin.address
+    ))
+    .await;
+    let mut open = Wire::connect(gateway.address()).await;
+    open.send(ASK).await;
+    assert!(open.head().await.expect("a head").line.starts_with("HTTP/1.1 101"));
+    let mut silent = Wire::connect(gateway.address()).await;
+    silent.send(ASK.replace("/chat", "/silent")).await;
+    let answer = silent.answer().await.expect("an answer");
+    assert_eq!((answer.status, answer.problem().as_str()), (504, "upstream-timeout"));
+    assert_eq!(answer.json()["detail"], "read timeout");
+    // As long as the other handshake took, and more than `read`, nothing was said here.
+    open.send(b"marco").await;
+    assert_eq!(open.some().await, b"marco");
+}
