@@ -1,0 +1,69 @@
+# Everything one does with Tollhouse from a checkout. `make help` lists it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help run test setup format lint unit doc deny schema bench load clean
+
+# Outside the checkout, so that several checkouts share what they compile.
+CARGO_TARGET_DIR ?= $(HOME)/.cache/tollhouse/target
+export CARGO_TARGET_DIR
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+
+# `make run RELEASE=1` compiles for speed, which takes far longer.
+PROFILE := $(if $(filter 1,$(RELEASE)),--release)
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 8
+
+run: ## Build and start a demonstration (RELEASE=1: optimised)
+	@tests/setup.sh build
+	cargo run --locked $(PROFILE) -- demo
+
+test: setup format lint unit doc deny ## Everything that must pass
+
+setup:
+	@tests/setup.sh test
+
+format:
+	cargo fmt --all --check
+
+lint: ## Only clippy, warnings are errors
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+unit: ## Only the tests
+	cargo nextest run --locked --workspace
+	@if grep -rqE '^ *//[/!] ```' src filters/src; then cargo test --locked --workspace --doc; fi
+
+doc: ## Only the documentation, warnings are errors
+	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --no-deps --workspace
+
+deny: ## Only licences, sources and known vulnerabilities of dependencies
+	@if ! command -v cargo-deny >/dev/null; then \
+	    echo 'deny: SKIPPED, cargo-deny is not installed (cargo install --locked cargo-deny)'; \
+	else \
+	    cargo deny --locked --offline check bans licenses sources; \
+	    if cargo deny --locked fetch db >/dev/null 2>&1; then \
+	        cargo deny --locked --offline check advisories; \
+	    else \
+	        echo 'deny: advisories SKIPPED, the advisory database cannot be fetched'; \
+	    fi; \
+	fi
+
+schema: ## Write conf/schema.json anew
+	cargo run --locked --quiet -- schema >conf/schema.json.new
+	mv conf/schema.json.new conf/schema.json
+
+bench: ## Measure single functions
+	@tests/setup.sh build
+	cargo bench --locked --workspace
+
+load: ## Measure the whole gateway under load (see loadtest/)
+	@tests/setup.sh test
+	@test -x loadtest/run || { echo 'load: loadtest/run is missing' >&2; exit 1; }
+	cargo build --locked --release
+	loadtest/run
+
+clean: ## Remove everything compiled
+	cargo clean

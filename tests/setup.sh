@@ -1,0 +1,81 @@
+#!/usr/bin/env bash
+# Makes sure that what a build or the tests need is installed.
+#
+#   tests/setup.sh build    what `make run` needs
+#   tests/setup.sh test     what `make test` needs
+#
+# As root on Debian it installs what is missing; otherwise it names it. Quick when nothing is missing.
+set -euo pipefail
+
+build_packages=(build-essential cmake pkg-config)
+test_packages=(curl nginx-light nghttp2-client)
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+
+fail() {
+    say "$*"
+    exit 1
+}
+
+installed() {
+    [ "$(dpkg-query --show --showformat='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
+}
+
+# The commands that a package is wanted for, for systems without dpkg.
+commands_of() {
+    case $1 in
+        build-essential) echo cc c++ make ;;
+        nginx-light) echo nginx ;;
+        nghttp2-client) echo h2load nghttp ;;
+        *) echo "$1" ;;
+    esac
+}
+
+present() {
+    local command
+    if installed "$1"; then return 0; fi
+    for command in $(commands_of "$1"); do
+        command -v "$command" >/dev/null || [ -x "/usr/sbin/$command" ] || return 1
+    done
+}
+
+need_packages() {
+    local package missing=()
+    for package in "$@"; do
+        present "$package" || missing+=("$package")
+    done
+    [ ${#missing[@]} -gt 0 ] || return 0
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+        fail "please install: ${missing[*]} (on Debian: sudo apt-get install ${missing[*]})"
+    fi
+    say "installing ${missing[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get install --yes --no-install-recommends "${missing[@]}" >/dev/null 2>&1 && return 0
+    # The package lists may be missing or old.
+    apt-get update >/dev/null || fail "apt-get update failed; needed are: ${missing[*]}"
+    apt-get install --yes --no-install-recommends "${missing[@]}" >/dev/null ||
+        fail "apt-get cannot install: ${missing[*]}"
+}
+
+need_rust() {
+    command -v cargo >/dev/null || fail "please install Rust: https://rustup.rs"
+}
+
+need_nextest() {
+    command -v cargo-nextest >/dev/null && return 0
+    say "installing cargo-nextest (once, takes some minutes)"
+    cargo install --locked cargo-nextest || fail "cargo install --locked cargo-nextest failed"
+}
+
+case ${1:-} in
+    build)
+        need_packages "${build_packages[@]}"
+        need_rust
+        ;;
+    test)
+        need_packages "${build_packages[@]}" "${test_packages[@]}"
+        need_rust
+        need_nextest
+        ;;
+    *) fail "usage: tests/setup.sh build|test" ;;
+esac
