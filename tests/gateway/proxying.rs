@@ -126,23 +126,10 @@ async fn chunks_and_lengths_stay_what_they_were() {
     assert_eq!((heads[1].field("transfer-encoding"), heads[1].field("content-length")), (None, Some("3")));
 }
 
-/// An origin whose connections are played by the test itself.
-async fn handing_over() -> (Origin, mpsc::UnboundedReceiver<Wire>) {
-    let (taken, seen) = mpsc::unbounded_channel::<Wire>();
-    let origin = Origin::new(move |wire| {
-        let taken = taken.clone();
-        async move {
-            let _ = taken.send(wire);
-        }
-    })
-    .await;
-    (origin, seen)
-}
-
 #[tokio::test]
 async fn an_answer_arrives_piece_by_piece() {
     let (pieces, mut script) = mpsc::unbounded_channel::<&'static str>();
-    let (origin, mut seen) = handing_over().await;
+    let (origin, mut seen) = Origin::handing_over().await;
     let gateway = Gateway::before(&origin, "").await;
     let mut client = Wire::connect(gateway.address()).await;
     client.send("GET /events HTTP/1.1\r\nHost: a\r\n\r\n").await;
@@ -169,7 +156,7 @@ async fn an_answer_arrives_piece_by_piece() {
 #[tokio::test]
 async fn an_answer_of_known_length_does_not_wait_for_its_end() {
     let (go_on, mut script) = mpsc::unbounded_channel::<()>();
-    let (origin, mut seen) = handing_over().await;
+    let (origin, mut seen) = Origin::handing_over().await;
     let gateway = Gateway::before(&origin, "").await;
     let mut client = Wire::connect(gateway.address()).await;
     client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
@@ -188,7 +175,7 @@ async fn an_answer_of_known_length_does_not_wait_for_its_end() {
 
 #[tokio::test]
 async fn an_upload_reaches_the_origin_before_it_ends() {
-    let (origin, mut seen) = handing_over().await;
+    let (origin, mut seen) = Origin::handing_over().await;
     let gateway = Gateway::before(&origin, "").await;
     let h2 = H2c::connect(gateway.address()).await;
     let mut client = Wire::connect(gateway.address()).await;

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::harness::{Gateway, H2c, Origin, Wire, get, soon, until};
@@ -137,14 +136,7 @@ async fn a_hangup_signal_reloads_and_ends_nothing() {
 
 #[tokio::test]
 async fn a_request_under_way_ends_on_the_document_it_began_with() {
-    let (taken, mut seen) = mpsc::unbounded_channel::<Wire>();
-    let origin = Origin::new(move |wire| {
-        let taken = taken.clone();
-        async move {
-            let _ = taken.send(wire);
-        }
-    })
-    .await;
+    let (origin, mut seen) = Origin::handing_over().await;
     let gateway = Gateway::start(&document(&origin, 1)).await;
     let mut client = Wire::connect(gateway.address()).await;
     client.send("GET /slow HTTP/1.1\r\nHost: a\r\n\r\n").await;
@@ -158,14 +150,7 @@ async fn a_request_under_way_ends_on_the_document_it_began_with() {
 
 #[tokio::test]
 async fn ending_waits_for_a_slow_request_and_takes_no_new_ones() {
-    let (taken, mut seen) = mpsc::unbounded_channel::<Wire>();
-    let origin = Origin::new(move |wire| {
-        let taken = taken.clone();
-        async move {
-            let _ = taken.send(wire);
-        }
-    })
-    .await;
+    let (origin, mut seen) = Origin::handing_over().await;
     let mut gateway = Gateway::before(&origin, "").await;
     let mut client = Wire::connect(gateway.address()).await;
     client.send("GET /slow HTTP/1.1\r\nHost: a\r\n\r\n").await;
@@ -186,14 +171,7 @@ async fn ending_waits_for_a_slow_request_and_takes_no_new_ones() {
 
 #[tokio::test]
 async fn new_connections_are_refused_while_a_slow_request_is_waited_for() {
-    let (taken, mut seen) = mpsc::unbounded_channel::<Wire>();
-    let origin = Origin::new(move |wire| {
-        let taken = taken.clone();
-        async move {
-            let _ = taken.send(wire);
-        }
-    })
-    .await;
+    let (origin, mut seen) = Origin::handing_over().await;
     let mut gateway = Gateway::before(&origin, "").await;
     let mut client = Wire::connect(gateway.address()).await;
     client.send("GET /slow HTTP/1.1\r\nHost: a\r\n\r\n").await;

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::{Head, Wire};
@@ -45,6 +46,18 @@ impl Origin {
             }
         });
         Self { address, connections, heads: Arc::default(), task }
+    }
+
+    /// Hands each connection to the test, which plays the origin itself.
+    pub(crate) async fn handing_over() -> (Self, mpsc::UnboundedReceiver<Wire>) {
+        let (taken, seen) = mpsc::unbounded_channel();
+        let origin = Self::new(move |wire| {
+            let taken = taken.clone();
+            async move {
+                let _ = taken.send(wire);
+            }
+        });
+        (origin.await, seen)
     }
 
     /// Answers every request with its own head and body as text, and remembers the heads.
