@@ -64,6 +64,8 @@ registry! {
     OVERLOADED = 503 "overloaded" "Overloaded", retry;
     /// The upstream took too long; `detail` names the timeout.
     UPSTREAM_TIMEOUT = 504 "upstream-timeout" "Upstream timeout";
+    /// The request is of a version of HTTP that the gateway does not speak.
+    HTTP_VERSION = 505 "http-version" "HTTP version not supported";
     /// The request came back to this gateway.
     LOOP = 508 "loop" "Loop detected";
 }

@@ -5,7 +5,7 @@ use http::header::{self, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
 use serde_json::json;
-use tollhouse_filters::context::Context;
+use tollhouse_filters::context::{Context, RequestId};
 use tollhouse_filters::outcome::{Body, Message, Reply};
 use tollhouse_filters::problem::{Problem, grpc_status};
 
@@ -27,7 +27,7 @@ pub fn render(reply: Reply, request: &RequestHeader, ctx: &Context) -> Rendered 
             Rendered { head, body }
         }
         Reply::Problem(problem) if speaks_grpc(request) => grpc(&problem),
-        Reply::Problem(problem) => json_problem(&problem, ctx),
+        Reply::Problem(problem) => problem_reply(&problem, &ctx.request_id),
     }
 }
 
@@ -39,12 +39,14 @@ fn speaks_grpc(request: &RequestHeader) -> bool {
     })
 }
 
-fn json_problem(problem: &Problem, ctx: &Context) -> Rendered {
+/// A problem as JSON, for who speaks anything but gRPC.
+#[must_use]
+pub fn problem_reply(problem: &Problem, request_id: &RequestId) -> Rendered {
     let mut document = json!({
         "type": problem.kind.urn(),
         "title": problem.kind.title,
         "status": problem.kind.status,
-        "request_id": ctx.request_id.to_string(),
+        "request_id": request_id.to_string(),
     });
     if let Some(detail) = &problem.detail {
         document["detail"] = json!(detail);
