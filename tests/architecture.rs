@@ -14,7 +14,7 @@ const MAY_IMPORT: [(&str, &[&str]); 12] = [
     ("upstream", &["config"]),
     ("snapshot", &["source", "config", "routing", "upstream"]),
     ("engine", &["snapshot", "source", "config", "routing", "upstream"]),
-    ("door", &["config"]),
+    ("door", &["engine", "snapshot", "source", "config", "routing", "upstream"]),
     ("proxy", &["door", "engine", "snapshot", "source", "config", "routing", "upstream"]),
     ("admin", &["door", "engine", "snapshot", "source", "config", "routing", "upstream"]),
     ("server", &["admin", "door", "proxy", "engine", "snapshot", "source", "config", "routing", "upstream"]),

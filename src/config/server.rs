@@ -44,12 +44,14 @@ pub struct Limits {
     pub connections: NonZeroUsize,
     /// Open connections of one address; trusted proxies are exempt. Unlimited by default.
     pub connections_per_ip: Option<NonZeroUsize>,
-    /// All header fields together; over it: 431.
+    /// All header fields together, in HTTP/1 as they are sent; over it: 431.
     pub header_bytes: ByteSize,
     /// Number of header fields, at most 255; over it: 431.
     pub header_count: NonZeroUsize,
     /// Length of the request target; over it: 414.
     pub uri_bytes: ByteSize,
+    /// For the whole head of an HTTP/1 request, of a new connection's first one from its begin on; over it: 408.
+    pub header_timeout: Duration,
     /// Between two reads of a request body; over it: 408.
     pub body_timeout: Duration,
     /// A request body; over it: 413. The filter `body_limit` narrows or widens it.
@@ -71,6 +73,7 @@ impl Default for Limits {
             header_bytes: ByteSize::from_kib(32),
             header_count: count(100),
             uri_bytes: ByteSize::from_kib(16),
+            header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(30),
             body_bytes: ByteSize::from_mib(100),
             buffered_bytes: ByteSize::from_mib(256),

@@ -1,4 +1,4 @@
-//! The accept loop, and the task of one connection.
+//! The accept loop: from a listening socket to a task for each connection.
 
 use std::io;
 use std::net::SocketAddr;
@@ -7,30 +7,29 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pingora::apps::ServerApp;
+use pingora::apps::HttpServerApp;
 use pingora::protocols::l4::stream::Stream as L4Stream;
-use pingora::protocols::{GetSocketDigest, SocketDigest, Stream};
+use pingora::protocols::{GetSocketDigest, SocketDigest};
 use pingora::server::ShutdownWatch;
 use tokio::net::{TcpListener, UnixListener};
 
 use super::bind::StdSocket;
 use super::stream::DoorStream;
-use super::{ConnFacts, Listener, Permits, stopped};
+use super::{Common, ConnFacts, Listener, conn, stopped};
 
 /// How long a loop rests when the system has nothing left to accept with.
 const REST: Duration = Duration::from_millis(100);
 
 /// What one accept loop works with.
 pub(super) struct Loop<A> {
-    pub(super) app: Arc<A>,
+    pub(super) common: Arc<Common<A>>,
     pub(super) socket: Arc<Socket>,
     pub(super) listener: Arc<Listener>,
-    pub(super) permits: Arc<Permits>,
     pub(super) shutdown: ShutdownWatch,
 }
 
 /// Accepts connections until the shutdown; each one gets a task of its own.
-pub(super) async fn run<A: ServerApp + Send + Sync + 'static>(this: Loop<A>) {
+pub(super) async fn run<A: HttpServerApp + Send + Sync + 'static>(this: Loop<A>) {
     let mut stop = pin!(stopped(this.shutdown.clone()));
     let mut complaints = Complaints::default();
     loop {
@@ -85,9 +84,9 @@ impl Complaints {
 }
 
 /// Gives the connection a task, or drops it when a limit is reached.
-fn admit<A: ServerApp + Send + Sync + 'static>(this: &Loop<A>, connection: Connection) {
+fn admit<A: HttpServerApp + Send + Sync + 'static>(this: &Loop<A>, connection: Connection) {
     let peer = connection.peer.map(|peer| peer.ip());
-    let permit = match this.permits.take(peer) {
+    let permit = match this.common.desk.permits.take(peer) {
         Ok(permit) => permit,
         Err(refused) => {
             log::debug!(listener = this.listener.name.as_ref(), limit:? = refused; "connection refused");
@@ -101,15 +100,9 @@ fn admit<A: ServerApp + Send + Sync + 'static>(this: &Loop<A>, connection: Conne
         unix: matches!(*this.socket, Socket::Unix(_)),
     };
     let stream = DoorStream::new(connection.stream, facts, permit);
+    let served = conn::serve(this.common.clone(), Box::new(stream), this.shutdown.clone());
     // Pingora's handle, since with one runtime per thread it spreads connections over all of them.
-    pingora_runtime::current_handle().spawn(serve(this.app.clone(), Box::new(stream), this.shutdown.clone()));
-}
-
-async fn serve<A: ServerApp>(app: Arc<A>, stream: Stream, shutdown: ShutdownWatch) {
-    let mut next = Some(stream);
-    while let Some(stream) = next {
-        next = app.process_new(stream, &shutdown).await;
-    }
+    pingora_runtime::current_handle().spawn(served);
 }
 
 /// A listening socket on the runtime.

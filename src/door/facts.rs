@@ -22,7 +22,11 @@ pub struct ConnFacts {
 
 /// The facts of the connection a request came on; `None` if no [`Door`](super::Door) accepted it.
 pub fn facts(session: &Session) -> Option<&ConnFacts> {
-    let carrier = session.digest()?.proxy_digest.as_ref()?;
+    carried(session.digest()?.proxy_digest.as_ref()?)
+}
+
+/// What [`carrier`] was given.
+pub(super) fn carried(carrier: &ProxyDigest) -> Option<&ConnFacts> {
     carrier.user_data.as_ref()?.downcast_ref()
 }
 

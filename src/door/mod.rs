@@ -5,44 +5,90 @@
 
 mod accept;
 mod bind;
+mod conn;
 mod facts;
+mod head;
 mod listener;
 mod permits;
+mod refusal;
+mod rule;
 mod stream;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use pingora::apps::ServerApp;
+use pingora::apps::HttpServerApp;
 use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service;
 use tokio::sync::watch;
+
+use crate::observe::Observe;
 
 pub use bind::{BindError, Bound, bind};
 pub use facts::{ConnFacts, facts};
 pub use listener::Listener;
 pub use permits::{Limits, Permit, Permits, Refused};
+pub use refusal::Refusals;
+pub use rule::Rule;
 pub use stream::DoorStream;
 
-/// The service that accepts connections on a list of listeners and feeds them to one application.
+/// The service that accepts connections on a list of listeners and feeds their requests to one application.
 pub struct Door<A> {
-    app: Arc<A>,
     bound: Vec<Bound>,
-    permits: Arc<Permits>,
-    draining: Draining,
+    common: Arc<Common<A>>,
 }
 
-impl<A: ServerApp> Door<A> {
+/// What the door enforces and where it reports to; shared with those who change and read it.
+#[derive(Clone)]
+pub struct Desk {
+    /// How many connections there may be.
+    pub permits: Arc<Permits>,
+    /// What a request's head may be; may change while the door is open.
+    pub limits: Arc<ArcSwap<HeadLimits>>,
+    /// What was refused.
+    pub refusals: Arc<Refusals>,
+    /// Where refused requests are logged and counted.
+    pub observe: Arc<Observe>,
+    /// Whether the gateway is on its way out.
+    pub draining: Draining,
+}
+
+/// How large a head may be, and how long is waited for it.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadLimits {
+    /// All field lines together.
+    pub header_bytes: u64,
+    /// Number of fields.
+    pub header_count: usize,
+    /// The request target.
+    pub uri_bytes: u64,
+    /// From its first byte, or from the connection's begin, to its end.
+    pub header_timeout: Duration,
+    /// Between two requests.
+    pub idle_timeout: Duration,
+}
+
+/// What all connections have in common.
+struct Common<A> {
+    app: Arc<A>,
+    listeners: Box<[Arc<Listener>]>,
+    desk: Desk,
+}
+
+impl<A: HttpServerApp> Door<A> {
     /// A door over sockets that [`bind`] opened.
-    pub fn new(app: Arc<A>, bound: Vec<Bound>, permits: Arc<Permits>, draining: Draining) -> Self {
-        Self { app, bound, permits, draining }
+    pub fn new(app: Arc<A>, bound: Vec<Bound>, desk: Desk) -> Self {
+        let listeners = bound.iter().map(Bound::listener).collect();
+        Self { bound, common: Arc::new(Common { app, listeners, desk }) }
     }
 }
 
 #[async_trait]
-impl<A: ServerApp + Send + Sync + 'static> Service for Door<A> {
+impl<A: HttpServerApp + Send + Sync + 'static> Service for Door<A> {
     async fn start_service(
         &mut self,
         fds: Option<ListenFds>,
@@ -50,7 +96,7 @@ impl<A: ServerApp + Send + Sync + 'static> Service for Door<A> {
         listeners_per_fd: usize,
     ) {
         // Who stops the server may drain it first; either way the door learns of it here.
-        let draining = self.draining.clone();
+        let draining = self.common.desk.draining.clone();
         tokio::spawn(async move {
             stopped(shutdown).await;
             draining.start();
@@ -61,17 +107,16 @@ impl<A: ServerApp + Send + Sync + 'static> Service for Door<A> {
             let (socket, listener) = (Arc::new(socket), bound.listener());
             for _ in 0..listeners_per_fd.max(1) {
                 loops.spawn(accept::run(accept::Loop {
-                    app: self.app.clone(),
+                    common: self.common.clone(),
                     socket: socket.clone(),
                     listener: listener.clone(),
-                    permits: self.permits.clone(),
-                    shutdown: self.draining.watch(),
+                    shutdown: self.common.desk.draining.watch(),
                 }));
             }
         }
-        stopped(self.draining.watch()).await;
+        stopped(self.common.desk.draining.watch()).await;
         while loops.join_next().await.is_some() {}
-        self.app.cleanup().await;
+        self.common.app.http_cleanup().await;
     }
 
     fn name(&self) -> &str {

@@ -1,5 +1,5 @@
-//! The stream Pingora works on: buffers writes until they are flushed, lets the first bytes be
-//! looked at, and carries the connection's facts and permit.
+//! The stream Pingora works on: buffers writes until they are flushed, ends a request where its framing
+//! does, and carries the connection's facts and permit.
 
 use std::fmt;
 use std::io::{self, IoSlice};
@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
-use pingora::prelude::timeout;
 use pingora::protocols::l4::stream::Stream as L4Stream;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::{
@@ -20,17 +19,18 @@ use pingora::protocols::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
-use super::facts::carrier;
+use super::facts::{carried, carrier};
+use super::head::{Body, Head};
 use super::{ConnFacts, Permit};
 
 /// Writes up to this size are collected until a flush: Pingora writes a head and its body apart.
 const OUT: usize = 4096;
-/// What is read at once while the first bytes are looked at; most request heads fit.
+/// What is read at once between requests; most request heads fit.
 const LEAD: usize = 4096;
-/// How long a client may be silent at first; the same as Pingora allows for the read of a head.
-const FIRST_BYTES: Duration = Duration::from_secs(60);
+/// What Pingora may read of a request whose end the door does not know.
+const NO_LIMIT: u64 = u64::MAX;
 /// What a client of HTTP/2 without TLS sends first (RFC 9113 s3.4).
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// An accepted connection as Pingora's `Stream`; holds no buffer while nothing is under way.
 pub struct DoorStream {
@@ -38,8 +38,10 @@ pub struct DoorStream {
     /// Written by Pingora and not yet flushed; `out[..sent]` is on its way already.
     out: Vec<u8>,
     sent: usize,
-    /// Read while looking at the first bytes, and not yet read by Pingora.
+    /// Read by the door and not yet given to Pingora: the next request, or the start of one.
     lead: BytesMut,
+    /// Bytes that Pingora may still read of this request.
+    limit: u64,
     facts: Arc<ProxyDigest>,
     _permit: Permit,
 }
@@ -51,25 +53,109 @@ impl DoorStream {
             out: Vec::new(),
             sent: 0,
             lead: BytesMut::new(),
+            limit: 0,
             facts: carrier(facts),
             _permit: permit,
         }
     }
 
-    /// Reads until the first bytes tell HTTP/2 from HTTP/1, or the client is done.
-    fn poll_lead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while may_be_preface(&self.lead) && self.lead.len() < PREFACE.len() {
-            // On the thread's stack, so that waiting costs no memory.
-            let mut room = [const { MaybeUninit::uninit() }; LEAD];
-            let mut room = ReadBuf::uninit(&mut room);
-            ready!(Pin::new(&mut self.inner).poll_read(cx, &mut room))?;
-            if room.filled().is_empty() {
-                break;
-            }
-            self.lead.extend_from_slice(room.filled());
+    /// What is known of the connection.
+    pub(super) fn facts(&self) -> &ConnFacts {
+        carried(&self.facts).expect("`new` put them there")
+    }
+
+    /// What was read and belongs to no request yet.
+    pub(super) fn lead(&self) -> &[u8] {
+        &self.lead
+    }
+
+    /// Gives what was read of a request that begins, and from here on no more than belongs to it.
+    pub(super) fn begin(&mut self, head: &Head) -> BytesMut {
+        if let Some(at) = head.higher_minor {
+            self.lead[at] = b'1';
         }
-        if self.lead.is_empty() {
-            return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+        self.lead.advance(head.start);
+        let length = head.end - head.start;
+        let here = (self.lead.len() - length) as u64;
+        let (here, rest) = match head.body {
+            Body::Length(body) => (here.min(body), body - here.min(body)),
+            Body::Chunked | Body::Open => (here, NO_LIMIT),
+        };
+        self.limit = rest;
+        let length = length + usize::try_from(here).expect("not more than is there");
+        if length == self.lead.len() { std::mem::take(&mut self.lead) } else { self.lead.split_to(length) }
+    }
+
+    /// Lets Pingora read whatever comes.
+    pub(super) fn open(&mut self) {
+        self.limit = NO_LIMIT;
+    }
+
+    /// Whether the request was read to its end, as far as the door can tell.
+    pub(super) fn is_at_end(&self) -> bool {
+        matches!(self.limit, 0 | NO_LIMIT)
+    }
+
+    /// Reads more of what belongs to no request yet; 0 is the end.
+    pub(super) fn poll_lead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.poll_some(cx, |lead, read| lead.extend_from_slice(read))
+    }
+
+    /// Reads and forgets; 0 is the end.
+    pub(super) fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.poll_some(cx, |_, _| {})
+    }
+
+    fn poll_some(
+        &mut self,
+        cx: &mut Context<'_>,
+        take: impl FnOnce(&mut BytesMut, &[u8]),
+    ) -> Poll<io::Result<usize>> {
+        // On the thread's stack, so that waiting costs no memory.
+        let mut room = [const { MaybeUninit::uninit() }; LEAD];
+        let mut room = ReadBuf::uninit(&mut room);
+        ready!(self.poll_inner(cx, &mut room))?;
+        take(&mut self.lead, room.filled());
+        Poll::Ready(Ok(room.filled().len()))
+    }
+
+    fn poll_inner(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut self.inner).poll_read(cx, buf);
+        // Who waits for the client has nothing more to say for now: what is held must not wait too.
+        if read.is_pending()
+            && let Poll::Ready(Err(error)) = self.poll_drain(cx)
+        {
+            return Poll::Ready(Err(error));
+        }
+        read
+    }
+
+    /// Waits for the client to go: what it sends meanwhile belongs to its next request.
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.lead.len() < LEAD {
+            if ready!(self.poll_lead(cx))? == 0 {
+                return Poll::Ready(Ok(()));
+            }
+        }
+        // It sends ahead faster than it is served; that it goes is seen when the answer is written.
+        ready!(self.poll_drain(cx))?;
+        Poll::Pending
+    }
+
+    /// Reads at most the rest of the request.
+    fn poll_body(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let limit = usize::try_from(self.limit).unwrap_or(usize::MAX);
+        if limit >= buf.remaining() {
+            ready!(self.poll_inner(cx, buf))?;
+        } else {
+            let mut part = ReadBuf::new(buf.initialize_unfilled_to(limit));
+            ready!(self.poll_inner(cx, &mut part))?;
+            let n = part.filled().len();
+            buf.advance(n);
+        }
+        if self.limit != NO_LIMIT {
+            self.limit -= (buf.filled().len() - before) as u64;
         }
         Poll::Ready(Ok(()))
     }
@@ -102,12 +188,6 @@ impl DoorStream {
     }
 }
 
-/// Whether these bytes are the start of the preface, or the preface of those bytes.
-fn may_be_preface(bytes: &[u8]) -> bool {
-    let n = bytes.len().min(PREFACE.len());
-    bytes[..n] == PREFACE[..n]
-}
-
 fn nonzero(n: usize) -> io::Result<usize> {
     if n == 0 { Err(io::ErrorKind::WriteZero.into()) } else { Ok(n) }
 }
@@ -118,16 +198,13 @@ impl AsyncRead for DoorStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.lead.is_empty() {
-            let read = Pin::new(&mut self.inner).poll_read(cx, buf);
-            // Who waits for the client has nothing more to say for now: what is held must not wait too.
-            if read.is_pending()
-                && let Poll::Ready(Err(error)) = self.poll_drain(cx)
-            {
-                return Poll::Ready(Err(error));
-            }
-            return read;
+        if self.limit == 0 {
+            return self.poll_gone(cx);
         }
+        if self.lead.is_empty() {
+            return self.poll_body(cx, buf);
+        }
+        // Only who speaks HTTP/2 has a lead in front of him and no limit.
         let n = self.lead.len().min(buf.remaining());
         buf.put_slice(&self.lead[..n]);
         self.lead.advance(n);
@@ -182,12 +259,8 @@ impl Drop for DoorStream {
 
 #[async_trait]
 impl Peek for DoorStream {
-    /// Shows the first bytes, and waits for no more of them than it takes to know HTTP/1 from HTTP/2.
-    ///
-    /// A request that is shorter than `buf` leaves the rest of it as it was.
+    /// Shows what the door has read: the whole preface, of a client of HTTP/2.
     async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
-        let looked = timeout(FIRST_BYTES, std::future::poll_fn(|cx| self.poll_lead(cx))).await;
-        looked.map_err(|_| io::ErrorKind::TimedOut)??;
         let n = self.lead.len().min(buf.len());
         buf[..n].copy_from_slice(&self.lead[..n]);
         Ok(true)
@@ -305,29 +378,5 @@ mod tests {
         ours.flush().await.unwrap();
         theirs.readable().await.unwrap();
         assert_eq!(theirs.try_read(&mut got).unwrap(), 8);
-    }
-
-    #[tokio::test]
-    async fn a_first_byte_other_than_the_prefaces_decides_at_once_and_no_byte_is_lost() {
-        for first in ["G", "PX", "PRI * HTTP/1"] {
-            let (mut ours, mut theirs) = pair();
-            theirs.write_all(first.as_bytes()).await.unwrap();
-            let mut seen = [0; 24];
-            assert!(ours.try_peek(&mut seen).await.unwrap());
-            assert_eq!(seen[..first.len()], *first.as_bytes());
-            theirs.write_all(b" rest").await.unwrap();
-            drop(theirs);
-            let mut got = String::new();
-            ours.read_to_string(&mut got).await.unwrap();
-            assert_eq!(got, format!("{first} rest"));
-        }
-    }
-
-    #[tokio::test]
-    async fn a_client_that_leaves_without_a_word_is_an_error_of_the_peek() {
-        let (mut ours, theirs) = pair();
-        drop(theirs);
-        let error = ours.try_peek(&mut [0; 24]).await.unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
     }
 }

@@ -14,8 +14,8 @@ use log::{LevelFilter, Record};
 use super::timestamp::Timestamp;
 
 /// What a client, or an upstream by answering badly, can make Pingora say as often as it likes. It stays out of the log
-/// unless `TOLLHOUSE_LOG` names Pingora or asks for `debug`. The access log has what became a request; heads that Pingora
-/// cannot parse are in neither. From Pingora 0.9.1's source:
+/// unless `TOLLHOUSE_LOG` names Pingora or asks for `debug`. The access log has what became a request
+/// and what could not become one. From Pingora 0.9.1's source:
 const QUIET: [(&str, LevelFilter); 7] = [
     // Start and stop in its own words; ours are enough.
     ("pingora_core", LevelFilter::Warn),

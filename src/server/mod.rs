@@ -6,6 +6,7 @@ mod reloading;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use pingora::apps::HttpServerOptions;
 use pingora::protocols::http::v2::server::default_h2_options;
 use pingora::server::configuration::ServerConf;
@@ -16,7 +17,7 @@ use tollhouse_filters::world::World;
 
 use crate::admin::{self, AdminState};
 use crate::config::{AdminAddress, Observability};
-use crate::door::{self, Door, Draining, Permits};
+use crate::door::{self, Desk, Door, Draining, Permits, Refusals, Rule};
 use crate::engine::SideCalls;
 use crate::engine::dry;
 use crate::observe::{self, Observe};
@@ -91,10 +92,8 @@ fn report(snapshot: &Snapshot, loaded: &Arc<Loaded>, registry: &Registry) {
 struct Parts {
     live: Arc<Live>,
     reloader: Arc<Reloader>,
-    observe: Arc<Observe>,
-    permits: Arc<Permits>,
+    desk: Desk,
     budget: Arc<Budget>,
-    draining: Draining,
     bound: Vec<door::Bound>,
     admin: Option<std::net::TcpListener>,
 }
@@ -129,9 +128,15 @@ impl Parts {
         let live = Arc::new(Live::new(snapshot));
         let trusted = live.clone();
         let exempt = move |address| trusted.load().server.trusted_proxies.contains(address);
-        let permits = Permits::new(reloading::door_limits(&live.load()), exempt);
+        let desk = Desk {
+            permits: Permits::new(reloading::door_limits(&live.load()), exempt),
+            limits: Arc::new(ArcSwap::from_pointee(reloading::head_limits(&live.load()))),
+            refusals: Arc::new(Refusals::default()),
+            observe,
+            draining: Draining::default(),
+        };
         let reloader = Arc::new(Reloader::new(path, registry, world, live.clone(), dry::verify));
-        Ok(Self { live, reloader, observe, permits, budget, draining: Draining::default(), bound, admin })
+        Ok(Self { live, reloader, desk, budget, bound, admin })
     }
 
     fn serve(self) -> Result<(), StartError> {
@@ -140,9 +145,9 @@ impl Parts {
         server.bootstrap();
         let gateway = Gateway {
             live: self.live.clone(),
-            observe: self.observe.clone(),
+            observe: self.desk.observe.clone(),
             budget: self.budget.clone(),
-            draining: self.draining.clone(),
+            draining: self.desk.draining.clone(),
         };
         let mut proxy = pingora::proxy::http_proxy(&server.configuration, gateway);
         proxy.server_options = Some(http_options(&snapshot));
@@ -153,34 +158,31 @@ impl Parts {
         h2.max_concurrent_reset_streams(streams.min(100));
         proxy.h2_options = Some(h2);
         self.export();
-        let applied = reloading::Applied {
-            observe: self.observe.clone(),
-            permits: self.permits.clone(),
-            budget: self.budget.clone(),
-        };
+        let applied = reloading::Applied { desk: self.desk.clone(), budget: self.budget.clone() };
         let reloads = reloading::start(self.reloader.clone(), applied, &snapshot);
         if let Some(listener) = self.admin {
             let state = AdminState {
                 live: self.live.clone(),
                 reloads,
-                observe: self.observe.clone(),
-                draining: self.draining.clone(),
+                observe: self.desk.observe.clone(),
+                draining: self.desk.draining.clone(),
                 registry: self.reloader.registry().clone(),
             };
             admin::start(listener, state)
                 .map_err(|error| StartError::Runtime(format!("cannot start the admin listener: {error}")))?;
         }
-        server.add_service(Door::new(Arc::new(proxy), self.bound, self.permits, self.draining.clone()));
-        let signal = drain::Signal::new(self.draining, self.observe.clone(), self.live);
+        server.add_service(Door::new(Arc::new(proxy), self.bound, self.desk.clone()));
+        let signal = drain::Signal::new(self.desk.draining, self.desk.observe.clone(), self.live);
         server.run(RunArgs { shutdown_signal: Box::new(signal) });
-        self.observe.flush();
+        self.desk.observe.flush();
         Ok(())
     }
 
     /// Numbers that others keep and metrics only read.
     fn export(&self) {
-        let registry = &self.observe.registry;
-        let (open, total, per_ip) = (self.permits.clone(), self.permits.clone(), self.permits.clone());
+        let registry = &self.desk.observe.registry;
+        let permits = || self.desk.permits.clone();
+        let (open, total, per_ip) = (permits(), permits(), permits());
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         let help = "Connections, by state.";
         registry.register_gauge_fn("tollhouse_connections", help, &[("state", "open")], move || {
@@ -190,6 +192,14 @@ impl Parts {
             ("tollhouse_connections_refused_total", "Connections refused, by the limit they met.");
         registry.register_counter_fn(name, help, &[("reason", "total")], move || total.refused_total());
         registry.register_counter_fn(name, help, &[("reason", "per_ip")], move || per_ip.refused_per_ip());
+        for rule in Rule::all() {
+            let refusals = self.desk.refusals.clone();
+            let help = "Requests refused before they were any, by the rule they broke.";
+            let labels = [("reason", rule.name())];
+            registry.register_counter_fn("tollhouse_heads_refused_total", help, &labels, move || {
+                refusals.count(rule)
+            });
+        }
         let budget = self.budget.clone();
         let help = "Bytes of request bodies buffered for filters.";
         registry.register_gauge_fn("tollhouse_buffered_bytes", help, &[], move || {

@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::oneshot;
 
-use crate::door::{self, Permits};
-use crate::observe::{Observe, metrics};
+use crate::door::{self, Desk, HeadLimits};
+use crate::observe::metrics;
 use crate::proxy::Budget;
 use crate::snapshot::{Reloaded, Reloader, Snapshot};
 use crate::source::{Problems, Watch};
@@ -18,8 +18,7 @@ const REFRESH: Duration = Duration::from_secs(30);
 
 /// What a new snapshot sets beside itself.
 pub(super) struct Applied {
-    pub(super) observe: Arc<Observe>,
-    pub(super) permits: Arc<Permits>,
+    pub(super) desk: Desk,
     pub(super) budget: Arc<Budget>,
 }
 
@@ -57,7 +56,7 @@ impl Applied {
             Reloaded::Refused { problems, again } => {
                 if !again {
                     report(problems, snapshot.generation);
-                    self.observe.registry.config_rejected();
+                    self.desk.observe.registry.config_rejected();
                 }
                 problems.inputs.iter().cloned().chain(snapshot.inputs()).collect()
             }
@@ -77,16 +76,17 @@ impl Applied {
 
     /// Carries settings that live outside the snapshot to where they work.
     fn note(&self, snapshot: &Snapshot) {
-        self.permits.set_limits(door_limits(snapshot));
+        self.desk.permits.set_limits(door_limits(snapshot));
+        self.desk.limits.store(Arc::new(head_limits(snapshot)));
         self.budget.set_limit(snapshot.server.limits.buffered_bytes.get());
         let log = &snapshot.observability.access_log;
-        if let Err(error) = self.observe.reopen(log.format, &log.to, &log.redact) {
+        if let Err(error) = self.desk.observe.reopen(log.format, &log.to, &log.redact) {
             log::error!("cannot open the access log, the old one stays: {error}");
         }
         for warning in &snapshot.warnings.list {
             log::warn!("{warning}");
         }
-        let registry = &self.observe.registry;
+        let registry = &self.desk.observe.registry;
         registry.config_applied(snapshot.generation, SystemTime::now());
         let routes: HashSet<&str> =
             snapshot.routes.iter().map(|route| &*route.name).chain([&*snapshot.unrouted.name]).collect();
@@ -110,6 +110,18 @@ pub(super) fn door_limits(snapshot: &Snapshot) -> door::Limits {
     door::Limits {
         total: limits.connections.get(),
         per_ip: limits.connections_per_ip.map(std::num::NonZero::get),
+    }
+}
+
+/// What the door asks of a request's head.
+pub(super) fn head_limits(snapshot: &Snapshot) -> HeadLimits {
+    let limits = &snapshot.server.limits;
+    HeadLimits {
+        header_bytes: limits.header_bytes.get(),
+        header_count: limits.header_count.get(),
+        uri_bytes: limits.uri_bytes.get(),
+        header_timeout: limits.header_timeout.get(),
+        idle_timeout: limits.idle_timeout.get(),
     }
 }
 

@@ -102,6 +102,17 @@ fn every_metric_and_field_of_the_log_is_in_the_manual() {
 }
 
 #[test]
+fn every_rule_about_heads_is_in_the_manual_with_its_section() {
+    let manual = read(&project("src/manual/configuration.md"));
+    for rule in tollhouse::door::Rule::all() {
+        let row = format!("| `{}` | {} | ", rule.name(), rule.kind().status);
+        let row = manual.lines().find(|line| line.starts_with(&row));
+        let section = format!(" | {} |", rule.section());
+        assert!(row.is_some_and(|row| row.ends_with(&section)), "{rule:?}: {row:?}");
+    }
+}
+
+#[test]
 fn every_problem_is_in_the_manual() {
     let manual = read(&project("src/manual/configuration.md"));
     let registry = read(&project("filters/src/problem.rs"));

@@ -1,4 +1,4 @@
-//! What the origin is told about the client (config.md "Forwarding").
+//! What the origin is told about the client.
 
 use crate::harness::{Gateway, H2c, Head, Origin, Wire, request};
 

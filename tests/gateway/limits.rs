@@ -1,4 +1,4 @@
-//! What one client may use (config.md `server.limits`).
+//! What one client may use: `server.limits`.
 
 use std::time::{Duration, Instant};
 
@@ -98,6 +98,30 @@ async fn a_body_that_stalls_is_a_408() {
         assert!(begun.elapsed() < Duration::from_secs(3));
         client.closed().await;
     }
+}
+
+#[tokio::test]
+async fn a_head_that_trickles_in_is_a_408_when_its_time_is_over() {
+    let origin = Origin::echo().await;
+    let gateway = Gateway::before(&origin, "server: {limits: {header_timeout: 1s}}").await;
+    let mut client = Wire::connect(gateway.address()).await;
+    let begun = Instant::now();
+    client.send("GET / HTTP/1.1\r\nHost: a\r\n").await;
+    let answer = soon("an answer", async {
+        loop {
+            // Each piece comes well within the time; together they take longer.
+            client.send("X: y\r\n").await;
+            if let Ok(answer) = tokio::time::timeout(Duration::from_millis(50), client.answer()).await {
+                return answer.expect("an answer");
+            }
+        }
+    })
+    .await;
+    assert_eq!(answer.status, 408);
+    assert!((800..4000).contains(&begun.elapsed().as_millis()), "{:?}", begun.elapsed());
+    let line = gateway.log_line(|line| line["status"] == 408).await;
+    assert_eq!((&line["error"], &line["method"]), (&"request-timeout".into(), &"GET".into()));
+    assert!(origin.heads().is_empty());
 }
 
 #[tokio::test]

@@ -2,28 +2,37 @@
 
 use std::net::TcpListener;
 
-use crate::harness::{Gateway, Origin, Wire, get, noise, refused_to_start};
+use crate::harness::{Gateway, Origin, Wire, get, noise, refused_to_start, until};
 
 #[tokio::test]
 async fn what_is_not_http_is_refused_and_harms_nobody() {
     let origin = Origin::echo().await;
     let gateway = Gateway::before(&origin, "").await;
     let tls = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec();
-    for garbage in [
-        noise(10_000),
-        tls,
-        vec![0; 100_000],
-        b"\r\n\r\n\r\n".to_vec(),
-        b"GET\r\n\r\n".to_vec(),
-        b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n".to_vec(),
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\ngarbage garbage".to_vec(),
+    for (garbage, status, reason) in [
+        (noise(10_000), 400, "the method is not a token"),
+        (tls, 400, "the request is a TLS handshake, and this port speaks plain HTTP"),
+        (vec![0; 100_000], 400, "the method is not a token"),
+        (b"\r\n\r\n\r\n".to_vec(), 400, "the request line is not a method, a target and a version"),
+        (b"GET\r\n\r\n".to_vec(), 400, "the request line is not a method, a target and a version"),
+        (b"GET /unfinished HTTP/1.1\r\n".to_vec(), 400, "the connection ended inside the head"),
+        (b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n".to_vec(), 505, "the version is not HTTP/1.1 or HTTP/1.0"),
     ] {
+        let already = gateway.log().len();
         let mut client = Wire::connect(gateway.address()).await;
         client.send(&garbage).await;
         client.half_close().await;
-        let said = String::from_utf8_lossy(&client.rest().await).into_owned();
-        assert!(!said.contains(" 200 "), "{said}");
+        let answer = client.answer().await.expect("an answer");
+        assert_eq!((answer.status, answer.field("content-type")), (status, Some("application/problem+json")));
+        assert!(answer.text().contains(reason), "{answer:?}");
+        let line = until("a line of the log", || gateway.log().into_iter().nth(already)).await;
+        assert_eq!((&line["status"], &line["reason"]), (&status.into(), &reason.into()));
+        assert_eq!((&line["listener"], &line["route"]), (&"plain".into(), &"none".into()));
     }
+    let mut client = Wire::connect(gateway.address()).await;
+    client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\ngarbage garbage").await;
+    // GOAWAY with PROTOCOL_ERROR or FRAME_SIZE_ERROR ends it (RFC 9113 s5.4.1).
+    assert!(client.rest().await.windows(4).any(|bytes| bytes == [0, 0, 8, 7]), "a GOAWAY frame");
     assert_eq!(get(gateway.address(), "/").await.status, 200);
     assert_eq!(origin.heads().len(), 1);
     assert_eq!(gateway.said("panic"), 0, "{:#?}", gateway.stderr());

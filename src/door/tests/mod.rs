@@ -20,7 +20,10 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+mod heads;
+
 use super::*;
+use crate::observe::access_log::{Format, To};
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 const ANY: &str = "127.0.0.1:0";
@@ -41,12 +44,14 @@ impl ProxyHttp for Facts {
         let facts = facts(session).expect("came through the door").clone();
         let pingoras = session.client_addr().and_then(|a| a.as_inet().copied());
         assert_eq!(facts.peer, pingoras, "Pingora names the same client");
+        while session.read_request_body().await?.is_some() {}
         let mut head = ResponseHeader::build(200, None)?;
         head.insert_header("content-length", "0")?;
         head.insert_header("x-listener", facts.listener.to_string())?;
         head.insert_header("x-peer", facts.peer.map_or("-".into(), |a| a.to_string()))?;
         head.insert_header("x-local", facts.local.map_or("-".into(), |a| a.to_string()))?;
         head.insert_header("x-unix", facts.unix.to_string())?;
+        head.insert_header("x-path", session.req_header().uri.path())?;
         head.insert_header("x-h2", session.is_http2().to_string())?;
         session.write_response_header(Box::new(head), true).await?;
         Ok(true)
@@ -57,6 +62,7 @@ impl ProxyHttp for Facts {
 struct Running {
     bound: Option<SocketAddr>,
     permits: Arc<Permits>,
+    refusals: Arc<Refusals>,
     draining: Draining,
     shutdown: watch::Sender<bool>,
     service: JoinHandle<()>,
@@ -74,11 +80,20 @@ impl Running {
     }
 
     fn with(bound: Bound, permits: Arc<Permits>, fds: Option<ListenFds>) -> Self {
+        Self::at(bound, Desk { permits, ..desk(LIMITS) }, fds)
+    }
+
+    fn patient(limits: HeadLimits) -> Self {
+        Self::at(Bound::open(&listener(ANY)).unwrap(), desk(limits), None)
+    }
+
+    fn at(bound: Bound, desk: Desk, fds: Option<ListenFds>) -> Self {
         let (shutdown, watch) = watch::channel(false);
-        let (draining, local) = (Draining::default(), bound.local_addr());
-        let mut door = Door::new(app(), vec![bound], permits.clone(), draining.clone());
+        let (local, refusals) = (bound.local_addr(), desk.refusals.clone());
+        let (permits, draining) = (desk.permits.clone(), desk.draining.clone());
+        let mut door = Door::new(app(), vec![bound], desk);
         let service = tokio::spawn(async move { Service::start_service(&mut door, fds, watch, 2).await });
-        Self { bound: local, permits, draining, shutdown, service }
+        Self { bound: local, permits, refusals, draining, shutdown, service }
     }
 
     fn addr(&self) -> SocketAddr {
@@ -103,6 +118,25 @@ impl Running {
     async fn stop(self) {
         self.shutdown.send(true).unwrap();
         self.service.await.unwrap();
+    }
+}
+
+/// Limits that only a test which is about them meets.
+pub(crate) const LIMITS: HeadLimits = HeadLimits {
+    header_bytes: 4096,
+    header_count: 8,
+    uri_bytes: 1024,
+    header_timeout: Duration::from_secs(60),
+    idle_timeout: Duration::from_secs(60),
+};
+
+pub(crate) fn desk(limits: HeadLimits) -> Desk {
+    Desk {
+        permits: Permits::new(Limits { total: 10_000, per_ip: None }, |_| false),
+        limits: Arc::new(ArcSwap::from_pointee(limits)),
+        refusals: Arc::default(),
+        observe: Observe::new(100, Format::Off, &To::Stdout, &[]).unwrap(),
+        draining: Draining::default(),
     }
 }
 
@@ -137,8 +171,9 @@ async fn ask(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> String {
 async fn head(stream: &mut (impl AsyncRead + Unpin)) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
-        let n = stream.read_buf(&mut head).await.unwrap();
-        assert!(n > 0, "closed after {:?}", String::from_utf8_lossy(&head));
+        // One by one: the answer after this one may be there already.
+        let byte = stream.read_u8().await;
+        head.push(byte.unwrap_or_else(|_| panic!("closed after {:?}", String::from_utf8_lossy(&head))));
     }
     String::from_utf8(head).unwrap().to_lowercase()
 }

@@ -18,7 +18,8 @@ use tokio::net::tcp::OwnedWriteHalf;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 
-use crate::door::{Bound, Door, Draining, Limits, Listener, Permits};
+use crate::door::tests::{LIMITS, desk};
+use crate::door::{Bound, Door, Listener};
 use crate::proxy::replay::{Budget, CollectError, Slot, WholeBody, collect, prepare_head, unwrap, wrap};
 
 pub(super) const MIB: usize = 1 << 20;
@@ -156,8 +157,7 @@ pub(super) fn gateway(origins: &[SocketAddr], options: Options) -> Running {
     let listener = Listener { id: 0, name: "test".into(), address: "127.0.0.1:0".parse().unwrap() };
     let bound = Bound::open(&listener).unwrap();
     let addr = bound.local_addr().unwrap();
-    let permits = Permits::new(Limits { total: 100, per_ip: None }, |_| false);
-    let mut door = Door::new(Arc::new(app), vec![bound], permits, Draining::default());
+    let mut door = Door::new(Arc::new(app), vec![bound], desk(LIMITS));
     let (shutdown, watch) = watch::channel(false);
     tokio::spawn(async move { Service::start_service(&mut door, None, watch, 1).await });
     Running { addr, budget, logged, _shutdown: shutdown }

@@ -1,0 +1,150 @@
+//! What a client is told whose request cannot be read: a problem, a closed connection, and a line in the log.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant, SystemTime};
+
+use http::header::{self, HeaderValue};
+use pingora::prelude::timeout;
+use tokio::io::AsyncWriteExt;
+use tollhouse_filters::context::RequestId;
+use tollhouse_filters::outcome::Body;
+use tollhouse_filters::problem::Problem;
+
+use super::conn::linger;
+use super::stream::DoorStream;
+use super::{Common, Rule};
+use crate::engine;
+use crate::observe::{Access, metrics};
+
+/// How long the answer may take to be sent.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Methods the gateway knows; for the `Allow` that a 405 must have (RFC 9110 s15.5.6).
+const ALLOW: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
+
+/// How many requests were refused before they were any, by the rule they broke.
+#[derive(Debug)]
+pub struct Refusals(Box<[AtomicU64]>);
+
+impl Default for Refusals {
+    fn default() -> Self {
+        Self(Rule::all().map(|_| AtomicU64::new(0)).collect())
+    }
+}
+
+impl Refusals {
+    /// How many broke this rule.
+    pub fn count(&self, rule: Rule) -> u64 {
+        self.0[rule as usize].load(Relaxed)
+    }
+}
+
+/// One request that is refused by a rule.
+pub(super) struct Refusal {
+    answer: Vec<u8>,
+}
+
+impl Refusal {
+    /// Counts and logs it, and makes the answer.
+    pub(super) fn new<A>(common: &Common<A>, stream: &DoorStream, rule: Rule) -> Self {
+        let started = Instant::now();
+        let request_id = RequestId::Made(fastrand::u128(1..));
+        let (method, target) = first_words(stream.lead());
+        let answer = answer(rule, &request_id, method == b"HEAD");
+        common.desk.refusals.0[rule as usize].fetch_add(1, Relaxed);
+        let facts = stream.facts();
+        let listener = common.listeners.iter().find(|listener| listener.id == facts.listener);
+        let listener = listener.map_or(metrics::NONE, |listener| &listener.name);
+        let status = rule.kind().status;
+        let registry = &common.desk.observe.registry;
+        registry.route(listener, metrics::NONE, metrics::NONE).record(status, started.elapsed(), 0, 0);
+        if common.desk.observe.logs_access() {
+            let (path, query) = split_query(target);
+            common.desk.observe.access(&Access {
+                time: SystemTime::now(),
+                request_id: &request_id.to_string(),
+                listener,
+                client: facts.peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip()),
+                method: std::str::from_utf8(method).unwrap_or_default(),
+                scheme: "http",
+                host: b"",
+                path,
+                query,
+                protocol: "HTTP/1.1",
+                route: metrics::NONE,
+                service: None,
+                upstream: None,
+                backend: None,
+                attempts: 0,
+                status,
+                bytes_in: 0,
+                bytes_out: 0,
+                elapsed: started.elapsed(),
+                upstream_elapsed: None,
+                denied_by: None,
+                reason: Some(rule.detail()),
+                user_agent: None,
+                referer: None,
+                error: Some(rule.kind().code),
+            });
+        }
+        Self { answer }
+    }
+
+    /// Sends the answer and closes the connection.
+    pub(super) async fn send(self, stream: &mut DoorStream) {
+        let sent = async {
+            stream.write_all(&self.answer).await?;
+            stream.flush().await?;
+            AsyncWriteExt::shutdown(stream).await
+        };
+        if matches!(timeout(PATIENCE, sent).await, Ok(Ok(()))) {
+            linger(stream).await;
+        }
+    }
+}
+
+/// The method and the target, as far as there are any; for the log.
+fn first_words(lead: &[u8]) -> (&[u8], &[u8]) {
+    let line = lead.trim_ascii_start().split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
+    let mut words = line.split(|byte| *byte == b' ');
+    let method = words.next().unwrap_or_default();
+    let tame = !method.is_empty() && method.len() <= 32 && method.iter().all(u8::is_ascii_alphanumeric);
+    if tame { (method, words.next().unwrap_or_default()) } else { (b"", b"") }
+}
+
+fn split_query(target: &[u8]) -> (&[u8], Option<&[u8]>) {
+    match target.iter().position(|byte| *byte == b'?') {
+        Some(at) => (&target[..at], Some(&target[at + 1..])),
+        None => (target, None),
+    }
+}
+
+fn answer(rule: Rule, request_id: &RequestId, head_only: bool) -> Vec<u8> {
+    let mut problem = Problem::new(rule.kind()).detail(rule.detail());
+    if rule == Rule::Connect {
+        problem = problem.header(header::ALLOW, ALLOW);
+    }
+    let rendered = engine::problem_reply(&problem, request_id);
+    let status = rendered.head.status;
+    let reason = status.canonical_reason().unwrap_or_default();
+    let Body::Bytes(body) = rendered.body else { return Vec::new() };
+    let mut answer = format!("HTTP/1.1 {} {reason}\r\n", status.as_u16()).into_bytes();
+    let mut field = |name: &str, value: &[u8]| {
+        answer.extend_from_slice(name.as_bytes());
+        answer.extend_from_slice(b": ");
+        answer.extend_from_slice(value);
+        answer.extend_from_slice(b"\r\n");
+    };
+    for (name, value) in &rendered.head.headers {
+        field(name.as_str(), value.as_bytes());
+    }
+    field("content-length", body.len().to_string().as_bytes());
+    field("date", pingora::protocols::http::date::get_cached_date().as_bytes());
+    field("connection", b"close");
+    answer.extend_from_slice(b"\r\n");
+    if !head_only {
+        answer.extend_from_slice(&body);
+    }
+    answer
+}
