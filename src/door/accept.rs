@@ -99,7 +99,7 @@ fn admit<A: HttpServerApp + Send + Sync + 'static>(this: &Loop<A>, connection: C
         local: connection.local,
         unix: matches!(*this.socket, Socket::Unix(_)),
     };
-    let stream = DoorStream::new(connection.stream, facts, permit);
+    let stream = DoorStream::new(connection.stream, facts, this.common.desk.refusals.clone(), permit);
     let served = conn::serve(this.common.clone(), Box::new(stream), this.shutdown.clone());
     // Pingora's handle, since with one runtime per thread it spreads connections over all of them.
     pingora_runtime::current_handle().spawn(served);

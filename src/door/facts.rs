@@ -1,11 +1,13 @@
 //! What the gateway knows about a connection, and the way from a request back to it.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use pingora::http::ResponseHeader;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::proxy::Session;
+
+use super::Rule;
 
 /// What is known of a connection from the moment it was accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,11 +24,22 @@ pub struct ConnFacts {
 
 /// The facts of the connection a request came on; `None` if no [`Door`](super::Door) accepted it.
 pub fn facts(session: &Session) -> Option<&ConnFacts> {
-    carried(session.digest()?.proxy_digest.as_ref()?)
+    Some(&carried(session.digest()?.proxy_digest.as_ref()?)?.facts)
+}
+
+/// The rule that the body of a request broke while it was read; its connection ends with it.
+pub fn broken(session: &Session) -> Option<Rule> {
+    carried(session.digest()?.proxy_digest.as_ref()?)?.broken.get().copied()
+}
+
+/// What a connection and its requests share.
+pub(super) struct Carried {
+    pub(super) facts: ConnFacts,
+    pub(super) broken: OnceLock<Rule>,
 }
 
 /// What [`carrier`] was given.
-pub(super) fn carried(carrier: &ProxyDigest) -> Option<&ConnFacts> {
+pub(super) fn carried(carrier: &ProxyDigest) -> Option<&Carried> {
     carrier.user_data.as_ref()?.downcast_ref()
 }
 
@@ -34,5 +47,6 @@ pub(super) fn carried(carrier: &ProxyDigest) -> Option<&ConnFacts> {
 /// it has no use of its own for it, and the digest has room for one value of ours.
 pub(super) fn carrier(facts: ConnFacts) -> Arc<ProxyDigest> {
     let unused = ResponseHeader::build_no_case(200, Some(0)).expect("200 is a status");
-    Arc::new(ProxyDigest::new(Box::new(unused), Some(Box::new(facts))))
+    let carried = Carried { facts, broken: OnceLock::new() };
+    Arc::new(ProxyDigest::new(Box::new(unused), Some(Box::new(carried))))
 }

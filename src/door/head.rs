@@ -242,7 +242,7 @@ fn length(value: &[u8]) -> Option<u64> {
 }
 
 /// `tchar` of RFC 9110 s5.6.2.
-fn is_token(byte: u8) -> bool {
+pub(super) fn is_token(byte: u8) -> bool {
     TOKEN[usize::from(byte)]
 }
 
@@ -253,7 +253,7 @@ fn is_visible(byte: u8) -> bool {
 }
 
 /// `field-vchar`, space and tab (RFC 9110 s5.5).
-fn is_field_value(byte: u8) -> bool {
+pub(super) fn is_field_value(byte: u8) -> bool {
     byte == b'\t' || (byte >= b' ' && byte != 0x7f)
 }
 

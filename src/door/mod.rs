@@ -5,6 +5,7 @@
 
 mod accept;
 mod bind;
+mod chunks;
 mod conn;
 mod facts;
 mod head;
@@ -29,7 +30,7 @@ use tokio::sync::watch;
 use crate::observe::Observe;
 
 pub use bind::{BindError, Bound, bind};
-pub use facts::{ConnFacts, facts};
+pub use facts::{ConnFacts, broken, facts};
 pub use listener::Listener;
 pub use permits::{Limits, Permit, Permits, Refused};
 pub use refusal::Refusals;

@@ -33,6 +33,10 @@ impl Default for Refusals {
 }
 
 impl Refusals {
+    pub(super) fn add(&self, rule: Rule) {
+        self.0[rule as usize].fetch_add(1, Relaxed);
+    }
+
     /// How many broke this rule.
     pub fn count(&self, rule: Rule) -> u64 {
         self.0[rule as usize].load(Relaxed)
@@ -51,7 +55,7 @@ impl Refusal {
         let request_id = RequestId::Made(fastrand::u128(1..));
         let (method, target) = first_words(stream.lead());
         let answer = answer(rule, &request_id, method == b"HEAD");
-        common.desk.refusals.0[rule as usize].fetch_add(1, Relaxed);
+        common.desk.refusals.add(rule);
         let facts = stream.facts();
         let listener = common.listeners.iter().find(|listener| listener.id == facts.listener);
         let listener = listener.map_or(metrics::NONE, |listener| &listener.name);

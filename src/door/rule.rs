@@ -1,8 +1,8 @@
-//! The rules that the start of a connection, or of a request on it, can break.
+//! The rules that a request can break before it is one.
 
 use tollhouse_filters::problem::{self, Kind};
 
-/// One rule about a request's head or its arrival, named by what breaks it.
+/// One rule about a request's head, its arrival or its framing, named by what breaks it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
     /// The connection begins with a TLS handshake, which this listener does not speak.
@@ -51,6 +51,10 @@ pub enum Rule {
     Coding,
     /// There are both `Content-Length` and `Transfer-Encoding`.
     LengthAndCoding,
+    /// A chunk of the body does not begin or end as chunks do, or its extensions have no end.
+    Chunk,
+    /// A line after the last chunk is not a field.
+    Trailer,
 }
 
 /// What a broken rule is called and answered with.
@@ -94,6 +98,8 @@ rules! {
     Length "content-length" BAD_REQUEST "RFC 9112 s6.3" "`Content-Length` is not one number";
     Coding "transfer-encoding" BAD_REQUEST "RFC 9112 s6.1" "the only `Transfer-Encoding` is `chunked`, in HTTP/1.1";
     LengthAndCoding "length-and-coding" BAD_REQUEST "RFC 9112 s6.3" "`Content-Length` and `Transfer-Encoding` exclude each other";
+    Chunk "chunk" BAD_REQUEST "RFC 9112 s7.1" "the body's chunks are not valid";
+    Trailer "trailer" BAD_REQUEST "RFC 9112 s7.1.2" "the body's trailer fields are not valid";
 }
 
 impl Rule {
@@ -137,6 +143,6 @@ mod tests {
             assert_eq!(rule as usize, index, "{rule:?}");
             assert!(rule.section().starts_with("RFC "), "{rule:?}");
         }
-        assert_eq!(TABLE.len(), Rule::LengthAndCoding as usize + 1);
+        assert_eq!(TABLE.len(), Rule::Trailer as usize + 1);
     }
 }

@@ -19,16 +19,15 @@ use pingora::protocols::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 
-use super::facts::{carried, carrier};
+use super::chunks::Chunks;
+use super::facts::{Carried, carried, carrier};
 use super::head::{Body, Head};
-use super::{ConnFacts, Permit};
+use super::{ConnFacts, Permit, Refusals, Rule};
 
 /// Writes up to this size are collected until a flush: Pingora writes a head and its body apart.
 const OUT: usize = 4096;
 /// What is read at once between requests; most request heads fit.
 const LEAD: usize = 4096;
-/// What Pingora may read of a request whose end the door does not know.
-const NO_LIMIT: u64 = u64::MAX;
 /// What a client of HTTP/2 without TLS sends first (RFC 9113 s3.4).
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -40,28 +39,45 @@ pub struct DoorStream {
     sent: usize,
     /// Read by the door and not yet given to Pingora: the next request, or the start of one.
     lead: BytesMut,
-    /// Bytes that Pingora may still read of this request.
-    limit: u64,
-    facts: Arc<ProxyDigest>,
+    /// What Pingora may still read of this request.
+    rest: Rest,
+    carrier: Arc<ProxyDigest>,
+    refusals: Arc<Refusals>,
     _permit: Permit,
 }
 
+/// What is still to be read of a request.
+#[derive(Debug)]
+enum Rest {
+    /// This many bytes.
+    Bytes(u64),
+    /// Chunks.
+    Chunks(Chunks),
+    /// Whatever comes.
+    Open,
+}
+
 impl DoorStream {
-    pub(super) fn new(inner: L4Stream, facts: ConnFacts, permit: Permit) -> Self {
+    pub(super) fn new(inner: L4Stream, facts: ConnFacts, refusals: Arc<Refusals>, permit: Permit) -> Self {
         Self {
             inner,
             out: Vec::new(),
             sent: 0,
             lead: BytesMut::new(),
-            limit: 0,
-            facts: carrier(facts),
+            rest: Rest::Bytes(0),
+            carrier: carrier(facts),
+            refusals,
             _permit: permit,
         }
     }
 
     /// What is known of the connection.
     pub(super) fn facts(&self) -> &ConnFacts {
-        carried(&self.facts).expect("`new` put them there")
+        &self.carried().facts
+    }
+
+    fn carried(&self) -> &Carried {
+        carried(&self.carrier).expect("`new` put it there")
     }
 
     /// What was read and belongs to no request yet.
@@ -75,25 +91,33 @@ impl DoorStream {
             self.lead[at] = b'1';
         }
         self.lead.advance(head.start);
-        let length = head.end - head.start;
-        let here = (self.lead.len() - length) as u64;
-        let (here, rest) = match head.body {
-            Body::Length(body) => (here.min(body), body - here.min(body)),
-            Body::Chunked | Body::Open => (here, NO_LIMIT),
+        self.rest = match head.body {
+            Body::Length(length) => Rest::Bytes(length),
+            Body::Chunked => Rest::Chunks(Chunks::default()),
+            Body::Open => Rest::Open,
         };
-        self.limit = rest;
-        let length = length + usize::try_from(here).expect("not more than is there");
+        let length = head.end - head.start;
+        // What is wrong is told to who reads the body: it will, from the start again.
+        let length =
+            length + self.rest.take(&self.lead[length..]).unwrap_or_else(|rule| self.break_off(rule));
         if length == self.lead.len() { std::mem::take(&mut self.lead) } else { self.lead.split_to(length) }
     }
 
     /// Lets Pingora read whatever comes.
     pub(super) fn open(&mut self) {
-        self.limit = NO_LIMIT;
+        self.rest = Rest::Open;
     }
 
     /// Whether the request was read to its end, as far as the door can tell.
     pub(super) fn is_at_end(&self) -> bool {
-        matches!(self.limit, 0 | NO_LIMIT)
+        matches!(self.rest, Rest::Open) || self.rest.is_over()
+    }
+
+    /// Notes that the request broke a rule: nothing more is read of it, so nobody can take it for whole.
+    fn break_off(&mut self, rule: Rule) -> usize {
+        self.refusals.add(rule);
+        let _ = self.carried().broken.set(rule);
+        0
     }
 
     /// Reads more of what belongs to no request yet; 0 is the end.
@@ -144,19 +168,28 @@ impl DoorStream {
 
     /// Reads at most the rest of the request.
     fn poll_body(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let limit = usize::try_from(self.limit).unwrap_or(usize::MAX);
-        if limit >= buf.remaining() {
-            ready!(self.poll_inner(cx, buf))?;
-        } else {
-            let mut part = ReadBuf::new(buf.initialize_unfilled_to(limit));
+        if let Rest::Bytes(left) = self.rest
+            && left < buf.remaining() as u64
+        {
+            let left = usize::try_from(left).expect("less than a buffer holds");
+            let mut part = ReadBuf::new(buf.initialize_unfilled_to(left));
             ready!(self.poll_inner(cx, &mut part))?;
             let n = part.filled().len();
             buf.advance(n);
+            self.rest = Rest::Bytes((left - n) as u64);
+            return Poll::Ready(Ok(()));
         }
-        if self.limit != NO_LIMIT {
-            self.limit -= (buf.filled().len() - before) as u64;
+        let before = buf.filled().len();
+        ready!(self.poll_inner(cx, buf))?;
+        match self.rest.take(&buf.filled()[before..]) {
+            Ok(n) => self.lead.extend_from_slice(&buf.filled()[before + n..]),
+            Err(rule) => {
+                self.break_off(rule);
+                return Poll::Ready(Err(invalid()));
+            }
         }
+        let surplus = self.lead.len();
+        buf.set_filled(buf.filled().len() - surplus);
         Poll::Ready(Ok(()))
     }
 
@@ -188,6 +221,33 @@ impl DoorStream {
     }
 }
 
+impl Rest {
+    /// How many of these bytes belong to the request.
+    fn take(&mut self, bytes: &[u8]) -> Result<usize, Rule> {
+        match self {
+            Self::Bytes(left) => {
+                let here = bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+                *left -= here as u64;
+                Ok(here)
+            }
+            Self::Chunks(chunks) => chunks.follow(bytes),
+            Self::Open => Ok(bytes.len()),
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        match self {
+            Self::Bytes(left) => *left == 0,
+            Self::Chunks(chunks) => chunks.is_over(),
+            Self::Open => false,
+        }
+    }
+}
+
+fn invalid() -> io::Error {
+    io::ErrorKind::InvalidData.into()
+}
+
 fn nonzero(n: usize) -> io::Result<usize> {
     if n == 0 { Err(io::ErrorKind::WriteZero.into()) } else { Ok(n) }
 }
@@ -198,13 +258,16 @@ impl AsyncRead for DoorStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.limit == 0 {
+        if self.carried().broken.get().is_some() {
+            return Poll::Ready(Err(invalid()));
+        }
+        if self.rest.is_over() {
             return self.poll_gone(cx);
         }
         if self.lead.is_empty() {
             return self.poll_body(cx, buf);
         }
-        // Only who speaks HTTP/2 has a lead in front of him and no limit.
+        // Only HTTP/2 begins in the middle of what the door has read.
         let n = self.lead.len().min(buf.remaining());
         buf.put_slice(&self.lead[..n]);
         self.lead.advance(n);
@@ -299,7 +362,7 @@ impl GetTimingDigest for DoorStream {
 
 impl GetProxyDigest for DoorStream {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        Some(self.facts.clone())
+        Some(self.carrier.clone())
     }
 }
 
@@ -312,7 +375,7 @@ impl GetSocketDigest for DoorStream {
 impl fmt::Debug for DoorStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DoorStream")
-            .field("facts", &self.facts.user_data)
+            .field("facts", self.facts())
             .field("held", &(self.out.len() - self.sent))
             .finish_non_exhaustive()
     }
@@ -330,7 +393,7 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let permit = Permits::new(Limits { total: 1, per_ip: None }, |_| false).take(None).unwrap();
         let facts = ConnFacts { listener: 0, peer: None, local: None, unix: true };
-        (DoorStream::new(ours.into(), facts, permit), theirs)
+        (DoorStream::new(ours.into(), facts, Arc::default(), permit), theirs)
     }
 
     /// Bytes that repeat only after 251, so that a shifted or repeated piece shows.

@@ -11,6 +11,7 @@ use tollhouse_filters::outcome::Reply;
 use tollhouse_filters::problem::{self, Problem};
 
 use super::{Call, replay, reply};
+use crate::door;
 
 /// Ends proxying with this reply: kept in the call, sent by [`answer`].
 pub(super) fn refuse<T>(call: &mut Call, reply: Reply) -> Result<T> {
@@ -36,7 +37,9 @@ pub(super) async fn answer(session: &mut Session, error: &Error, call: &mut Call
     if std::mem::take(&mut call.replaying) {
         replay::unwrap(session, &call.slot);
     }
-    let reply = call.pending.take().or_else(|| classify(error, call).map(Reply::from));
+    let malformed = || Some(Problem::new(&problem::BAD_REQUEST).detail(door::broken(session)?.detail()));
+    let pending = call.pending.take().or_else(|| malformed().map(Reply::from));
+    let reply = pending.or_else(|| classify(error, call).map(Reply::from));
     let Some(reply) = reply else {
         call.problem = Some(problem::CLIENT_CLOSED.code);
         return FailToProxy { error_code: 0, can_reuse_downstream: false };

@@ -10,6 +10,7 @@ use tollhouse_filters::phase::Completed;
 use tollhouse_filters::problem::CLIENT_CLOSED;
 
 use super::{Call, Gateway, failure, replay};
+use crate::door;
 use crate::engine::Exchange;
 use crate::observe::{Access, AttemptOutcome, metrics};
 
@@ -57,6 +58,7 @@ impl Gateway {
         let field = |name| request.headers.get(name).map(http::HeaderValue::as_bytes);
         let authority = request.uri.authority().map(|authority| authority.as_str().as_bytes());
         let ended = ctx.ended_by.as_ref();
+        let broken = door::broken(session).map(door::Rule::detail);
         self.observe.access(&Access {
             time: SystemTime::now().checked_sub(completed.elapsed).unwrap_or(SystemTime::UNIX_EPOCH),
             request_id: &request_id,
@@ -79,7 +81,7 @@ impl Gateway {
             elapsed: completed.elapsed,
             upstream_elapsed: attempts.started.map(|started| started.elapsed()),
             denied_by: ended.map(|ended| ended.filter),
-            reason: ended.and_then(|ended| ended.reason.as_deref()),
+            reason: ended.and_then(|ended| ended.reason.as_deref()).or(broken),
             user_agent: field(header::USER_AGENT),
             referer: field(header::REFERER),
             error: call.problem.or_else(|| error.map(code)),

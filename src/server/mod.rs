@@ -194,9 +194,9 @@ impl Parts {
         registry.register_counter_fn(name, help, &[("reason", "per_ip")], move || per_ip.refused_per_ip());
         for rule in Rule::all() {
             let refusals = self.desk.refusals.clone();
-            let help = "Requests refused before they were any, by the rule they broke.";
+            let help = "Requests that could not be read, by the rule they broke.";
             let labels = [("reason", rule.name())];
-            registry.register_counter_fn("tollhouse_heads_refused_total", help, &labels, move || {
+            registry.register_counter_fn("tollhouse_requests_refused_total", help, &labels, move || {
                 refusals.count(rule)
             });
         }

@@ -52,13 +52,32 @@ async fn a_body_and_the_request_after_it_may_come_in_any_pieces() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_request_after_chunks_is_answered_once_or_not_at_all() {
+async fn requests_right_behind_chunks_are_answered() {
     let door = Running::open(ANY);
-    let chunks = "POST /1 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
-    let mut client = door.connect().await;
-    client.write_all(chunks.as_bytes()).await.unwrap();
-    assert!(head(&mut client).await.contains("x-path: /1\r\n"));
-    assert!(ask(&mut client).await.contains("x-path: /\r\n"));
+    let chunked = "POST /1 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let bytes = format!("{chunked}3\r\nabc\r\n0\r\nA: b\r\n\r\n{}{}", asking("/2"), asking("/3"));
+    for cut in [0, chunked.len(), chunked.len() + 4, chunked.len() + 16, bytes.len() - 3] {
+        let mut client = door.connect().await;
+        client.set_nodelay(true).unwrap();
+        client.write_all(&bytes.as_bytes()[..cut]).await.unwrap();
+        tokio::task::yield_now().await;
+        client.write_all(&bytes.as_bytes()[cut..]).await.unwrap();
+        for path in ["/1", "/2", "/3"] {
+            assert!(head(&mut client).await.contains(&format!("x-path: {path}\r\n")), "cut at {cut}");
+        }
+    }
+    door.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broken_chunk_is_an_error_of_the_body_and_counted() {
+    let door = Running::open(ANY);
+    let chunked = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+    for chunks in ["3\r\nabc\n0\r\n\r\n", "3 \r\nabc\r\n0\r\n\r\n", "3\r\nabcd\r\n0\r\n\r\n"] {
+        let answer = say(&door, format!("{chunked}{chunks}{}", asking("/2"))).await;
+        assert!(!answer.contains(" 200 "), "{answer}");
+    }
+    assert_eq!(door.refusals.count(Rule::Chunk), 3);
     door.stop().await;
 }
 

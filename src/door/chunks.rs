@@ -1,0 +1,217 @@
+//! Follows a chunked body (RFC 9112 s7.1) to its end: what comes after it is another request, and what
+//! is not exactly a chunked body is none at all.
+
+use super::Rule;
+use super::head::{is_field_value, is_token};
+
+/// Bytes of chunk extensions in one body; nobody is known to need them (RFC 9112 s7.1.1 asks for a limit).
+const MAX_EXTENSIONS: u16 = 4096;
+/// Bytes of trailer fields in one body.
+const MAX_TRAILERS: u16 = 8192;
+/// Digits of a chunk's size: more can only be zeros, or more than can be counted.
+const MAX_DIGITS: u8 = 16;
+
+/// Where in a chunked body one is.
+#[derive(Debug, Default)]
+pub(super) struct Chunks {
+    place: Place,
+    /// Of the chunk: its size while that is read, then what is left of it.
+    left: u64,
+    extensions: u16,
+    trailers: u16,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Place {
+    /// Before a chunk's size.
+    #[default]
+    Begin,
+    /// After this many digits of it.
+    Size(u8),
+    /// In the extensions after it.
+    Extension,
+    /// Before the LF of its line.
+    SizeLf,
+    /// In the chunk.
+    Data,
+    /// Before the CR and the LF after the chunk.
+    DataCr,
+    DataLf,
+    /// At the start of a line after the last chunk.
+    Trailer,
+    TrailerName,
+    TrailerValue,
+    TrailerLf,
+    /// Before the very last LF.
+    EndLf,
+    End,
+}
+
+impl Chunks {
+    /// How many of these bytes, which follow those before, belong to the body; fewer than all only at its end.
+    ///
+    /// # Errors
+    /// The rule that a byte breaks.
+    pub(super) fn follow(&mut self, bytes: &[u8]) -> Result<usize, Rule> {
+        let mut at = 0;
+        while at < bytes.len() && self.place != Place::End {
+            if self.place == Place::Data {
+                let here = (bytes.len() - at).min(usize::try_from(self.left).unwrap_or(usize::MAX));
+                self.left -= here as u64;
+                at += here;
+                if self.left == 0 {
+                    self.place = Place::DataCr;
+                }
+            } else {
+                self.place = self.step(bytes[at])?;
+                at += 1;
+            }
+        }
+        Ok(at)
+    }
+
+    /// Whether the body is over.
+    pub(super) fn is_over(&self) -> bool {
+        self.place == Place::End
+    }
+
+    fn step(&mut self, byte: u8) -> Result<Place, Rule> {
+        use Place as P;
+        Ok(match (self.place, byte) {
+            (P::Begin, _) if byte.is_ascii_hexdigit() => self.digit(byte, 1)?,
+            (P::Size(digits), _) if byte.is_ascii_hexdigit() => self.digit(byte, digits + 1)?,
+            (P::Size(_), b';') => P::Extension,
+            (P::Size(_) | P::Extension, b'\r') => P::SizeLf,
+            (P::Extension, _) if is_field_value(byte) => {
+                count(&mut self.extensions, MAX_EXTENSIONS, Rule::Chunk)?;
+                P::Extension
+            }
+            (P::SizeLf, b'\n') => {
+                if self.left == 0 {
+                    P::Trailer
+                } else {
+                    P::Data
+                }
+            }
+            (P::DataCr, b'\r') => P::DataLf,
+            (P::DataLf, b'\n') => P::Begin,
+            (P::Trailer, b'\r') => P::EndLf,
+            (P::EndLf, b'\n') => P::End,
+            (P::Trailer | P::TrailerName | P::TrailerValue, _) => self.trailer(byte)?,
+            (P::TrailerLf, b'\n') => P::Trailer,
+            (P::TrailerLf, _) => return Err(Rule::Trailer),
+            _ => return Err(Rule::Chunk),
+        })
+    }
+
+    fn digit(&mut self, byte: u8, digits: u8) -> Result<Place, Rule> {
+        let value = char::from(byte).to_digit(16).map(u64::from).ok_or(Rule::Chunk)?;
+        let size = if digits == 1 { Some(value) } else { self.left.checked_mul(16).map(|size| size + value) };
+        self.left =
+            size.filter(|size| digits <= MAX_DIGITS && *size <= i64::MAX as u64).ok_or(Rule::Chunk)?;
+        Ok(Place::Size(digits))
+    }
+
+    fn trailer(&mut self, byte: u8) -> Result<Place, Rule> {
+        count(&mut self.trailers, MAX_TRAILERS, Rule::Trailer)?;
+        match (self.place, byte) {
+            (Place::TrailerName, b':') => Ok(Place::TrailerValue),
+            (Place::Trailer | Place::TrailerName, _) if is_token(byte) => Ok(Place::TrailerName),
+            (Place::TrailerValue, b'\r') => Ok(Place::TrailerLf),
+            (Place::TrailerValue, _) if is_field_value(byte) => Ok(Place::TrailerValue),
+            _ => Err(Rule::Trailer),
+        }
+    }
+}
+
+fn count(bytes: &mut u16, max: u16, rule: Rule) -> Result<(), Rule> {
+    *bytes += 1;
+    if *bytes > max { Err(rule) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// How long the body is that these bytes begin with; `None` when it goes on.
+    fn length(bytes: impl AsRef<[u8]>) -> Result<Option<usize>, Rule> {
+        let mut chunks = Chunks::default();
+        let length = chunks.follow(bytes.as_ref())?;
+        Ok(chunks.is_over().then_some(length))
+    }
+
+    #[test]
+    fn a_body_ends_after_its_last_chunk_and_its_trailers() {
+        for body in [
+            "0\r\n\r\n",
+            "3\r\nabc\r\n0\r\n\r\n",
+            "003\r\nabc\r\n000\r\n\r\n",
+            "a\r\n0\r\n\r\n0\r\n\r\n\r\n0\r\n\r\n",
+            "3;a=b;c=\"d\"\r\nabc\r\n0;e\r\n\r\n",
+            "0\r\nA: b\r\nC:\r\n\r\n",
+        ] {
+            assert_eq!(length(format!("{body}GET / HTTP/1.1\r\n")), Ok(Some(body.len())), "{body:?}");
+        }
+    }
+
+    #[test]
+    fn what_another_server_may_read_in_another_way_is_no_chunk() {
+        for body in [
+            "\r\n",
+            "g\r\n",
+            " 3\r\n",
+            "3 \r\n",
+            "3\t\r\n",
+            "0x3\r\n",
+            "+3\r\n",
+            "-3\r\n",
+            "3\n",
+            "3\r\r\n",
+            "3\r\nabcX",
+            "3\r\nabc\n",
+            "3\r\nabc\rX",
+            "3\r\nabc0\r\n",
+            "3;a=b\n",
+            "3;a=\0\r\n",
+            "3,a\r\n",
+            "8000000000000000\r\n",
+            "10000000000000000\r\n",
+            "00000000000000003\r\n",
+            ";a\r\n",
+        ] {
+            assert_eq!(length(body), Err(Rule::Chunk), "{body:?}");
+        }
+        for body in
+            ["0\r\nA b: c\r\n", "0\r\n: c\r\n", "0\r\nA : c\r\n", "0\r\n A: c\r\n", "0\r\nA: c\n", "0\r\n\n"]
+        {
+            assert_eq!(length(body), Err(Rule::Trailer), "{body:?}");
+        }
+    }
+
+    #[test]
+    fn extensions_and_trailers_have_an_end() {
+        let extension = "a".repeat(usize::from(MAX_EXTENSIONS));
+        assert_eq!(length(format!("1;{extension}")), Ok(None));
+        assert_eq!(length(format!("1;{extension}a")), Err(Rule::Chunk));
+        let trailer = format!("0\r\nA:{}", "b".repeat(usize::from(MAX_TRAILERS) - 2));
+        assert_eq!(length(&trailer), Ok(None));
+        assert_eq!(length(format!("{trailer}b")), Err(Rule::Trailer));
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_make_no_difference(bytes in "[0-3a;\\r\\nX:]{0,40}", cuts in proptest::collection::vec(0..40usize, 0..4)) {
+            let mut chunks = Chunks::default();
+            let mut pieces = Ok(0);
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(bytes.len())).chain([0, bytes.len()]).collect();
+            cuts.sort_unstable();
+            for piece in cuts.windows(2).map(|cut| &bytes.as_bytes()[cut[0]..cut[1]]) {
+                pieces = pieces.and_then(|before| chunks.follow(piece).map(|here| before + here));
+            }
+            let mut whole = Chunks::default();
+            prop_assert_eq!(whole.follow(bytes.as_bytes()), pieces);
+        }
+    }
+}
