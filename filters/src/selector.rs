@@ -7,6 +7,7 @@ use http::HeaderName;
 use pingora_http::RequestHeader;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use crate::condition::{cookie_values, query_values};
 use crate::context::Context;
@@ -61,6 +62,15 @@ impl Selector {
     /// Appends this request's key to `key`, each part with its length before it so that no two
     /// requests share a key by concatenation; false when the request lacks what is asked for.
     pub fn write_key(&self, request: &RequestHeader, ctx: &Context, key: &mut Vec<u8>) -> bool {
+        self.write(request, Some(ctx), key)
+    }
+
+    /// As [`Selector::write_key`], for a request of our own: it has a head, but no client, route or consumer.
+    pub fn write_head_key(&self, request: &RequestHeader, key: &mut Vec<u8>) -> bool {
+        self.write(request, None, key)
+    }
+
+    fn write(&self, request: &RequestHeader, ctx: Option<&Context>, key: &mut Vec<u8>) -> bool {
         match self {
             Self::Part(part) => part.value(request, ctx).is_some_and(|value| {
                 let length = u32::try_from(value.len()).unwrap_or(u32::MAX);
@@ -73,10 +83,10 @@ impl Selector {
                 list.iter().zip(0u8..).any(|(selector, ordinal)| {
                     key.truncate(start);
                     key.push(ordinal);
-                    selector.write_key(request, ctx, key)
+                    selector.write(request, ctx, key)
                 })
             }
-            Self::All(list) => list.iter().all(|selector| selector.write_key(request, ctx, key)),
+            Self::All(list) => list.iter().all(|selector| selector.write(request, ctx, key)),
         }
     }
 
@@ -123,20 +133,23 @@ impl Part {
         }
     }
 
-    fn value<'a>(&'a self, request: &'a RequestHeader, ctx: &'a Context) -> Option<Cow<'a, str>> {
+    fn value<'a>(&'a self, request: &'a RequestHeader, ctx: Option<&'a Context>) -> Option<Cow<'a, str>> {
         match self {
-            Self::Ip => Some(ctx.client.address.to_string().into()),
-            Self::Tenant => Some(ctx.tenant.0.to_string().into()),
-            Self::Consumer => ctx.consumer.as_ref().map(|consumer| (&*consumer.name).into()),
-            Self::Route => Some((&*ctx.route).into()),
-            Self::Host => ctx.host.as_deref().map(Cow::Borrowed),
-            Self::Path => Some(ctx.path.matched().into()),
+            Self::Ip => Some(ctx?.client.address.to_string().into()),
+            Self::Tenant => Some(ctx?.tenant.0.to_string().into()),
+            Self::Consumer => ctx?.consumer.as_ref().map(|consumer| (&*consumer.name).into()),
+            Self::Route => Some((&*ctx?.route).into()),
+            Self::Host => match ctx {
+                Some(ctx) => ctx.host.as_deref().map(Cow::Borrowed),
+                None => header(request, &http::header::HOST),
+            },
+            Self::Path => Some(ctx.map_or_else(|| request.uri.path(), |ctx| ctx.path.matched()).into()),
             Self::Method => Some(request.method.as_str().into()),
-            Self::Capture(name) => ctx.captures.get(name).map(Cow::Borrowed),
+            Self::Capture(name) => ctx?.captures.get(name).map(Cow::Borrowed),
             Self::Header(name) => header(request, name),
             Self::Cookie(name) => cookie_values(&request.headers, name).next(),
             Self::Query(name) => request.uri.query().and_then(|query| query_values(query, name).next()),
-            Self::Claim(name) => match ctx.principal.as_ref()?.claims.get(&**name)? {
+            Self::Claim(name) => match ctx?.principal.as_ref()?.claims.get(&**name)? {
                 serde_json::Value::String(text) => Some(text.as_str().into()),
                 other => Some(other.to_string().into()),
             },
@@ -149,6 +162,41 @@ fn header<'a>(request: &'a RequestHeader, name: &HeaderName) -> Option<Cow<'a, s
     let mut lines = request.headers.get_all(name).iter().map(|line| String::from_utf8_lossy(line.as_bytes()));
     let first = lines.next()?;
     Some(lines.fold(first, |joined, line| format!("{joined}, {line}").into()))
+}
+
+impl fmt::Display for Part {
+    /// As it is written.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip => f.write_str("ip"),
+            Self::Consumer => f.write_str("consumer"),
+            Self::Tenant => f.write_str("tenant"),
+            Self::Route => f.write_str("route"),
+            Self::Host => f.write_str("host"),
+            Self::Path => f.write_str("path"),
+            Self::Method => f.write_str("method"),
+            Self::Capture(name) => write!(f, "path:{name}"),
+            Self::Header(name) => write!(f, "header:{name}"),
+            Self::Cookie(name) => write!(f, "cookie:{name}"),
+            Self::Query(name) => write!(f, "query:{name}"),
+            Self::Claim(name) => write!(f, "claim:{name}"),
+        }
+    }
+}
+
+impl Serialize for Selector {
+    /// As it is written.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Part(part) => serializer.collect_str(part),
+            Self::First(list) => serializer.collect_seq(list),
+            Self::All(list) => {
+                let mut map = serializer.serialize_map(Some(1))?;
+                map.serialize_entry("all", list)?;
+                map.end()
+            }
+        }
+    }
 }
 
 impl<'de> Deserialize<'de> for Selector {
@@ -236,6 +284,32 @@ mod tests {
         let selector = "{all: [query:a, query:b]}";
         assert_ne!(key(selector, "/?a=xy&b=z"), key(selector, "/?a=x&b=yz"));
         assert_eq!(key(selector, "/?a=x"), None);
+    }
+
+    #[test]
+    fn a_request_of_our_own_has_only_a_head() {
+        let (mut request, _) = request("GET", "/a?b=1");
+        request.insert_header("host", "users.test").expect("valid");
+        let key = |selector: &str| {
+            let mut key = Vec::new();
+            yaml::<Selector>(selector).write_head_key(&request, &mut key).then_some(key)
+        };
+        for there in ["host", "path", "method", "header:host", "query:b", "[ip, path]"] {
+            assert!(key(there).is_some(), "{there}");
+        }
+        for absent in ["ip", "consumer", "tenant", "route", "path:id", "claim:sub", "cookie:a"] {
+            assert_eq!(key(absent), None, "{absent}");
+        }
+    }
+
+    #[test]
+    fn a_selector_is_written_as_it_was_read() {
+        let all = "[ip, consumer, tenant, route, host, path, method, path:id, header:x-a, cookie:b, \
+                   query:c, claim:d, {all: [ip, host]}]";
+        let selector = yaml::<Selector>(all);
+        let written = serde_json::to_string(&selector).expect("JSON");
+        assert_eq!(written.replace('"', "").replace(',', ", ").replace(":[", ": ["), all);
+        assert_eq!(serde_json::from_str::<Selector>(&written).expect("reads"), selector);
     }
 
     #[test]

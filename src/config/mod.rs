@@ -2,6 +2,7 @@
 
 mod address;
 mod admin;
+pub mod balance;
 mod listener;
 pub(crate) mod name;
 pub mod observability;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use tollhouse_filters::values::{Duration, Scalar, Timeout};
 
 use super::Name;
+use super::balance::Balance;
 
 /// A named group of backends that serve the same requests.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -29,7 +30,7 @@ pub struct Upstream {
     /// Present means TLS to the backends. Default: none, plain text. Example: `{ca: certs/internal-ca.pem}`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls>,
-    /// How one of the backends is chosen. Default: `{algorithm: round_robin}`. Example: `{algorithm: random}`.
+    /// How one of the backends is chosen. Default: `{algorithm: round_robin}`. Example: `{algorithm: p2c}`.
     #[serde(default)]
     pub balance: Balance,
     /// How long to wait for a backend. Default: `{connect: 2s, read: 60s, total: none}`. Example: `{read: 5m}`.
@@ -121,25 +122,6 @@ pub struct Tls {
     /// PEM file of the key of `client_cert`. Default: none. Example: `certs/gateway.key`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_key: Option<PathBuf>,
-}
-
-/// How a backend is chosen.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Balance {
-    /// The rule by which a backend is chosen, within the weights. Default: `round_robin`. Example: `random`.
-    pub algorithm: Algorithm,
-}
-
-/// The rule by which a backend is chosen.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Algorithm {
-    /// Each in turn.
-    #[default]
-    RoundRobin,
-    /// Any one.
-    Random,
 }
 
 /// How long to wait for a backend.
@@ -316,7 +298,7 @@ mod tests {
             "backends": [{"address": "users.internal:9001", "weight": 3}, {"address": "[::1]:80", "weight": 0}],
             "host": "users.internal:8443",
             "tls": {"verify": false, "sni": "a", "ca": "ca.pem", "client_cert": "c.pem", "client_key": "k.pem"},
-            "balance": {"algorithm": "random"},
+            "balance": {"algorithm": "consistent_hash", "hash_on": ["cookie:uid", {"all": ["ip", "header:x-a"]}]},
             "timeouts": {"connect": "500ms", "read": "none", "total": "5s"},
             "retries": {"max": 0}, "pool": {"idle": 0, "idle_timeout": "4s"},
         });

@@ -47,6 +47,8 @@ pub struct Call {
 pub(super) struct Attempts {
     pub(super) upstream: Option<Arc<Upstream>>,
     pub(super) tried: Tried,
+    /// What balancing goes by; empty for most.
+    pub(super) key: Vec<u8>,
     pub(super) picked: Option<Picked>,
     pub(super) made: u32,
     /// The last attempt is in the metrics already.

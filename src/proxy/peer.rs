@@ -13,16 +13,18 @@ use crate::observe::AttemptOutcome;
 /// Chooses a backend that was not tried yet and makes the peer to connect to.
 pub(super) fn choose(call: &mut Call) -> Result<Box<HttpPeer>> {
     let upstream = upstream(call);
-    let Some(picked) = upstream.pick(&[], &call.attempts.tried) else {
+    // The last attempt is over, and must not count against its backend.
+    call.attempts.picked = None;
+    let Some(picked) = upstream.pick(&call.attempts.key, &call.attempts.tried) else {
         return failure::refuse(call, Problem::new(&problem::NO_BACKEND).into());
     };
     let mut peer = Box::new(upstream.peer(&picked));
     let attempts = &mut call.attempts;
     attempts.tried.insert(picked.index);
+    attempts.started.get_or_insert(picked.guard.started());
     attempts.picked = Some(picked);
     attempts.made += 1;
     attempts.counted = false;
-    attempts.started.get_or_insert_with(Instant::now);
     narrow_timeouts(&mut peer, call)?;
     if call.upgrade {
         call.attempts.handshake = peer.options.read_timeout;
@@ -63,7 +65,7 @@ impl Gateway {
         let upstream = upstream(call);
         upstream.series(&self.observe.registry).attempt(AttemptOutcome::ConnectFailed);
         let attempts = &mut call.attempts;
-        if let Some(picked) = &attempts.picked {
+        if let Some(picked) = &mut attempts.picked {
             picked.connect_failed();
             log::debug!(upstream = &*upstream.name, backend:% = picked.address; "cannot connect: {error}");
         }
@@ -106,6 +108,9 @@ impl Gateway {
             || (stale && session.req_header().method.is_idempotent())
             || (incomplete && attempts.made <= u32::from(upstream(call).retries()));
         error.set_retry(upstream_fault && unanswered && repeatable && allowed);
+        if upstream_fault {
+            tell(call, error.retry() && !incomplete);
+        }
         if error.retry() {
             call.attempts.counted = true;
             upstream(call).series(&self.observe.registry).attempt(AttemptOutcome::Broken);
@@ -116,6 +121,14 @@ impl Gateway {
         }
         error
     }
+}
+
+/// What an attempt that broke says of its backend; nothing, if only the connection was old. An upgraded
+/// connection ends in any way its ends like.
+fn tell(call: &mut Call, only_old: bool) {
+    let upgraded = call.upgrade && call.attempts.answered;
+    let Some(picked) = call.attempts.picked.as_mut().filter(|_| !upgraded) else { return };
+    if only_old { picked.guard.unseen() } else { picked.guard.failed() }
 }
 
 fn stale(error: &Error) -> bool {

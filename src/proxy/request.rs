@@ -64,6 +64,9 @@ impl Gateway {
             session.set_read_timeout(Some(UPGRADED_IDLE));
             session.set_write_timeout(Some(UPGRADED_IDLE));
         }
+        let exchange = call.exchange.as_deref();
+        let ctx = exchange.map(|exchange| &exchange.ctx);
+        upstream.write_key(session.req_header(), ctx, &mut call.attempts.key);
         call.attempts.upstream = Some(upstream);
         Ok(false)
     }

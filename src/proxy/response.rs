@@ -11,6 +11,7 @@ use pingora::prelude::*;
 use tollhouse_filters::problem::{self, Problem};
 
 use super::{Call, Gateway, failure};
+use crate::upstream::InFlight;
 
 /// Interim answers that one request may get; more than that is an upstream gone wild.
 const MAX_INTERIM: u32 = 100;
@@ -36,8 +37,10 @@ impl Gateway {
             session.set_keepalive(None);
         }
         if let Some(detail) = unusable(response, call.upgrade) {
+            guard(call, InFlight::failed);
             return failure::refuse(call, Problem::new(&problem::UPSTREAM_PROTOCOL).detail(detail).into());
         }
+        guard(call, |guard| guard.answered(response.status.as_u16()));
         if response.status != StatusCode::SWITCHING_PROTOCOLS {
             call.upgrade = false;
             strip_hop_by_hop(response);
@@ -51,6 +54,13 @@ impl Gateway {
         }
         call.attempts.answered = true;
         Ok(())
+    }
+}
+
+/// Tells what became of the attempt.
+fn guard(call: &mut Call, tell: impl FnOnce(&mut InFlight)) {
+    if let Some(picked) = &mut call.attempts.picked {
+        tell(&mut picked.guard);
     }
 }
 

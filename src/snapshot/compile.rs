@@ -107,7 +107,8 @@ impl Compiler<'_> {
         let mut pipelines = Pipelines::new(self.registry, self.world, &ids.by_name);
         pipelines.build_chains(document.chains, &mut faults);
         let listeners = listeners(document.listeners, self.previous, &mut pipelines, &mut faults);
-        let names = routes::Names::new(&listeners, &ids.by_name, &document.services);
+        let names = routes::Names::new(&listeners, &ids.by_name, &document.services)
+            .with_keys_of(&document.upstreams);
         let built = routes::build(document.services, document.routes, &names, &mut pipelines, &mut faults);
         for (at, test) in document.tests.iter().enumerate() {
             names.check_test(at, test, &mut faults);

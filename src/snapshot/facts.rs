@@ -6,6 +6,19 @@ use std::sync::Arc;
 use tollhouse_filters::filter::Fact;
 use tollhouse_filters::pipeline::Pipeline;
 
+/// The first of these facts that nothing in pipelines that run one after the other establishes.
+pub(super) fn missing<'a>(
+    needs: &[Fact],
+    pipelines: impl IntoIterator<Item = &'a Arc<Pipeline>>,
+) -> Option<Fact> {
+    let steps = pipelines.into_iter().flat_map(|pipeline| pipeline.steps());
+    let known: HashSet<Fact> = steps
+        .filter(|step| step.is_unconditional())
+        .flat_map(|step| step.declared.provides.iter().copied())
+        .collect();
+    needs.iter().find(|fact| !known.contains(fact)).copied()
+}
+
 /// The first unmet need of pipelines that run one after the other: the step's instance and the fact
 /// it lacks.
 pub(super) fn unmet<'a>(pipelines: impl IntoIterator<Item = &'a Arc<Pipeline>>) -> Option<(Arc<str>, Fact)> {

@@ -5,8 +5,10 @@ use std::sync::{Arc, OnceLock};
 
 use http::Method;
 use tollhouse_filters::condition::Conditions;
+use tollhouse_filters::filter::Fact;
 use tollhouse_filters::phase::OnRequest;
 use tollhouse_filters::pipeline::Pipeline;
+use tollhouse_filters::selector::Selector;
 use tollhouse_filters::tree::{Path, Raw};
 use tollhouse_filters::world::UpstreamId;
 
@@ -24,6 +26,8 @@ pub(super) struct Names<'a> {
     listeners: &'a [ListenerPlan],
     upstreams: &'a BTreeMap<Arc<str>, UpstreamId>,
     services: HashMap<Arc<str>, usize>,
+    /// Upstreams whose `hash_on` needs facts.
+    keyed: HashMap<UpstreamId, (Arc<str>, Vec<Fact>)>,
 }
 
 impl<'a> Names<'a> {
@@ -33,7 +37,19 @@ impl<'a> Names<'a> {
         services: &[config::Service],
     ) -> Self {
         let services = services.iter().enumerate().map(|(at, service)| (service.name.shared(), at)).collect();
-        Self { listeners, upstreams, services }
+        Self { listeners, upstreams, services, keyed: HashMap::new() }
+    }
+
+    /// Notes what the keys need that these upstreams balance by.
+    pub(super) fn with_keys_of(mut self, upstreams: &[config::Upstream]) -> Self {
+        for upstream in upstreams {
+            let needs = upstream.balance.hash_on.as_ref().map(Selector::needs).unwrap_or_default();
+            let id = self.upstreams.get(upstream.name.as_str()).filter(|_| !needs.is_empty());
+            if let Some(id) = id {
+                self.keyed.insert(*id, (upstream.name.shared(), needs));
+            }
+        }
+        self
     }
 
     fn upstream(&self, name: &Name, path: &Path, faults: &mut Faults<'_>) -> Option<UpstreamId> {
@@ -230,15 +246,29 @@ fn check_facts(
     faults: &mut Faults<'_>,
 ) {
     let needy = |pipeline: &Pipeline| pipeline.steps().iter().any(|step| !step.declared.needs.is_empty());
-    if !needy(&route.shared) && !needy(&route.own) {
+    let keyed = match route.target {
+        Target::Upstream(id) => names.keyed.get(&id),
+        Target::Answer(_) | Target::Nothing => None,
+    };
+    if !needy(&route.shared) && !needy(&route.own) && keyed.is_none() {
         return;
     }
     for (id, listener) in (0u16..).map(ListenerId).zip(names.listeners) {
         if listener.retired || matched.listeners.as_ref().is_some_and(|list| !list.contains(&id)) {
             continue;
         }
-        if let Some((instance, fact)) = facts::unmet([&listener.pipeline, &route.shared, &route.own]) {
+        let pipelines = [&listener.pipeline, &route.shared, &route.own];
+        if let Some((instance, fact)) = facts::unmet(pipelines) {
             faults.add(path, facts::message(&instance, fact));
+            return;
+        }
+        if let Some((upstream, needs)) = keyed
+            && let Some(fact) = facts::missing(needs, pipelines)
+        {
+            let message = format!(
+                "`hash_on` of upstream `{upstream}` needs {fact}, but nothing before it establishes that"
+            );
+            faults.add(path, message);
             return;
         }
     }

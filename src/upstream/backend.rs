@@ -1,12 +1,14 @@
-//! One backend: where it is, and how many requests it has in hand.
+//! One backend: where it is.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+use super::stats::Stats;
 use crate::config::upstream::{self as written, Host};
 
 /// Most addresses of one name that are used.
@@ -25,7 +27,7 @@ pub struct Backend {
     turn: AtomicUsize,
     /// Set when connecting over the other family failed; `localhost` is often only one of both.
     prefer_v6: AtomicBool,
-    in_flight: AtomicUsize,
+    pub(super) stats: Arc<Stats>,
 }
 
 /// The addresses of a backend by family.
@@ -48,8 +50,14 @@ impl Backend {
             addresses: ArcSwap::from_pointee(addresses),
             turn: AtomicUsize::new(0),
             prefer_v6: AtomicBool::new(false),
-            in_flight: AtomicUsize::new(0),
+            stats: Arc::default(),
         }
+    }
+
+    /// Goes on counting where the same backend of an earlier snapshot is.
+    pub(super) fn counting_with(mut self, other: &Self) -> Self {
+        self.stats = Arc::clone(&other.stats);
+        self
     }
 
     /// The address as written, `host:port`; the label of metrics and logs.
@@ -71,9 +79,25 @@ impl Backend {
         &self.authority
     }
 
-    /// Requests this backend has in hand.
+    /// Requests this backend has in hand, over all snapshots that name it.
     pub fn in_flight(&self) -> usize {
-        self.in_flight.load(Ordering::Relaxed)
+        self.stats.in_flight()
+    }
+
+    /// How long it takes until the head of an answer is here: a moving average that rises at once and
+    /// falls over some ten seconds. `None` before the first answer. A failure counts as a second at least.
+    pub fn latency(&self) -> Option<Duration> {
+        self.stats.latency()
+    }
+
+    /// Requests it was chosen for since it was first named, each attempt for itself.
+    pub fn requests(&self) -> u64 {
+        self.stats.requests()
+    }
+
+    /// Those of them that failed: no connection, no whole answer, a timeout, or a status of 500 or more.
+    pub fn failures(&self) -> u64 {
+        self.stats.failures()
     }
 
     /// Whether there is an address to connect to.
@@ -149,27 +173,6 @@ impl From<Vec<SocketAddr>> for Addresses {
         found.truncate(MAX_ADDRESSES);
         let (v4, v6) = found.into_iter().partition(SocketAddr::is_ipv4);
         Self { v4, v6 }
-    }
-}
-
-/// A request in hand; dropping it gives the place back.
-#[derive(Debug)]
-pub struct InFlight {
-    backend: Arc<Backend>,
-    /// How many requests the backend had in hand with this one.
-    pub(super) rank: usize,
-}
-
-impl InFlight {
-    pub(super) fn enter(backend: &Arc<Backend>) -> Self {
-        let rank = backend.in_flight.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-        Self { backend: Arc::clone(backend), rank }
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.backend.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -1,53 +1,32 @@
-//! Chooses one of the backends, by Pingora's selection algorithms.
+//! Chooses one of the backends, by the upstream's algorithm and the backends' weights.
+//!
+//! An algorithm first chooses as if every backend were well, which costs nothing extra; only if the chosen
+//! one has no address to go to, it chooses again among those that have. Both ways give each backend the
+//! share that it has among those left.
 
-use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, SocketAddr};
+mod draws;
+mod rendezvous;
+#[cfg(test)]
+mod tests;
+mod tried;
+mod turns;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use pingora::lb::selection::{BackendIter, BackendSelection, Random, RoundRobin};
-use pingora::lb::{Backend as Candidate, Extensions};
-use pingora::protocols::l4::socket::SocketAddr as CandidateAddress;
+use self::draws::Draws;
+use self::rendezvous::Rendezvous;
+use self::turns::Turns;
+use super::backend::Backend;
+use super::stats::{InFlight, Stats, Tick};
+use crate::config::balance::Algorithm;
 
-use super::backend::{Backend, InFlight};
-use crate::config::upstream::Algorithm;
+pub use self::tried::Tried;
 
-/// Draws from the algorithm before the backends are simply walked through.
-const MAX_DRAWS: usize = 16;
-
-/// Backends already tried for a request: a set of their indexes.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Tried {
-    first: u64,
-    rest: Vec<u64>,
-}
-
-impl Tried {
-    /// Adds a backend.
-    pub fn insert(&mut self, index: usize) {
-        let (word, bit) = (index / 64, 1 << (index % 64));
-        match word.checked_sub(1) {
-            None => self.first |= bit,
-            Some(word) => {
-                self.rest.resize(self.rest.len().max(word + 1), 0);
-                self.rest[word] |= bit;
-            }
-        }
-    }
-
-    /// Whether this backend was tried.
-    pub fn contains(&self, index: usize) -> bool {
-        let word = match (index / 64).checked_sub(1) {
-            None => self.first,
-            Some(word) => self.rest.get(word).copied().unwrap_or(0),
-        };
-        word & (1 << (index % 64)) != 0
-    }
-
-    /// Whether nothing was tried yet.
-    pub fn is_empty(&self) -> bool {
-        self.first == 0 && self.rest.iter().all(|word| *word == 0)
-    }
-}
+/// Turns that are let pass when they are those of backends that cannot be chosen, before all backends
+/// are looked through instead.
+const TURNS: usize = 16;
 
 /// The backend chosen for one attempt; it counts as in flight until this is dropped.
 #[derive(Debug)]
@@ -58,13 +37,14 @@ pub struct Picked {
     pub address: SocketAddr,
     /// The backend itself.
     pub backend: Arc<Backend>,
-    /// Keeps the in-flight count.
+    /// Keeps the in-flight count, and is told what became of the attempt.
     pub guard: InFlight,
 }
 
 impl Picked {
     /// Notes that this address could not be connected to.
-    pub fn connect_failed(&self) {
+    pub fn connect_failed(&mut self) {
+        self.guard.failed();
         self.backend.connect_failed(self.address);
     }
 }
@@ -72,29 +52,39 @@ impl Picked {
 /// The backends of an upstream and the rule that chooses among them.
 pub(super) struct Balancer {
     backends: Box<[Arc<Backend>]>,
-    /// Indexes of the backends that get requests at all.
-    members: Box<[usize]>,
-    selector: Selector,
+    /// The backends that get requests at all: those with a weight.
+    members: Box<[Member]>,
+    rule: Rule,
 }
 
-enum Selector {
-    RoundRobin(Arc<RoundRobin>),
-    Random(Arc<Random>),
+struct Member {
+    index: usize,
+    weight: u16,
+    backend: Arc<Backend>,
+    /// The backend's, one step nearer for those who look at many.
+    stats: Arc<Stats>,
+}
+
+/// Choosing by position among the members.
+enum Rule {
+    RoundRobin(Box<Turns>, Draws),
+    Random(Draws),
+    LeastRequests,
+    P2c(Draws),
+    Ewma(Draws),
+    ConsistentHash(Rendezvous, Draws),
 }
 
 impl Balancer {
     /// A balancer; backends of weight 0 are never chosen.
     pub(super) fn new(algorithm: Algorithm, backends: Vec<(Arc<Backend>, u16)>) -> Self {
-        let divisor = backends.iter().fold(0, |divisor, (_, weight)| gcd(divisor, *weight)).max(1);
-        let weighted = |(index, (_, weight)): (usize, &(Arc<Backend>, u16))| {
-            (*weight > 0).then_some((index, usize::from(weight / divisor)))
-        };
-        let weights: Vec<_> = backends.iter().enumerate().filter_map(weighted).collect();
-        let candidates = weights.iter().map(|(index, weight)| candidate(*index, *weight)).collect();
+        let weighty = backends.iter().enumerate().filter(|(_, (_, weight))| *weight > 0);
+        let members: Box<[Member]> =
+            weighty.map(|(index, (backend, weight))| Member::new(index, backend, *weight)).collect();
         Self {
-            members: weights.iter().map(|(index, _)| *index).collect(),
+            rule: Rule::new(algorithm, &members),
+            members,
             backends: backends.into_iter().map(|(backend, _)| backend).collect(),
-            selector: Selector::new(algorithm, &candidates),
         }
     }
 
@@ -104,163 +94,126 @@ impl Balancer {
 
     /// Chooses a backend that was not tried while one is left, then any again; `None` if none can get requests.
     pub(super) fn pick(&self, key: &[u8], tried: &Tried) -> Option<Picked> {
-        // Pingora's selectors divide by the number of backends.
-        if self.members.is_empty() {
-            return None;
+        match &*self.members {
+            [] => return None,
+            [only] => return only.take(),
+            _ => {}
         }
-        let fresh = self.choose(key, |index| !tried.contains(index));
-        fresh.or_else(|| if tried.is_empty() { None } else { self.choose(key, |_| true) })
+        let untried = |at: usize| !tried.contains(self.members[at].index);
+        let open = |at: usize| self.members[at].backend.next_address().is_some();
+        let take = |at: usize| self.members[at].take();
+        self.choose(key, untried)
+            .and_then(take)
+            .or_else(|| self.choose(key, |at| untried(at) && open(at)).and_then(take))
+            .or_else(|| if tried.is_empty() { None } else { self.choose(key, open).and_then(take) })
+            // The chosen one was lost in the very moment.
+            .or_else(|| self.members.iter().find_map(Member::take))
     }
 
-    fn choose(&self, key: &[u8], accept: impl Fn(usize) -> bool) -> Option<Picked> {
-        let take = |index: usize| if accept(index) { self.take(index) } else { None };
-        let draws = MAX_DRAWS.min(self.members.len() * 2);
-        let drawn = match &self.selector {
-            Selector::RoundRobin(selector) => draw(selector, key, draws, take),
-            Selector::Random(selector) => draw(selector, key, draws, take),
-        };
-        drawn.or_else(|| self.members.iter().copied().find_map(take))
-    }
-
-    fn take(&self, index: usize) -> Option<Picked> {
-        let backend = self.backends.get(index)?;
-        let address = backend.next_address()?;
-        let guard = InFlight::enter(backend);
-        Some(Picked { index, address, backend: Arc::clone(backend), guard })
-    }
-}
-
-impl Selector {
-    fn new(algorithm: Algorithm, candidates: &BTreeSet<Candidate>) -> Self {
-        match algorithm {
-            Algorithm::RoundRobin => Self::RoundRobin(Arc::new(RoundRobin::build(candidates))),
-            Algorithm::Random => Self::Random(Arc::new(Random::build(candidates))),
-        }
-    }
-}
-
-fn draw<S>(
-    selector: &Arc<S>,
-    key: &[u8],
-    draws: usize,
-    take: impl Fn(usize) -> Option<Picked>,
-) -> Option<Picked>
-where
-    S: BackendSelection,
-    S::Iter: BackendIter,
-{
-    let mut candidates = selector.iter(key);
-    (0..draws).find_map(|_| take(index_of(candidates.next()?)?))
-}
-
-/// Pingora identifies candidates by their address. Ours may share one or have none yet, so each
-/// stands in by an address made of its index.
-fn candidate(index: usize, weight: usize) -> Candidate {
-    let index = u32::try_from(index).expect("an upstream has at most 65535 backends");
-    let address = SocketAddr::new(Ipv4Addr::from_bits(index).into(), 0);
-    Candidate { addr: CandidateAddress::Inet(address), weight, ext: Extensions::new() }
-}
-
-fn index_of(candidate: &Candidate) -> Option<usize> {
-    match candidate.addr.as_inet()? {
-        SocketAddr::V4(address) => usize::try_from(address.ip().to_bits()).ok(),
-        SocketAddr::V6(_) => None,
-    }
-}
-
-fn gcd(a: u16, b: u16) -> u16 {
-    if b == 0 { a } else { gcd(b, a % b) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn balancer(algorithm: Algorithm, weights: &[u16]) -> Balancer {
-        let backends = weights
-            .iter()
-            .map(|weight| (Arc::new(Backend::new(&"127.0.0.1:9001".parse().unwrap(), false)), *weight));
-        Balancer::new(algorithm, backends.collect())
-    }
-
-    fn share(balancer: &Balancer, picks: usize) -> Vec<usize> {
-        let mut counts = vec![0; balancer.backends().len()];
-        for _ in 0..picks {
-            counts[balancer.pick(b"", &Tried::default()).unwrap().index] += 1;
-        }
-        counts
-    }
-
-    #[test]
-    fn round_robin_takes_each_in_turn_even_where_addresses_are_equal() {
-        assert_eq!(share(&balancer(Algorithm::RoundRobin, &[1, 1, 1]), 9), [3, 3, 3]);
-    }
-
-    #[test]
-    fn weights_are_exact_shares_of_a_round_and_their_common_factor_does_not_matter() {
-        assert_eq!(share(&balancer(Algorithm::RoundRobin, &[900, 100]), 10), [9, 1]);
-    }
-
-    #[test]
-    fn random_reaches_every_backend() {
-        assert!(share(&balancer(Algorithm::Random, &[1, 1, 1]), 300).iter().all(|count| *count > 0));
-    }
-
-    #[test]
-    fn weight_zero_gets_nothing_and_all_zero_means_no_backend() {
-        let mixed = balancer(Algorithm::RoundRobin, &[0, 1]);
-        assert_eq!(share(&mixed, 5), [0, 5]);
-        let mut tried = Tried::default();
-        tried.insert(1);
-        assert_eq!(mixed.pick(b"", &tried).unwrap().index, 1);
-        for algorithm in [Algorithm::RoundRobin, Algorithm::Random] {
-            assert!(balancer(algorithm, &[0, 0]).pick(b"", &Tried::default()).is_none());
-        }
-    }
-
-    #[test]
-    fn tried_backends_are_passed_over_while_another_is_left() {
-        for algorithm in [Algorithm::RoundRobin, Algorithm::Random] {
-            let balancer = balancer(algorithm, &[1000, 1, 1]);
-            let mut tried = Tried::default();
-            for _ in 0..3 {
-                let picked = balancer.pick(b"", &tried).unwrap();
-                assert!(!tried.contains(picked.index));
-                tried.insert(picked.index);
+    fn choose(&self, key: &[u8], accept: impl Fn(usize) -> bool) -> Option<usize> {
+        match &self.rule {
+            Rule::RoundRobin(turns, draws) => {
+                let taken = (0..TURNS).find_map(|_| turns.take().filter(|at| accept(*at)));
+                taken.or_else(|| draws.scan(accept))
             }
-            assert!(balancer.pick(b"", &tried).is_some(), "then any again");
+            Rule::Random(draws) => draws.one(accept),
+            Rule::LeastRequests => self.least_busy(accept),
+            Rule::P2c(draws) => draws.better_of_two(accept, |at| self.members[at].load()),
+            Rule::Ewma(draws) => {
+                let now = Tick::now();
+                let chosen = draws.better_of_two(accept, |at| self.members[at].cost(now));
+                chosen.inspect(|at| self.members[*at].stats.give(now))
+            }
+            Rule::ConsistentHash(_, draws) if key.is_empty() => draws.one(accept),
+            Rule::ConsistentHash(rendezvous, _) => rendezvous.choose(key, accept),
         }
     }
 
-    #[test]
-    fn a_backend_without_an_address_is_passed_over() {
-        let unresolved = Arc::new(Backend::new(&"nowhere.invalid:80".parse().unwrap(), false));
-        let resolved = Arc::new(Backend::new(&"127.0.0.1:80".parse().unwrap(), false));
-        let both = Balancer::new(Algorithm::RoundRobin, vec![(Arc::clone(&unresolved), 1), (resolved, 1)]);
-        assert_eq!(share(&both, 4), [0, 4]);
-        let alone = Balancer::new(Algorithm::RoundRobin, vec![(unresolved, 1)]);
-        assert!(alone.pick(b"", &Tried::default()).is_none());
-    }
-
-    #[test]
-    fn a_pick_counts_as_in_flight_until_it_is_dropped() {
-        let balancer = balancer(Algorithm::RoundRobin, &[1]);
-        let first = balancer.pick(b"", &Tried::default()).unwrap();
-        let second = balancer.pick(b"", &Tried::default()).unwrap();
-        assert_eq!(balancer.backends()[0].in_flight(), 2);
-        drop((first, second));
-        assert_eq!(balancer.backends()[0].in_flight(), 0);
-    }
-
-    #[test]
-    fn the_set_of_tried_backends_has_no_upper_end() {
-        let mut tried = Tried::default();
-        assert!(tried.is_empty());
-        for index in [0, 63, 64, 1000] {
-            assert!(!tried.contains(index));
-            tried.insert(index);
-            assert!(tried.contains(index));
+    /// The one with the least load; among equals, each as likely as its weight.
+    fn least_busy(&self, accept: impl Fn(usize) -> bool) -> Option<usize> {
+        let (mut best, mut equals) = (None, 0);
+        // One of its own: the thread's takes longer than all else here.
+        let mut rng = fastrand::Rng::with_seed(fastrand::u64(..));
+        for (at, member) in self.members.iter().enumerate() {
+            let load = member.load();
+            let is_less = best.as_ref().is_none_or(|(_, least)| load < *least);
+            let is_equal = best.as_ref().is_some_and(|(_, least)| load == *least);
+            if !(is_less || is_equal) || !accept(at) {
+                continue;
+            }
+            let weight = u32::from(member.weight);
+            equals = if is_less { weight } else { equals + weight };
+            if is_less || rng.u32(..equals) < weight {
+                best = Some((at, load));
+            }
         }
-        assert!(!tried.contains(65) && !tried.contains(100_000));
+        best.map(|(at, _)| at)
     }
+}
+
+impl Member {
+    fn new(index: usize, backend: &Arc<Backend>, weight: u16) -> Self {
+        Self { index, weight, backend: Arc::clone(backend), stats: Arc::clone(&backend.stats) }
+    }
+
+    fn take(&self) -> Option<Picked> {
+        let address = self.backend.next_address()?;
+        let guard = InFlight::enter(&self.stats);
+        Some(Picked { index: self.index, address, backend: Arc::clone(&self.backend), guard })
+    }
+
+    /// Requests in flight for the weight.
+    fn load(&self) -> Load {
+        Load { in_flight: self.stats.in_flight() as u64, weight: u64::from(self.weight) }
+    }
+
+    fn cost(&self, now: Tick) -> f32 {
+        self.stats.cost(self.weight, now)
+    }
+}
+
+/// Requests in flight for a weight: a fraction, compared without dividing.
+#[derive(Debug, Clone, Copy)]
+struct Load {
+    in_flight: u64,
+    weight: u64,
+}
+
+impl PartialEq for Load {
+    fn eq(&self, other: &Self) -> bool {
+        self.partial_cmp(other).is_some_and(std::cmp::Ordering::is_eq)
+    }
+}
+
+impl PartialOrd for Load {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        (self.in_flight * other.weight).partial_cmp(&(other.in_flight * self.weight))
+    }
+}
+
+impl Rule {
+    fn new(algorithm: Algorithm, members: &[Member]) -> Self {
+        let weights: Vec<u16> = members.iter().map(|member| member.weight).collect();
+        let draws = Draws::new(&weights);
+        match algorithm {
+            Algorithm::RoundRobin => Self::RoundRobin(Box::new(Turns::new(&weights)), draws),
+            Algorithm::Random => Self::Random(draws),
+            Algorithm::LeastRequests => Self::LeastRequests,
+            Algorithm::P2c => Self::P2c(draws),
+            Algorithm::Ewma => Self::Ewma(draws),
+            Algorithm::ConsistentHash => Self::ConsistentHash(rendezvous(members), draws),
+        }
+    }
+}
+
+/// An address that is written more than once stands for as many backends.
+fn rendezvous(members: &[Member]) -> Rendezvous {
+    let addresses: Vec<String> = members.iter().map(|member| member.backend.written().to_string()).collect();
+    let mut seen: HashMap<&str, u32> = HashMap::new();
+    let candidates = addresses.iter().zip(members).map(|(address, member)| {
+        let ordinal = seen.entry(address).or_default();
+        *ordinal += 1;
+        (address.as_str(), *ordinal, member.weight)
+    });
+    Rendezvous::new(candidates)
 }

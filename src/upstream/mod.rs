@@ -4,30 +4,36 @@ mod backend;
 mod balance;
 pub mod call;
 mod peer;
+mod stats;
 mod trust;
 
 #[cfg(test)]
 mod tests;
 
+use std::collections::{HashMap, VecDeque};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
+use pingora::http::RequestHeader;
 use sha2::{Digest, Sha256};
+use tollhouse_filters::context::Context;
 
 use self::backend::{Lookup, system_lookup};
 use self::balance::Balancer;
 use self::trust::Trust;
+use crate::config::balance::{Algorithm, Balance};
 use crate::config::upstream::{self as written, Host, Protocol};
 use crate::observe::{Registry, UpstreamSeries};
 
-pub use self::backend::{Backend, InFlight};
+pub use self::backend::Backend;
 pub use self::balance::{Picked, Tried};
+pub use self::stats::InFlight;
 
-/// Heaviest weight: a round of the selector holds a place for each unit of weight.
+/// Heaviest weight.
 const MAX_WEIGHT: u16 = 1000;
-/// Most backends of an upstream: Pingora's selectors count them in 16 bits.
+/// Most backends of an upstream: some algorithms look at each for every request.
 const MAX_BACKENDS: usize = 10_000;
 /// Most further attempts.
 const MAX_RETRIES: u8 = 10;
@@ -71,7 +77,7 @@ impl Upstream {
     /// # Errors
     /// As [`Upstream::build`].
     pub fn build_offline(written: &written::Upstream, base: &Path) -> Result<Self, Vec<(String, String)>> {
-        Self::assemble(written, base)
+        Self::assemble(written, base, None)
     }
 
     fn build_with(
@@ -80,28 +86,29 @@ impl Upstream {
         retained: Option<&Self>,
         lookup: &Lookup,
     ) -> Result<Self, Vec<(String, String)>> {
-        let upstream = Self::assemble(written, base)?;
+        let upstream = Self::assemble(written, base, retained)?;
         retained.into_iter().for_each(|retained| upstream.inherit(retained));
         upstream.refresh_with(lookup);
         Ok(upstream)
     }
 
-    fn assemble(written: &written::Upstream, base: &Path) -> Result<Self, Vec<(String, String)>> {
+    fn assemble(
+        written: &written::Upstream,
+        base: &Path,
+        retained: Option<&Self>,
+    ) -> Result<Self, Vec<(String, String)>> {
         let mut problems = Problems::default();
         check_backends(written, &mut problems);
+        check_balance(&written.balance, &mut problems);
         check_protocol(written, &mut problems);
         let trust = written.tls.as_ref().and_then(|tls| Trust::load(tls, base, &mut problems));
         if !problems.0.is_empty() {
             return Err(problems.0);
         }
-        let backends = written
-            .backends
-            .iter()
-            .map(|entry| (Arc::new(Backend::new(&entry.address, written.tls.is_some())), entry.weight));
         Ok(Self {
             name: written.name.shared(),
             group_key: group_key(written.protocol, trust.as_ref()),
-            balancer: Balancer::new(written.balance.algorithm, backends.collect()),
+            balancer: Balancer::new(written.balance.algorithm, backends(written, retained)),
             written: written.clone(),
             trust,
             series: OnceLock::new(),
@@ -109,9 +116,22 @@ impl Upstream {
     }
 
     /// Chooses a backend for one attempt: another than those tried while one is left. `None` when
-    /// no backend can get requests.
+    /// no backend can get requests. `key` is what [`Upstream::write_key`] made of the request.
     pub fn pick(&self, key: &[u8], tried: &Tried) -> Option<Picked> {
         self.balancer.pick(key, tried)
+    }
+
+    /// Appends what balancing goes by for this request, if the upstream balances by a key and the request
+    /// has it. A side call has a head, but no context.
+    pub fn write_key(&self, request: &RequestHeader, ctx: Option<&Context>, key: &mut Vec<u8>) {
+        let Some(selector) = &self.written.balance.hash_on else { return };
+        let complete = match ctx {
+            Some(ctx) => selector.write_key(request, ctx, key),
+            None => selector.write_head_key(request, key),
+        };
+        if !complete {
+            key.clear();
+        }
     }
 
     /// The backends, in written order.
@@ -212,6 +232,39 @@ fn check_backends(written: &written::Upstream, problems: &mut Problems) {
     if written.retries.max > MAX_RETRIES {
         problems.add("retries.max", format!("expected 0 to {MAX_RETRIES}"));
     }
+}
+
+fn check_balance(balance: &Balance, problems: &mut Problems) {
+    let by_key = balance.algorithm == Algorithm::ConsistentHash;
+    match &balance.hash_on {
+        None if by_key => {
+            problems.add("balance.hash_on", "is needed by `consistent_hash`: add one, such as `hash_on: ip`");
+        }
+        Some(_) if !by_key => {
+            problems.add("balance.hash_on", "only `consistent_hash` goes by a key; add that `algorithm`");
+        }
+        _ => {}
+    }
+}
+
+/// The backends with their weights. One that was there before, with the same address and TLS, keeps its
+/// numbers; where an address is written more than once, the first is the first.
+fn backends(written: &written::Upstream, retained: Option<&Upstream>) -> Vec<(Arc<Backend>, u16)> {
+    let tls = written.tls.is_some();
+    let mut known: HashMap<&written::Address, VecDeque<&Backend>> = HashMap::new();
+    for backend in retained.into_iter().filter(|old| old.is_tls() == tls).flat_map(Upstream::backends) {
+        known.entry(backend.written()).or_default().push_back(backend);
+    }
+    let build = |entry: &written::Backend| {
+        let backend = Backend::new(&entry.address, tls);
+        let old = known.get_mut(&entry.address).and_then(VecDeque::pop_front);
+        let backend = match old {
+            Some(old) => backend.counting_with(old),
+            None => backend,
+        };
+        (Arc::new(backend), entry.weight)
+    };
+    written.backends.iter().map(build).collect()
 }
 
 fn check_protocol(written: &written::Upstream, problems: &mut Problems) {

@@ -203,3 +203,77 @@ fn the_host_is_preserved_the_backends_or_fixed() {
         assert_eq!(upstream.host_header(&picked, original), seen);
     }
 }
+
+fn rebuilt(old: &Upstream, fields: Value) -> Upstream {
+    Upstream::build_with(&written(fields), Path::new(""), Some(old), &nowhere).unwrap()
+}
+
+#[test]
+fn numbers_stay_with_a_backend_whatever_else_of_its_upstream_changes() {
+    let old = build(json!({"backends": [{"address": "127.0.0.1:1"}, {"address": "127.0.0.1:2"}]})).unwrap();
+    let held: Vec<_> = (0..4).map(|_| old.pick(b"", &Tried::default()).unwrap()).collect();
+    let new = rebuilt(
+        &old,
+        json!({
+            "backends": [{"address": "127.0.0.1:3"}, {"address": "127.0.0.1:2", "weight": 5}, {"address": "127.0.0.1:1"}],
+            "balance": {"algorithm": "least_requests"},
+        }),
+    );
+    assert!(!new.same_shape(&old));
+    let in_flight = |upstream: &Upstream| -> Vec<_> {
+        upstream.backends().iter().map(|backend| backend.in_flight()).collect()
+    };
+    assert_eq!(in_flight(&new), [0, 2, 2]);
+    let newest = rebuilt(&new, json!({"backends": [{"address": "127.0.0.1:1", "weight": 0}]}));
+    for mut picked in held {
+        picked.guard.answered(200);
+    }
+    assert_eq!(in_flight(&newest), [0], "what ends on an old snapshot is counted on the new one");
+    let drained = &newest.backends()[0];
+    assert_eq!((drained.requests(), drained.failures(), drained.latency().is_some()), (2, 0, true));
+    assert!(newest.pick(b"", &Tried::default()).is_none());
+}
+
+#[test]
+fn numbers_are_of_one_address_and_kind_of_connection() {
+    let old = build(json!({"backends": [{"address": "127.0.0.1:1"}, {"address": "127.0.0.1:1"}]})).unwrap();
+    let _held: Vec<_> = (0..4).map(|_| old.pick(b"", &Tried::default()).unwrap()).collect();
+    let tls = rebuilt(&old, json!({"backends": [{"address": "127.0.0.1:1"}], "tls": {"sni": "a"}}));
+    assert_eq!(tls.backends()[0].requests(), 0);
+    let three = json!([{"address": "127.0.0.1:1"}, {"address": "127.0.0.1:1"}, {"address": "127.0.0.1:1"}]);
+    let requests: Vec<_> = rebuilt(&old, json!({"backends": three}))
+        .backends()
+        .iter()
+        .map(|backend| backend.requests())
+        .collect();
+    assert_eq!(requests, [2, 2, 0]);
+}
+
+#[test]
+fn balancing_needs_a_key_where_it_goes_by_one_and_only_there() {
+    for balance in [
+        json!({"algorithm": "consistent_hash"}),
+        json!({"hash_on": "ip"}),
+        json!({"algorithm": "ewma", "hash_on": "ip"}),
+    ] {
+        assert_eq!(paths(json!({"balance": balance})), ["balance.hash_on"]);
+    }
+    assert!(build(json!({"balance": {"algorithm": "consistent_hash", "hash_on": "ip"}})).is_ok());
+}
+
+#[test]
+fn a_side_call_is_balanced_by_its_own_head_and_by_nothing_when_the_key_is_incomplete() {
+    let upstream =
+        build(json!({"balance": {"algorithm": "consistent_hash", "hash_on": {"all": ["header:x-a", "header:x-b"]}}}))
+            .unwrap();
+    let mut head = RequestHeader::build("GET", b"/", None).unwrap();
+    let key = |head: &RequestHeader| {
+        let mut key = Vec::new();
+        upstream.write_key(head, None, &mut key);
+        key
+    };
+    head.insert_header("x-a", "1").unwrap();
+    assert!(key(&head).is_empty());
+    head.insert_header("x-b", "2").unwrap();
+    assert!(!key(&head).is_empty());
+}

@@ -13,7 +13,7 @@ use crate::http::{self, Origin};
 use crate::{project, read, stem, yaml_files};
 
 /// Examples that show more than one filter.
-const OVERVIEWS: [&str; 2] = ["matching", "services"];
+const OVERVIEWS: [&str; 3] = ["balancing", "matching", "services"];
 
 fn examples() -> Vec<std::path::PathBuf> {
     let mut files = yaml_files("conf/examples");

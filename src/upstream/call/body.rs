@@ -48,7 +48,10 @@ impl BodyStream {
                 }
                 Ok(None)
             }
-            Err(error) => Err(self.fail(error)),
+            Err(error) => {
+                wire.picked.guard.failed();
+                Err(self.fail(error))
+            }
         }
     }
 
@@ -90,13 +93,13 @@ pub(super) struct Wire {
     /// Whether the request was sent in full, without which the connection cannot carry another.
     reusable: bool,
     /// Keeps the in-flight count until the connection is back in the pool or closed.
-    _picked: Picked,
+    pub(super) picked: Picked,
 }
 
 impl Wire {
     pub(super) fn new(caller: &Caller, session: HttpSession, peer: HttpPeer, picked: Picked) -> Self {
         let connector = Arc::clone(&caller.connector);
-        Self { session: Some(Box::new(session)), connector, peer, reusable: true, _picked: picked }
+        Self { session: Some(Box::new(session)), connector, peer, reusable: true, picked }
     }
 
     pub(super) fn session(&mut self) -> &mut HttpSession {

@@ -48,7 +48,7 @@ pub struct Caller {
 pub struct CallOptions {
     /// The limit on the whole call, reading the body included, instead of the upstream's `timeouts.total`.
     pub timeout: Option<Duration>,
-    /// What balancing by key goes by.
+    /// What balancing by key goes by, instead of the upstream's `hash_on` of the call's own head.
     pub key: Bytes,
 }
 
@@ -95,8 +95,12 @@ impl Caller {
         options: CallOptions,
     ) -> Result<Reply, CallError> {
         let deadline = options.timeout.or(upstream.total_timeout()).map(|limit| Instant::now() + limit);
+        let mut key = options.key.to_vec();
+        if key.is_empty() {
+            upstream.write_key(&head, None, &mut key);
+        }
         let call = Call { caller: self, upstream, head, body: body.into(), deadline };
-        within(deadline, Box::pin(call.attempts(&options.key))).await
+        within(deadline, Box::pin(call.attempts(&key))).await
     }
 }
 
@@ -152,7 +156,7 @@ impl Call<'_> {
         let mut tried = Tried::default();
         let (mut retries, mut stale) = (self.upstream.retries(), MAX_STALE);
         loop {
-            let picked = self.upstream.pick(key, &tried).ok_or(CallError::NoBackend)?;
+            let mut picked = self.upstream.pick(key, &tried).ok_or(CallError::NoBackend)?;
             let request = head::request(&self.head, self.body.len(), self.upstream, &picked)?;
             let peer = self.upstream.peer(&picked);
             let (session, reused) = match self.connect(&peer).await {
@@ -164,10 +168,22 @@ impl Call<'_> {
                     continue;
                 }
             };
-            match self.exchange(Wire::new(self.caller, session, peer, picked), request).await {
-                Err(failure) if failure.stale && reused && stale > 0 && self.is_idempotent() => stale -= 1,
-                outcome => return outcome.map_err(|failure| failure.error),
+            let mut wire = Wire::new(self.caller, session, peer, picked);
+            let failure = match self.exchange(&mut wire, request).await {
+                Ok(head) => return self.reply(wire, head).await,
+                Err(failure) => failure,
+            };
+            let closed = failure.stale && reused;
+            let guard = &mut wire.picked.guard;
+            if closed {
+                guard.unseen()
+            } else {
+                guard.failed()
             }
+            if !(closed && stale > 0 && self.is_idempotent()) {
+                return Err(failure.error);
+            }
+            stale -= 1;
         }
     }
 
@@ -183,28 +199,39 @@ impl Call<'_> {
         Ok((session, reused))
     }
 
-    async fn exchange(&self, mut wire: Wire, request: Box<RequestHeader>) -> Result<Reply, Failure> {
+    async fn exchange(
+        &self,
+        wire: &mut Wire,
+        request: Box<RequestHeader>,
+    ) -> Result<ResponseHeader, Failure> {
         let session = wire.session();
         session.write_request_header(request).await?;
         let sent = match self.write_body(session).await {
             Err(failure) if failure.error == CallError::Timeout(Waiting::Write) => return Err(failure),
             sent => sent,
         };
-        let head = match (sent, read_head(session).await) {
-            (Ok(()), Ok(())) => head::response(session)?,
+        match (sent, read_head(session).await) {
+            (Ok(()), Ok(())) => head::response(session),
             // A backend may refuse early and stop reading: what it says is worth more than our failed write.
             (Err(_), Ok(())) => {
                 let head = head::response(session)?;
                 wire.close_after();
-                head
+                Ok(head)
             }
-            (Err(failure), Err(_)) | (Ok(()), Err(failure)) => return Err(failure),
-        };
-        let status_ends_it = wire.is_done()?;
+            (Err(failure), Err(_)) | (Ok(()), Err(failure)) => Err(failure),
+        }
+    }
+
+    async fn reply(&self, mut wire: Wire, head: ResponseHeader) -> Result<Reply, CallError> {
+        wire.picked.guard.answered(head.status.as_u16());
+        let status_ends_it = wire.is_done().map_err(|failure| {
+            wire.picked.guard.failed();
+            failure.error
+        })?;
         let mut body = BodyStream::new(wire, self.deadline);
         if status_ends_it {
             // No body: give the connection back even if the caller never asks for one.
-            body.next().await.map_err(Failure::from)?;
+            body.next().await?;
         }
         Ok(Reply { head, body })
     }

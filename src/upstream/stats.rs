@@ -1,0 +1,355 @@
+//! What a backend has in hand, how fast it answers, and how often it failed.
+
+use std::sync::Arc;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Seconds after which an old latency counts for a third (1/e) of what it was.
+const DECAY: f32 = 10.0;
+/// What a failure counts as at least, in seconds, since failing fast is no speed. Also the guess for a
+/// backend that has requests in hand and never answered one.
+const PENALTY: f32 = 1.0;
+/// No latency is less, in seconds; 0 means that none is known.
+const FASTEST: f32 = 1e-6;
+
+/// The numbers of one backend. They outlive snapshots: what is still in hand counts after a reload too.
+#[derive(Debug, Default)]
+// Two backends' numbers share no cache line.
+#[repr(align(64))]
+pub(super) struct Stats {
+    /// Requests begun and ended; those between are in flight.
+    begun: AtomicU64,
+    ended: AtomicU64,
+    failures: AtomicU64,
+    /// A packed [`Latency`].
+    latency: AtomicU64,
+    /// When `ewma` last gave it a request.
+    given: AtomicU32,
+}
+
+/// A time in milliseconds since the process began to count; wraps after 49 days.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Tick(u32);
+
+/// A latency that rises at once and falls slowly: the peak-sensitive moving average that Finagle and
+/// Linkerd balance by.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Latency {
+    seconds: f32,
+    at: Tick,
+}
+
+impl Tick {
+    pub(super) fn now() -> Self {
+        Self::of(Instant::now())
+    }
+
+    fn of(instant: Instant) -> Self {
+        static BASE: LazyLock<Instant> = LazyLock::new(Instant::now);
+        let elapsed = instant.saturating_duration_since(*BASE).as_millis();
+        Self(u32::try_from(elapsed & u128::from(u32::MAX)).unwrap_or(0))
+    }
+
+    /// Seconds from `earlier` until now; a time that another thread noted a moment ahead is now.
+    fn since(self, earlier: Self) -> f32 {
+        let elapsed = self.0.wrapping_sub(earlier.0);
+        if elapsed > u32::MAX / 2 { 0.0 } else { Duration::from_millis(elapsed.into()).as_secs_f32() }
+    }
+}
+
+impl Latency {
+    fn pack(self) -> u64 {
+        u64::from(self.seconds.to_bits()) << 32 | u64::from(self.at.0)
+    }
+
+    fn unpack(bits: u64) -> Option<Self> {
+        let [seconds, at] = [bits >> 32, bits & u64::from(u32::MAX)].map(|half| u32::try_from(half).ok());
+        let seconds = f32::from_bits(seconds?);
+        (seconds > 0.0).then_some(Self { seconds, at: Tick(at?) })
+    }
+
+    /// With this further measurement.
+    fn with(known: Option<Self>, seconds: f32, at: Tick) -> Self {
+        let seconds = seconds.max(FASTEST);
+        match known {
+            // No time has passed: nothing changes.
+            Some(known) if seconds <= known.seconds && at == known.at => known,
+            Some(known) if seconds < known.seconds => {
+                let keep = (-at.since(known.at) / DECAY).exp();
+                Self { seconds: known.seconds * keep + seconds * (1.0 - keep), at }
+            }
+            _ => Self { seconds, at },
+        }
+    }
+}
+
+impl Stats {
+    pub(super) fn in_flight(&self) -> usize {
+        let ended = self.ended.load(Ordering::Relaxed);
+        usize::try_from(self.requests().saturating_sub(ended)).unwrap_or(usize::MAX)
+    }
+
+    pub(super) fn requests(&self) -> u64 {
+        self.begun.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn latency(&self) -> Option<Duration> {
+        let known = Latency::unpack(self.latency.load(Ordering::Relaxed));
+        known.map(|known| Duration::from_secs_f32(known.seconds))
+    }
+
+    /// How long a request given now would take, in seconds, by what is known and in hand.
+    ///
+    /// What is known fades while the backend gets no requests, so that a slow one is tried again; but
+    /// one request is enough for that, and until it is answered the old knowledge stands. One that is
+    /// not known at all is tried at once, with one request.
+    pub(super) fn cost(&self, weight: u16, now: Tick) -> f32 {
+        let in_flight = self.in_flight();
+        let seconds = match Latency::unpack(self.latency.load(Ordering::Relaxed)) {
+            Some(known) => {
+                let given = Tick(self.given.load(Ordering::Relaxed));
+                known.seconds * (-now.since(known.at).min(now.since(given)) / DECAY).exp()
+            }
+            None if in_flight == 0 => 0.0,
+            None => PENALTY,
+        };
+        #[expect(clippy::cast_precision_loss, reason = "nobody has 2^24 requests in flight at one backend")]
+        let load = in_flight as f32 / f32::from(weight);
+        seconds * (load + 1.0)
+    }
+
+    /// Notes that it is given a request, for [`Stats::cost`].
+    pub(super) fn give(&self, now: Tick) {
+        self.given.store(now.0, Ordering::Relaxed);
+    }
+
+    /// Takes one measurement in.
+    fn measure(&self, seconds: f32, now: Tick) {
+        let with = |bits| {
+            let new = Latency::with(Latency::unpack(bits), seconds, now).pack();
+            (new != bits).then_some(new)
+        };
+        let _ = self.latency.fetch_update(Ordering::Relaxed, Ordering::Relaxed, with);
+    }
+
+    #[cfg(test)]
+    pub(super) fn measure_for_tests(&self, seconds: f32) {
+        self.measure(seconds, Tick::now());
+    }
+
+    /// Nobody waited for the end: it would have taken at least this long.
+    fn measure_at_least(&self, seconds: f32, now: Tick) {
+        let known = Latency::unpack(self.latency.load(Ordering::Relaxed));
+        if seconds > known.map_or(PENALTY, |known| known.seconds) {
+            self.measure(seconds, now);
+        }
+    }
+}
+
+/// A request in hand; dropping it gives the place back.
+///
+/// What became of the request is told once, by [`InFlight::answered`] or [`InFlight::failed`]; without
+/// that, it counts as given up by whoever asked.
+#[derive(Debug)]
+pub struct InFlight {
+    stats: Arc<Stats>,
+    started: Instant,
+    verdict: Verdict,
+    /// How many requests the backend had in hand with this one.
+    pub(super) rank: usize,
+}
+
+/// What became of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Open,
+    Told,
+    Failed,
+}
+
+impl InFlight {
+    pub(super) fn enter(stats: &Arc<Stats>) -> Self {
+        let started = Instant::now();
+        stats.begun.fetch_add(1, Ordering::Relaxed);
+        let rank = stats.in_flight();
+        Self { stats: Arc::clone(stats), started, verdict: Verdict::Open, rank }
+    }
+
+    /// The head of the answer is here; one of 500 or more is a failure.
+    pub fn answered(&mut self, status: u16) {
+        if status >= 500 {
+            self.failed();
+        } else if self.verdict == Verdict::Open {
+            self.verdict = Verdict::Told;
+            let now = Instant::now();
+            self.stats.measure(self.elapsed(now), Tick::of(now));
+        }
+    }
+
+    /// The backend could not be connected to, broke off or took too long.
+    pub fn failed(&mut self) {
+        let before = std::mem::replace(&mut self.verdict, Verdict::Failed);
+        if before == Verdict::Failed {
+            return;
+        }
+        self.stats.failures.fetch_add(1, Ordering::Relaxed);
+        // How long an answer took that broke off later is known already.
+        if before == Verdict::Open {
+            let now = Instant::now();
+            self.stats.measure(self.elapsed(now).max(PENALTY), Tick::of(now));
+        }
+    }
+
+    /// Nothing is known of the backend by this: an old connection was closed before it saw the request.
+    pub fn unseen(&mut self) {
+        self.verdict = Verdict::Told;
+    }
+
+    /// When it was given to the backend.
+    pub const fn started(&self) -> Instant {
+        self.started
+    }
+
+    fn elapsed(&self, now: Instant) -> f32 {
+        now.saturating_duration_since(self.started).as_secs_f32()
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        if self.verdict == Verdict::Open {
+            let now = Instant::now();
+            self.stats.measure_at_least(self.elapsed(now), Tick::of(now));
+        }
+        self.stats.ended.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(seconds: u32) -> Tick {
+        Tick(seconds * 1000)
+    }
+
+    fn known(seconds: f32) -> Stats {
+        let stats = Stats::default();
+        stats.measure(seconds, after(0));
+        stats
+    }
+
+    fn seconds(stats: &Stats) -> f32 {
+        stats.latency().unwrap().as_secs_f32()
+    }
+
+    #[test]
+    fn latency_rises_at_once_and_falls_by_the_time_that_passed() {
+        let stats = known(0.1);
+        stats.measure(0.5, after(0));
+        assert_eq!(seconds(&stats), 0.5);
+        stats.measure(0.1, after(0));
+        assert_eq!(seconds(&stats), 0.5, "no time has passed");
+        stats.measure(0.1, after(10));
+        let expected = 0.1 + 0.4 / std::f32::consts::E;
+        assert!((seconds(&stats) - expected).abs() < 1e-4, "{}", seconds(&stats));
+        stats.measure(0.1, after(210));
+        assert!((seconds(&stats) - 0.1).abs() < 1e-4);
+    }
+
+    #[test]
+    fn what_is_known_fades_while_a_backend_gets_nothing_and_stands_while_it_is_tried() {
+        let stats = known(1.0);
+        assert!(stats.cost(1, after(70)) < 0.001);
+        stats.begun.store(1, Ordering::Relaxed);
+        stats.give(after(70));
+        assert!(stats.cost(1, after(70)) > 1.9, "one request is enough to find out");
+    }
+
+    #[test]
+    fn an_unknown_backend_gets_one_request_at_a_time_until_it_answers() {
+        let (unknown, well) = (Stats::default(), known(0.01));
+        assert!(unknown.cost(1, after(0)) < well.cost(1, after(0)));
+        unknown.begun.store(1, Ordering::Relaxed);
+        assert!(unknown.cost(1, after(0)) > well.cost(1, after(0)));
+    }
+
+    #[test]
+    fn cost_grows_with_what_is_in_flight_for_the_weight() {
+        let (light, heavy) = (known(0.1), known(0.1));
+        for stats in [&light, &heavy] {
+            stats.begun.store(4, Ordering::Relaxed);
+        }
+        let now = after(0);
+        assert!((light.cost(1, now) - 0.5).abs() < 1e-6);
+        assert!((heavy.cost(4, now) - 0.2).abs() < 1e-6);
+    }
+
+    #[test]
+    fn failing_fast_is_not_being_fast() {
+        let stats = Arc::new(Stats::default());
+        InFlight::enter(&stats).failed();
+        assert!(seconds(&stats) >= PENALTY);
+        let mut refused = InFlight::enter(&stats);
+        refused.answered(503);
+        refused.failed();
+        drop(refused);
+        assert_eq!((stats.requests(), stats.failures(), stats.in_flight()), (2, 2, 0));
+    }
+
+    #[test]
+    fn an_answer_that_breaks_off_keeps_its_latency_and_counts_as_failed() {
+        let stats = Arc::new(Stats::default());
+        let mut request = InFlight::enter(&stats);
+        request.answered(200);
+        request.failed();
+        assert!(seconds(&stats) < PENALTY);
+        assert_eq!(stats.failures(), 1);
+    }
+
+    #[test]
+    fn a_request_given_up_early_says_nothing_and_one_given_up_late_says_slow() {
+        let stats = Arc::new(known(0.5));
+        drop(InFlight::enter(&stats));
+        assert_eq!(seconds(&stats), 0.5);
+        stats.measure_at_least(3.0, after(1));
+        assert_eq!(seconds(&stats), 3.0);
+        let unknown = Stats::default();
+        unknown.measure_at_least(0.9, after(0));
+        assert_eq!(unknown.latency(), None);
+    }
+
+    #[test]
+    fn a_closed_old_connection_says_nothing_of_the_backend() {
+        let stats = Arc::new(Stats::default());
+        InFlight::enter(&stats).unseen();
+        assert_eq!((stats.latency(), stats.failures()), (None, 0));
+    }
+
+    #[test]
+    fn ticks_may_wrap_and_may_come_from_a_moment_ahead() {
+        assert_eq!(Tick(500).since(Tick(u32::MAX - 499)), 1.0);
+        assert_eq!(Tick(500).since(Tick(501)), 0.0);
+    }
+
+    #[test]
+    fn counts_are_right_after_many_threads_at_once() {
+        let stats = Arc::new(Stats::default());
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for n in 0..5000 {
+                        let mut request = InFlight::enter(&stats);
+                        if n % 2 == 0 { request.answered(200) } else { request.failed() }
+                    }
+                });
+            }
+        });
+        assert_eq!((stats.in_flight(), stats.requests(), stats.failures()), (0, 20_000, 10_000));
+    }
+}
