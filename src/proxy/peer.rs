@@ -14,7 +14,8 @@ use crate::observe::AttemptOutcome;
 pub(super) fn choose(call: &mut Call) -> Result<Box<HttpPeer>> {
     let upstream = upstream(call);
     let Some(picked) = upstream.pick(&[], &call.attempts.tried) else {
-        return failure::refuse(call, Problem::new(&problem::NO_BACKEND).into());
+        let problem = Problem::new(&problem::NO_BACKEND).detail(upstream.unavailable());
+        return failure::refuse(call, problem.into());
     };
     let mut peer = Box::new(upstream.peer(&picked));
     let attempts = &mut call.attempts;

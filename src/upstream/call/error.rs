@@ -103,7 +103,7 @@ pub(super) async fn within<T>(
 }
 
 /// The kind of error and its innermost cause, without the settings that Pingora adds in between.
-fn describe(error: &pingora::Error) -> Box<str> {
+pub(in crate::upstream) fn describe(error: &pingora::Error) -> Box<str> {
     use std::error::Error as _;
     let mut cause = error.source();
     while let Some(inner) = cause.and_then(std::error::Error::source) {

@@ -28,6 +28,7 @@ use super::{Tried, Upstream};
 use crate::config::upstream::Protocol;
 
 pub use self::body::BodyStream;
+pub(super) use self::error::describe;
 pub use self::error::{CallError, Waiting};
 
 /// Idle connections kept over all upstreams, for each HTTP version.
@@ -97,6 +98,10 @@ impl Caller {
         let deadline = options.timeout.or(upstream.total_timeout()).map(|limit| Instant::now() + limit);
         let call = Call { caller: self, upstream, head, body: body.into(), deadline };
         within(deadline, Box::pin(call.attempts(&options.key))).await
+    }
+
+    pub(super) fn connector(&self) -> &Connector {
+        &self.connector
     }
 }
 

@@ -29,7 +29,7 @@ pub(super) fn upstream_in(base: &Path, backends: &[SocketAddr], fields: Value) -
     for (key, value) in fields.as_object().unwrap() {
         whole[key] = value.clone();
     }
-    Upstream::build(&serde_json::from_value(whole).unwrap(), base, None).unwrap()
+    Upstream::build(&serde_json::from_value(whole).unwrap(), base).unwrap()
 }
 
 pub(super) fn request(method: &str, path: &str) -> RequestHeader {
