@@ -26,7 +26,7 @@ pub struct Active {
     /// What a probe is: `tcp` connects (over TLS if the upstream has `tls`), `http` sends a request, `grpc` calls
     /// `grpc.health.v1.Health/Check`. Required. Example: `http`.
     #[serde(rename = "type")]
-    pub kind: Kind,
+    pub kind: ProbeKind,
     /// What an `http` probe asks for. Default: `/`. Example: `/healthz`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<ProbePath>,
@@ -66,7 +66,7 @@ pub struct Active {
 /// What a probe is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub enum ProbeKind {
     /// A connection, over TLS if the upstream has `tls`.
     Tcp,
     /// A request, in the upstream's protocol.

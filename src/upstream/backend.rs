@@ -11,9 +11,6 @@ use super::names::Name;
 use super::view::AddressView;
 use crate::config::upstream::{self as written, Host};
 
-/// Most addresses of one name that are used.
-const MAX_ADDRESSES: usize = 64;
-
 /// One address of an upstream. A host name holds the last good answer of the resolver, which may
 /// be several addresses used in turn, or none yet.
 #[derive(Debug)]
@@ -129,10 +126,7 @@ impl Backend {
     /// Where requests go from now on.
     pub(super) fn set_endpoints(&self, endpoints: Vec<Endpoint>) {
         let (new, old) = (Endpoints::from(endpoints), self.endpoints.load());
-        if !new.is_like(&old, Endpoint::is_same) {
-            if self.name().is_some() && !new.is_like(&old, |a, b| a.address == b.address) {
-                log::info!(backend:% = self.written, addresses = new.all().count(); "backend resolved");
-            }
+        if !new.is_like(&old) {
             self.endpoints.store(Arc::new(new));
         }
     }
@@ -180,8 +174,9 @@ impl Endpoints {
         if prefer_v6 { [&self.v6, &self.v4] } else { [&self.v4, &self.v6] }
     }
 
-    fn is_like(&self, other: &Self, like: impl Fn(&Endpoint, &Endpoint) -> bool) -> bool {
-        self.all().count() == other.all().count() && self.all().zip(other.all()).all(|(a, b)| like(a, b))
+    fn is_like(&self, other: &Self) -> bool {
+        let pairs = || self.all().zip(other.all());
+        self.all().count() == other.all().count() && pairs().all(|(one, other)| one.is_same(other))
     }
 }
 
@@ -190,7 +185,6 @@ impl From<Vec<Endpoint>> for Endpoints {
     fn from(mut found: Vec<Endpoint>) -> Self {
         found.sort_unstable_by_key(|endpoint| endpoint.address);
         found.dedup_by_key(|endpoint| endpoint.address);
-        found.truncate(MAX_ADDRESSES);
         let (v4, v6) = found.into_iter().partition(|endpoint| endpoint.address.is_ipv4());
         Self { v4, v6 }
     }

@@ -23,7 +23,7 @@ use sha2::{Digest, Sha256};
 
 use self::balance::Balancer;
 use self::trust::Trust;
-use crate::config::health::{Active, Kind, ProbeMethod};
+use crate::config::health::{Active, ProbeKind, ProbeMethod};
 use crate::config::upstream::{self as written, Host, Protocol};
 use crate::observe::{Registry, UpstreamSeries};
 
@@ -191,7 +191,7 @@ fn check_protocol(written: &written::Upstream, problems: &mut Problems) {
 
 fn check_health(written: &written::Upstream, problems: &mut Problems) {
     let Some(active) = written.health.as_ref().map(|health| &health.active) else { return };
-    let (http, grpc) = (active.kind == Kind::Http, active.kind == Kind::Grpc);
+    let (http, grpc) = (active.kind == ProbeKind::Http, active.kind == ProbeKind::Grpc);
     let here = |key: &str| format!("health.active.{key}");
     for (key, is_written, fits, kinds) in [
         ("path", active.path.is_some(), http, "`type: http`"),

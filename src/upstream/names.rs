@@ -8,6 +8,8 @@ use parking_lot::{Condvar, Mutex};
 use super::resolve::{Failed, Found};
 use super::view::{NameView, seconds_between};
 
+/// Most addresses of one name that are used.
+const MAX_ADDRESSES: usize = 64;
 /// How soon a failed lookup is tried again at first; twice as late each time.
 const RETRY: Duration = Duration::from_secs(1);
 /// Longest pause between failed lookups.
@@ -56,10 +58,10 @@ impl Name {
         &self.host
     }
 
-    /// The addresses of the last good answer.
+    /// The addresses of the last good answer, in an order that does not change by itself.
     pub(super) fn addresses(&self) -> Vec<IpAddr> {
         let known = self.known.lock();
-        known.v4.iter().chain(&known.v6).copied().collect()
+        known.v4.iter().chain(&known.v6).copied().take(MAX_ADDRESSES).collect()
     }
 
     /// Takes in how a lookup ended. What failed leaves the last good answer in place.
@@ -115,6 +117,9 @@ impl Known {
             family.dedup();
             changed |= *held != family;
             *held = family;
+        }
+        if changed {
+            log::info!(name = host, addresses = self.v4.len() + self.v6.len(); "a name has new addresses");
         }
         Learned { changed, again: found.ttl }
     }
@@ -189,6 +194,14 @@ mod tests {
         assert!(name.learn(found(Some(&["192.0.2.1", "192.0.2.2"]), None), EPOCH).changed);
         let again = name.learn(found(Some(&["192.0.2.2", "192.0.2.1"]), Some(&[])), EPOCH);
         assert_eq!(again, Learned { changed: false, again: Duration::from_secs(60) });
+    }
+
+    #[test]
+    fn a_name_with_very_many_addresses_has_some_of_them_used() {
+        let name = Name::new("users.internal");
+        let many: Vec<IpAddr> = (0..=255).map(|last| IpAddr::from([192, 0, 2, last])).collect();
+        name.learn(Ok(Found { v4: Some(many), v6: None, ttl: RETRY }), EPOCH);
+        assert_eq!(name.addresses().len(), 64);
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use crate::config::upstream::Host;
 use crate::observe::{BackendSeries, Registry};
 use crate::upstream::health::{Health, State};
@@ -13,8 +15,8 @@ use crate::upstream::{Backend, Upstream};
 pub(super) struct Member {
     pub(super) upstream: Arc<Upstream>,
     at: usize,
-    /// None without a check.
-    series: Option<BackendSeries>,
+    /// None without a check. Locked, so that what is shown last is the latest.
+    series: Option<Mutex<BackendSeries>>,
 }
 
 /// The backends of these upstreams.
@@ -23,7 +25,7 @@ pub(super) fn members(upstreams: &[Arc<Upstream>], registry: &Registry) -> Vec<A
         upstream.backends().iter().enumerate().map(move |(at, backend)| {
             let checked = upstream.check().is_some();
             let series = checked.then(|| registry.backend(&upstream.name, &backend.written().to_string()));
-            Arc::new(Member { upstream: Arc::clone(upstream), at, series })
+            Arc::new(Member { upstream: Arc::clone(upstream), at, series: series.map(Mutex::new) })
         })
     });
     all.collect()
@@ -50,13 +52,14 @@ impl Member {
     /// Counts a change of one of its addresses.
     pub(super) fn count(&self, to: State) {
         if let Some(series) = &self.series {
-            series.changed(to == State::Healthy);
+            series.lock().changed(to == State::Healthy);
         }
     }
 
     /// Brings its gauge up to date.
     pub(super) fn show(&self) {
         if let Some(series) = &self.series {
+            let series = series.lock();
             series.set_healthy(self.backend().is_healthy());
         }
     }

@@ -61,6 +61,8 @@ struct Shared {
 struct Watched {
     members: Vec<Arc<Member>>,
     names: HashMap<Box<str>, Task<Name>>,
+    /// The settings that names are looked up by.
+    dns: Dns,
     probes: HashMap<Key, Task<Probing>>,
 }
 
@@ -112,9 +114,9 @@ impl Monitor {
     /// names and addresses already holds for them at once.
     pub fn watch(&self, upstreams: &[Arc<Upstream>], dns: &Dns) {
         let _entered = self.runtime.enter();
-        self.shared.lookup.set(dns);
         let members = members(upstreams, &self.shared.registry);
         let mut watched = self.shared.watched.lock();
+        self.shared.look_up_by(&mut watched, dns);
         let before = std::mem::replace(&mut watched.members, members.clone());
         let seeds = Seeds::new(&before);
         watched.probes.values().for_each(|probe| probe.of.forget_users(|_| true));
@@ -141,6 +143,19 @@ impl Monitor {
 }
 
 impl Shared {
+    /// Looks every name up anew if the settings changed.
+    fn look_up_by(self: &Arc<Self>, watched: &mut Watched, dns: &Dns) {
+        if watched.dns == *dns {
+            return;
+        }
+        self.lookup.set(dns);
+        watched.dns = dns.clone();
+        for name in watched.names.values_mut() {
+            name.task.abort();
+            name.task = tokio::spawn(Arc::clone(self).keep_resolved(Arc::clone(&name.of))).abort_handle();
+        }
+    }
+
     /// Has the member's name looked up, if it has one.
     fn resolve(self: &Arc<Self>, watched: &mut Watched, member: &Member) {
         let Some(host) = member.backend().name() else { return };
@@ -187,7 +202,8 @@ impl Shared {
                 name.tell();
                 learned.again
             };
-            tokio::time::sleep(jittered(again)).await;
+            // Never before the TTL is over: a cache between would answer with what is left of it.
+            tokio::time::sleep(again.mul_f64(1.0 + 0.1 * fastrand::f64())).await;
         }
     }
 

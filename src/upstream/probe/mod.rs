@@ -20,7 +20,7 @@ use super::Upstream;
 use super::backend::Backend;
 use super::call::{Caller, describe};
 use super::health::Outcome;
-use crate::config::health::{Active, Kind};
+use crate::config::health::{Active, ProbeKind};
 use crate::config::upstream::HostHeader;
 
 /// As much of a body as is looked at.
@@ -64,11 +64,11 @@ impl Upstream {
         let address = SocketAddr::new(address.ip(), check.port.map_or(address.port(), Into::into));
         let mut peer = self.peer_at(address, self.server_name(backend));
         // A plain connection is the same in every protocol.
-        let plain = check.kind == Kind::Tcp && !self.is_tls();
+        let plain = check.kind == ProbeKind::Tcp && !self.is_tls();
         let trust = if plain { 0 } else { peer.group_key };
         if plain {
             peer.options.alpn = ALPN::H1;
-        } else if check.kind == Kind::Grpc {
+        } else if check.kind == ProbeKind::Grpc {
             peer.options.alpn = ALPN::H2;
         }
         peer.group_key = trust ^ PROBES;
@@ -78,7 +78,7 @@ impl Upstream {
         (peer.options.read_timeout, peer.options.write_timeout) = (limit, limit);
         // A connection of its own for each probe.
         peer.options.max_h2_streams = 1;
-        let host = if check.kind == Kind::Tcp { "" } else { self.probe_host(backend, &check) };
+        let host = if check.kind == ProbeKind::Tcp { "" } else { self.probe_host(backend, &check) };
         let key = Key { address, host: host.into(), sni: peer.sni.as_str().into(), trust, check };
         Some(Target { key, peer })
     }
@@ -149,9 +149,9 @@ impl From<pingora::BError> for Fault {
 async fn run(caller: &Caller, target: &Target) -> Result<Box<str>, Fault> {
     let (mut session, _) = caller.connector().get_http_session(&target.peer).await?;
     let outcome = match target.key.check.kind {
-        Kind::Tcp => Ok("connected".into()),
-        Kind::Http => Box::pin(http(&mut session, target)).await,
-        Kind::Grpc => Box::pin(grpc::check(&mut session, target)).await,
+        ProbeKind::Tcp => Ok("connected".into()),
+        ProbeKind::Http => Box::pin(http(&mut session, target)).await,
+        ProbeKind::Grpc => Box::pin(grpc::check(&mut session, target)).await,
     };
     session.shutdown().await;
     outcome
