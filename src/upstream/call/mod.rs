@@ -30,6 +30,7 @@ use crate::config::upstream::Protocol;
 pub use self::body::BodyStream;
 pub(super) use self::error::describe;
 pub use self::error::{CallError, Waiting};
+pub(super) use self::head::name_as_http2;
 
 /// Idle connections kept over all upstreams, for each HTTP version.
 const POOL: usize = 16_384;
@@ -188,8 +189,11 @@ impl Call<'_> {
         Ok((session, reused))
     }
 
-    async fn exchange(&self, mut wire: Wire, request: Box<RequestHeader>) -> Result<Reply, Failure> {
+    async fn exchange(&self, mut wire: Wire, mut request: Box<RequestHeader>) -> Result<Reply, Failure> {
         let session = wire.session();
+        if session.as_http2().is_some() {
+            head::name_as_http2(&mut request, self.upstream.is_tls())?;
+        }
         session.write_request_header(request).await?;
         let sent = match self.write_body(session).await {
             Err(failure) if failure.error == CallError::Timeout(Waiting::Write) => return Err(failure),

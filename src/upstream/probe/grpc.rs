@@ -9,6 +9,7 @@ use http::{HeaderMap, Method};
 use pingora::http::RequestHeader;
 use pingora::protocols::http::client::HttpSession;
 
+use super::super::call::name_as_http2;
 use super::{AGENT, Fault, Target, read_body, read_head};
 
 const PATH: &[u8] = b"/grpc.health.v1.Health/Check";
@@ -25,7 +26,7 @@ pub(super) async fn check(session: &mut HttpSession, target: &Target) -> Result<
         return Err("the backend does not speak HTTP/2".into());
     }
     let service = target.key.check.service.as_deref().unwrap_or_default();
-    session.write_request_header(head(&target.key.host)?).await?;
+    session.write_request_header(head(target)?).await?;
     session.write_request_body(request(service), true).await?;
     session.finish_request_body().await?;
     let status = read_head(session).await?;
@@ -41,12 +42,13 @@ pub(super) async fn check(session: &mut HttpSession, target: &Target) -> Result<
     judge(&answer, &head, &trailers)
 }
 
-fn head(host: &str) -> Result<Box<RequestHeader>, Fault> {
+fn head(target: &Target) -> Result<Box<RequestHeader>, Fault> {
     let mut head = Box::new(RequestHeader::build(Method::POST, PATH, None)?);
-    head.insert_header(HOST, host)?;
+    head.insert_header(HOST, &*target.key.host)?;
     head.insert_header(USER_AGENT, AGENT)?;
     head.insert_header(CONTENT_TYPE, "application/grpc")?;
     head.insert_header(TE, "trailers")?;
+    name_as_http2(&mut head, target.is_tls())?;
     Ok(head)
 }
 

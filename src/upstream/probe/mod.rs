@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use super::Upstream;
 use super::backend::Backend;
-use super::call::{Caller, describe};
+use super::call::{CallError, Caller, describe, name_as_http2};
 use super::health::Outcome;
 use crate::config::health::{Active, ProbeKind};
 use crate::config::upstream::HostHeader;
@@ -92,6 +92,12 @@ impl Upstream {
     }
 }
 
+impl Target {
+    fn is_tls(&self) -> bool {
+        self.peer.is_tls()
+    }
+}
+
 impl fmt::Debug for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Target").field("address", &self.key.address).finish_non_exhaustive()
@@ -131,6 +137,12 @@ impl From<String> for Fault {
     }
 }
 
+impl From<CallError> for Fault {
+    fn from(error: CallError) -> Self {
+        error.to_string().into()
+    }
+}
+
 impl From<pingora::BError> for Fault {
     fn from(error: pingora::BError) -> Self {
         let saw: Box<str> = match error.etype() {
@@ -164,6 +176,8 @@ async fn http(session: &mut HttpSession, target: &Target) -> Result<Box<str>, Fa
     request.insert_header(USER_AGENT, AGENT)?;
     if session.as_http1().is_some() {
         request.insert_header(CONNECTION, "close")?;
+    } else {
+        name_as_http2(&mut request, target.is_tls())?;
     }
     session.write_request_header(request).await?;
     session.finish_request_body().await?;

@@ -111,6 +111,8 @@ async fn serve(
     status: usize,
     asked: Arc<Mutex<Vec<Vec<u8>>>>,
 ) {
+    // As nginx does: instead of Host there is an authority (RFC 9113 section 8.3.1).
+    let well_formed = request.uri().scheme_str() == Some("http") && !request.headers().contains_key("host");
     let is_probe = request.uri().path() == "/grpc.health.v1.Health/Check"
         && request.headers().get("content-type").is_some_and(|kind| kind == "application/grpc")
         && request.headers().get("te").is_some_and(|te| te == "trailers");
@@ -119,7 +121,9 @@ async fn serve(
     while let Some(Ok(piece)) = body.data().await {
         message.extend_from_slice(&piece);
     }
-    let Ok(mut stream) = respond.send_response(Response::new(()), !is_probe) else { return };
+    let mut head = Response::new(());
+    *head.status_mut() = if well_formed { http::StatusCode::OK } else { http::StatusCode::BAD_REQUEST };
+    let Ok(mut stream) = respond.send_response(head, !is_probe) else { return };
     if is_probe {
         asked.lock().push(message);
         let status = u8::try_from(status).expect("a status");
