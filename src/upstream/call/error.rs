@@ -110,9 +110,10 @@ pub(in crate::upstream) fn describe(error: &pingora::Error) -> Box<str> {
         inner = next;
     }
     if let (ErrorType::TLSHandshakeFailure, Some(context)) = (inner.etype(), &inner.context) {
-        // Says what is wrong with a certificate; then the name, which is known.
-        let text = context.as_str().trim_start_matches("TLS connect() failed: ");
-        return format!("{kind}: {}", text.split(", SNI: ").next().unwrap_or(text)).into();
+        // What is wrong with a certificate, between the names of the parts that say so and of the server.
+        let text = context.as_str().split(", SNI: ").next().unwrap_or_default();
+        let text = text.rsplit(" cause: ").next().unwrap_or(text);
+        return format!("{kind}: {text}").into();
     }
     let mut cause: Option<&(dyn std::error::Error + 'static)> =
         inner.cause.as_deref().map(|cause| cause as _);
