@@ -59,6 +59,8 @@ struct Shared {
 /// What is looked up and probed now.
 #[derive(Default)]
 struct Watched {
+    /// Counts the documents that were watched.
+    generation: u64,
     members: Vec<Arc<Member>>,
     names: HashMap<Box<str>, Task<Name>>,
     /// The settings that names are looked up by.
@@ -70,6 +72,8 @@ struct Watched {
 struct Task<T> {
     of: Arc<T>,
     task: AbortHandle,
+    /// The generation that it came with.
+    born: u64,
 }
 
 impl<T> Drop for Task<T> {
@@ -116,6 +120,7 @@ impl Monitor {
         let _entered = self.runtime.enter();
         let members = members(upstreams, &self.shared.registry);
         let mut watched = self.shared.watched.lock();
+        watched.generation += 1;
         self.shared.look_up_by(&mut watched, dns);
         let before = std::mem::replace(&mut watched.members, members.clone());
         let seeds = Seeds::new(&before);
@@ -129,16 +134,28 @@ impl Monitor {
         watched.probes.retain(|_, probe| probe.of.has_users());
     }
 
-    /// Waits until every name was looked up once and every address probed once, within bounds: what is
-    /// slower than that is used as soon as it is known.
+    /// Waits until all that came with the last [`watch`](Self::watch) was looked up and probed once, within
+    /// bounds: what is slower than that is used as soon as it is known.
     pub fn warm_up(&self) {
         let started = Instant::now();
-        let names: Vec<_> =
-            self.shared.watched.lock().names.values().map(|name| Arc::clone(&name.of)).collect();
+        let names = self.shared.watched.lock().names();
         names.iter().for_each(|name| name.wait_until_tried(started + FIRST_LOOKUPS));
-        let probes: Vec<_> =
-            self.shared.watched.lock().probes.values().map(|probe| Arc::clone(&probe.of)).collect();
+        let probes = self.shared.watched.lock().probes();
         probes.iter().for_each(|probe| probe.health().wait_until_known(started + WARM_UP));
+    }
+}
+
+impl Watched {
+    /// The names that came with this generation.
+    fn names(&self) -> Vec<Arc<Name>> {
+        let new = self.names.values().filter(|name| name.born == self.generation);
+        new.map(|name| Arc::clone(&name.of)).collect()
+    }
+
+    /// The probed addresses that came with this generation.
+    fn probes(&self) -> Vec<Arc<Probing>> {
+        let new = self.probes.values().filter(|probe| probe.born == self.generation);
+        new.map(|probe| Arc::clone(&probe.of)).collect()
     }
 }
 
@@ -159,23 +176,25 @@ impl Shared {
     /// Has the member's name looked up, if it has one.
     fn resolve(self: &Arc<Self>, watched: &mut Watched, member: &Member) {
         let Some(host) = member.backend().name() else { return };
+        let born = watched.generation;
         let name = watched.names.entry(host.into()).or_insert_with(|| {
             let of = Arc::new(Name::new(host));
             let task = tokio::spawn(Arc::clone(self).keep_resolved(Arc::clone(&of))).abort_handle();
-            Task { of, task }
+            Task { of, task, born }
         });
         member.backend().set_resolution(&name.of);
     }
 
     /// Gives the member's backend its addresses and has them probed, if there is a check.
     fn connect(self: &Arc<Self>, watched: &mut Watched, member: &Arc<Member>, seeds: &Seeds) {
+        let born = watched.generation;
         let endpoints = member.addresses().into_iter().map(|address| {
             let target = member.upstream.target(member.backend(), address);
             let health = target.map(|target| {
                 let probe = watched.probes.entry(target.key.clone()).or_insert_with(|| {
                     let of = Arc::new(Probing::new(target, seeds.find(member, address)));
                     let task = tokio::spawn(Arc::clone(self).keep_probed(Arc::clone(&of))).abort_handle();
-                    Task { of, task }
+                    Task { of, task, born }
                 });
                 probe.of.add_user(member);
                 Arc::clone(probe.of.health())

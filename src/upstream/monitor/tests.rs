@@ -256,6 +256,20 @@ fn a_rebuilt_upstream_has_the_known_addresses_at_once() {
 }
 
 #[test]
+fn a_warm_up_does_not_wait_for_what_was_there_before() {
+    let scene = Scene::new();
+    let hanging = upstream("hanging", &["192.0.2.1:80"], json!({"type": "tcp", "timeout": "1h"}));
+    scene.with(|state| state.hanging.insert("192.0.2.1:80".parse().unwrap()));
+    scene.watch(std::slice::from_ref(&hanging));
+    let users = upstream("users", &["192.0.2.2:80"], quick());
+    scene.watch(&[hanging, users.clone()]);
+    let started = Instant::now();
+    scene.monitor.warm_up();
+    assert!(started.elapsed() < WARM_UP);
+    assert_eq!(users.view().backends[0].addresses[0].health.as_ref().unwrap().state, "healthy");
+}
+
+#[test]
 fn other_name_servers_are_asked_at_once() {
     let scene = Scene::new();
     scene.with(|state| drop(state.names.insert("hour.test".to_owned(), vec!["192.0.2.1"])));
