@@ -243,6 +243,16 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_name_in_the_hosts_file_is_looked_for_nowhere_else() {
+        let dns = Dns { servers: vec!["127.0.0.1:1".parse().unwrap()], ..Dns::default() };
+        let mut client = Client::new(&dns).unwrap();
+        client.hosts.read_hosts_conf(&b"192.0.2.7 users.test\n192.0.2.8 users.test\n"[..]).unwrap();
+        let found = client.in_hosts(&Name::from_utf8("users.test").unwrap()).unwrap();
+        assert_eq!((found.v4.map(|list| list.len()), found.v6), (Some(2), Some(Vec::new())));
+        assert_eq!(client.in_hosts(&Name::from_utf8("orders.test").unwrap()), None);
+    }
+
+    #[tokio::test]
     async fn localhost_resolves_without_any_server() {
         let resolver = Resolver::default();
         resolver.set(&Dns { servers: vec!["127.0.0.1:1".parse().unwrap()], ..Dns::default() });
