@@ -19,7 +19,7 @@ fn upstream(algorithm: &str, weights: impl IntoIterator<Item = usize>) -> Upstre
         written["balance"]["hash_on"] = "ip".into();
     }
     let written = serde_json::from_value(written).expect("a valid upstream");
-    Upstream::build_offline(&written, Path::new("")).expect("a valid upstream")
+    Upstream::build(&written, Path::new(""), None).expect("a valid upstream")
 }
 
 /// A request from the choice of its backend to its end.

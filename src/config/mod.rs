@@ -3,6 +3,8 @@
 mod address;
 mod admin;
 pub mod balance;
+pub mod dns;
+pub mod health;
 mod listener;
 pub(crate) mod name;
 pub mod observability;
@@ -21,6 +23,7 @@ use tollhouse_filters::spec::Item;
 
 pub use address::{Address, AddressError};
 pub use admin::{Admin, AdminAddress};
+pub use dns::Dns;
 pub use listener::{Listener, Protocol};
 pub use name::Name;
 pub use observability::Observability;

@@ -8,6 +8,8 @@ use serde::de::{self, Deserialize, Deserializer, Visitor};
 use tollhouse_filters::path::PathRules;
 use tollhouse_filters::values::{ByteSize, Duration, IpSet};
 
+use super::Dns;
+
 /// The process: threads, limits, trusted proxies.
 #[derive(Debug, Clone, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -22,6 +24,8 @@ pub struct Server {
     pub limits: Limits,
     /// How request paths are normalised before anything looks at them.
     pub paths: PathRules,
+    /// How names of backends are looked up.
+    pub dns: Dns,
 }
 
 impl Default for Server {
@@ -32,6 +36,7 @@ impl Default for Server {
             drain: Duration::from_secs(30),
             limits: Limits::default(),
             paths: PathRules::default(),
+            dns: Dns::default(),
         }
     }
 }

@@ -11,6 +11,7 @@ use tollhouse_filters::values::{Duration, Scalar, Timeout};
 
 use super::Name;
 use super::balance::Balance;
+use super::health::Health;
 
 /// A named group of backends that serve the same requests.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -33,6 +34,9 @@ pub struct Upstream {
     /// How one of the backends is chosen. Default: `{algorithm: round_robin}`. Example: `{algorithm: p2c}`.
     #[serde(default)]
     pub balance: Balance,
+    /// How it is found out which backends work. Default: none, all are used. Example: `{active: {type: http, path: /healthz}}`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
     /// How long to wait for a backend. Default: `{connect: 2s, read: 60s, total: none}`. Example: `{read: 5m}`.
     #[serde(default)]
     pub timeouts: Timeouts,
@@ -299,6 +303,7 @@ mod tests {
             "host": "users.internal:8443",
             "tls": {"verify": false, "sni": "a", "ca": "ca.pem", "client_cert": "c.pem", "client_key": "k.pem"},
             "balance": {"algorithm": "consistent_hash", "hash_on": ["cookie:uid", {"all": ["ip", "header:x-a"]}]},
+            "health": {"active": {"type": "tcp", "interval": "5s", "timeout": "1s", "healthy": 2, "unhealthy": 3}},
             "timeouts": {"connect": "500ms", "read": "none", "total": "5s"},
             "retries": {"max": 0}, "pool": {"idle": 0, "idle_timeout": "4s"},
         });
@@ -308,12 +313,16 @@ mod tests {
 
     #[test]
     fn keys_that_do_not_work_yet_are_refused() {
-        for key in ["health", "circuit_breaker", "concurrency", "discovery", "hosts"] {
+        for key in ["circuit_breaker", "concurrency", "discovery", "hosts"] {
             let written = json!({"name": "u", "backends": [], key: {}});
             assert!(serde_json::from_value::<Upstream>(written).is_err(), "{key}");
         }
         let written = json!({"name": "u", "backends": [], "retries": {"conditions": ["connect"]}});
         assert!(serde_json::from_value::<Upstream>(written).is_err());
+        for health in [json!({}), json!({"active": {"type": "tcp"}, "outlier": {}})] {
+            let written = json!({"name": "u", "backends": [], "health": health});
+            assert!(serde_json::from_value::<Upstream>(written).is_err());
+        }
     }
 
     #[test]

@@ -25,6 +25,12 @@ impl SideCalls {
         Self { caller: Caller::new(), live: OnceLock::new() }
     }
 
+    /// What makes the calls.
+    #[must_use]
+    pub fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
     /// Calls the upstreams of this from now on.
     pub fn follow(&self, live: &Arc<Live>) {
         let _ = self.live.set(Arc::downgrade(live));

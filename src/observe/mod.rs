@@ -15,8 +15,9 @@ use parking_lot::Mutex;
 
 pub use access_log::{Access, AccessLog};
 use access_log::{FlushGuard, Format, To};
-pub use metrics::{AttemptOutcome, InFlight, Registry, RouteSeries, UpstreamSeries};
+pub use metrics::{AttemptOutcome, BackendSeries, InFlight, Registry, RouteSeries, UpstreamSeries};
 use redact::Redaction;
+pub(crate) use timestamp::Timestamp;
 
 /// Metrics and the access log of a process.
 pub struct Observe {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::SystemTime;
 
 /// Shows as `2026-11-21T05:06:07.123Z`; a time before 1970 shows as 1970's first moment.
-pub(super) struct Timestamp(pub(super) SystemTime);
+pub(crate) struct Timestamp(pub(crate) SystemTime);
 
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -16,7 +16,8 @@ pub(super) fn choose(call: &mut Call) -> Result<Box<HttpPeer>> {
     // The last attempt is over, and must not count against its backend.
     call.attempts.picked = None;
     let Some(picked) = upstream.pick(&call.attempts.key, &call.attempts.tried) else {
-        return failure::refuse(call, Problem::new(&problem::NO_BACKEND).into());
+        let problem = Problem::new(&problem::NO_BACKEND).detail(upstream.unavailable());
+        return failure::refuse(call, problem.into());
     };
     let mut peer = Box::new(upstream.peer(&picked));
     let attempts = &mut call.attempts;

@@ -24,6 +24,7 @@ use crate::observe::{self, Observe};
 use crate::proxy::{Budget, Gateway};
 use crate::snapshot::{Compiler, Live, Mode, Reloader, Snapshot, apart};
 use crate::source::{self, Loaded, Problems};
+use crate::upstream::Monitor;
 
 /// Why the gateway did not start.
 #[derive(Debug)]
@@ -45,8 +46,14 @@ pub fn run(path: PathBuf, registry: Arc<Registry>) -> Result<(), StartError> {
     observe::log::init(log::LevelFilter::Info);
     let calls = Arc::new(SideCalls::new());
     let (snapshot, world, observe) = apart(|| first_snapshot(&path, &registry, &calls))?;
-    let parts = Parts::new(snapshot, path, registry, world, observe)?;
+    let monitor = Monitor::start(calls.caller().clone(), observe.registry.clone())
+        .map_err(|error| StartError::Runtime(format!("cannot watch backends: {error}")))?;
+    let monitor = Arc::new(monitor);
+    monitor.watch(&snapshot.upstreams, &snapshot.server.dns);
+    let parts = Parts::new(snapshot, path, registry, world, observe, monitor.clone())?;
     calls.follow(&parts.live);
+    // Connections wait meanwhile; none is given to a backend that nothing is known about.
+    monitor.warm_up();
     parts.serve()
 }
 
@@ -106,6 +113,7 @@ impl Parts {
         registry: Arc<Registry>,
         world: World,
         observe: Arc<Observe>,
+        monitor: Arc<Monitor>,
     ) -> Result<Self, StartError> {
         let listeners: Vec<door::Listener> = (0u16..)
             .zip(&snapshot.listeners)
@@ -135,7 +143,8 @@ impl Parts {
             observe,
             draining: Draining::default(),
         };
-        let reloader = Arc::new(Reloader::new(path, registry, world, live.clone(), dry::verify));
+        let reloader = Reloader::new(path, registry, world, live.clone(), dry::verify);
+        let reloader = Arc::new(reloader.watched_by(monitor));
         Ok(Self { live, reloader, desk, budget, bound, admin })
     }
 

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use tokio::sync::oneshot;
 
@@ -12,9 +12,6 @@ use crate::observe::metrics;
 use crate::proxy::Budget;
 use crate::snapshot::{Reloaded, Reloader, Snapshot};
 use crate::source::{Problems, Watch};
-
-/// How often names of backends are looked up again.
-const REFRESH: Duration = Duration::from_secs(30);
 
 /// What a new snapshot sets beside itself.
 pub(super) struct Applied {
@@ -33,7 +30,6 @@ pub(super) fn start(reloader: Arc<Reloader>, applied: Applied, snapshot: &Snapsh
     let watch = watch.inspect_err(|error| log::error!("cannot watch the configuration: {error}")).ok();
     applied.note(snapshot);
     on_hangup(requests.clone());
-    refresh_names(reloader.clone());
     spawn("reload", move || {
         while let Ok(asked) = received.recv() {
             // Several wishes are one reload.
@@ -135,17 +131,6 @@ fn on_hangup(requests: Requests) {
             };
             while hangup.recv().await.is_some() && requests.send(None).is_ok() {}
         });
-    });
-}
-
-fn refresh_names(reloader: Arc<Reloader>) {
-    spawn("names", move || {
-        loop {
-            thread::sleep(REFRESH);
-            for upstream in &reloader.live().load().upstreams {
-                upstream.refresh();
-            }
-        }
     });
 }
 

@@ -113,6 +113,7 @@ impl Compiler<'_> {
         for (at, test) in document.tests.iter().enumerate() {
             names.check_test(at, test, &mut faults);
         }
+        check_dns(&document.server.dns, &mut faults);
         faults.found.extend(loaded.duplicates.iter().cloned());
         if !faults.found.is_empty() {
             faults.found.sort_by_key(|error| (error.at.file, error.at.line, error.at.column));
@@ -161,9 +162,10 @@ impl Compiler<'_> {
             let path = entity("upstreams", at);
             let previous = self.previous.and_then(|snapshot| snapshot.upstream_named(options.name.as_str()));
             let upstream = match self.mode {
-                Mode::Live => Upstream::build(options, base, previous.map(|previous| &**previous)),
-                Mode::Dry => Upstream::build_offline(options, base),
-                Mode::Afar => Upstream::build_offline(&without_files(options), base),
+                Mode::Live | Mode::Dry => {
+                    Upstream::build(options, base, previous.map(|previous| &**previous))
+                }
+                Mode::Afar => Upstream::build(&without_files(options), base, None),
             };
             match upstream {
                 // What nothing changed in lives on, with its place in the round and its counts.
@@ -179,6 +181,14 @@ impl Compiler<'_> {
             }
         }
         built
+    }
+}
+
+fn check_dns(dns: &config::Dns, faults: &mut Faults<'_>) {
+    if dns.min_ttl > dns.max_ttl {
+        let mut path = Path::default();
+        ["server", "dns", "min_ttl"].into_iter().for_each(|part| path.push(part));
+        faults.add(&path, format!("is longer than `max_ttl`, which is {}", dns.max_ttl));
     }
 }
 

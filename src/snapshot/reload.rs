@@ -9,6 +9,7 @@ use tollhouse_filters::world::World;
 
 use super::{Compiler, Live, Mode, Snapshot, apart};
 use crate::source::{self, Loaded, Problems};
+use crate::upstream::Monitor;
 
 /// What a reload came to.
 #[derive(Debug)]
@@ -41,6 +42,8 @@ pub struct Reloader {
     world: World,
     live: Arc<Live>,
     verify: Verify,
+    /// Watches the backends of what is swapped in.
+    monitor: Option<Arc<Monitor>>,
     /// Why the last candidate was refused, if it was; held while a reload is under way.
     refused: Mutex<Option<Problems>>,
 }
@@ -55,7 +58,13 @@ impl Reloader {
         live: Arc<Live>,
         verify: Verify,
     ) -> Self {
-        Self { path, registry, world, live, verify, refused: Mutex::new(None) }
+        Self { path, registry, world, live, verify, monitor: None, refused: Mutex::new(None) }
+    }
+
+    /// Has the backends of each new snapshot looked up and probed once before it is swapped in.
+    #[must_use]
+    pub fn watched_by(self, monitor: Arc<Monitor>) -> Self {
+        Self { monitor: Some(monitor), ..self }
     }
 
     /// Reads all inputs again; one reload at a time.
@@ -70,6 +79,10 @@ impl Reloader {
             Ok(Some(snapshot)) => {
                 *refused = None;
                 let (generation, needs_restart) = (snapshot.generation, needs_restart(&previous, &snapshot));
+                if let Some(monitor) = &self.monitor {
+                    monitor.watch(&snapshot.upstreams, &snapshot.server.dns);
+                    monitor.warm_up();
+                }
                 self.live.swap(snapshot);
                 Reloaded::Swapped { generation, needs_restart }
             }

@@ -1,21 +1,17 @@
 //! One backend: where it is.
 
-use std::io;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+use super::health::{Health, State};
+use super::names::Name;
 use super::stats::Stats;
+use super::view::AddressView;
 use crate::config::upstream::{self as written, Host};
-
-/// Most addresses of one name that are used.
-const MAX_ADDRESSES: usize = 64;
-
-/// Asks for the addresses of a host name and port.
-pub(super) type Lookup = dyn Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Sync;
 
 /// One address of an upstream. A host name holds the last good answer of the resolver, which may
 /// be several addresses used in turn, or none yet.
@@ -23,31 +19,42 @@ pub(super) type Lookup = dyn Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Sync
 pub struct Backend {
     written: written::Address,
     authority: Box<str>,
-    addresses: ArcSwap<Addresses>,
+    endpoints: ArcSwap<Endpoints>,
+    /// What is known about the host name; set once somebody looks it up.
+    resolution: OnceLock<Arc<Name>>,
     turn: AtomicUsize,
     /// Set when connecting over the other family failed; `localhost` is often only one of both.
     prefer_v6: AtomicBool,
     pub(super) stats: Arc<Stats>,
 }
 
-/// The addresses of a backend by family.
-#[derive(Debug, Default, PartialEq)]
-struct Addresses {
-    v4: Vec<SocketAddr>,
-    v6: Vec<SocketAddr>,
+/// An address to connect to, and what probes tell about it.
+#[derive(Debug, Clone)]
+pub(super) struct Endpoint {
+    pub(super) address: SocketAddr,
+    /// None without a check: such an address is always used.
+    pub(super) health: Option<Arc<Health>>,
+}
+
+/// The endpoints of a backend by family.
+#[derive(Debug, Default)]
+struct Endpoints {
+    v4: Vec<Endpoint>,
+    v6: Vec<Endpoint>,
 }
 
 impl Backend {
-    /// A backend; a name has no addresses before [`Backend::resolve`].
+    /// A backend; a name has no addresses before [`Backend::set_endpoints`].
     pub(super) fn new(written: &written::Address, tls: bool) -> Self {
-        let addresses = match written.host {
-            Host::Ip(ip) => Addresses::from(vec![SocketAddr::new(ip, written.port)]),
-            Host::Name(_) => Addresses::default(),
+        let endpoints = match written.host {
+            Host::Ip(ip) => vec![Endpoint { address: SocketAddr::new(ip, written.port), health: None }],
+            Host::Name(_) => Vec::new(),
         };
         Self {
             authority: authority(written, tls),
             written: written.clone(),
-            addresses: ArcSwap::from_pointee(addresses),
+            endpoints: ArcSwap::from_pointee(Endpoints::from(endpoints)),
+            resolution: OnceLock::new(),
             turn: AtomicUsize::new(0),
             prefer_v6: AtomicBool::new(false),
             stats: Arc::default(),
@@ -100,17 +107,29 @@ impl Backend {
         self.stats.failures()
     }
 
-    /// Whether there is an address to connect to.
+    /// Whether there is an address to connect to, healthy or not.
     pub fn is_resolved(&self) -> bool {
-        !self.addresses.load().is_empty()
+        self.endpoints.load().all().next().is_some()
     }
 
-    /// The address for the next request; `None` while the name has never been resolved.
+    /// Whether some address can get requests.
+    pub fn is_usable(&self) -> bool {
+        self.endpoints.load().all().any(|endpoint| endpoint.state() != State::Unhealthy)
+    }
+
+    /// Whether some address is known to work, or is not checked.
+    pub(super) fn is_healthy(&self) -> bool {
+        self.endpoints.load().all().any(|endpoint| endpoint.state() == State::Healthy)
+    }
+
+    /// The address for the next request: healthy ones in turn, then ones that were not probed yet.
+    /// `None` while there is none of either.
     pub(super) fn next_address(&self) -> Option<SocketAddr> {
-        let addresses = self.addresses.load();
-        let family = addresses.family(self.prefer_v6.load(Ordering::Relaxed));
-        let turn = if family.len() > 1 { self.turn.fetch_add(1, Ordering::Relaxed) } else { 0 };
-        family.get(turn.checked_rem(family.len())?).copied()
+        let endpoints = self.endpoints.load();
+        let families = endpoints.families(self.prefer_v6.load(Ordering::Relaxed));
+        [State::Healthy, State::Unknown]
+            .into_iter()
+            .find_map(|state| families.into_iter().find_map(|family| self.in_turn(family, state)))
     }
 
     /// Notes that connecting to `address` failed: the next request tries the other family, if there is one.
@@ -118,67 +137,81 @@ impl Backend {
         self.prefer_v6.store(address.is_ipv4(), Ordering::Relaxed);
     }
 
-    /// Resolves the name again, blocking; keeps the last good answer when that fails.
-    pub(super) fn resolve(&self, lookup: &Lookup) {
-        let Some(name) = self.name() else { return };
-        let found = lookup(name, self.written.port).and_then(|found| {
-            if found.is_empty() { Err(io::Error::other("no addresses")) } else { Ok(found) }
-        });
-        match found {
-            Ok(found) => self.learn(Addresses::from(found)),
-            Err(error) if self.is_resolved() => {
-                log::warn!(backend:% = self.written, error:%; "cannot resolve a backend; keeping its last addresses");
-            }
-            Err(error) => {
-                log::warn!(backend:% = self.written, error:%; "cannot resolve a backend; it gets no requests");
-            }
+    /// What is known about the host name, once somebody looks it up.
+    pub(super) fn resolution(&self) -> Option<&Arc<Name>> {
+        self.resolution.get()
+    }
+
+    /// Says who looks the host name up.
+    pub(super) fn set_resolution(&self, name: &Arc<Name>) {
+        let _ = self.resolution.set(Arc::clone(name));
+    }
+
+    /// Where requests go from now on.
+    pub(super) fn set_endpoints(&self, endpoints: Vec<Endpoint>) {
+        let (new, old) = (Endpoints::from(endpoints), self.endpoints.load());
+        if !new.is_like(&old) {
+            self.endpoints.store(Arc::new(new));
         }
     }
 
-    /// Takes over what another backend of the same name has learnt.
-    pub(super) fn inherit(&self, other: &Self) {
-        if self.written == other.written {
-            self.addresses.store(other.addresses.load_full());
-        }
+    /// Where requests go now.
+    pub(super) fn endpoints(&self) -> Vec<Endpoint> {
+        self.endpoints.load().all().cloned().collect()
     }
 
-    fn learn(&self, addresses: Addresses) {
-        if **self.addresses.load() != addresses {
-            log::info!(backend:% = self.written, addresses = addresses.len(); "backend resolved");
-            self.addresses.store(Arc::new(addresses));
-        }
+    /// Its addresses, to be shown.
+    pub(super) fn address_views(&self) -> Vec<AddressView> {
+        let view = |endpoint: &Endpoint| AddressView {
+            address: endpoint.address,
+            health: endpoint.health.as_ref().map(|health| health.view()),
+        };
+        self.endpoints.load().all().map(view).collect()
+    }
+
+    fn in_turn(&self, family: &[Endpoint], wanted: State) -> Option<SocketAddr> {
+        let fitting = || family.iter().filter(|endpoint| endpoint.state() == wanted);
+        let count = if family.len() > 1 { fitting().count() } else { 1 };
+        let turn = if count > 1 { self.turn.fetch_add(1, Ordering::Relaxed) % count } else { 0 };
+        // A probe may have changed the count in between.
+        fitting().nth(turn).or_else(|| fitting().next()).map(|endpoint| endpoint.address)
     }
 }
 
-impl Addresses {
-    fn len(&self) -> usize {
-        self.v4.len() + self.v6.len()
+impl Endpoint {
+    fn state(&self) -> State {
+        self.health.as_ref().map_or(State::Healthy, |health| health.state())
     }
 
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    fn family(&self, prefer_v6: bool) -> &[SocketAddr] {
-        let (first, second) = if prefer_v6 { (&self.v6, &self.v4) } else { (&self.v4, &self.v6) };
-        if first.is_empty() { second } else { first }
+    fn is_same(&self, other: &Self) -> bool {
+        let health = |endpoint: &Self| endpoint.health.as_ref().map(Arc::as_ptr);
+        self.address == other.address && health(self) == health(other)
     }
 }
 
-impl From<Vec<SocketAddr>> for Addresses {
+impl Endpoints {
+    fn all(&self) -> impl Iterator<Item = &Endpoint> {
+        self.v4.iter().chain(&self.v6)
+    }
+
+    fn families(&self, prefer_v6: bool) -> [&[Endpoint]; 2] {
+        if prefer_v6 { [&self.v6, &self.v4] } else { [&self.v4, &self.v6] }
+    }
+
+    fn is_like(&self, other: &Self) -> bool {
+        let pairs = || self.all().zip(other.all());
+        self.all().count() == other.all().count() && pairs().all(|(one, other)| one.is_same(other))
+    }
+}
+
+impl From<Vec<Endpoint>> for Endpoints {
     /// Sorted, so that a resolver that shuffles its answers changes nothing.
-    fn from(mut found: Vec<SocketAddr>) -> Self {
-        found.sort_unstable();
-        found.dedup();
-        found.truncate(MAX_ADDRESSES);
-        let (v4, v6) = found.into_iter().partition(SocketAddr::is_ipv4);
+    fn from(mut found: Vec<Endpoint>) -> Self {
+        found.sort_unstable_by_key(|endpoint| endpoint.address);
+        found.dedup_by_key(|endpoint| endpoint.address);
+        let (v4, v6) = found.into_iter().partition(|endpoint| endpoint.address.is_ipv4());
         Self { v4, v6 }
     }
-}
-
-/// Asks the system's resolver; blocks.
-pub(super) fn system_lookup(name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
-    (name, port).to_socket_addrs().map(Iterator::collect)
 }
 
 fn authority(address: &written::Address, tls: bool) -> Box<str> {
@@ -195,50 +228,94 @@ fn authority(address: &written::Address, tls: bool) -> Box<str> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use serde_json::json;
+
     use super::*;
 
-    fn named() -> Backend {
-        Backend::new(&"users.internal:9001".parse().unwrap(), false)
+    fn named(addresses: &[&str]) -> Backend {
+        let backend = Backend::new(&"users.internal:9001".parse().unwrap(), false);
+        backend.set_endpoints(addresses.iter().map(|text| endpoint(text, None)).collect());
+        backend
     }
 
-    fn answer(list: &'static [&'static str]) -> impl Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Sync {
-        move |_, _| Ok(list.iter().map(|text| text.parse().unwrap()).collect())
+    fn endpoint(address: &str, state: Option<State>) -> Endpoint {
+        let health = state.map(|state| {
+            let (health, check) = (Health::new(SystemTime::UNIX_EPOCH), json!({"type": "tcp"}));
+            let outcome = match state {
+                State::Unknown => return Arc::new(health),
+                State::Healthy => Ok("up".into()),
+                State::Unhealthy => Err("down".into()),
+            };
+            let check = serde_json::from_value(check).unwrap();
+            health.note(outcome, Duration::ZERO, SystemTime::UNIX_EPOCH, &check);
+            Arc::new(health)
+        });
+        Endpoint { address: address.parse().unwrap(), health }
+    }
+
+    fn turns(backend: &Backend, count: usize) -> Vec<String> {
+        (0..count).map(|_| backend.next_address().unwrap().ip().to_string()).collect()
     }
 
     #[test]
-    fn a_name_that_does_not_resolve_has_no_address_until_it_does() {
-        let backend = named();
-        backend.resolve(&|_, _| Err(io::Error::other("NXDOMAIN")));
-        assert_eq!(backend.next_address(), None);
-        backend.resolve(&answer(&["192.0.2.1:9001"]));
-        assert_eq!(backend.next_address(), Some("192.0.2.1:9001".parse().unwrap()));
-    }
-
-    #[test]
-    fn the_last_good_answer_is_kept_when_the_resolver_fails_or_answers_nothing() {
-        let backend = named();
-        backend.resolve(&answer(&["192.0.2.1:9001"]));
-        backend.resolve(&|_, _| Err(io::Error::other("SERVFAIL")));
-        backend.resolve(&answer(&[]));
+    fn a_name_has_no_address_until_it_is_resolved() {
+        let backend = named(&[]);
+        assert_eq!((backend.next_address(), backend.is_resolved()), (None, false));
+        backend.set_endpoints(vec![endpoint("192.0.2.1:9001", None)]);
         assert_eq!(backend.next_address(), Some("192.0.2.1:9001".parse().unwrap()));
     }
 
     #[test]
     fn several_addresses_of_a_name_are_used_in_turn() {
-        let backend = named();
-        backend.resolve(&answer(&["192.0.2.2:9001", "192.0.2.1:9001", "192.0.2.1:9001"]));
-        let turns: Vec<_> = (0..4).map(|_| backend.next_address().unwrap().ip().to_string()).collect();
-        assert_eq!(turns, ["192.0.2.1", "192.0.2.2", "192.0.2.1", "192.0.2.2"]);
+        let backend = named(&["192.0.2.2:9001", "192.0.2.1:9001", "192.0.2.1:9001"]);
+        assert_eq!(turns(&backend, 4), ["192.0.2.1", "192.0.2.2", "192.0.2.1", "192.0.2.2"]);
     }
 
     #[test]
     fn a_family_that_cannot_be_reached_gives_way_to_the_other() {
-        let backend = named();
-        backend.resolve(&answer(&["[::1]:9001", "127.0.0.1:9001"]));
+        let backend = named(&["[::1]:9001", "127.0.0.1:9001"]);
         let first = backend.next_address().unwrap();
         assert!(first.is_ipv4());
         backend.connect_failed(first);
         assert!(backend.next_address().unwrap().is_ipv6());
+    }
+
+    #[test]
+    fn unhealthy_addresses_are_passed_over_and_the_rest_share_evenly() {
+        let (up, down) = (Some(State::Healthy), Some(State::Unhealthy));
+        let backend = named(&[]);
+        backend.set_endpoints(vec![
+            endpoint("192.0.2.1:1", up),
+            endpoint("192.0.2.2:1", down),
+            endpoint("192.0.2.3:1", up),
+            endpoint("192.0.2.4:1", Some(State::Unknown)),
+        ]);
+        assert_eq!(turns(&backend, 4), ["192.0.2.1", "192.0.2.3", "192.0.2.1", "192.0.2.3"]);
+        backend.set_endpoints(vec![endpoint("192.0.2.2:1", down)]);
+        assert_eq!((backend.next_address(), backend.is_usable()), (None, false));
+    }
+
+    #[test]
+    fn the_other_family_stands_in_for_an_unhealthy_one() {
+        let backend = named(&[]);
+        backend.set_endpoints(vec![
+            endpoint("192.0.2.1:1", Some(State::Unhealthy)),
+            endpoint("[2001:db8::1]:1", Some(State::Healthy)),
+        ]);
+        assert_eq!(turns(&backend, 1), ["2001:db8::1"]);
+    }
+
+    #[test]
+    fn addresses_not_probed_yet_are_used_only_while_none_is_healthy() {
+        let backend = named(&[]);
+        backend.set_endpoints(vec![
+            endpoint("192.0.2.1:1", Some(State::Unhealthy)),
+            endpoint("192.0.2.2:1", Some(State::Unknown)),
+        ]);
+        assert_eq!(turns(&backend, 2), ["192.0.2.2", "192.0.2.2"]);
+        assert!(backend.is_usable() && !backend.is_healthy());
     }
 
     #[test]

@@ -3,9 +3,15 @@
 mod backend;
 mod balance;
 pub mod call;
+mod health;
+mod monitor;
+mod names;
 mod peer;
+mod probe;
+mod resolve;
 mod stats;
 mod trust;
+pub mod view;
 
 #[cfg(test)]
 mod tests;
@@ -13,22 +19,22 @@ mod tests;
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
-use std::thread;
 use std::time::Duration;
 
 use pingora::http::RequestHeader;
 use sha2::{Digest, Sha256};
 use tollhouse_filters::context::Context;
 
-use self::backend::{Lookup, system_lookup};
 use self::balance::Balancer;
 use self::trust::Trust;
 use crate::config::balance::{Algorithm, Balance};
+use crate::config::health::{Active, ProbeKind, ProbeMethod};
 use crate::config::upstream::{self as written, Host, Protocol};
 use crate::observe::{Registry, UpstreamSeries};
 
 pub use self::backend::Backend;
 pub use self::balance::{Picked, Tried};
+pub use self::monitor::Monitor;
 pub use self::stats::InFlight;
 
 /// Heaviest weight.
@@ -37,10 +43,10 @@ const MAX_WEIGHT: u16 = 1000;
 const MAX_BACKENDS: usize = 10_000;
 /// Most further attempts.
 const MAX_RETRIES: u8 = 10;
-/// Names resolved at the same time.
-const LOOKUPS: usize = 16;
+/// Shortest interval between probes.
+const MIN_INTERVAL: Duration = Duration::from_millis(10);
 
-/// An upstream as requests use it: parsed, files read, backends resolved.
+/// An upstream as requests use it: parsed, files read. A [`Monitor`] resolves and probes its backends.
 pub struct Upstream {
     /// What routes, logs and metrics call it.
     pub name: Arc<str>,
@@ -48,6 +54,7 @@ pub struct Upstream {
     trust: Option<Trust>,
     group_key: u64,
     balancer: Balancer,
+    check: Option<Arc<Active>>,
     series: OnceLock<UpstreamSeries>,
 }
 
@@ -56,11 +63,9 @@ pub struct Upstream {
 struct Problems(Vec<(String, String)>);
 
 impl Upstream {
-    /// Builds an upstream: reads its files (relative to `base`) and resolves its names, blocking.
-    ///
-    /// A name that does not resolve is no error; its backend gets no requests until
-    /// [`Upstream::refresh`] finds it. `retained` is the upstream of the same name that ran before;
-    /// addresses it knows are kept.
+    /// Builds an upstream: reads its files, relative to `base`. Host names have no addresses yet, and
+    /// nothing is known about the health of its backends, before a [`Monitor`] watches it. `retained` is
+    /// the upstream of the same name that ran before; its backends' numbers go on.
     ///
     /// # Errors
     /// Every problem, as a path below the upstream (`backends[0].weight`) and a message.
@@ -69,38 +74,11 @@ impl Upstream {
         base: &Path,
         retained: Option<&Self>,
     ) -> Result<Self, Vec<(String, String)>> {
-        Self::build_with(written, base, retained, &system_lookup)
-    }
-
-    /// As [`Upstream::build`], without looking names up: for checking and for dry runs.
-    ///
-    /// # Errors
-    /// As [`Upstream::build`].
-    pub fn build_offline(written: &written::Upstream, base: &Path) -> Result<Self, Vec<(String, String)>> {
-        Self::assemble(written, base, None)
-    }
-
-    fn build_with(
-        written: &written::Upstream,
-        base: &Path,
-        retained: Option<&Self>,
-        lookup: &Lookup,
-    ) -> Result<Self, Vec<(String, String)>> {
-        let upstream = Self::assemble(written, base, retained)?;
-        retained.into_iter().for_each(|retained| upstream.inherit(retained));
-        upstream.refresh_with(lookup);
-        Ok(upstream)
-    }
-
-    fn assemble(
-        written: &written::Upstream,
-        base: &Path,
-        retained: Option<&Self>,
-    ) -> Result<Self, Vec<(String, String)>> {
         let mut problems = Problems::default();
         check_backends(written, &mut problems);
         check_balance(&written.balance, &mut problems);
         check_protocol(written, &mut problems);
+        check_health(written, &mut problems);
         let trust = written.tls.as_ref().and_then(|tls| Trust::load(tls, base, &mut problems));
         if !problems.0.is_empty() {
             return Err(problems.0);
@@ -109,6 +87,7 @@ impl Upstream {
             name: written.name.shared(),
             group_key: group_key(written.protocol, trust.as_ref()),
             balancer: Balancer::new(written.balance.algorithm, backends(written, retained)),
+            check: written.health.as_ref().map(|health| Arc::new(health.active.clone())),
             written: written.clone(),
             trust,
             series: OnceLock::new(),
@@ -169,34 +148,15 @@ impl Upstream {
         self.written.protocol
     }
 
-    /// Resolves the host names again and keeps the last good answer of those that fail. Blocks: call
-    /// it from a background thread.
-    pub fn refresh(&self) {
-        self.refresh_with(&system_lookup);
-    }
-
     /// Whether this upstream behaves as the other one does, so that the other, with its place in the
     /// round and its counts, may stay. File contents count, not file names alone.
     pub fn same_shape(&self, other: &Self) -> bool {
         self.written == other.written && self.group_key == other.group_key
     }
 
-    fn refresh_with(&self, lookup: &Lookup) {
-        let named: Vec<_> = self.backends().iter().filter(|backend| backend.name().is_some()).collect();
-        for group in named.chunks(LOOKUPS) {
-            thread::scope(|scope| {
-                for backend in group {
-                    scope.spawn(|| backend.resolve(lookup));
-                }
-            });
-        }
-    }
-
-    fn inherit(&self, retained: &Self) {
-        for backend in self.backends().iter().filter(|backend| backend.name().is_some()) {
-            let known = retained.backends().iter().find(|known| known.written() == backend.written());
-            known.into_iter().for_each(|known| backend.inherit(known));
-        }
+    /// How its backends are probed.
+    fn check(&self) -> Option<&Arc<Active>> {
+        self.check.as_ref()
     }
 }
 
@@ -280,6 +240,41 @@ fn check_protocol(written: &written::Upstream, problems: &mut Problems) {
     {
         let address = &written.backends[index].address;
         problems.add("tls.sni", format!("is needed, as the backend {address} has no host name to verify"));
+    }
+}
+
+fn check_health(written: &written::Upstream, problems: &mut Problems) {
+    let Some(active) = written.health.as_ref().map(|health| &health.active) else { return };
+    let (http, grpc) = (active.kind == ProbeKind::Http, active.kind == ProbeKind::Grpc);
+    let here = |key: &str| format!("health.active.{key}");
+    for (key, is_written, fits, kinds) in [
+        ("path", active.path.is_some(), http, "`type: http`"),
+        ("method", active.method.is_some(), http, "`type: http`"),
+        ("expect", active.expect.is_some(), http, "`type: http`"),
+        ("body", active.body.is_some(), http, "`type: http`"),
+        ("host", active.host.is_some(), http || grpc, "`type: http` and `type: grpc`"),
+        ("service", active.service.is_some(), grpc, "`type: grpc`"),
+    ] {
+        if is_written && !fits {
+            problems.add(here(key), format!("is only for {kinds}"));
+        }
+    }
+    if active.expect.as_ref().is_some_and(Vec::is_empty) {
+        problems.add(here("expect"), "at least one status is needed");
+    }
+    if active.body.is_some() && active.method == Some(ProbeMethod::Head) {
+        problems.add(here("body"), "an answer to `HEAD` has no body");
+    }
+    if active.interval.get() < MIN_INTERVAL {
+        problems.add(here("interval"), "expected at least 10ms");
+    }
+    let speaks_h2 = match written.protocol {
+        Protocol::H2 | Protocol::H2c => true,
+        Protocol::Auto => written.tls.is_some(),
+        Protocol::Http1 => false,
+    };
+    if grpc && !speaks_h2 {
+        problems.add(here("type"), "`grpc` needs an upstream with `protocol: h2` or `h2c`");
     }
 }
 

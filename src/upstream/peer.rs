@@ -1,5 +1,6 @@
 //! From a chosen backend to the peer that Pingora connects to.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use http::HeaderMap;
@@ -16,9 +17,15 @@ const H2_STREAMS: usize = 100;
 impl Upstream {
     /// The peer for this backend: every limit, protocol and trust setting of the upstream applied.
     pub fn peer(&self, picked: &Picked) -> HttpPeer {
+        let mut peer = self.peer_at(picked.address, self.server_name(&picked.backend));
+        peer.options.idle_timeout = Some(self.idle_timeout(picked));
+        peer
+    }
+
+    /// The peer for this address: every limit, protocol and trust setting of the upstream applied.
+    pub(super) fn peer_at(&self, address: SocketAddr, server_name: &str) -> HttpPeer {
         let tls = self.trust.as_ref();
-        let sni = tls.map_or_else(String::new, |_| self.server_name(picked).to_owned());
-        let mut peer = HttpPeer::new(picked.address, tls.is_some(), sni);
+        let mut peer = HttpPeer::new(address, tls.is_some(), server_name.to_owned());
         // Pingora pools by address, SNI and flags, but knows neither authorities nor protocols.
         peer.group_key = self.group_key;
         peer.client_cert_key = tls.and_then(|tls| tls.client.clone());
@@ -27,7 +34,6 @@ impl Upstream {
         options.total_connection_timeout = Some(timeouts.connect.get());
         options.read_timeout = timeouts.read.get();
         options.write_timeout = timeouts.read.get();
-        options.idle_timeout = Some(self.idle_timeout(picked));
         options.verify_cert = tls.is_none_or(|tls| tls.verify);
         options.verify_hostname = options.verify_cert;
         options.ca = tls.and_then(|tls| tls.ca.clone());
@@ -59,10 +65,10 @@ impl Upstream {
         }
     }
 
-    /// Never empty: an IP backend without a written name was refused when the upstream was built.
-    fn server_name<'a>(&'a self, picked: &'a Picked) -> &'a str {
-        let written = self.trust.as_ref().and_then(|tls| tls.sni.as_deref());
-        written.or_else(|| picked.backend.name()).unwrap_or_default()
+    /// Never empty with TLS: an IP backend without a written name was refused when the upstream was built.
+    pub(super) fn server_name<'a>(&'a self, backend: &'a Backend) -> &'a str {
+        let Some(tls) = &self.trust else { return "" };
+        tls.sni.as_deref().or_else(|| backend.name()).unwrap_or_default()
     }
 
     /// How long the connection may idle afterwards. Pingora bounds its pool only as a whole; so the

@@ -1,5 +1,3 @@
-use std::io;
-use std::net::SocketAddr;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -14,12 +12,8 @@ fn written(fields: Value) -> written::Upstream {
     serde_json::from_value(whole).unwrap()
 }
 
-fn nowhere(_: &str, _: u16) -> io::Result<Vec<SocketAddr>> {
-    Err(io::Error::other("NXDOMAIN"))
-}
-
 fn build_in(base: &Path, fields: Value) -> Result<Upstream, Vec<(String, String)>> {
-    Upstream::build_with(&written(fields), base, None, &nowhere)
+    Upstream::build(&written(fields), base, None)
 }
 
 fn build(fields: Value) -> Result<Upstream, Vec<(String, String)>> {
@@ -71,21 +65,71 @@ fn the_name_to_verify_is_never_empty_and_comes_from_the_host_name_by_default() {
 }
 
 #[test]
-fn a_name_that_does_not_resolve_leaves_the_document_valid_and_the_backend_out() {
+fn a_name_that_is_not_resolved_leaves_the_document_valid_and_the_backend_out() {
     let upstream = build(json!({"backends": [{"address": "nowhere.invalid:80"}]})).unwrap();
     assert!(upstream.pick(b"", &Tried::default()).is_none());
-    upstream.refresh_with(&|_, port| Ok(vec![SocketAddr::new([192, 0, 2, 1].into(), port)]));
-    let picked = upstream.pick(b"", &Tried::default()).unwrap();
-    assert_eq!(picked.address, "192.0.2.1:80".parse().unwrap());
+    assert_eq!(upstream.unavailable(), "no backend has a known address");
 }
 
 #[test]
-fn a_rebuilt_upstream_keeps_the_addresses_its_predecessor_knew() {
-    let old = build(json!({"backends": [{"address": "a.invalid:80"}]})).unwrap();
-    old.refresh_with(&|_, port| Ok(vec![SocketAddr::new([192, 0, 2, 1].into(), port)]));
-    let changed = written(json!({"backends": [{"address": "a.invalid:80"}], "retries": {"max": 2}}));
-    let new = Upstream::build_with(&changed, Path::new(""), Some(&old), &nowhere).unwrap();
-    assert!(new.pick(b"", &Tried::default()).is_some());
+fn a_check_takes_only_keys_of_its_type_and_a_protocol_it_can_speak() {
+    let active = |fields: Value| json!({"health": {"active": fields}});
+    let http_only =
+        json!({"type": "tcp", "path": "/", "method": "GET", "expect": [200], "body": "x", "host": "a"});
+    let all = ["path", "method", "expect", "body", "host"].map(|key| format!("health.active.{key}"));
+    assert_eq!(paths(active(http_only)), all);
+    assert_eq!(paths(active(json!({"type": "http", "service": "a"}))), ["health.active.service"]);
+    assert_eq!(paths(active(json!({"type": "http", "expect": []}))), ["health.active.expect"]);
+    assert_eq!(paths(active(json!({"type": "http", "method": "HEAD", "body": "x"}))), ["health.active.body"]);
+    assert_eq!(paths(active(json!({"type": "tcp", "interval": "9ms"}))), ["health.active.interval"]);
+    for (protocol, tls, fine) in [
+        ("http/1.1", false, false),
+        ("http/1.1", true, false),
+        ("auto", false, false),
+        ("auto", true, true),
+        ("h2", true, true),
+        ("h2c", false, true),
+    ] {
+        let mut fields = active(json!({"type": "grpc"}));
+        fields["protocol"] = protocol.into();
+        if tls {
+            fields["tls"] = json!({"sni": "a"});
+        }
+        assert_eq!(build(fields).is_ok(), fine, "{protocol}, TLS: {tls}");
+    }
+}
+
+#[test]
+fn probes_are_shared_where_nothing_they_depend_on_differs() {
+    let key = |fields: Value| {
+        let upstream = build(fields).unwrap();
+        upstream.target(&upstream.backends()[0], "127.0.0.1:9001".parse().unwrap()).unwrap().key
+    };
+    let with = |check: Value, extra: Value| {
+        let mut fields = json!({"health": {"active": check}});
+        for (name, value) in extra.as_object().unwrap() {
+            fields[name] = value.clone();
+        }
+        key(fields)
+    };
+    let http = || json!({"type": "http", "path": "/up"});
+    let one = with(http(), json!({}));
+    assert!(one == with(http(), json!({"name": "other", "retries": {"max": 3}, "timeouts": {"read": "5s"}})));
+    for (check, extra) in [
+        (json!({"type": "http", "path": "/down"}), json!({})),
+        (json!({"type": "http", "path": "/up", "interval": "6s"}), json!({})),
+        (json!({"type": "http", "path": "/up", "port": 9000}), json!({})),
+        (http(), json!({"host": "users.internal"})),
+        (http(), json!({"protocol": "h2c"})),
+        (http(), json!({"tls": {"sni": "a"}})),
+    ] {
+        assert!(one != with(check.clone(), extra.clone()), "{check} {extra}");
+    }
+    let tcp = || json!({"type": "tcp"});
+    assert!(
+        with(tcp(), json!({})) == with(tcp(), json!({"protocol": "h2c", "host": "a"})),
+        "nothing is sent"
+    );
 }
 
 #[test]
@@ -205,7 +249,7 @@ fn the_host_is_preserved_the_backends_or_fixed() {
 }
 
 fn rebuilt(old: &Upstream, fields: Value) -> Upstream {
-    Upstream::build_with(&written(fields), Path::new(""), Some(old), &nowhere).unwrap()
+    Upstream::build(&written(fields), Path::new(""), Some(old)).unwrap()
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::http::{self, Origin};
 use crate::{project, read, stem, yaml_files};
 
 /// Examples that show more than one filter.
-const OVERVIEWS: [&str; 3] = ["balancing", "matching", "services"];
+const OVERVIEWS: [&str; 4] = ["balancing", "health", "matching", "services"];
 
 fn examples() -> Vec<std::path::PathBuf> {
     let mut files = yaml_files("conf/examples");
@@ -154,6 +154,7 @@ fn failures(test: &Test, answer: &http::Message, origins: &HashMap<String, Origi
     let reached: Vec<(&str, http::Message)> = origins
         .iter()
         .flat_map(|(name, origin)| origin.take().into_iter().map(|seen| (name.as_str(), seen)))
+        .filter(|(_, seen)| !seen.is_probe())
         .collect();
     let forwards = expect.upstream.is_some()
         || expect.path_to_upstream.is_some()

@@ -35,6 +35,11 @@ impl Message {
         self.start.split(' ').nth(1).expect("a request line")
     }
 
+    /// Whether a health check sent this: HTTP/1, or the preface of HTTP/2.
+    pub(crate) fn is_probe(&self) -> bool {
+        self.header("user-agent").starts_with("tollhouse-health/") || self.start == "PRI * HTTP/2.0"
+    }
+
     /// The first line of a field, or nothing.
     pub(crate) fn header(&self, name: &str) -> &str {
         self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()

@@ -7,16 +7,19 @@ use serde_json::Value;
 use crate::{project, read, schema};
 
 /// Headings of tables of keys, and the definitions they show; filters are found by name.
-const SECTIONS: [(&str, &str); 24] = [
+const SECTIONS: [(&str, &str); 27] = [
     ("the document", "Document"),
     ("server", "Server"),
     ("server.limits", "Limits"),
     ("server.paths", "PathRules"),
+    ("server.dns", "Dns"),
     ("listeners[]", "Listener"),
     ("upstreams[]", "Upstream"),
     ("upstreams[].backends[]", "Backend"),
     ("upstreams[].tls", "Tls"),
     ("upstreams[].balance", "Balance"),
+    ("upstreams[].health", "Health"),
+    ("upstreams[].health.active", "Active"),
     ("upstreams[].timeouts", "Timeouts"),
     ("upstreams[].retries", "Retries"),
     ("upstreams[].pool", "Pool"),

@@ -20,9 +20,10 @@ use self::custom::CustomFamilies;
 pub use self::page::CONTENT_TYPE;
 use self::page::Page;
 use self::series::{
-    ATTEMPTS, BYTES_IN, BYTES_OUT, CONNECT_FAILURES, DURATION, REQUESTS, RouteFamilies, UpstreamFamilies,
+    ATTEMPTS, BACKEND_HEALTHY, BYTES_IN, BYTES_OUT, CONNECT_FAILURES, DURATION, HEALTH_CHANGES, REQUESTS,
+    RouteFamilies, UpstreamFamilies,
 };
-pub use self::series::{AttemptOutcome, RouteSeries, UpstreamSeries};
+pub use self::series::{AttemptOutcome, BackendSeries, RouteSeries, UpstreamSeries};
 use super::labels::Budget;
 
 /// Series held when the document does not say.
@@ -50,6 +51,8 @@ const RESERVED: &[&str] = &[
     BYTES_OUT,
     ATTEMPTS,
     CONNECT_FAILURES,
+    BACKEND_HEALTHY,
+    HEALTH_CHANGES,
     IN_FLIGHT,
     BUFFERED,
     GENERATION,
@@ -150,6 +153,12 @@ impl Registry {
     #[must_use]
     pub fn upstream(&self, upstream: &str) -> UpstreamSeries {
         self.upstreams.series(upstream)
+    }
+
+    /// The numbers of a backend that is probed, to be kept by the caller.
+    #[must_use]
+    pub fn backend(&self, upstream: &str, backend: &str) -> BackendSeries {
+        self.upstreams.backend(upstream, backend)
     }
 
     /// Counts a request in flight until the guard is dropped.

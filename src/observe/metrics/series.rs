@@ -1,5 +1,6 @@
 //! Handles that requests count into: made once for a route or an upstream, then one atomic operation each.
 
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ pub(super) const BYTES_IN: &str = "tollhouse_request_bytes_total";
 pub(super) const BYTES_OUT: &str = "tollhouse_response_bytes_total";
 pub(super) const ATTEMPTS: &str = "tollhouse_upstream_attempts_total";
 pub(super) const CONNECT_FAILURES: &str = "tollhouse_upstream_connect_failures_total";
+pub(super) const BACKEND_HEALTHY: &str = "tollhouse_upstream_backend_healthy";
+pub(super) const HEALTH_CHANGES: &str = "tollhouse_upstream_health_changes_total";
 
 /// How one attempt at a backend ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -124,6 +127,28 @@ impl RouteFamilies {
 pub(super) struct UpstreamFamilies {
     attempts: Family<Counter>,
     connect_failures: Family<Counter>,
+    healthy: Family<Arc<AtomicI64>>,
+    changes: Family<Arc<AtomicU64>>,
+}
+
+/// The numbers of a backend that is probed. They go with the last holder.
+#[derive(Debug)]
+pub struct BackendSeries {
+    healthy: Arc<AtomicI64>,
+    /// Changes to unhealthy, and to healthy.
+    changes: [Arc<AtomicU64>; 2],
+}
+
+impl BackendSeries {
+    /// Whether the backend has a healthy address.
+    pub fn set_healthy(&self, healthy: bool) {
+        self.healthy.store(healthy.into(), Ordering::Relaxed);
+    }
+
+    /// Counts a change of one of its addresses.
+    pub fn changed(&self, to_healthy: bool) {
+        self.changes[usize::from(to_healthy)].fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// The numbers of one upstream. The caller keeps it as long as the upstream exists.
@@ -150,6 +175,8 @@ impl UpstreamFamilies {
         Arc::new(Self {
             attempts: Family::new(budget.clone(), 2),
             connect_failures: Family::new(budget.clone(), 1),
+            healthy: Family::new(budget.clone(), 2),
+            changes: Family::new(budget.clone(), 3),
         })
     }
 
@@ -162,6 +189,14 @@ impl UpstreamFamilies {
         }
     }
 
+    pub(super) fn backend(&self, upstream: &str, backend: &str) -> BackendSeries {
+        BackendSeries {
+            healthy: self.healthy.series(&[upstream, backend], |_| Arc::default()),
+            changes: ["unhealthy", "healthy"]
+                .map(|to| self.changes.series(&[upstream, backend, to], |_| Arc::default())),
+        }
+    }
+
     fn attempts(&self, upstream: &str, outcome: usize) -> Counter {
         self.attempts.series(&[upstream, OUTCOMES[outcome]], |_| Counter::default())
     }
@@ -170,6 +205,8 @@ impl UpstreamFamilies {
         let known = |values: &[Arc<str>]| live.knows(NONE, NONE, &values[0]);
         self.attempts.sweep(|values, _| known(values));
         self.connect_failures.sweep(|values, _| known(values));
+        self.healthy.sweep(|_, cell| Arc::strong_count(cell) > 1);
+        self.changes.sweep(|_, cell| Arc::strong_count(cell) > 1);
     }
 
     pub(super) fn write(&self, page: &mut Page) {
@@ -181,6 +218,15 @@ impl UpstreamFamilies {
         for (family, name, help) in counters {
             family.each(|values, counter| page.counter(name, help, &zip(&names, values), counter.get()));
         }
+        let names = ["upstream", "backend", "to"];
+        let help = "1 while the backend has a healthy address.";
+        self.healthy.each(|values, cell| {
+            page.gauge(BACKEND_HEALTHY, help, &zip(&names, values), cell.load(Ordering::Relaxed));
+        });
+        let help = "Changes of an address to healthy or unhealthy.";
+        self.changes.each(|values, cell| {
+            page.counter(HEALTH_CHANGES, help, &zip(&names, values), cell.load(Ordering::Relaxed));
+        });
     }
 }
 

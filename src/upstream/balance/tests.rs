@@ -1,3 +1,4 @@
+use super::super::backend::Endpoint;
 use super::*;
 
 const ALL: [Algorithm; 6] = [
@@ -149,7 +150,8 @@ fn a_backend_that_comes_back_gets_its_share_again() {
     for algorithm in ALL {
         let balancer = mixed(algorithm, &[(1, true), (1, false)]);
         assert_eq!(shares(&balancer, 100), [100, 0]);
-        balancer.backends()[1].resolve(&|_, _| Ok(vec!["192.0.2.1:80".parse().unwrap()]));
+        let found = Endpoint { address: "192.0.2.1:80".parse().unwrap(), health: None };
+        balancer.backends()[1].set_endpoints(vec![found]);
         assert_likely(&shares(&balancer, 10_000), &[1, 1], &format!("{algorithm:?}"));
     }
 }

@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 /// Why a call failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CallError {
-    /// No backend can get requests: none is resolved, or all have weight 0. Nobody was asked.
+    /// No backend can get requests: none is resolved and healthy, or all have weight 0. Nobody was asked.
     NoBackend,
     /// No connection could be made, TLS included. Nothing was sent.
     Connect(Box<str>),
@@ -102,15 +102,26 @@ pub(super) async fn within<T>(
     }
 }
 
-/// The kind of error and its innermost cause, without the settings that Pingora adds in between.
-fn describe(error: &pingora::Error) -> Box<str> {
-    use std::error::Error as _;
-    let mut cause = error.source();
-    while let Some(inner) = cause.and_then(std::error::Error::source) {
-        cause = Some(inner);
+/// The kind of error and what lies behind it, without the settings that Pingora adds in between.
+pub(in crate::upstream) fn describe(error: &pingora::Error) -> Box<str> {
+    let kind = error.etype().as_str();
+    let mut inner = error;
+    while let Some(next) = inner.cause.as_deref().and_then(|cause| cause.downcast_ref::<pingora::BError>()) {
+        inner = next;
     }
-    match cause {
-        Some(cause) => format!("{}: {cause}", error.etype().as_str()).into(),
-        None => error.etype().as_str().into(),
+    if let (ErrorType::TLSHandshakeFailure, Some(context)) = (inner.etype(), &inner.context) {
+        // What is wrong with a certificate, between the names of the parts that say so and of the server.
+        let text = context.as_str().split(", SNI: ").next().unwrap_or_default();
+        let text = text.rsplit(" cause: ").next().unwrap_or(text);
+        return format!("{kind}: {text}").into();
     }
+    let mut cause: Option<&(dyn std::error::Error + 'static)> =
+        inner.cause.as_deref().map(|cause| cause as _);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<std::io::Error>() {
+            return format!("{kind}: {error}").into();
+        }
+        cause = error.source();
+    }
+    kind.into()
 }

@@ -64,6 +64,20 @@ pub(super) fn request(
     Ok(request)
 }
 
+/// Names scheme and host as HTTP/2 does: in pseudo-fields, instead of `Host` (RFC 9113 section 8.3.1). Pingora's
+/// client adds an authority itself but leaves `Host` in, which nginx refuses as a duplicate, and calls all `https`.
+pub(in crate::upstream) fn name_as_http2(request: &mut RequestHeader, tls: bool) -> Result<(), CallError> {
+    let Some(host) = request.remove_header(&HOST) else { return Ok(()) };
+    let target = request.uri.path_and_query().map_or("/", |target| target.as_str());
+    let uri = Uri::builder()
+        .scheme(if tls { "https" } else { "http" })
+        .authority(host.as_bytes())
+        .path_and_query(target)
+        .build();
+    request.set_uri(uri.map_err(refuse)?);
+    Ok(())
+}
+
 /// The final head that was read, without hop-by-hop fields.
 pub(super) fn response(session: &HttpSession) -> Result<ResponseHeader, Failure> {
     let head = session.response_header().ok_or_else(|| CallError::Protocol("no response head".into()))?;

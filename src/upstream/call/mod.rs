@@ -28,7 +28,9 @@ use super::{Tried, Upstream};
 use crate::config::upstream::Protocol;
 
 pub use self::body::BodyStream;
+pub(super) use self::error::describe;
 pub use self::error::{CallError, Waiting};
+pub(super) use self::head::name_as_http2;
 
 /// Idle connections kept over all upstreams, for each HTTP version.
 const POOL: usize = 16_384;
@@ -101,6 +103,10 @@ impl Caller {
         }
         let call = Call { caller: self, upstream, head, body: body.into(), deadline };
         within(deadline, Box::pin(call.attempts(&key))).await
+    }
+
+    pub(super) fn connector(&self) -> &Connector {
+        &self.connector
     }
 }
 
@@ -202,9 +208,12 @@ impl Call<'_> {
     async fn exchange(
         &self,
         wire: &mut Wire,
-        request: Box<RequestHeader>,
+        mut request: Box<RequestHeader>,
     ) -> Result<ResponseHeader, Failure> {
         let session = wire.session();
+        if session.as_http2().is_some() {
+            head::name_as_http2(&mut request, self.upstream.is_tls())?;
+        }
         session.write_request_header(request).await?;
         let sent = match self.write_body(session).await {
             Err(failure) if failure.error == CallError::Timeout(Waiting::Write) => return Err(failure),

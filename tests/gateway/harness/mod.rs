@@ -1,7 +1,9 @@
 //! What the tests are made of: the gateway as a child process, scripted origins, and clients that
 //! say exactly what they are told.
 
+mod checked;
 mod client;
+mod dns;
 mod gateway;
 mod h2c;
 mod nginx;
@@ -13,7 +15,9 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
+pub(crate) use checked::{Checked, Grpc, tls_origin};
 pub(crate) use client::{exchange, get, request};
+pub(crate) use dns::{Dns, Reply};
 pub(crate) use gateway::{Gateway, refused_to_start};
 pub(crate) use h2c::H2c;
 pub(crate) use nginx::Nginx;

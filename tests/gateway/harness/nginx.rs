@@ -15,7 +15,7 @@ const PROGRAM: &str = "/usr/sbin/nginx";
 pub(crate) struct Nginx {
     child: Child,
     pub(crate) address: SocketAddr,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl Drop for Nginx {
@@ -46,9 +46,14 @@ impl Nginx {
             .stdin(Stdio::null())
             .spawn()
             .expect("nginx starts");
-        let mut nginx = Self { child, address, _directory: directory };
+        let mut nginx = Self { child, address, directory };
         nginx.ready().await;
         nginx
+    }
+
+    /// Where a file that it serves is.
+    pub(crate) fn file(&self, name: &str) -> std::path::PathBuf {
+        self.directory.path().join(name)
     }
 
     async fn ready(&mut self) {

@@ -33,7 +33,15 @@ impl Origin {
         F: Future<Output = ()> + Send + 'static,
         S: Fn(Wire) -> F + Send + 'static,
     {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        Self::on(TcpListener::bind("127.0.0.1:0").await.expect("a port"), serve)
+    }
+
+    /// Runs `serve` for every connection to this listener.
+    pub(crate) fn on<F, S>(listener: TcpListener, serve: S) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+        S: Fn(Wire) -> F + Send + 'static,
+    {
         let address = listener.local_addr().expect("bound");
         let connections = Arc::new(AtomicUsize::new(0));
         let count = connections.clone();

@@ -213,6 +213,8 @@ async fn echo_h2(stream: TcpStream) {
     let mut connection = h2::server::handshake(stream).await.unwrap();
     while let Some(Ok((request, mut respond))) = connection.accept().await {
         tokio::spawn(async move {
+            assert_eq!(request.uri().scheme_str(), Some("http"));
+            assert!(!request.headers().contains_key("host"), "RFC 9113 section 8.3.1: instead of Host");
             let authority = request.uri().authority().unwrap().to_string();
             let head = http::Response::builder().header("x-authority", authority).body(()).unwrap();
             let mut body = request.into_body();

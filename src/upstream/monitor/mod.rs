@@ -1,0 +1,262 @@
+//! Keeps the backends of the running document looked up and probed, off the request path.
+//!
+//! One thread does it for the whole process and for all generations: a name is looked up once and an
+//! address probed once, whoever shares them, and what is known survives reloads.
+
+mod members;
+mod probing;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::task::AbortHandle;
+
+use self::members::{Member, Seeds, members};
+use self::probing::Probing;
+use super::Upstream;
+use super::backend::Endpoint;
+use super::call::Caller;
+use super::names::Name;
+use super::probe::{Key, Prober};
+use super::resolve::{Lookup, Resolver};
+use crate::config::Dns;
+use crate::observe::Registry;
+
+/// Lookups under way at the same time.
+const LOOKUPS: usize = 16;
+/// Probes under way at the same time.
+const PROBES: usize = 128;
+/// Longest wait for the first lookups.
+const FIRST_LOOKUPS: Duration = Duration::from_secs(3);
+/// Longest wait for the first lookups and probes together.
+const WARM_UP: Duration = Duration::from_secs(8);
+
+/// Looks names up and probes addresses for as long as it lives.
+pub struct Monitor {
+    shared: Arc<Shared>,
+    runtime: Handle,
+    /// Ends the thread when it is dropped.
+    _stop: oneshot::Sender<()>,
+}
+
+struct Shared {
+    lookup: Arc<dyn Lookup>,
+    prober: Arc<dyn Prober>,
+    registry: Arc<Registry>,
+    lookups: Semaphore,
+    probes: Semaphore,
+    watched: Mutex<Watched>,
+}
+
+/// What is looked up and probed now.
+#[derive(Default)]
+struct Watched {
+    /// Counts the documents that were watched.
+    generation: u64,
+    members: Vec<Arc<Member>>,
+    names: HashMap<Box<str>, Task<Name>>,
+    /// The settings that names are looked up by.
+    dns: Dns,
+    probes: HashMap<Key, Task<Probing>>,
+}
+
+/// Something that a task of its own keeps up to date, until this is dropped.
+struct Task<T> {
+    of: Arc<T>,
+    task: AbortHandle,
+    /// The generation that it came with.
+    born: u64,
+}
+
+impl<T> Drop for Task<T> {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Monitor {
+    /// Starts the thread; nothing is watched yet. Probes share the caller's certificate authorities, not
+    /// its connections.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn start(caller: Caller, registry: Arc<Registry>) -> io::Result<Self> {
+        Self::start_with(Arc::<Resolver>::default(), Arc::new(caller), registry)
+    }
+
+    fn start_with(
+        lookup: Arc<dyn Lookup>,
+        prober: Arc<dyn Prober>,
+        registry: Arc<Registry>,
+    ) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let handle = runtime.handle().clone();
+        let (stop, stopped) = oneshot::channel::<()>();
+        thread::Builder::new().name("backends".to_owned()).spawn(move || {
+            let _ = runtime.block_on(stopped);
+        })?;
+        let shared = Shared {
+            lookup,
+            prober,
+            registry,
+            lookups: Semaphore::new(LOOKUPS),
+            probes: Semaphore::new(PROBES),
+            watched: Mutex::default(),
+        };
+        Ok(Self { shared: Arc::new(shared), runtime: handle, _stop: stop })
+    }
+
+    /// Watches the backends of these upstreams from now on, and no others. What is known about their
+    /// names and addresses already holds for them at once.
+    pub fn watch(&self, upstreams: &[Arc<Upstream>], dns: &Dns) {
+        let _entered = self.runtime.enter();
+        let members = members(upstreams, &self.shared.registry);
+        let mut watched = self.shared.watched.lock();
+        watched.generation += 1;
+        self.shared.look_up_by(&mut watched, dns);
+        let before = std::mem::replace(&mut watched.members, members.clone());
+        let seeds = Seeds::new(&before);
+        watched.probes.values().for_each(|probe| probe.of.forget_users(|_| true));
+        for member in &members {
+            self.shared.resolve(&mut watched, member);
+            self.shared.connect(&mut watched, member, &seeds);
+        }
+        let hosts: HashSet<&str> = members.iter().filter_map(|member| member.backend().name()).collect();
+        watched.names.retain(|host, _| hosts.contains(&**host));
+        watched.probes.retain(|_, probe| probe.of.has_users());
+    }
+
+    /// Waits until all that came with the last [`watch`](Self::watch) was looked up and probed once, within
+    /// bounds: what is slower than that is used as soon as it is known.
+    pub fn warm_up(&self) {
+        let started = Instant::now();
+        let names = self.shared.watched.lock().names();
+        names.iter().for_each(|name| name.wait_until_tried(started + FIRST_LOOKUPS));
+        let probes = self.shared.watched.lock().probes();
+        probes.iter().for_each(|probe| probe.health().wait_until_known(started + WARM_UP));
+    }
+}
+
+impl Watched {
+    /// The names that came with this generation.
+    fn names(&self) -> Vec<Arc<Name>> {
+        let new = self.names.values().filter(|name| name.born == self.generation);
+        new.map(|name| Arc::clone(&name.of)).collect()
+    }
+
+    /// The probed addresses that came with this generation.
+    fn probes(&self) -> Vec<Arc<Probing>> {
+        let new = self.probes.values().filter(|probe| probe.born == self.generation);
+        new.map(|probe| Arc::clone(&probe.of)).collect()
+    }
+}
+
+impl Shared {
+    /// Looks every name up anew if the settings changed.
+    fn look_up_by(self: &Arc<Self>, watched: &mut Watched, dns: &Dns) {
+        if watched.dns == *dns {
+            return;
+        }
+        self.lookup.set(dns);
+        watched.dns = dns.clone();
+        for name in watched.names.values_mut() {
+            name.task.abort();
+            name.task = tokio::spawn(Arc::clone(self).keep_resolved(Arc::clone(&name.of))).abort_handle();
+        }
+    }
+
+    /// Has the member's name looked up, if it has one.
+    fn resolve(self: &Arc<Self>, watched: &mut Watched, member: &Member) {
+        let Some(host) = member.backend().name() else { return };
+        let born = watched.generation;
+        let name = watched.names.entry(host.into()).or_insert_with(|| {
+            let of = Arc::new(Name::new(host));
+            let task = tokio::spawn(Arc::clone(self).keep_resolved(Arc::clone(&of))).abort_handle();
+            Task { of, task, born }
+        });
+        member.backend().set_resolution(&name.of);
+    }
+
+    /// Gives the member's backend its addresses and has them probed, if there is a check.
+    fn connect(self: &Arc<Self>, watched: &mut Watched, member: &Arc<Member>, seeds: &Seeds) {
+        let born = watched.generation;
+        let endpoints = member.addresses().into_iter().map(|address| {
+            let target = member.upstream.target(member.backend(), address);
+            let health = target.map(|target| {
+                let probe = watched.probes.entry(target.key.clone()).or_insert_with(|| {
+                    let of = Arc::new(Probing::new(target, seeds.find(member, address)));
+                    let task = tokio::spawn(Arc::clone(self).keep_probed(Arc::clone(&of))).abort_handle();
+                    Task { of, task, born }
+                });
+                probe.of.add_user(member);
+                Arc::clone(probe.of.health())
+            });
+            Endpoint { address, health }
+        });
+        member.backend().set_endpoints(endpoints.collect());
+        member.show();
+    }
+
+    async fn keep_resolved(self: Arc<Self>, name: Arc<Name>) {
+        loop {
+            let found = {
+                let _permit = self.lookups.acquire().await;
+                self.lookup.lookup(name.host()).await
+            };
+            let again = {
+                // Whoever waits for the name finds its addresses in use.
+                let mut watched = self.watched.lock();
+                let learned = name.learn(found, SystemTime::now());
+                if learned.changed {
+                    self.reconnect(&mut watched, &name);
+                }
+                name.tell();
+                learned.again
+            };
+            // Never before the TTL is over: a cache between would answer with what is left of it.
+            tokio::time::sleep(again.mul_f64(1.0 + 0.1 * fastrand::f64())).await;
+        }
+    }
+
+    /// Gives every backend of this name its new addresses.
+    fn reconnect(self: &Arc<Self>, watched: &mut Watched, name: &Name) {
+        let has_name = |member: &Arc<Member>| member.backend().name() == Some(name.host());
+        let affected: Vec<_> = watched.members.iter().filter(|member| has_name(member)).cloned().collect();
+        watched
+            .probes
+            .values()
+            .for_each(|probe| probe.of.forget_users(|member| member.backend().name() == Some(name.host())));
+        for member in &affected {
+            self.connect(watched, member, &Seeds::default());
+        }
+        watched.probes.retain(|_, probe| probe.of.has_users());
+    }
+
+    async fn keep_probed(self: Arc<Self>, probing: Arc<Probing>) {
+        let interval = probing.interval();
+        // The first rounds of all that began together are spread over the interval.
+        let mut pause = interval.mul_f64(fastrand::f64());
+        loop {
+            let permit = self.probes.acquire().await;
+            let started = Instant::now();
+            let outcome = self.prober.probe(probing.target()).await;
+            drop(permit);
+            probing.note(outcome, started.elapsed());
+            tokio::time::sleep_until((started + pause).into()).await;
+            pause = jittered(interval);
+        }
+    }
+}
+
+/// Give or take a tenth, so that what began together does not stay together.
+fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(0.9 + 0.2 * fastrand::f64())
+}

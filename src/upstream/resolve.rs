@@ -1,0 +1,262 @@
+//! Looks host names up: `/etc/hosts` first, then DNS, A and AAAA at once.
+
+use std::fmt;
+use std::fs;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use hickory_resolver::config::{
+    ConnectionConfig, NameServerConfig, ProtocolConfig, ResolveHosts, ResolverConfig, ResolverOpts,
+};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::net::{DnsError, NetError};
+use hickory_resolver::proto::op::Query;
+use hickory_resolver::proto::rr::{Name, RecordType};
+use hickory_resolver::{Hosts, TokioResolver};
+use parking_lot::Mutex;
+use tokio::time::timeout;
+
+use crate::config::Dns;
+
+/// Longest lookup of a name, all servers and attempts included.
+const LONGEST: Duration = Duration::from_secs(10);
+/// How long the answer of one family waits for that of the other; some servers never answer AAAA.
+const OTHER_FAMILY: Duration = Duration::from_millis(500);
+/// Files that say how names resolve; read again when they change.
+const FILES: [&str; 2] = ["/etc/resolv.conf", "/etc/hosts"];
+
+/// The addresses of a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Found {
+    /// IPv4; none if only this lookup failed.
+    pub(super) v4: Option<Vec<IpAddr>>,
+    /// IPv6; none if only this lookup failed.
+    pub(super) v6: Option<Vec<IpAddr>>,
+    /// How long they hold.
+    pub(super) ttl: Duration,
+}
+
+/// Why a name has no addresses, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Failed(Box<str>);
+
+impl From<&str> for Failed {
+    fn from(why: &str) -> Self {
+        Self(why.into())
+    }
+}
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Asks for the addresses of a name.
+#[async_trait]
+pub(super) trait Lookup: Send + Sync {
+    /// The addresses, at least one; or why there are none.
+    async fn lookup(&self, host: &str) -> Result<Found, Failed>;
+    /// Goes by these settings from now on.
+    fn set(&self, dns: &Dns);
+}
+
+/// The machine's resolver, or the one of the document.
+#[derive(Default)]
+pub(super) struct Resolver {
+    dns: Mutex<Dns>,
+    client: Mutex<Option<(Stamp, Arc<Client>)>>,
+}
+
+/// What a client was made from.
+#[derive(Debug, PartialEq, Eq)]
+struct Stamp(Dns, [Option<SystemTime>; FILES.len()]);
+
+struct Client {
+    resolver: TokioResolver,
+    hosts: Hosts,
+}
+
+#[async_trait]
+impl Lookup for Resolver {
+    async fn lookup(&self, host: &str) -> Result<Found, Failed> {
+        let dns = self.dns.lock().clone();
+        let client = self.client(&dns)?;
+        let name = Name::from_utf8(host).map_err(|error| Failed(error.to_string().into()))?;
+        let found = match client.in_hosts(&name) {
+            Some(found) => found,
+            None => timeout(LONGEST, client.ask(name))
+                .await
+                .unwrap_or_else(|_| Err(Failed::from("the name servers do not answer")))?,
+        };
+        let (shortest, longest) = (dns.min_ttl.get(), dns.max_ttl.get());
+        Ok(Found { ttl: found.ttl.min(longest).max(shortest), ..found })
+    }
+
+    fn set(&self, dns: &Dns) {
+        *self.dns.lock() = dns.clone();
+    }
+}
+
+impl Resolver {
+    fn client(&self, dns: &Dns) -> Result<Arc<Client>, Failed> {
+        let changed = |file| fs::metadata(file).and_then(|metadata| metadata.modified()).ok();
+        let stamp = Stamp(dns.clone(), FILES.map(changed));
+        let mut held = self.client.lock();
+        if let Some((_, client)) = held.as_ref().filter(|(of, _)| *of == stamp) {
+            return Ok(Arc::clone(client));
+        }
+        let client = Arc::new(Client::new(dns)?);
+        *held = Some((stamp, Arc::clone(&client)));
+        Ok(client)
+    }
+}
+
+impl Client {
+    fn new(dns: &Dns) -> Result<Self, Failed> {
+        let mut builder = match dns.servers.as_slice() {
+            [] => TokioResolver::builder_tokio()
+                .map_err(|error| Failed(format!("cannot use /etc/resolv.conf: {error}").into()))?,
+            _ => TokioResolver::builder_with_config(servers(dns), TokioRuntimeProvider::default()),
+        };
+        let ResolverOpts { cache_size, use_hosts_file, preserve_intermediates, .. } = builder.options_mut();
+        // Ours: when to look again, and what hosts files mean. The TTLs of aliases count too.
+        (*cache_size, *use_hosts_file, *preserve_intermediates) = (0, ResolveHosts::Never, true);
+        let resolver = builder.build().map_err(|error| Failed(error.to_string().into()))?;
+        Ok(Self { resolver, hosts: Hosts::from_system().unwrap_or_default() })
+    }
+
+    /// As with the system's resolver, a name in the file is not looked for elsewhere, in no family.
+    fn in_hosts(&self, name: &Name) -> Option<Found> {
+        let [v4, v6] = [RecordType::A, RecordType::AAAA].map(|family| {
+            let lookup = self.hosts.lookup_static_host(&Query::query(name.clone(), family))?;
+            Some(lookup.answers().iter().filter_map(|record| record.data.ip_addr()).collect::<Vec<_>>())
+        });
+        if v4.is_none() && v6.is_none() {
+            return None;
+        }
+        Some(Found { v4: Some(v4.unwrap_or_default()), v6: Some(v6.unwrap_or_default()), ttl: Duration::MAX })
+    }
+
+    async fn ask(&self, name: Name) -> Result<Found, Failed> {
+        let mut v4 = Box::pin(self.family(&name, RecordType::A));
+        let mut v6 = Box::pin(self.family(&name, RecordType::AAAA));
+        let (v4, v6) = tokio::select! {
+            v4 = &mut v4 => (v4, after(v6).await),
+            v6 = &mut v6 => (after(v4).await, v6),
+        };
+        join(v4, v6)
+    }
+
+    async fn family(&self, name: &Name, family: RecordType) -> Result<Answer, NetError> {
+        match self.resolver.lookup(name.clone(), family).await {
+            Ok(lookup) => {
+                let records = lookup.answers();
+                let ttl = records.iter().map(|record| record.ttl).min().unwrap_or(0);
+                let addresses = records.iter().filter_map(|record| record.data.ip_addr()).collect();
+                Ok(Answer { addresses, ttl: Duration::from_secs(ttl.into()) })
+            }
+            Err(error) if error.is_no_records_found() => {
+                Ok(Answer { addresses: Vec::new(), ttl: Duration::MAX })
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// The addresses of one family; none is an answer too.
+struct Answer {
+    addresses: Vec<IpAddr>,
+    ttl: Duration,
+}
+
+/// What the other family's lookup says, if it says it soon.
+async fn after(other: impl Future<Output = Result<Answer, NetError>>) -> Result<Answer, NetError> {
+    timeout(OTHER_FAMILY, other).await.unwrap_or(Err(NetError::Timeout))
+}
+
+/// Both families as one; failed only if there is no address in either.
+fn join(v4: Result<Answer, NetError>, v6: Result<Answer, NetError>) -> Result<Found, Failed> {
+    let has_some =
+        |answer: &Result<Answer, NetError>| answer.as_ref().is_ok_and(|answer| !answer.addresses.is_empty());
+    if !has_some(&v4) && !has_some(&v6) {
+        return Err(match (v4, v6) {
+            (Ok(_), Ok(_)) => Failed::from("the name has no addresses"),
+            (Err(error), _) | (_, Err(error)) => why(&error),
+        });
+    }
+    let ttl = |answer: &Result<Answer, NetError>| answer.as_ref().map_or(Duration::MAX, |answer| answer.ttl);
+    let ttl = ttl(&v4).min(ttl(&v6));
+    let addresses = |answer: Result<Answer, NetError>| answer.ok().map(|answer| answer.addresses);
+    Ok(Found { v4: addresses(v4), v6: addresses(v6), ttl })
+}
+
+fn why(error: &NetError) -> Failed {
+    match error {
+        NetError::Timeout => Failed::from("the name servers do not answer"),
+        NetError::Dns(DnsError::ResponseCode(code)) => Failed(format!("the name server says: {code}").into()),
+        error => Failed(error.to_string().into()),
+    }
+}
+
+/// These servers alone, for absolute names.
+fn servers(dns: &Dns) -> ResolverConfig {
+    let servers = dns.servers.iter().map(|server| {
+        let address = server.address();
+        let connection = |protocol| {
+            let mut connection = ConnectionConfig::new(protocol);
+            connection.port = address.port();
+            connection
+        };
+        let connections = vec![connection(ProtocolConfig::Udp), connection(ProtocolConfig::Tcp)];
+        NameServerConfig::new(address.ip(), true, connections)
+    });
+    ResolverConfig::from_parts(None, Vec::new(), servers.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(addresses: &[&str], ttl: u64) -> Result<Answer, NetError> {
+        let addresses = addresses.iter().map(|text| text.parse().unwrap()).collect();
+        Ok(Answer { addresses, ttl: Duration::from_secs(ttl) })
+    }
+
+    #[test]
+    fn the_shorter_ttl_of_both_families_counts_and_a_failed_family_is_unknown() {
+        let both = join(answer(&["192.0.2.1"], 60), answer(&["::1"], 30)).unwrap();
+        assert_eq!(both.ttl, Duration::from_secs(30));
+        let half = join(answer(&["192.0.2.1"], 60), Err(NetError::Timeout)).unwrap();
+        assert_eq!((half.v6, half.ttl), (None, Duration::from_secs(60)));
+        let none = join(answer(&[], 60), answer(&["::1"], 60)).unwrap();
+        assert_eq!(none.v4, Some(Vec::new()));
+    }
+
+    #[test]
+    fn without_any_address_the_reason_is_told() {
+        let why = |v4, v6| join(v4, v6).unwrap_err().to_string();
+        assert_eq!(why(answer(&[], 1), answer(&[], 1)), "the name has no addresses");
+        assert_eq!(why(answer(&[], 1), Err(NetError::Timeout)), "the name servers do not answer");
+    }
+
+    #[tokio::test]
+    async fn a_name_in_the_hosts_file_is_looked_for_nowhere_else() {
+        let dns = Dns { servers: vec!["127.0.0.1:1".parse().unwrap()], ..Dns::default() };
+        let mut client = Client::new(&dns).unwrap();
+        client.hosts.read_hosts_conf(&b"192.0.2.7 users.test\n192.0.2.8 users.test\n"[..]).unwrap();
+        let found = client.in_hosts(&Name::from_utf8("users.test").unwrap()).unwrap();
+        assert_eq!((found.v4.map(|list| list.len()), found.v6), (Some(2), Some(Vec::new())));
+        assert_eq!(client.in_hosts(&Name::from_utf8("orders.test").unwrap()), None);
+    }
+
+    #[tokio::test]
+    async fn localhost_resolves_without_any_server() {
+        let resolver = Resolver::default();
+        resolver.set(&Dns { servers: vec!["127.0.0.1:1".parse().unwrap()], ..Dns::default() });
+        let found = resolver.lookup("localhost").await.unwrap();
+        assert!(found.v4.into_iter().flatten().any(|ip| ip.is_loopback()), "RFC 6761 section 6.3");
+    }
+}

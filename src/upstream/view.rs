@@ -1,0 +1,143 @@
+//! Upstreams as an administrator sees them: where their backends are, and how they do.
+
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+use serde::{Serialize, Serializer};
+
+use super::Upstream;
+use super::backend::Backend;
+use crate::config::upstream::Protocol;
+use crate::observe::Timestamp;
+
+/// An upstream now.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct UpstreamView {
+    /// Its name.
+    pub name: String,
+    /// The HTTP version spoken to its backends.
+    pub protocol: Protocol,
+    /// Whether its backends are reached over TLS.
+    pub tls: bool,
+    /// Whether its backends are probed.
+    pub checked: bool,
+    /// Its backends, in written order.
+    pub backends: Vec<BackendView>,
+}
+
+/// A backend now.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct BackendView {
+    /// As written, `host:port`.
+    pub address: String,
+    /// Its weight; 0 gets no requests.
+    pub weight: u16,
+    /// Whether an address of it can get requests.
+    pub usable: bool,
+    /// Requests it has in hand.
+    pub in_flight: usize,
+    /// How looking its name up went; null for a written address and before the first lookup.
+    pub name: Option<NameView>,
+    /// The addresses it is reached at.
+    pub addresses: Vec<AddressView>,
+}
+
+/// What is known about a name.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct NameView {
+    /// When its addresses were last confirmed; null if they never were.
+    pub answered: Option<At>,
+    /// Seconds since then.
+    pub age: Option<u64>,
+    /// Why the last lookup failed; null if it did not. The addresses of the last answer stay in use.
+    pub error: Option<String>,
+    /// Since when lookups fail.
+    pub failing_since: Option<At>,
+}
+
+/// One address of a backend.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct AddressView {
+    /// IP and port.
+    pub address: SocketAddr,
+    /// What probes tell; null without a check.
+    pub health: Option<HealthView>,
+}
+
+/// What probes have told about an address.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct HealthView {
+    /// `healthy`, `unhealthy` or, before the first probe, `unknown`.
+    pub state: &'static str,
+    /// What the last probe saw.
+    pub reason: String,
+    /// When the state last changed.
+    pub since: At,
+    /// Probes in a row that ended as the last one did.
+    pub consecutive: u32,
+    /// When the last probe ended.
+    pub last_probe: Option<At>,
+    /// How long it took, in milliseconds.
+    pub last_probe_ms: Option<u64>,
+}
+
+/// A moment, shown as RFC 3339 writes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct At(pub SystemTime);
+
+impl From<SystemTime> for At {
+    fn from(time: SystemTime) -> Self {
+        Self(time)
+    }
+}
+
+impl Serialize for At {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&Timestamp(self.0))
+    }
+}
+
+impl Upstream {
+    /// How its backends do, at this moment.
+    pub fn view(&self) -> UpstreamView {
+        let backends = self.backends().iter().zip(&self.written.backends);
+        UpstreamView {
+            name: self.name.to_string(),
+            protocol: self.protocol(),
+            tls: self.is_tls(),
+            checked: self.check().is_some(),
+            backends: backends.map(|(backend, written)| backend.view(written.weight)).collect(),
+        }
+    }
+
+    /// Why no backend can get requests, for the client of a request that none got.
+    pub fn unavailable(&self) -> &'static str {
+        let takers =
+            || self.backends().iter().zip(&self.written.backends).filter(|(_, written)| written.weight > 0);
+        if takers().next().is_none() {
+            "no backend takes requests"
+        } else if takers().all(|(backend, _)| !backend.is_resolved()) {
+            "no backend has a known address"
+        } else {
+            "no backend is healthy"
+        }
+    }
+}
+
+impl Backend {
+    fn view(&self, weight: u16) -> BackendView {
+        BackendView {
+            address: self.written().to_string(),
+            weight,
+            usable: self.is_usable(),
+            in_flight: self.in_flight(),
+            name: self.resolution().map(|name| name.view(SystemTime::now())),
+            addresses: self.address_views(),
+        }
+    }
+}
+
+/// Whole seconds from one moment to another, none if the clock was set back.
+pub(super) fn seconds_between(earlier: SystemTime, later: SystemTime) -> u64 {
+    later.duration_since(earlier).unwrap_or(Duration::ZERO).as_secs()
+}
