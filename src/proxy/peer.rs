@@ -21,10 +21,10 @@ pub(super) fn choose(call: &mut Call) -> Result<Box<HttpPeer>> {
     let mut peer = Box::new(upstream.peer(&picked));
     let attempts = &mut call.attempts;
     attempts.tried.insert(picked.index);
+    attempts.started.get_or_insert(picked.guard.started());
     attempts.picked = Some(picked);
     attempts.made += 1;
     attempts.counted = false;
-    attempts.started.get_or_insert_with(Instant::now);
     narrow_timeouts(&mut peer, call)?;
     if call.upgrade {
         call.attempts.handshake = peer.options.read_timeout;

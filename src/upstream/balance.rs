@@ -19,7 +19,7 @@ use self::draws::Draws;
 use self::rendezvous::Rendezvous;
 use self::turns::Turns;
 use super::backend::Backend;
-use super::stats::{InFlight, Tick};
+use super::stats::{InFlight, Stats, Tick};
 use crate::config::balance::Algorithm;
 
 pub use self::tried::Tried;
@@ -61,6 +61,8 @@ struct Member {
     index: usize,
     weight: u16,
     backend: Arc<Backend>,
+    /// The backend's, one step nearer for those who look at many.
+    stats: Arc<Stats>,
 }
 
 /// Choosing by position among the members.
@@ -77,9 +79,8 @@ impl Balancer {
     /// A balancer; backends of weight 0 are never chosen.
     pub(super) fn new(algorithm: Algorithm, backends: Vec<(Arc<Backend>, u16)>) -> Self {
         let weighty = backends.iter().enumerate().filter(|(_, (_, weight))| *weight > 0);
-        let members: Box<[Member]> = weighty
-            .map(|(index, (backend, weight))| Member { index, weight: *weight, backend: Arc::clone(backend) })
-            .collect();
+        let members: Box<[Member]> =
+            weighty.map(|(index, (backend, weight))| Member::new(index, backend, *weight)).collect();
         Self {
             rule: Rule::new(algorithm, &members),
             members,
@@ -120,7 +121,8 @@ impl Balancer {
             Rule::P2c(draws) => draws.better_of_two(accept, |at| self.members[at].load()),
             Rule::Ewma(draws) => {
                 let now = Tick::now();
-                draws.better_of_two(accept, |at| self.members[at].cost(now))
+                let chosen = draws.better_of_two(accept, |at| self.members[at].cost(now));
+                chosen.inspect(|at| self.members[*at].stats.give(now))
             }
             Rule::ConsistentHash(_, draws) if key.is_empty() => draws.one(accept),
             Rule::ConsistentHash(rendezvous, _) => rendezvous.choose(key, accept),
@@ -130,6 +132,8 @@ impl Balancer {
     /// The one with the least load; among equals, each as likely as its weight.
     fn least_busy(&self, accept: impl Fn(usize) -> bool) -> Option<usize> {
         let (mut best, mut equals) = (None, 0);
+        // One of its own: the thread's takes longer than all else here.
+        let mut rng = fastrand::Rng::with_seed(fastrand::u64(..));
         for (at, member) in self.members.iter().enumerate() {
             let load = member.load();
             let is_less = best.as_ref().is_none_or(|(_, least)| load < *least);
@@ -139,7 +143,7 @@ impl Balancer {
             }
             let weight = u32::from(member.weight);
             equals = if is_less { weight } else { equals + weight };
-            if is_less || fastrand::u32(..equals) < weight {
+            if is_less || rng.u32(..equals) < weight {
                 best = Some((at, load));
             }
         }
@@ -148,19 +152,23 @@ impl Balancer {
 }
 
 impl Member {
+    fn new(index: usize, backend: &Arc<Backend>, weight: u16) -> Self {
+        Self { index, weight, backend: Arc::clone(backend), stats: Arc::clone(&backend.stats) }
+    }
+
     fn take(&self) -> Option<Picked> {
         let address = self.backend.next_address()?;
-        let guard = InFlight::enter(&self.backend.stats);
+        let guard = InFlight::enter(&self.stats);
         Some(Picked { index: self.index, address, backend: Arc::clone(&self.backend), guard })
     }
 
     /// Requests in flight for the weight.
     fn load(&self) -> Load {
-        Load { in_flight: self.backend.in_flight() as u64, weight: u64::from(self.weight) }
+        Load { in_flight: self.stats.in_flight() as u64, weight: u64::from(self.weight) }
     }
 
     fn cost(&self, now: Tick) -> f32 {
-        self.backend.stats.cost(self.weight, now)
+        self.stats.cost(self.weight, now)
     }
 }
 

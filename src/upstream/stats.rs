@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::LazyLock;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Seconds after which an old latency counts for a third (1/e) of what it was.
@@ -18,12 +18,13 @@ const FASTEST: f32 = 1e-6;
 // Two backends' numbers share no cache line.
 #[repr(align(64))]
 pub(super) struct Stats {
-    in_flight: AtomicUsize,
-    requests: AtomicU64,
+    /// Requests begun and ended; those between are in flight.
+    begun: AtomicU64,
+    ended: AtomicU64,
     failures: AtomicU64,
     /// A packed [`Latency`].
     latency: AtomicU64,
-    /// When it was last given a request.
+    /// When `ewma` last gave it a request.
     given: AtomicU32,
 }
 
@@ -72,6 +73,8 @@ impl Latency {
     fn with(known: Option<Self>, seconds: f32, at: Tick) -> Self {
         let seconds = seconds.max(FASTEST);
         match known {
+            // No time has passed: nothing changes.
+            Some(known) if seconds <= known.seconds && at == known.at => known,
             Some(known) if seconds < known.seconds => {
                 let keep = (-at.since(known.at) / DECAY).exp();
                 Self { seconds: known.seconds * keep + seconds * (1.0 - keep), at }
@@ -83,11 +86,12 @@ impl Latency {
 
 impl Stats {
     pub(super) fn in_flight(&self) -> usize {
-        self.in_flight.load(Ordering::Relaxed)
+        let ended = self.ended.load(Ordering::Relaxed);
+        usize::try_from(self.requests().saturating_sub(ended)).unwrap_or(usize::MAX)
     }
 
     pub(super) fn requests(&self) -> u64 {
-        self.requests.load(Ordering::Relaxed)
+        self.begun.load(Ordering::Relaxed)
     }
 
     pub(super) fn failures(&self) -> u64 {
@@ -119,9 +123,17 @@ impl Stats {
         seconds * (load + 1.0)
     }
 
+    /// Notes that it is given a request, for [`Stats::cost`].
+    pub(super) fn give(&self, now: Tick) {
+        self.given.store(now.0, Ordering::Relaxed);
+    }
+
     /// Takes one measurement in.
     fn measure(&self, seconds: f32, now: Tick) {
-        let with = |bits| Some(Latency::with(Latency::unpack(bits), seconds, now).pack());
+        let with = |bits| {
+            let new = Latency::with(Latency::unpack(bits), seconds, now).pack();
+            (new != bits).then_some(new)
+        };
         let _ = self.latency.fetch_update(Ordering::Relaxed, Ordering::Relaxed, with);
     }
 
@@ -163,9 +175,8 @@ enum Verdict {
 impl InFlight {
     pub(super) fn enter(stats: &Arc<Stats>) -> Self {
         let started = Instant::now();
-        let rank = stats.in_flight.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-        stats.requests.fetch_add(1, Ordering::Relaxed);
-        stats.given.store(Tick::of(started).0, Ordering::Relaxed);
+        stats.begun.fetch_add(1, Ordering::Relaxed);
+        let rank = stats.in_flight();
         Self { stats: Arc::clone(stats), started, verdict: Verdict::Open, rank }
     }
 
@@ -199,6 +210,11 @@ impl InFlight {
         self.verdict = Verdict::Told;
     }
 
+    /// When it was given to the backend.
+    pub const fn started(&self) -> Instant {
+        self.started
+    }
+
     fn elapsed(&self, now: Instant) -> f32 {
         now.saturating_duration_since(self.started).as_secs_f32()
     }
@@ -210,7 +226,7 @@ impl Drop for InFlight {
             let now = Instant::now();
             self.stats.measure_at_least(self.elapsed(now), Tick::of(now));
         }
-        self.stats.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.stats.ended.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -250,8 +266,8 @@ mod tests {
     fn what_is_known_fades_while_a_backend_gets_nothing_and_stands_while_it_is_tried() {
         let stats = known(1.0);
         assert!(stats.cost(1, after(70)) < 0.001);
-        stats.in_flight.store(1, Ordering::Relaxed);
-        stats.given.store(after(70).0, Ordering::Relaxed);
+        stats.begun.store(1, Ordering::Relaxed);
+        stats.give(after(70));
         assert!(stats.cost(1, after(70)) > 1.9, "one request is enough to find out");
     }
 
@@ -259,7 +275,7 @@ mod tests {
     fn an_unknown_backend_gets_one_request_at_a_time_until_it_answers() {
         let (unknown, well) = (Stats::default(), known(0.01));
         assert!(unknown.cost(1, after(0)) < well.cost(1, after(0)));
-        unknown.in_flight.store(1, Ordering::Relaxed);
+        unknown.begun.store(1, Ordering::Relaxed);
         assert!(unknown.cost(1, after(0)) > well.cost(1, after(0)));
     }
 
@@ -267,7 +283,7 @@ mod tests {
     fn cost_grows_with_what_is_in_flight_for_the_weight() {
         let (light, heavy) = (known(0.1), known(0.1));
         for stats in [&light, &heavy] {
-            stats.in_flight.store(4, Ordering::Relaxed);
+            stats.begun.store(4, Ordering::Relaxed);
         }
         let now = after(0);
         assert!((light.cost(1, now) - 0.5).abs() < 1e-6);
