@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use flate2::Compression;
-use flate2::write::{GzEncoder, ZlibEncoder};
+use flate2::write::ZlibEncoder;
 use proptest::prelude::*;
 
 use super::decode::{Coding, Decoder, Fault, Limits};
