@@ -34,6 +34,7 @@ use registry::Registry;
 pub fn builtin() -> Registry {
     Registry::new()
         .with::<access::cors::Cors>()
+        .with::<access::ip_access::IpAccess>()
         .with::<traffic::body_limit::BodyLimit>()
         .with::<transform::buffer::Buffer>()
         .with::<transform::headers::Headers>()

@@ -76,6 +76,13 @@ impl Request {
         self
     }
 
+    /// Changes the head.
+    #[must_use]
+    pub fn head(mut self, change: impl FnOnce(&mut RequestHeader)) -> Self {
+        change(&mut self.head);
+        self
+    }
+
     /// Changes the context.
     #[must_use]
     pub fn with(mut self, change: impl FnOnce(&mut Context)) -> Self {
@@ -93,6 +100,15 @@ impl Surroundings for NoUpstreams {
 
     fn nearest_upstream(&self, name: &str) -> Option<String> {
         suggest(name, ["main"]).map(str::to_owned)
+    }
+
+    fn file(&self, path: &str) -> Result<String, String> {
+        match path {
+            "networks.txt" => Ok("# ours\n10.0.0.0/8\n\n  2001:db8::/32 # and theirs\r\n".to_owned()),
+            "empty.txt" => Ok(String::new()),
+            "bad.txt" => Ok("10.0.0.0/8\nexample.com\n".to_owned()),
+            _ => Err(format!("cannot read {path}")),
+        }
     }
 }
 
