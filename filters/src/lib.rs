@@ -37,6 +37,7 @@ pub fn builtin() -> Registry {
         .with::<access::ip_access::IpAccess>()
         .with::<traffic::body_limit::BodyLimit>()
         .with::<transform::buffer::Buffer>()
+        .with::<transform::compress::Compress>()
         .with::<transform::headers::Headers>()
         .with::<transform::redirect::Redirect>()
         .with::<transform::request_id::Identify>()

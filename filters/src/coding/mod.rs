@@ -5,3 +5,4 @@ pub mod decode;
 pub mod encode;
 #[cfg(test)]
 mod tests;
+pub mod types;

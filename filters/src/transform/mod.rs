@@ -1,6 +1,7 @@
 //! Filters that change messages or make them.
 
 pub mod buffer;
+pub mod compress;
 pub mod headers;
 pub mod redirect;
 pub mod request_id;
