@@ -38,6 +38,7 @@ pub fn builtin() -> Registry {
         .with::<traffic::body_limit::BodyLimit>()
         .with::<transform::buffer::Buffer>()
         .with::<transform::compress::Compress>()
+        .with::<transform::decompress::Decompress>()
         .with::<transform::headers::Headers>()
         .with::<transform::redirect::Redirect>()
         .with::<transform::request_id::Identify>()

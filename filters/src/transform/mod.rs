@@ -2,6 +2,7 @@
 
 pub mod buffer;
 pub mod compress;
+pub mod decompress;
 pub mod headers;
 pub mod redirect;
 pub mod request_id;
