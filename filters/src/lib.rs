@@ -44,4 +44,5 @@ pub fn builtin() -> Registry {
         .with::<transform::request_id::Identify>()
         .with::<transform::respond::Respond>()
         .with::<transform::rewrite::Rewrite>()
+        .with::<transform::security_headers::SecurityHeaders>()
 }

@@ -8,3 +8,4 @@ pub mod redirect;
 pub mod request_id;
 pub mod respond;
 pub mod rewrite;
+pub mod security_headers;
