@@ -14,6 +14,9 @@ use zstd::stream::write::Encoder as ZstdEncoder;
 /// Window of zstd and Brotli, 256 KiB: it bounds what an encoder holds, and what its reader must.
 const WINDOW_BITS: u32 = 18;
 
+/// Entries of zstd's tables.
+const TABLE_BITS: u32 = 17;
+
 /// A content coding that answers can be encoded with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -55,7 +58,7 @@ enum Kind {
 }
 
 impl Encoder {
-    /// An encoder of this level, 1 to 9 for each algorithm.
+    /// An encoder of this level, from 1 to 9; of Brotli to 6, above which it holds 10 MiB and more.
     ///
     /// # Errors
     /// The library refuses its parameters, or memory.
@@ -64,6 +67,9 @@ impl Encoder {
             Algorithm::Zstd => {
                 let mut encoder = ZstdEncoder::new(Vec::new(), i32::from(level))?;
                 encoder.set_parameter(CParameter::WindowLog(WINDOW_BITS))?;
+                // Else tables of high levels alone take 8 MiB.
+                encoder.set_parameter(CParameter::HashLog(TABLE_BITS))?;
+                encoder.set_parameter(CParameter::ChainLog(TABLE_BITS))?;
                 Kind::Zstd(Box::new(encoder))
             }
             Algorithm::Br => {

@@ -14,7 +14,7 @@
 //! `ETag` becomes weak: `If-None-Match` still finds it, `If-Match` and `If-Range` do not. Trailers that
 //! were not announced are lost.
 //!
-//! Hardened against untrusted clients: an answer under way costs up to about 2 MiB, however large it
+//! Hardened against untrusted clients: an answer under way costs up to about 3 MiB, however large it
 //! is. Do not encode answers that hold a secret beside text of the client's choice: their length tells
 //! the secret (BREACH).
 
@@ -52,13 +52,13 @@ pub struct Options {
     pub types: Vec<String>,
 }
 
-/// Levels from 1, the fastest, to 9, the smallest.
+/// Levels from 1, the fastest, to 9, the smallest; of Brotli to 6.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Levels {
     /// Of zstd.
     pub zstd: u8,
-    /// Of Brotli.
+    /// Of Brotli, at most 6: higher ones take 10 MiB and more for each answer.
     pub br: u8,
     /// Of gzip.
     pub gzip: u8,
@@ -91,10 +91,11 @@ impl Levels {
     }
 
     fn check(self) -> Result<(), BuildError> {
-        let all = [("zstd", self.zstd), ("br", self.br), ("gzip", self.gzip)];
-        match all.into_iter().find(|(_, level)| !(1..=9).contains(level)) {
-            Some((name, _)) => {
-                let mut error = BuildError::at("level", "expected a level from 1 to 9");
+        // Brotli above 6 takes 10 MiB and more for each answer.
+        let all = [("zstd", self.zstd, 9), ("br", self.br, 6), ("gzip", self.gzip, 9)];
+        match all.into_iter().find(|(_, level, most)| !(1..=*most).contains(level)) {
+            Some((name, _, most)) => {
+                let mut error = BuildError::at("level", format!("expected a level from 1 to {most}"));
                 error.path.push(name);
                 Err(error)
             }

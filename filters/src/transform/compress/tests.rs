@@ -158,6 +158,6 @@ fn options_that_make_no_sense_are_refused_at_their_place() {
     assert!(refused("- compress: {algorithms: []}").contains("none is offered"));
     assert!(refused("- compress: {algorithms: [gzip, br, gzip]}").contains("twice"));
     assert!(refused("- compress: {algorithms: [deflate]}").starts_with("algorithms[0]"));
-    assert!(refused("- compress: {level: {br: 10}}").starts_with("level.br: expected a level"));
+    assert!(refused("- compress: {level: {br: 7}}").starts_with("level.br: expected a level from 1 to 6"));
     assert!(refused("- compress: {types: [text/html, image/png]}").starts_with("types[1]: this type"));
 }
