@@ -85,6 +85,11 @@ pub trait Surroundings {
     fn upstream(&self, name: &str) -> Option<UpstreamId>;
     /// The name nearest to this one, for "did you mean".
     fn nearest_upstream(&self, name: &str) -> Option<String>;
+    /// The text of a file, relative to the document, which is reloaded when the file changes; an empty
+    /// text for a document that may not make this machine read its files. Else why it cannot be read.
+    fn file(&self, path: &str) -> Result<String, String> {
+        Err(format!("cannot read {path}: there are no files here"))
+    }
 }
 
 /// What a filter is given while it is built, and what it declares about itself.
@@ -140,6 +145,12 @@ impl<'a> Build<'a> {
             error.hint = self.surroundings.nearest_upstream(name);
             error
         })
+    }
+
+    /// The text of a file that an option names, relative to the document; a change of it reloads the
+    /// document.
+    pub fn file(&self, option: &str, path: &str) -> Result<String, BuildError> {
+        self.surroundings.file(path).map_err(|message| BuildError::at(option, message))
     }
 
     /// A private place in each request's context.

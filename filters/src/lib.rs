@@ -4,6 +4,7 @@
 //! it was given when it was built ([`filter::Build`]): it can be tested, dry-run and replayed.
 
 pub mod access;
+pub mod coding;
 pub mod condition;
 pub mod context;
 pub mod filter;
@@ -33,11 +34,15 @@ use registry::Registry;
 pub fn builtin() -> Registry {
     Registry::new()
         .with::<access::cors::Cors>()
+        .with::<access::ip_access::IpAccess>()
         .with::<traffic::body_limit::BodyLimit>()
         .with::<transform::buffer::Buffer>()
+        .with::<transform::compress::Compress>()
+        .with::<transform::decompress::Decompress>()
         .with::<transform::headers::Headers>()
         .with::<transform::redirect::Redirect>()
         .with::<transform::request_id::Identify>()
         .with::<transform::respond::Respond>()
         .with::<transform::rewrite::Rewrite>()
+        .with::<transform::security_headers::SecurityHeaders>()
 }

@@ -35,10 +35,19 @@ pub trait OnRequestBody: Send + Sync {
     ) -> Result<Outcome, FilterError>;
 }
 
-/// Sees each piece of a request body on its way to the upstream. Must not block.
+/// Sees each piece of a request body, before the filters that want the whole of it. Must not block.
+///
+/// A streamed body begins anew with each attempt at a backend: what counts or decodes pieces starts
+/// over in [`OnUpstreamRequest`].
 pub trait OnRequestChunk: Send + Sync {
-    /// Lets the piece pass or ends the request; `end` is true with the last piece, which may be empty.
-    fn on_request_chunk(&self, chunk: &Bytes, end: bool, ctx: &mut Context) -> Result<Outcome, FilterError>;
+    /// Changes, holds back (empty) or passes the piece, or ends the request; `end` is true with the
+    /// last piece, which may be empty.
+    fn on_request_chunk(
+        &self,
+        chunk: &mut Bytes,
+        end: bool,
+        ctx: &mut Context,
+    ) -> Result<Outcome, FilterError>;
 }
 
 /// Runs for each attempt at a backend, on a fresh copy of the request head.

@@ -308,8 +308,14 @@ impl Entered {
         None
     }
 
-    /// Shows a piece of the request body to the entered steps; stops at the first answer.
-    pub fn request_chunk(self, stack: &Stack, chunk: &Bytes, end: bool, ctx: &mut Context) -> Option<Reply> {
+    /// Passes a piece of the request body through the entered steps; stops at the first answer.
+    pub fn request_chunk(
+        self,
+        stack: &Stack,
+        chunk: &mut Bytes,
+        end: bool,
+        ctx: &mut Context,
+    ) -> Option<Reply> {
         self.steps(stack, |pipeline| &pipeline.request_chunk).find_map(|step| {
             let filter = step.phases.request_chunk.as_ref()?;
             ctx.enter_step(step.filter, &step.instance);

@@ -76,6 +76,13 @@ impl Request {
         self
     }
 
+    /// Changes the head.
+    #[must_use]
+    pub fn head(mut self, change: impl FnOnce(&mut RequestHeader)) -> Self {
+        change(&mut self.head);
+        self
+    }
+
     /// Changes the context.
     #[must_use]
     pub fn with(mut self, change: impl FnOnce(&mut Context)) -> Self {
@@ -93,6 +100,15 @@ impl Surroundings for NoUpstreams {
 
     fn nearest_upstream(&self, name: &str) -> Option<String> {
         suggest(name, ["main"]).map(str::to_owned)
+    }
+
+    fn file(&self, path: &str) -> Result<String, String> {
+        match path {
+            "networks.txt" => Ok("# ours\n10.0.0.0/8\n\n  2001:db8::/32 # and theirs\r\n".to_owned()),
+            "empty.txt" => Ok(String::new()),
+            "bad.txt" => Ok("10.0.0.0/8\nexample.com\n".to_owned()),
+            _ => Err(format!("cannot read {path}")),
+        }
     }
 }
 
@@ -169,13 +185,7 @@ impl Chain {
     /// # Panics
     /// When the answer is not valid.
     pub async fn answer(&self, request: Request, fields: &[(&'static str, &str)]) -> Answer {
-        let mut sent = self.send(request).await;
-        let mut head = ResponseHeader::build(200, None).expect("valid");
-        for (name, value) in fields {
-            head.append_header(*name, *value).expect("valid");
-        }
-        sent.filter(&mut head).await;
-        Answer { head, body: Bytes::new() }
+        self.send(request).await.answered(200, fields).await
     }
 }
 
@@ -236,8 +246,51 @@ impl Sent {
 
     /// Shows a piece of the request body; the status it was answered with, if it was.
     pub fn request_chunk(&mut self, piece: &[u8]) -> Option<u16> {
-        let piece = Bytes::copy_from_slice(piece);
-        self.entered.request_chunk(&self.stack, &piece, false, &mut self.ctx).map(|reply| reply.status())
+        self.request_piece(piece, false).err()
+    }
+
+    /// Passes a piece of the request body; what comes out, or the status it was answered with.
+    pub fn request_piece(&mut self, piece: &[u8], end: bool) -> Result<Bytes, u16> {
+        let mut piece = Bytes::copy_from_slice(piece);
+        match self.entered.request_chunk(&self.stack, &mut piece, end, &mut self.ctx) {
+            Some(reply) => Err(reply.status()),
+            None => Ok(piece),
+        }
+    }
+
+    /// The head of one attempt at a backend.
+    ///
+    /// # Panics
+    /// When the attempt was answered.
+    pub async fn attempt(&mut self, attempt: u32) -> RequestHeader {
+        let mut head = self.head.clone();
+        let reply = self.entered.upstream_request(&self.stack, &mut head, attempt, &mut self.ctx).await;
+        assert!(reply.is_none(), "answered: {reply:?}");
+        head
+    }
+
+    /// Passes the head of the upstream's answer.
+    ///
+    /// # Panics
+    /// When it is not valid.
+    pub async fn answered(&mut self, status: u16, fields: &[(&'static str, &str)]) -> Answer {
+        let mut head = ResponseHeader::build(status, None).expect("valid");
+        for (name, value) in fields {
+            head.append_header(*name, *value).expect("valid");
+        }
+        self.filter(&mut head).await;
+        Answer { head, body: Bytes::new() }
+    }
+
+    /// Passes a piece of the answer's body; what comes out.
+    ///
+    /// # Panics
+    /// When a filter fails.
+    pub fn response_piece(&mut self, piece: &[u8], end: bool) -> Bytes {
+        let mut piece = Some(Bytes::copy_from_slice(piece));
+        let passed = self.entered.response_chunk(&self.stack, &mut piece, end, &mut self.ctx);
+        passed.expect("the response filters work");
+        piece.unwrap_or_default()
     }
 
     /// Shows a piece of the answer's body; whether it passed.

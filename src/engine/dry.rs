@@ -68,8 +68,7 @@ pub async fn run(snapshot: &Arc<Snapshot>, mut made: MadeUp) -> Outcome {
     exchange.ctx.keep_decisions();
     let mut decision = exchange.decide(&mut made.head).await;
     if matches!(decision, Decision::Forward(_))
-        && let Some(limit) = exchange.wants_body()
-        && let Some(reply) = body(&mut exchange, &mut made, limit).await
+        && let Some(reply) = body(&mut exchange, &mut made).await
     {
         decision = Decision::Reply(reply);
     }
@@ -90,11 +89,23 @@ pub async fn run(snapshot: &Arc<Snapshot>, mut made: MadeUp) -> Outcome {
     Outcome { exchange, answer, upstream_request }
 }
 
-/// Collects the body as the proxy does: one over the limit never reaches the filters.
-async fn body(exchange: &mut Exchange, made: &mut MadeUp, limit: u64) -> Option<Reply> {
-    if made.body.len() as u64 > limit {
+/// Shows the body to filters as the proxy does: one over the limit never reaches them.
+async fn body(exchange: &mut Exchange, made: &mut MadeUp) -> Option<Reply> {
+    let whole = exchange.wants_body();
+    let limit = whole.unwrap_or_else(|| exchange.body_limit());
+    let too_large = |body: &Bytes| body.len() as u64 > limit;
+    if too_large(&made.body) {
         return Some(Problem::new(&problem::BODY_TOO_LARGE).into());
     }
+    if exchange.stack.sees_request_chunks() {
+        if let Some(reply) = exchange.request_chunk(&mut made.body, true) {
+            return Some(reply);
+        }
+        if too_large(&made.body) {
+            return Some(Problem::new(&problem::BODY_TOO_LARGE).into());
+        }
+    }
+    whole?;
     exchange.body(&mut made.head, &mut made.body).await
 }
 

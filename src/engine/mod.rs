@@ -159,6 +159,11 @@ impl Exchange {
         self.entered.wants_body(&self.stack).map(|limit| limit.min(self.body_limit()))
     }
 
+    /// Passes a piece of the request body through the filters that look at pieces.
+    pub fn request_chunk(&mut self, piece: &mut Bytes, end: bool) -> Option<Reply> {
+        self.entered.request_chunk(&self.stack, piece, end, &mut self.ctx)
+    }
+
     /// Runs the body phase; the body may be changed.
     pub async fn body(&mut self, request: &mut RequestHeader, body: &mut Bytes) -> Option<Reply> {
         self.entered.request_body(&self.stack, request, body, &mut self.ctx).await
@@ -224,6 +229,8 @@ impl Exchange {
     /// Turns a reply into what is sent, through the response filters that were entered.
     pub async fn rendered(&mut self, reply: Reply, request: &RequestHeader) -> Rendered {
         let mut rendered = render(reply, request, &self.ctx);
+        // Filters see how long it is, as they do of an upstream's answer.
+        rendered.declare_length();
         let filtered = self.response(request, &mut rendered.head).await;
         let filtered = filtered.and_then(|()| rendered.filter_body(|piece| self.response_chunk(piece, true)));
         if let Err(problem) = filtered {

@@ -97,6 +97,14 @@ fn put(head: &mut ResponseHeader, name: HeaderName, value: HeaderValue) {
 }
 
 impl Rendered {
+    /// Says how long a body held in memory is.
+    pub(super) fn declare_length(&mut self) {
+        if let Body::Bytes(bytes) = &self.body {
+            let length = bytes.len();
+            put(&mut self.head, header::CONTENT_LENGTH, HeaderValue::from(length));
+        }
+    }
+
     /// Shows a body held in memory to filters.
     pub(super) fn filter_body<E>(
         &mut self,
@@ -123,11 +131,10 @@ impl Rendered {
                 self.head.remove_header(&header::CONTENT_LENGTH);
                 self.body = Body::Bytes(Bytes::new());
             }
-            Body::Bytes(bytes) => {
-                let length = bytes.len();
-                put(&mut self.head, header::CONTENT_LENGTH, HeaderValue::from(length));
+            Body::Bytes(_) => {
+                self.declare_length();
                 if method == Method::HEAD {
-                    *bytes = Bytes::new();
+                    self.body = Body::Bytes(Bytes::new());
                 }
             }
             Body::Stream(_) if method == Method::HEAD => self.body = Body::Bytes(Bytes::new()),

@@ -30,8 +30,10 @@ pub struct Call {
     pub(super) slot: Slot,
     /// The session is wrapped in a replay now.
     pub(super) replaying: bool,
-    /// Bytes of a streamed request body seen so far.
+    /// Bytes of a streamed request body that this attempt has seen so far.
     pub(super) body_seen: u64,
+    /// Bytes that its filters made of them.
+    pub(super) body_passed: u64,
     /// The client asked for a WebSocket; it has no body.
     pub(super) upgrade: bool,
     /// Interim answers (1xx) that came so far.

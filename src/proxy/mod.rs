@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use http::HeaderMap;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::*;
 use pingora::proxy::{FailToProxy, ProxyWarnLogContext};
@@ -63,7 +64,7 @@ impl ProxyHttp for Gateway {
         end: bool,
         call: &mut Call,
     ) -> Result<()> {
-        request_body::pass(body.as_ref(), end, call)
+        request_body::pass(body, end, call)
     }
 
     async fn upstream_peer(&self, _session: &mut Session, call: &mut Call) -> Result<Box<HttpPeer>> {
@@ -106,6 +107,15 @@ impl ProxyHttp for Gateway {
         call: &mut Call,
     ) -> Result<Option<Duration>> {
         response::pass(body, end, call).map(|()| None)
+    }
+
+    async fn response_trailer_filter(
+        &self,
+        _session: &mut Session,
+        _trailers: &mut HeaderMap,
+        call: &mut Call,
+    ) -> Result<Option<Bytes>> {
+        response::end(call)
     }
 
     fn error_while_proxy(

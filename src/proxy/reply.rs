@@ -24,12 +24,20 @@ pub(super) async fn write(session: &mut Session, call: &mut Call, reply: Reply) 
         Body::Stream(mut stream) => {
             session.write_response_header(Box::new(rendered.head), false).await?;
             while let Some(piece) = stream.next().await.map_err(broken)? {
-                session.write_response_body(Some(piece), false).await?;
+                let piece = filtered(call, Some(piece), false)?;
+                session.write_response_body(piece, false).await?;
             }
-            session.write_response_body(Some(Bytes::new()), true).await?;
+            let rest = filtered(call, None, true)?;
+            session.write_response_body(rest.or(Some(Bytes::new())), true).await?;
         }
     }
     Ok(())
+}
+
+fn filtered(call: &mut Call, mut piece: Option<Bytes>, end: bool) -> Result<Option<Bytes>> {
+    let filtered = call.exchange().response_chunk(&mut piece, end);
+    filtered.map_err(|_| Error::explain(ErrorType::InternalError, "a response filter failed"))?;
+    Ok(piece)
 }
 
 fn broken(error: tollhouse_filters::world::ClientError) -> Box<Error> {

@@ -9,7 +9,7 @@ use tollhouse_filters::context::RequestId;
 use tollhouse_filters::outcome::Reply;
 use tollhouse_filters::problem::{self, Problem};
 
-use super::replay::{self, CollectError, WholeBody};
+use super::replay::{self, CollectError, Gathered, WholeBody};
 use super::{Call, Gateway, reply};
 use crate::door;
 use crate::engine::{Connection, Decision, Exchange};
@@ -82,11 +82,13 @@ impl Gateway {
         let collected = replay::collect(session, limit, &self.budget, Some(between_reads)).await;
         let whole = match collected {
             Ok(whole) => whole,
-            Err(CollectError::TooLarge) => return Ok(Some(Problem::new(&problem::BODY_TOO_LARGE).into())),
-            Err(CollectError::NoBudget) => return Ok(Some(out_of_budget())),
-            Err(CollectError::Timeout) => return Ok(Some(Problem::new(&problem::REQUEST_TIMEOUT).into())),
             // Pingora does not say of every error of the client that it is one.
             Err(CollectError::Client(error)) => return Err(error.into_down()),
+            Err(error) => return Ok(Some(refusal(&error))),
+        };
+        let whole = match self.through_pieces(whole, limit, call.exchange()) {
+            Ok(whole) => whole,
+            Err(reply) => return Ok(Some(reply)),
         };
         let before = whole.to_bytes();
         let mut body = before.clone();
@@ -98,14 +100,44 @@ impl Gateway {
         let whole = if unchanged { Some(whole) } else { WholeBody::new(body, &self.budget) };
         match whole {
             Some(whole) => call.body = Some(whole),
-            None => return Ok(Some(out_of_budget())),
+            None => return Ok(Some(refusal(&CollectError::NoBudget))),
         }
         Ok(None)
     }
+
+    /// Filters that look at pieces come before those that want the whole.
+    fn through_pieces(
+        &self,
+        whole: WholeBody,
+        limit: u64,
+        exchange: &mut Exchange,
+    ) -> Result<WholeBody, Reply> {
+        if !exchange.stack.sees_request_chunks() {
+            return Ok(whole);
+        }
+        let mut gathered = Gathered::new(limit, &self.budget);
+        let mut pass = |mut piece: Bytes, end| match exchange.request_chunk(&mut piece, end) {
+            Some(reply) => Err(reply),
+            None => gathered.push(piece).map_err(|error| refusal(&error)),
+        };
+        for piece in whole.chunks() {
+            pass(piece.clone(), false)?;
+        }
+        pass(Bytes::new(), true)?;
+        Ok(gathered.finish())
+    }
 }
 
-fn out_of_budget() -> Reply {
-    Problem::new(&problem::OVERLOADED).detail("too many bodies are being buffered").into()
+fn refusal(error: &CollectError) -> Reply {
+    let problem = match error {
+        CollectError::TooLarge => Problem::new(&problem::BODY_TOO_LARGE),
+        CollectError::NoBudget => {
+            Problem::new(&problem::OVERLOADED).detail("too many bodies are being buffered")
+        }
+        CollectError::Timeout => Problem::new(&problem::REQUEST_TIMEOUT),
+        CollectError::Client(_) => Problem::new(&problem::BAD_REQUEST),
+    };
+    problem.into()
 }
 
 /// The upstream that the filters sent the request to.

@@ -6,23 +6,33 @@ use tollhouse_filters::problem::{self, Problem};
 
 use super::{Call, failure};
 
-/// Counts a piece and shows it to the filters that look at pieces.
-pub(super) fn pass(piece: Option<&Bytes>, end: bool, call: &mut Call) -> Result<()> {
-    // A body that was collected has passed its limit, and an upgraded stream has none.
-    if call.body.is_none() && !call.upgrade {
-        call.body_seen += piece.map_or(0, |piece| piece.len() as u64);
-        if call.body_seen > call.exchange().body_limit() {
-            return failure::refuse(call, Problem::new(&problem::BODY_TOO_LARGE).into());
-        }
-    }
-    let exchange = call.exchange();
-    if !exchange.stack.sees_request_chunks() {
+/// Counts a piece and passes it through the filters that look at pieces.
+pub(super) fn pass(piece: &mut Option<Bytes>, end: bool, call: &mut Call) -> Result<()> {
+    // A body that was collected has passed its limit and its filters, and an upgraded stream has none.
+    if call.body.is_some() || call.upgrade {
         return Ok(());
     }
-    let empty = Bytes::new();
-    let entered = exchange.entered;
-    match entered.request_chunk(&exchange.stack, piece.unwrap_or(&empty), end, &mut exchange.ctx) {
-        None => Ok(()),
-        Some(reply) => failure::refuse(call, reply),
+    call.body_seen += length(piece);
+    if call.body_seen > call.exchange().body_limit() {
+        return failure::refuse(call, Problem::new(&problem::BODY_TOO_LARGE).into());
     }
+    if !call.exchange().stack.sees_request_chunks() {
+        return Ok(());
+    }
+    let mut bytes = piece.take().unwrap_or_default();
+    if let Some(reply) = call.exchange().request_chunk(&mut bytes, end) {
+        return failure::refuse(call, reply);
+    }
+    // Pingora takes none for the end, and an empty last piece for one more end.
+    *piece = Some(bytes).filter(|bytes| !(end && bytes.is_empty()));
+    // What a filter made of the body is under the limit too.
+    call.body_passed += length(piece);
+    if call.body_passed > call.exchange().body_limit() {
+        return failure::refuse(call, Problem::new(&problem::BODY_TOO_LARGE).into());
+    }
+    Ok(())
+}
+
+fn length(piece: &Option<Bytes>) -> u64 {
+    piece.as_ref().map_or(0, |piece| piece.len() as u64)
 }

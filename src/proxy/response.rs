@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use http::header::{self, HeaderName};
-use http::{StatusCode, Version};
+use http::{Method, StatusCode, Version};
 use pingora::ErrorType;
 use pingora::http::ResponseHeader;
 use pingora::prelude::*;
@@ -52,6 +52,7 @@ impl Gateway {
         if let Err(problem) = call.exchange().response(session.req_header(), response).await {
             return failure::refuse(call, problem.into());
         }
+        frame(&session.req_header().method, response, call.version);
         call.attempts.answered = true;
         Ok(())
     }
@@ -61,6 +62,18 @@ impl Gateway {
 fn guard(call: &mut Call, tell: impl FnOnce(&mut InFlight)) {
     if let Some(picked) = &mut call.attempts.picked {
         tell(&mut picked.guard);
+    }
+}
+
+/// A filter that changes the body takes its length away; then it comes in chunks.
+fn frame(method: &Method, response: &mut ResponseHeader, version: Version) {
+    let framed = response.headers.contains_key(header::CONTENT_LENGTH)
+        || response.headers.contains_key(header::TRANSFER_ENCODING);
+    let bodiless = method == Method::HEAD
+        || response.status.is_informational()
+        || matches!(response.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    if !framed && !bodiless && version != Version::HTTP_10 {
+        let _ = response.insert_header(header::TRANSFER_ENCODING, "chunked");
     }
 }
 
@@ -79,14 +92,23 @@ fn unusable(response: &ResponseHeader, upgrade: bool) -> Option<&'static str> {
 
 /// Shows a piece of the answer to the filters that look at pieces, and minds the deadline.
 pub(super) fn pass(piece: &mut Option<Bytes>, end: bool, call: &mut Call) -> Result<()> {
-    if !call.upgrade {
-        in_time(call)?;
+    if call.upgrade {
+        // What follows a 101 is no body.
+        return Ok(());
     }
+    in_time(call)?;
     match call.exchange().response_chunk(piece, end) {
         Ok(()) => Ok(()),
         // Answered only if the head is still here; else the client sees a broken body.
         Err(problem) => failure::refuse(call, problem.into()),
     }
+}
+
+/// Ends the body before trailers: what filters still held back, which then is sent in their place.
+pub(super) fn end(call: &mut Call) -> Result<Option<Bytes>> {
+    let mut rest = None;
+    pass(&mut rest, true, call)?;
+    Ok(rest.filter(|rest| !rest.is_empty()))
 }
 
 /// Each piece of an answer in time for the read timeout does not make the whole of it so.

@@ -15,6 +15,8 @@ pub(super) async fn prepare(
     request: &mut RequestHeader,
     call: &mut Call,
 ) -> Result<()> {
+    // Pingora gives the body out from its start again.
+    (call.body_seen, call.body_passed) = (0, 0);
     let upstream = upstream(call);
     let picked = call.attempts.picked.take();
     let forwarding = Forwarding {

@@ -104,7 +104,8 @@ impl Compiler<'_> {
         let files = self.files(&document.upstreams, base);
         let upstreams = self.upstreams(&document.upstreams, base, &mut faults);
         let ids = ids(&document.upstreams, self.previous);
-        let mut pipelines = Pipelines::new(self.registry, self.world, &ids.by_name);
+        let folder = (self.mode != Mode::Afar).then_some(base);
+        let mut pipelines = Pipelines::new(self.registry, self.world, &ids.by_name, folder, files);
         pipelines.build_chains(document.chains, &mut faults);
         let listeners = listeners(document.listeners, self.previous, &mut pipelines, &mut faults);
         let names = routes::Names::new(&listeners, &ids.by_name, &document.services)
@@ -114,10 +115,11 @@ impl Compiler<'_> {
             names.check_test(at, test, &mut faults);
         }
         check_dns(&document.server.dns, &mut faults);
+        let files = pipelines.into_files();
         faults.found.extend(loaded.duplicates.iter().cloned());
         if !faults.found.is_empty() {
             faults.found.sort_by_key(|error| (error.at.file, error.at.line, error.at.column));
-            let inputs = loaded.inputs.iter().chain(&files.paths).cloned().collect();
+            let inputs = loaded.inputs.iter().chain(files.paths()).cloned().collect();
             return Err(Problems { inputs, ..Problems::located(faults.found, &loaded.files) });
         }
         let routes = built.resolve(&upstreams_by_id(&ids, &upstreams), listeners.len());
@@ -148,7 +150,9 @@ impl Compiler<'_> {
         let written =
             upstreams.iter().filter(|_| self.mode != Mode::Afar).filter_map(|upstream| upstream.tls.as_ref());
         let paths = written.flat_map(|tls| [&tls.ca, &tls.client_cert, &tls.client_key]).flatten();
-        NamedFiles::new(paths.map(|path| base.join(path)).collect())
+        let mut files = NamedFiles::default();
+        paths.for_each(|path| files.note(base.join(path)));
+        files
     }
 
     fn upstreams(

@@ -66,21 +66,23 @@ pub struct Snapshot {
 }
 
 /// Files whose contents took part in compiling.
-#[derive(Debug, Clone)]
-pub struct NamedFiles {
-    paths: Vec<PathBuf>,
-    seen: Fingerprint,
-}
+#[derive(Debug, Clone, Default)]
+pub struct NamedFiles(BTreeMap<PathBuf, Fingerprint>);
 
 impl NamedFiles {
-    fn new(paths: Vec<PathBuf>) -> Self {
-        Self { seen: Fingerprint::of_inputs(&paths), paths }
+    /// Notes a file before it is read: what changes after this is noticed.
+    fn note(&mut self, path: PathBuf) {
+        self.0.entry(path).or_insert_with_key(|path| Fingerprint::of_inputs(std::slice::from_ref(path)));
+    }
+
+    fn paths(&self) -> impl Iterator<Item = &PathBuf> {
+        self.0.keys()
     }
 
     /// Whether any of them holds something else by now.
     #[must_use]
     pub fn changed(&self) -> bool {
-        Fingerprint::of_inputs(&self.paths) != self.seen
+        self.0.iter().any(|(path, seen)| Fingerprint::of_inputs(std::slice::from_ref(path)) != *seen)
     }
 }
 
@@ -156,7 +158,7 @@ impl Snapshot {
     /// Everything whose change makes a reload worthwhile.
     #[must_use]
     pub fn inputs(&self) -> Vec<PathBuf> {
-        self.packed.inputs().iter().chain(&self.files.paths).cloned().collect()
+        self.packed.inputs().iter().chain(self.files.paths()).cloned().collect()
     }
 
     /// The route of this id.

@@ -1,6 +1,8 @@
 //! From written filter lists to shared pipelines.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::Path as FilePath;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
@@ -13,14 +15,19 @@ use tollhouse_filters::tree::{Node, Path};
 use tollhouse_filters::when::When;
 use tollhouse_filters::world::{UpstreamId, World};
 
+use super::NamedFiles;
 use super::compile::{Faults, did_you_mean};
 use crate::config::{Name, name};
+use crate::source::read_text;
 
 /// Builds every written filter once and shares it between the pipelines that name it.
 pub(super) struct Pipelines<'a> {
     registry: &'a Registry,
     world: &'a World,
     upstreams: &'a BTreeMap<Arc<str>, UpstreamId>,
+    /// Where paths of files begin; none for a document that makes nobody read files.
+    folder: Option<&'a FilePath>,
+    files: RefCell<NamedFiles>,
     slots: AtomicU32,
     names: HashSet<String>,
     chains: BTreeMap<Arc<str>, Vec<Arc<Step>>>,
@@ -45,17 +52,26 @@ impl<'a> Pipelines<'a> {
         registry: &'a Registry,
         world: &'a World,
         upstreams: &'a BTreeMap<Arc<str>, UpstreamId>,
+        folder: Option<&'a FilePath>,
+        files: NamedFiles,
     ) -> Self {
         let empty = HashMap::new();
         Self {
             registry,
             world,
             upstreams,
+            folder,
+            files: RefCell::new(files),
             slots: AtomicU32::new(0),
             names: HashSet::new(),
             chains: BTreeMap::new(),
             shared: empty,
         }
+    }
+
+    /// The files noted so far, those that filters read among them.
+    pub(super) fn into_files(self) -> NamedFiles {
+        self.files.into_inner()
     }
 
     /// Builds the chains; those that no list names are checked all the same.
@@ -209,6 +225,13 @@ impl Surroundings for Pipelines<'_> {
 
     fn nearest_upstream(&self, name: &str) -> Option<String> {
         did_you_mean(name, self.upstreams.keys().map(|name| &**name))
+    }
+
+    fn file(&self, path: &str) -> Result<String, String> {
+        let Some(folder) = self.folder else { return Ok(String::new()) };
+        let path = folder.join(path);
+        self.files.borrow_mut().note(path.clone());
+        read_text(&path)
     }
 }
 

@@ -153,6 +153,32 @@ mod tests {
     }
 
     #[test]
+    fn a_file_of_a_filter_that_changes_is_read_anew_by_the_next_reload() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (path, list) = (directory.path().join("gateway.yaml"), directory.path().join("deny.txt"));
+        let text = "{version: 1, listeners: [{name: main, address: '127.0.0.1:0'}],
+            routes: [{name: r, filters: [{ip_access: {deny_file: deny.txt}}], respond: {}}]}";
+        std::fs::write(&path, text).expect("written");
+        std::fs::write(&list, "10.0.0.0/8\n").expect("written");
+        let (registry, world) = (Arc::new(builtin()), World::dry());
+        let loaded = Arc::new(source::load(&path).expect("loads"));
+        let compiler = Compiler { registry: &registry, world: &world, previous: None, mode: Mode::Live };
+        let live = Arc::new(Live::new(compiler.compile(&loaded).expect("compiles")));
+        let reloader = Reloader::new(path, registry, World::dry(), live.clone(), |_, _| Ok(()));
+
+        assert!(live.load().inputs().contains(&list), "the file is watched");
+        assert!(matches!(reloader.reload(), Reloaded::Unchanged));
+        std::fs::write(&list, "10.0.0.0/8\n192.0.2.0/24\n").expect("written");
+        assert!(matches!(reloader.reload(), Reloaded::Swapped { generation: 2, .. }));
+        std::fs::write(&list, "nonsense\n").expect("written");
+        let Reloaded::Refused { problems, .. } = reloader.reload() else { panic!("taken") };
+        assert!(problems.inputs.contains(&list), "the file is watched until it is mended");
+        std::fs::remove_file(&list).expect("removed");
+        assert!(matches!(reloader.reload(), Reloaded::Refused { again: false, .. }));
+        assert_eq!(live.generation(), 2);
+    }
+
+    #[test]
     fn a_certificate_that_changes_is_read_anew_by_the_next_reload() {
         let directory = tempfile::tempdir().expect("a directory");
         let (path, ca) = (directory.path().join("gateway.yaml"), directory.path().join("ca.pem"));

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use super::read_regular;
 
 /// Longest file whose content the watcher compares.
-const MAX_BYTES: usize = 64 << 20;
+pub(super) const MAX_BYTES: usize = 64 << 20;
 
 /// SHA-256 over names and contents of all inputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -254,6 +254,16 @@ fn read(path: &Path, limit: usize) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
+/// The text of a file that a document names; why not, without telling the path, which may be secret.
+///
+/// # Errors
+/// It cannot be read, is over 64 MiB or no UTF-8.
+pub fn read_text(path: &Path) -> Result<String, String> {
+    let unnamed = |message: String| message.replacen(&path.display().to_string(), "the file", 1);
+    let bytes = read_regular(path, fingerprint::MAX_BYTES).map_err(unnamed)?;
+    String::from_utf8(bytes).map_err(|_| "the file is not UTF-8".to_owned())
+}
+
 /// As [`read`], refusing what is no regular file: a pipe would block for ever.
 fn read_regular(path: &Path, limit: usize) -> Result<Vec<u8>, String> {
     match fs::metadata(path) {

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use http::Request;
 
-use crate::harness::{Gateway, H2c, Origin, Wire, get, noise, request};
+use crate::harness::{Gateway, H2c, Origin, Wire, get, noise, request, soon};
 
 async fn with_filters(origin: &Origin, filters: &str) -> Gateway {
     Gateway::start(&format!(
@@ -200,6 +201,28 @@ async fn filters_change_what_the_origin_and_the_client_see() {
     let id = answer.field("x-request-id").expect("an id");
     assert_eq!(head.field("x-request-id"), Some(id));
     assert_eq!(gateway.log_line(|line| line["status"] == 200).await["request_id"], id);
+}
+
+#[tokio::test]
+async fn a_changed_list_of_addresses_takes_effect_by_itself() {
+    let directory = tempfile::TempDir::new().expect("a directory");
+    let list = directory.path().join("blocked.txt");
+    std::fs::write(&list, "203.0.113.0/24\n").expect("written");
+    let gateway = Gateway::start(&format!(
+        "routes: [{{name: own, filters: [{{ip_access: {{deny_file: \"{}\"}}}}], respond: {{}}}}]",
+        list.display()
+    ))
+    .await;
+    assert_eq!(get(gateway.address(), "/").await.status, 200);
+    std::fs::write(&list, "203.0.113.0/24\n127.0.0.0/8 # us\n").expect("written");
+    soon("the new list", async {
+        while get(gateway.address(), "/").await.status != 403 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    let line = gateway.log_line(|line| line["status"] == 403).await;
+    assert_eq!((&line["denied_by"], &line["reason"]), (&"ip_access".into(), &"the address is denied".into()));
 }
 
 #[tokio::test]

@@ -1,6 +1,9 @@
 //! The gateway as its clients and origins see it: the real binary, over real sockets.
 
 mod balancing;
+mod bodies;
+mod compression;
+mod decompression;
 mod failures;
 mod filters;
 mod forwarding;

@@ -52,6 +52,24 @@ async fn texts_and_a_mebibyte_of_binary_come_back_unchanged() {
 }
 
 #[tokio::test]
+async fn filters_of_bodies_leave_it_alone() {
+    let origin = echo().await;
+    let gateway = Gateway::start(&format!(
+        "upstreams: [{{name: origin, backends: [{{address: \"{}\"}}]}}]\n\
+         routes: [{{name: all, upstream: origin, filters: [{{compress: {{min_size: 0B}}}}, {{decompress: {{}}}}, \
+         {{body_limit: {{request: 1KiB, response: 1KiB}}}}]}}]",
+        origin.address
+    ))
+    .await;
+    let mut socket = connect(&gateway).await;
+    for _ in 0..3 {
+        let message = Message::binary(noise(5_000));
+        socket.send(message.clone()).await.expect("sent");
+        assert!(next(&mut socket).await == message, "another message came back");
+    }
+}
+
+#[tokio::test]
 async fn a_close_code_reaches_either_side() {
     let origin = Origin::new(|wire| async move {
         let mut socket = accept_async(wire.into_stream()).await.expect("a handshake");

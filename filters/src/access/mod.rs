@@ -1,3 +1,4 @@
 //! Filters that decide who may call.
 
 pub mod cors;
+pub mod ip_access;

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use crate::context::{Context, Slot};
 use crate::filter::{Build, BuildError, Filter};
 use crate::outcome::{FilterError, Outcome};
-use crate::phase::{OnRequest, OnRequestChunk, OnResponseChunk, Phases};
+use crate::phase::{OnRequest, OnRequestChunk, OnResponseChunk, OnUpstreamRequest, Phases};
 use crate::problem::{BODY_TOO_LARGE, Problem};
 use crate::values::ByteSize;
 
@@ -61,7 +61,10 @@ impl Filter for BodyLimit {
         });
         let phases = Phases::new();
         let phases = match options.request {
-            Some(_) => phases.on_request(filter.clone()).on_request_chunk(filter.clone()),
+            Some(_) => phases
+                .on_request(filter.clone())
+                .on_request_chunk(filter.clone())
+                .on_upstream_request(filter.clone()),
             None => phases,
         };
         Ok(if options.response.is_some() { phases.on_response_chunk(filter) } else { phases })
@@ -87,13 +90,32 @@ impl OnRequest for BodyLimit {
 
 /// Bodies without a declared length show their size only as they come.
 impl OnRequestChunk for BodyLimit {
-    fn on_request_chunk(&self, chunk: &Bytes, _: bool, ctx: &mut Context) -> Result<Outcome, FilterError> {
+    fn on_request_chunk(
+        &self,
+        chunk: &mut Bytes,
+        _: bool,
+        ctx: &mut Context,
+    ) -> Result<Outcome, FilterError> {
         let seen = ctx.slot_mut(self.seen);
         seen.request += chunk.len() as u64;
         if seen.request > self.request {
             return Ok(Problem::new(&BODY_TOO_LARGE).into());
         }
         Ok(Outcome::Continue)
+    }
+}
+
+/// The body of each attempt is counted from its start.
+#[async_trait]
+impl OnUpstreamRequest for BodyLimit {
+    async fn on_upstream_request(
+        &self,
+        _: &mut RequestHeader,
+        _: u32,
+        ctx: &mut Context,
+    ) -> Result<(), FilterError> {
+        ctx.slot_mut(self.seen).request = 0;
+        Ok(())
     }
 }
 
@@ -130,6 +152,16 @@ mod tests {
         let mut sent = chain.send(get("/").header("transfer-encoding", "chunked")).await;
         assert_eq!(sent.request_chunk(&[0; 1024]), None);
         assert_eq!(sent.request_chunk(&[0; 1]), Some(413));
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_sent_again_is_counted_anew() {
+        let chain = chain("- body_limit: {request: 1KiB}");
+        let mut sent = chain.send(get("/")).await;
+        for attempt in 1..=3 {
+            sent.attempt(attempt).await;
+            assert_eq!(sent.request_chunk(&[0; 1024]), None, "attempt {attempt}");
+        }
     }
 
     #[tokio::test]

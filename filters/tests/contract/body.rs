@@ -48,6 +48,17 @@ async fn pieces_of_a_request_pass_in_order_and_can_be_refused() {
 }
 
 #[tokio::test]
+async fn pieces_of_a_request_can_be_changed_and_held_back() {
+    let gateway = probes(
+        "[{probe: {append: '.a'}, name: a}, {probe: {request_chunk: hold_back}, name: b},
+          {probe: {append: '.c'}, name: c}]",
+    );
+    let (mut run, _) = gateway.send("/").await;
+    assert_eq!(run.request_piece("1", false).as_deref(), Ok(".c"));
+    assert_eq!(run.request_piece("2", true).as_deref(), Ok("1.a2.a.c"));
+}
+
+#[tokio::test]
 async fn pieces_of_an_answer_pass_in_reverse_and_can_be_held_back() {
     let gateway = probes(
         "[{probe: {append: '.a'}, name: a}, {probe: {response_chunk: hold_back}, name: b},

@@ -163,7 +163,19 @@ impl OnRequestBody for Probe {
 }
 
 impl OnRequestChunk for Probe {
-    fn on_request_chunk(&self, _: &Bytes, _: bool, ctx: &mut Context) -> Result<Outcome, FilterError> {
+    fn on_request_chunk(
+        &self,
+        chunk: &mut Bytes,
+        end: bool,
+        ctx: &mut Context,
+    ) -> Result<Outcome, FilterError> {
+        let mut piece = [&**chunk, self.options.append.as_bytes()].concat();
+        if self.options.request_chunk == Act::HoldBack {
+            let held = &mut ctx.slot_mut(self.held).pieces;
+            held.append(&mut piece);
+            piece = if end { std::mem::take(held) } else { Vec::new() };
+        }
+        *chunk = piece.into();
         self.act(self.options.request_chunk, "request chunk", ctx)
     }
 }
@@ -337,8 +349,15 @@ impl Run {
     }
 
     pub(super) fn request_chunk(&mut self, piece: &'static str, end: bool) -> Option<u16> {
-        let piece = Bytes::from_static(piece.as_bytes());
-        self.entered.request_chunk(&self.stack, &piece, end, &mut self.ctx).map(|reply| reply.status())
+        self.request_piece(piece, end).err()
+    }
+
+    pub(super) fn request_piece(&mut self, piece: &'static str, end: bool) -> Result<String, u16> {
+        let mut piece = Bytes::from_static(piece.as_bytes());
+        match self.entered.request_chunk(&self.stack, &mut piece, end, &mut self.ctx) {
+            Some(reply) => Err(reply.status()),
+            None => Ok(String::from_utf8(piece.into()).expect("text")),
+        }
     }
 
     /// One attempt, on a fresh copy of the head.

@@ -67,8 +67,8 @@ fn awaits_continue(head: &RequestHeader) -> bool {
         && expectation.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
-/// The body as far as it was read.
-struct Gathered {
+/// A body as far as it is there.
+pub struct Gathered {
     limit: u64,
     reservation: Reservation,
     chunks: Vec<Bytes>,
@@ -76,11 +76,16 @@ struct Gathered {
 }
 
 impl Gathered {
-    fn new(limit: u64, budget: &Budget) -> Self {
+    /// Nothing yet, and `limit` bytes at most.
+    pub fn new(limit: u64, budget: &Budget) -> Self {
         Self { limit, reservation: budget.reserve_nothing(), chunks: Vec::new(), small: BytesMut::new() }
     }
 
-    fn push(&mut self, piece: Bytes) -> Result<(), CollectError> {
+    /// Adds a piece.
+    ///
+    /// # Errors
+    /// It is too much, for the limit or for the budget.
+    pub fn push(&mut self, piece: Bytes) -> Result<(), CollectError> {
         let more = piece.len() as u64;
         if self.reservation.bytes().checked_add(more).is_none_or(|sum| sum > self.limit) {
             return Err(CollectError::TooLarge);
@@ -106,7 +111,9 @@ impl Gathered {
         }
     }
 
-    fn finish(mut self) -> WholeBody {
+    /// The whole body.
+    #[must_use]
+    pub fn finish(mut self) -> WholeBody {
         self.complete();
         WholeBody::from_chunks(self.chunks, self.reservation)
     }

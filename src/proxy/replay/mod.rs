@@ -31,7 +31,7 @@ use pingora::protocols::http::ServerSession;
 use pingora::proxy::Session;
 
 pub use budget::{Budget, Reservation};
-pub use collect::{CollectError, collect};
+pub use collect::{CollectError, Gathered, collect};
 
 /// A request body held in memory; clones share it, and its budget is free when the last one is gone.
 #[derive(Clone, Debug)]

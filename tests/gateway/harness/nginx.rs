@@ -26,7 +26,8 @@ impl Drop for Nginx {
 }
 
 impl Nginx {
-    /// Serves these files, and `/empty` (204), `/tea` (418); `/upload` stores what is PUT.
+    /// Serves these files (`/packed` as one that is in gzip), and `/empty` (204), `/tea` (418); `/upload`
+    /// stores what is PUT.
     pub(crate) async fn start(files: &[(&str, &[u8])]) -> Self {
         assert!(Path::new(PROGRAM).exists(), "{PROGRAM} is missing: install the package `nginx-light`");
         let directory = TempDir::new().expect("a temporary directory");
@@ -77,6 +78,7 @@ fn configuration(directory: &Path, address: SocketAddr) -> String {
          uwsgi_temp_path {directory}; scgi_temp_path {directory};\n\
          server {{ listen {address}; root {directory};\n\
          location = /empty {{ return 204; }}\n\
+         location = /packed {{ add_header Content-Encoding gzip; }}\n\
          location = /tea {{ return 418 \"short and stout\"; }}\n\
          }} }}\n"
     )

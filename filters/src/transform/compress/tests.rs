@@ -1,0 +1,163 @@
+//! What `compress` does with messages.
+
+use super::*;
+use crate::coding::decode::{Coding, Decoder, Limits};
+use crate::testing::{Answer, Request, chain, get, refused, send};
+
+const JSON: (&str, &str) = ("content-type", "application/json");
+
+async fn answer(request: Request, status: u16, fields: &[(&'static str, &str)]) -> Answer {
+    let mut sent = chain("- compress: {}").send(request).await.continues();
+    sent.answered(status, fields).await
+}
+
+fn gzip(method: &str) -> Request {
+    send(method, "/").header("accept-encoding", "gzip")
+}
+
+async fn is_left(request: Request, status: u16, fields: &[(&'static str, &str)]) -> Answer {
+    answer(request, status, fields).await.no_header("content-encoding")
+}
+
+fn decoded(coding: &str, pieces: &[Bytes]) -> Vec<u8> {
+    let coding = Coding::named(coding).expect("a coding");
+    let mut decoder = Decoder::new(&[coding], Limits { size: 1 << 30, ratio: u32::MAX }).expect("memory");
+    let out = pieces.iter().flat_map(|piece| decoder.piece(piece).expect("decodes").to_vec()).collect();
+    assert_eq!(decoder.finish(), Ok(()));
+    out
+}
+
+#[tokio::test]
+async fn the_head_of_an_encoded_answer_says_so_and_nothing_about_other_bytes() {
+    let fields = [
+        JSON,
+        ("content-length", "5000"),
+        ("etag", "\"abc\""),
+        ("accept-ranges", "bytes"),
+        ("vary", "Origin"),
+        ("content-md5", "Q2hlY2sgSW50ZWdyaXR5IQ=="),
+        ("repr-digest", "sha-256=:AEGPTgUMw5e96wxZuDtpfm23RBU3nFwtgY5fw4NYORo=:"),
+    ];
+    let answer = answer(gzip("GET"), 200, &fields).await;
+    let answer = answer.header("content-encoding", "gzip").header("vary", "Origin, Accept-Encoding");
+    let answer = answer.header("etag", "W/\"abc\"").no_header("content-length").no_header("accept-ranges");
+    answer.no_header("content-md5").no_header("repr-digest").header("content-type", "application/json");
+}
+
+#[tokio::test]
+async fn the_body_comes_back_piece_by_piece() {
+    for coding in ["zstd", "br", "gzip"] {
+        let request = get("/").header("accept-encoding", coding);
+        let mut sent = chain("- compress: {}").send(request).await;
+        sent.answered(200, &[JSON]).await.header("content-encoding", coding);
+        let mut pieces = vec![sent.response_piece(b"{\"a\": ", false), sent.response_piece(b"", false)];
+        assert!(
+            !pieces[0].is_empty() && pieces[1].is_empty(),
+            "a piece is sent on, and nothing made of none"
+        );
+        pieces.push(sent.response_piece(b"1}", false));
+        pieces.push(sent.response_piece(b"", true));
+        assert_eq!(decoded(coding, &pieces), b"{\"a\": 1}", "{coding}");
+    }
+}
+
+#[tokio::test]
+async fn an_empty_body_of_unknown_length_is_encoded_too() {
+    let mut sent = chain("- compress: {}").send(gzip("GET")).await;
+    sent.answered(200, &[JSON]).await.header("content-encoding", "gzip");
+    let end = sent.response_piece(b"", true);
+    assert_eq!(decoded("gzip", &[end]), b"");
+}
+
+#[tokio::test]
+async fn a_client_that_accepts_no_coding_gets_none_but_caches_are_told() {
+    is_left(get("/"), 200, &[JSON, ("etag", "\"a\"")])
+        .await
+        .header("vary", "Accept-Encoding")
+        .header("etag", "\"a\"");
+    let request = get("/").header("accept-encoding", "identity, gzip;q=0.5");
+    is_left(request, 200, &[JSON]).await.header("vary", "Accept-Encoding");
+    let small = [JSON, ("content-length", "1023"), ("vary", "accept-ENCODING")];
+    is_left(gzip("GET"), 200, &small)
+        .await
+        .header("vary", "accept-ENCODING")
+        .header("content-length", "1023");
+    is_left(gzip("GET"), 200, &[JSON, ("content-length", "5"), ("vary", "*")]).await.header("vary", "*");
+}
+
+#[tokio::test]
+async fn the_smallest_size_counts_unless_the_client_refuses_what_is_not_encoded() {
+    let size = |length: &'static str| [JSON, ("content-length", length)];
+    is_left(gzip("GET"), 200, &size("1023")).await;
+    answer(gzip("GET"), 200, &size("1024")).await.header("content-encoding", "gzip");
+    let request = get("/").header("accept-encoding", "gzip, identity;q=0");
+    answer(request, 200, &size("10")).await.header("content-encoding", "gzip");
+}
+
+#[tokio::test]
+async fn streams_of_messages_and_other_types_are_left() {
+    for content_type in ["text/event-stream", "application/grpc", "application/grpc-web+proto", "image/png"] {
+        is_left(gzip("GET"), 200, &[("content-type", content_type)]).await.no_header("vary");
+    }
+    is_left(gzip("GET"), 200, &[]).await.no_header("vary");
+    is_left(gzip("GET"), 101, &[JSON]).await.no_header("vary");
+}
+
+#[tokio::test]
+async fn encoded_partial_and_empty_answers_are_left() {
+    is_left(gzip("GET"), 204, &[JSON]).await;
+    let part = [JSON, ("content-range", "bytes 0-9/10000"), ("etag", "\"a\"")];
+    // RFC 9110 s15.3.7: a 206 varies as the 200 does.
+    is_left(gzip("GET"), 206, &part).await.header("vary", "Accept-Encoding").header("etag", "\"a\"");
+    let coded =
+        answer(gzip("GET"), 200, &[JSON, ("content-encoding", "br"), ("content-length", "9000")]).await;
+    coded.header("content-encoding", "br").header("content-length", "9000").no_header("vary");
+}
+
+#[tokio::test]
+async fn no_transform_of_either_side_is_heeded() {
+    // RFC 9111 s5.2.2.6 and s5.2.1.6.
+    is_left(gzip("GET"), 200, &[JSON, ("cache-control", "max-age=5, No-Transform")]).await.no_header("vary");
+    is_left(gzip("GET").header("cache-control", "no-transform"), 200, &[JSON]).await;
+    answer(gzip("GET"), 200, &[JSON, ("cache-control", "no-store")]).await.header("content-encoding", "gzip");
+}
+
+#[tokio::test]
+async fn an_http_1_0_client_gets_what_it_can_tell_the_end_of() {
+    let request = gzip("GET").head(|head| head.set_version(Version::HTTP_10));
+    is_left(request, 200, &[JSON]).await.header("vary", "Accept-Encoding");
+}
+
+#[tokio::test]
+async fn head_says_what_get_would_have_said_and_has_no_body() {
+    let mut sent = chain("- compress: {}").send(gzip("HEAD")).await;
+    let head = sent.answered(200, &[JSON, ("content-length", "5000"), ("etag", "\"a\"")]).await;
+    head.header("content-encoding", "gzip").header("etag", "W/\"a\"").no_header("content-length");
+    assert_eq!(sent.response_piece(b"", true), Bytes::new());
+}
+
+#[tokio::test]
+async fn a_304_confirms_the_tag_that_the_client_knows() {
+    // RFC 9110 s13.1.2: the origin compares weakly; RFC 9111 s4.3.4: caches compare strongly.
+    let request = || gzip("GET").header("if-none-match", "\"x\", W/\"abc\"");
+    let answer = is_left(request(), 304, &[("etag", "\"abc\"")]).await;
+    answer.header("etag", "W/\"abc\"").header("vary", "Accept-Encoding");
+    is_left(request(), 304, &[("etag", "\"x\"")]).await.header("etag", "\"x\"").no_header("vary");
+}
+
+#[tokio::test]
+async fn a_second_answer_does_not_continue_the_first_one() {
+    let mut sent = chain("- compress: {}").send(gzip("GET")).await;
+    sent.answered(200, &[JSON]).await.header("content-encoding", "gzip");
+    sent.answered(502, &[JSON, ("content-length", "7")]).await.no_header("content-encoding");
+    assert_eq!(&sent.response_piece(b"problem", true)[..], b"problem");
+}
+
+#[test]
+fn options_that_make_no_sense_are_refused_at_their_place() {
+    assert!(refused("- compress: {algorithms: []}").contains("none is offered"));
+    assert!(refused("- compress: {algorithms: [gzip, br, gzip]}").contains("twice"));
+    assert!(refused("- compress: {algorithms: [deflate]}").starts_with("algorithms[0]"));
+    assert!(refused("- compress: {level: {br: 7}}").starts_with("level.br: expected a level from 1 to 6"));
+    assert!(refused("- compress: {types: [text/html, image/png]}").starts_with("types[1]: this type"));
+}
