@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 use pingora::ErrorType;
+use pingora::http::ResponseHeader;
 use pingora::prelude::*;
+use pingora::protocols::http::ServerSession;
 use tollhouse_filters::outcome::{Body, Reply};
 
 use super::Call;
@@ -15,11 +17,11 @@ pub(super) async fn write(session: &mut Session, call: &mut Call, reply: Reply) 
     let rendered = call.exchange().rendered(reply, session.req_header()).await;
     match rendered.body {
         Body::Bytes(bytes) => {
-            let end = bytes.is_empty();
-            session.write_response_header(Box::new(rendered.head), end).await?;
-            if !end {
-                session.write_response_body(Some(bytes), true).await?;
+            if bytes.is_empty() {
+                return write_whole_head(session, rendered.head).await;
             }
+            session.write_response_header(Box::new(rendered.head), false).await?;
+            session.write_response_body(Some(bytes), true).await?;
         }
         Body::Stream(mut stream) => {
             session.write_response_header(Box::new(rendered.head), false).await?;
@@ -30,6 +32,15 @@ pub(super) async fn write(session: &mut Session, call: &mut Call, reply: Reply) 
         }
     }
     Ok(())
+}
+
+/// Sends an answer that ends with its head. On HTTP/2 the head itself has to say so: gRPC knows an answer
+/// of trailers only by that, and Pingora resets the stream of a failed request that has not ended.
+async fn write_whole_head(session: &mut Session, head: ResponseHeader) -> Result<()> {
+    match &mut *session.downstream_session {
+        ServerSession::H2(stream) => stream.write_response_header(Box::new(head), true),
+        _ => session.write_response_header(Box::new(head), true).await,
+    }
 }
 
 fn broken(error: tollhouse_filters::world::ClientError) -> Box<Error> {
