@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use pingora::prelude::*;
+use tollhouse_filters::outcome::Reply;
 use tollhouse_filters::problem::{self, Problem};
 
 use super::{Call, failure};
@@ -12,7 +13,7 @@ pub(super) fn pass(piece: Option<&Bytes>, end: bool, call: &mut Call) -> Result<
     if call.body.is_none() && !call.upgrade {
         call.body_seen += piece.map_or(0, |piece| piece.len() as u64);
         if call.body_seen > call.exchange().body_limit() {
-            return failure::refuse(call, Problem::new(&problem::BODY_TOO_LARGE).into());
+            return refuse(call, Problem::new(&problem::BODY_TOO_LARGE).into());
         }
     }
     let exchange = call.exchange();
@@ -23,6 +24,11 @@ pub(super) fn pass(piece: Option<&Bytes>, end: bool, call: &mut Call) -> Result<
     let entered = exchange.entered;
     match entered.request_chunk(&exchange.stack, piece.unwrap_or(&empty), end, &mut exchange.ctx) {
         None => Ok(()),
-        Some(reply) => failure::refuse(call, reply),
+        Some(reply) => refuse(call, reply),
     }
+}
+
+/// Pingora takes any other error here for one of an HTTP/2 upstream, and goes on to wait for its answer.
+fn refuse(call: &mut Call, reply: Reply) -> Result<()> {
+    failure::refuse(call, reply).map_err(|error: Box<Error>| error.into_down())
 }
