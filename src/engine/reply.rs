@@ -62,7 +62,7 @@ fn grpc(problem: &Problem) -> Rendered {
     put(
         &mut head,
         HeaderName::from_static("grpc-status"),
-        HeaderValue::from(u16::from(grpc_status(problem.kind.status))),
+        HeaderValue::from(u16::from(problem.grpc_status.unwrap_or_else(|| grpc_status(problem.kind.status)))),
     );
     let message = problem.detail.as_deref().unwrap_or(problem.kind.title);
     if let Ok(message) = HeaderValue::from_str(&grpc_message(message)) {

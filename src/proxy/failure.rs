@@ -24,6 +24,12 @@ pub(super) fn timed_out(which: &'static str) -> Problem {
     Problem::new(&problem::UPSTREAM_TIMEOUT).detail(which)
 }
 
+/// What is left of the whole is none. That is what gRPC calls a deadline.
+pub(super) fn overdue() -> Problem {
+    const DEADLINE_EXCEEDED: u8 = 4;
+    timed_out("total timeout").with_grpc_status(DEADLINE_EXCEEDED)
+}
+
 /// The head of the answer that went to the client, if one did; interim ones (1xx) only announce it.
 pub(super) fn final_head(session: &Session) -> Option<&ResponseHeader> {
     let is_final =
@@ -61,15 +67,16 @@ fn classify(error: &Error, call: &Call) -> Option<Problem> {
     let by_client = *error.esource() == ErrorSource::Downstream;
     // What is left of the whole narrows every other timeout, so that one ends first.
     let deadline = call.exchange.as_ref().and_then(|exchange| exchange.ctx.deadline);
-    let overdue = deadline.is_some_and(|deadline| Instant::now() >= deadline);
+    let is_overdue = deadline.is_some_and(|deadline| Instant::now() >= deadline);
     Some(match error.etype() {
         // A request for an upgrade has no body to wait for: its stand-in waited for the answer.
-        E::ReadTimedout if call.upgrade => timed_out(if overdue { "total timeout" } else { "read timeout" }),
+        E::ReadTimedout if call.upgrade && is_overdue => overdue(),
+        E::ReadTimedout if call.upgrade => timed_out("read timeout"),
         E::ReadTimedout if by_client => Problem::new(&problem::REQUEST_TIMEOUT),
         E::ReadError | E::WriteError | E::ConnectionClosed | E::WriteTimedout if by_client => return None,
         _ if by_client => Problem::new(&problem::BAD_REQUEST),
-        E::ConnectTimedout | E::TLSHandshakeTimedout | E::ReadTimedout | E::WriteTimedout if overdue => {
-            timed_out("total timeout")
+        E::ConnectTimedout | E::TLSHandshakeTimedout | E::ReadTimedout | E::WriteTimedout if is_overdue => {
+            overdue()
         }
         E::ConnectTimedout | E::TLSHandshakeTimedout => timed_out("connect timeout"),
         E::ReadTimedout => timed_out("read timeout"),

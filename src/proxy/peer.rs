@@ -47,7 +47,7 @@ fn narrow_timeouts(peer: &mut HttpPeer, call: &mut Call) -> Result<()> {
     let Some(deadline) = exchange.ctx.deadline else { return Ok(()) };
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() {
-        return failure::refuse(call, failure::timed_out("total timeout").into());
+        return failure::refuse(call, failure::overdue().into());
     }
     for limit in
         [&mut options.total_connection_timeout, &mut options.read_timeout, &mut options.write_timeout]
