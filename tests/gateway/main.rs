@@ -3,6 +3,7 @@
 mod failures;
 mod filters;
 mod forwarding;
+mod grpc;
 mod harness;
 mod limits;
 mod paths;
