@@ -22,6 +22,9 @@ pub(super) fn choose(call: &mut Call) -> Result<Box<HttpPeer>> {
     attempts.picked = Some(picked);
     attempts.made += 1;
     attempts.counted = false;
+    // Pingora sends anew what it kept of the body.
+    call.body_seen = 0;
+    let attempts = &mut call.attempts;
     attempts.started.get_or_insert_with(Instant::now);
     narrow_timeouts(&mut peer, call)?;
     if call.upgrade {
@@ -91,9 +94,8 @@ impl Gateway {
         let repeatable = replayed || !session.as_ref().retry_buffer_truncated();
         // The backend says that it did not process the request, whatever that asks for.
         // Pingora says so for it of invalid frames too, which may come at any time.
-        let unprocessed = replayed
-            && matches!(error.retry, RetryType::Decided(true))
-            && *error.etype() != ErrorType::InvalidH2;
+        let unprocessed =
+            matches!(error.retry, RetryType::Decided(true)) && *error.etype() != ErrorType::InvalidH2;
         error.retry.decide_reuse(client_reused);
         // A pooled connection that the backend had closed; or it broke while it worked on the request,
         // which cannot be told apart, so that only what may be done twice is sent again.
