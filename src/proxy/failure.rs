@@ -42,6 +42,10 @@ pub(super) async fn answer(session: &mut Session, error: &Error, call: &mut Call
     if std::mem::take(&mut call.replaying) {
         replay::unwrap(session, &call.slot);
     }
+    if call.pending.is_none() && *error.esource() != ErrorSource::Downstream {
+        // What a handshake or the system says, which is not for clients to know.
+        call.reason = Some(error.to_string());
+    }
     let reply = call.pending.take().or_else(|| classify(error, call).map(Reply::from));
     let Some(reply) = reply else {
         call.problem = Some(problem::CLIENT_CLOSED.code);
