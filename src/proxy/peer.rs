@@ -1,8 +1,9 @@
 //! Choosing a backend for each attempt, and what a failed attempt leads to.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pingora::prelude::*;
+use pingora::protocols::ALPN;
 use pingora::{ErrorSource, ErrorType, RetryType};
 use tollhouse_filters::problem::{self, Problem};
 
@@ -47,15 +48,16 @@ fn narrow_timeouts(peer: &mut HttpPeer, call: &mut Call) -> Result<()> {
         options.read_timeout = read.get();
         options.write_timeout = read.get();
     }
-    let Some(deadline) = exchange.ctx.deadline else { return Ok(()) };
+    let Some(deadline) = call.exchange().ctx.deadline else { return Ok(()) };
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() {
         return failure::refuse(call, failure::overdue().into());
     }
-    for limit in
-        [&mut options.total_connection_timeout, &mut options.read_timeout, &mut options.write_timeout]
-    {
-        *limit = Some(limit.map_or(left, |limit| limit.min(left)));
+    let narrow = |limit: &mut Option<Duration>| *limit = Some(limit.map_or(left, |limit| limit.min(left)));
+    narrow(&mut options.total_connection_timeout);
+    if !call.events {
+        narrow(&mut options.read_timeout);
+        narrow(&mut options.write_timeout);
     }
     Ok(())
 }

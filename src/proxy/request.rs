@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use http::{Version, header};
+use pingora::http::RequestHeader;
 use pingora::prelude::*;
 use tollhouse_filters::context::RequestId;
 use tollhouse_filters::outcome::Reply;
@@ -38,11 +40,19 @@ impl Gateway {
         call.in_flight = Some(self.observe.registry.enter());
         let request_id = RequestId::Made(fastrand::u128(1..));
         let request = session.req_header_mut();
+        if call.version == Version::HTTP_10 {
+            // RFC 9110 s10.1.1, s15.2: such a client neither waits for an interim answer nor knows one.
+            request.remove_header(&header::EXPECT);
+        }
         let exchange = Exchange::begin(snapshot, &connection, request, request_id, Instant::now());
         session.set_keepalive(keepalive.filter(|_| !exchange.is_refused()));
         // What else asked for an upgrade is an ordinary request by now.
         call.upgrade = session.is_upgrade_req();
+        call.events = accepts_events(session.req_header());
         call.exchange = Some(Box::new(exchange));
+        if call.version == Version::HTTP_10 {
+            session.set_ignore_info_resp(true);
+        }
     }
 
     /// Seconds a connection may idle after this request; none when the process is on its way out.
@@ -99,6 +109,12 @@ impl Gateway {
         }
         Ok(None)
     }
+}
+
+/// Whether the client asks for Server-Sent Events, as EventSource does (WHATWG HTML s9.2.2).
+fn accepts_events(request: &RequestHeader) -> bool {
+    let mut lines = request.headers.get_all(header::ACCEPT).iter().filter_map(|line| line.to_str().ok());
+    lines.any(|line| line.to_ascii_lowercase().contains("text/event-stream"))
 }
 
 fn out_of_budget() -> Reply {
