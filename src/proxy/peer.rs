@@ -29,11 +29,18 @@ pub(super) fn choose(call: &mut Call) -> Result<Box<HttpPeer>> {
     attempts.started.get_or_insert_with(Instant::now);
     narrow_timeouts(&mut peer, call)?;
     if call.upgrade {
-        call.attempts.handshake = peer.options.read_timeout;
-        peer.options.read_timeout = Some(UPGRADED_IDLE);
-        peer.options.write_timeout = Some(UPGRADED_IDLE);
+        for_upgrade(&mut peer, call);
     }
     Ok(peer)
+}
+
+/// A tunnel: only HTTP/1.1 knows how to ask for one, and how long it may be silent is not for one
+/// direction to say, so that the stand-in minds the time.
+fn for_upgrade(peer: &mut HttpPeer, call: &mut Call) {
+    let options = &mut peer.options;
+    options.alpn = ALPN::H1;
+    call.attempts.handshake = options.read_timeout.take();
+    options.write_timeout = Some(UPGRADED_IDLE);
 }
 
 /// The route's own timeouts, and what is left of the whole.

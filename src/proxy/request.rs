@@ -13,6 +13,7 @@ use tollhouse_filters::problem::{self, Problem};
 
 use super::replay::{self, CollectError, WholeBody};
 use super::{Call, Gateway, reply};
+use crate::config::upstream::Protocol;
 use crate::door;
 use crate::engine::{Connection, Decision, Exchange};
 use crate::routing::ListenerId;
@@ -67,11 +68,16 @@ impl Gateway {
             Decision::Reply(reply) => return reply::write(session, call, reply).await.map(|()| true),
             Decision::Forward(upstream) => upstream,
         };
+        if matches!(upstream.protocol(), Protocol::H2 | Protocol::H2c) {
+            // RFC 9110 s7.8: what cannot be offered is an ordinary request.
+            call.upgrade = false;
+        }
         if let Some(reply) = self.whole_body(session, call).await? {
             return reply::write(session, call, reply).await.map(|()| true);
         }
         if call.upgrade {
-            session.set_read_timeout(Some(UPGRADED_IDLE));
+            // The stand-in knows when both sides are silent.
+            session.set_read_timeout(None);
             session.set_write_timeout(Some(UPGRADED_IDLE));
         }
         call.attempts.upstream = Some(upstream);
