@@ -7,9 +7,12 @@ mod grpc;
 mod harness;
 mod limits;
 mod paths;
+mod protocols;
 mod proxying;
 mod reload;
+mod sse;
 mod start;
+mod upstream_tls;
 mod websocket;
 
 #[path = "../conformance/rfc7239.rs"]
