@@ -61,6 +61,8 @@ pub(super) async fn answer(session: &mut Session, error: &Error, call: &mut Call
         if let Err(error) = reply::write(session, call, reply).await {
             log::debug!("cannot answer: {error}");
         }
+    } else if let Reply::Problem(problem) = &reply {
+        reply::end_call(session, problem);
     }
     FailToProxy { error_code, can_reuse_downstream: false }
 }

@@ -6,8 +6,10 @@ use pingora::http::ResponseHeader;
 use pingora::prelude::*;
 use pingora::protocols::http::ServerSession;
 use tollhouse_filters::outcome::{Body, Reply};
+use tollhouse_filters::problem::Problem;
 
-use super::Call;
+use super::{Call, failure};
+use crate::engine::{grpc_trailers, speaks_grpc};
 
 /// Sends a reply through the response filters that were entered.
 pub(super) async fn write(session: &mut Session, call: &mut Call, reply: Reply) -> Result<()> {
@@ -40,6 +42,18 @@ async fn write_whole_head(session: &mut Session, head: ResponseHeader) -> Result
     match &mut *session.downstream_session {
         ServerSession::H2(stream) => stream.write_response_header(Box::new(head), true),
         _ => session.write_response_header(Box::new(head), true).await,
+    }
+}
+
+/// Ends a gRPC call whose answer broke off: the trailers say why, where a reset stream says CANCELLED,
+/// as if the client had wanted it.
+pub(super) fn end_call(session: &mut Session, problem: &Problem) {
+    let of_grpc = failure::final_head(session).is_some_and(|head| speaks_grpc(&head.headers));
+    if let ServerSession::H2(stream) = &mut *session.downstream_session
+        && of_grpc
+        && let Err(error) = stream.write_trailers(grpc_trailers(problem))
+    {
+        log::debug!("cannot end a call: {error}");
     }
 }
 

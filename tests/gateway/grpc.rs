@@ -194,6 +194,32 @@ async fn an_origin_that_dies_in_a_call_is_unavailable() {
 }
 
 #[tokio::test]
+async fn an_origin_that_dies_between_two_messages_is_unavailable_too() {
+    for link in BOTH {
+        let mut setup = Setup::new(link, "").await;
+        let mut client = setup.client("torn");
+        client.says(|line| line["event"] == "first").await;
+        setup.origin.kill();
+        let outcome = client.outcome().await;
+        assert_eq!(
+            (&outcome["code"], &outcome["details"]),
+            (&json!("UNAVAILABLE"), &json!("Upstream broke the connection")),
+            "{link:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_total_timeout_ends_a_stream_of_messages_with_a_status() {
+    let setup = Setup::new(Link::H2c, ", timeouts: {total: 500ms}").await;
+    let outcome = setup.outcome("torn").await;
+    assert_eq!(
+        (&outcome["code"], &outcome["details"]),
+        (&json!("DEADLINE_EXCEEDED"), &json!("total timeout"))
+    );
+}
+
+#[tokio::test]
 async fn an_origin_that_is_not_there_is_unavailable() {
     let address = refusing().await;
     let gateway = Gateway::start(&format!(

@@ -101,6 +101,17 @@ def half(channel):
     next(answers)
 
 
+def torn(channel):
+    """Messages for ten seconds."""
+    asked = json.dumps({"count": 100, "apart": 0.1}).encode()
+    answers = channel.unary_stream(SERVICE + "Expand")(asked, timeout=20)
+    next(answers)
+    say(event="first")
+    for _ in answers:
+        pass
+    say(code=answers.code().name)
+
+
 def chat(channel):
     """The next message is made of the answer to the last one."""
     waiting = []
