@@ -8,7 +8,9 @@
 set -euo pipefail
 
 build_packages=(build-essential cmake pkg-config)
-test_packages=(curl nginx-light nghttp2-client)
+test_packages=(curl haproxy nginx-light nghttp2-client python3-venv)
+# Where tests look for Python packages (tests/requirements.txt).
+python=${XDG_CACHE_HOME:-$HOME/.cache}/tollhouse/python
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 
@@ -27,6 +29,7 @@ commands_of() {
         build-essential) echo cc c++ make ;;
         nginx-light) echo nginx ;;
         nghttp2-client) echo h2load nghttp ;;
+        python3-venv) echo python3 ;;
         *) echo "$1" ;;
     esac
 }
@@ -67,6 +70,17 @@ need_nextest() {
     cargo install --locked cargo-nextest || fail "cargo install --locked cargo-nextest failed"
 }
 
+need_python() {
+    local wanted
+    wanted=$(dirname "$0")/requirements.txt
+    cmp --quiet "$wanted" "$python/installed" 2>/dev/null && return 0
+    say "installing Python packages for the tests into $python"
+    python3 -m venv "$python" || fail "python3 -m venv failed"
+    "$python/bin/pip" install --quiet --disable-pip-version-check --requirement "$wanted" ||
+        fail "pip cannot install what $wanted lists"
+    cp "$wanted" "$python/installed"
+}
+
 case ${1:-} in
     build)
         need_packages "${build_packages[@]}"
@@ -76,6 +90,7 @@ case ${1:-} in
         need_packages "${build_packages[@]}" "${test_packages[@]}"
         need_rust
         need_nextest
+        need_python
         ;;
     *) fail "usage: tests/setup.sh build|test" ;;
 esac

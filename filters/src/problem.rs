@@ -91,13 +91,16 @@ pub struct Problem {
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// Seconds for `Retry-After` (RFC 9110 s10.2.3), at least 1.
     pub retry_after: Option<u64>,
+    /// What gRPC clients are told, where that is more exact than what their mapping makes of the status.
+    pub grpc_status: Option<u8>,
 }
 
 impl Problem {
     /// A problem of this kind with nothing particular to say.
     #[must_use]
     pub fn new(kind: &'static Kind) -> Self {
-        Self { kind, detail: None, headers: Vec::new(), retry_after: kind.retry_after.then_some(1) }
+        let retry_after = kind.retry_after.then_some(1);
+        Self { kind, detail: None, headers: Vec::new(), retry_after, grpc_status: None }
     }
 
     /// Adds what is particular to this occurrence.
@@ -111,6 +114,13 @@ impl Problem {
     #[must_use]
     pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.headers.push((name, value));
+        self
+    }
+
+    /// Says more exactly than the HTTP status does what it is for gRPC.
+    #[must_use]
+    pub fn with_grpc_status(mut self, status: u8) -> Self {
+        self.grpc_status = Some(status);
         self
     }
 

@@ -71,6 +71,6 @@ pub struct RouteTimeouts {
     pub connect: Option<Duration>,
     /// Between two reads of the response, first byte included.
     pub read: Option<Timeout>,
-    /// From the request's head to the end of the answer; not for upgrades.
+    /// From the request's head to the end of the answer; not for upgrades and streams of events.
     pub total: Option<Timeout>,
 }

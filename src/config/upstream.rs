@@ -136,7 +136,7 @@ pub struct Timeouts {
     pub connect: Duration,
     /// Between two reads of the response, its first byte included, and for one write of the request. Default: `60s`. Example: `5m`.
     pub read: Timeout,
-    /// For the whole exchange, retries included; upgrades and streams are exempt. Default: `none`. Example: `30s`.
+    /// For the whole exchange, retries included; upgrades and streams of events (`text/event-stream`) are exempt. Default: `none`. Example: `30s`.
     pub total: Timeout,
 }
 

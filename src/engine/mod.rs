@@ -33,7 +33,7 @@ use crate::snapshot::{Action, Route, Snapshot};
 use crate::upstream::Upstream;
 
 pub use forward::{Forwarding, strip_hop_by_hop};
-pub use reply::{Rendered, problem_reply, render};
+pub use reply::{Rendered, grpc_trailers, problem_reply, render, speaks_grpc};
 pub use side_calls::SideCalls;
 
 /// What is known of a connection before its first request.

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
-use http::{Method, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
 use serde_json::json;
 use tollhouse_filters::context::{Context, RequestId};
@@ -26,13 +26,15 @@ pub fn render(reply: Reply, request: &RequestHeader, ctx: &Context) -> Rendered 
             let Message { head, body } = *message;
             Rendered { head, body }
         }
-        Reply::Problem(problem) if speaks_grpc(request) => grpc(&problem),
+        Reply::Problem(problem) if speaks_grpc(&request.headers) => grpc(&problem),
         Reply::Problem(problem) => problem_reply(&problem, &ctx.request_id),
     }
 }
 
-fn speaks_grpc(request: &RequestHeader) -> bool {
-    let content_type = request.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+/// Whether the content of these fields is gRPC's.
+#[must_use]
+pub fn speaks_grpc(fields: &HeaderMap) -> bool {
+    let content_type = fields.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
     content_type.and_then(|text| text.strip_prefix(b"application/grpc")).is_some_and(|rest| {
         // `application/grpc-web` is another protocol.
         matches!(rest.first(), None | Some(b'+' | b';'))
@@ -61,16 +63,23 @@ pub fn problem_reply(problem: &Problem, request_id: &RequestId) -> Rendered {
 fn grpc(problem: &Problem) -> Rendered {
     let mut head = head_of(problem, 200);
     put(&mut head, header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    put(
-        &mut head,
-        HeaderName::from_static("grpc-status"),
-        HeaderValue::from(u16::from(grpc_status(problem.kind.status))),
-    );
-    let message = problem.detail.as_deref().unwrap_or(problem.kind.title);
-    if let Ok(message) = HeaderValue::from_str(&grpc_message(message)) {
-        put(&mut head, HeaderName::from_static("grpc-message"), message);
+    for (name, value) in &grpc_trailers(problem) {
+        put(&mut head, name.clone(), value.clone());
     }
     Rendered { head, body: Body::Bytes(Bytes::new()) }
+}
+
+/// What ends a call (gRPC over HTTP/2, Responses): its status and a message.
+#[must_use]
+pub fn grpc_trailers(problem: &Problem) -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    let status = problem.grpc_status.unwrap_or_else(|| grpc_status(problem.kind.status));
+    trailers.insert(HeaderName::from_static("grpc-status"), HeaderValue::from(u16::from(status)));
+    let message = problem.detail.as_deref().unwrap_or(problem.kind.title);
+    if let Ok(message) = HeaderValue::from_str(&grpc_message(message)) {
+        trailers.insert(HeaderName::from_static("grpc-message"), message);
+    }
+    trailers
 }
 
 /// Percent-encodes what is not printable ASCII, and `%` itself (gRPC over HTTP/2, Responses).
@@ -162,7 +171,7 @@ mod tests {
         ] {
             let mut request = RequestHeader::build("POST", b"/", None).expect("valid");
             request.insert_header("content-type", content_type).expect("valid");
-            assert_eq!(speaks_grpc(&request), grpc, "{content_type}");
+            assert_eq!(speaks_grpc(&request.headers), grpc, "{content_type}");
         }
     }
 }

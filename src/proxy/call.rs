@@ -36,6 +36,12 @@ pub struct Call {
     pub(super) body_passed: u64,
     /// The client asked for a WebSocket; it has no body.
     pub(super) upgrade: bool,
+    /// The client was told to go on with its body.
+    pub(super) continued: bool,
+    /// The answer is a stream of events, or is asked to be one: no total timeout ends it.
+    pub(super) events: bool,
+    /// Why the last attempt failed, for the log.
+    pub(super) reason: Option<String>,
     /// Interim answers (1xx) that came so far.
     pub(super) interim: u32,
     /// What to answer when Pingora comes back with an error of our making.

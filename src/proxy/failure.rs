@@ -25,6 +25,12 @@ pub(super) fn timed_out(which: &'static str) -> Problem {
     Problem::new(&problem::UPSTREAM_TIMEOUT).detail(which)
 }
 
+/// What is left of the whole is none. That is what gRPC calls a deadline.
+pub(super) fn overdue() -> Problem {
+    const DEADLINE_EXCEEDED: u8 = 4;
+    timed_out("total timeout").with_grpc_status(DEADLINE_EXCEEDED)
+}
+
 /// The head of the answer that went to the client, if one did; interim ones (1xx) only announce it.
 pub(super) fn final_head(session: &Session) -> Option<&ResponseHeader> {
     let is_final =
@@ -36,6 +42,10 @@ pub(super) fn final_head(session: &Session) -> Option<&ResponseHeader> {
 pub(super) async fn answer(session: &mut Session, error: &Error, call: &mut Call) -> FailToProxy {
     if std::mem::take(&mut call.replaying) {
         replay::unwrap(session, &call.slot);
+    }
+    if call.pending.is_none() && *error.esource() != ErrorSource::Downstream {
+        // What a handshake or the system says, which is not for clients to know.
+        call.reason = Some(error.to_string());
     }
     let malformed = || Some(Problem::new(&problem::BAD_REQUEST).detail(door::broken(session)?.detail()));
     let pending = call.pending.take().or_else(|| malformed().map(Reply::from));
@@ -54,6 +64,8 @@ pub(super) async fn answer(session: &mut Session, error: &Error, call: &mut Call
         if let Err(error) = reply::write(session, call, reply).await {
             log::debug!("cannot answer: {error}");
         }
+    } else if let Reply::Problem(problem) = &reply {
+        reply::end_call(session, problem);
     }
     FailToProxy { error_code, can_reuse_downstream: false }
 }
@@ -64,15 +76,16 @@ fn classify(error: &Error, call: &Call) -> Option<Problem> {
     let by_client = *error.esource() == ErrorSource::Downstream;
     // What is left of the whole narrows every other timeout, so that one ends first.
     let deadline = call.exchange.as_ref().and_then(|exchange| exchange.ctx.deadline);
-    let overdue = deadline.is_some_and(|deadline| Instant::now() >= deadline);
+    let is_overdue = deadline.is_some_and(|deadline| Instant::now() >= deadline);
     Some(match error.etype() {
         // A request for an upgrade has no body to wait for: its stand-in waited for the answer.
-        E::ReadTimedout if call.upgrade => timed_out(if overdue { "total timeout" } else { "read timeout" }),
+        E::ReadTimedout if call.upgrade && is_overdue => overdue(),
+        E::ReadTimedout if call.upgrade => timed_out("read timeout"),
         E::ReadTimedout if by_client => Problem::new(&problem::REQUEST_TIMEOUT),
         E::ReadError | E::WriteError | E::ConnectionClosed | E::WriteTimedout if by_client => return None,
         _ if by_client => Problem::new(&problem::BAD_REQUEST),
-        E::ConnectTimedout | E::TLSHandshakeTimedout | E::ReadTimedout | E::WriteTimedout if overdue => {
-            timed_out("total timeout")
+        E::ConnectTimedout | E::TLSHandshakeTimedout | E::ReadTimedout | E::WriteTimedout if is_overdue => {
+            overdue()
         }
         E::ConnectTimedout | E::TLSHandshakeTimedout => timed_out("connect timeout"),
         E::ReadTimedout => timed_out("read timeout"),

@@ -81,7 +81,7 @@ impl Gateway {
             elapsed: completed.elapsed,
             upstream_elapsed: attempts.started.map(|started| started.elapsed()),
             denied_by: ended.map(|ended| ended.filter),
-            reason: ended.and_then(|ended| ended.reason.as_deref()).or(broken),
+            reason: ended.and_then(|ended| ended.reason.as_deref()).or(broken).or(call.reason.as_deref()),
             user_agent: field(header::USER_AGENT),
             referer: field(header::REFERER),
             error: call.problem.or_else(|| error.map(code)),

@@ -1,8 +1,9 @@
 //! Choosing a backend for each attempt, and what a failed attempt leads to.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pingora::prelude::*;
+use pingora::protocols::ALPN;
 use pingora::{ErrorSource, ErrorType, RetryType};
 use tollhouse_filters::problem::{self, Problem};
 
@@ -28,11 +29,18 @@ pub(super) fn choose(call: &mut Call) -> Result<Box<HttpPeer>> {
     attempts.counted = false;
     narrow_timeouts(&mut peer, call)?;
     if call.upgrade {
-        call.attempts.handshake = peer.options.read_timeout;
-        peer.options.read_timeout = Some(UPGRADED_IDLE);
-        peer.options.write_timeout = Some(UPGRADED_IDLE);
+        for_upgrade(&mut peer, call);
     }
     Ok(peer)
+}
+
+/// A tunnel: only HTTP/1.1 knows how to ask for one, and how long it may be silent is not for one
+/// direction to say, so that the stand-in minds the time.
+fn for_upgrade(peer: &mut HttpPeer, call: &mut Call) {
+    let options = &mut peer.options;
+    options.alpn = ALPN::H1;
+    call.attempts.handshake = options.read_timeout.take();
+    options.write_timeout = Some(UPGRADED_IDLE);
 }
 
 /// The route's own timeouts, and what is left of the whole.
@@ -47,15 +55,16 @@ fn narrow_timeouts(peer: &mut HttpPeer, call: &mut Call) -> Result<()> {
         options.read_timeout = read.get();
         options.write_timeout = read.get();
     }
-    let Some(deadline) = exchange.ctx.deadline else { return Ok(()) };
+    let Some(deadline) = call.exchange().ctx.deadline else { return Ok(()) };
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() {
-        return failure::refuse(call, failure::timed_out("total timeout").into());
+        return failure::refuse(call, failure::overdue().into());
     }
-    for limit in
-        [&mut options.total_connection_timeout, &mut options.read_timeout, &mut options.write_timeout]
-    {
-        *limit = Some(limit.map_or(left, |limit| limit.min(left)));
+    let narrow = |limit: &mut Option<Duration>| *limit = Some(limit.map_or(left, |limit| limit.min(left)));
+    narrow(&mut options.total_connection_timeout);
+    if !call.events {
+        narrow(&mut options.read_timeout);
+        narrow(&mut options.write_timeout);
     }
     Ok(())
 }
@@ -94,9 +103,8 @@ impl Gateway {
         let repeatable = replayed || !session.as_ref().retry_buffer_truncated();
         // The backend says that it did not process the request, whatever that asks for.
         // Pingora says so for it of invalid frames too, which may come at any time.
-        let unprocessed = replayed
-            && matches!(error.retry, RetryType::Decided(true))
-            && *error.etype() != ErrorType::InvalidH2;
+        let unprocessed =
+            matches!(error.retry, RetryType::Decided(true)) && *error.etype() != ErrorType::InvalidH2;
         error.retry.decide_reuse(client_reused);
         // A pooled connection that the backend had closed; or it broke while it worked on the request,
         // which cannot be told apart, so that only what may be done twice is sent again.

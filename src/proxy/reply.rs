@@ -2,10 +2,14 @@
 
 use bytes::Bytes;
 use pingora::ErrorType;
+use pingora::http::ResponseHeader;
 use pingora::prelude::*;
+use pingora::protocols::http::ServerSession;
 use tollhouse_filters::outcome::{Body, Reply};
+use tollhouse_filters::problem::Problem;
 
-use super::Call;
+use super::{Call, failure};
+use crate::engine::{grpc_trailers, speaks_grpc};
 
 /// Sends a reply through the response filters that were entered.
 pub(super) async fn write(session: &mut Session, call: &mut Call, reply: Reply) -> Result<()> {
@@ -15,11 +19,11 @@ pub(super) async fn write(session: &mut Session, call: &mut Call, reply: Reply) 
     let rendered = call.exchange().rendered(reply, session.req_header()).await;
     match rendered.body {
         Body::Bytes(bytes) => {
-            let end = bytes.is_empty();
-            session.write_response_header(Box::new(rendered.head), end).await?;
-            if !end {
-                session.write_response_body(Some(bytes), true).await?;
+            if bytes.is_empty() {
+                return write_whole_head(session, rendered.head).await;
             }
+            session.write_response_header(Box::new(rendered.head), false).await?;
+            session.write_response_body(Some(bytes), true).await?;
         }
         Body::Stream(mut stream) => {
             session.write_response_header(Box::new(rendered.head), false).await?;
@@ -38,6 +42,27 @@ fn filtered(call: &mut Call, mut piece: Option<Bytes>, end: bool) -> Result<Opti
     let filtered = call.exchange().response_chunk(&mut piece, end);
     filtered.map_err(|_| Error::explain(ErrorType::InternalError, "a response filter failed"))?;
     Ok(piece)
+}
+
+/// Sends an answer that ends with its head. On HTTP/2 the head itself has to say so: gRPC knows an answer
+/// of trailers only by that, and Pingora resets the stream of a failed request that has not ended.
+async fn write_whole_head(session: &mut Session, head: ResponseHeader) -> Result<()> {
+    match &mut *session.downstream_session {
+        ServerSession::H2(stream) => stream.write_response_header(Box::new(head), true),
+        _ => session.write_response_header(Box::new(head), true).await,
+    }
+}
+
+/// Ends a gRPC call whose answer broke off: the trailers say why, where a reset stream says CANCELLED,
+/// as if the client had wanted it.
+pub(super) fn end_call(session: &mut Session, problem: &Problem) {
+    let of_grpc = failure::final_head(session).is_some_and(|head| speaks_grpc(&head.headers));
+    if let ServerSession::H2(stream) = &mut *session.downstream_session
+        && of_grpc
+        && let Err(error) = stream.write_trailers(grpc_trailers(problem))
+    {
+        log::debug!("cannot end a call: {error}");
+    }
 }
 
 fn broken(error: tollhouse_filters::world::ClientError) -> Box<Error> {

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use http::{Version, header};
+use pingora::http::RequestHeader;
 use pingora::prelude::*;
 use tollhouse_filters::context::RequestId;
 use tollhouse_filters::outcome::Reply;
@@ -11,6 +13,7 @@ use tollhouse_filters::problem::{self, Problem};
 
 use super::replay::{self, CollectError, Gathered, WholeBody};
 use super::{Call, Gateway, reply};
+use crate::config::upstream::Protocol;
 use crate::door;
 use crate::engine::{Connection, Decision, Exchange};
 use crate::routing::ListenerId;
@@ -38,11 +41,19 @@ impl Gateway {
         call.in_flight = Some(self.observe.registry.enter());
         let request_id = RequestId::Made(fastrand::u128(1..));
         let request = session.req_header_mut();
+        if call.version == Version::HTTP_10 {
+            // RFC 9110 s10.1.1, s15.2: such a client neither waits for an interim answer nor knows one.
+            request.remove_header(&header::EXPECT);
+        }
         let exchange = Exchange::begin(snapshot, &connection, request, request_id, Instant::now());
         session.set_keepalive(keepalive.filter(|_| !exchange.is_refused()));
         // What else asked for an upgrade is an ordinary request by now.
         call.upgrade = session.is_upgrade_req();
+        call.events = accepts_events(session.req_header());
         call.exchange = Some(Box::new(exchange));
+        if call.version == Version::HTTP_10 {
+            session.set_ignore_info_resp(true);
+        }
     }
 
     /// Seconds a connection may idle after this request; none when the process is on its way out.
@@ -57,11 +68,16 @@ impl Gateway {
             Decision::Reply(reply) => return reply::write(session, call, reply).await.map(|()| true),
             Decision::Forward(upstream) => upstream,
         };
+        if matches!(upstream.protocol(), Protocol::H2 | Protocol::H2c) {
+            // RFC 9110 s7.8: what cannot be offered is an ordinary request.
+            call.upgrade = false;
+        }
         if let Some(reply) = self.whole_body(session, call).await? {
             return reply::write(session, call, reply).await.map(|()| true);
         }
         if call.upgrade {
-            session.set_read_timeout(Some(UPGRADED_IDLE));
+            // The stand-in knows when both sides are silent.
+            session.set_read_timeout(None);
             session.set_write_timeout(Some(UPGRADED_IDLE));
         }
         let exchange = call.exchange.as_deref();
@@ -138,6 +154,12 @@ fn refusal(error: &CollectError) -> Reply {
         CollectError::Client(_) => Problem::new(&problem::BAD_REQUEST),
     };
     problem.into()
+}
+
+/// Whether the client asks for Server-Sent Events, as EventSource does (WHATWG HTML s9.2.2).
+fn accepts_events(request: &RequestHeader) -> bool {
+    let mut lines = request.headers.get_all(header::ACCEPT).iter().filter_map(|line| line.to_str().ok());
+    lines.any(|line| line.to_ascii_lowercase().contains("text/event-stream"))
 }
 
 /// The upstream that the filters sent the request to.

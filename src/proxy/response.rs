@@ -41,6 +41,7 @@ impl Gateway {
             return failure::refuse(call, Problem::new(&problem::UPSTREAM_PROTOCOL).detail(detail).into());
         }
         guard(call, |guard| guard.answered(response.status.as_u16()));
+        call.events = is_event_stream(response);
         if response.status != StatusCode::SWITCHING_PROTOCOLS {
             call.upgrade = false;
             strip_hop_by_hop(response);
@@ -90,13 +91,22 @@ fn unusable(response: &ResponseHeader, upgrade: bool) -> Option<&'static str> {
     (!known).then_some("the upstream used an unknown transfer coding")
 }
 
+/// Whether the answer has no natural end (WHATWG HTML s9.2, Server-Sent Events).
+fn is_event_stream(response: &ResponseHeader) -> bool {
+    let content_type = response.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let essence = content_type.and_then(|text| text.split(';').next());
+    essence.is_some_and(|essence| essence.trim().eq_ignore_ascii_case("text/event-stream"))
+}
+
 /// Shows a piece of the answer to the filters that look at pieces, and minds the deadline.
 pub(super) fn pass(piece: &mut Option<Bytes>, end: bool, call: &mut Call) -> Result<()> {
     if call.upgrade {
         // What follows a 101 is no body.
         return Ok(());
     }
-    in_time(call)?;
+    if !call.events {
+        in_time(call)?;
+    }
     match call.exchange().response_chunk(piece, end) {
         Ok(()) => Ok(()),
         // Answered only if the head is still here; else the client sees a broken body.

@@ -5,7 +5,7 @@ use http::{Version, header};
 use pingora::http::RequestHeader;
 use pingora::prelude::*;
 
-use super::request::upstream;
+use super::request::{UPGRADED_IDLE, upstream};
 use super::{Call, failure, replay};
 use crate::engine::Forwarding;
 
@@ -39,13 +39,26 @@ pub(super) async fn prepare(
         replay::wrap(session, body, &call.slot);
         call.replaying = true;
     } else if call.upgrade && request.version == Version::HTTP_11 {
-        replay::hold_end(session, call.attempts.handshake, &call.slot);
+        replay::hold_end(session, call.attempts.handshake, UPGRADED_IDLE, &call.slot);
         call.replaying = true;
+    }
+    if request.version == Version::HTTP_2 {
+        meet_expectation(session, request, call).await?;
     }
     if !call.upgrade {
         // Pingora puts these back whenever the client asks for a WebSocket.
         request.remove_header(&header::UPGRADE);
         request.remove_header(&header::CONNECTION);
+    }
+    Ok(())
+}
+
+/// An HTTP/2 upstream's 100 does not come through Pingora, and the client may wait for one with its body
+/// (RFC 9110 s10.1.1).
+async fn meet_expectation(session: &mut Session, request: &mut RequestHeader, call: &mut Call) -> Result<()> {
+    let expected = request.remove_header(&header::EXPECT).is_some();
+    if expected && call.version == Version::HTTP_11 && !std::mem::replace(&mut call.continued, true) {
+        session.write_continue_response().await?;
     }
     Ok(())
 }

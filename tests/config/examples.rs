@@ -13,7 +13,7 @@ use crate::http::{self, Origin};
 use crate::{project, read, stem, yaml_files};
 
 /// Examples that show more than one filter.
-const OVERVIEWS: [&str; 4] = ["balancing", "health", "matching", "services"];
+const OVERVIEWS: [&str; 6] = ["balancing", "grpc", "health", "matching", "services", "upstream_tls"];
 
 fn examples() -> Vec<std::path::PathBuf> {
     let mut files = yaml_files("conf/examples");
@@ -125,6 +125,9 @@ fn redirect_to_origins(document: &mut Value) -> HashMap<String, Origin> {
     for upstream in document.get_mut("upstreams").and_then(Value::as_array_mut).into_iter().flatten() {
         let origin = Origin::start();
         upstream["backends"] = json!([{"address": origin.address.to_string()}]);
+        // The scripted origins speak nothing else.
+        upstream["protocol"] = json!("http/1.1");
+        upstream.as_object_mut().expect("a map").remove("tls");
         origins.insert(upstream["name"].as_str().expect("a name").to_owned(), origin);
     }
     origins

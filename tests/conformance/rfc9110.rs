@@ -1,5 +1,9 @@
 //! RFC 9110, HTTP Semantics.
 
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
 use crate::harness::{Gateway, Origin, Wire, get, request};
 
 #[tokio::test]
@@ -67,4 +71,61 @@ async fn s15_5_6_a_405_lists_the_methods_that_are_allowed() {
 async fn s6_6_1_an_answer_of_the_gateway_has_a_date() {
     let gateway = Gateway::start("routes: []").await;
     assert!(get(gateway.address(), "/").await.field("date").is_some_and(|date| date.ends_with(" GMT")));
+}
+
+#[tokio::test]
+async fn s15_2_an_http10_client_gets_no_interim_answer() {
+    // RFC 9110 s15.2: a server must not send a 1xx answer to an HTTP/1.0 client.
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let heads = seen.clone();
+    let origin = Origin::new(move |mut wire| {
+        let heads = heads.clone();
+        async move {
+            while let Ok(head) = wire.head().await {
+                heads.lock().push(head.clone());
+                wire.send("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n")
+                    .await;
+                let Ok(body) = wire.body(&head).await else { return };
+                wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len())).await;
+                wire.send(body).await;
+            }
+        }
+    })
+    .await;
+    let gateway = Gateway::before(&origin, "").await;
+    for keep in ["", "Connection: keep-alive\r\n"] {
+        let mut client = Wire::connect(gateway.address()).await;
+        for round in 0..2 {
+            let fields = format!("Host: a\r\n{keep}Expect: 100-continue\r\nContent-Length: 4\r\n");
+            client.send(format!("POST / HTTP/1.0\r\n{fields}\r\nbody")).await;
+            let head = client.head().await.expect("an answer");
+            assert!(head.line.contains(" 200 "), "{head:?}");
+            assert_eq!(client.body(&head).await.expect("a body"), b"body", "{round}");
+            if keep.is_empty() {
+                client.closed().await;
+                break;
+            }
+        }
+    }
+    // RFC 9110 s10.1.1: an expectation in an HTTP/1.0 request is ignored.
+    assert!(seen.lock().iter().all(|head| head.field("expect").is_none()), "{:?}", seen.lock());
+}
+
+#[tokio::test]
+async fn s10_1_1_a_filters_refusal_comes_instead_of_100() {
+    // RFC 9110 s10.1.1: a final answer instead, and the client does not send what nobody wants.
+    let origin = Origin::echo().await;
+    let gateway = Gateway::start(&format!(
+        "upstreams: [{{name: origin, backends: [{{address: \"{}\"}}]}}]\nroutes:\n\
+         - {{name: all, upstream: origin, filters: [respond: {{status: 403, body: no}}]}}",
+        origin.address
+    ))
+    .await;
+    let mut client = Wire::connect(gateway.address()).await;
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n").await;
+    let head = client.head().await.expect("a head");
+    assert!(head.line.starts_with("HTTP/1.1 403"), "{head:?}");
+    // What comes on this connection now could be the body or a request.
+    assert_eq!(head.field("connection"), Some("close"), "{head:?}");
+    assert_eq!(origin.connections(), 0);
 }

@@ -7,14 +7,18 @@ mod decompression;
 mod failures;
 mod filters;
 mod forwarding;
+mod grpc;
 mod harness;
 mod health;
 mod limits;
 mod names;
 mod paths;
+mod protocols;
 mod proxying;
 mod reload;
+mod sse;
 mod start;
+mod upstream_tls;
 mod websocket;
 
 #[path = "../conformance/rfc7239.rs"]

@@ -208,3 +208,133 @@ async fn a_handshake_that_is_not_answered_is_a_504_and_an_idle_tunnel_is_not_cut
     open.send(b"marco").await;
     assert_eq!(open.some().await, b"marco");
 }
+
+#[tokio::test]
+async fn a_ping_is_answered_by_the_other_end_and_not_by_the_gateway() {
+    // RFC 6455 s5.5.2: a pong carries the ping's data; tungstenite answers while it reads.
+    let (told, mut ponged) = tokio::sync::mpsc::unbounded_channel();
+    let origin = Origin::new(move |wire| {
+        let told = told.clone();
+        async move {
+            let mut socket = accept_async(wire.into_stream()).await.expect("a handshake");
+            socket.send(Message::Ping("and you".into())).await.expect("sent");
+            while let Some(Ok(message)) = socket.next().await {
+                let _ = told.send(message);
+            }
+        }
+    })
+    .await;
+    let gateway = Gateway::before(&origin, "").await;
+    let mut socket = connect(&gateway).await;
+    socket.send(Message::Ping("are you there".into())).await.expect("sent");
+    assert_eq!(next(&mut socket).await, Message::Ping("and you".into()));
+    assert_eq!(next(&mut socket).await, Message::Pong("are you there".into()));
+    assert_eq!(soon("a ping", ponged.recv()).await, Some(Message::Ping("are you there".into())));
+    assert_eq!(soon("a pong", ponged.recv()).await, Some(Message::Pong("and you".into())));
+}
+
+#[tokio::test]
+async fn every_close_code_reaches_the_other_side() {
+    let (told, mut closed) = tokio::sync::mpsc::unbounded_channel();
+    let origin = Origin::new(move |wire| {
+        let told = told.clone();
+        async move {
+            let mut socket = accept_async(wire.into_stream()).await.expect("a handshake");
+            while let Some(Ok(message)) = socket.next().await {
+                let _ = told.send(message);
+            }
+        }
+    })
+    .await;
+    let gateway = Gateway::before(&origin, "").await;
+    for code in [1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 3000, 4999] {
+        let mut socket = connect(&gateway).await;
+        let frame = CloseFrame { code: code.into(), reason: "bye".into() };
+        socket.close(Some(frame.clone())).await.expect("sent");
+        let seen = soon("the close", closed.recv()).await;
+        assert_eq!(seen, Some(Message::Close(Some(frame.clone()))), "{code}");
+        // RFC 6455 s7.1.1: and it is confirmed.
+        assert_eq!(next(&mut socket).await, Message::Close(Some(frame)), "{code}");
+    }
+}
+
+#[tokio::test]
+async fn what_the_ends_negotiate_is_theirs() {
+    // RFC 6455 s9.1, RFC 7692 s5: subprotocols and extensions belong to the ends.
+    let origin = Origin::new(|mut wire| async move {
+        let head = wire.head().await.expect("a head");
+        let protocol = head.all("sec-websocket-protocol").join(", ");
+        let extensions = head.all("sec-websocket-extensions").join(", ");
+        assert_eq!(extensions, "permessage-deflate; client_max_window_bits, x-foo");
+        assert_eq!((protocol.as_str(), head.field("sec-websocket-version")), ("chat, superchat", Some("13")));
+        let chosen =
+            "Sec-WebSocket-Protocol: superchat\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n";
+        wire.send(ACCEPT.strip_suffix("\r\n").expect("a head").to_owned() + chosen).await;
+        let frame = wire.some().await;
+        wire.send(frame).await;
+        wire.rest().await;
+    })
+    .await;
+    let gateway = Gateway::before(&origin, "").await;
+    let mut client = Wire::connect(gateway.address()).await;
+    let offer = "Sec-WebSocket-Protocol: chat, superchat\r\n\
+                 Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits, x-foo\r\n\r\n";
+    client.send(ASK.strip_suffix("\r\n").expect("a head").to_owned() + offer).await;
+    let head = client.head().await.expect("a head");
+    assert_eq!(
+        (head.field("sec-websocket-protocol"), head.field("sec-websocket-extensions")),
+        (Some("superchat"), Some("permessage-deflate"))
+    );
+    // RFC 7692 s7.2.3.1: "Hello", compressed: RSV1 is set, and nobody in between may mind.
+    let frame = [0xc1, 0x07, 0xf2, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00];
+    client.send(frame).await;
+    assert_eq!(client.exactly(frame.len()).await.expect("the frame"), frame);
+}
+
+#[tokio::test]
+async fn a_hundred_megabytes_pass_both_ways_at_once() {
+    // More than the limit of a request body, which a tunnel has none of.
+    let origin = echo().await;
+    let gateway = Gateway::before(&origin, "server: {limits: {body_bytes: 1MiB}}").await;
+    let (mut sink, mut stream) = connect(&gateway).await.split();
+    let piece = noise(1_000_000);
+    let sent = piece.clone();
+    let sending = tokio::spawn(async move {
+        for _ in 0..100 {
+            sink.send(Message::binary(sent.clone())).await.expect("sent");
+        }
+    });
+    for n in 0..100 {
+        let message = soon("a message", stream.next()).await.expect("open").expect("open");
+        assert!(message.into_data() == piece, "message {n} is another");
+    }
+    sending.await.expect("sent");
+}
+
+#[tokio::test]
+async fn a_client_that_reads_slowly_holds_the_origin_back() {
+    let (told, mut sent) = tokio::sync::watch::channel(0_usize);
+    let origin = Origin::new(move |wire| {
+        let told = told.clone();
+        async move {
+            let mut socket = accept_async(wire.into_stream()).await.expect("a handshake");
+            for n in 1..=128 {
+                socket.send(Message::binary(vec![7; 1 << 20])).await.expect("sent");
+                told.send_replace(n);
+            }
+            while socket.next().await.is_some() {}
+        }
+    })
+    .await;
+    let gateway = Gateway::before(&origin, "").await;
+    let mut socket = connect(&gateway).await;
+    next(&mut socket).await;
+    let before = gateway.memory();
+    // Until nothing has moved for half a second.
+    while tokio::time::timeout(std::time::Duration::from_millis(500), sent.changed()).await.is_ok() {}
+    let (stalled, grown) = (*sent.borrow(), gateway.memory().saturating_sub(before) / 1024);
+    assert!(stalled < 64 && grown < 16, "{stalled} MiB left the origin, the gateway grew by {grown} MiB");
+    for _ in 1..128 {
+        assert_eq!(next(&mut socket).await.len(), 1 << 20);
+    }
+}

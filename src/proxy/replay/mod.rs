@@ -133,13 +133,13 @@ pub fn wrap(session: &mut Session, body: &WholeBody, slot: &Slot) {
 
 /// Puts a stand-in before the client's session, which leaves the end of a request for an upgrade open
 /// until it is answered; from a 101 on, it passes on what the client sends. Without an answer in `wait`
-/// the read of the body fails with a timeout.
+/// the read of the body fails with a timeout, and so it does once both sides were silent for `idle`.
 ///
 /// Pingora tells its upstream half the end of an empty body through a queue. When it reads a quick 101
 /// before that queue, it takes the end of the request for the end of the tunnel, and closes it.
-pub fn hold_end(session: &mut Session, wait: Option<Duration>, slot: &Slot) {
+pub fn hold_end(session: &mut Session, wait: Option<Duration>, idle: Duration, slot: &Slot) {
     let until = wait.map(|wait| Instant::now() + wait);
-    stand_in(session, session::Given::OpenEnd { until }, slot);
+    stand_in(session, session::Given::OpenEnd { until, idle }, slot);
 }
 
 fn stand_in(session: &mut Session, given: session::Given, slot: &Slot) {

@@ -21,8 +21,8 @@ pub(super) enum Given {
     /// One that is in memory.
     Body(WholeBody),
     /// None, with its end left open until the upstream has answered a request for an upgrade, which it
-    /// has to do before `until`.
-    OpenEnd { until: Option<Instant> },
+    /// has to do before `until`; the tunnel then ends when neither side says anything for `idle`.
+    OpenEnd { until: Option<Instant>, idle: Duration },
 }
 
 impl Given {
@@ -62,6 +62,18 @@ impl Replay {
         self.next >= self.given.chunks().len()
     }
 
+    /// What the client says in a tunnel. Pingora asks anew whenever the upstream said something, so that
+    /// a wait of `idle` means silence on both sides.
+    async fn tunnelled(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {
+        let said = self.real.as_deref_mut().expect("only drop takes it").read_body_or_idle(no_body_expected);
+        match self.given {
+            Given::OpenEnd { idle, .. } => timeout(idle, said)
+                .await
+                .unwrap_or_else(|_| Error::e_explain(ErrorType::ReadTimedout, "an idle tunnel")),
+            Given::Body(_) => said.await,
+        }
+    }
+
     fn answered(&self) -> bool {
         self.real().response_written().is_some_and(|head| !head.status.is_informational())
     }
@@ -92,9 +104,9 @@ impl CustomSession for Replay {
     /// it waits for the client to leave, and gives the error that ends the attempt.
     async fn read_body_or_idle(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {
         if self.real().was_upgraded() {
-            return self.real_mut().read_body_or_idle(no_body_expected).await;
+            return self.tunnelled(no_body_expected).await;
         }
-        if let Given::OpenEnd { until: Some(until) } = self.given
+        if let Given::OpenEnd { until: Some(until), .. } = self.given
             && !self.answered()
         {
             let left = until.saturating_duration_since(Instant::now());

@@ -6,8 +6,11 @@ mod client;
 mod dns;
 mod gateway;
 mod h2c;
+mod haproxy;
 mod nginx;
 mod origin;
+mod python;
+mod tls;
 mod wire;
 
 use std::future::Future;
@@ -20,8 +23,11 @@ pub(crate) use client::{exchange, get, request};
 pub(crate) use dns::{Dns, Reply};
 pub(crate) use gateway::{Gateway, refused_to_start};
 pub(crate) use h2c::H2c;
+pub(crate) use haproxy::Haproxy;
 pub(crate) use nginx::Nginx;
 pub(crate) use origin::{Origin, refusing};
+pub(crate) use python::Python;
+pub(crate) use tls::{Authority, Identity, TlsOrigin};
 pub(crate) use wire::{Answer, Broken, Head, Wire};
 
 /// Longest wait for anything that should happen at once.

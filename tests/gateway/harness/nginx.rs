@@ -29,6 +29,11 @@ impl Nginx {
     /// Serves these files (`/packed` as one that is in gzip), and `/empty` (204), `/tea` (418); `/upload`
     /// stores what is PUT.
     pub(crate) async fn start(files: &[(&str, &[u8])]) -> Self {
+        Self::with(files, "", "").await
+    }
+
+    /// As [`Nginx::start`], with these words behind the address it listens on, and these directives.
+    pub(crate) async fn with(files: &[(&str, &[u8])], listen: &str, directives: &str) -> Self {
         assert!(Path::new(PROGRAM).exists(), "{PROGRAM} is missing: install the package `nginx-light`");
         let directory = TempDir::new().expect("a temporary directory");
         for (name, content) in files {
@@ -37,7 +42,7 @@ impl Nginx {
         // nginx cannot bind port 0, so one that is free now is used.
         let address = super::refusing().await;
         let config = directory.path().join("nginx.conf");
-        std::fs::write(&config, configuration(directory.path(), address)).expect("write");
+        std::fs::write(&config, configuration(directory.path(), address, listen, directives)).expect("write");
         let child = Command::new(PROGRAM)
             .arg("-p")
             .arg(directory.path())
@@ -68,7 +73,7 @@ impl Nginx {
     }
 }
 
-fn configuration(directory: &Path, address: SocketAddr) -> String {
+fn configuration(directory: &Path, address: SocketAddr, listen: &str, directives: &str) -> String {
     let directory = directory.display();
     format!(
         "daemon off; master_process off; pid {directory}/pid; error_log stderr crit;\n\
@@ -76,7 +81,7 @@ fn configuration(directory: &Path, address: SocketAddr) -> String {
          http {{ access_log off; client_max_body_size 0;\n\
          client_body_temp_path {directory}; proxy_temp_path {directory}; fastcgi_temp_path {directory};\n\
          uwsgi_temp_path {directory}; scgi_temp_path {directory};\n\
-         server {{ listen {address}; root {directory};\n\
+         server {{ listen {address} {listen}; {directives} root {directory};\n\
          location = /empty {{ return 204; }}\n\
          location = /packed {{ add_header Content-Encoding gzip; }}\n\
          location = /tea {{ return 418 \"short and stout\"; }}\n\

@@ -20,7 +20,9 @@ use tokio::sync::{mpsc, watch};
 
 use crate::door::tests::{LIMITS, desk};
 use crate::door::{Bound, Door, Listener};
-use crate::proxy::replay::{Budget, CollectError, Slot, WholeBody, collect, prepare_head, unwrap, wrap};
+use crate::proxy::replay::{
+    Budget, CollectError, Slot, WholeBody, collect, hold_end, prepare_head, unwrap, wrap,
+};
 
 pub(super) const MIB: usize = 1 << 20;
 
@@ -36,11 +38,14 @@ pub(super) struct Options {
     pub(super) limit: u64,
     pub(super) budget: Budget,
     pub(super) deadline: Option<Duration>,
+    /// Requests are for an upgrade, to a tunnel that may be silent for so long.
+    pub(super) tunnel: Option<Duration>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { limit: 16 << 20, budget: Budget::new(64 << 20), deadline: Some(Duration::from_secs(20)) }
+        let deadline = Some(Duration::from_secs(20));
+        Self { limit: 16 << 20, budget: Budget::new(64 << 20), deadline, tunnel: None }
     }
 }
 
@@ -60,6 +65,10 @@ impl ProxyHttp for Gateway {
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> pingora::Result<bool> {
         let options = &self.options;
+        if options.tunnel.is_some() {
+            session.set_read_timeout(None);
+            return Ok(false);
+        }
         let status = match collect(session, options.limit, &options.budget, options.deadline).await {
             Ok(body) => {
                 ctx.body = Some(body);
@@ -86,6 +95,10 @@ impl ProxyHttp for Gateway {
         head: &mut RequestHeader,
         ctx: &mut Ctx,
     ) -> pingora::Result<()> {
+        if let Some(idle) = self.options.tunnel {
+            hold_end(session, None, idle, &ctx.slot);
+            return Ok(());
+        }
         let body = ctx.body.as_ref().expect("collected before");
         prepare_head(head, body.len())?;
         wrap(session, body, &ctx.slot);

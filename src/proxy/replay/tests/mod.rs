@@ -9,7 +9,9 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 
 use super::*;
-use harness::{H2, MIB, Options, Wire, chunked, gateway, nobody, origin, pattern, recorder, with_length};
+use harness::{
+    H2, MIB, Options, Running, Wire, chunked, gateway, nobody, origin, pattern, recorder, with_length,
+};
 
 const SIZES: [usize; 6] = [0, 1, 65_536, 65_537, MIB, 10 * MIB];
 
@@ -281,4 +283,52 @@ fn a_changed_body_takes_its_own_share_of_the_budget() {
     drop(other);
     assert_eq!(budget.used(), 0);
     assert!(WholeBody::new(Bytes::new(), &budget).unwrap().chunks().is_empty());
+}
+
+/// An open tunnel: both ends, and the gateway that must not be dropped.
+async fn tunnel(idle: Duration) -> (Running, Wire, Wire) {
+    let (taken, mut ends) = mpsc::unbounded_channel();
+    let origin = origin(move |mut wire| {
+        let taken = taken.clone();
+        async move {
+            wire.head().await.unwrap();
+            wire.send(
+                b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+            )
+            .await;
+            taken.send(wire).unwrap();
+        }
+    })
+    .await;
+    let gateway = gateway(&[origin], Options { tunnel: Some(idle), ..Options::default() });
+    let mut client = Wire::connect(gateway.addr).await;
+    let ask = "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    client.send(ask.as_bytes()).await;
+    assert_eq!(status(&client.head().await.unwrap()), "101");
+    (gateway, client, ends.recv().await.unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tunnel_that_is_silent_on_both_sides_is_closed() {
+    let (_gateway, mut client, mut origin) = tunnel(Duration::from_millis(300)).await;
+    let start = Instant::now();
+    assert_eq!((client.more().await, origin.more().await), (None, None));
+    let lived = start.elapsed();
+    assert!(lived > Duration::from_millis(250) && lived < Duration::from_secs(10), "{lived:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tunnel_in_which_one_side_only_listens_stays_open() {
+    let (_gateway, mut client, mut origin) = tunnel(Duration::from_millis(400)).await;
+    for (from_client, word) in [(true, b"marco"), (false, b"polo!"), (true, b"marco")] {
+        let (speaker, listener) =
+            if from_client { (&mut client, &mut origin) } else { (&mut origin, &mut client) };
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_millis(1000) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            speaker.send(word).await;
+            listener.more().await.expect("an open tunnel");
+            assert_eq!(std::mem::take(&mut listener.ahead), word);
+        }
+    }
 }
