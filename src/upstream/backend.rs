@@ -76,6 +76,12 @@ impl Backend {
         self.in_flight.load(Ordering::Relaxed)
     }
 
+    /// The addresses it stands for now, IPv4 first; none while the name has never been resolved.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        let addresses = self.addresses.load();
+        addresses.v4.iter().chain(&addresses.v6).copied().collect()
+    }
+
     /// Whether there is an address to connect to.
     pub fn is_resolved(&self) -> bool {
         !self.addresses.load().is_empty()

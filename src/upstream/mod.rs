@@ -119,6 +119,11 @@ impl Upstream {
         self.balancer.backends()
     }
 
+    /// As written in the document.
+    pub const fn written(&self) -> &written::Upstream {
+        &self.written
+    }
+
     /// Its metrics, made on first use.
     pub fn series(&self, registry: &Registry) -> &UpstreamSeries {
         self.series.get_or_init(|| registry.upstream(&self.name))

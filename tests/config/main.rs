@@ -2,6 +2,7 @@
 //! the schema and the manual, each compared with what the program does.
 
 mod admin;
+mod admin_api;
 mod cli;
 mod examples;
 mod gateway;
