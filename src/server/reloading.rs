@@ -80,7 +80,7 @@ impl Applied {
         self.permits.set_limits(door_limits(snapshot));
         self.budget.set_limit(snapshot.server.limits.buffered_bytes.get());
         let log = &snapshot.observability.access_log;
-        if let Err(error) = self.observe.reopen(log.format, &log.to, &log.redact) {
+        if let Err(error) = self.observe.reopen(&log.format, &log.to, &log.redact) {
             log::error!("cannot open the access log, the old one stays: {error}");
         }
         for warning in &snapshot.warnings.list {
