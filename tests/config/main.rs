@@ -5,6 +5,7 @@ mod admin;
 mod admin_api;
 mod cli;
 mod examples;
+mod fmt;
 mod gateway;
 mod golden;
 mod http;
