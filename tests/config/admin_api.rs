@@ -68,6 +68,9 @@ fn the_document_is_openapi_3_1_and_its_schemas_are_valid() {
     }
 }
 
+/// Method, path, target, fields, body, and the status of the answer.
+type Call<'a> = (&'a str, &'a str, &'a str, &'a [(&'a str, &'a str)], &'a str, u16);
+
 #[test]
 fn every_path_answers_as_it_is_described() {
     let admin = Admin::with_token();
@@ -79,7 +82,7 @@ fn every_path_answers_as_it_is_described() {
     let token = [("authorization", bearer.as_str())];
     let json = [("content-type", "application/json")];
     let large = " ".repeat((1 << 20) + 1);
-    let calls: Vec<(&str, &str, &str, &[(&str, &str)], &str, u16)> = vec![
+    let calls: Vec<Call<'_>> = vec![
         ("GET", "/healthz", "/healthz", &[], "", 200),
         ("GET", "/readyz", "/readyz", &[], "", 200),
         ("GET", "/metrics", "/metrics", &[], "", 200),
