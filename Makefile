@@ -55,8 +55,9 @@ schema: ## Write conf/schema.json anew
 	cargo run --locked --quiet -- schema >conf/schema.json.new
 	mv conf/schema.json.new conf/schema.json
 
-man: ## Write manual pages to target/man
-	cargo run --locked --quiet -- man --into target/man
+man: ## Write manual pages, one for each command, and say where
+	cargo run --locked --quiet -- man --into "$(CARGO_TARGET_DIR)/man"
+	@echo "$(CARGO_TARGET_DIR)/man"
 
 bench: ## Measure single functions
 	@tests/setup.sh build
