@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test setup format lint unit doc deny schema bench load clean
+.PHONY: help run test setup format lint unit doc deny schema man bench load clean
 
 # Outside the checkout, so that several checkouts share what they compile.
 CARGO_TARGET_DIR ?= $(HOME)/.cache/tollhouse/target
@@ -54,6 +54,10 @@ deny: ## Only licences, sources and known vulnerabilities of dependencies
 schema: ## Write conf/schema.json anew
 	cargo run --locked --quiet -- schema >conf/schema.json.new
 	mv conf/schema.json.new conf/schema.json
+
+man: ## Write manual pages, one for each command, and say where
+	cargo run --locked --quiet -- man --into "$(CARGO_TARGET_DIR)/man"
+	@echo "$(CARGO_TARGET_DIR)/man"
 
 bench: ## Measure single functions
 	@tests/setup.sh build

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use tollhouse::observe::Registry;
-use tollhouse::observe::access_log::{Access, format_line};
+use tollhouse::observe::access_log::{Access, Layout, format_line};
 use tollhouse::observe::redact::Redactor;
 
 fn access() -> Access<'static> {
@@ -51,6 +51,20 @@ fn access_line(criterion: &mut Criterion) {
     });
 }
 
+fn template_line(criterion: &mut Criterion) {
+    let layout = Layout::parse(
+        "${client.address} - - [${time.common}] \"${request.line}\" ${status} ${bytes_out} \"${referer}\" \"${user_agent}\"",
+    );
+    let (layout, redactor, access) = (layout.expect("a template"), Redactor::new([]), access());
+    let mut buffer = Vec::with_capacity(1024);
+    criterion.bench_function("access line of a template", |bencher| {
+        bencher.iter(|| {
+            buffer.clear();
+            layout.write(black_box(&access), &redactor, &mut buffer);
+        });
+    });
+}
+
 fn record(criterion: &mut Criterion) {
     let registry = Registry::new(1000);
     let series = registry.route("public", "users-read", "users");
@@ -68,5 +82,5 @@ fn render(criterion: &mut Criterion) {
     criterion.bench_function("render 1000 routes", |bencher| bencher.iter(|| registry.render()));
 }
 
-criterion_group!(benches, access_line, record, render);
+criterion_group!(benches, access_line, template_line, record, render);
 criterion_main!(benches);

@@ -18,10 +18,13 @@ pub struct Template {
     written: Box<str>,
 }
 
+/// A piece of a template.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Part {
+pub enum Part<V = Variable> {
+    /// Text that stays as it is.
     Text(Box<str>),
-    Variable(Variable),
+    /// A place that is filled in.
+    Variable(V),
 }
 
 /// What a template can name.
@@ -96,28 +99,7 @@ impl Template {
 
     /// Parses a template; the message names what is wrong.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let mut parts = Vec::new();
-        let mut plain = String::new();
-        let mut rest = text;
-        while let Some(at) = rest.find("${") {
-            if rest[..at].ends_with('$') {
-                plain.push_str(&rest[..at - 1]);
-                plain.push_str("${");
-                rest = &rest[at + 2..];
-                continue;
-            }
-            plain.push_str(&rest[..at]);
-            let end = rest[at..].find('}').ok_or("a `${` has no `}`; write `$${` for a literal `${`")? + at;
-            if !plain.is_empty() {
-                parts.push(Part::Text(std::mem::take(&mut plain).into()));
-            }
-            parts.push(Part::Variable(Variable::parse(&rest[at + 2..end])?));
-            rest = &rest[end + 1..];
-        }
-        plain.push_str(rest);
-        if !plain.is_empty() {
-            parts.push(Part::Text(plain.into()));
-        }
+        let parts = parts(text, Variable::parse)?;
         Ok(Self { parts, written: text.into() })
     }
 
@@ -154,6 +136,33 @@ impl Template {
         }
         out
     }
+}
+
+/// Takes a template apart; `variable` knows what stands between `${` and `}`. The message names what is wrong.
+pub fn parts<V>(text: &str, variable: impl Fn(&str) -> Result<V, String>) -> Result<Vec<Part<V>>, String> {
+    let mut parts = Vec::new();
+    let mut plain = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find("${") {
+        if rest[..at].ends_with('$') {
+            plain.push_str(&rest[..at - 1]);
+            plain.push_str("${");
+            rest = &rest[at + 2..];
+            continue;
+        }
+        plain.push_str(&rest[..at]);
+        let end = rest[at..].find('}').ok_or("a `${` has no `}`; write `$${` for a literal `${`")? + at;
+        if !plain.is_empty() {
+            parts.push(Part::Text(std::mem::take(&mut plain).into()));
+        }
+        parts.push(Part::Variable(variable(&rest[at + 2..end])?));
+        rest = &rest[end + 1..];
+    }
+    plain.push_str(rest);
+    if !plain.is_empty() {
+        parts.push(Part::Text(plain.into()));
+    }
+    Ok(parts)
 }
 
 impl Variable {

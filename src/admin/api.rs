@@ -2,15 +2,19 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::State;
 use axum::extract::rejection::{JsonRejection, StringRejection};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
+use axum::{Extension, Json};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::Value;
 use tokio::sync::oneshot;
 use tollhouse_filters::world::World;
 
+use super::admission::Place;
+use super::problem::{extended, problem};
 use super::{AdminState, redact};
 use crate::config;
 use crate::engine::dry;
@@ -19,15 +23,108 @@ use crate::observe::metrics::CONTENT_TYPE;
 use crate::snapshot::{Action, Compiler, Mode, Reloaded, Route, Snapshot};
 use crate::source::{self, Problems};
 
-/// An error answer (RFC 9457).
-pub(super) fn problem(status: StatusCode, detail: &str) -> Response {
-    let body = json!({
-        "type": "about:blank",
-        "title": status.canonical_reason(),
-        "status": status.as_u16(),
-        "detail": detail,
-    });
-    (status, [(header::CONTENT_TYPE, "application/problem+json")], format!("{body}\n")).into_response()
+/// The document as it took effect, without secrets.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Configuration {
+    /// Counts successful loads of this process, from 1.
+    generation: u64,
+    /// Of all inputs that the document is made of.
+    fingerprint: String,
+    /// What is suspicious but not wrong.
+    warnings: Problems,
+    /// The document, with includes and references resolved.
+    document: Value,
+}
+
+/// Every route.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Routes")]
+pub(super) struct RouteList {
+    /// The generation that serves.
+    generation: u64,
+    /// In file order.
+    routes: Vec<RouteView>,
+}
+
+/// One route.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Route")]
+struct RouteView {
+    /// Its name.
+    name: String,
+    /// Its service's name.
+    service: Option<String>,
+    /// Its filters, those of its service before its own.
+    filters: Vec<String>,
+    /// Where requests end.
+    action: ActionView,
+    /// What it matches, as written.
+    #[serde(rename = "match")]
+    matches: Value,
+}
+
+/// Where requests of a route end.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Action")]
+#[serde(rename_all = "snake_case")]
+enum ActionView {
+    /// At this upstream.
+    Upstream(String),
+    /// At an answer of the gateway's own.
+    Answer,
+    /// At 404.
+    NotFound,
+}
+
+/// What a reload came to.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Reload {
+    outcome: Outcome,
+    /// The generation that serves.
+    generation: u64,
+    /// Settings whose change takes effect at the next start only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    needs_restart: Option<Vec<&'static str>>,
+}
+
+/// What a refused reload is told besides.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct ReloadRefused {
+    outcome: Outcome,
+    /// The generation that serves on.
+    generation: u64,
+    /// What is wrong with the candidate.
+    problems: Problems,
+}
+
+/// How a reload ended.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum Outcome {
+    /// No input changed.
+    Unchanged,
+    /// A new snapshot is in use.
+    Swapped,
+    /// The running snapshot stays.
+    Refused,
+}
+
+/// A document without problems.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Checked {
+    /// Always true.
+    ok: bool,
+    /// What is suspicious but not wrong.
+    warnings: Problems,
+}
+
+/// What a document with problems is told besides.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct CheckRefused {
+    /// Always false.
+    ok: bool,
+    /// All that is wrong with it.
+    problems: Problems,
 }
 
 pub(super) async fn nothing() -> Response {
@@ -36,6 +133,10 @@ pub(super) async fn nothing() -> Response {
 
 pub(super) async fn wrong_method() -> Response {
     problem(StatusCode::METHOD_NOT_ALLOWED, "this is asked for with another method")
+}
+
+pub(super) async fn healthy() -> &'static str {
+    "ok\n"
 }
 
 /// 200 while requests are welcome, 503 once the process is on its way out.
@@ -51,50 +152,42 @@ pub(super) async fn metrics(State(state): State<AdminState>) -> Response {
 }
 
 /// The document as it took effect.
-pub(super) async fn config(State(state): State<AdminState>) -> Json<Value> {
+pub(super) async fn config(State(state): State<AdminState>) -> Json<Configuration> {
     let snapshot = state.live.load();
     let schema = config::schema(&state.registry);
-    Json(json!({
-        "generation": snapshot.generation,
-        "fingerprint": snapshot.fingerprint.to_string(),
-        "warnings": snapshot.warnings,
-        "document": redact::redacted(&snapshot.packed.unpack().root, &schema),
-    }))
+    Json(Configuration {
+        generation: snapshot.generation,
+        fingerprint: snapshot.fingerprint.to_string(),
+        warnings: snapshot.warnings.clone(),
+        document: redact::redacted(&snapshot.packed.unpack().root, &schema),
+    })
 }
 
 /// Every route, in file order.
-pub(super) async fn routes(State(state): State<AdminState>) -> Json<Value> {
+pub(super) async fn routes(State(state): State<AdminState>) -> Json<RouteList> {
     let snapshot = state.live.load();
     let loaded = snapshot.packed.unpack();
     let written = loaded.root.get("routes").and_then(|routes| routes.as_list()).unwrap_or_default();
-    let routes: Vec<Value> = snapshot
-        .routes
-        .iter()
-        .zip(written)
-        .map(|(route, written)| {
-            let mut shown = shown(route);
-            shown["match"] = written
-                .get("match")
-                .and_then(|written| serde_json::to_value(written).ok())
-                .unwrap_or_default();
-            shown
-        })
-        .collect();
-    Json(json!({"generation": snapshot.generation, "routes": routes}))
+    let routes = snapshot.routes.iter().zip(written).map(|(route, written)| {
+        let matches = written.get("match").and_then(|written| serde_json::to_value(written).ok());
+        shown(route, matches.unwrap_or_default())
+    });
+    Json(RouteList { generation: snapshot.generation, routes: routes.collect() })
 }
 
-fn shown(route: &Route) -> Value {
-    let filters: Vec<&str> = [&route.shared, &route.own]
+fn shown(route: &Route, matches: Value) -> RouteView {
+    let filters = [&route.shared, &route.own]
         .into_iter()
         .flat_map(|pipeline| pipeline.steps())
-        .map(|step| &*step.instance)
+        .map(|step| step.instance.to_string())
         .collect();
     let action = match &route.action {
-        Action::Upstream(upstream) => json!({"upstream": &*upstream.name}),
-        Action::Answer(_) => json!("answer"),
-        Action::NotFound => json!("not_found"),
+        Action::Upstream(upstream) => ActionView::Upstream(upstream.name.to_string()),
+        Action::Answer(_) => ActionView::Answer,
+        Action::NotFound => ActionView::NotFound,
     };
-    json!({"name": &*route.name, "service": route.service.as_deref(), "filters": filters, "action": action})
+    let service = route.service.as_deref().map(ToOwned::to_owned);
+    RouteView { name: route.name.to_string(), service, filters, action, matches }
 }
 
 /// Reads all inputs again.
@@ -107,17 +200,14 @@ pub(super) async fn reload(State(state): State<AdminState>) -> Response {
         return problem(StatusCode::SERVICE_UNAVAILABLE, "reloading has stopped");
     };
     let generation = state.live.generation();
+    let done = |outcome, needs_restart| Json(Reload { outcome, generation, needs_restart }).into_response();
     match &*outcome {
-        Reloaded::Unchanged => {
-            Json(json!({"outcome": "unchanged", "generation": generation})).into_response()
-        }
-        Reloaded::Swapped { needs_restart, .. } => {
-            Json(json!({"outcome": "swapped", "generation": generation, "needs_restart": needs_restart}))
-                .into_response()
-        }
+        Reloaded::Unchanged => done(Outcome::Unchanged, None),
+        Reloaded::Swapped { needs_restart, .. } => done(Outcome::Swapped, Some(needs_restart.clone())),
         Reloaded::Refused { problems, .. } => {
-            let body = json!({"outcome": "refused", "generation": generation, "problems": problems});
-            (StatusCode::UNPROCESSABLE_ENTITY, Json(body)).into_response()
+            let (outcome, problems) = (Outcome::Refused, problems.clone());
+            let refused = ReloadRefused { outcome, generation, problems };
+            extended(StatusCode::UNPROCESSABLE_ENTITY, "the document on disk has problems", refused)
         }
     }
 }
@@ -125,23 +215,25 @@ pub(super) async fn reload(State(state): State<AdminState>) -> Response {
 /// Checks a document sent as the body; it can neither include nor refer to anything on this machine.
 pub(super) async fn check(
     State(state): State<AdminState>,
+    Extension(place): Extension<Place>,
     text: Result<String, StringRejection>,
 ) -> Response {
     let text = match text {
         Ok(text) => text,
         Err(rejection) => return problem(rejection.status(), &rejection.body_text()),
     };
-    let checked = off_the_runtime(move || {
+    let checked = off_the_runtime(place, move || {
         let loaded = Arc::new(source::load_str(&text, "document", None, &|_| None)?);
         let world = World::dry();
-        Compiler { registry: &state.registry, world: &world, previous: None, mode: Mode::Afar }
-            .compile(&loaded)
+        let compiler =
+            Compiler { registry: &state.registry, world: &world, previous: None, mode: Mode::Afar };
+        compiler.compile(&loaded).map(|snapshot| snapshot.warnings)
     });
     match checked.await {
-        Some(Ok(snapshot)) => Json(json!({"ok": true, "warnings": snapshot.warnings})).into_response(),
+        Some(Ok(warnings)) => Json(Checked { ok: true, warnings }).into_response(),
         Some(Err(problems)) => {
-            (StatusCode::UNPROCESSABLE_ENTITY, Json(json!({"ok": false, "problems": problems})))
-                .into_response()
+            let refused = CheckRefused { ok: false, problems };
+            extended(StatusCode::UNPROCESSABLE_ENTITY, "the document has problems", refused)
         }
         None => problem(StatusCode::INTERNAL_SERVER_ERROR, "the check failed"),
     }
@@ -150,14 +242,15 @@ pub(super) async fn check(
 /// Explains a request on the running document.
 pub(super) async fn explain(
     State(state): State<AdminState>,
+    Extension(place): Extension<Place>,
     question: Result<Json<Question>, JsonRejection>,
 ) -> Response {
     let question = match question {
         Ok(Json(question)) => question,
         Err(rejection) => return problem(rejection.status(), &rejection.body_text()),
     };
-    let loaded = Arc::new(state.live.load().packed.unpack());
-    let explained = off_the_runtime(move || {
+    let explained = off_the_runtime(place, move || {
+        let loaded = Arc::new(state.live.load().packed.unpack());
         let snapshot: Arc<Snapshot> = dry::snapshot(&loaded, &state.registry)?;
         let explained = dry::block_on(explain_request(&snapshot, &question));
         Ok::<_, Problems>(explained.map(|explained| {
@@ -174,6 +267,16 @@ pub(super) async fn explain(
     }
 }
 
-async fn off_the_runtime<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+/// Does work that takes long on a thread of its own. It keeps its place to the end, even when the
+/// client has long gone.
+async fn off_the_runtime<T: Send + 'static>(
+    place: Place,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let work = move || {
+        let done = work();
+        drop(place);
+        done
+    };
     tokio::task::spawn_blocking(work).await.ok()
 }

@@ -10,7 +10,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use sha2::{Digest, Sha256};
 
-use super::api::problem;
+use super::problem::problem;
 use crate::snapshot::Live;
 
 /// What the check needs to know.
@@ -18,16 +18,13 @@ use crate::snapshot::Live;
 pub(super) struct Guard {
     pub(super) live: Arc<Live>,
     pub(super) on_loopback: bool,
+    /// Whether the endpoint changes something.
+    pub(super) write: bool,
 }
-
-/// Paths whose requests change something.
-const WRITES: [&str; 1] = ["/api/reload"];
 
 /// Lets a request pass or answers it.
 pub(super) async fn check(State(guard): State<Guard>, request: Request<Body>, next: Next) -> Response {
-    let write = WRITES.contains(&request.uri().path());
-    let refused = refusal(&guard, request.headers(), write);
-    match refused {
+    match refusal(&guard, request.headers()) {
         Some((status, detail)) => {
             let mut answer = problem(status, detail).into_response();
             if status == StatusCode::UNAUTHORIZED {
@@ -41,7 +38,8 @@ pub(super) async fn check(State(guard): State<Guard>, request: Request<Body>, ne
     }
 }
 
-fn refusal(guard: &Guard, headers: &HeaderMap, write: bool) -> Option<(StatusCode, &'static str)> {
+fn refusal(guard: &Guard, headers: &HeaderMap) -> Option<(StatusCode, &'static str)> {
+    let write = guard.write;
     let snapshot = guard.live.load();
     let token = snapshot.admin.token.as_ref();
     if token.is_some_and(|token| bears(headers, token.expose())) {
@@ -94,13 +92,14 @@ mod tests {
         let loaded = Arc::new(source::load_str(&text, "document", None, &|_| None).unwrap());
         let (registry, world) = (tollhouse_filters::builtin(), tollhouse_filters::world::World::dry());
         let compiler = Compiler { registry: &registry, world: &world, previous: None, mode: Mode::Dry };
-        Guard { live: Arc::new(Live::new(compiler.compile(&loaded).unwrap())), on_loopback: false }
+        let live = Arc::new(Live::new(compiler.compile(&loaded).unwrap()));
+        Guard { live, on_loopback: false, write: false }
     }
 
     fn status(guard: &Guard, authorization: Option<&str>) -> Option<u16> {
         let mut headers = HeaderMap::from_iter([(header::HOST, "localhost".parse().unwrap())]);
         headers.extend(authorization.map(|value| (header::AUTHORIZATION, value.parse().unwrap())));
-        refusal(guard, &headers, false).map(|(status, _)| status.as_u16())
+        refusal(guard, &headers).map(|(status, _)| status.as_u16())
     }
 
     #[test]

@@ -1,27 +1,38 @@
 //! The admin listener and its API: it looks, and asks for reloads; it never touches a request.
 
+mod admission;
 mod api;
 mod auth;
+mod conditional;
+mod endpoint;
+mod problem;
 mod redact;
+mod upstreams;
 
 use std::io;
 use std::net::TcpListener;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::thread;
 
-use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::middleware;
-use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde_json::Value;
 use tokio::sync::oneshot;
 use tollhouse_filters::registry::Registry;
 
+use self::admission::Admission;
+use self::endpoint::Api;
+use self::problem::{Details, Extended};
+
 use crate::door::Draining;
+use crate::engine::explain::{Explanation, Question};
 use crate::observe::Observe;
 use crate::snapshot::{Live, Reloaded};
 
 /// The largest document that `/api/check` takes, in bytes.
 const LARGEST_DOCUMENT: usize = 16 << 20;
+/// The largest question that `/api/explain` takes, in bytes.
+const LARGEST_QUESTION: usize = 1 << 20;
 
 /// What the API looks at.
 #[derive(Clone)]
@@ -61,21 +72,79 @@ pub fn start(listener: TcpListener, state: AdminState) -> io::Result<()> {
 }
 
 fn router(state: AdminState, on_loopback: bool) -> Router {
-    let guard = auth::Guard { live: state.live.clone(), on_loopback };
-    let guarded = Router::new()
-        .route("/metrics", get(api::metrics))
-        .route("/api/config", get(api::config))
-        .route("/api/routes", get(api::routes))
-        .route("/api/reload", post(api::reload))
-        .route("/api/check", post(api::check))
-        .route("/api/explain", post(api::explain))
-        .layer(DefaultBodyLimit::max(LARGEST_DOCUMENT))
-        .layer(middleware::from_fn_with_state(guard, auth::check));
-    Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(api::ready))
-        .merge(guarded)
+    let guard = auth::Guard { live: state.live.clone(), on_loopback, write: false };
+    let mut api = Api::new(guard, Admission::new());
+    register_health(&mut api);
+    register_views(&mut api);
+    register_work(&mut api);
+    let document = Arc::<OnceLock<Value>>::default();
+    let served = document.clone();
+    api.get("/api/openapi.json", "describe", "This document.")
+        .answers::<Value>(200, "The API as OpenAPI 3.1.")
+        .conditional()
+        .to(async move || Json(served.get().cloned()));
+    let (router, described) = api.finish();
+    document.get_or_init(|| described);
+    router
         .method_not_allowed_fallback(api::wrong_method)
         .fallback(api::nothing)
+        .layer(DefaultBodyLimit::disable())
         .with_state(state)
+}
+
+fn register_health(api: &mut Api) {
+    api.get("/healthz", "health", "Whether the process lives.")
+        .open()
+        .answers_text(200, "It does.")
+        .to(api::healthy);
+    api.get("/readyz", "readiness", "Whether requests are welcome.")
+        .open()
+        .answers_text(200, "They are.")
+        .fails::<Details>(503, "The process is on its way out.")
+        .to(api::ready);
+    api.get("/metrics", "metrics", "Numbers for Prometheus.")
+        .answers_text(200, "Metrics in the text format 0.0.4.")
+        .to(api::metrics);
+}
+
+fn register_views(api: &mut Api) {
+    api.get("/api/config", "config", "The document as it took effect, without secrets.")
+        .answers::<api::Configuration>(200, "The document, with includes and references resolved.")
+        .conditional()
+        .to(api::config);
+    api.get("/api/routes", "routes", "Every route, in file order.")
+        .answers::<api::RouteList>(200, "The routes.")
+        .conditional()
+        .to(api::routes);
+    api.get("/api/upstreams", "upstreams", "Every upstream, with its backends as they are now.")
+        .answers::<upstreams::UpstreamList>(200, "The upstreams, in written order.")
+        .conditional()
+        .to(upstreams::all);
+    api.get("/api/upstreams/{name}", "upstream", "One upstream, with its backends as they are now.")
+        .answers::<crate::upstream::view::UpstreamView>(200, "The upstream.")
+        .fails::<Details>(404, "No upstream has this name.")
+        .conditional()
+        .to(upstreams::one);
+}
+
+fn register_work(api: &mut Api) {
+    api.post("/api/reload", "reload", "Reads all inputs of the configuration again.")
+        .write()
+        .answers::<api::Reload>(200, "Nothing changed, or the new document serves.")
+        .fails::<Extended<api::ReloadRefused>>(422, "The document has problems; the old one serves on.")
+        .fails::<Details>(503, "The process is on its way out.")
+        .to(api::reload);
+    api.post("/api/check", "check", "Checks a document, which can refer to nothing on this machine.")
+        .takes_document(LARGEST_DOCUMENT)
+        .answers::<api::Checked>(200, "It has no problems.")
+        .fails::<Details>(400, "It is no text.")
+        .fails::<Extended<api::CheckRefused>>(422, "It has problems.")
+        .to(api::check);
+    api.post("/api/explain", "explain", "What would happen to a request, and why.")
+        .takes::<Question>(LARGEST_QUESTION)
+        .answers::<Explanation>(200, "What would happen.")
+        .fails::<Details>(400, "It is no request.")
+        .fails::<Details>(415, "The content is not said to be JSON.")
+        .fails::<Details>(422, "The question has another form.")
+        .to(api::explain);
 }

@@ -1,8 +1,11 @@
 //! The command line, one file per command.
 
 mod check;
+mod completions;
 mod demo;
 mod explain;
+mod fmt;
+mod man;
 mod run;
 mod schema;
 mod test;
@@ -12,7 +15,7 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 use tollhouse_filters::registry::Registry;
 
@@ -48,10 +51,16 @@ enum Command {
     Test(test::Arguments),
     /// Explains what would happen to a request, and why.
     Explain(explain::Arguments),
+    /// Gives configuration files one layout; comments and meaning stay.
+    Fmt(fmt::Arguments),
     /// Prints the JSON Schema of configuration files.
     Schema,
     /// Starts two sample services and a gateway in front of them.
     Demo(demo::Arguments),
+    /// Prints the completions of a shell.
+    Completions(completions::Arguments),
+    /// Prints the manual page, or writes all of them.
+    Man(man::Arguments),
     /// Prints the version.
     Version,
 }
@@ -79,10 +88,7 @@ impl From<Problems> for Failure {
 pub(crate) fn run(registry: Registry) -> ExitCode {
     let Arguments { output, command } = match Arguments::try_parse() {
         Ok(arguments) => arguments,
-        Err(error) => {
-            let _ = error.print();
-            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
-        }
+        Err(error) => return usage(&error),
     };
     let registry = Arc::new(registry);
     let result = match command {
@@ -90,14 +96,34 @@ pub(crate) fn run(registry: Registry) -> ExitCode {
         Command::Check(arguments) => check::run(arguments, &registry, output),
         Command::Test(arguments) => test::run(arguments, &registry, output),
         Command::Explain(arguments) => explain::run(arguments, &registry, output),
+        Command::Fmt(arguments) => fmt::run(arguments, output),
         Command::Schema => schema::run(&registry),
         Command::Demo(arguments) => demo::run(arguments, registry),
+        Command::Completions(arguments) => completions::run(arguments, Arguments::command(), output),
+        Command::Man(arguments) => man::run(arguments, Arguments::command(), output),
         Command::Version => version::run(output),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => report(&failure, output),
     }
+}
+
+/// Prints help, or what is wrong with the arguments.
+fn usage(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let wants_json = arguments.iter().any(|argument| argument == "--output=json")
+        || arguments.windows(2).any(|pair| pair[0] == "--output" && pair[1] == "json");
+    if wants_json {
+        print_json(&serde_json::json!({"error": error.render().to_string().trim_end()}));
+    } else {
+        let _ = error.print();
+    }
+    ExitCode::from(2)
 }
 
 fn report(failure: &Failure, output: Output) -> ExitCode {

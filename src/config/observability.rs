@@ -24,7 +24,9 @@ pub struct Observability {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AccessLog {
-    /// `json`, one object a line, or `none` for no access log. Default: `json`. Example: `none`.
+    /// `json`, one object a line; `combined` or `clf`, as Apache and NGINX write them; `none` for no access log; or a
+    /// template of one line, whose fields are in the manual's chapter on operations. Default: `json`. Example:
+    /// `"${client.address} ${request.method} ${request.path} ${status} ${elapsed_ms}"`.
     #[serde(default)]
     pub format: Format,
     /// `stdout`, `stderr`, or the path of a file, which is opened anew when it is rotated away. Default: `stdout`.
@@ -90,6 +92,7 @@ mod tests {
         for bad in [
             "access_log: {format: off}",
             "access_log: {format: text}",
+            "access_log: {format: '${no_field}'}",
             "access_log: {file: x}",
             "access_log: {redact: [cookie:sid]}",
             "access_log: {to: ''}",

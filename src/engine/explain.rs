@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use http::header;
 use pingora::http::RequestHeader;
+use schemars::JsonSchema;
 use serde::Serialize;
 use tollhouse_filters::context::{Decision, Verdict};
 
@@ -14,7 +15,7 @@ use crate::routing::{ListenerId, View};
 use crate::snapshot::Snapshot;
 
 /// What to explain.
-#[derive(Debug, Clone, Default, serde::Deserialize)]
+#[derive(Debug, Clone, Default, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Question {
     /// The method; GET when empty.
@@ -30,7 +31,7 @@ pub struct Question {
 }
 
 /// What would happen to a request, and why.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Explanation {
     /// The listener's name.
     pub listener: String,
@@ -54,7 +55,7 @@ pub struct Explanation {
 }
 
 /// A route that came close.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct PassedOver {
     /// Its name.
     pub route: String,

@@ -38,9 +38,10 @@ struct Open {
 
 impl Observe {
     /// Opens the access log; fails when its file cannot be opened.
-    pub fn new(max_series: usize, format: Format, to: &To, redact: &[Redaction]) -> io::Result<Arc<Self>> {
+    pub fn new(max_series: usize, format: &Format, to: &To, redact: &[Redaction]) -> io::Result<Arc<Self>> {
         let (log, guard) = AccessLog::open(format, to, redact.iter().cloned())?;
-        let open = Open { format, to: to.clone(), redact: redact.to_vec(), guard: Some(guard) };
+        let open =
+            Open { format: format.clone(), to: to.clone(), redact: redact.to_vec(), guard: Some(guard) };
         let observe = Arc::new(Self {
             registry: Registry::new(max_series),
             access: ArcSwap::from_pointee(log),
@@ -55,14 +56,14 @@ impl Observe {
     }
 
     /// Opens the access log anew if it is to be written another way; the old one stays when that fails.
-    pub fn reopen(&self, format: Format, to: &To, redact: &[Redaction]) -> io::Result<()> {
+    pub fn reopen(&self, format: &Format, to: &To, redact: &[Redaction]) -> io::Result<()> {
         let mut open = self.open.lock();
-        if (open.format, &open.to, open.redact.as_slice()) == (format, to, redact) {
+        if (&open.format, &open.to, open.redact.as_slice()) == (format, to, redact) {
             return Ok(());
         }
         let (log, guard) = AccessLog::open(format, to, redact.iter().cloned())?;
         self.access.store(Arc::new(log));
-        *open = Open { format, to: to.clone(), redact: redact.to_vec(), guard: Some(guard) };
+        *open = Open { format: format.clone(), to: to.clone(), redact: redact.to_vec(), guard: Some(guard) };
         Ok(())
     }
 

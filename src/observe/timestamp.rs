@@ -1,4 +1,4 @@
-//! Times as RFC 3339 writes them: UTC with milliseconds.
+//! Times in UTC, as RFC 3339 and the Common Log Format write them.
 
 use std::fmt;
 use std::time::SystemTime;
@@ -14,6 +14,22 @@ impl fmt::Display for Timestamp {
         let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
         let millis = since.subsec_millis();
         write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
+    }
+}
+
+/// Shows as `21/Nov/2026:05:06:07 +0000`, the time of the Common Log Format.
+pub(super) struct CommonTime(pub(super) SystemTime);
+
+impl fmt::Display for CommonTime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const MONTHS: [&str; 12] =
+            ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+        let since = self.0.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
+        let (year, month, day) = civil(days);
+        let month = usize::try_from(month).ok().and_then(|month| MONTHS.get(month - 1)).unwrap_or(&"Jan");
+        let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+        write!(f, "{day:02}/{month}/{year:04}:{hour:02}:{minute:02}:{second:02} +0000")
     }
 }
 
@@ -55,6 +71,15 @@ mod tests {
         assert_eq!(shown(951_782_400, 0), "2000-02-29T00:00:00.000Z");
         assert_eq!(shown(1_709_164_800 + 86_400, 0), "2024-03-01T00:00:00.000Z");
         assert_eq!(shown(4_107_542_400, 0), "2100-03-01T00:00:00.000Z");
+    }
+
+    /// Apache HTTP Server, mod_log_config: `%t` is `[18/Sep/2011:19:18:28 -0400]`.
+    #[test]
+    fn the_common_log_format_names_the_month() {
+        let shown = |seconds| CommonTime(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)).to_string();
+        assert_eq!(shown(1_316_387_908), "18/Sep/2011:23:18:28 +0000");
+        assert_eq!(shown(0), "01/Jan/1970:00:00:00 +0000");
+        assert_eq!(shown(253_402_300_799), "31/Dec/9999:23:59:59 +0000");
     }
 
     #[test]

@@ -76,7 +76,7 @@ fn start_observing(loaded: &Loaded) -> Result<Arc<Observe>, StartError> {
     // Where this part is wrong, compiling tells everything that is.
     let options = written.unwrap_or_default();
     let log = &options.access_log;
-    Observe::new(options.metrics.max_series, log.format, &log.to, &log.redact)
+    Observe::new(options.metrics.max_series, &log.format, &log.to, &log.redact)
         .map_err(|error| StartError::Runtime(format!("cannot open the access log: {error}")))
 }
 

@@ -76,7 +76,7 @@ impl Applied {
         self.desk.limits.store(Arc::new(head_limits(snapshot)));
         self.budget.set_limit(snapshot.server.limits.buffered_bytes.get());
         let log = &snapshot.observability.access_log;
-        if let Err(error) = self.desk.observe.reopen(log.format, &log.to, &log.redact) {
+        if let Err(error) = self.desk.observe.reopen(&log.format, &log.to, &log.redact) {
             log::error!("cannot open the access log, the old one stays: {error}");
         }
         for warning in &snapshot.warnings.list {

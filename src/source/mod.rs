@@ -4,6 +4,7 @@
 //! of the configuration manual, rules 1 to 4); what the tree means is for the config module.
 
 mod fingerprint;
+pub mod format;
 mod include;
 mod problems;
 mod substitute;
@@ -240,6 +241,17 @@ impl<'a> Loader<'a> {
         let (files, fingerprint) = (self.files, self.recorder.finish());
         Ok(Loaded { root, files, fingerprint, inputs, duplicates: self.duplicates })
     }
+}
+
+/// Longest file that can be a document.
+pub const LONGEST: usize = 64 << 20;
+
+/// Reads the bytes of one file of a document.
+///
+/// # Errors
+/// When it is no regular file, cannot be read, or is longer than [`LONGEST`].
+pub fn read_document(path: &Path) -> Result<Vec<u8>, String> {
+    read_regular(path, LONGEST)
 }
 
 /// Reads a whole file of at most `limit` bytes.

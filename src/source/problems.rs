@@ -3,13 +3,14 @@
 use std::fmt::{self, Display, Formatter};
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use tollhouse_filters::tree::{Error, Mark};
 
 use super::Files;
 
 /// A place in a named file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Place {
     /// The file as its user named it.
     pub file: String,
@@ -20,7 +21,8 @@ pub struct Place {
 }
 
 /// One problem of a document.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(rename = "DocumentProblem")]
 pub struct Problem {
     /// Where it is.
     #[serde(flatten)]
@@ -38,7 +40,7 @@ pub struct Problem {
 }
 
 /// All problems of a document, in the order in which they were found. In JSON a list.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Problems {
     /// The problems.

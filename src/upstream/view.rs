@@ -1,17 +1,21 @@
 //! Upstreams as an administrator sees them: where their backends are, and how they do.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Serialize, Serializer};
 
 use super::Upstream;
 use super::backend::Backend;
+use crate::config::balance::Algorithm;
 use crate::config::upstream::Protocol;
 use crate::observe::Timestamp;
 
 /// An upstream now.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[schemars(rename = "Upstream")]
 pub struct UpstreamView {
     /// Its name.
     pub name: String,
@@ -19,6 +23,8 @@ pub struct UpstreamView {
     pub protocol: Protocol,
     /// Whether its backends are reached over TLS.
     pub tls: bool,
+    /// How a backend is chosen.
+    pub algorithm: Algorithm,
     /// Whether its backends are probed.
     pub checked: bool,
     /// Its backends, in written order.
@@ -26,7 +32,8 @@ pub struct UpstreamView {
 }
 
 /// A backend now.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[schemars(rename = "Backend")]
 pub struct BackendView {
     /// As written, `host:port`.
     pub address: String,
@@ -36,6 +43,12 @@ pub struct BackendView {
     pub usable: bool,
     /// Requests it has in hand.
     pub in_flight: usize,
+    /// Milliseconds until the head of an answer is here, a moving average; null before the first answer.
+    pub latency_ms: Option<f64>,
+    /// Requests it was chosen for since it was first named, each attempt for itself.
+    pub requests: u64,
+    /// Those of them that failed.
+    pub failures: u64,
     /// How looking its name up went; null for a written address and before the first lookup.
     pub name: Option<NameView>,
     /// The addresses it is reached at.
@@ -43,7 +56,8 @@ pub struct BackendView {
 }
 
 /// What is known about a name.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[schemars(rename = "ResolvedName")]
 pub struct NameView {
     /// When its addresses were last confirmed; null if they never were.
     pub answered: Option<At>,
@@ -56,16 +70,19 @@ pub struct NameView {
 }
 
 /// One address of a backend.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[schemars(rename = "Address")]
 pub struct AddressView {
     /// IP and port.
+    #[schemars(with = "String")]
     pub address: SocketAddr,
     /// What probes tell; null without a check.
     pub health: Option<HealthView>,
 }
 
 /// What probes have told about an address.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[schemars(rename = "Health")]
 pub struct HealthView {
     /// `healthy`, `unhealthy` or, before the first probe, `unknown`.
     pub state: &'static str,
@@ -97,6 +114,16 @@ impl Serialize for At {
     }
 }
 
+impl JsonSchema for At {
+    fn schema_name() -> Cow<'static, str> {
+        "At".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "string", "format": "date-time"})
+    }
+}
+
 impl Upstream {
     /// How its backends do, at this moment.
     pub fn view(&self) -> UpstreamView {
@@ -105,6 +132,7 @@ impl Upstream {
             name: self.name.to_string(),
             protocol: self.protocol(),
             tls: self.is_tls(),
+            algorithm: self.written.balance.algorithm,
             checked: self.check().is_some(),
             backends: backends.map(|(backend, written)| backend.view(written.weight)).collect(),
         }
@@ -131,6 +159,9 @@ impl Backend {
             weight,
             usable: self.is_usable(),
             in_flight: self.in_flight(),
+            latency_ms: self.latency().map(|latency| latency.as_secs_f64() * 1e3),
+            requests: self.requests(),
+            failures: self.failures(),
             name: self.resolution().map(|name| name.view(SystemTime::now())),
             addresses: self.address_views(),
         }

@@ -1,6 +1,6 @@
 //! The admin API over a socket: what it shows, to whom, and what it refuses.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use crate::gateway::Gateway;
 use crate::http::{self, Message};
 
-const TOKEN: &str = "hunter2-token";
+pub(crate) const TOKEN: &str = "hunter2-token";
 
 const DOCUMENT: &str = "version: 1
 listeners: [{name: main, address: \"127.0.0.1:0\"}]
@@ -24,14 +24,14 @@ routes:
 observability: {access_log: {format: none}}
 ";
 
-struct Admin {
-    gateway: Gateway,
+pub(crate) struct Admin {
+    pub(crate) gateway: Gateway,
     file: PathBuf,
     _folder: TempDir,
 }
 
 impl Admin {
-    fn start(admin: &str) -> Admin {
+    pub(crate) fn start(admin: &str) -> Admin {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("t.yaml");
         std::fs::write(&file, format!("{DOCUMENT}admin: {admin}\n")).expect("written");
@@ -41,11 +41,11 @@ impl Admin {
     }
 
     /// With a token written in the document.
-    fn with_token() -> Admin {
+    pub(crate) fn with_token() -> Admin {
         Admin::start(&format!("{{address: \"127.0.0.1:0\", token: {TOKEN}}}"))
     }
 
-    fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Message {
+    pub(crate) fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Message {
         let mut fields = vec![("host", "localhost")];
         if headers.iter().any(|(name, _)| *name == "host") {
             fields.clear();
@@ -54,20 +54,25 @@ impl Admin {
         http::request(self.gateway.admin(), method, path, &fields, body.as_bytes())
     }
 
-    fn get(&self, path: &str) -> Message {
+    pub(crate) fn get(&self, path: &str) -> Message {
         self.ask("GET", path, &[], "")
     }
 
-    fn post(&self, path: &str, body: &str) -> Message {
+    pub(crate) fn post(&self, path: &str, body: &str) -> Message {
         self.ask("POST", path, &[("content-type", "application/json")], body)
     }
 
-    fn reload(&self) -> Message {
+    /// The document that it serves.
+    pub(crate) fn file(&self) -> &Path {
+        &self.file
+    }
+
+    pub(crate) fn reload(&self) -> Message {
         self.ask("POST", "/api/reload", &[("authorization", "Bearer hunter2-token")], "")
     }
 }
 
-fn assert_problem(answer: &Message, status: u16) {
+pub(crate) fn assert_problem(answer: &Message, status: u16) {
     assert_eq!(answer.status(), status, "{answer:?}");
     assert_eq!(answer.header("content-type"), "application/problem+json", "{answer:?}");
     assert_eq!(answer.json()["status"], status, "{answer:?}");

@@ -13,7 +13,8 @@ use crate::http::{self, Origin};
 use crate::{project, read, stem, yaml_files};
 
 /// Examples that show more than one filter.
-const OVERVIEWS: [&str; 6] = ["balancing", "grpc", "health", "matching", "services", "upstream_tls"];
+const OVERVIEWS: [&str; 7] =
+    ["access_log", "balancing", "grpc", "health", "matching", "services", "upstream_tls"];
 
 fn examples() -> Vec<std::path::PathBuf> {
     let mut files = yaml_files("conf/examples");
@@ -117,7 +118,12 @@ fn serve(path: &Path) {
 /// Puts ports of the system's choice and scripted origins in the place of addresses.
 fn redirect_to_origins(document: &mut Value) -> HashMap<String, Origin> {
     document["admin"] = json!({"address": "none"});
-    document["observability"]["access_log"] = json!({"format": "none"});
+    // Its format is served, not its destination.
+    let log = &mut document["observability"]["access_log"];
+    *log = match &log["format"] {
+        Value::Null => json!({"format": "none"}),
+        format => json!({"format": format}),
+    };
     for listener in document["listeners"].as_array_mut().expect("listeners") {
         listener["address"] = json!("127.0.0.1:0");
     }

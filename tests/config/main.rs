@@ -2,8 +2,10 @@
 //! the schema and the manual, each compared with what the program does.
 
 mod admin;
+mod admin_api;
 mod cli;
 mod examples;
+mod fmt;
 mod gateway;
 mod golden;
 mod http;

@@ -1,5 +1,6 @@
 //! The gateway as its clients and origins see it: the real binary, over real sockets.
 
+mod access_log;
 mod balancing;
 mod bodies;
 mod compression;

@@ -13,7 +13,7 @@ use super::super::redact::{MASK, Redactor, write_lossy};
 use super::super::timestamp::Timestamp;
 
 /// Bytes shown of a value that the client chose; longer ones are cut and end in `…`.
-const MAX_VALUE: usize = 2048;
+pub(super) const MAX_VALUE: usize = 2048;
 
 /// One finished request. What is absent is left out of the line.
 #[derive(Debug, Clone, Copy)]
@@ -180,7 +180,7 @@ fn cut(bytes: &[u8]) -> (&[u8], &'static str) {
 }
 
 /// Milliseconds with three decimals.
-fn millis(duration: Duration) -> f64 {
+pub(super) fn millis(duration: Duration) -> f64 {
     let micros = u32::try_from(duration.as_micros()).map_or(duration.as_secs_f64() * 1e6, f64::from);
     micros.round() / 1000.0
 }

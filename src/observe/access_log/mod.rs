@@ -1,5 +1,7 @@
-//! The access log: one JSON line a request, written by a thread of its own that requests never wait for.
+//! The access log: one line a request, written by a thread of its own that requests never wait for.
 
+mod format;
+mod layout;
 mod line;
 mod sink;
 
@@ -17,6 +19,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 
+pub use self::format::Format;
+pub use self::layout::Layout;
 pub use self::line::Access;
 use self::line::Line;
 use self::sink::Sink;
@@ -27,18 +31,6 @@ const MAX_WAITING_LINES: usize = 8192;
 
 /// A line buffer beyond this is given back after use.
 const KEEP_BUFFER: usize = 16 * 1024;
-
-/// The shape of a line.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Format {
-    /// One JSON object a line.
-    #[default]
-    Json,
-    /// No access log.
-    #[serde(rename = "none")]
-    Off,
-}
 
 /// Where lines go.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
@@ -109,6 +101,8 @@ impl JsonSchema for To {
 pub struct AccessLog(Option<Arc<Inner>>);
 
 struct Inner {
+    /// JSON where there is none.
+    layout: Option<Layout>,
     redactor: Redactor,
     queue: NonBlocking,
     overflowed: ErrorCounter,
@@ -122,18 +116,20 @@ pub struct FlushGuard(#[expect(dead_code, reason = "held for its drop")] Option<
 impl AccessLog {
     /// Opens the log. Fails when the file cannot be opened.
     pub fn open(
-        format: Format,
+        format: &Format,
         to: &To,
         redact: impl IntoIterator<Item = Redaction>,
     ) -> io::Result<(Self, FlushGuard)> {
-        match format {
-            Format::Off => Ok((Self::off(), FlushGuard(None))),
-            Format::Json => {
-                let unwritten = Arc::<AtomicU64>::default();
-                let sink = Sink::open(to, unwritten.clone())?;
-                Ok(Self::start(sink, unwritten, Redactor::new(redact)))
-            }
-        }
+        let layout = match format {
+            Format::Off => return Ok((Self::off(), FlushGuard(None))),
+            Format::Json => None,
+            Format::Common => Some(Layout::common()),
+            Format::Combined => Some(Layout::combined()),
+            Format::Template(layout) => Some(layout.clone()),
+        };
+        let unwritten = Arc::<AtomicU64>::default();
+        let sink = Sink::open(to, unwritten.clone())?;
+        Ok(Self::start(sink, unwritten, layout, Redactor::new(redact)))
     }
 
     /// A log that writes nothing.
@@ -156,7 +152,10 @@ impl AccessLog {
         let Some(inner) = &self.0 else { return };
         BUFFER.with_borrow_mut(|buffer| {
             buffer.clear();
-            format_line(access, &inner.redactor, buffer);
+            match &inner.layout {
+                None => format_line(access, &inner.redactor, buffer),
+                Some(layout) => layout.write(access, &inner.redactor, buffer),
+            }
             // Lossy: it reports success and counts what it drops.
             let _ = inner.queue.clone().write_all(buffer);
             if buffer.capacity() > KEEP_BUFFER {
@@ -177,16 +176,20 @@ impl AccessLog {
     fn start(
         sink: impl Write + Send + 'static,
         unwritten: Arc<AtomicU64>,
+        layout: Option<Layout>,
         redactor: Redactor,
     ) -> (Self, FlushGuard) {
         let builder = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(MAX_WAITING_LINES);
         let (queue, guard) = builder.thread_name("access-log").finish(sink);
         let overflowed = queue.error_counter();
-        (Self(Some(Arc::new(Inner { redactor, queue, overflowed, unwritten }))), FlushGuard(Some(guard)))
+        (
+            Self(Some(Arc::new(Inner { layout, redactor, queue, overflowed, unwritten }))),
+            FlushGuard(Some(guard)),
+        )
     }
 }
 
-/// Appends the line of one request, with its line break.
+/// Appends one request as a line of JSON, with its line break.
 pub fn format_line(access: &Access<'_>, redactor: &Redactor, buffer: &mut Vec<u8>) {
     let start = buffer.len();
     if serde_json::to_writer(&mut *buffer, &Line { access, redactor }).is_ok() {
@@ -224,7 +227,7 @@ mod tests {
     fn a_stuck_writer_costs_lines_but_never_a_requests_time() {
         let ((started, has_started), (release, released)) = (mpsc::channel(), mpsc::channel());
         let sink = Blocked { started, release: released };
-        let (log, guard) = AccessLog::start(sink, Arc::default(), Redactor::new([]));
+        let (log, guard) = AccessLog::start(sink, Arc::default(), None, Redactor::new([]));
         log.write(&Access::example());
         has_started.recv().unwrap();
         for _ in 0..MAX_WAITING_LINES + 10 {
@@ -238,7 +241,7 @@ mod tests {
     #[test]
     fn lines_waiting_at_the_end_are_written() {
         let path = std::env::temp_dir().join(format!("tollhouse-access-{}.log", std::process::id()));
-        let (log, guard) = AccessLog::open(Format::Json, &To::File(path.clone()), []).unwrap();
+        let (log, guard) = AccessLog::open(&Format::Json, &To::File(path.clone()), []).unwrap();
         for _ in 0..100 {
             log.write(&Access::example());
         }
@@ -253,7 +256,7 @@ mod tests {
 
     #[test]
     fn off_writes_nothing_and_needs_no_file() {
-        let (log, _guard) = AccessLog::open(Format::Off, &To::File("/no/such/folder/x".into()), []).unwrap();
+        let (log, _guard) = AccessLog::open(&Format::Off, &To::File("/no/such/folder/x".into()), []).unwrap();
         assert!(!log.is_on());
         log.write(&Access::example());
         assert_eq!(log.dropped(), 0);
@@ -261,7 +264,7 @@ mod tests {
 
     #[test]
     fn a_file_that_cannot_be_opened_is_an_error_with_its_name() {
-        let Err(error) = AccessLog::open(Format::Json, &To::File("/no/such/folder/x".into()), []) else {
+        let Err(error) = AccessLog::open(&Format::Json, &To::File("/no/such/folder/x".into()), []) else {
             panic!("it opened");
         };
         assert!(error.to_string().contains("/no/such/folder/x"), "{error}");

@@ -125,10 +125,15 @@ impl Gateway {
         self.stderr.lock().iter().filter(|line| line.contains(text)).count()
     }
 
+    /// The access log so far, as it is.
+    pub(crate) fn log_text(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("access.log")).unwrap_or_default()
+    }
+
     /// The lines of the access log so far.
     pub(crate) fn log(&self) -> Vec<Value> {
-        let text = std::fs::read_to_string(self.directory.path().join("access.log")).unwrap_or_default();
-        text.split_inclusive('\n')
+        self.log_text()
+            .split_inclusive('\n')
             .filter(|line| line.ends_with('\n'))
             .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}")))
             .collect()
