@@ -133,7 +133,11 @@ fn redirect_to_origins(document: &mut Value) -> HashMap<String, Origin> {
         upstream["backends"] = json!([{"address": origin.address.to_string()}]);
         // The scripted origins speak nothing else.
         upstream["protocol"] = json!("http/1.1");
-        upstream.as_object_mut().expect("a map").remove("tls");
+        let fields = upstream.as_object_mut().expect("a map");
+        fields.remove("tls");
+        if fields.get("health").is_some_and(|health| health["active"]["type"] == "grpc") {
+            fields.remove("health");
+        }
         origins.insert(upstream["name"].as_str().expect("a name").to_owned(), origin);
     }
     origins
