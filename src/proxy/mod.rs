@@ -3,6 +3,7 @@
 mod call;
 mod failure;
 mod finish;
+mod old_client;
 mod peer;
 pub mod replay;
 mod reply;
@@ -18,6 +19,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::HeaderMap;
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::modules::http::HttpModules;
 use pingora::prelude::*;
 use pingora::proxy::{FailToProxy, ProxyWarnLogContext};
 
@@ -46,6 +48,11 @@ impl ProxyHttp for Gateway {
 
     fn new_ctx(&self) -> Call {
         Call::default()
+    }
+
+    fn init_downstream_modules(&self, modules: &mut HttpModules) {
+        // In place of Pingora's compression, which ours replaces.
+        modules.add_module(Box::new(old_client::Builder));
     }
 
     async fn early_request_filter(&self, session: &mut Session, call: &mut Call) -> Result<()> {

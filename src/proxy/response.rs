@@ -46,10 +46,6 @@ impl Gateway {
             call.upgrade = false;
             strip_hop_by_hop(response);
         }
-        if call.version == Version::HTTP_10 {
-            // RFC 9112 s6.1: such a client knows no transfer coding; the end of the connection ends the body.
-            response.remove_header(&header::TRANSFER_ENCODING);
-        }
         if let Err(problem) = call.exchange().response(session.req_header(), response).await {
             return failure::refuse(call, problem.into());
         }

@@ -77,6 +77,31 @@ async fn s6_3_framing_that_can_be_read_in_two_ways_is_refused_or_ends_the_connec
 }
 
 #[tokio::test]
+async fn s6_1_a_client_of_http_1_0_gets_no_transfer_coding_from_any_origin() {
+    let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n";
+    let http2 = Origin::new(|wire| async move {
+        let Ok(mut connection) = h2::server::handshake(wire.into_stream()).await else { return };
+        while let Some(Ok((_, mut respond))) = connection.accept().await {
+            let mut body = respond.send_response(http::Response::new(()), false).expect("open");
+            body.send_data("ok".into(), true).expect("open");
+        }
+    })
+    .await;
+    for (origin, protocol) in [(Origin::answering(chunked).await, "http/1.1"), (http2, "h2c")] {
+        let gateway = Gateway::start(&format!(
+            "upstreams: [{{name: up, protocol: {protocol}, backends: [{{address: \"{}\"}}]}}]\n\
+             routes: [{{name: all, match: {{paths: [\"/*\"]}}, upstream: up}}]",
+            origin.address
+        ))
+        .await;
+        let answer =
+            exchange(gateway.address(), "GET / HTTP/1.0\r\nHost: a\r\n\r\n").await.expect("an answer");
+        assert_eq!((answer.status, answer.field("transfer-encoding")), (200, None), "{protocol}");
+        assert_eq!((answer.text().as_str(), answer.field("connection")), ("ok", Some("close")), "{protocol}");
+    }
+}
+
+#[tokio::test]
 async fn s7_1_a_broken_chunk_never_reaches_the_origin_as_a_whole_body() {
     let origin = Origin::echo().await;
     let gateway = Gateway::before(&origin, "").await;
