@@ -1,6 +1,7 @@
 //! Reads request heads of HTTP/1 as strictly as RFC 9112 allows, so that no server on the way reads
 //! them in another way.
 
+use memchr::memchr;
 use tollhouse_filters::host::host_of;
 
 use super::{HeadLimits, Rule};
@@ -65,7 +66,7 @@ impl Scanner {
     /// # Errors
     /// The rule that is broken.
     pub(super) fn read(&mut self, bytes: &[u8], limits: &HeadLimits) -> Result<Option<Head>, Rule> {
-        while let Some(lf) = bytes[self.at..].iter().position(|byte| *byte == b'\n') {
+        while let Some(lf) = memchr(b'\n', &bytes[self.at..]) {
             let (from, to) = (self.at, self.at + lf);
             let line =
                 bytes[from..to].strip_suffix(b"\r").ok_or_else(|| self.without_cr(&bytes[from..to]))?;
@@ -109,7 +110,7 @@ impl Scanner {
         if is_space(line[0]) {
             return Err(Rule::Folding);
         }
-        let colon = line.iter().position(|byte| *byte == b':').ok_or(Rule::FieldLine)?;
+        let colon = memchr(b':', line).ok_or(Rule::FieldLine)?;
         let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
         match name {
             [] => return Err(Rule::FieldLine),
@@ -117,7 +118,7 @@ impl Scanner {
             name if !name.iter().all(|byte| is_token(*byte)) => return Err(Rule::FieldName),
             _ => {}
         }
-        if !line[colon + 1..].iter().all(|byte| is_field_value(*byte)) {
+        if !all(&line[colon + 1..], is_field_value) {
             return Err(Rule::FieldValue);
         }
         self.note(name, value, from + line.len() - line[colon + 1..].trim_ascii_start().len())
@@ -128,8 +129,8 @@ impl Scanner {
         let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
         if is(b"host") {
             let another = self.host.replace((at, at + value.len())).is_some();
-            let valid = value.is_empty() || is_host(value);
-            return if another || !valid { Err(Rule::Host) } else { Ok(()) };
+            // That it is a whole host, the engine sees for all versions of HTTP.
+            return if another || !all(value, is_of_host) { Err(Rule::Host) } else { Ok(()) };
         }
         if is(b"content-length") {
             let another = self.length.replace(length(value).ok_or(Rule::Length)?).is_some();
@@ -178,7 +179,7 @@ fn not_a_method(start: &[u8]) -> Option<Rule> {
     {
         return (!rest.is_empty()).then_some(Rule::Tls);
     }
-    let method = start.split(|byte| *byte == b' ').next().unwrap_or_default();
+    let method = &start[..memchr(b' ', start).unwrap_or(start.len())];
     let method = method.strip_suffix(b"\r").unwrap_or(method);
     (!method.iter().all(|byte| is_token(*byte))).then_some(Rule::Method)
 }
@@ -213,8 +214,8 @@ fn request_line(line: &[u8], from: usize, limits: &HeadLimits) -> Result<Line, R
 /// Where the authority of a target is, if it has one; a target must have one of the forms of RFC 9112 s3.2.
 fn authority_of(target: &[u8]) -> Result<Option<(usize, usize)>, Rule> {
     // A fragment is not sent (RFC 9110 s4.2.5), and who cuts it off reads another target.
-    let visible = target.iter().all(|byte| is_visible(*byte) && *byte != b'#');
-    if !visible || std::str::from_utf8(target).is_err() {
+    let visible = all(target, |byte| is_visible(byte) && byte != b'#');
+    if !visible || (!target.is_ascii() && std::str::from_utf8(target).is_err()) {
         return Err(Rule::Target);
     }
     if target.first() == Some(&b'/') || target == b"*" {
@@ -227,6 +228,17 @@ fn authority_of(target: &[u8]) -> Result<Option<(usize, usize)>, Rule> {
     let rest = &target[from..];
     let length = rest.iter().position(|byte| matches!(byte, b'/' | b'?')).unwrap_or(rest.len());
     if is_host(&rest[..length]) { Ok(Some((from, from + length))) } else { Err(Rule::Target) }
+}
+
+/// Whether it holds for all bytes. Without an early end, so that many are looked at at once: nearly
+/// always all of them are fine.
+fn all(bytes: &[u8], holds: impl Fn(u8) -> bool) -> bool {
+    bytes.iter().fold(true, |all, byte| all & holds(*byte))
+}
+
+/// Letters, digits, `-._` and what stands around addresses and before ports.
+fn is_of_host(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b':' | b'[' | b']')
 }
 
 fn is_host(text: &[u8]) -> bool {
@@ -254,7 +266,7 @@ fn is_visible(byte: u8) -> bool {
 
 /// `field-vchar`, space and tab (RFC 9110 s5.5).
 pub(super) fn is_field_value(byte: u8) -> bool {
-    byte == b'\t' || (byte >= b' ' && byte != 0x7f)
+    (byte == b'\t') | ((byte >= b' ') & (byte != 0x7f))
 }
 
 fn is_space(byte: u8) -> bool {
