@@ -46,6 +46,8 @@ registry! {
     BODY_TOO_LARGE = 413 "body-too-large" "Body too large";
     /// The request target is longer than allowed.
     URI_TOO_LONG = 414 "uri-too-long" "URI too long";
+    /// The request came over a connection that is for another host.
+    MISDIRECTED = 421 "misdirected-request" "Misdirected request";
     /// The header section is larger than allowed.
     HEADERS_TOO_LARGE = 431 "headers-too-large" "Header fields too large";
     /// The client went away first; seen in logs only.

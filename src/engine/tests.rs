@@ -29,7 +29,7 @@ async fn send(routes: &str, peer: &str, lines: &[(&'static str, &str)], method: 
         head.append_header(*name, value).expect("valid");
     }
     let peer = Some(SocketAddr::new(peer.parse().expect("an address"), 50_000));
-    let connection = Connection { listener: ListenerId(0), peer };
+    let connection = Connection { listener: ListenerId(0), peer, tls: None };
     dry::run(&snapshot, MadeUp { head, body: Bytes::new(), connection }).await
 }
 
@@ -82,7 +82,7 @@ async fn a_socket_keeps_its_listener_when_a_reload_moves_or_removes_that() {
         for (id, expected) in [(0, shut), (1, open)] {
             let mut head = RequestHeader::build("GET", b"/a", None).expect("valid");
             head.insert_header("host", "a.test").expect("valid");
-            let connection = Connection { listener: ListenerId(id), peer: None };
+            let connection = Connection { listener: ListenerId(id), peer: None, tls: None };
             let outcome = dry::run(&snapshot, MadeUp { head, body: Bytes::new(), connection }).await;
             assert_eq!(status(&outcome), Some(expected), "listener {id}");
         }
@@ -133,7 +133,7 @@ async fn an_absolute_target_is_its_path_and_its_host() {
         let snapshot = dry::snapshot(&Arc::new(loaded), &builtin()).expect("compiles");
         let mut head = RequestHeader::build("GET", target.as_bytes(), None).expect("valid");
         head.set_version(Version::HTTP_10);
-        let connection = Connection { listener: ListenerId(0), peer: None };
+        let connection = Connection { listener: ListenerId(0), peer: None, tls: None };
         let outcome = dry::run(&snapshot, MadeUp { head, body: Bytes::new(), connection }).await;
         let head = outcome.upstream_request.as_ref().expect("forwarded");
         assert_eq!((&*outcome.exchange.route.name, head.raw_path()), ("a", sent.as_bytes()));

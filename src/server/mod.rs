@@ -2,6 +2,7 @@
 
 mod drain;
 mod reloading;
+mod tls;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use tollhouse_filters::world::World;
 
 use crate::admin::{self, AdminState};
 use crate::config::{AdminAddress, Observability};
-use crate::door::{self, Desk, Door, Draining, Permits, Refusals, Rule};
+use crate::door::{self, Desk, Door, Draining, HandshakeFailure, Permits, Refusals, Rule};
 use crate::engine::SideCalls;
 use crate::engine::dry;
 use crate::observe::{self, Observe};
@@ -132,6 +133,8 @@ impl Parts {
             permits: Permits::new(reloading::door_limits(&live.load()), exempt),
             limits: Arc::new(ArcSwap::from_pointee(reloading::head_limits(&live.load()))),
             refusals: Arc::new(Refusals::default()),
+            tls: Arc::new(ArcSwap::from_pointee(tls::by_id(&live.load()))),
+            handshakes: Arc::default(),
             observe,
             draining: Draining::default(),
         };
@@ -199,6 +202,13 @@ impl Parts {
             registry.register_counter_fn("tollhouse_requests_refused_total", help, &labels, move || {
                 refusals.count(rule)
             });
+        }
+        for failure in HandshakeFailure::ALL {
+            let handshakes = self.desk.handshakes.clone();
+            let name = "tollhouse_tls_handshakes_failed_total";
+            let help = "TLS handshakes with clients that failed, by reason.";
+            let labels = [("reason", failure.name())];
+            registry.register_counter_fn(name, help, &labels, move || handshakes.count(failure));
         }
         let budget = self.budget.clone();
         let help = "Bytes of request bodies buffered for filters.";

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::oneshot;
 
+use super::tls;
 use crate::door::{self, Desk, HeadLimits};
 use crate::observe::metrics;
 use crate::proxy::Budget;
@@ -15,6 +16,9 @@ use crate::source::{Problems, Watch};
 
 /// How often names of backends are looked up again.
 const REFRESH: Duration = Duration::from_secs(30);
+
+/// How often certificates that end soon are warned about.
+const REMIND: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What a new snapshot sets beside itself.
 pub(super) struct Applied {
@@ -34,6 +38,7 @@ pub(super) fn start(reloader: Arc<Reloader>, applied: Applied, snapshot: &Snapsh
     applied.note(snapshot);
     on_hangup(requests.clone());
     refresh_names(reloader.clone());
+    remind_of_certificates(reloader.clone());
     spawn("reload", move || {
         while let Ok(asked) = received.recv() {
             // Several wishes are one reload.
@@ -78,6 +83,8 @@ impl Applied {
     fn note(&self, snapshot: &Snapshot) {
         self.desk.permits.set_limits(door_limits(snapshot));
         self.desk.limits.store(Arc::new(head_limits(snapshot)));
+        self.desk.tls.store(Arc::new(tls::by_id(snapshot)));
+        tls::export(snapshot, &self.desk.observe.registry);
         self.budget.set_limit(snapshot.server.limits.buffered_bytes.get());
         let log = &snapshot.observability.access_log;
         if let Err(error) = self.desk.observe.reopen(log.format, &log.to, &log.redact) {
@@ -145,6 +152,16 @@ fn refresh_names(reloader: Arc<Reloader>) {
             for upstream in &reloader.live().load().upstreams {
                 upstream.refresh();
             }
+        }
+    });
+}
+
+/// Certificates that end soon are warned about when they are read, and every day from then on.
+fn remind_of_certificates(reloader: Arc<Reloader>) {
+    spawn("certificates", move || {
+        loop {
+            thread::sleep(REMIND);
+            tls::remind(&reloader.live().load());
         }
     });
 }

@@ -9,6 +9,7 @@ mod paths;
 mod proxying;
 mod reload;
 mod start;
+mod tls;
 mod websocket;
 
 #[path = "../conformance/rfc7239.rs"]

@@ -135,6 +135,8 @@ pub(crate) fn desk(limits: HeadLimits) -> Desk {
         permits: Permits::new(Limits { total: 10_000, per_ip: None }, |_| false),
         limits: Arc::new(ArcSwap::from_pointee(limits)),
         refusals: Arc::default(),
+        tls: Arc::default(),
+        handshakes: Arc::default(),
         observe: Observe::new(100, Format::Off, &To::Stdout, &[]).unwrap(),
         draining: Draining::default(),
     }

@@ -6,6 +6,7 @@ mod gateway;
 mod h2c;
 mod nginx;
 mod origin;
+mod tls;
 mod wire;
 
 use std::future::Future;
@@ -18,6 +19,7 @@ pub(crate) use gateway::{Gateway, refused_to_start};
 pub(crate) use h2c::H2c;
 pub(crate) use nginx::Nginx;
 pub(crate) use origin::{Origin, refusing};
+pub(crate) use tls::{Authority, Client, Kind, Secure};
 pub(crate) use wire::{Answer, Broken, Head, Wire};
 
 /// Longest wait for anything that should happen at once.
