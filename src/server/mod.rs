@@ -76,9 +76,6 @@ fn start_observing(loaded: &Loaded) -> Result<Arc<Observe>, StartError> {
 
 /// What a document's authors should know when it starts to serve.
 fn report(snapshot: &Snapshot, loaded: &Arc<Loaded>, registry: &Registry) {
-    for warning in &snapshot.warnings.list {
-        log::warn!("{warning}");
-    }
     // At a start they only warn: a gateway that comes up is worth more than a perfect one.
     if !snapshot.tests.is_empty()
         && let Err(problems) = dry::verify(loaded, registry)
