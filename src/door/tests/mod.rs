@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 mod heads;
+mod tls;
 
 use super::*;
 use crate::observe::access_log::{Format, To};

@@ -16,10 +16,10 @@ use sha2::{Digest, Sha256};
 
 pub(crate) use client::{exchange, get, request};
 pub(crate) use gateway::{Gateway, refused_to_start};
-pub(crate) use h2c::H2c;
+pub(crate) use h2c::{H2c, h2_over};
 pub(crate) use nginx::Nginx;
 pub(crate) use origin::{Origin, refusing};
-pub(crate) use tls::{Authority, Client, Kind, Secure};
+pub(crate) use tls::{Authority, Client, Kind, Secure, write_pair};
 pub(crate) use wire::{Answer, Broken, Head, Wire};
 
 /// Longest wait for anything that should happen at once.

@@ -77,6 +77,11 @@ impl Authority {
         (params.signed_by(&key, &self.issuer).expect("signed").pem(), key.serialize_pem())
     }
 
+    /// Its own key, as PEM.
+    pub(crate) fn key(&self) -> String {
+        self.issuer.key().serialize_pem()
+    }
+
     /// A revocation list of these serial numbers, as PEM.
     pub(crate) fn revoke(&self, serials: &[u64]) -> String {
         let revoked = serials.iter().map(|serial| RevokedCertParams {
