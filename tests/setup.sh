@@ -8,7 +8,7 @@
 set -euo pipefail
 
 build_packages=(build-essential cmake pkg-config)
-test_packages=(curl nginx-light nghttp2-client)
+test_packages=(curl nginx-light nghttp2-client openssl python3)
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 
