@@ -29,6 +29,8 @@ use crate::tls::{H2, HTTP_1, ServerTls, client_certificate};
 const HELD: usize = 32 * 1024;
 /// What is read at once; nearly every first message fits.
 const ROOM: usize = 2048;
+/// Longest first message; those with post-quantum keys have some 2 KiB.
+const LONGEST_HELLO: usize = 16 * 1024;
 /// What a TLS connection begins with: a record of the handshake (RFC 8446 s5.1).
 const HANDSHAKE: u8 = 22;
 
@@ -207,7 +209,8 @@ fn report<T, A>(common: &Common<A>, listener: u16, end: End) -> Option<T> {
     let failure = end.failure?;
     common.desk.handshakes.add(failure);
     // Whoever likes can make these, so they are for who looks for them.
-    log::debug!(listener = common.listener_name(listener), reason = failure.name(); "TLS handshake failed: {}", end.reason);
+    let (listener, reason) = (common.listener_name(listener), failure.name());
+    log::debug!(listener = listener, reason = reason, error = end.reason.as_str(); "TLS handshake failed");
     None
 }
 
@@ -215,13 +218,14 @@ fn report<T, A>(common: &Common<A>, listener: u16, end: End) -> Option<T> {
 async fn greeting(socket: &mut L4Stream, first: &mut Vec<u8>) -> Result<Accepted, End> {
     let mut acceptor = Acceptor::default();
     let mut begun = false;
+    let mut read = 0;
     loop {
         let fed = poll_fn(|cx| {
             // On the thread's stack, so that waiting costs no memory.
             let mut room = [const { MaybeUninit::uninit() }; ROOM];
             let mut room = ReadBuf::uninit(&mut room);
-            let read = ready!(Pin::new(&mut *socket).poll_read(cx, &mut room));
-            Poll::Ready(read.and_then(|()| {
+            let filled = ready!(Pin::new(&mut *socket).poll_read(cx, &mut room));
+            Poll::Ready(filled.and_then(|()| {
                 let bytes = room.filled();
                 if !begun && bytes.first().is_some_and(|byte| *byte != HANDSHAKE) {
                     first.extend_from_slice(bytes);
@@ -234,7 +238,8 @@ async fn greeting(socket: &mut L4Stream, first: &mut Vec<u8>) -> Result<Accepted
             Ok(0) if !begun => return Err(End { failure: None, reason: String::new() }),
             Ok(0) => return Err(End::because(HandshakeFailure::Closed)),
             Ok(_) if !first.is_empty() => return Err(End::because(HandshakeFailure::NotTls)),
-            Ok(_) => begun = true,
+            Ok(n) if read + n > LONGEST_HELLO => return Err(End::because(HandshakeFailure::Other)),
+            Ok(n) => (begun, read) = (true, read + n),
             Err(_) if !begun => return Err(End { failure: None, reason: String::new() }),
             Err(error) => return Err(End::of(error)),
         }

@@ -60,12 +60,8 @@ impl Resolver {
 
     fn choice(&self, host: &str) -> &Choice {
         let host = host.strip_suffix('.').unwrap_or(host);
-        let mut suffix = host;
-        let mut below = || {
-            (_, suffix) = suffix.split_once('.')?;
-            Some(suffix)
-        };
-        let wildcard = || std::iter::from_fn(&mut below).find_map(|suffix| self.wildcard.get(suffix));
+        let suffixes = std::iter::successors(host.split_once('.'), |(_, suffix)| suffix.split_once('.'));
+        let wildcard = || suffixes.map(|(_, suffix)| suffix).find_map(|suffix| self.wildcard.get(suffix));
         self.exact.get(host).or_else(wildcard).unwrap_or(&self.default)
     }
 }

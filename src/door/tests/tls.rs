@@ -139,3 +139,19 @@ async fn a_handshake_that_stops_half_way_ends_with_its_deadline_or_its_client() 
     drop(client);
     door.counts(HandshakeFailure::Closed).await;
 }
+
+#[tokio::test]
+async fn a_first_message_without_end_is_cut_off() {
+    let door = Secured::open(TlsVersion::V12, false);
+    let mut client = door.running.connect().await;
+    // A ClientHello of 60,000 bytes, in records of 1,000.
+    let hello = [&[1, 0, 0xea, 0x60][..], &[3; 60_000]].concat();
+    for piece in hello.chunks(1000) {
+        let record = [&[22, 3, 1][..], &u16::try_from(piece.len()).unwrap().to_be_bytes(), piece].concat();
+        if client.write_all(&record).await.is_err() {
+            break;
+        }
+    }
+    let _ = client.read(&mut [0; 16]).await;
+    door.counts(HandshakeFailure::Other).await;
+}

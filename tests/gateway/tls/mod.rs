@@ -11,7 +11,7 @@ use std::path::Path;
 use rustls::version::{TLS12, TLS13};
 use tempfile::TempDir;
 
-use crate::harness::{Answer, Authority, Client, Gateway, Kind, Origin, Secure, request};
+use crate::harness::{Answer, Authority, Client, Gateway, Kind, Origin, Secure, h2_over, request};
 
 /// One route that answers by itself.
 const HELLO: &str = r#"routes: [{name: hello, respond: {status: 200, body: "hello"}}]"#;
@@ -219,4 +219,59 @@ async fn an_idle_connection_is_closed_with_a_goodbye() {
     let mut room = [0; 16];
     let read = crate::harness::soon("the end", tokio::io::AsyncReadExt::read(&mut stream, &mut room)).await;
     assert_eq!(read.expect("close_notify (RFC 8446 s6.1)"), 0);
+}
+
+#[tokio::test]
+async fn a_websocket_passes_over_tls() {
+    let authority = Authority::new("servers");
+    let origin = Origin::new(|mut wire| async move {
+        let head = wire.head().await.expect("a head");
+        assert_eq!(head.field("upgrade"), Some("websocket"));
+        wire.send("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+            .await;
+        loop {
+            let bytes = wire.some().await;
+            if bytes.is_empty() {
+                return;
+            }
+            wire.send(bytes).await;
+        }
+    })
+    .await;
+    let gateway = start(&authority, ONE, &to(&origin)).await;
+    let mut wire = connect(&Client::new(&authority), &gateway, "a.test").await;
+    wire.send(
+        "GET / HTTP/1.1\r\nHost: a.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+    )
+    .await;
+    assert_eq!(wire.answer().await.expect("an answer").status, 101);
+    let noise = crate::harness::noise(200_000);
+    for piece in noise.chunks(20_000) {
+        wire.send(piece).await;
+        assert!(wire.exactly(piece.len()).await.expect("an echo") == piece);
+    }
+}
+
+#[tokio::test]
+async fn large_bodies_pass_over_http_2_over_tls() {
+    let authority = Authority::new("servers");
+    let origin = Origin::new(|mut wire| async move {
+        while let Ok(head) = wire.head().await {
+            let Ok(body) = wire.body(&head).await else { return };
+            wire.send(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len())).await;
+            wire.send(body).await;
+        }
+    })
+    .await;
+    let gateway = start(&authority, ONE, &to(&origin)).await;
+    let client = Client::with(&authority, rustls::ALL_VERSIONS, None, &["h2"]);
+    let h2 = h2_over(connect(&client, &gateway, "a.test").await.into_stream()).await;
+    // Within the window that a client may fill without waiting.
+    let body = crate::harness::noise(60_000);
+    for _ in 0..20 {
+        let request = http::Request::post("https://a.test/").body(()).expect("valid");
+        let answer = h2.send(request, &body).await.expect("an answer");
+        assert!(answer.status == 200 && answer.body == body, "{} bytes", answer.body.len());
+    }
 }
