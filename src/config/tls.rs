@@ -1,10 +1,13 @@
 //! `listeners[].tls`: certificates, and what is asked of clients.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 use tollhouse_filters::host::HostPattern;
+use tollhouse_filters::scalar;
+use tollhouse_filters::values::Scalar;
 
 /// TLS with clients.
 #[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
@@ -22,16 +25,35 @@ pub struct ListenerTls {
 }
 
 /// A version of TLS.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum TlsVersion {
     /// RFC 5246, with the cipher suites that are still good.
     #[default]
-    #[serde(rename = "1.2")]
     V12,
     /// RFC 8446.
-    #[serde(rename = "1.3")]
     V13,
 }
+
+impl fmt::Display for TlsVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V12 => "1.2",
+            Self::V13 => "1.3",
+        })
+    }
+}
+
+impl Scalar for TlsVersion {
+    const EXPECTED: &'static str = "`\"1.2\"` or `\"1.3\"`, in quotes";
+    const PATTERN: Option<&'static str> = Some("^1\\.[23]$");
+    const EXAMPLE: &'static str = "1.3";
+
+    fn read(text: &str) -> Option<Self> {
+        [Self::V12, Self::V13].into_iter().find(|version| version.to_string() == text)
+    }
+}
+
+scalar!(TlsVersion);
 
 /// A certificate with its key.
 #[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]

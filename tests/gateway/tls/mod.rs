@@ -3,6 +3,7 @@
 mod abuse;
 mod certificates;
 mod clients;
+mod drain;
 mod real;
 mod resumption;
 
