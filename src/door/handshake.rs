@@ -169,21 +169,30 @@ pub(super) async fn shake<A>(
         }
         Err(end) => return ended(end),
     };
+    let left = patience.saturating_sub(begun.elapsed());
+    match timeout(left, finish(accepted, socket, &tls)).await {
+        Ok(Ok((stream, agreed))) => {
+            let agreed = Arc::new(agreed);
+            let transport = Transport::Tls(Box::new(Secure::new(stream, &agreed)));
+            facts.tls = Some(agreed);
+            Some(Box::new(DoorStream::over(transport, facts, refusals, permit)))
+        }
+        Ok(Err(end)) => ended(end),
+        Err(_) => ended(End::because(HandshakeFailure::Timeout)),
+    }
+}
+
+/// Answers the client's first message and all that follows, up to the end of the handshake.
+async fn finish(
+    accepted: Accepted,
+    socket: L4Stream,
+    tls: &ServerTls,
+) -> Result<(TlsStream<L4Stream>, Tls), End> {
     let started = StartHandshake::from_parts(accepted, socket);
     let accept = started.into_stream_with(tls.config(), |session| session.set_buffer_limit(Some(HELD)));
-    let stream = match timeout(patience.saturating_sub(begun.elapsed()), accept).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return ended(End::of(error)),
-        Err(_) => return ended(End::because(HandshakeFailure::Timeout)),
-    };
-    let agreed = match agreed(&stream, &tls) {
-        Ok(agreed) => Arc::new(agreed),
-        Err(failure) => return ended(End::because(failure)),
-    };
-    let secure = Secure::new(stream, &agreed);
-    facts.tls = Some(agreed);
-    let transport = Transport::Tls(Box::new(secure));
-    Some(Box::new(DoorStream::over(transport, facts, refusals, permit)))
+    let stream = accept.await.map_err(End::of)?;
+    let agreed = agreed(&stream, tls).map_err(End::because)?;
+    Ok((stream, agreed))
 }
 
 /// How a connection ended before its first request.
