@@ -21,6 +21,7 @@ fn access() -> Access<'static> {
         path: b"/v1/users/123456/orders",
         query: Some(b"page=2&limit=50&access_token=abcdefghijklmnop"),
         protocol: "HTTP/1.1",
+        tls: None,
         route: "users-read",
         service: Some("users"),
         upstream: Some("users"),

@@ -15,7 +15,7 @@
 //! ```text
 //! main -> cli -> server -> { door, proxy, admin }
 //! door, proxy, admin, cli -> engine -> snapshot
-//! snapshot -> { source, config, routing, upstream, filters }
+//! snapshot -> { source, config, routing, tls, upstream, filters }
 //! ```
 //!
 //! Build a gateway with filters of your own with [`run`].
@@ -32,6 +32,7 @@ pub mod routing;
 pub mod server;
 pub mod snapshot;
 pub mod source;
+pub mod tls;
 pub mod upstream;
 
 use std::process::ExitCode;

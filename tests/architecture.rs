@@ -6,22 +6,26 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each module of the gateway may import. `observe` is a leaf that everyone may import.
-const MAY_IMPORT: [(&str, &[&str]); 12] = [
+const MAY_IMPORT: [(&str, &[&str]); 13] = [
     ("observe", &[]),
     ("config", &[]),
     ("source", &["config"]),
     ("routing", &["config"]),
+    ("tls", &["config"]),
     ("upstream", &["config"]),
-    ("snapshot", &["source", "config", "routing", "upstream"]),
-    ("engine", &["snapshot", "source", "config", "routing", "upstream"]),
-    ("door", &["engine", "snapshot", "source", "config", "routing", "upstream"]),
-    ("proxy", &["door", "engine", "snapshot", "source", "config", "routing", "upstream"]),
-    ("admin", &["door", "engine", "snapshot", "source", "config", "routing", "upstream"]),
-    ("server", &["admin", "door", "proxy", "engine", "snapshot", "source", "config", "routing", "upstream"]),
+    ("snapshot", &["source", "config", "routing", "tls", "upstream"]),
+    ("engine", &["snapshot", "source", "config", "routing", "tls", "upstream"]),
+    ("door", &["engine", "snapshot", "source", "config", "routing", "tls", "upstream"]),
+    ("proxy", &["door", "engine", "snapshot", "source", "config", "routing", "tls", "upstream"]),
+    ("admin", &["door", "engine", "snapshot", "source", "config", "routing", "tls", "upstream"]),
+    (
+        "server",
+        &["admin", "door", "proxy", "engine", "snapshot", "source", "config", "routing", "tls", "upstream"],
+    ),
     (
         "cli",
         &[
-            "server", "admin", "door", "proxy", "engine", "snapshot", "source", "config", "routing",
+            "server", "admin", "door", "proxy", "engine", "snapshot", "source", "config", "routing", "tls",
             "upstream",
         ],
     ),

@@ -85,5 +85,5 @@ pub(crate) fn request(target: &str) -> RequestHeader {
 
 /// A client on the only listener.
 pub(crate) fn connection() -> Connection {
-    Connection { listener: ListenerId(0), peer: Some(SocketAddr::from(([192, 0, 2, 1], 50000))) }
+    Connection { listener: ListenerId(0), peer: Some(SocketAddr::from(([192, 0, 2, 1], 50000))), tls: None }
 }

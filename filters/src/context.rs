@@ -58,8 +58,8 @@ pub struct Context {
     log: Option<Box<DecisionLog>>,
 }
 
-/// The client's address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The client's address, and how its connection is secured.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Client {
     /// The rightmost address that is not a trusted proxy's.
     pub address: IpAddr,
@@ -67,6 +67,73 @@ pub struct Client {
     pub port: Option<u16>,
     /// The peer of the connection is a trusted proxy.
     pub through_trusted_proxy: bool,
+    /// What the peer of the connection and we agreed on; none without TLS.
+    pub tls: Option<Arc<Tls>>,
+}
+
+impl Client {
+    /// The certificate that the peer of the connection proved to have; verified.
+    #[must_use]
+    pub fn certificate(&self) -> Option<&ClientCertificate> {
+        self.tls.as_ref()?.certificate.as_ref()
+    }
+}
+
+/// What the two ends of a TLS connection agreed on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tls {
+    /// `TLSv1.2` or `TLSv1.3`.
+    pub version: &'static str,
+    /// The cipher suite, by its IANA name.
+    pub cipher: &'static str,
+    /// The host that the client named (SNI, RFC 6066 s3), in lower case.
+    pub server_name: Option<Box<str>>,
+    /// The protocol chosen (ALPN, RFC 7301), such as `h2`.
+    pub protocol: Option<&'static str>,
+    /// The handshake resumed an earlier connection's.
+    pub resumed: bool,
+    /// The client's certificate, verified.
+    pub certificate: Option<ClientCertificate>,
+    /// The listener asks clients for certificates, so the host named is the only one to be served.
+    pub bound_to_name: bool,
+}
+
+/// A verified certificate of a client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// The distinguished name of whom it is for, such as `C=DE, CN=acme`.
+    pub subject: Box<str>,
+    /// The distinguished name of who issued it.
+    pub issuer: Box<str>,
+    /// Its serial number, in hexadecimal digits.
+    pub serial: Box<str>,
+    /// Further names of whom it is for.
+    pub names: Box<[AlternativeName]>,
+    /// SHA-256 of its DER form.
+    pub fingerprint: [u8; 32],
+    /// When it ends, in Unix seconds.
+    pub not_after: i64,
+}
+
+impl ClientCertificate {
+    /// The fingerprint in hexadecimal digits.
+    #[must_use]
+    pub fn fingerprint_hex(&self) -> String {
+        self.fingerprint.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// A subject alternative name (RFC 5280 s4.2.1.6).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AlternativeName {
+    /// A host name.
+    Dns(Box<str>),
+    /// A URI, such as a SPIFFE id.
+    Uri(Box<str>),
+    /// A mailbox.
+    Email(Box<str>),
+    /// An address.
+    Ip(IpAddr),
 }
 
 /// How the client speaks to us.
@@ -320,6 +387,7 @@ impl Context {
             address: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
             port: Some(50000),
             through_trusted_proxy: false,
+            tls: None,
         };
         let mut ctx = Self::new(Arc::from("test"), client, path, RequestId::Made(1), started);
         ctx.route = Arc::from("test");

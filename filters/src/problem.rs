@@ -48,6 +48,8 @@ registry! {
     URI_TOO_LONG = 414 "uri-too-long" "URI too long";
     /// The request body has a coding that is not decoded here; `Accept-Encoding` names those that are.
     UNSUPPORTED_CODING = 415 "unsupported-coding" "Unsupported content coding";
+    /// The request came over a connection that is for another host.
+    MISDIRECTED = 421 "misdirected-request" "Misdirected request";
     /// The header section is larger than allowed.
     HEADERS_TOO_LARGE = 431 "headers-too-large" "Header fields too large";
     /// The client went away first; seen in logs only.

@@ -13,6 +13,7 @@ mod schema;
 mod server;
 mod service;
 mod tests;
+pub mod tls;
 pub mod upstream;
 
 use std::collections::BTreeMap;
@@ -32,6 +33,7 @@ pub use schema::schema;
 pub use server::{Limits, Server, Threads};
 pub use service::Service;
 pub use tests::{Expect, Test, TestRequest};
+pub use tls::ListenerTls;
 pub use upstream::Upstream;
 
 /// A configuration document: the main file and what it includes, merged.

@@ -14,6 +14,7 @@ use pingora::server::ShutdownWatch;
 use tokio::net::{TcpListener, UnixListener};
 
 use super::bind::StdSocket;
+use super::handshake::{self, Arrival};
 use super::stream::DoorStream;
 use super::{Common, ConnFacts, Listener, conn, stopped};
 
@@ -98,9 +99,17 @@ fn admit<A: HttpServerApp + Send + Sync + 'static>(this: &Loop<A>, connection: C
         peer: connection.peer,
         local: connection.local,
         unix: matches!(*this.socket, Socket::Unix(_)),
+        tls: None,
     };
+    if let Some(tls) = this.common.tls(this.listener.id) {
+        let arrival = Arrival { socket: connection.stream, facts, permit };
+        let shake = Box::pin(handshake::shake(this.common.clone(), tls, arrival));
+        let served = handshake::serve(this.common.clone(), shake, this.shutdown.clone());
+        pingora_runtime::current_handle().spawn(served);
+        return;
+    }
     let stream = DoorStream::new(connection.stream, facts, this.common.desk.refusals.clone(), permit);
-    let served = conn::serve(this.common.clone(), Box::new(stream), this.shutdown.clone());
+    let served = conn::serve(this.common.clone(), Box::new(stream), this.shutdown.clone(), Instant::now());
     // Pingora's handle, since with one runtime per thread it spreads connections over all of them.
     pingora_runtime::current_handle().spawn(served);
 }

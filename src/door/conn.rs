@@ -5,7 +5,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pingora::apps::{HttpPersistentSettings, HttpServerApp, ServerApp};
 use pingora::prelude::timeout;
@@ -20,13 +20,17 @@ use super::{Common, Rule, stopped};
 /// Seconds that Pingora may wait for a next request; it never does, since the door does the waiting.
 const KEEPALIVE: u64 = 60;
 
-/// Serves a connection to its end.
-pub(super) async fn serve<A>(common: Arc<Common<A>>, mut stream: Box<DoorStream>, shutdown: ShutdownWatch)
-where
+/// Serves a connection to its end; its first head has a deadline that began when it did.
+pub(super) async fn serve<A>(
+    common: Arc<Common<A>>,
+    mut stream: Box<DoorStream>,
+    shutdown: ShutdownWatch,
+    begun: Instant,
+) where
     A: HttpServerApp + Send + Sync + 'static,
 {
     let mut settings = None;
-    let mut first = true;
+    let mut first = Some(begun);
     loop {
         let head = match next(&common, &mut stream, &shutdown, first).await {
             Next::Request(head) => head,
@@ -36,10 +40,10 @@ where
                 return;
             }
             Next::Refused(rule) => return Refusal::new(&common, &stream, rule).send(&mut stream).await,
-            Next::Closed => return,
+            Next::Closed => return stream.leave(),
         };
         match request(&common, stream, head, settings, &shutdown).await {
-            Some((kept, remembered)) => (stream, settings, first) = (kept, remembered, false),
+            Some((kept, remembered)) => (stream, settings, first) = (kept, remembered, None),
             None => return,
         }
     }
@@ -58,22 +62,31 @@ enum Next {
 }
 
 /// Waits for a request, as long as a connection may be idle, and for its head, as long as that may take.
-async fn next<A>(common: &Common<A>, stream: &mut DoorStream, shutdown: &ShutdownWatch, first: bool) -> Next {
+async fn next<A>(
+    common: &Common<A>,
+    stream: &mut DoorStream,
+    shutdown: &ShutdownWatch,
+    first: Option<Instant>,
+) -> Next {
     let limits = common.desk.limits.load();
     let (head_timeout, idle_timeout) = (limits.header_timeout, limits.idle_timeout);
     drop(limits);
+    let spent = || first.map_or(Duration::ZERO, |begun| begun.elapsed());
     if stream.lead().is_empty() {
-        let patience = if first { head_timeout } else { idle_timeout };
+        let patience = if first.is_some() { head_timeout.saturating_sub(spent()) } else { idle_timeout };
         if !begins(stream, shutdown, patience).await {
             return Next::Closed;
         }
     }
     let mut scanner = Scanner::default();
-    match read_head(common, stream, &mut scanner, first) {
+    let is_first = first.is_some();
+    match read_head(common, stream, &mut scanner, is_first) {
         Some(next) => next,
-        None => timeout(head_timeout, rest_of_head(common, stream, scanner, first))
-            .await
-            .unwrap_or(Next::Refused(Rule::Slow)),
+        None => {
+            let patience = head_timeout.saturating_sub(spent());
+            let rest = timeout(patience, rest_of_head(common, stream, scanner, is_first));
+            rest.await.unwrap_or(Next::Refused(Rule::Slow))
+        }
     }
 }
 
@@ -111,8 +124,14 @@ async fn rest_of_head<A>(
 /// Judges what was read so far; `None` when that is not enough.
 fn read_head<A>(common: &Common<A>, stream: &DoorStream, scanner: &mut Scanner, first: bool) -> Option<Next> {
     let lead = stream.lead();
-    if first && PREFACE[..lead.len().min(PREFACE.len())] == lead[..lead.len().min(PREFACE.len())] {
-        return (lead.len() >= PREFACE.len()).then_some(Next::Http2);
+    if first {
+        let compared = lead.len().min(PREFACE.len());
+        match (stream.http2(), PREFACE[..compared] == lead[..compared]) {
+            (None | Some(true), true) => return (compared == PREFACE.len()).then_some(Next::Http2),
+            // Who agreed on HTTP/2 and speaks something else cannot be answered in either.
+            (Some(true), false) => return Some(Next::Closed),
+            _ => {}
+        }
     }
     match scanner.read(lead, &common.desk.limits.load()) {
         Ok(None) => None,

@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use pingora::http::ResponseHeader;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::proxy::Session;
+use tollhouse_filters::context::Tls;
 
 use super::Rule;
 
@@ -20,6 +21,8 @@ pub struct ConnFacts {
     pub local: Option<SocketAddr>,
     /// Whether it came over a Unix socket.
     pub unix: bool,
+    /// What the handshake agreed on; `None` without TLS.
+    pub tls: Option<Arc<Tls>>,
 }
 
 /// The facts of the connection a request came on; `None` if no [`Door`](super::Door) accepted it.

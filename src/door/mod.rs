@@ -8,6 +8,7 @@ mod bind;
 mod chunks;
 mod conn;
 mod facts;
+mod handshake;
 mod head;
 mod listener;
 mod permits;
@@ -16,6 +17,7 @@ mod rule;
 mod stream;
 #[cfg(test)]
 pub(crate) mod tests;
+mod transport;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,10 +29,12 @@ use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service;
 use tokio::sync::watch;
 
-use crate::observe::Observe;
+use crate::observe::{Observe, metrics};
+use crate::tls::ServerTls;
 
 pub use bind::{BindError, Bound, bind};
 pub use facts::{ConnFacts, broken, facts};
+pub use handshake::{HandshakeFailure, HandshakeFailures};
 pub use listener::Listener;
 pub use permits::{Limits, Permit, Permits, Refused};
 pub use refusal::Refusals;
@@ -52,11 +56,18 @@ pub struct Desk {
     pub limits: Arc<ArcSwap<HeadLimits>>,
     /// What was refused.
     pub refusals: Arc<Refusals>,
+    /// What handshakes go by, by [`Listener::id`]; may change while the door is open.
+    pub tls: Arc<ArcSwap<TlsById>>,
+    /// Which handshakes failed.
+    pub handshakes: Arc<HandshakeFailures>,
     /// Where refused requests are logged and counted.
     pub observe: Arc<Observe>,
     /// Whether the gateway is on its way out.
     pub draining: Draining,
 }
+
+/// TLS of listeners, by [`Listener::id`]; `None` for those without.
+pub type TlsById = Vec<Option<Arc<ServerTls>>>;
 
 /// How large a head may be, and how long is waited for it.
 #[derive(Clone, Copy, Debug)]
@@ -78,6 +89,18 @@ struct Common<A> {
     app: Arc<A>,
     listeners: Box<[Arc<Listener>]>,
     desk: Desk,
+}
+
+impl<A> Common<A> {
+    fn listener_name(&self, id: u16) -> &str {
+        let listener = self.listeners.iter().find(|listener| listener.id == id);
+        listener.map_or(metrics::NONE, |listener| &listener.name)
+    }
+
+    /// What a handshake on this listener goes by now.
+    fn tls(&self, id: u16) -> Option<Arc<ServerTls>> {
+        self.desk.tls.load().get(usize::from(id)).cloned().flatten()
+    }
 }
 
 impl<A: HttpServerApp> Door<A> {

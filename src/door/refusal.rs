@@ -57,8 +57,7 @@ impl Refusal {
         let answer = answer(rule, &request_id, method == b"HEAD");
         common.desk.refusals.add(rule);
         let facts = stream.facts();
-        let listener = common.listeners.iter().find(|listener| listener.id == facts.listener);
-        let listener = listener.map_or(metrics::NONE, |listener| &listener.name);
+        let listener = common.listener_name(facts.listener);
         let status = rule.kind().status;
         let registry = &common.desk.observe.registry;
         registry.route(listener, metrics::NONE, metrics::NONE).record(status, started.elapsed(), 0, 0);
@@ -70,11 +69,12 @@ impl Refusal {
                 listener,
                 client: facts.peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip()),
                 method: std::str::from_utf8(method).unwrap_or_default(),
-                scheme: "http",
+                scheme: if facts.tls.is_some() { "https" } else { "http" },
                 host: b"",
                 path,
                 query,
                 protocol: "HTTP/1.1",
+                tls: facts.tls.as_deref(),
                 route: metrics::NONE,
                 service: None,
                 upstream: None,

@@ -7,6 +7,8 @@ use tollhouse_filters::problem::{self, Kind};
 pub enum Rule {
     /// The connection begins with a TLS handshake, which this listener does not speak.
     Tls,
+    /// The request is plain HTTP, and this listener speaks TLS.
+    PlainHttp,
     /// The connection ended inside a head.
     Unfinished,
     /// The head did not arrive in time.
@@ -76,6 +78,7 @@ macro_rules! rules {
 
 rules! {
     Tls "tls" BAD_REQUEST "RFC 9112 s2.1" "the request is a TLS handshake, and this port speaks plain HTTP";
+    PlainHttp "plain-http" BAD_REQUEST "RFC 9110 s4.2.2" "the request is plain HTTP, and this port speaks TLS: ask with `https`";
     Unfinished "unfinished" BAD_REQUEST "RFC 9112 s8" "the connection ended inside the head";
     Slow "slow-head" REQUEST_TIMEOUT "RFC 9110 s15.5.9" "the head took too long";
     RequestLine "request-line" BAD_REQUEST "RFC 9112 s3" "the request line is not a method, a target and a version";

@@ -13,8 +13,9 @@ use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
 use pingora::protocols::l4::stream::Stream as L4Stream;
 use pingora::protocols::raw_connect::ProxyDigest;
+use pingora::protocols::tls::SslDigest;
 use pingora::protocols::{
-    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest,
+    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest,
     UniqueID, UniqueIDType,
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -22,6 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use super::chunks::Chunks;
 use super::facts::{Carried, carried, carrier};
 use super::head::{Body, Head};
+use super::transport::Transport;
 use super::{ConnFacts, Permit, Refusals, Rule};
 
 /// Writes up to this size are collected until a flush: Pingora writes a head and its body apart.
@@ -33,7 +35,7 @@ pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// An accepted connection as Pingora's `Stream`; holds no buffer while nothing is under way.
 pub struct DoorStream {
-    inner: L4Stream,
+    inner: Transport,
     /// Written by Pingora and not yet flushed; `out[..sent]` is on its way already.
     out: Vec<u8>,
     sent: usize,
@@ -58,7 +60,11 @@ enum Rest {
 }
 
 impl DoorStream {
-    pub(super) fn new(inner: L4Stream, facts: ConnFacts, refusals: Arc<Refusals>, permit: Permit) -> Self {
+    pub(super) fn new(socket: L4Stream, facts: ConnFacts, refusals: Arc<Refusals>, permit: Permit) -> Self {
+        Self::over(Transport::Plain(socket), facts, refusals, permit)
+    }
+
+    pub(super) fn over(inner: Transport, facts: ConnFacts, refusals: Arc<Refusals>, permit: Permit) -> Self {
         Self {
             inner,
             out: Vec::new(),
@@ -83,6 +89,23 @@ impl DoorStream {
     /// What was read and belongs to no request yet.
     pub(super) fn lead(&self) -> &[u8] {
         &self.lead
+    }
+
+    /// Puts what was read elsewhere before all that is still to be read.
+    pub(super) fn put_lead(&mut self, bytes: &[u8]) {
+        self.lead = BytesMut::from(bytes);
+    }
+
+    /// Whether both sides agreed on HTTP/2; none where nothing was to agree on.
+    pub(super) fn http2(&self) -> Option<bool> {
+        self.inner.http2()
+    }
+
+    /// Says goodbye between two requests, where TLS wants that (RFC 8446 s6.1), if it needs no waiting.
+    pub(super) fn leave(&mut self) {
+        if self.http2().is_some() {
+            let _ = Pin::new(&mut self.inner).poll_shutdown(&mut Context::from_waker(Waker::noop()));
+        }
     }
 
     /// Gives what was read of a request that begins, and from here on no more than belongs to it.
@@ -199,7 +222,7 @@ impl DoorStream {
             self.sent += nonzero(n)?;
         }
         self.drained();
-        Poll::Ready(Ok(()))
+        self.inner.poll_settle(cx)
     }
 
     fn drained(&mut self) {
@@ -314,9 +337,7 @@ impl AsyncWrite for DoorStream {
 /// Sends what is still held if that needs no waiting, as Pingora's own streams do.
 impl Drop for DoorStream {
     fn drop(&mut self) {
-        if !self.out.is_empty() {
-            let _ = self.poll_drain(&mut Context::from_waker(Waker::noop()));
-        }
+        let _ = self.poll_drain(&mut Context::from_waker(Waker::noop()));
     }
 }
 
@@ -334,29 +355,37 @@ impl Peek for DoorStream {
 impl Shutdown for DoorStream {
     async fn shutdown(&mut self) {
         let _ = self.flush().await;
-        Shutdown::shutdown(&mut self.inner).await;
+        self.inner.close().await;
     }
 }
 
 impl UniqueID for DoorStream {
     fn id(&self) -> UniqueIDType {
-        self.inner.id()
+        self.inner.socket().id()
     }
 }
 
-impl Ssl for DoorStream {}
+impl Ssl for DoorStream {
+    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
+        self.inner.ssl_digest()
+    }
+
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        self.inner.alpn()
+    }
+}
 
 impl GetTimingDigest for DoorStream {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        self.inner.get_timing_digest()
+        self.inner.socket().get_timing_digest()
     }
 
     fn get_read_pending_time(&self) -> Duration {
-        self.inner.get_read_pending_time()
+        self.inner.socket().get_read_pending_time()
     }
 
     fn get_write_pending_time(&self) -> Duration {
-        self.inner.get_write_pending_time()
+        self.inner.socket().get_write_pending_time()
     }
 }
 
@@ -368,7 +397,7 @@ impl GetProxyDigest for DoorStream {
 
 impl GetSocketDigest for DoorStream {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.inner.get_socket_digest()
+        self.inner.socket().get_socket_digest()
     }
 }
 
@@ -392,7 +421,7 @@ mod tests {
     fn pair() -> (DoorStream, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let permit = Permits::new(Limits { total: 1, per_ip: None }, |_| false).take(None).unwrap();
-        let facts = ConnFacts { listener: 0, peer: None, local: None, unix: true };
+        let facts = ConnFacts { listener: 0, peer: None, local: None, unix: true, tls: None };
         (DoorStream::new(ours.into(), facts, Arc::default(), permit), theirs)
     }
 

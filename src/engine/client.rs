@@ -23,8 +23,9 @@ pub(super) fn of(
     let unspecified = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
     let peer = connection.peer.map_or(unspecified, |peer| peer.ip().to_canonical());
     let port = connection.peer.map(|peer| peer.port());
+    let tls = connection.tls.clone();
     if !trusted {
-        return Client { address: peer, port, through_trusted_proxy: false };
+        return Client { address: peer, port, through_trusted_proxy: false, tls };
     }
     let mut address = peer;
     for hop in hops(request) {
@@ -35,7 +36,7 @@ pub(super) fn of(
             break;
         }
     }
-    Client { address, port: port.filter(|_| address == peer), through_trusted_proxy: true }
+    Client { address, port: port.filter(|_| address == peer), through_trusted_proxy: true, tls }
 }
 
 /// The addresses that the request came through, the last one first.

@@ -9,7 +9,8 @@ use http::{Method, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use serde::Serialize;
 use tollhouse_filters::condition::ValueMatch;
-use tollhouse_filters::context::{Decision as Noted, RequestId};
+use tollhouse_filters::context::{Decision as Noted, RequestId, Tls};
+use tollhouse_filters::host::host_of;
 use tollhouse_filters::outcome::{Body, Reply};
 use tollhouse_filters::problem::{self, Problem};
 use tollhouse_filters::registry::Registry;
@@ -209,8 +210,30 @@ fn made_up(snapshot: &Snapshot, request: &TestRequest) -> Result<MadeUp, String>
         None => ListenerId(0),
     };
     let client = request.client.unwrap_or(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)));
-    let connection = Connection { listener, peer: Some(SocketAddr::new(client, 50000)) };
+    let connection = connection(snapshot, listener, client, request.host.as_deref());
     Ok(MadeUp { head, body: request.body.clone().unwrap_or_default().into(), connection })
+}
+
+/// A connection as this listener would accept it from a client that names the host it asks for.
+pub(super) fn connection(
+    snapshot: &Snapshot,
+    listener: ListenerId,
+    client: IpAddr,
+    host: Option<&str>,
+) -> Connection {
+    let written = snapshot.listener(listener).options.tls.as_ref();
+    let tls = written.map(|tls| {
+        Arc::new(Tls {
+            version: "TLSv1.3",
+            cipher: "TLS_AES_256_GCM_SHA384",
+            server_name: host.and_then(host_of).map(|host| Box::from(&*host)),
+            protocol: None,
+            resumed: false,
+            certificate: None,
+            bound_to_name: tls.client_auth.is_some(),
+        })
+    });
+    Connection { listener, peer: Some(SocketAddr::new(client, 50000)), tls }
 }
 
 fn failures(expect: &Expect, outcome: &Outcome) -> Vec<String> {

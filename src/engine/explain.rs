@@ -66,7 +66,7 @@ pub struct PassedOver {
 /// Explains a request on a snapshot made for looking.
 pub async fn explain(snapshot: &Arc<Snapshot>, question: &Question) -> Result<Explanation, String> {
     let made = made_up(snapshot, question)?;
-    let connection = made.connection;
+    let connection = made.connection.clone();
     let request = made.head.clone();
     let outcome = dry::run(snapshot, made).await;
     Ok(explanation(snapshot, &connection, &request, &outcome))
@@ -104,11 +104,19 @@ fn made_up(snapshot: &Snapshot, question: &Question) -> Result<MadeUp, String> {
         Some(name) => {
             snapshot.listener_named(name).ok_or_else(|| format!("no listener is named `{name}`"))?
         }
-        None => ListenerId(0),
+        None => listener_for(snapshot, &question.url),
     };
     let client = question.client.unwrap_or_else(|| std::net::Ipv4Addr::new(192, 0, 2, 1).into());
-    let connection = Connection { listener, peer: Some((client, 50000).into()) };
+    let connection = dry::connection(snapshot, listener, client, authority);
     Ok(MadeUp { head, body: bytes::Bytes::new(), connection })
+}
+
+/// The first listener that speaks what the URL begins with, else the first one.
+fn listener_for(snapshot: &Snapshot, url: &str) -> ListenerId {
+    let secure = url.starts_with("https://");
+    let speaks = |plan: &&crate::snapshot::ListenerPlan| plan.options.tls.is_some() == secure;
+    let found = snapshot.listeners.iter().find(speaks).filter(|_| url.contains("://"));
+    found.and_then(|plan| snapshot.listener_named(&plan.name)).unwrap_or(ListenerId(0))
 }
 
 /// Authority and target of an absolute URL, or just a path.

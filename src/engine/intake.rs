@@ -26,6 +26,9 @@ const FORWARDING: [HeaderName; 6] = [
     HeaderName::from_static("x-real-ip"),
 ];
 
+/// Says which certificate a client has; nobody's copy of it is believed.
+const CLIENT_CERTIFICATE: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+
 /// What the gateway's own fields begin with.
 const OWN: &str = "x-tollhouse-";
 
@@ -62,7 +65,8 @@ pub(super) fn take_in(
     let listener = snapshot.listener(connection.listener).name.clone();
     let mut ctx = Context::new(listener, client, path, request_id, started);
     ctx.host = host(request);
-    ctx.scheme = scheme(request, trusted);
+    ctx.scheme = scheme(connection, request, trusted);
+    refused = refused.or_else(|| misdirected(&ctx));
     (ctx, refused)
 }
 
@@ -85,6 +89,7 @@ fn drop_forged(snapshot: &Snapshot, request: &mut RequestHeader, trusted: bool) 
         let said = |own: &HeaderName| same_variable(own.as_str(), name.as_str());
         ((alias || !trusted) && FORWARDING.iter().any(said))
             || snapshot.identity_headers.iter().any(said)
+            || said(&CLIENT_CERTIFICATE)
             || name.as_str().get(..OWN.len()).is_some_and(|start| same_variable(OWN, start))
     };
     let forged: Vec<HeaderName> = request.headers.keys().filter(forged).cloned().collect();
@@ -142,10 +147,22 @@ pub(super) fn set_target(request: &mut RequestHeader, target: &str) -> Option<()
     Some(())
 }
 
-/// What a trusted proxy says the client spoke; this listener speaks without TLS.
-fn scheme(request: &RequestHeader, trusted: bool) -> Scheme {
+/// What a trusted proxy says the client spoke, else what its connection speaks.
+fn scheme(connection: &Connection, request: &RequestHeader, trusted: bool) -> Scheme {
     let said = request.headers.get("x-forwarded-proto").filter(|_| trusted).map(HeaderValue::as_bytes);
-    if said.is_some_and(|said| said.eq_ignore_ascii_case(b"https")) { Scheme::Https } else { Scheme::Http }
+    let secure = said.map_or(connection.tls.is_some(), |said| said.eq_ignore_ascii_case(b"https"));
+    if secure { Scheme::Https } else { Scheme::Http }
+}
+
+/// Who showed a certificate, or could have, did so to the host that the handshake named; a request for
+/// another host must not ride on that (RFC 9110 s7.4).
+fn misdirected(ctx: &Context) -> Option<Problem> {
+    let tls = ctx.client.tls.as_ref().filter(|tls| tls.bound_to_name)?;
+    let named = tls.server_name.as_deref()?;
+    let asked = ctx.host.as_deref();
+    (asked != Some(named)).then(|| {
+        Problem::new(&problem::MISDIRECTED).detail("the TLS handshake named another host than the request")
+    })
 }
 
 /// The host asked for; an absolute target wins over `Host` (RFC 9112 s3.2.2).

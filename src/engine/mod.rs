@@ -21,7 +21,7 @@ use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, HeaderValue};
 use http::{Method, header};
 use pingora::http::{RequestHeader, ResponseHeader};
-use tollhouse_filters::context::{Context, RequestId};
+use tollhouse_filters::context::{Context, RequestId, Tls};
 use tollhouse_filters::outcome::{Outcome, Reply};
 use tollhouse_filters::phase::Completed;
 use tollhouse_filters::pipeline::{Entered, Stack};
@@ -37,12 +37,14 @@ pub use reply::{Rendered, grpc_trailers, problem_reply, render, speaks_grpc};
 pub use side_calls::SideCalls;
 
 /// What is known of a connection before its first request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Connection {
     /// The listener it came through.
     pub listener: ListenerId,
     /// The other end; none on Unix sockets.
     pub peer: Option<SocketAddr>,
+    /// What it agreed on with the other end; none without TLS.
+    pub tls: Option<Arc<Tls>>,
 }
 
 /// What happens to a request next.

@@ -8,6 +8,7 @@ use tollhouse_filters::builtin;
 use tollhouse_filters::world::World;
 
 use super::dry::{self, MadeUp, Outcome};
+use super::explain::{self, Question};
 use super::*;
 use crate::snapshot::{Compiler, Mode};
 use crate::source;
@@ -29,7 +30,7 @@ async fn send(routes: &str, peer: &str, lines: &[(&'static str, &str)], method: 
         head.append_header(*name, value).expect("valid");
     }
     let peer = Some(SocketAddr::new(peer.parse().expect("an address"), 50_000));
-    let connection = Connection { listener: ListenerId(0), peer };
+    let connection = Connection { listener: ListenerId(0), peer, tls: None };
     dry::run(&snapshot, MadeUp { head, body: Bytes::new(), connection }).await
 }
 
@@ -82,7 +83,7 @@ async fn a_socket_keeps_its_listener_when_a_reload_moves_or_removes_that() {
         for (id, expected) in [(0, shut), (1, open)] {
             let mut head = RequestHeader::build("GET", b"/a", None).expect("valid");
             head.insert_header("host", "a.test").expect("valid");
-            let connection = Connection { listener: ListenerId(id), peer: None };
+            let connection = Connection { listener: ListenerId(id), peer: None, tls: None };
             let outcome = dry::run(&snapshot, MadeUp { head, body: Bytes::new(), connection }).await;
             assert_eq!(status(&outcome), Some(expected), "listener {id}");
         }
@@ -133,7 +134,7 @@ async fn an_absolute_target_is_its_path_and_its_host() {
         let snapshot = dry::snapshot(&Arc::new(loaded), &builtin()).expect("compiles");
         let mut head = RequestHeader::build("GET", target.as_bytes(), None).expect("valid");
         head.set_version(Version::HTTP_10);
-        let connection = Connection { listener: ListenerId(0), peer: None };
+        let connection = Connection { listener: ListenerId(0), peer: None, tls: None };
         let outcome = dry::run(&snapshot, MadeUp { head, body: Bytes::new(), connection }).await;
         let head = outcome.upstream_request.as_ref().expect("forwarded");
         assert_eq!((&*outcome.exchange.route.name, head.raw_path()), ("a", sent.as_bytes()));
@@ -151,4 +152,64 @@ tests: [{{name: t, request: {{path: /}}, expect: {{headers_to_upstream: {{x-key:
     let loaded = Arc::new(source::load_str(&text, "test", None, &environment).expect("loads"));
     let problems = dry::verify(&loaded, &builtin()).expect_err("the test fails").to_string();
     assert!(problems.contains("x-key") && !problems.contains("hunter2"), "{problems}");
+}
+
+const SECURE: &str = "
+version: 1
+server: {trusted_proxies: [10.0.0.0/8]}
+listeners:
+  - {name: plain, address: '127.0.0.1:0'}
+  - {name: secure, address: '127.0.0.1:0', tls: {certificates: [{cert: a.pem, key: a.key}]}}
+upstreams: [{name: u, backends: [{address: '127.0.0.1:9'}]}]
+routes: [{name: all, upstream: u}]
+";
+
+fn secure_snapshot() -> Arc<Snapshot> {
+    let loaded = source::load_str(SECURE, "test", None, &|_| None).expect("loads");
+    let (registry, world) = (builtin(), World::dry());
+    // From afar no file is read.
+    let compiler = Compiler { registry: &registry, world: &world, previous: None, mode: Mode::Afar };
+    Arc::new(compiler.compile(&Arc::new(loaded)).expect("compiles"))
+}
+
+#[tokio::test]
+async fn explain_takes_the_listener_that_speaks_what_the_url_begins_with() {
+    let snapshot = secure_snapshot();
+    for (url, listener, proto) in [
+        ("https://a.test/x", "secure", "https"),
+        ("http://a.test/x", "plain", "http"),
+        ("/x", "plain", "http"),
+    ] {
+        let question = Question {
+            method: String::new(),
+            url: url.to_owned(),
+            headers: Vec::new(),
+            listener: None,
+            client: None,
+        };
+        let explained = explain::explain(&snapshot, &question).await.expect("explains");
+        assert_eq!(explained.listener, listener, "{url}");
+        assert!(explained.upstream_request.contains(&format!("x-forwarded-proto: {proto}")), "{explained:?}");
+    }
+}
+
+#[tokio::test]
+async fn over_tls_the_scheme_is_https_unless_a_trusted_proxy_says_otherwise() {
+    let snapshot = secure_snapshot();
+    for (client, said, scheme) in [
+        ("192.0.2.1", None, "https"),
+        ("192.0.2.1", Some("http"), "https"),
+        ("10.0.0.1", None, "https"),
+        ("10.0.0.1", Some("http"), "http"),
+    ] {
+        let mut head = RequestHeader::build("GET", b"/a", None).expect("valid");
+        head.insert_header("host", "a.test").expect("valid");
+        if let Some(said) = said {
+            head.insert_header("x-forwarded-proto", said).expect("valid");
+        }
+        let connection =
+            dry::connection(&snapshot, ListenerId(1), client.parse().expect("an address"), Some("a.test"));
+        let outcome = dry::run(&snapshot, MadeUp { head, body: Bytes::new(), connection }).await;
+        assert_eq!(outcome.exchange.ctx.scheme.as_str(), scheme, "{client} {said:?}");
+    }
 }

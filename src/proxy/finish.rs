@@ -70,6 +70,7 @@ impl Gateway {
             path: request.uri.path().as_bytes(),
             query: request.uri.query().map(str::as_bytes),
             protocol: protocol(call.version),
+            tls: ctx.client.tls.as_deref(),
             route: &ctx.route,
             service: ctx.service.as_deref(),
             upstream: ctx.upstream.as_deref(),

@@ -30,6 +30,7 @@ impl Gateway {
         let connection = Connection {
             listener: ListenerId(facts.map_or(0, |facts| facts.listener)),
             peer: facts.and_then(|facts| facts.peer),
+            tls: facts.and_then(|facts| facts.tls.clone()),
         };
         let limits = &snapshot.server.limits;
         session.set_read_timeout(Some(limits.body_timeout.get()));
@@ -37,7 +38,6 @@ impl Gateway {
         // Pingora has decided to close: the client said so, or sent both length and coding.
         let keepalive = session.get_keepalive().and_then(|_| self.keepalive(limits.idle_timeout.get()));
         call.version = session.req_header().version;
-        call.connection = Some(connection);
         call.in_flight = Some(self.observe.registry.enter());
         let request_id = RequestId::Made(fastrand::u128(1..));
         let request = session.req_header_mut();
@@ -46,6 +46,7 @@ impl Gateway {
             request.remove_header(&header::EXPECT);
         }
         let exchange = Exchange::begin(snapshot, &connection, request, request_id, Instant::now());
+        call.connection = Some(connection);
         session.set_keepalive(keepalive.filter(|_| !exchange.is_refused()));
         // What else asked for an upgrade is an ordinary request by now.
         call.upgrade = session.is_upgrade_req();

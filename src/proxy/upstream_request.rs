@@ -20,7 +20,11 @@ pub(super) async fn prepare(
     let upstream = upstream(call);
     let picked = call.attempts.picked.take();
     let forwarding = Forwarding {
-        peer: call.connection.and_then(|connection| connection.peer).map(|peer| peer.ip().to_canonical()),
+        peer: call
+            .connection
+            .as_ref()
+            .and_then(|connection| connection.peer)
+            .map(|peer| peer.ip().to_canonical()),
         version: call.version,
         upstream: &upstream,
         picked: picked.as_ref(),

@@ -2,6 +2,7 @@
 
 mod drain;
 mod reloading;
+mod tls;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use tollhouse_filters::world::World;
 
 use crate::admin::{self, AdminState};
 use crate::config::{AdminAddress, Observability};
-use crate::door::{self, Desk, Door, Draining, Permits, Refusals, Rule};
+use crate::door::{self, Desk, Door, Draining, HandshakeFailure, Permits, Refusals, Rule};
 use crate::engine::SideCalls;
 use crate::engine::dry;
 use crate::observe::{self, Observe};
@@ -82,9 +83,6 @@ fn start_observing(loaded: &Loaded) -> Result<Arc<Observe>, StartError> {
 
 /// What a document's authors should know when it starts to serve.
 fn report(snapshot: &Snapshot, loaded: &Arc<Loaded>, registry: &Registry) {
-    for warning in &snapshot.warnings.list {
-        log::warn!("{warning}");
-    }
     // At a start they only warn: a gateway that comes up is worth more than a perfect one.
     if !snapshot.tests.is_empty()
         && let Err(problems) = dry::verify(loaded, registry)
@@ -140,6 +138,8 @@ impl Parts {
             permits: Permits::new(reloading::door_limits(&live.load()), exempt),
             limits: Arc::new(ArcSwap::from_pointee(reloading::head_limits(&live.load()))),
             refusals: Arc::new(Refusals::default()),
+            tls: Arc::new(ArcSwap::from_pointee(tls::by_id(&live.load()))),
+            handshakes: Arc::default(),
             observe,
             draining: Draining::default(),
         };
@@ -208,6 +208,13 @@ impl Parts {
             registry.register_counter_fn("tollhouse_requests_refused_total", help, &labels, move || {
                 refusals.count(rule)
             });
+        }
+        for failure in HandshakeFailure::ALL {
+            let handshakes = self.desk.handshakes.clone();
+            let name = "tollhouse_tls_handshakes_failed_total";
+            let help = "TLS handshakes with clients that failed, by reason.";
+            let labels = [("reason", failure.name())];
+            registry.register_counter_fn(name, help, &labels, move || handshakes.count(failure));
         }
         let budget = self.budget.clone();
         let help = "Bytes of request bodies buffered for filters.";

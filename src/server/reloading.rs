@@ -3,15 +3,19 @@
 use std::collections::HashSet;
 use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::oneshot;
 
+use super::tls;
 use crate::door::{self, Desk, HeadLimits};
 use crate::observe::metrics;
 use crate::proxy::Budget;
 use crate::snapshot::{Reloaded, Reloader, Snapshot};
 use crate::source::{Problems, Watch};
+
+/// How often certificates that end soon are warned about.
+const REMIND: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What a new snapshot sets beside itself.
 pub(super) struct Applied {
@@ -30,6 +34,7 @@ pub(super) fn start(reloader: Arc<Reloader>, applied: Applied, snapshot: &Snapsh
     let watch = watch.inspect_err(|error| log::error!("cannot watch the configuration: {error}")).ok();
     applied.note(snapshot);
     on_hangup(requests.clone());
+    remind_of_certificates(reloader.clone());
     spawn("reload", move || {
         while let Ok(asked) = received.recv() {
             // Several wishes are one reload.
@@ -74,6 +79,8 @@ impl Applied {
     fn note(&self, snapshot: &Snapshot) {
         self.desk.permits.set_limits(door_limits(snapshot));
         self.desk.limits.store(Arc::new(head_limits(snapshot)));
+        self.desk.tls.store(Arc::new(tls::by_id(snapshot)));
+        tls::export(snapshot, &self.desk.observe.registry);
         self.budget.set_limit(snapshot.server.limits.buffered_bytes.get());
         let log = &snapshot.observability.access_log;
         if let Err(error) = self.desk.observe.reopen(&log.format, &log.to, &log.redact) {
@@ -131,6 +138,16 @@ fn on_hangup(requests: Requests) {
             };
             while hangup.recv().await.is_some() && requests.send(None).is_ok() {}
         });
+    });
+}
+
+/// Certificates that end soon are warned about when they are read, and every day from then on.
+fn remind_of_certificates(reloader: Arc<Reloader>) {
+    spawn("certificates", move || {
+        loop {
+            thread::sleep(REMIND);
+            tls::remind(&reloader.live().load());
+        }
     });
 }
 

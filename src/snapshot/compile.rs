@@ -12,7 +12,7 @@ use tollhouse_filters::world::{UpstreamId, World};
 
 use super::pipelines::Pipelines;
 use super::{ListenerPlan, NamedFiles, Snapshot, UpstreamIds};
-use super::{facts, routes};
+use super::{listeners, routes};
 use crate::config::{self, Document};
 use crate::source::{Files, Loaded, Problems};
 use crate::upstream::Upstream;
@@ -61,6 +61,11 @@ impl<'a> Faults<'a> {
         Self { root, found: Vec::new() }
     }
 
+    /// Something suspicious at this place, which is not wrong.
+    pub(super) fn remark(&self, path: &Path, message: impl Into<String>) -> Error {
+        fault(self.root, path, message)
+    }
+
     pub(super) fn add(&mut self, path: &Path, message: impl Into<String>) {
         self.found.push(fault(self.root, path, message));
     }
@@ -101,13 +106,14 @@ impl Compiler<'_> {
         let mut faults = Faults::new(&loaded.root);
         let base = FilePath::new(loaded.files.name(FileId(0))).parent().unwrap_or(FilePath::new(""));
         // Noted before they are read: what changes after this is noticed.
-        let files = self.files(&document.upstreams, base);
+        let files = self.files(&document, base);
         let upstreams = self.upstreams(&document.upstreams, base, &mut faults);
         let ids = ids(&document.upstreams, self.previous);
         let folder = (self.mode != Mode::Afar).then_some(base);
         let mut pipelines = Pipelines::new(self.registry, self.world, &ids.by_name, folder, files);
         pipelines.build_chains(document.chains, &mut faults);
-        let listeners = listeners(document.listeners, self.previous, &mut pipelines, &mut faults);
+        let (listeners, unusual) =
+            listeners::build(self, document.listeners, base, &mut pipelines, &mut faults);
         let names = routes::Names::new(&listeners, &ids.by_name, &document.services)
             .with_keys_of(&document.upstreams);
         let built = routes::build(document.services, document.routes, &names, &mut pipelines, &mut faults);
@@ -123,7 +129,8 @@ impl Compiler<'_> {
             return Err(Problems { inputs, ..Problems::located(faults.found, &loaded.files) });
         }
         let routes = built.resolve(&upstreams_by_id(&ids, &upstreams), listeners.len());
-        let warnings = routes::shadow_warnings(&built.matches, &routes, loaded);
+        let mut warnings = Problems::located(unusual, &loaded.files);
+        warnings.list.extend(routes::shadow_warnings(&built.matches, &routes, loaded).list);
         let unrouted = Arc::new(routes::unrouted(listeners.len()));
         Ok(Snapshot {
             generation: self.previous.map_or(1, |previous| previous.generation + 1),
@@ -145,12 +152,16 @@ impl Compiler<'_> {
         })
     }
 
-    /// The files that upstreams name: certificates and keys.
-    fn files(&self, upstreams: &[config::Upstream], base: &FilePath) -> NamedFiles {
-        let written =
-            upstreams.iter().filter(|_| self.mode != Mode::Afar).filter_map(|upstream| upstream.tls.as_ref());
-        let paths = written.flat_map(|tls| [&tls.ca, &tls.client_cert, &tls.client_key]).flatten();
+    /// The files that upstreams and listeners name: certificates and keys.
+    fn files(&self, document: &Document, base: &FilePath) -> NamedFiles {
         let mut files = NamedFiles::default();
+        if self.mode == Mode::Afar {
+            return files;
+        }
+        let upstreams = document.upstreams.iter().filter_map(|upstream| upstream.tls.as_ref());
+        let upstreams = upstreams.flat_map(|tls| [&tls.ca, &tls.client_cert, &tls.client_key]).flatten();
+        let listeners = document.listeners.iter().filter_map(|listener| listener.tls.as_ref());
+        let paths = upstreams.chain(listeners.flat_map(config::ListenerTls::files));
         paths.for_each(|path| files.note(base.join(path)));
         files
     }
@@ -205,7 +216,7 @@ fn without_files(upstream: &config::Upstream) -> config::Upstream {
 }
 
 /// A path below an entity, written as in `backends[0].weight`.
-fn below(text: &str) -> Path {
+pub(super) fn below(text: &str) -> Path {
     let mut path = Path::default();
     for part in text.split(['.', '[']).map(|part| part.trim_end_matches(']')) {
         match part.parse::<usize>() {
@@ -251,56 +262,6 @@ fn ids(upstreams: &[config::Upstream], previous: Option<&Snapshot>) -> UpstreamI
 
 fn upstreams_by_id(ids: &UpstreamIds, upstreams: &[Arc<Upstream>]) -> HashMap<UpstreamId, Arc<Upstream>> {
     upstreams.iter().map(|upstream| (ids.by_name[&upstream.name], upstream.clone())).collect()
-}
-
-/// Listeners, by id. A name keeps its id from snapshot to snapshot, since sockets know their listener
-/// by it; one that is no longer written keeps its place too, and takes no more requests.
-fn listeners(
-    written: Vec<config::Listener>,
-    previous: Option<&Snapshot>,
-    pipelines: &mut Pipelines<'_>,
-    faults: &mut Faults<'_>,
-) -> Vec<ListenerPlan> {
-    let mut plans = Vec::with_capacity(written.len());
-    if written.is_empty() {
-        faults.add(
-            &Path::default(),
-            "no `listeners`: nothing could come in; add `- {name: main, address: \"127.0.0.1:8080\"}`",
-        );
-    }
-    for (at, mut options) in written.into_iter().enumerate() {
-        let mut path = entity("listeners", at);
-        if let Some(taken) = plans.iter().find(|plan: &&ListenerPlan| shares_address(&plan.options, &options))
-        {
-            let message = format!("listener `{}` has this address already", taken.name);
-            faults.add(&path.join("address"), message);
-        }
-        if !options.protocols.contains(&config::Protocol::Http1) {
-            faults.add(&path.join("protocols"), "a listener without TLS always speaks `http/1.1`; add it");
-        }
-        path.push("filters");
-        let owner = format!("listener:{}", options.name);
-        let filters = std::mem::take(&mut options.filters);
-        let pipeline = pipelines.build(&owner, filters, &path, faults);
-        // A listener's filters run first, and for requests without a route too.
-        if let Some((instance, fact)) = facts::unmet([&pipeline]) {
-            faults.add(&path, facts::message(&instance, fact));
-        }
-        plans.push(ListenerPlan { name: options.name.shared(), pipeline, options, retired: false });
-    }
-    let mut kept: Vec<ListenerPlan> = Vec::with_capacity(plans.len());
-    for old in previous.into_iter().flat_map(|previous| &previous.listeners) {
-        let at = plans.iter().position(|plan| plan.name == old.name);
-        kept.push(at.map_or_else(|| old.retire(), |at| plans.remove(at)));
-    }
-    kept.append(&mut plans);
-    kept
-}
-
-/// Port 0 is another one each time.
-fn shares_address(one: &config::Listener, other: &config::Listener) -> bool {
-    let any_port = matches!(one.address, config::Address::Tcp(address) if address.port() == 0);
-    one.address == other.address && !any_port
 }
 
 /// Every field that some step writes for upstreams, once.

@@ -2,6 +2,7 @@
 
 mod compile;
 mod facts;
+mod listeners;
 mod pipelines;
 mod reload;
 mod routes;
@@ -23,6 +24,7 @@ use crate::config::{Admin, Listener, Observability, RouteTimeouts, Server, Test}
 use crate::observe::RouteSeries;
 use crate::routing::{ListenerId, RouteId, Router};
 use crate::source::{Fingerprint, Packed, Problems};
+use crate::tls::ServerTls;
 use crate::upstream::Upstream;
 
 pub(crate) use compile::fault;
@@ -102,14 +104,16 @@ pub struct ListenerPlan {
     pub name: Arc<str>,
     /// Its filters.
     pub pipeline: Arc<Pipeline>,
+    /// What its handshakes need; none without TLS, and where files are not read.
+    pub tls: Option<Arc<ServerTls>>,
     /// It is no longer in the document, but its socket is still open.
     pub retired: bool,
 }
 
 impl ListenerPlan {
     fn retire(&self) -> Self {
-        let (options, name) = (self.options.clone(), self.name.clone());
-        Self { options, name, pipeline: Arc::default(), retired: true }
+        let (options, name, tls) = (self.options.clone(), self.name.clone(), self.tls.clone());
+        Self { options, name, pipeline: Arc::default(), tls, retired: true }
     }
 }
 

@@ -130,7 +130,12 @@ fn needs_restart(old: &Snapshot, new: &Snapshot) -> Vec<&'static str> {
     let bound = |snapshot: &Snapshot| -> Vec<_> {
         let plans = snapshot.listeners.iter().filter(|plan| !plan.retired);
         plans
-            .map(|plan| (plan.name.clone(), plan.options.address.clone(), plan.options.protocols.clone()))
+            .map(|plan| {
+                // With TLS each handshake goes by the protocols of its moment.
+                let protocols = plan.options.protocols().to_vec();
+                let protocols = plan.options.tls.is_none().then_some(protocols);
+                (plan.name.clone(), plan.options.address.clone(), protocols)
+            })
             .collect()
     };
     let changes = [

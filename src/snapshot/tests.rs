@@ -115,7 +115,7 @@ fn notes(snapshot: &Arc<Snapshot>, path: &str) -> Vec<String> {
     let mut head = RequestHeader::build("GET", path.as_bytes(), None).unwrap();
     head.insert_header("host", "h").unwrap();
     let peer = Some(SocketAddr::from(([192, 0, 2, 1], 50000)));
-    let connection = Connection { listener: ListenerId(0), peer };
+    let connection = Connection { listener: ListenerId(0), peer, tls: None };
     let made = dry::MadeUp { head, body: bytes::Bytes::new(), connection };
     let outcome = dry::block_on(dry::run(snapshot, made)).expect("it takes no time");
     let decisions = outcome.exchange.ctx.decisions().iter();

@@ -10,11 +10,12 @@ use tollhouse::source;
 
 use crate::gateway::{Gateway, run};
 use crate::http::{self, Origin};
+use crate::tls::Certificates;
 use crate::{project, read, stem, yaml_files};
 
 /// Examples that show more than one filter.
-const OVERVIEWS: [&str; 7] =
-    ["access_log", "balancing", "grpc", "health", "matching", "services", "upstream_tls"];
+const OVERVIEWS: [&str; 8] =
+    ["access_log", "balancing", "grpc", "health", "matching", "services", "tls", "upstream_tls"];
 
 fn examples() -> Vec<std::path::PathBuf> {
     let mut files = yaml_files("conf/examples");
@@ -33,7 +34,11 @@ fn tests(document: &Value) -> Vec<Test> {
 #[test]
 fn every_example_passes_check_and_its_own_tests() {
     for path in examples() {
-        let file = path.to_str().expect("UTF-8");
+        let folder = tempfile::tempdir().expect("a folder");
+        let copy = folder.path().join(path.file_name().expect("a name"));
+        std::fs::copy(&path, &copy).expect("copied");
+        Certificates::make(folder.path(), &document(&path));
+        let file = copy.to_str().expect("UTF-8");
         let checked = run(&["check", file]);
         assert!(checked.status.success(), "{file}: {}", String::from_utf8_lossy(&checked.stderr));
         let warnings = String::from_utf8_lossy(&checked.stderr).into_owned();
@@ -106,10 +111,11 @@ fn serve(path: &Path) {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("served.yaml");
     std::fs::write(&file, document.to_string()).expect("written");
+    let certificates = Certificates::make(folder.path(), &document);
     let gateway = Gateway::start(&file, &[], listeners.len(), false);
     for test in tests(&document) {
         let listener = test.request.listener.as_ref().map_or(listeners[0].as_str(), |name| name.as_str());
-        let answer = send(&gateway, listener, &test.request);
+        let answer = send(&gateway, listener, &test.request, &certificates);
         let failures = failures(&test, &answer, &origins);
         assert!(failures.is_empty(), "{}, test `{}`: {failures:?}; {answer:?}", path.display(), test.name);
     }
@@ -148,7 +154,12 @@ fn names(document: &Value, section: &str) -> Vec<String> {
     items.iter().map(|item| item["name"].as_str().expect("a name").to_owned()).collect()
 }
 
-fn send(gateway: &Gateway, listener: &str, request: &TestRequest) -> http::Message {
+fn send(
+    gateway: &Gateway,
+    listener: &str,
+    request: &TestRequest,
+    certificates: &Certificates,
+) -> http::Message {
     assert!(request.client.is_none(), "a socket cannot pretend to come from another address");
     let method = request.method.clone().map_or(::http::Method::GET, Into::into);
     let headers: Vec<(String, &str)> = request
@@ -159,7 +170,12 @@ fn send(gateway: &Gateway, listener: &str, request: &TestRequest) -> http::Messa
     let mut fields = vec![("host", request.host.as_deref().unwrap_or("localhost"))];
     fields.extend(headers.iter().map(|(name, value)| (name.as_str(), *value)));
     let body = request.body.as_deref().unwrap_or_default();
-    http::request(gateway.listener(listener), method.as_str(), &request.path, &fields, body.as_bytes())
+    let (address, path) = (gateway.listener(listener), &request.path);
+    if !certificates.speaks_tls(listener) {
+        return http::request(address, method.as_str(), path, &fields, body.as_bytes());
+    }
+    let stream = certificates.connect(address, fields[0].1);
+    http::request_over(stream, method.as_str(), path, &fields, body.as_bytes())
 }
 
 fn failures(test: &Test, answer: &http::Message, origins: &HashMap<String, Origin>) -> Vec<String> {

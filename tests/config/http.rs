@@ -77,6 +77,19 @@ pub(crate) fn request(
     headers: &[(&str, &str)],
     body: &[u8],
 ) -> Message {
+    let stream = TcpStream::connect(address).expect("somebody listens");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a socket option");
+    request_over(stream, method, target, headers, body)
+}
+
+/// As [`request`], over a connection that is there.
+pub(crate) fn request_over(
+    mut stream: impl Read + Write,
+    method: &str,
+    target: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Message {
     let mut head = format!("{method} {target} HTTP/1.1\r\nconnection: close\r\n");
     for (name, value) in headers {
         head.push_str(&format!("{name}: {value}\r\n"));
@@ -85,8 +98,6 @@ pub(crate) fn request(
         head.push_str(&format!("content-length: {}\r\n", body.len()));
     }
     head.push_str("\r\n");
-    let mut stream = TcpStream::connect(address).expect("somebody listens");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a socket option");
     stream.write_all(head.as_bytes()).expect("a head is sent");
     // A gateway that answers early need not read the rest.
     let _ = stream.write_all(body);
@@ -95,7 +106,7 @@ pub(crate) fn request(
 }
 
 /// Reads one message to the end of its body.
-fn message(stream: &mut TcpStream, bodiless: bool) -> io::Result<Message> {
+fn message(stream: &mut impl Read, bodiless: bool) -> io::Result<Message> {
     let mut bytes = Vec::new();
     let end = loop {
         if let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
@@ -140,7 +151,7 @@ fn message(stream: &mut TcpStream, bodiless: bool) -> io::Result<Message> {
     Ok(Message { start, headers, body: rest })
 }
 
-fn more(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> io::Result<()> {
+fn more(stream: &mut impl Read, bytes: &mut Vec<u8>) -> io::Result<()> {
     let mut piece = [0; 16 * 1024];
     match stream.read(&mut piece)? {
         0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "closed early")),

@@ -11,6 +11,7 @@ mod golden;
 mod http;
 mod manual;
 mod schema;
+mod tls;
 
 use std::path::{Path, PathBuf};
 

@@ -7,13 +7,16 @@ use serde_json::Value;
 use crate::{project, read, schema};
 
 /// Headings of tables of keys, and the definitions they show; filters are found by name.
-const SECTIONS: [(&str, &str); 27] = [
+const SECTIONS: [(&str, &str); 30] = [
     ("the document", "Document"),
     ("server", "Server"),
     ("server.limits", "Limits"),
     ("server.paths", "PathRules"),
     ("server.dns", "Dns"),
     ("listeners[]", "Listener"),
+    ("listeners[].tls", "ListenerTls"),
+    ("listeners[].tls.certificates[]", "Certificate"),
+    ("listeners[].tls.client_auth", "ClientAuth"),
     ("upstreams[]", "Upstream"),
     ("upstreams[].backends[]", "Backend"),
     ("upstreams[].tls", "Tls"),
@@ -94,6 +97,7 @@ fn every_metric_and_field_of_the_log_is_in_the_manual() {
     let mut all =
         names("src/observe/metrics/mod.rs", "const [A-Z_]+: &str = \"((?:tollhouse|process)_[a-z_]+)\"");
     all.extend(names("src/server/mod.rs", "\"(tollhouse_[a-z_]+)\""));
+    all.extend(names("src/server/tls.rs", "\"(tollhouse_[a-z_]+)\""));
     let fields = names(
         "src/observe/access_log/line.rs",
         "(?:serialize_entry\\(|optional\\(map, |field\\(map, )\"([a-z_]+)\"",

@@ -19,6 +19,7 @@ mod proxying;
 mod reload;
 mod sse;
 mod start;
+mod tls;
 mod upstream_tls;
 mod websocket;
 

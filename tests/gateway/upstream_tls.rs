@@ -4,8 +4,9 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
 
+use crate::harness::secure_origin::Authority;
 use crate::harness::{
-    Answer, Authority, Gateway, Identity, Nginx, Origin, TlsOrigin, Wire, get, refused_to_start, until,
+    Answer, Gateway, Identity, Nginx, Origin, TlsOrigin, Wire, get, refused_to_start, until,
 };
 
 /// A route `/NAME` for each upstream with these keys.

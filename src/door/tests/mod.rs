@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 mod heads;
+mod tls;
 
 use super::*;
 use crate::observe::access_log::{Format, To};
@@ -135,6 +136,8 @@ pub(crate) fn desk(limits: HeadLimits) -> Desk {
         permits: Permits::new(Limits { total: 10_000, per_ip: None }, |_| false),
         limits: Arc::new(ArcSwap::from_pointee(limits)),
         refusals: Arc::default(),
+        tls: Arc::default(),
+        handshakes: Arc::default(),
         observe: Observe::new(100, &Format::Off, &To::Stdout, &[]).unwrap(),
         draining: Draining::default(),
     }

@@ -8,6 +8,7 @@ use http::HeaderName;
 use http::header::{HOST, REFERER, USER_AGENT};
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
+use tollhouse_filters::context::Tls;
 
 use super::super::redact::{MASK, Redactor, write_lossy};
 use super::super::timestamp::Timestamp;
@@ -38,6 +39,8 @@ pub struct Access<'a> {
     pub query: Option<&'a [u8]>,
     /// `HTTP/1.1`, `HTTP/2`.
     pub protocol: &'a str,
+    /// What TLS agreed on; none without TLS.
+    pub tls: Option<&'a Tls>,
     /// The route's name.
     pub route: &'a str,
     /// The service's name.
@@ -101,7 +104,16 @@ impl Line<'_> {
             let (query, end) = cut(query);
             map.serialize_entry("query", &Shown(format_args!("{}{end}", redactor.query(query))))?;
         }
-        map.serialize_entry("protocol", access.protocol)
+        map.serialize_entry("protocol", access.protocol)?;
+        access.tls.map_or(Ok(()), |tls| self.tls(map, tls))
+    }
+
+    fn tls<M: SerializeMap>(&self, map: &mut M, tls: &Tls) -> Result<(), M::Error> {
+        map.serialize_entry("tls_version", tls.version)?;
+        map.serialize_entry("tls_cipher", tls.cipher)?;
+        optional(map, "sni", tls.server_name.as_deref())?;
+        let subject = tls.certificate.as_ref().map(|certificate| Text(certificate.subject.as_bytes()));
+        optional(map, "client_certificate", subject)
     }
 
     fn handling<M: SerializeMap>(&self, map: &mut M) -> Result<(), M::Error> {
@@ -200,6 +212,7 @@ impl Access<'_> {
             path: b"/users/1",
             query: Some(b"page=2"),
             protocol: "HTTP/1.1",
+            tls: None,
             route: "users-read",
             service: None,
             upstream: Some("users"),

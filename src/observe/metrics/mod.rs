@@ -209,6 +209,11 @@ impl Registry {
         self.register(name, help, labels, Read::Counter(Box::new(read)));
     }
 
+    /// Exports no more of the numbers that functions were registered for under this name.
+    pub fn forget_fns(&self, name: &str) {
+        self.functions.lock().retain(|(known, _), _| **known != *name);
+    }
+
     /// Called after each reload: removes the series of names that this and the reload before do not know, and those of
     /// filters that are gone. One reload's grace lets the last numbers be collected and a rollback find them.
     pub fn retain(&self, live: &Live<'_>) {

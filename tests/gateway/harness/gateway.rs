@@ -39,9 +39,13 @@ impl Drop for Gateway {
 
 /// What every document begins with: one listener, no admin, the access log in a file.
 fn document(directory: &Path, rest: &str) -> String {
+    document_with(directory, r#"{name: plain, address: "127.0.0.1:0"}"#, rest)
+}
+
+fn document_with(directory: &Path, listeners: &str, rest: &str) -> String {
     let log = directory.join("access.log");
     format!(
-        "version: 1\nadmin: {{address: none}}\nlisteners: [{{name: plain, address: \"127.0.0.1:0\"}}]\n\
+        "version: 1\nadmin: {{address: none}}\nlisteners: [{listeners}]\n\
          observability: {{access_log: {{to: \"{}\"}}}}\n{rest}\n",
         log.display()
     )
@@ -68,6 +72,19 @@ impl Gateway {
              routes: [{{name: all, upstream: origin}}]\n{rest}"
         ))
         .await
+    }
+
+    /// Starts in a folder with files that these listeners need, and these further keys.
+    pub(crate) async fn within(directory: TempDir, listeners: &str, rest: &str) -> Self {
+        let text = document_with(directory.path(), listeners, rest);
+        std::fs::write(directory.path().join("tollhouse.yaml"), text).expect("write");
+        Self::launch(directory).await
+    }
+
+    /// Writes the document anew, with these listeners and further keys.
+    pub(crate) fn rewrite(&self, listeners: &str, rest: &str) {
+        let text = document_with(self.directory.path(), listeners, rest);
+        std::fs::write(self.file(), text).expect("write");
     }
 
     async fn launch(directory: TempDir) -> Self {

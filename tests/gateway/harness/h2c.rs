@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use http::{HeaderMap, Request, Response};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::soon;
@@ -35,10 +36,7 @@ impl H2Answer {
 
 impl H2c {
     pub(crate) async fn connect(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).await.expect("connect");
-        let (streams, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
-        tokio::spawn(connection);
-        Self { streams }
+        h2_over(TcpStream::connect(address).await.expect("connect")).await
     }
 
     /// Starts a stream; the body is sent through what is given.
@@ -73,6 +71,16 @@ impl H2c {
         let request = Request::get(uri).body(()).expect("valid");
         self.send(request, b"").await.expect("an answer")
     }
+}
+
+/// Speaks HTTP/2 over a connection that is there.
+pub(crate) async fn h2_over<S>(stream: S) -> H2c
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (streams, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
+    tokio::spawn(connection);
+    H2c { streams }
 }
 
 /// Reads an answer to its end.

@@ -10,6 +10,7 @@ mod haproxy;
 mod nginx;
 mod origin;
 mod python;
+pub(crate) mod secure_origin;
 mod tls;
 mod wire;
 
@@ -22,12 +23,13 @@ pub(crate) use checked::{Checked, Grpc, tls_origin};
 pub(crate) use client::{exchange, get, request};
 pub(crate) use dns::{Dns, Reply};
 pub(crate) use gateway::{Gateway, refused_to_start};
-pub(crate) use h2c::H2c;
+pub(crate) use h2c::{H2c, h2_over};
 pub(crate) use haproxy::Haproxy;
 pub(crate) use nginx::Nginx;
 pub(crate) use origin::{Origin, refusing};
 pub(crate) use python::Python;
-pub(crate) use tls::{Authority, Identity, TlsOrigin};
+pub(crate) use secure_origin::{Identity, TlsOrigin};
+pub(crate) use tls::{Authority, Client, Kind, Secure, write_pair};
 pub(crate) use wire::{Answer, Broken, Head, Wire};
 
 /// Longest wait for anything that should happen at once.

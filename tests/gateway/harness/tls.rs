@@ -1,189 +1,175 @@
-//! Certificates and origins behind TLS.
+//! Authorities, certificates and clients for TLS.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use bytes::Bytes;
-use http::Response;
-use parking_lot::Mutex;
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
-use rustls::ServerConfig;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinHandle;
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose,
+    IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
+    date_time_ymd,
+};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
-/// An authority and the files it wrote.
+use super::{Wire, soon};
+
+/// An authority with what it signs.
 pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    pem: String,
-    directory: TempDir,
+    pub(crate) pem: String,
+    pub(crate) der: CertificateDer<'static>,
 }
 
-/// A certificate and its key.
-pub(crate) struct Identity {
-    pub(crate) certificate: PathBuf,
-    pub(crate) key: PathBuf,
-    chain: Vec<CertificateDer<'static>>,
-    private: Vec<u8>,
+/// What a certificate's key is of.
+#[derive(Clone, Copy)]
+pub(crate) enum Kind {
+    Ecdsa,
+    Rsa,
 }
 
 impl Authority {
-    pub(crate) fn new() -> Self {
-        let mut params = CertificateParams::new(Vec::<String>::new()).expect("no names");
-        // Of two authorities of one name, one is a forger.
-        static MADE: AtomicUsize = AtomicUsize::new(0);
-        let name = format!("authority {}", MADE.fetch_add(1, Ordering::Relaxed));
-        params.distinguished_name.push(DnType::CommonName, name);
+    pub(crate) fn new(name: &str) -> Self {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new(Vec::new()).expect("no names");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().expect("a key");
-        let pem = params.self_signed(&key).expect("a certificate").pem();
-        let authority =
-            Self { issuer: Issuer::new(params, key), pem, directory: TempDir::new().expect("a directory") };
-        authority.write("ca.pem", &authority.pem);
-        authority
-    }
-
-    /// The file with its own certificate.
-    pub(crate) fn file(&self) -> PathBuf {
-        self.directory.path().join("ca.pem")
-    }
-
-    /// A certificate for this name.
-    pub(crate) fn issue(&self, name: &str) -> Identity {
-        self.issue_with(name, |_| {})
-    }
-
-    /// A certificate for this name whose last day was long ago.
-    pub(crate) fn expired(&self, name: &str) -> Identity {
-        self.issue_with(name, |params| {
-            params.not_before = rcgen::date_time_ymd(2019, 1, 1);
-            params.not_after = rcgen::date_time_ymd(2020, 1, 1);
-        })
-    }
-
-    fn issue_with(&self, name: &str, change: impl FnOnce(&mut CertificateParams)) -> Identity {
-        let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         params.distinguished_name.push(DnType::CommonName, name);
-        change(&mut params);
-        let key = KeyPair::generate().expect("a key");
-        let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
-        self.identity(name, &certificate, &key)
+        let certificate = params.self_signed(&key).expect("signed");
+        let (pem, der) = (certificate.pem(), certificate.der().clone());
+        Self { issuer: Issuer::new(params, key), pem, der }
     }
 
-    /// A certificate for this name that nobody vouches for.
-    pub(crate) fn self_signed(&self, name: &str) -> Identity {
-        let params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
-        let key = KeyPair::generate().expect("a key");
-        let certificate = params.self_signed(&key).expect("a certificate");
-        self.identity(name, &certificate, &key)
+    /// Signs a certificate for these names; gives it and its key as PEM.
+    pub(crate) fn sign(&self, names: &[&str], kind: Kind) -> (String, String) {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        self.finish(CertificateParams::new(names).expect("names"), kind)
     }
 
-    fn identity(&self, name: &str, certificate: &rcgen::Certificate, key: &KeyPair) -> Identity {
-        Identity {
-            certificate: self.write(&format!("{name}.pem"), &certificate.pem()),
-            key: self.write(&format!("{name}.key"), &key.serialize_pem()),
-            chain: vec![certificate.der().clone()],
-            private: key.serialize_der(),
-        }
+    /// As [`sign`](Self::sign), valid until the first day of this year.
+    pub(crate) fn sign_until(&self, name: &str, year: i32) -> (String, String) {
+        let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        params.not_after = date_time_ymd(year, 1, 1);
+        self.finish(params, Kind::Ecdsa)
     }
 
-    fn write(&self, name: &str, text: &str) -> PathBuf {
-        let path = self.directory.path().join(name);
-        std::fs::write(&path, text).expect("write");
-        path
+    /// Signs a client's certificate with this serial number.
+    pub(crate) fn sign_client(&self, name: &str, serial: u64) -> (String, String) {
+        let mut params = CertificateParams::new(Vec::new()).expect("no names");
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.serial_number = Some(SerialNumber::from(serial));
+        let uri = format!("spiffe://test/{name}").try_into().expect("ASCII");
+        params.subject_alt_names.push(SanType::URI(uri));
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        self.finish(params, Kind::Ecdsa)
     }
-}
 
-/// What an origin saw of a handshake.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Handshake {
-    pub(crate) name: Option<String>,
-    pub(crate) protocol: Option<String>,
-    pub(crate) resumed: bool,
-}
-
-/// An origin behind TLS that answers every request with `ok`; it is gone when dropped.
-pub(crate) struct TlsOrigin {
-    pub(crate) address: SocketAddr,
-    connections: Arc<AtomicUsize>,
-    handshakes: Arc<Mutex<Vec<Handshake>>>,
-    task: JoinHandle<()>,
-}
-
-impl Drop for TlsOrigin {
-    fn drop(&mut self) {
-        self.task.abort();
+    fn finish(&self, params: CertificateParams, kind: Kind) -> (String, String) {
+        let key = match kind {
+            Kind::Ecdsa => KeyPair::generate(),
+            Kind::Rsa => KeyPair::generate_for(&rcgen::PKCS_RSA_SHA256),
+        };
+        let key = key.expect("a key");
+        (params.signed_by(&key, &self.issuer).expect("signed").pem(), key.serialize_pem())
     }
-}
 
-impl TlsOrigin {
-    /// Shows this certificate and speaks these protocols (ALPN).
-    pub(crate) async fn new(identity: &Identity, protocols: &[&str]) -> Self {
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let key = PrivateKeyDer::try_from(identity.private.clone()).expect("a key");
-        let mut config = ServerConfig::builder()
-            .with_no_client_auth()
-            .with_single_cert(identity.chain.clone(), key)
-            .expect("a usable certificate");
-        config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
-        let acceptor = TlsAcceptor::from(Arc::new(config));
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("bound");
-        let (connections, handshakes) = (Arc::new(AtomicUsize::new(0)), Arc::<Mutex<Vec<_>>>::default());
-        let (count, seen) = (connections.clone(), handshakes.clone());
-        let task = tokio::spawn(async move {
-            let mut served = tokio::task::JoinSet::new();
-            while let Ok((stream, _)) = listener.accept().await {
-                count.fetch_add(1, Ordering::SeqCst);
-                served.spawn(serve(acceptor.clone(), stream, seen.clone()));
-            }
+    /// Its own key, as PEM.
+    pub(crate) fn key(&self) -> String {
+        self.issuer.key().serialize_pem()
+    }
+
+    /// A revocation list of these serial numbers, as PEM.
+    pub(crate) fn revoke(&self, serials: &[u64]) -> String {
+        let revoked = serials.iter().map(|serial| RevokedCertParams {
+            serial_number: SerialNumber::from(*serial),
+            revocation_time: date_time_ymd(2024, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
         });
-        Self { address, connections, handshakes, task }
+        let params = CertificateRevocationListParams {
+            this_update: date_time_ymd(2024, 1, 1),
+            next_update: date_time_ymd(2124, 1, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.issuer).expect("signed").pem().expect("PEM")
     }
 
-    /// Connections accepted so far, failed handshakes included.
-    pub(crate) fn connections(&self) -> usize {
-        self.connections.load(Ordering::SeqCst)
-    }
-
-    /// The handshakes that succeeded so far.
-    pub(crate) fn handshakes(&self) -> Vec<Handshake> {
-        self.handshakes.lock().clone()
-    }
-}
-
-async fn serve(acceptor: TlsAcceptor, stream: TcpStream, seen: Arc<Mutex<Vec<Handshake>>>) {
-    let Ok(stream) = acceptor.accept(stream).await else { return };
-    let session = stream.get_ref().1;
-    let protocol = session.alpn_protocol().map(|name| String::from_utf8_lossy(name).into_owned());
-    let resumed = session.handshake_kind() == Some(rustls::HandshakeKind::Resumed);
-    let name = session.server_name().map(str::to_owned);
-    let over_h2 = protocol.as_deref() == Some("h2");
-    seen.lock().push(Handshake { name, protocol, resumed });
-    if over_h2 { serve_h2(stream).await } else { serve_h1(stream).await }
-}
-
-async fn serve_h1(mut stream: TlsStream<TcpStream>) {
-    let (mut held, mut room) = (Vec::new(), vec![0; 16 << 10]);
-    while let Ok(count @ 1..) = stream.read(&mut room).await {
-        held.extend_from_slice(&room[..count]);
-        if held.ends_with(b"\r\n\r\n") {
-            held.clear();
-            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
-        }
+    /// Signs a certificate for these names, and writes it and its key as `{stem}.pem` and `{stem}.key`.
+    pub(crate) fn write(&self, folder: &Path, stem: &str, names: &[&str], kind: Kind) {
+        write_pair(folder, stem, &self.sign(names, kind));
     }
 }
 
-async fn serve_h2(stream: TlsStream<TcpStream>) {
-    let Ok(mut connection) = h2::server::handshake(stream).await else { return };
-    while let Some(Ok((_, mut respond))) = connection.accept().await {
-        let Ok(mut body) = respond.send_response(Response::new(()), false) else { continue };
-        let _ = body.send_data(Bytes::from_static(b"ok"), true);
+/// Writes a certificate and its key.
+pub(crate) fn write_pair(folder: &Path, stem: &str, (certificate, key): &(String, String)) {
+    std::fs::write(folder.join(format!("{stem}.key")), key).expect("written");
+    std::fs::write(folder.join(format!("{stem}.pem")), certificate).expect("written");
+}
+
+/// A client that trusts one authority; it remembers tickets.
+#[derive(Clone)]
+pub(crate) struct Client {
+    config: Arc<ClientConfig>,
+}
+
+/// One end of a TLS connection.
+pub(crate) type Secure = Wire<TlsStream<TcpStream>>;
+
+impl Client {
+    pub(crate) fn new(authority: &Authority) -> Self {
+        Self::with(authority, rustls::ALL_VERSIONS, None, &[])
+    }
+
+    /// A client of these versions, with this certificate, offering these protocols.
+    pub(crate) fn with(
+        authority: &Authority,
+        versions: &[&'static SupportedProtocolVersion],
+        certificate: Option<&(String, String)>,
+        protocols: &[&str],
+    ) -> Self {
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.der.clone()).expect("an authority");
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider).with_protocol_versions(versions);
+        let builder = builder.expect("versions").with_root_certificates(roots);
+        let mut config = match certificate {
+            None => builder.with_no_client_auth(),
+            Some((certificate, key)) => {
+                let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).expect("PEM")];
+                let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("PEM");
+                builder.with_client_auth_cert(chain, key).expect("a pair")
+            }
+        };
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+        Self { config: Arc::new(config) }
+    }
+
+    /// Connects and shakes hands, naming this host.
+    pub(crate) async fn connect(&self, address: SocketAddr, host: &str) -> std::io::Result<Secure> {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        let name = ServerName::try_from(host.to_owned()).expect("a host");
+        let connector = TlsConnector::from(self.config.clone());
+        Ok(Wire::new(soon("a handshake", connector.connect(name, stream)).await?))
+    }
+}
+
+impl Secure {
+    /// Asks for a path; fails where the connection does.
+    pub(crate) async fn ask(&mut self, host: &str, path: &str) -> Result<super::Answer, super::Broken> {
+        self.send(format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+        self.answer().await
+    }
+
+    /// The end of the connection in rustls' view.
+    pub(crate) fn session(&self) -> &rustls::ClientConnection {
+        self.stream().get_ref().1
     }
 }

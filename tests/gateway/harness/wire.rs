@@ -4,14 +4,14 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::soon;
 
-/// One end of a connection.
-pub(crate) struct Wire {
-    stream: TcpStream,
+/// One end of a connection, over TCP unless another stream is given.
+pub(crate) struct Wire<S = TcpStream> {
+    stream: S,
     /// Read and not yet taken.
     held: Vec<u8>,
 }
@@ -115,14 +115,25 @@ impl Answer {
 }
 
 impl Wire {
-    pub(crate) fn new(stream: TcpStream) -> Self {
-        Self { stream, held: Vec::new() }
-    }
-
     pub(crate) async fn connect(address: SocketAddr) -> Self {
         let stream = soon("a connection", TcpStream::connect(address)).await.expect("connect");
         stream.set_nodelay(true).expect("nodelay");
         Self::new(stream)
+    }
+
+    /// Closes with a reset, as a crashed peer does.
+    pub(crate) fn reset(self) {
+        let _ = self.into_stream().set_zero_linger();
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
+    pub(crate) fn new(stream: S) -> Self {
+        Self { stream, held: Vec::new() }
+    }
+
+    pub(crate) fn stream(&self) -> &S {
+        &self.stream
     }
 
     /// Sends these bytes; the other side may be gone already, which reading shows.
@@ -140,13 +151,8 @@ impl Wire {
         let _ = self.stream.shutdown().await;
     }
 
-    /// Closes with a reset, as a crashed peer does.
-    pub(crate) fn reset(self) {
-        let _ = self.into_stream().set_zero_linger();
-    }
-
     /// The stream itself; what was read and not taken is lost.
-    pub(crate) fn into_stream(self) -> TcpStream {
+    pub(crate) fn into_stream(self) -> S {
         self.stream
     }
 

@@ -1,0 +1,109 @@
+//! Listeners: their addresses, protocols, TLS and filters.
+
+use std::path::Path as FilePath;
+use std::sync::Arc;
+
+use tollhouse_filters::tree::{Error, Path};
+
+use super::compile::{Compiler, Faults, Mode, below, entity};
+use super::pipelines::Pipelines;
+use super::{ListenerPlan, Snapshot, facts};
+use crate::config::{self, Protocol};
+use crate::tls::{Remarks, ServerTls};
+
+/// Listeners, by id, and what is suspicious about them. A name keeps its id from snapshot to snapshot,
+/// since sockets know their listener by it; one that is no longer written keeps its place too, and
+/// takes no more requests.
+pub(super) fn build(
+    compiler: &Compiler<'_>,
+    written: Vec<config::Listener>,
+    base: &FilePath,
+    pipelines: &mut Pipelines<'_>,
+    faults: &mut Faults<'_>,
+) -> (Vec<ListenerPlan>, Vec<Error>) {
+    let mut plans = Vec::with_capacity(written.len());
+    let mut unusual = Vec::new();
+    if written.is_empty() {
+        faults.add(
+            &Path::default(),
+            "no `listeners`: nothing could come in; add `- {name: main, address: \"127.0.0.1:8080\"}`",
+        );
+    }
+    for (at, mut options) in written.into_iter().enumerate() {
+        let mut path = entity("listeners", at);
+        if let Some(taken) = plans.iter().find(|plan: &&ListenerPlan| shares_address(&plan.options, &options))
+        {
+            let message = format!("listener `{}` has this address already", taken.name);
+            faults.add(&path.join("address"), message);
+        }
+        check_protocols(&options, &path.join("protocols"), faults);
+        let tls = tls(compiler, &options, base, &path, faults, &mut unusual);
+        path.push("filters");
+        let owner = format!("listener:{}", options.name);
+        let filters = std::mem::take(&mut options.filters);
+        let pipeline = pipelines.build(&owner, filters, &path, faults);
+        // A listener's filters run first, and for requests without a route too.
+        if let Some((instance, fact)) = facts::unmet([&pipeline]) {
+            faults.add(&path, facts::message(&instance, fact));
+        }
+        plans.push(ListenerPlan { name: options.name.shared(), pipeline, tls, options, retired: false });
+    }
+    (in_place(plans, compiler.previous), unusual)
+}
+
+fn in_place(mut plans: Vec<ListenerPlan>, previous: Option<&Snapshot>) -> Vec<ListenerPlan> {
+    let mut kept: Vec<ListenerPlan> = Vec::with_capacity(plans.len());
+    for old in previous.into_iter().flat_map(|previous| &previous.listeners) {
+        let at = plans.iter().position(|plan| plan.name == old.name);
+        kept.push(at.map_or_else(|| old.retire(), |at| plans.remove(at)));
+    }
+    kept.append(&mut plans);
+    kept
+}
+
+fn check_protocols(options: &config::Listener, path: &Path, faults: &mut Faults<'_>) {
+    let protocols = options.protocols();
+    match &options.tls {
+        None if protocols.contains(&Protocol::H2) => {
+            faults.add(path, "`h2` needs `tls`; without TLS it is `h2c`");
+        }
+        None if !protocols.contains(&Protocol::Http1) => {
+            faults.add(path, "a listener without TLS always speaks `http/1.1`; add it");
+        }
+        Some(_) if protocols.contains(&Protocol::H2c) => {
+            faults.add(path, "`h2c` is without TLS; with `tls` it is `h2`");
+        }
+        Some(_) if protocols.is_empty() => faults.add(path, "at least one protocol is needed"),
+        _ => {}
+    }
+}
+
+fn tls(
+    compiler: &Compiler<'_>,
+    options: &config::Listener,
+    base: &FilePath,
+    path: &Path,
+    faults: &mut Faults<'_>,
+    unusual: &mut Vec<Error>,
+) -> Option<Arc<ServerTls>> {
+    let written = options.tls.as_ref().filter(|_| compiler.mode != Mode::Afar)?;
+    let previous = compiler.previous.and_then(|previous| {
+        let id = previous.listener_named(options.name.as_str())?;
+        previous.listener(id).tls.as_deref()
+    });
+    let mut remarks = Remarks::default();
+    let tls = ServerTls::build(written, options.protocols(), base, previous, &mut remarks);
+    for (place, message) in remarks.faults {
+        faults.add(&path.concat(&below(&place)), message);
+    }
+    for (place, message) in remarks.warnings {
+        unusual.push(faults.remark(&path.concat(&below(&place)), message));
+    }
+    tls.map(Arc::new)
+}
+
+/// Port 0 is another one each time.
+fn shares_address(one: &config::Listener, other: &config::Listener) -> bool {
+    let any_port = matches!(one.address, config::Address::Tcp(address) if address.port() == 0);
+    one.address == other.address && !any_port
+}

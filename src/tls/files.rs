@@ -1,0 +1,95 @@
+//! Reads certificates, keys, revocation lists and OCSP responses; messages name the file.
+
+use std::fs;
+use std::path::Path;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+use zeroize::Zeroizing;
+
+/// Longest file read; revocation lists of large authorities have some megabytes.
+const LONGEST: u64 = 64 << 20;
+
+/// The certificates of a PEM file, at least one.
+pub(super) fn certificates(base: &Path, file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let pem = read(base, file)?;
+    let found: Vec<_> = CertificateDer::pem_slice_iter(&pem)
+        .collect::<Result<_, _>>()
+        .map_err(|_| format!("{} is not valid PEM", file.display()))?;
+    match found.is_empty() {
+        true => Err(format!("{} holds no certificate", file.display())),
+        false => Ok(found),
+    }
+}
+
+/// The first private key of a PEM file.
+pub(super) fn private_key(base: &Path, file: &Path) -> Result<PrivateKeyDer<'static>, String> {
+    let pem = Zeroizing::new(read(base, file)?);
+    let has = |text: &[u8]| pem.windows(text.len()).any(|window| window == text);
+    if has(b"-----BEGIN ENCRYPTED PRIVATE KEY-----") || has(b"Proc-Type: 4,ENCRYPTED") {
+        let name = file.display();
+        return Err(format!(
+            "{name} is encrypted, and nobody is there to be asked for a password; decrypt it"
+        ));
+    }
+    PrivateKeyDer::from_pem_slice(&pem).map_err(|_| format!("{} holds no private key", file.display()))
+}
+
+/// The revocation lists of a PEM file, or the one of a DER file.
+pub(super) fn revocation_lists(
+    base: &Path,
+    file: &Path,
+) -> Result<Vec<CertificateRevocationListDer<'static>>, String> {
+    let bytes = read(base, file)?;
+    let found: Vec<_> = CertificateRevocationListDer::pem_slice_iter(&bytes)
+        .collect::<Result<_, _>>()
+        .map_err(|_| format!("{} is not valid PEM", file.display()))?;
+    match (found.is_empty(), bytes.first()) {
+        (false, _) => Ok(found),
+        (true, Some(0x30)) => Ok(vec![bytes.into()]),
+        (true, _) => Err(format!("{} holds no revocation list", file.display())),
+    }
+}
+
+/// A successful OCSP response in DER (RFC 6960 s4.2.1).
+pub(super) fn ocsp(base: &Path, file: &Path) -> Result<Vec<u8>, String> {
+    let bytes = read(base, file)?;
+    match ocsp_status(&bytes) {
+        Some(0) => Ok(bytes),
+        Some(status) => Err(format!("{} is an OCSP response that tells of error {status}", file.display())),
+        None => Err(format!("{} holds no OCSP response in DER", file.display())),
+    }
+}
+
+/// The status at the beginning of a response: `SEQUENCE { ENUMERATED .., .. }`.
+fn ocsp_status(der: &[u8]) -> Option<u8> {
+    let (tag, rest) = der.split_first()?;
+    let (first, rest) = rest.split_first()?;
+    let more = usize::from(first & 0x7f);
+    let (length, rest) = match first {
+        0x80 => return None,
+        0..0x80 => (more, rest),
+        _ if more > 4 => return None,
+        _ => {
+            let (length, rest) = rest.split_at_checked(more)?;
+            (length.iter().fold(0, |length, byte| length << 8 | usize::from(*byte)), rest)
+        }
+    };
+    match rest {
+        [0x0a, 1, status, ..] if *tag == 0x30 && length == rest.len() => Some(*status),
+        _ => None,
+    }
+}
+
+fn read(base: &Path, file: &Path) -> Result<Vec<u8>, String> {
+    let path = base.join(file);
+    let failed = |error: std::io::Error| format!("cannot read {}: {error}", file.display());
+    let about = fs::metadata(&path).map_err(failed)?;
+    match (about.is_file(), about.len()) {
+        // A pipe would block for ever.
+        (false, _) => Err(format!("cannot read {}: not a file", file.display())),
+        (true, 0) => Err(format!("{} is empty", file.display())),
+        (true, LONGEST..) => Err(format!("{} is longer than 64 MiB", file.display())),
+        _ => fs::read(path).map_err(failed),
+    }
+}

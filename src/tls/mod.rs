@@ -1,0 +1,200 @@
+//! TLS on listeners: certificates by host, certificates of clients, tickets. Everything that a
+//! handshake needs is read and checked here, and never changes afterwards; a reload makes it anew.
+
+mod certificate;
+mod client;
+mod files;
+mod resolver;
+#[cfg(test)]
+mod tests;
+mod tickets;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::ServerConfig;
+use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoClientAuth, NoServerSessionStorage};
+use rustls::version::{TLS12, TLS13};
+
+use self::certificate::Certificate;
+use self::resolver::Resolver;
+use self::tickets::Tickets;
+use crate::config::tls::TlsVersion;
+use crate::config::{ListenerTls, Protocol};
+
+pub use self::client::facts as client_certificate;
+
+/// The protocol names of ALPN (RFC 7301 s6, RFC 9113 s3.1).
+pub const H2: &str = "h2";
+/// HTTP/1.1, as ALPN names it.
+pub const HTTP_1: &str = "http/1.1";
+
+/// Days before its end from which a certificate is warned about.
+const WARN_DAYS: i64 = 14;
+const DAY: i64 = 86_400;
+
+/// What the handshakes of one listener need.
+pub struct ServerTls {
+    config: Arc<ServerConfig>,
+    tickets: Tickets,
+    certificates: Vec<Term>,
+    verifies_clients: bool,
+    speaks_http1: bool,
+}
+
+/// How long a certificate is good, and for which hosts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Term {
+    /// Its hosts, in the order of the document or the certificate; empty for one that is only the default.
+    pub hosts: Vec<Box<str>>,
+    /// When it begins, in Unix seconds.
+    pub not_before: i64,
+    /// When it ends, in Unix seconds.
+    pub not_after: i64,
+}
+
+/// What is wrong or suspicious: paths below the listener, and messages.
+#[derive(Debug, Default)]
+pub struct Remarks {
+    /// What is wrong.
+    pub faults: Vec<(String, String)>,
+    /// What is suspicious but not wrong.
+    pub warnings: Vec<(String, String)>,
+}
+
+impl Remarks {
+    fn fault(&mut self, path: impl Into<String>, message: impl Into<String>) {
+        self.faults.push((path.into(), message.into()));
+    }
+
+    fn warn(&mut self, path: impl Into<String>, message: impl Into<String>) {
+        self.warnings.push((path.into(), message.into()));
+    }
+}
+
+impl ServerTls {
+    /// Reads the files that `written` names, relative to `base`, and checks all that handshakes rely on.
+    ///
+    /// `previous` is what the listener had before: its tickets stay good unless other clients are to be
+    /// let in now. None when something is wrong; `remarks` says what.
+    #[must_use]
+    pub fn build(
+        written: &ListenerTls,
+        protocols: &[Protocol],
+        base: &Path,
+        previous: Option<&Self>,
+        remarks: &mut Remarks,
+    ) -> Option<Self> {
+        let before = remarks.faults.len();
+        let certificates = certificates(written, base, remarks);
+        let clients = written.client_auth.as_ref().map(|auth| client::verifier(auth, base, remarks));
+        let resolver = Resolver::new(&certificates, remarks);
+        let tickets = clients.as_ref().map_or(tickets::ANYONE, |clients| clients.1);
+        let tickets = Tickets::of(tickets, previous.map(|previous| &previous.tickets));
+        if remarks.faults.len() > before {
+            return None;
+        }
+        let verifies_clients = clients.is_some();
+        let verifier = clients.map_or_else(|| Arc::new(NoClientAuth) as _, |(verifier, _)| verifier);
+        Some(Self {
+            config: Arc::new(config(written, protocols, verifier, resolver?, &tickets)),
+            tickets,
+            certificates: certificates.into_iter().map(|certificate| certificate.term).collect(),
+            verifies_clients,
+            speaks_http1: protocols.contains(&Protocol::Http1),
+        })
+    }
+
+    /// What handshakes go by.
+    #[must_use]
+    pub fn config(&self) -> Arc<ServerConfig> {
+        self.config.clone()
+    }
+
+    /// Its certificates, in the order of the document.
+    #[must_use]
+    pub fn certificates(&self) -> &[Term] {
+        &self.certificates
+    }
+
+    /// Whether clients are asked for certificates.
+    #[must_use]
+    pub fn verifies_clients(&self) -> bool {
+        self.verifies_clients
+    }
+
+    /// Whether a client that negotiates no protocol may be served.
+    #[must_use]
+    pub fn speaks_http1(&self) -> bool {
+        self.speaks_http1
+    }
+}
+
+impl Term {
+    /// What there is to say about its dates at this time, in Unix seconds.
+    #[must_use]
+    pub fn warning(&self, now: i64) -> Option<String> {
+        let left = self.not_after - now;
+        if now < self.not_before {
+            return Some(format!(
+                "the certificate is not valid before {}",
+                certificate::date(self.not_before)
+            ));
+        }
+        let end = certificate::date(self.not_after);
+        match left {
+            ..0 => Some(format!("the certificate expired on {end}")),
+            _ if left < WARN_DAYS * DAY => {
+                Some(format!("the certificate expires in {} days, on {end}", left / DAY))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl std::fmt::Debug for ServerTls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServerTls").field("certificates", &self.certificates).finish_non_exhaustive()
+    }
+}
+
+fn certificates(written: &ListenerTls, base: &Path, remarks: &mut Remarks) -> Vec<Certificate> {
+    if written.certificates.is_empty() {
+        remarks.fault("tls.certificates", "at least one certificate is needed");
+    }
+    let all = written.certificates.iter().enumerate();
+    all.filter_map(|(at, one)| Certificate::load(one, at, base, remarks)).collect()
+}
+
+fn config(
+    written: &ListenerTls,
+    protocols: &[Protocol],
+    verifier: Arc<dyn ClientCertVerifier>,
+    resolver: Resolver,
+    tickets: &Tickets,
+) -> ServerConfig {
+    let versions = match written.min_version {
+        TlsVersion::V12 => &[&TLS13, &TLS12][..],
+        TlsVersion::V13 => &[&TLS13],
+    };
+    let mut config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_protocol_versions(versions)
+        .expect("the provider has suites for both versions")
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(Arc::new(resolver));
+    config.alpn_protocols = protocols.iter().filter_map(|protocol| alpn(*protocol)).map(Vec::from).collect();
+    config.ticketer = tickets.producer();
+    // What a client needs to resume is in its ticket: nothing is kept here for each of them.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config
+}
+
+fn alpn(protocol: Protocol) -> Option<&'static str> {
+    match protocol {
+        Protocol::H2 => Some(H2),
+        Protocol::Http1 => Some(HTTP_1),
+        Protocol::H2c => None,
+    }
+}
