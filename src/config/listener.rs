@@ -20,6 +20,10 @@ pub struct Listener {
     /// Present means TLS with clients. Default: none, plain text. Example: `{certificates: [{cert: api.pem, key: api.key}]}`.
     #[serde(default)]
     pub tls: Option<ListenerTls>,
+    /// Each connection begins with the PROXY protocol (version 1 or 2) and is closed if it does not, or
+    /// does not come from one of `server.trusted_proxies`. Changes need a restart.
+    #[serde(default)]
+    pub accept_proxy_protocol: bool,
     /// Filters for every request on this listener; they run first.
     #[serde(default)]
     pub filters: Vec<Item>,

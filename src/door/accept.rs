@@ -2,21 +2,20 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pingora::apps::HttpServerApp;
 use pingora::protocols::l4::stream::Stream as L4Stream;
-use pingora::protocols::{GetSocketDigest, SocketDigest};
+use pingora::protocols::{GetSocketDigest, SocketDigest, UniqueID};
 use pingora::server::ShutdownWatch;
 use tokio::net::{TcpListener, UnixListener};
 
 use super::bind::StdSocket;
 use super::handshake::{self, Arrival};
 use super::stream::DoorStream;
-use super::{Common, ConnFacts, Listener, conn, stopped};
+use super::{Common, ConnFacts, Listener, Permit, Refused, conn, proxied, stopped};
 
 /// How long a loop rests when the system has nothing left to accept with.
 const REST: Duration = Duration::from_millis(100);
@@ -84,15 +83,11 @@ impl Complaints {
     }
 }
 
-/// Gives the connection a task, or drops it when a limit is reached.
+/// Gives the connection a task, or drops it when it must not be served.
 fn admit<A: HttpServerApp + Send + Sync + 'static>(this: &Loop<A>, connection: Connection) {
-    let peer = connection.peer.map(|peer| peer.ip());
-    let permit = match this.common.desk.permits.take(peer) {
+    let permit = match permit(this, &connection) {
         Ok(permit) => permit,
-        Err(refused) => {
-            log::debug!(listener = this.listener.name.as_ref(), limit:? = refused; "connection refused");
-            return;
-        }
+        Err(refused) => return complain(&this.listener, refused),
     };
     let facts = ConnFacts {
         listener: this.listener.id,
@@ -101,17 +96,54 @@ fn admit<A: HttpServerApp + Send + Sync + 'static>(this: &Loop<A>, connection: C
         unix: matches!(*this.socket, Socket::Unix(_)),
         tls: None,
     };
-    if let Some(tls) = this.common.tls(this.listener.id) {
-        let arrival = Arrival { socket: connection.stream, facts, permit };
-        let shake = Box::pin(handshake::shake(this.common.clone(), tls, arrival));
-        let served = handshake::serve(this.common.clone(), shake, this.shutdown.clone());
-        pingora_runtime::current_handle().spawn(served);
+    let arrival = Arrival { socket: connection.stream, facts, permit };
+    let (common, shutdown) = (this.common.clone(), this.shutdown.clone());
+    if !this.listener.proxied {
+        return welcome(common, arrival, shutdown);
+    }
+    let listener = this.listener.clone();
+    pingora_runtime::current_handle().spawn(async move {
+        match proxied::introduce(&common, arrival).await {
+            Ok(arrival) => welcome(common, arrival, shutdown),
+            Err(refused) => complain(&listener, refused),
+        }
+    });
+}
+
+/// A place for the connection. That of a proxy is counted for its client, once that is known.
+fn permit<A>(this: &Loop<A>, connection: &Connection) -> Result<Permit, Refused> {
+    let permits = &this.common.desk.permits;
+    let peer = connection.peer.map(|peer| peer.ip());
+    if !this.listener.proxied {
+        return permits.take(peer);
+    }
+    // Who may connect to a Unix socket, its directory says.
+    if peer.is_some_and(|peer| !permits.is_exempt(peer)) {
+        return Err(permits.refuse(Refused::Stranger));
+    }
+    permits.take(None)
+}
+
+fn complain(listener: &Listener, refused: Refused) {
+    log::debug!(listener = listener.name.as_ref(), reason = refused.name(); "connection refused");
+}
+
+/// Starts the task of a connection whose client is known.
+fn welcome<A: HttpServerApp + Send + Sync + 'static>(
+    common: Arc<Common<A>>,
+    arrival: Arrival,
+    shutdown: ShutdownWatch,
+) {
+    // Pingora's handle, since with one runtime per thread it spreads connections over all of them.
+    let runtime = pingora_runtime::current_handle();
+    if let Some(tls) = common.tls(arrival.facts.listener) {
+        let shake = Box::pin(handshake::shake(common.clone(), tls, arrival));
+        runtime.spawn(handshake::serve(common, shake, shutdown));
         return;
     }
-    let stream = DoorStream::new(connection.stream, facts, this.common.desk.refusals.clone(), permit);
-    let served = conn::serve(this.common.clone(), Box::new(stream), this.shutdown.clone(), Instant::now());
-    // Pingora's handle, since with one runtime per thread it spreads connections over all of them.
-    pingora_runtime::current_handle().spawn(served);
+    let Arrival { socket, facts, permit } = arrival;
+    let stream = DoorStream::new(socket, facts, common.desk.refusals.clone(), permit);
+    runtime.spawn(conn::serve(common, Box::new(stream), shutdown, Instant::now()));
 }
 
 /// A listening socket on the runtime.
@@ -143,13 +175,11 @@ impl Socket {
                 stream.set_nodelay(true)?;
                 let local = stream.local_addr().ok().map(canonical);
                 let peer = Some(canonical(peer));
-                let digest = digest(stream.as_raw_fd(), peer, local);
-                Ok(Connection { stream: with_digest(stream.into(), digest), peer, local })
+                Ok(Connection { stream: with_addresses(stream.into(), peer, local), peer, local })
             }
             Self::Unix(socket) => {
                 let (stream, _) = socket.accept().await?;
-                let digest = digest(stream.as_raw_fd(), None, None);
-                Ok(Connection { stream: with_digest(stream.into(), digest), peer: None, local: None })
+                Ok(Connection { stream: with_addresses(stream.into(), None, None), peer: None, local: None })
             }
         }
     }
@@ -161,14 +191,14 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 }
 
 /// What Pingora asks for addresses; filled here, it never asks the kernel.
-fn digest(fd: i32, peer: Option<SocketAddr>, local: Option<SocketAddr>) -> SocketDigest {
-    let digest = SocketDigest::from_raw_fd(fd);
+pub(super) fn with_addresses(
+    mut stream: L4Stream,
+    peer: Option<SocketAddr>,
+    local: Option<SocketAddr>,
+) -> L4Stream {
+    let digest = SocketDigest::from_raw_fd(stream.id());
     let _ = digest.peer_addr.set(peer.map(Into::into));
     let _ = digest.local_addr.set(local.map(Into::into));
-    digest
-}
-
-fn with_digest(mut stream: L4Stream, digest: SocketDigest) -> L4Stream {
     stream.set_socket_digest(digest);
     stream
 }

@@ -12,10 +12,10 @@ use pingora::prelude::timeout;
 use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
 
-use super::head::{Body, Head, Scanner};
+use super::head::{Head, Scanner};
 use super::refusal::Refusal;
 use super::stream::{DoorStream, PREFACE};
-use super::{Common, Rule, stopped};
+use super::{Common, HeadLimits, Rule};
 
 /// Seconds that Pingora may wait for a next request; it never does, since the door does the waiting.
 const KEEPALIVE: u64 = 60;
@@ -24,15 +24,15 @@ const KEEPALIVE: u64 = 60;
 pub(super) async fn serve<A>(
     common: Arc<Common<A>>,
     mut stream: Box<DoorStream>,
-    shutdown: ShutdownWatch,
+    mut shutdown: ShutdownWatch,
     begun: Instant,
 ) where
     A: HttpServerApp + Send + Sync + 'static,
 {
     let mut settings = None;
-    let mut first = Some(begun);
+    let mut awaited = Awaited { since: Some(begun), preface: Preface::of(&common, &stream) };
     loop {
-        let head = match next(&common, &mut stream, &shutdown, first).await {
+        let head = match next(&common, &mut stream, &mut shutdown, awaited).await {
             Next::Request(head) => head,
             Next::Http2 => {
                 stream.open();
@@ -43,8 +43,39 @@ pub(super) async fn serve<A>(
             Next::Closed => return stream.leave(),
         };
         match request(&common, stream, head, settings, &shutdown).await {
-            Some((kept, remembered)) => (stream, settings, first) = (kept, remembered, None),
+            Some((kept, remembered)) => (stream, settings) = (kept, remembered),
             None => return,
+        }
+        awaited = Awaited { since: None, preface: Preface::None };
+    }
+}
+
+/// What is waited for.
+#[derive(Clone, Copy)]
+struct Awaited {
+    /// The begin of the connection, before its first request.
+    since: Option<Instant>,
+    preface: Preface,
+}
+
+/// Whether a client may begin with the preface of HTTP/2.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Preface {
+    /// It must: that was agreed on in the TLS handshake.
+    Certain,
+    /// It may, if it knows that HTTP/2 is spoken here.
+    Possible,
+    /// It speaks HTTP/1.
+    None,
+}
+
+impl Preface {
+    fn of<A>(common: &Common<A>, stream: &DoorStream) -> Self {
+        let listener = common.listener(stream.facts().listener);
+        match stream.http2() {
+            Some(true) => Self::Certain,
+            None if listener.is_some_and(|listener| listener.h2c) => Self::Possible,
+            _ => Self::None,
         }
     }
 }
@@ -65,49 +96,49 @@ enum Next {
 async fn next<A>(
     common: &Common<A>,
     stream: &mut DoorStream,
-    shutdown: &ShutdownWatch,
-    first: Option<Instant>,
+    shutdown: &mut ShutdownWatch,
+    awaited: Awaited,
 ) -> Next {
-    let limits = common.desk.limits.load();
-    let (head_timeout, idle_timeout) = (limits.header_timeout, limits.idle_timeout);
-    drop(limits);
-    let spent = || first.map_or(Duration::ZERO, |begun| begun.elapsed());
+    let limits = **common.desk.limits.load();
+    let spent = || awaited.since.map_or(Duration::ZERO, |begun| begun.elapsed());
     if stream.lead().is_empty() {
-        let patience = if first.is_some() { head_timeout.saturating_sub(spent()) } else { idle_timeout };
+        let patience = match awaited.since {
+            Some(_) => limits.header_timeout.saturating_sub(spent()),
+            None => limits.idle_timeout,
+        };
         if !begins(stream, shutdown, patience).await {
             return Next::Closed;
         }
     }
     let mut scanner = Scanner::default();
-    let is_first = first.is_some();
-    match read_head(common, stream, &mut scanner, is_first) {
+    match read_head(stream, &mut scanner, &limits, awaited.preface) {
         Some(next) => next,
         None => {
-            let patience = head_timeout.saturating_sub(spent());
-            let rest = timeout(patience, rest_of_head(common, stream, scanner, is_first));
+            let patience = limits.header_timeout.saturating_sub(spent());
+            let rest = timeout(patience, rest_of_head(stream, scanner, &limits, awaited.preface));
             rest.await.unwrap_or(Next::Refused(Rule::Slow))
         }
     }
 }
 
 /// Whether a first byte came; bytes that came together with the shutdown are still served.
-async fn begins(stream: &mut DoorStream, shutdown: &ShutdownWatch, patience: Duration) -> bool {
+async fn begins(stream: &mut DoorStream, shutdown: &mut ShutdownWatch, patience: Duration) -> bool {
     let came = async {
         tokio::select! {
             biased;
             came = poll_fn(|cx| stream.poll_lead(cx)) => matches!(came, Ok(n) if n > 0),
-            () = stopped(shutdown.clone()) => false,
+            _ = shutdown.wait_for(|on| *on) => false,
         }
     };
     timeout(patience, came).await.unwrap_or(false)
 }
 
 /// Reads on until the head is whole or wrong.
-async fn rest_of_head<A>(
-    common: &Common<A>,
+async fn rest_of_head(
     stream: &mut DoorStream,
     mut scanner: Scanner,
-    first: bool,
+    limits: &HeadLimits,
+    preface: Preface,
 ) -> Next {
     loop {
         match poll_fn(|cx| stream.poll_lead(cx)).await {
@@ -115,25 +146,30 @@ async fn rest_of_head<A>(
             Ok(_) => {}
             Err(_) => return Next::Closed,
         }
-        if let Some(next) = read_head(common, stream, &mut scanner, first) {
+        if let Some(next) = read_head(stream, &mut scanner, limits, preface) {
             return next;
         }
     }
 }
 
 /// Judges what was read so far; `None` when that is not enough.
-fn read_head<A>(common: &Common<A>, stream: &DoorStream, scanner: &mut Scanner, first: bool) -> Option<Next> {
+fn read_head(
+    stream: &DoorStream,
+    scanner: &mut Scanner,
+    limits: &HeadLimits,
+    preface: Preface,
+) -> Option<Next> {
     let lead = stream.lead();
-    if first {
-        let compared = lead.len().min(PREFACE.len());
-        match (stream.http2(), PREFACE[..compared] == lead[..compared]) {
-            (None | Some(true), true) => return (compared == PREFACE.len()).then_some(Next::Http2),
-            // Who agreed on HTTP/2 and speaks something else cannot be answered in either.
-            (Some(true), false) => return Some(Next::Closed),
-            _ => {}
+    let compared = lead.len().min(PREFACE.len());
+    match preface {
+        Preface::Certain | Preface::Possible if PREFACE[..compared] == lead[..compared] => {
+            return (compared == PREFACE.len()).then_some(Next::Http2);
         }
+        // Who agreed on HTTP/2 and speaks something else cannot be answered in either.
+        Preface::Certain => return Some(Next::Closed),
+        Preface::Possible | Preface::None => {}
     }
-    match scanner.read(lead, &common.desk.limits.load()) {
+    match scanner.read(lead, limits) {
         Ok(None) => None,
         Ok(Some(head)) => Some(Next::Request(head)),
         Err(rule) => Some(Next::Refused(rule)),
@@ -151,7 +187,6 @@ async fn request<A>(
 where
     A: HttpServerApp + Send + Sync + 'static,
 {
-    let framed = !matches!(head.body, Body::Open);
     let prefix = stream.begin(&head);
     let mut session = ServerSession::new_http1(stream);
     match settings {
@@ -162,7 +197,7 @@ where
     let (stream, settings) = common.app.process_new_http(session, shutdown).await?.consume();
     let stream = stream.into_any().downcast::<DoorStream>().ok()?;
     // A body that was not read to its end would be taken for the next request.
-    (framed && stream.is_at_end()).then_some((stream, settings))
+    stream.is_at_end().then_some((stream, settings))
 }
 
 /// Waits for the other side to close, so that it can read what it was sent: closing with bytes unread

@@ -13,4 +13,8 @@ pub struct Listener {
     pub name: Arc<str>,
     /// Where it listens.
     pub address: Address,
+    /// Whether clients may speak HTTP/2 without TLS, by prior knowledge.
+    pub h2c: bool,
+    /// Whether each connection begins with a preamble of the PROXY protocol, from a trusted proxy.
+    pub proxied: bool,
 }

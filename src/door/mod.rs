@@ -12,6 +12,8 @@ mod handshake;
 mod head;
 mod listener;
 mod permits;
+mod preamble;
+mod proxied;
 mod refusal;
 mod rule;
 mod stream;
@@ -93,8 +95,11 @@ struct Common<A> {
 
 impl<A> Common<A> {
     fn listener_name(&self, id: u16) -> &str {
-        let listener = self.listeners.iter().find(|listener| listener.id == id);
-        listener.map_or(metrics::NONE, |listener| &listener.name)
+        self.listener(id).map_or(metrics::NONE, |listener| &listener.name)
+    }
+
+    fn listener(&self, id: u16) -> Option<&Arc<Listener>> {
+        self.listeners.iter().find(|listener| listener.id == id)
     }
 
     /// What a handshake on this listener goes by now.

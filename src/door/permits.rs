@@ -26,8 +26,7 @@ pub struct Permits {
     per_ip: AtomicUsize,
     exempt: Box<dyn Fn(IpAddr) -> bool + Send + Sync>,
     open: AtomicUsize,
-    refused_total: AtomicU64,
-    refused_per_ip: AtomicU64,
+    refused: [AtomicU64; Refused::ALL.len()],
     hasher: RandomState,
     counts: [Mutex<HashMap<IpAddr, usize>>; SHARDS],
 }
@@ -42,8 +41,7 @@ impl Permits {
             per_ip: AtomicUsize::new(0),
             exempt: Box::new(exempt),
             open: AtomicUsize::new(0),
-            refused_total: AtomicU64::new(0),
-            refused_per_ip: AtomicU64::new(0),
+            refused: Default::default(),
             hasher: RandomState::new(),
             counts: Default::default(),
         };
@@ -66,20 +64,25 @@ impl Permits {
     pub fn take(self: &Arc<Self>, peer: Option<IpAddr>) -> Result<Permit, Refused> {
         let max = self.total.load(Relaxed);
         if self.open.fetch_update(Relaxed, Relaxed, |open| (open < max).then(|| open + 1)).is_err() {
-            self.refused_total.fetch_add(1, Relaxed);
-            return Err(Refused::Total);
+            return Err(self.refuse(Refused::Total));
         }
         // From here on the permit gives the place back, also on the way out with an error.
         let mut permit = Permit { permits: self.clone(), counted: None };
-        let max = self.per_ip.load(Relaxed);
-        if let Some(ip) = peer.filter(|ip| max != usize::MAX && !(self.exempt)(*ip)) {
-            if !self.count(ip, max) {
-                self.refused_per_ip.fetch_add(1, Relaxed);
-                return Err(Refused::PerIp);
-            }
-            permit.counted = Some(ip);
+        if let Some(ip) = peer {
+            permit.count(ip)?;
         }
         Ok(permit)
+    }
+
+    /// Whether this address has no limit of its own: a trusted proxy.
+    pub(super) fn is_exempt(&self, ip: IpAddr) -> bool {
+        (self.exempt)(ip)
+    }
+
+    /// Counts a refusal.
+    pub(super) fn refuse(&self, why: Refused) -> Refused {
+        self.refused[why as usize].fetch_add(1, Relaxed);
+        why
     }
 
     /// Connections open now.
@@ -87,14 +90,9 @@ impl Permits {
         self.open.load(Relaxed)
     }
 
-    /// Connections refused so far because too many were open in all.
-    pub fn refused_total(&self) -> u64 {
-        self.refused_total.load(Relaxed)
-    }
-
-    /// Connections refused so far because too many were open from their address.
-    pub fn refused_per_ip(&self) -> u64 {
-        self.refused_per_ip.load(Relaxed)
+    /// Connections refused so far for this reason.
+    pub fn refused(&self, why: Refused) -> u64 {
+        self.refused[why as usize].load(Relaxed)
     }
 
     fn count(&self, ip: IpAddr, max: usize) -> bool {
@@ -135,6 +133,29 @@ pub struct Permit {
     counted: Option<IpAddr>,
 }
 
+impl Permit {
+    /// Counts the connection for this address, unless that is exempt or counted already.
+    ///
+    /// # Errors
+    /// Too many are open from there; the refusal is counted.
+    pub(super) fn count(&mut self, ip: IpAddr) -> Result<(), Refused> {
+        let max = self.permits.per_ip.load(Relaxed);
+        if max == usize::MAX || self.counted.is_some() || self.permits.is_exempt(ip) {
+            return Ok(());
+        }
+        if !self.permits.count(ip, max) {
+            return Err(self.refuse(Refused::PerIp));
+        }
+        self.counted = Some(ip);
+        Ok(())
+    }
+
+    /// Counts the refusal of a connection that has a place.
+    pub(super) fn refuse(&self, why: Refused) -> Refused {
+        self.permits.refuse(why)
+    }
+}
+
 impl Drop for Permit {
     fn drop(&mut self) {
         self.permits.open.fetch_sub(1, Relaxed);
@@ -144,13 +165,32 @@ impl Drop for Permit {
     }
 }
 
-/// The limit a connection ran into.
+/// Why a connection is closed before anything is served on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
     /// Too many connections in all.
     Total,
     /// Too many connections from this address.
     PerIp,
+    /// It should be introduced by a trusted proxy, and comes from somebody else.
+    Stranger,
+    /// A trusted proxy should introduce it, and does not, or not in time.
+    NoPreamble,
+}
+
+impl Refused {
+    /// Every reason.
+    pub const ALL: [Self; 4] = [Self::Total, Self::PerIp, Self::Stranger, Self::NoPreamble];
+
+    /// What metrics call it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Total => "total",
+            Self::PerIp => "per_ip",
+            Self::Stranger => "stranger",
+            Self::NoPreamble => "no_preamble",
+        }
+    }
 }
 
 #[cfg(test)]
@@ -173,7 +213,7 @@ mod tests {
         let permits = permits(1, None);
         let first = permits.take(A).unwrap();
         assert_eq!(permits.take(A).unwrap_err(), Refused::Total);
-        assert_eq!((permits.open(), permits.refused_total()), (1, 1));
+        assert_eq!((permits.open(), permits.refused(Refused::Total)), (1, 1));
         drop(first);
         assert_eq!(permits.open(), 0);
         assert!(permits.take(B).is_ok());
@@ -186,7 +226,10 @@ mod tests {
         for _ in 0..10 {
             assert_eq!(permits.take(A).unwrap_err(), Refused::PerIp);
         }
-        assert_eq!((permits.open(), permits.refused_per_ip(), permits.refused_total()), (1, 10, 0));
+        assert_eq!(
+            (permits.open(), permits.refused(Refused::PerIp), permits.refused(Refused::Total)),
+            (1, 10, 0)
+        );
         drop(held);
         assert_eq!((permits.open(), tracked(&permits)), (0, 0));
     }

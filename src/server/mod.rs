@@ -17,8 +17,8 @@ use tollhouse_filters::tree::from_node_all;
 use tollhouse_filters::world::World;
 
 use crate::admin::{self, AdminState};
-use crate::config::{AdminAddress, Observability};
-use crate::door::{self, Desk, Door, Draining, HandshakeFailure, Permits, Refusals, Rule};
+use crate::config::{AdminAddress, Observability, Protocol};
+use crate::door::{self, Desk, Door, Draining, HandshakeFailure, Permits, Refusals, Refused, Rule};
 use crate::engine::SideCalls;
 use crate::engine::dry;
 use crate::observe::{self, Observe};
@@ -119,6 +119,8 @@ impl Parts {
                 id,
                 name: plan.name.clone(),
                 address: plan.options.address.clone(),
+                h2c: plan.options.protocols().contains(&Protocol::H2c),
+                proxied: plan.options.accept_proxy_protocol,
             })
             .collect();
         let bound = door::bind(&listeners).map_err(|error| StartError::Runtime(error.to_string()))?;
@@ -191,16 +193,19 @@ impl Parts {
     fn export(&self) {
         let registry = &self.desk.observe.registry;
         let permits = || self.desk.permits.clone();
-        let (open, total, per_ip) = (permits(), permits(), permits());
+        let open = permits();
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         let help = "Connections, by state.";
         registry.register_gauge_fn("tollhouse_connections", help, &[("state", "open")], move || {
             count(open.open())
         });
-        let (name, help) =
-            ("tollhouse_connections_refused_total", "Connections refused, by the limit they met.");
-        registry.register_counter_fn(name, help, &[("reason", "total")], move || total.refused_total());
-        registry.register_counter_fn(name, help, &[("reason", "per_ip")], move || per_ip.refused_per_ip());
+        for why in Refused::ALL {
+            let (permits, labels) = (permits(), [("reason", why.name())]);
+            let help = "Connections refused, by the reason.";
+            registry.register_counter_fn("tollhouse_connections_refused_total", help, &labels, move || {
+                permits.refused(why)
+            });
+        }
         for rule in Rule::all() {
             let refusals = self.desk.refusals.clone();
             let help = "Requests that could not be read, by the rule they broke.";

@@ -113,7 +113,7 @@ impl Compiler<'_> {
         let mut pipelines = Pipelines::new(self.registry, self.world, &ids.by_name, folder, files);
         pipelines.build_chains(document.chains, &mut faults);
         let (listeners, unusual) =
-            listeners::build(self, document.listeners, base, &mut pipelines, &mut faults);
+            listeners::build(self, document.listeners, base, &document.server, &mut pipelines, &mut faults);
         let names = routes::Names::new(&listeners, &ids.by_name, &document.services)
             .with_keys_of(&document.upstreams);
         let built = routes::build(document.services, document.routes, &names, &mut pipelines, &mut faults);

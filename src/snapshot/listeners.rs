@@ -18,6 +18,7 @@ pub(super) fn build(
     compiler: &Compiler<'_>,
     written: Vec<config::Listener>,
     base: &FilePath,
+    server: &config::Server,
     pipelines: &mut Pipelines<'_>,
     faults: &mut Faults<'_>,
 ) -> (Vec<ListenerPlan>, Vec<Error>) {
@@ -37,6 +38,11 @@ pub(super) fn build(
             faults.add(&path.join("address"), message);
         }
         check_protocols(&options, &path.join("protocols"), faults);
+        let over_tcp = matches!(options.address, config::Address::Tcp(_));
+        if options.accept_proxy_protocol && over_tcp && server.trusted_proxies.is_empty() {
+            let message = "needs `server.trusted_proxies`: nobody else may say who a client is";
+            faults.add(&path.join("accept_proxy_protocol"), message);
+        }
         let tls = tls(compiler, &options, base, &path, faults, &mut unusual);
         path.push("filters");
         let owner = format!("listener:{}", options.name);

@@ -134,7 +134,8 @@ fn needs_restart(old: &Snapshot, new: &Snapshot) -> Vec<&'static str> {
                 // With TLS each handshake goes by the protocols of its moment.
                 let protocols = plan.options.protocols().to_vec();
                 let protocols = plan.options.tls.is_none().then_some(protocols);
-                (plan.name.clone(), plan.options.address.clone(), protocols)
+                let proxied = plan.options.accept_proxy_protocol;
+                (plan.name.clone(), plan.options.address.clone(), protocols, proxied)
             })
             .collect()
     };

@@ -14,8 +14,17 @@ use crate::tls::Certificates;
 use crate::{project, read, stem, yaml_files};
 
 /// Examples that show more than one filter.
-const OVERVIEWS: [&str; 8] =
-    ["access_log", "balancing", "grpc", "health", "matching", "services", "tls", "upstream_tls"];
+const OVERVIEWS: [&str; 9] = [
+    "access_log",
+    "balancing",
+    "grpc",
+    "health",
+    "matching",
+    "proxy_protocol",
+    "services",
+    "tls",
+    "upstream_tls",
+];
 
 fn examples() -> Vec<std::path::PathBuf> {
     let mut files = yaml_files("conf/examples");
@@ -132,6 +141,8 @@ fn redirect_to_origins(document: &mut Value) -> HashMap<String, Origin> {
     };
     for listener in document["listeners"].as_array_mut().expect("listeners") {
         listener["address"] = json!("127.0.0.1:0");
+        // The tests' requests come without a proxy.
+        listener.as_object_mut().expect("a map").remove("accept_proxy_protocol");
     }
     let mut origins = HashMap::new();
     for upstream in document.get_mut("upstreams").and_then(Value::as_array_mut).into_iter().flatten() {

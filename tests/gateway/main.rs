@@ -15,6 +15,7 @@ mod limits;
 mod names;
 mod paths;
 mod protocols;
+mod proxy_protocol;
 mod proxying;
 mod reload;
 mod sse;

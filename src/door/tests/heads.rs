@@ -208,3 +208,26 @@ async fn heads_over_the_limits_are_refused_before_they_are_whole() {
     }
     door.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_whose_upgrade_is_refused_takes_another_request() {
+    let door = Running::open(ANY);
+    let mut client = door.connect().await;
+    for _ in 0..2 {
+        let upgrade = "GET /u HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+        client.write_all(upgrade.as_bytes()).await.unwrap();
+        let answer = head(&mut client).await;
+        assert!(answer.starts_with("http/1.1 200") && !answer.contains("connection: close"), "{answer}");
+        ask(&mut client).await;
+    }
+    door.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn http2_is_not_spoken_where_it_is_not_to_be() {
+    let only_http1 = Listener { h2c: false, ..listener(ANY) };
+    let door = Running::at(Bound::open(&only_http1).unwrap(), desk(LIMITS), None);
+    assert!(say(&door, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.starts_with("HTTP/1.1 505 "));
+    ask(&mut door.connect().await).await;
+    door.stop().await;
+}

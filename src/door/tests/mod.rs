@@ -152,7 +152,7 @@ fn app() -> Arc<HttpProxy<Facts>> {
 }
 
 fn listener(address: &str) -> Listener {
-    Listener { id: 7, name: "plain".into(), address: address.parse().unwrap() }
+    Listener { id: 7, name: "plain".into(), address: address.parse().unwrap(), h2c: true, proxied: false }
 }
 
 fn socket_path(name: &str) -> PathBuf {
@@ -319,7 +319,7 @@ async fn a_connection_over_the_total_is_closed_and_the_place_of_one_that_left_is
     ask(&mut first).await;
     ask(&mut second).await;
     assert!(is_closed(door.connect().await).await);
-    assert_eq!((door.permits.open(), door.permits.refused_total()), (2, 1));
+    assert_eq!((door.permits.open(), door.permits.refused(Refused::Total)), (2, 1));
     ask(&mut first).await;
     drop(first);
     door.until_open(1).await;
@@ -334,7 +334,7 @@ async fn one_address_cannot_take_all_places_unless_it_is_exempt() {
     let mut first = door.connect().await;
     ask(&mut first).await;
     assert!(is_closed(door.connect().await).await);
-    assert_eq!((door.permits.refused_per_ip(), door.permits.refused_total()), (1, 0));
+    assert_eq!((door.permits.refused(Refused::PerIp), door.permits.refused(Refused::Total)), (1, 0));
     let mut held = Vec::new();
     for _ in 0..3 {
         let mut trusted = connect_from(IpAddr::from([127, 0, 0, 2]), door.addr()).await;
@@ -369,7 +369,7 @@ async fn a_thousand_connections_that_come_and_go_leave_none_open() {
         drop(batch);
         door.until_open(0).await;
     }
-    assert_eq!(door.permits.refused_total() + door.permits.refused_per_ip(), 0);
+    assert_eq!(door.permits.refused(Refused::Total) + door.permits.refused(Refused::PerIp), 0);
     ask(&mut door.connect().await).await;
     door.stop().await;
 }

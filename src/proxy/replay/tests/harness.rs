@@ -167,7 +167,13 @@ pub(super) fn gateway(origins: &[SocketAddr], options: Options) -> Running {
     let mut server = HttpServerOptions::default();
     server.h2c = true;
     app.server_options = Some(server);
-    let listener = Listener { id: 0, name: "test".into(), address: "127.0.0.1:0".parse().unwrap() };
+    let listener = Listener {
+        id: 0,
+        name: "test".into(),
+        address: "127.0.0.1:0".parse().unwrap(),
+        h2c: true,
+        proxied: false,
+    };
     let bound = Bound::open(&listener).unwrap();
     let addr = bound.local_addr().unwrap();
     let mut door = Door::new(Arc::new(app), vec![bound], desk(LIMITS));
