@@ -11,6 +11,9 @@ use super::request::{UPGRADED_IDLE, upstream};
 use super::{Call, Gateway, failure, replay};
 use crate::observe::AttemptOutcome;
 
+/// Attempts after which a request that backends refuse to process is not sent again.
+const MAX_UNPROCESSED: u32 = 4;
+
 /// Chooses a backend that was not tried yet and makes the peer to connect to.
 pub(super) fn choose(call: &mut Call) -> Result<Box<HttpPeer>> {
     let upstream = upstream(call);
@@ -113,18 +116,20 @@ impl Gateway {
         let incomplete = call.body.as_ref().is_some_and(|body| {
             replayed && session.upstream_body_bytes_sent().is_some_and(|sent| (sent as u64) < body.len())
         });
-        let allowed = unprocessed
-            || (stale && session.req_header().method.is_idempotent())
+        let old = stale && session.req_header().method.is_idempotent();
+        let allowed = (unprocessed && attempts.made <= MAX_UNPROCESSED)
+            || (old && !unprocessed)
             || (incomplete && attempts.made <= u32::from(upstream(call).retries()));
         error.set_retry(upstream_fault && unanswered && repeatable && allowed);
+        let only_old = error.retry() && old && !unprocessed && !incomplete;
         if upstream_fault {
-            tell(call, error.retry() && !incomplete);
+            tell(call, only_old);
         }
         if error.retry() {
             call.attempts.counted = true;
             upstream(call).series(&self.observe.registry).attempt(AttemptOutcome::Broken);
         }
-        if error.retry() && !incomplete {
+        if only_old {
             // The backend is well, only the connection was old.
             call.attempts.tried = Default::default();
         }

@@ -186,6 +186,39 @@ async fn what_an_http2_origin_may_have_processed_is_not_sent_again() {
 }
 
 #[tokio::test]
+async fn a_backend_that_processes_nothing_is_left_for_another_one() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = asked.clone();
+    let refusing = Origin::new(move |wire| {
+        let count = count.clone();
+        async move {
+            let Ok(mut connection) = h2::server::handshake(wire.into_stream()).await else { return };
+            while let Some(Ok((_, mut respond))) = connection.accept().await {
+                count.fetch_add(1, Ordering::SeqCst);
+                respond.send_reset(h2::Reason::REFUSED_STREAM);
+            }
+        }
+    })
+    .await;
+    let fine = narrow(100).await;
+    for algorithm in ["round_robin", "ewma", "consistent_hash, hash_on: \"header:x-n\""] {
+        let gateway = Gateway::start(&format!(
+            "upstreams: [{{name: up, protocol: h2c, balance: {{algorithm: {algorithm}}}, \
+             backends: [{{address: \"{}\"}}, {{address: \"{}\"}}]}}]\n\
+             routes: [{{name: all, upstream: up}}]",
+            refusing.address, fine.address
+        ))
+        .await;
+        let before = asked.load(Ordering::SeqCst);
+        for n in 0..10 {
+            let answer = request(gateway.address(), "GET /", &format!("X-N: {n}\r\n")).await;
+            assert_eq!(answer.status, 200, "{algorithm}, request {n}");
+        }
+        assert!(asked.load(Ordering::SeqCst) - before <= 10, "each asks it once at most: {algorithm}");
+    }
+}
+
+#[tokio::test]
 async fn an_http2_origin_that_says_goaway_finishes_what_it_has() {
     let origin = Origin::new(|wire| async move {
         let Ok(mut connection) = h2::server::handshake(wire.into_stream()).await else { return };
