@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::header::{self, HeaderName};
+use http::header::{self, HeaderName, HeaderValue};
 use http::{Method, StatusCode, Version};
 use pingora::ErrorType;
 use pingora::http::ResponseHeader;
@@ -30,11 +30,9 @@ impl Gateway {
     ) -> Result<()> {
         if response.status.is_informational() && response.status != StatusCode::SWITCHING_PROTOCOLS {
             call.interim += 1;
+            remove_framing(response);
             in_time(call)?;
             return if call.interim <= MAX_INTERIM { Ok(()) } else { Err(flooded()) };
-        }
-        if self.draining.is_on() || session.is_process_shutting_down() {
-            session.set_keepalive(None);
         }
         if let Some(detail) = unusable(response, call.upgrade) {
             guard(call, InFlight::failed);
@@ -49,7 +47,10 @@ impl Gateway {
         if let Err(problem) = call.exchange().response(session.req_header(), response).await {
             return failure::refuse(call, problem.into());
         }
-        frame(&session.req_header().method, response, call.version);
+        let ends_with_connection = frame(&session.req_header().method, response, call.version);
+        if ends_with_connection || self.draining.is_on() || session.is_process_shutting_down() {
+            close(session, response);
+        }
         call.attempts.answered = true;
         Ok(())
     }
@@ -62,15 +63,44 @@ fn guard(call: &mut Call, tell: impl FnOnce(&mut InFlight)) {
     }
 }
 
-/// A filter that changes the body takes its length away; then it comes in chunks.
-fn frame(method: &Method, response: &mut ResponseHeader, version: Version) {
+/// Makes the head say where the answer ends: a filter that changes the body takes its length away, and
+/// then it comes in chunks. True where only the end of the connection can say it.
+fn frame(method: &Method, response: &mut ResponseHeader, version: Version) -> bool {
+    // What the origin speaks is not what we speak (RFC 9110 s2.5).
+    response.set_version(Version::HTTP_11);
+    if version != Version::HTTP_2 {
+        // Trailers of HTTP/1 are dropped.
+        response.remove_header(&header::TRAILER);
+    }
+    if matches!(response.status, StatusCode::NO_CONTENT | StatusCode::SWITCHING_PROTOCOLS) {
+        remove_framing(response);
+    }
     let framed = response.headers.contains_key(header::CONTENT_LENGTH)
-        || response.headers.contains_key(header::TRANSFER_ENCODING);
+        || (response.headers.contains_key(header::TRANSFER_ENCODING) && version != Version::HTTP_10);
     let bodiless = method == Method::HEAD
         || response.status.is_informational()
         || matches!(response.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    if !framed && !bodiless && version != Version::HTTP_10 {
+    if framed || bodiless {
+        return false;
+    }
+    if version != Version::HTTP_10 {
         let _ = response.insert_header(header::TRANSFER_ENCODING, "chunked");
+    }
+    version == Version::HTTP_10
+}
+
+/// RFC 9110 s8.6 and RFC 9112 s6.1: these answers have neither length nor coding.
+fn remove_framing(response: &mut ResponseHeader) {
+    for name in [header::CONTENT_LENGTH, header::TRANSFER_ENCODING] {
+        response.remove_header(&name);
+    }
+}
+
+/// Makes this the last answer on its connection. A stand-in takes its word from the head.
+fn close(session: &mut Session, response: &mut ResponseHeader) {
+    session.set_keepalive(None);
+    if session.downstream_session.is_custom() {
+        let _ = response.insert_header(header::CONNECTION, "close");
     }
 }
 
@@ -79,6 +109,17 @@ fn unusable(response: &ResponseHeader, upgrade: bool) -> Option<&'static str> {
     // RFC 9110 s15.2.2: only to a client that asked.
     if response.status == StatusCode::SWITCHING_PROTOCOLS && !upgrade {
         return Some("the upstream switched protocols unasked");
+    }
+    let agreed = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
+    if response.status == StatusCode::SWITCHING_PROTOCOLS
+        && !response.headers.get(header::UPGRADE).is_some_and(agreed)
+    {
+        return Some("the upstream switched to another protocol");
+    }
+    let mut lengths = response.headers.get_all(header::CONTENT_LENGTH).iter();
+    let one = |length: &HeaderValue| !length.is_empty() && length.as_bytes().iter().all(u8::is_ascii_digit);
+    if !lengths.next().is_none_or(one) || lengths.next().is_some() {
+        return Some("the upstream's `Content-Length` is not one number");
     }
     let mut codings = response.headers.get_all(header::TRANSFER_ENCODING).iter();
     let coding = codings.next().map(|coding| coding.as_bytes().trim_ascii());
@@ -155,7 +196,12 @@ mod tests {
     #[test]
     fn an_upstream_switches_protocols_only_when_asked() {
         assert!(unusable(&response(101, &[]), false).is_some());
-        assert_eq!(unusable(&response(101, &[]), true), None);
+        let mut switched = response(101, &[]);
+        assert!(unusable(&switched, true).is_some(), "RFC 9110 s15.2.2: it must say to which");
+        switched.insert_header("upgrade", "h2c").expect("valid");
+        assert!(unusable(&switched, true).is_some());
+        switched.insert_header("upgrade", "WebSocket").expect("valid");
+        assert_eq!(unusable(&switched, true), None);
     }
 
     #[test]

@@ -129,3 +129,22 @@ async fn s10_1_1_a_filters_refusal_comes_instead_of_100() {
     assert_eq!(head.field("connection"), Some("close"), "{head:?}");
     assert_eq!(origin.connections(), 0);
 }
+
+#[tokio::test]
+async fn s8_6_an_answer_that_cannot_have_a_body_has_no_length_or_coding() {
+    for framing in ["Content-Length: 5", "Transfer-Encoding: chunked"] {
+        let origin = Origin::answering(format!("HTTP/1.1 204 No Content\r\n{framing}\r\n\r\n")).await;
+        let gateway = Gateway::before(&origin, "").await;
+        let answer = request(gateway.address(), "GET /", "").await;
+        let said = (answer.field("content-length"), answer.field("transfer-encoding"));
+        assert_eq!((answer.status, said), (204, (None, None)), "{framing}");
+    }
+}
+
+#[tokio::test]
+async fn s2_5_the_gateway_speaks_1_1_whatever_the_origin_speaks() {
+    let origin = Origin::answering("HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+    let gateway = Gateway::before(&origin, "").await;
+    let answer = request(gateway.address(), "GET /", "").await;
+    assert!(answer.head.line.starts_with("HTTP/1.1 200"), "{answer:?}");
+}

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::Stream;
-use http::HeaderMap;
+use http::{HeaderMap, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::timeout;
 use pingora::protocols::Digest;
@@ -48,6 +48,13 @@ pub(super) struct Replay {
 impl Replay {
     pub(super) fn new(real: Box<ServerSession>, given: Given, slot: Slot) -> Self {
         Self { real: Some(real), given, next: 0, slot }
+    }
+
+    /// Pingora does not pass on to a stand-in that a connection is to be closed.
+    fn close_if_said(&mut self, head: &ResponseHeader) {
+        if head.headers.get(header::CONNECTION).is_some_and(|value| value == "close") {
+            self.real_mut().set_keepalive(None);
+        }
     }
 
     fn real(&self) -> &ServerSession {
@@ -156,10 +163,12 @@ impl CustomSession for Replay {
     // The response: to the client. `end` is known to the real session by other means.
 
     async fn write_response_header(&mut self, head: Box<ResponseHeader>, _end: bool) -> Result<()> {
+        self.close_if_said(&head);
         self.real_mut().write_response_header(head).await
     }
 
     async fn write_response_header_ref(&mut self, head: &ResponseHeader, _end: bool) -> Result<()> {
+        self.close_if_said(head);
         self.real_mut().write_response_header_ref(head).await
     }
 
