@@ -10,6 +10,8 @@ use tollhouse_filters::problem::{self, Problem};
 /// Refuses a head that another server on the way might read in another way.
 pub(super) fn ambiguous(request: &RequestHeader) -> Option<Problem> {
     let wrong = wrong_host(request).or_else(|| wrong_length(&request.headers));
+    let wrong =
+        wrong.or_else(|| (request.version == Version::HTTP_2).then(|| padded(&request.headers)).flatten());
     // RFC 9112 s3.2.4.
     let asterisk = request.uri.path() == "*" && request.method != Method::OPTIONS;
     let wrong = wrong.or_else(|| asterisk.then_some("the target `*` is for OPTIONS only"));
@@ -51,6 +53,16 @@ fn wrong_length(headers: &HeaderMap) -> Option<&'static str> {
     }
     (length.is_some() && coding.is_some())
         .then_some("`Content-Length` and `Transfer-Encoding` exclude each other")
+}
+
+/// RFC 9113 s8.2.1: no white space around values. HTTP/1 servers trim it, and would see another value than
+/// conditions here did.
+fn padded(headers: &HeaderMap) -> Option<&'static str> {
+    let blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    let mut values = headers.values().map(HeaderValue::as_bytes);
+    values
+        .any(|value| blank(value.first()) || blank(value.last()))
+        .then_some("a field's value begins or ends with white space")
 }
 
 /// Options of a connection that stay: what Pingora needs to know of it.
@@ -192,6 +204,15 @@ mod tests {
                 ("connection", b"close, upgrade"),
             ]
         );
+    }
+
+    #[test]
+    fn a_value_of_http_2_has_no_white_space_around_it_as_rfc_9113_s8_2_1_says() {
+        for (value, fine) in [(" 1", false), ("1 ", false), ("\t1", false), ("1 2", true), ("", true)] {
+            let mut head = request(&[("host", "a.test"), ("x-admin", value)]);
+            head.set_version(Version::HTTP_2);
+            assert_eq!(ambiguous(&head).is_none(), fine, "{value:?}");
+        }
     }
 
     #[test]
