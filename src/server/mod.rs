@@ -167,6 +167,7 @@ impl Parts {
         h2.max_concurrent_streams(snapshot.server.limits.h2_streams.get());
         h2.initial_window_size(H2_STREAM_WINDOW).initial_connection_window_size(H2_CONNECTION_WINDOW);
         h2.max_concurrent_reset_streams(streams.min(100));
+        h2.max_send_buffer_size(H2_SEND_BUFFER);
         proxy.h2_options = Some(h2);
         self.export();
         let applied = reloading::Applied { desk: self.desk.clone(), budget: self.budget.clone() };
@@ -232,6 +233,9 @@ impl Parts {
 /// Windows that keep one upload over a long line going, without letting a client hold much memory.
 const H2_STREAM_WINDOW: u32 = 1 << 20;
 const H2_CONNECTION_WINDOW: u32 = 4 << 20;
+
+/// What is held of an answer for a client that does not read it; of each stream.
+const H2_SEND_BUFFER: usize = 64 << 10;
 
 /// Idle connections to backends; upstreams narrow it for themselves.
 const POOL: usize = 16_384;
