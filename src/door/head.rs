@@ -141,7 +141,8 @@ impl Scanner {
             let chunked = value.eq_ignore_ascii_case(b"chunked");
             return if another || !chunked { Err(Rule::Coding) } else { Ok(()) };
         }
-        self.upgrade |= is(b"upgrade");
+        // The one upgrade there is; others are ignored (RFC 9110 s7.8).
+        self.upgrade |= is(b"upgrade") && value.eq_ignore_ascii_case(b"websocket");
         Ok(())
     }
 
@@ -214,7 +215,12 @@ fn request_line(line: &[u8], from: usize, limits: &HeadLimits) -> Result<Line, R
 /// Where the authority of a target is, if it has one; a target must have one of the forms of RFC 9112 s3.2.
 fn authority_of(target: &[u8]) -> Result<Option<(usize, usize)>, Rule> {
     // A fragment is not sent (RFC 9110 s4.2.5), and who cuts it off reads another target.
-    let visible = all(target, |byte| is_visible(byte) && byte != b'#');
+    let query = memchr(b'?', target).unwrap_or(target.len());
+    let (path, query) = target.split_at(query);
+    // Of the characters that no URI has (RFC 3986 s2), these are read by nobody behind.
+    let known = |byte| is_visible(byte) && !matches!(byte, b'#' | b'<' | b'>');
+    let visible =
+        all(path, |byte| known(byte) && byte != b'`') && all(query, |byte| known(byte) && byte != b'"');
     if !visible || (!target.is_ascii() && std::str::from_utf8(target).is_err()) {
         return Err(Rule::Target);
     }
@@ -405,8 +411,12 @@ mod tests {
     fn only_an_upgrade_without_a_body_leaves_the_end_open() {
         assert_eq!(body("Upgrade: websocket\r\n"), Ok(Body::Open));
         assert_eq!(body("Upgrade: websocket\r\nContent-Length: 0\r\n"), Ok(Body::Open));
+        assert_eq!(body("Upgrade: h2c\r\n"), Ok(Body::Length(0)), "RFC 9110 s7.8: it may be ignored");
         assert_eq!(body("Upgrade: websocket\r\nContent-Length: 5\r\n"), Ok(Body::Length(5)));
-        assert_eq!(scan("GET / HTTP/1.0\r\nUpgrade: a\r\n\r\n").unwrap().unwrap().body, Body::Length(0));
+        assert_eq!(
+            scan("GET / HTTP/1.0\r\nUpgrade: websocket\r\n\r\n").unwrap().unwrap().body,
+            Body::Length(0)
+        );
     }
 
     #[test]
