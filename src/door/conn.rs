@@ -3,7 +3,6 @@
 //! Between requests nothing is held but the stream itself: no buffer, no session, no future of Pingora.
 
 use std::future::poll_fn;
-use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -198,21 +197,4 @@ where
     let stream = stream.into_any().downcast::<DoorStream>().ok()?;
     // A body that was not read to its end would be taken for the next request.
     stream.is_at_end().then_some((stream, settings))
-}
-
-/// Waits for the other side to close, so that it can read what it was sent: closing with bytes unread
-/// would reset the connection.
-pub(super) async fn linger(stream: &mut DoorStream) {
-    /// How often and how long is waited, whatever the client sends.
-    const READS: usize = 64;
-    const PATIENCE: Duration = Duration::from_secs(1);
-    let rest = async {
-        for _ in 0..READS {
-            if !matches!(poll_fn(|cx| stream.poll_discard(cx)).await, Ok(n) if n > 0) {
-                return io::Result::Ok(());
-            }
-        }
-        Ok(())
-    };
-    let _ = timeout(PATIENCE, rest).await;
 }

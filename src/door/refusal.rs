@@ -11,7 +11,6 @@ use tollhouse_filters::context::RequestId;
 use tollhouse_filters::outcome::Body;
 use tollhouse_filters::problem::Problem;
 
-use super::conn::linger;
 use super::stream::DoorStream;
 use super::{Common, Rule};
 use crate::engine;
@@ -99,12 +98,10 @@ impl Refusal {
     pub(super) async fn send(self, stream: &mut DoorStream) {
         let sent = async {
             stream.write_all(&self.answer).await?;
-            stream.flush().await?;
-            AsyncWriteExt::shutdown(stream).await
+            stream.flush().await
         };
-        if matches!(timeout(PATIENCE, sent).await, Ok(Ok(()))) {
-            linger(stream).await;
-        }
+        let _ = timeout(PATIENCE, sent).await;
+        stream.abandon();
     }
 }
 

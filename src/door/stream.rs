@@ -19,11 +19,12 @@ use pingora::protocols::{
     UniqueID, UniqueIDType,
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::runtime::Handle;
 
 use super::chunks::Chunks;
 use super::facts::{Carried, carried, carrier};
 use super::head::{Body, Head};
-use super::transport::Transport;
+use super::transport::{Transport, linger};
 use super::{ConnFacts, Permit, Refusals, Rule};
 
 /// Writes up to this size are collected until a flush: Pingora writes a head and its body apart.
@@ -35,7 +36,8 @@ pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// An accepted connection as Pingora's `Stream`; holds no buffer while nothing is under way.
 pub struct DoorStream {
-    inner: Transport,
+    /// `Some` until the drop.
+    inner: Option<Transport>,
     /// Written by Pingora and not yet flushed; `out[..sent]` is on its way already.
     out: Vec<u8>,
     sent: usize,
@@ -45,7 +47,7 @@ pub struct DoorStream {
     rest: Rest,
     carrier: Arc<ProxyDigest>,
     refusals: Arc<Refusals>,
-    _permit: Permit,
+    permit: Option<Permit>,
 }
 
 /// What is still to be read of a request.
@@ -57,6 +59,8 @@ enum Rest {
     Chunks(Chunks),
     /// Whatever comes.
     Open,
+    /// Nobody knows, and nobody wants it.
+    Abandoned,
 }
 
 impl DoorStream {
@@ -66,20 +70,28 @@ impl DoorStream {
 
     pub(super) fn over(inner: Transport, facts: ConnFacts, refusals: Arc<Refusals>, permit: Permit) -> Self {
         Self {
-            inner,
+            inner: Some(inner),
             out: Vec::new(),
             sent: 0,
             lead: BytesMut::new(),
             rest: Rest::Bytes(0),
             carrier: carrier(facts),
             refusals,
-            _permit: permit,
+            permit: Some(permit),
         }
     }
 
     /// What is known of the connection.
     pub(super) fn facts(&self) -> &ConnFacts {
         &self.carried().facts
+    }
+
+    fn inner(&self) -> &Transport {
+        self.inner.as_ref().expect("only drop takes it")
+    }
+
+    fn inner_mut(&mut self) -> &mut Transport {
+        there(&mut self.inner)
     }
 
     fn carried(&self) -> &Carried {
@@ -98,13 +110,13 @@ impl DoorStream {
 
     /// Whether both sides agreed on HTTP/2; none where nothing was to agree on.
     pub(super) fn http2(&self) -> Option<bool> {
-        self.inner.http2()
+        self.inner().http2()
     }
 
     /// Says goodbye between two requests, where TLS wants that (RFC 8446 s6.1), if it needs no waiting.
     pub(super) fn leave(&mut self) {
         if self.http2().is_some() {
-            let _ = Pin::new(&mut self.inner).poll_shutdown(&mut Context::from_waker(Waker::noop()));
+            let _ = Pin::new(self.inner_mut()).poll_shutdown(&mut Context::from_waker(Waker::noop()));
         }
     }
 
@@ -131,6 +143,11 @@ impl DoorStream {
         self.rest = Rest::Open;
     }
 
+    /// Nothing more is wanted from the client, whatever it sends.
+    pub(super) fn abandon(&mut self) {
+        self.rest = Rest::Abandoned;
+    }
+
     /// Whether the request was read to its end, as far as the door can tell.
     pub(super) fn is_at_end(&self) -> bool {
         matches!(self.rest, Rest::Open) || self.rest.is_over()
@@ -145,29 +162,16 @@ impl DoorStream {
 
     /// Reads more of what belongs to no request yet; 0 is the end.
     pub(super) fn poll_lead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        self.poll_some(cx, |lead, read| lead.extend_from_slice(read))
-    }
-
-    /// Reads and forgets; 0 is the end.
-    pub(super) fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        self.poll_some(cx, |_, _| {})
-    }
-
-    fn poll_some(
-        &mut self,
-        cx: &mut Context<'_>,
-        take: impl FnOnce(&mut BytesMut, &[u8]),
-    ) -> Poll<io::Result<usize>> {
         // On the thread's stack, so that waiting costs no memory.
         let mut room = [const { MaybeUninit::uninit() }; LEAD];
         let mut room = ReadBuf::uninit(&mut room);
         ready!(self.poll_inner(cx, &mut room))?;
-        take(&mut self.lead, room.filled());
+        self.lead.extend_from_slice(room.filled());
         Poll::Ready(Ok(room.filled().len()))
     }
 
     fn poll_inner(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let read = Pin::new(&mut self.inner).poll_read(cx, buf);
+        let read = Pin::new(self.inner_mut()).poll_read(cx, buf);
         // Who waits for the client has nothing more to say for now: what is held must not wait too.
         if read.is_pending()
             && let Poll::Ready(Err(error)) = self.poll_drain(cx)
@@ -218,11 +222,11 @@ impl DoorStream {
 
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.sent < self.out.len() {
-            let n = ready!(Pin::new(&mut self.inner).poll_write(cx, &self.out[self.sent..]))?;
+            let n = ready!(Pin::new(there(&mut self.inner)).poll_write(cx, &self.out[self.sent..]))?;
             self.sent += nonzero(n)?;
         }
         self.drained();
-        self.inner.poll_settle(cx)
+        self.inner_mut().poll_settle(cx)
     }
 
     fn drained(&mut self) {
@@ -234,7 +238,7 @@ impl DoorStream {
     fn poll_send(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         let held = self.out.len() - self.sent;
         let slices = [IoSlice::new(&self.out[self.sent..]), IoSlice::new(data)];
-        let n = ready!(Pin::new(&mut self.inner).poll_write_vectored(cx, &slices))?;
+        let n = ready!(Pin::new(there(&mut self.inner)).poll_write_vectored(cx, &slices))?;
         if nonzero(n)? < held {
             self.sent += n;
             return Poll::Ready(Ok(0));
@@ -254,7 +258,7 @@ impl Rest {
                 Ok(here)
             }
             Self::Chunks(chunks) => chunks.follow(bytes),
-            Self::Open => Ok(bytes.len()),
+            Self::Open | Self::Abandoned => Ok(bytes.len()),
         }
     }
 
@@ -262,9 +266,13 @@ impl Rest {
         match self {
             Self::Bytes(left) => *left == 0,
             Self::Chunks(chunks) => chunks.is_over(),
-            Self::Open => false,
+            Self::Open | Self::Abandoned => false,
         }
     }
+}
+
+fn there(inner: &mut Option<Transport>) -> &mut Transport {
+    inner.as_mut().expect("only drop takes it")
 }
 
 fn invalid() -> io::Error {
@@ -314,7 +322,7 @@ impl AsyncWrite for DoorStream {
             }
             if self.sent == self.out.len() {
                 self.drained();
-                return Pin::new(&mut self.inner).poll_write(cx, data);
+                return Pin::new(self.inner_mut()).poll_write(cx, data);
             }
             let n = ready!(self.poll_send(cx, data))?;
             if n > 0 {
@@ -325,19 +333,26 @@ impl AsyncWrite for DoorStream {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_drain(cx))?;
-        Pin::new(&mut self.inner).poll_flush(cx)
+        Pin::new(self.inner_mut()).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_drain(cx))?;
-        Pin::new(&mut self.inner).poll_shutdown(cx)
+        Pin::new(self.inner_mut()).poll_shutdown(cx)
     }
 }
 
-/// Sends what is still held if that needs no waiting, as Pingora's own streams do.
+/// Sends what is still held, as Pingora's own streams do, if that needs no waiting. Who is still sending
+/// what nobody wants gets the time to read why.
 impl Drop for DoorStream {
     fn drop(&mut self) {
-        let _ = self.poll_drain(&mut Context::from_waker(Waker::noop()));
+        let drained = self.poll_drain(&mut Context::from_waker(Waker::noop()));
+        let unread = !self.is_at_end() && drained.is_ready();
+        if let (true, Ok(runtime)) = (unread, Handle::try_current())
+            && let (Some(transport), Some(permit)) = (self.inner.take(), self.permit.take())
+        {
+            runtime.spawn(linger(transport, permit));
+        }
     }
 }
 
@@ -355,37 +370,37 @@ impl Peek for DoorStream {
 impl Shutdown for DoorStream {
     async fn shutdown(&mut self) {
         let _ = self.flush().await;
-        self.inner.close().await;
+        self.inner_mut().close().await;
     }
 }
 
 impl UniqueID for DoorStream {
     fn id(&self) -> UniqueIDType {
-        self.inner.socket().id()
+        self.inner().socket().id()
     }
 }
 
 impl Ssl for DoorStream {
     fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
-        self.inner.ssl_digest()
+        self.inner().ssl_digest()
     }
 
     fn selected_alpn_proto(&self) -> Option<ALPN> {
-        self.inner.alpn()
+        self.inner().alpn()
     }
 }
 
 impl GetTimingDigest for DoorStream {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        self.inner.socket().get_timing_digest()
+        self.inner().socket().get_timing_digest()
     }
 
     fn get_read_pending_time(&self) -> Duration {
-        self.inner.socket().get_read_pending_time()
+        self.inner().socket().get_read_pending_time()
     }
 
     fn get_write_pending_time(&self) -> Duration {
-        self.inner.socket().get_write_pending_time()
+        self.inner().socket().get_write_pending_time()
     }
 }
 
@@ -397,7 +412,7 @@ impl GetProxyDigest for DoorStream {
 
 impl GetSocketDigest for DoorStream {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.inner.socket().get_socket_digest()
+        self.inner().socket().get_socket_digest()
     }
 }
 

@@ -4,14 +4,17 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use pingora::prelude::timeout;
 use pingora::protocols::l4::stream::Stream as L4Stream;
 use pingora::protocols::tls::SslDigest;
 use pingora::protocols::{ALPN, Shutdown};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio_rustls::server::TlsStream;
 use tollhouse_filters::context::Tls;
 
+use super::Permit;
 use crate::tls::H2;
 
 /// A socket, or TLS over it.
@@ -131,4 +134,25 @@ impl AsyncWrite for Transport {
             Self::Tls(secure) => Pin::new(&mut secure.stream).poll_shutdown(cx),
         }
     }
+}
+
+/// Closes our side, and waits for the other one to close its own, so that it can read what it was sent:
+/// closing with bytes unread would reset the connection.
+pub(super) async fn linger(mut transport: Transport, _permit: Permit) {
+    /// How much and how long is waited for, whatever the client sends.
+    const MOST: usize = 16 << 20;
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let rest = async {
+        transport.shutdown().await?;
+        let mut room = [0; 2048];
+        let mut left = MOST;
+        while left > 0 {
+            match transport.read(&mut room).await? {
+                0 => break,
+                n => left = left.saturating_sub(n),
+            }
+        }
+        io::Result::Ok(())
+    };
+    let _ = timeout(PATIENCE, rest).await;
 }

@@ -234,3 +234,18 @@ async fn s6_3_content_where_none_may_be_is_never_given_to_another_request() {
         }
     }
 }
+
+#[tokio::test]
+async fn s9_6_who_is_answered_while_still_sending_gets_to_read_the_answer() {
+    let origin = Origin::echo().await;
+    let gateway = Gateway::before(&origin, "server: {limits: {body_bytes: 100KiB}}").await;
+    for framing in ["Transfer-Encoding: chunked", "Content-Length: 3000000"] {
+        let mut client = Wire::connect(gateway.address()).await;
+        client.send(format!("POST / HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n")).await;
+        // A client that writes it all before it reads, as many do.
+        for _ in 0..30 {
+            client.send(format!("186a0\r\n{}\r\n", "x".repeat(100_000))).await;
+        }
+        assert_eq!(client.answer().await.map(|answer| answer.status), Ok(413), "{framing}");
+    }
+}
