@@ -221,6 +221,9 @@ impl DoorStream {
     }
 
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.out.capacity() == 0 {
+            return there(&mut self.inner).poll_settle(cx);
+        }
         while self.sent < self.out.len() {
             let n = ready!(Pin::new(there(&mut self.inner)).poll_write(cx, &self.out[self.sent..]))?;
             self.sent += nonzero(n)?;

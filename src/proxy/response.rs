@@ -68,15 +68,17 @@ fn guard(call: &mut Call, tell: impl FnOnce(&mut InFlight)) {
 fn frame(method: &Method, response: &mut ResponseHeader, version: Version) -> bool {
     // What the origin speaks is not what we speak (RFC 9110 s2.5).
     response.set_version(Version::HTTP_11);
+    if matches!(response.status, StatusCode::NO_CONTENT | StatusCode::SWITCHING_PROTOCOLS) {
+        remove_framing(response);
+    }
+    if response.headers.contains_key(header::CONTENT_LENGTH) {
+        return false;
+    }
     if version != Version::HTTP_2 {
         // Trailers of HTTP/1 are dropped.
         response.remove_header(&header::TRAILER);
     }
-    if matches!(response.status, StatusCode::NO_CONTENT | StatusCode::SWITCHING_PROTOCOLS) {
-        remove_framing(response);
-    }
-    let framed = response.headers.contains_key(header::CONTENT_LENGTH)
-        || (response.headers.contains_key(header::TRANSFER_ENCODING) && version != Version::HTTP_10);
+    let framed = response.headers.contains_key(header::TRANSFER_ENCODING) && version != Version::HTTP_10;
     let bodiless = method == Method::HEAD
         || response.status.is_informational()
         || matches!(response.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
