@@ -3,6 +3,7 @@
 //! One thread does it for the whole process and for all generations: a name is looked up once and an
 //! address probed once, whoever shares them, and what is known survives reloads.
 
+mod lanes;
 mod members;
 mod probing;
 #[cfg(test)]
@@ -16,9 +17,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
+use self::lanes::{Lane, Lanes};
 use self::members::{Member, Seeds, members};
 use self::probing::Probing;
 use super::Upstream;
@@ -30,10 +32,10 @@ use super::resolve::{Lookup, Resolver};
 use crate::config::Dns;
 use crate::observe::Registry;
 
-/// Lookups under way at the same time.
-const LOOKUPS: usize = 16;
-/// Probes under way at the same time.
-const PROBES: usize = 128;
+/// Lookups under way at the same time, and slow ones besides: each takes a few sockets.
+const LOOKUPS: [usize; 2] = [16, 64];
+/// Probes under way at the same time, and slow ones besides: each takes a socket.
+const PROBES: [usize; 2] = [128, 512];
 /// Longest wait for the first lookups.
 const FIRST_LOOKUPS: Duration = Duration::from_secs(3);
 /// Longest wait for the first lookups and probes together.
@@ -51,8 +53,8 @@ struct Shared {
     lookup: Arc<dyn Lookup>,
     prober: Arc<dyn Prober>,
     registry: Arc<Registry>,
-    lookups: Semaphore,
-    probes: Semaphore,
+    lookups: Lanes,
+    probes: Lanes,
     watched: Mutex<Watched>,
 }
 
@@ -107,8 +109,8 @@ impl Monitor {
             lookup,
             prober,
             registry,
-            lookups: Semaphore::new(LOOKUPS),
-            probes: Semaphore::new(PROBES),
+            lookups: Lanes::new(LOOKUPS),
+            probes: Lanes::new(PROBES),
             watched: Mutex::default(),
         };
         Ok(Self { shared: Arc::new(shared), runtime: handle, _stop: stop })
@@ -206,11 +208,9 @@ impl Shared {
     }
 
     async fn keep_resolved(self: Arc<Self>, name: Arc<Name>) {
+        let mut lane = Lane::default();
         loop {
-            let found = {
-                let _permit = self.lookups.acquire().await;
-                self.lookup.lookup(name.host()).await
-            };
+            let found = self.lookups.run(&mut lane, || self.lookup.lookup(name.host())).await;
             let again = {
                 // Whoever waits for the name finds its addresses in use.
                 let mut watched = self.watched.lock();
@@ -244,11 +244,13 @@ impl Shared {
         let interval = probing.interval();
         // The first rounds of all that began together are spread over the interval.
         let mut pause = interval.mul_f64(fastrand::f64());
-        loop {
-            let permit = self.probes.acquire().await;
+        let mut lane = Lane::default();
+        let probe = || async {
             let started = Instant::now();
-            let outcome = self.prober.probe(probing.target()).await;
-            drop(permit);
+            (self.prober.probe(probing.target()).await, started)
+        };
+        loop {
+            let (outcome, started) = self.probes.run(&mut lane, probe).await;
             probing.note(outcome, started.elapsed());
             tokio::time::sleep_until((started + pause).into()).await;
             pause = jittered(interval);
