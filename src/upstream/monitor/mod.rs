@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
 use self::lanes::{Lane, Lanes};
-use self::members::{Member, Seeds, members};
+use self::members::{Member, Seeds, joined, members};
 use self::probing::Probing;
 use super::Upstream;
 use super::backend::Endpoint;
@@ -119,9 +119,21 @@ impl Monitor {
     /// Watches the backends of these upstreams from now on, and no others. What is known about their
     /// names and addresses already holds for them at once.
     pub fn watch(&self, upstreams: &[Arc<Upstream>], dns: &Dns) {
-        let _entered = self.runtime.enter();
         let members = members(upstreams, &self.shared.registry);
+        self.replace(dns, |_| members);
+    }
+
+    /// Watches the backends of these upstreams too: those that serve until these do are watched on.
+    /// [`watch`](Self::watch) ends that.
+    pub fn prepare(&self, upstreams: &[Arc<Upstream>], dns: &Dns) {
+        self.replace(dns, |before| joined(before, upstreams, &self.shared.registry));
+    }
+
+    /// Watches other members.
+    fn replace(&self, dns: &Dns, members: impl FnOnce(&[Arc<Member>]) -> Vec<Arc<Member>>) {
+        let _entered = self.runtime.enter();
         let mut watched = self.shared.watched.lock();
+        let members = members(&watched.members);
         watched.generation += 1;
         self.shared.look_up_by(&mut watched, dns);
         let before = std::mem::replace(&mut watched.members, members.clone());
@@ -136,8 +148,8 @@ impl Monitor {
         watched.probes.retain(|_, probe| probe.of.has_users());
     }
 
-    /// Waits until all that came with the last [`watch`](Self::watch) was looked up and probed once, within
-    /// bounds: what is slower than that is used as soon as it is known.
+    /// Waits until all that came with the last [`watch`](Self::watch) or [`prepare`](Self::prepare) was
+    /// looked up and probed once, within bounds: what is slower than that is used as soon as it is known.
     pub fn warm_up(&self) {
         let started = Instant::now();
         let names = self.shared.watched.lock().names();

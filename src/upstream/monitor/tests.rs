@@ -300,6 +300,38 @@ fn names_whose_lookup_hangs_do_not_keep_others_from_being_looked_up() {
 }
 
 #[test]
+fn what_serves_is_watched_on_until_its_successor_is_ready() {
+    let scene = Scene::new();
+    let one: SocketAddr = "192.0.2.1:80".parse().unwrap();
+    scene.with(|state| state.hanging.insert("192.0.2.2:80".parse().unwrap()));
+    let check = |extra: u32| json!({"type": "tcp", "interval": "10ms", "timeout": "1h", "healthy": extra});
+    let serving = upstream("users", &["192.0.2.1:80"], check(1));
+    scene.watch(std::slice::from_ref(&serving));
+    scene.monitor.warm_up();
+    let next = upstream("users", &["192.0.2.1:80", "192.0.2.2:80"], check(2));
+    scene.monitor.prepare(std::slice::from_ref(&next), &Dns::default());
+    until("the new address is probed", || scene.probed("192.0.2.2:80") > 0);
+    scene.with(|state| state.down.insert(one));
+    until("both know that it is down", || [&serving, &next].iter().all(|upstream| !is_healthy(upstream)));
+    scene.with(|state| state.down.remove(&one));
+    until("both know that it is up", || [&serving, &next].iter().all(|upstream| is_healthy(upstream)));
+    let changes = "tollhouse_upstream_health_changes_total{upstream=\"users\",backend=\"192.0.2.1:80\"";
+    until("each change is counted once", || {
+        ["healthy", "unhealthy"].iter().all(|to| scene.has_metric(&format!("{changes},to=\"{to}\"}} 1")))
+    });
+
+    scene.watch(std::slice::from_ref(&next));
+    scene.with(|state| state.down.insert(one));
+    until("the successor knows that it is down", || !is_healthy(&next));
+    assert!(is_healthy(&serving), "its own probes have ended");
+}
+
+/// Whether its first backend is.
+fn is_healthy(upstream: &Upstream) -> bool {
+    upstream.backends()[0].is_healthy()
+}
+
+#[test]
 fn other_name_servers_are_asked_at_once() {
     let scene = Scene::new();
     scene.with(|state| drop(state.names.insert("hour.test".to_owned(), vec!["192.0.2.1"])));
