@@ -13,7 +13,7 @@ use tollhouse_filters::values::{Duration, Scalar};
 pub struct Dns {
     /// Name servers to ask instead of those of `/etc/resolv.conf`, whose search list then holds no more. Default: `[]`. Example: `[10.0.0.2, "10.0.0.3:5353"]`.
     pub servers: Vec<NameServer>,
-    /// A name is not looked up again sooner, even if its TTL says so. Default: `1s`. Example: `5s`.
+    /// A name is not looked up again sooner, even if its TTL says so; at least `100ms`. Default: `1s`. Example: `5s`.
     pub min_ttl: Duration,
     /// A name is looked up again after this, even if its TTL is longer. Default: `5m`. Example: `1h`.
     pub max_ttl: Duration,

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path as FilePath;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::HeaderName;
 use tollhouse_filters::pipeline::Pipeline;
@@ -16,6 +17,9 @@ use super::{listeners, routes};
 use crate::config::{self, Document};
 use crate::source::{Files, Loaded, Problems};
 use crate::upstream::Upstream;
+
+/// Shortest `min_ttl`: some answers hold for no time at all.
+const MIN_TTL: Duration = Duration::from_millis(100);
 
 /// Whether a snapshot is to serve or only to be looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -200,9 +204,12 @@ impl Compiler<'_> {
 }
 
 fn check_dns(dns: &config::Dns, faults: &mut Faults<'_>) {
+    let mut path = Path::default();
+    ["server", "dns", "min_ttl"].into_iter().for_each(|part| path.push(part));
+    if dns.min_ttl.get() < MIN_TTL {
+        faults.add(&path, "expected at least 100ms");
+    }
     if dns.min_ttl > dns.max_ttl {
-        let mut path = Path::default();
-        ["server", "dns", "min_ttl"].into_iter().for_each(|part| path.push(part));
         faults.add(&path, format!("is longer than `max_ttl`, which is {}", dns.max_ttl));
     }
 }

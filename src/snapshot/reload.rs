@@ -79,11 +79,7 @@ impl Reloader {
             Ok(Some(snapshot)) => {
                 *refused = None;
                 let (generation, needs_restart) = (snapshot.generation, needs_restart(&previous, &snapshot));
-                if let Some(monitor) = &self.monitor {
-                    monitor.watch(&snapshot.upstreams, &snapshot.server.dns);
-                    monitor.warm_up();
-                }
-                self.live.swap(snapshot);
+                self.swap(snapshot);
                 Reloaded::Swapped { generation, needs_restart }
             }
             Err(problems) => {
@@ -91,6 +87,16 @@ impl Reloader {
                 Reloaded::Refused { problems, again }
             }
         }
+    }
+
+    /// Swaps a snapshot in once its backends are known; those of the one that serves meanwhile are watched on.
+    fn swap(&self, snapshot: Snapshot) {
+        let Some(monitor) = &self.monitor else { return self.live.swap(snapshot) };
+        monitor.prepare(&snapshot.upstreams, &snapshot.server.dns);
+        monitor.warm_up();
+        self.live.swap(snapshot);
+        let snapshot = self.live.load();
+        monitor.watch(&snapshot.upstreams, &snapshot.server.dns);
     }
 
     /// The compiled and tested document; `None` when no input changed.

@@ -13,7 +13,7 @@ const MAX_ADDRESSES: usize = 64;
 /// How soon a failed lookup is tried again at first; twice as late each time.
 const RETRY: Duration = Duration::from_secs(1);
 /// Longest pause between failed lookups.
-const LATEST_RETRY: Duration = Duration::from_secs(30);
+const LATEST_RETRY: Duration = Duration::from_secs(5);
 
 /// A host name; looked up once, however many backends have it.
 #[derive(Debug)]
@@ -205,10 +205,10 @@ mod tests {
     }
 
     #[test]
-    fn failed_lookups_are_tried_again_ever_later_up_to_half_a_minute() {
+    fn failed_lookups_are_tried_again_ever_later_up_to_five_seconds() {
         let name = Name::new("users.internal");
-        let pauses: Vec<u64> = (0..7).map(|_| name.learn(failed(), EPOCH).again.as_secs()).collect();
-        assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30]);
+        let pauses: Vec<u64> = (0..5).map(|_| name.learn(failed(), EPOCH).again.as_secs()).collect();
+        assert_eq!(pauses, [1, 2, 4, 5, 5]);
         name.learn(found(Some(&[]), Some(&["::1"])), EPOCH);
         assert_eq!(name.learn(failed(), EPOCH).again.as_secs(), 1);
     }

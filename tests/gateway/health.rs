@@ -293,3 +293,25 @@ async fn a_backend_that_a_reload_adds_is_used_after_its_first_probe_and_a_remove
     until("ten probes of the one that stays", || (two.probes().len() >= others + 10).then_some(())).await;
     assert!(one.probes().len() <= probes + 1, "one may have been under way");
 }
+
+#[tokio::test]
+async fn what_serves_is_probed_on_while_a_reload_waits_for_new_backends() {
+    let (one, silent) = (Checked::start("one").await, Checked::start("silent").await);
+    one.says("500 Oops", "");
+    silent.hangs();
+    let check = http(", timeout: 1m");
+    let gateway = Gateway::start(&document("users", &[one.origin.address], &check)).await;
+    answered(&gateway, 503).await;
+    let added = document("more", &[silent.origin.address], &check).replace("name: all", "name: more");
+    let (upstreams, _) = added.split_once("]\nroutes").expect("routes");
+    let both = document("users", &[one.origin.address], &check).replace("healthy: 2", "healthy: 3");
+    let both = both.replace("upstreams: [", &format!("{upstreams}, "));
+    std::fs::write(gateway.file(), gateway.text(&both)).expect("written");
+    until("the new backend is probed", || (!silent.probes().is_empty()).then_some(())).await;
+
+    one.says("200 OK", "");
+    answered(&gateway, 200).await;
+    one.says("500 Oops", "");
+    answered(&gateway, 503).await;
+    assert_eq!(gateway.said("configuration reloaded"), 0, "the reload still waits");
+}

@@ -1,6 +1,6 @@
 //! Who is watched: every backend of every upstream of the running document.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -15,25 +15,55 @@ use crate::upstream::{Backend, Upstream};
 pub(super) struct Member {
     pub(super) upstream: Arc<Upstream>,
     at: usize,
-    /// None without a check. Locked, so that what is shown last is the latest.
+    /// None without a check, and for what only prepares to follow one that is shown. Locked, so that what is shown last is the latest.
     series: Option<Mutex<BackendSeries>>,
 }
 
 /// The backends of these upstreams.
 pub(super) fn members(upstreams: &[Arc<Upstream>], registry: &Registry) -> Vec<Arc<Member>> {
-    let all = upstreams.iter().flat_map(|upstream| {
-        upstream.backends().iter().enumerate().map(move |(at, backend)| {
-            let checked = upstream.check().is_some();
-            let series = checked.then(|| registry.backend(&upstream.name, &backend.written().to_string()));
-            Arc::new(Member { upstream: Arc::clone(upstream), at, series: series.map(Mutex::new) })
-        })
-    });
-    all.collect()
+    upstreams.iter().flat_map(|upstream| of_upstream(upstream, registry, |_| true)).collect()
+}
+
+/// These members and, besides, the backends of these upstreams. What both have is shown and counted for
+/// those that were there before alone.
+pub(super) fn joined(
+    before: &[Arc<Member>],
+    upstreams: &[Arc<Upstream>],
+    registry: &Registry,
+) -> Vec<Arc<Member>> {
+    let held: HashSet<_> = before.iter().map(|member| Arc::as_ptr(&member.upstream)).collect();
+    let shown: HashSet<_> = before.iter().map(|member| (&*member.upstream.name, member.label())).collect();
+    let new =
+        upstreams.iter().filter(|upstream| !held.contains(&Arc::as_ptr(upstream))).flat_map(|upstream| {
+            of_upstream(upstream, registry, |label| !shown.contains(&(&*upstream.name, label.to_owned())))
+        });
+    before.iter().cloned().chain(new).collect()
+}
+
+/// The backends of one upstream; those whose label is wanted are shown.
+fn of_upstream(
+    upstream: &Arc<Upstream>,
+    registry: &Registry,
+    is_shown: impl Fn(&str) -> bool,
+) -> Vec<Arc<Member>> {
+    let member = |at| {
+        let member = Member { upstream: Arc::clone(upstream), at, series: None };
+        let label = member.label();
+        let shown = upstream.check().is_some() && is_shown(&label);
+        let series = shown.then(|| Mutex::new(registry.backend(&upstream.name, &label)));
+        Arc::new(Member { series, ..member })
+    };
+    (0..upstream.backends().len()).map(member).collect()
 }
 
 impl Member {
     pub(super) fn backend(&self) -> &Backend {
         &self.upstream.backends()[self.at]
+    }
+
+    /// What metrics call the backend.
+    fn label(&self) -> String {
+        self.backend().written().to_string()
     }
 
     /// Where the backend is, as far as that is known.

@@ -3,6 +3,7 @@
 //! One thread does it for the whole process and for all generations: a name is looked up once and an
 //! address probed once, whoever shares them, and what is known survives reloads.
 
+mod lanes;
 mod members;
 mod probing;
 #[cfg(test)]
@@ -16,10 +17,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
-use self::members::{Member, Seeds, members};
+use self::lanes::{Lane, Lanes};
+use self::members::{Member, Seeds, joined, members};
 use self::probing::Probing;
 use super::Upstream;
 use super::backend::Endpoint;
@@ -30,10 +32,10 @@ use super::resolve::{Lookup, Resolver};
 use crate::config::Dns;
 use crate::observe::Registry;
 
-/// Lookups under way at the same time.
-const LOOKUPS: usize = 16;
-/// Probes under way at the same time.
-const PROBES: usize = 128;
+/// Lookups under way at the same time, and slow ones besides: each takes a few sockets.
+const LOOKUPS: [usize; 2] = [16, 64];
+/// Probes under way at the same time, and slow ones besides: each takes a socket.
+const PROBES: [usize; 2] = [128, 512];
 /// Longest wait for the first lookups.
 const FIRST_LOOKUPS: Duration = Duration::from_secs(3);
 /// Longest wait for the first lookups and probes together.
@@ -51,8 +53,8 @@ struct Shared {
     lookup: Arc<dyn Lookup>,
     prober: Arc<dyn Prober>,
     registry: Arc<Registry>,
-    lookups: Semaphore,
-    probes: Semaphore,
+    lookups: Lanes,
+    probes: Lanes,
     watched: Mutex<Watched>,
 }
 
@@ -107,8 +109,8 @@ impl Monitor {
             lookup,
             prober,
             registry,
-            lookups: Semaphore::new(LOOKUPS),
-            probes: Semaphore::new(PROBES),
+            lookups: Lanes::new(LOOKUPS),
+            probes: Lanes::new(PROBES),
             watched: Mutex::default(),
         };
         Ok(Self { shared: Arc::new(shared), runtime: handle, _stop: stop })
@@ -117,9 +119,21 @@ impl Monitor {
     /// Watches the backends of these upstreams from now on, and no others. What is known about their
     /// names and addresses already holds for them at once.
     pub fn watch(&self, upstreams: &[Arc<Upstream>], dns: &Dns) {
-        let _entered = self.runtime.enter();
         let members = members(upstreams, &self.shared.registry);
+        self.replace(dns, |_| members);
+    }
+
+    /// Watches the backends of these upstreams too: those that serve until these do are watched on.
+    /// [`watch`](Self::watch) ends that.
+    pub fn prepare(&self, upstreams: &[Arc<Upstream>], dns: &Dns) {
+        self.replace(dns, |before| joined(before, upstreams, &self.shared.registry));
+    }
+
+    /// Watches other members.
+    fn replace(&self, dns: &Dns, members: impl FnOnce(&[Arc<Member>]) -> Vec<Arc<Member>>) {
+        let _entered = self.runtime.enter();
         let mut watched = self.shared.watched.lock();
+        let members = members(&watched.members);
         watched.generation += 1;
         self.shared.look_up_by(&mut watched, dns);
         let before = std::mem::replace(&mut watched.members, members.clone());
@@ -134,8 +148,8 @@ impl Monitor {
         watched.probes.retain(|_, probe| probe.of.has_users());
     }
 
-    /// Waits until all that came with the last [`watch`](Self::watch) was looked up and probed once, within
-    /// bounds: what is slower than that is used as soon as it is known.
+    /// Waits until all that came with the last [`watch`](Self::watch) or [`prepare`](Self::prepare) was
+    /// looked up and probed once, within bounds: what is slower than that is used as soon as it is known.
     pub fn warm_up(&self) {
         let started = Instant::now();
         let names = self.shared.watched.lock().names();
@@ -206,11 +220,9 @@ impl Shared {
     }
 
     async fn keep_resolved(self: Arc<Self>, name: Arc<Name>) {
+        let mut lane = Lane::default();
         loop {
-            let found = {
-                let _permit = self.lookups.acquire().await;
-                self.lookup.lookup(name.host()).await
-            };
+            let found = self.lookups.run(&mut lane, || self.lookup.lookup(name.host())).await;
             let again = {
                 // Whoever waits for the name finds its addresses in use.
                 let mut watched = self.watched.lock();
@@ -244,11 +256,13 @@ impl Shared {
         let interval = probing.interval();
         // The first rounds of all that began together are spread over the interval.
         let mut pause = interval.mul_f64(fastrand::f64());
-        loop {
-            let permit = self.probes.acquire().await;
+        let mut lane = Lane::default();
+        let probe = || async {
             let started = Instant::now();
-            let outcome = self.prober.probe(probing.target()).await;
-            drop(permit);
+            (self.prober.probe(probing.target()).await, started)
+        };
+        loop {
+            let (outcome, started) = self.probes.run(&mut lane, probe).await;
             probing.note(outcome, started.elapsed());
             tokio::time::sleep_until((started + pause).into()).await;
             pause = jittered(interval);

@@ -47,8 +47,11 @@ impl Prober for World {
 #[async_trait]
 impl Lookup for World {
     async fn lookup(&self, host: &str) -> Result<Found, Failed> {
-        let mut state = self.state.lock();
-        *state.asked.entry(host.to_owned()).or_default() += 1;
+        *self.state.lock().asked.entry(host.to_owned()).or_default() += 1;
+        if host.starts_with("hanging") {
+            tokio::time::sleep(Duration::from_secs(3600)).await;
+        }
+        let state = self.state.lock();
         let found = state.names.get(host).ok_or_else(|| Failed::from("NXDOMAIN"))?;
         let v4 = found.iter().map(|text| text.parse().unwrap()).collect();
         let ttl = Duration::from_millis(if host.starts_with("hour.") { 3_600_000 } else { 10 });
@@ -267,6 +270,65 @@ fn a_warm_up_does_not_wait_for_what_was_there_before() {
     scene.monitor.warm_up();
     assert!(started.elapsed() < WARM_UP);
     assert_eq!(users.view().backends[0].addresses[0].health.as_ref().unwrap().state, "healthy");
+}
+
+#[test]
+fn backends_that_hang_do_not_keep_others_from_being_probed() {
+    let scene = Scene::new();
+    let users = upstream("users", &["192.0.2.1:80"], quick());
+    let many: Vec<String> = (1..=1000).map(|port| format!("192.0.2.2:{port}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let hanging = upstream("hanging", &many, json!({"type": "tcp", "timeout": "1h"}));
+    scene.with(|state| state.hanging.extend(many.iter().map(|text| text.parse::<SocketAddr>().unwrap())));
+    scene.watch(&[hanging, users.clone()]);
+    until("it is used", || users.view().backends[0].addresses[0].health.as_ref().unwrap().state == "healthy");
+    scene.with(|state| state.down.insert("192.0.2.1:80".parse().unwrap()));
+    until("none is used", || reached(&users).is_none());
+}
+
+#[test]
+fn names_whose_lookup_hangs_do_not_keep_others_from_being_looked_up() {
+    let scene = Scene::new();
+    scene.with(|state| drop(state.names.insert("a.test".to_owned(), vec!["192.0.2.1"])));
+    let users = upstream("users", &["a.test:80"], Value::Null);
+    let many: Vec<String> = (0..200).map(|at| format!("hanging-{at}.test:80")).collect();
+    let hanging = upstream("hanging", &many.iter().map(String::as_str).collect::<Vec<_>>(), Value::Null);
+    scene.watch(&[hanging, users.clone()]);
+    until("it is found", || reached(&users).as_deref() == Some("192.0.2.1:80"));
+    scene.with(|state| drop(state.names.insert("a.test".to_owned(), vec!["192.0.2.2"])));
+    until("it is followed", || reached(&users).as_deref() == Some("192.0.2.2:80"));
+}
+
+#[test]
+fn what_serves_is_watched_on_until_its_successor_is_ready() {
+    let scene = Scene::new();
+    let one: SocketAddr = "192.0.2.1:80".parse().unwrap();
+    scene.with(|state| state.hanging.insert("192.0.2.2:80".parse().unwrap()));
+    let check = |extra: u32| json!({"type": "tcp", "interval": "10ms", "timeout": "1h", "healthy": extra});
+    let serving = upstream("users", &["192.0.2.1:80"], check(1));
+    scene.watch(std::slice::from_ref(&serving));
+    scene.monitor.warm_up();
+    let next = upstream("users", &["192.0.2.1:80", "192.0.2.2:80"], check(2));
+    scene.monitor.prepare(std::slice::from_ref(&next), &Dns::default());
+    until("the new address is probed", || scene.probed("192.0.2.2:80") > 0);
+    scene.with(|state| state.down.insert(one));
+    until("both know that it is down", || [&serving, &next].iter().all(|upstream| !is_healthy(upstream)));
+    scene.with(|state| state.down.remove(&one));
+    until("both know that it is up", || [&serving, &next].iter().all(|upstream| is_healthy(upstream)));
+    let changes = "tollhouse_upstream_health_changes_total{upstream=\"users\",backend=\"192.0.2.1:80\"";
+    until("each change is counted once", || {
+        ["healthy", "unhealthy"].iter().all(|to| scene.has_metric(&format!("{changes},to=\"{to}\"}} 1")))
+    });
+
+    scene.watch(std::slice::from_ref(&next));
+    scene.with(|state| state.down.insert(one));
+    until("the successor knows that it is down", || !is_healthy(&next));
+    assert!(is_healthy(&serving), "its own probes have ended");
+}
+
+/// Whether its first backend is.
+fn is_healthy(upstream: &Upstream) -> bool {
+    upstream.backends()[0].is_healthy()
 }
 
 #[test]
