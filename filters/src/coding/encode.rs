@@ -83,7 +83,7 @@ impl Effort {
             (Algorithm::Gzip, _) => 400,
             (Algorithm::Zstd, level) => {
                 // Entries of four bytes; the fastest levels have one table.
-                let tables = if level <= 2 { 1 } else { 2 } * 4 << (self.table_bits() - 10);
+                let tables = if level <= 2 { 4 } else { 8 } << (self.table_bits() - 10);
                 tables + 2 * window + 100
             }
             (Algorithm::Br, 0..=1) => 32 + (9 * window).min(400),
