@@ -61,7 +61,7 @@ pub struct Context {
 /// The client's address, and how its connection is secured.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Client {
-    /// The rightmost address that is not a trusted proxy's.
+    /// The rightmost address that is not a trusted proxy's; over a Unix socket, where there is none, 0.0.0.0.
     pub address: IpAddr,
     /// Its port, when it is the peer of the connection.
     pub port: Option<u16>,

@@ -69,12 +69,13 @@ fn forwarded_for(element: &str) -> Option<IpAddr> {
     address_of(node.strip_prefix('"').and_then(|node| node.strip_suffix('"')).unwrap_or(node))
 }
 
-/// An address with or without port and brackets, as proxies write it.
+/// An address with or without port and brackets, as proxies write it. Nobody has the unspecified one, which stands
+/// for no address here.
 fn address_of(text: &str) -> Option<IpAddr> {
     let bare =
         text.strip_prefix('[').and_then(|rest| rest.split_once(']')).map_or(text, |(address, _)| address);
     let address = bare.parse().ok().or_else(|| bare.rsplit_once(':')?.0.parse().ok())?;
-    Some(IpAddr::to_canonical(&address))
+    Some(IpAddr::to_canonical(&address)).filter(|address| !address.is_unspecified())
 }
 
 #[cfg(test)]
@@ -103,6 +104,14 @@ mod tests {
     fn hidden_and_unknown_nodes_are_no_addresses() {
         let given = "for=_mdn, for=unknown, proto=http, for=\"_SEVKISEK:80\"";
         assert_eq!(hops_of(&[("forwarded", given)]), [None; 4]);
+    }
+
+    #[test]
+    fn the_unspecified_address_is_nobodys() {
+        for text in ["0.0.0.0", "::", "::ffff:0.0.0.0", "0.0.0.0:80", "[::]:80"] {
+            assert_eq!(hops_of(&[("x-forwarded-for", text)]), [None], "{text}");
+            assert_eq!(hops_of(&[("forwarded", &format!("for=\"{text}\""))]), [None], "{text}");
+        }
     }
 
     #[test]

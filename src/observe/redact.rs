@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 
 use http::HeaderName;
@@ -108,20 +109,54 @@ impl Redactor {
         fmt::from_fn(move |f| self.write_query(query, f))
     }
 
-    /// A URL with the hidden values of its query masked.
+    /// A URL with its user and fragment masked, and the hidden values of its query.
     #[must_use]
     pub fn url<'a>(&'a self, url: &'a [u8]) -> impl fmt::Display + 'a {
-        fmt::from_fn(move |f| match url.iter().position(|byte| *byte == b'?') {
-            Some(mark) => {
-                let (before, query) = url.split_at(mark + 1);
-                write_lossy(before, f)?;
-                self.write_query(query, f)
+        fmt::from_fn(move |f| {
+            let user = user_of(url);
+            if !user.is_empty() {
+                write_lossy(&url[..user.start], f)?;
+                f.write_str(MASK)?;
             }
-            None => write_lossy(url, f),
+            let rest = &url[user.end..];
+            match rest.iter().position(|byte| matches!(byte, b'?' | b'#')) {
+                Some(mark) if rest[mark] == b'?' => {
+                    let (before, query) = rest.split_at(mark + 1);
+                    write_lossy(before, f)?;
+                    self.write_query(query, f)
+                }
+                _ => write_until_fragment(rest, f, write_lossy),
+            }
         })
     }
 
+    /// A request's path, or the whole target where it could not be read: masked like a [`url`](Self::url), and
+    /// otherwise the same bytes.
+    #[must_use]
+    pub fn path<'a>(&self, path: &'a [u8]) -> Cow<'a, [u8]> {
+        let user = user_of(path);
+        let fragment = path.iter().position(|byte| *byte == b'#');
+        if user.is_empty() && fragment.is_none() {
+            return path.into();
+        }
+        let mask = |hidden: bool| if hidden { MASK.as_bytes() } else { b"" };
+        let end = fragment.map_or(path.len(), |mark| mark + 1);
+        let parts =
+            [&path[..user.start], mask(!user.is_empty()), &path[user.end..end], mask(fragment.is_some())];
+        parts.concat().into()
+    }
+
+    /// The field `Host`, in which only broken clients and attackers name a user.
+    #[must_use]
+    pub fn host<'a>(&self, host: &'a [u8]) -> Cow<'a, [u8]> {
+        self.path(host)
+    }
+
     fn write_query(&self, query: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_until_fragment(query, f, |pairs, f| self.write_pairs(pairs, f))
+    }
+
+    fn write_pairs(&self, query: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, pair) in query.split(|byte| *byte == b'&').enumerate() {
             if index > 0 {
                 f.write_str("&")?;
@@ -150,6 +185,35 @@ impl Redactor {
             start += piece.len() + 1;
         }
         None
+    }
+}
+
+/// Where a URL names a user (RFC 3986 s3.2.1), also one without scheme: a target may be anything.
+fn user_of(url: &[u8]) -> Range<usize> {
+    let is_mark = |byte: &u8| matches!(byte, b'/' | b'?' | b'#');
+    let first = url.iter().position(is_mark).unwrap_or(url.len());
+    let start = match &url[..first] {
+        [] | [.., b':'] if url[first..].starts_with(b"//") => first + 2,
+        _ => 0,
+    };
+    let end = url[start..].iter().position(is_mark).map_or(url.len(), |length| start + length);
+    let at = url[start..end].iter().rposition(|byte| *byte == b'@');
+    at.filter(|length| *length > 0).map_or(0..0, |length| start..start + length)
+}
+
+/// Writes what is before a fragment, and masks that: `#access_token=` is one.
+fn write_until_fragment(
+    bytes: &[u8],
+    f: &mut fmt::Formatter<'_>,
+    write: impl FnOnce(&[u8], &mut fmt::Formatter<'_>) -> fmt::Result,
+) -> fmt::Result {
+    match bytes.iter().position(|byte| *byte == b'#') {
+        Some(mark) => {
+            write(&bytes[..mark], f)?;
+            f.write_str("#")?;
+            f.write_str(MASK)
+        }
+        None => write(bytes, f),
     }
 }
 
@@ -245,6 +309,43 @@ mod tests {
         let redactor = Redactor::new([]);
         assert_eq!(redactor.url(b"https://a/b?x=1&api_key=2").to_string(), "https://a/b?x=1&api_key=***");
         assert_eq!(redactor.url(b"https://a/api_key=2").to_string(), "https://a/api_key=2");
+    }
+
+    #[test]
+    fn the_user_and_the_fragment_of_a_url_are_masked() {
+        let shown = |url: &str| Redactor::new([]).url(url.as_bytes()).to_string();
+        assert_eq!(shown("http://user:SECRET@h/p?x=1"), "http://***@h/p?x=1");
+        assert_eq!(shown("http://u:SEC@RET@h"), "http://***@h");
+        assert_eq!(shown("//SECRET@h/p"), "//***@h/p");
+        assert_eq!(shown("u:SECRET@h:80"), "***@h:80");
+        assert_eq!(shown("http://h/cb#access_token=SECRET"), "http://h/cb#***");
+        assert_eq!(shown("http://h/cb?x=1#access_token=SECRET?y=2"), "http://h/cb?x=1#***");
+        assert_eq!(shown("http://h#SECRET?x"), "http://h#***");
+        for kept in [
+            "http://h/a@b?c=d@e",
+            "/a@b",
+            "http://h",
+            "",
+            "/",
+            "http:",
+            "http://@h",
+            "?a@b",
+            "https://[::1]:1/",
+        ] {
+            assert_eq!(shown(kept), kept);
+        }
+        assert_eq!(masked("a=1#token=SECRET"), "a=1#***");
+    }
+
+    #[test]
+    fn targets_and_hosts_are_masked_like_urls() {
+        let redactor = Redactor::new([]);
+        assert_eq!(&*redactor.path(b"http://user:SECRET@h/p"), b"http://***@h/p");
+        assert_eq!(&*redactor.path(b"/p#SECRET"), b"/p#***");
+        assert_eq!(&*redactor.path(b"u@\xff#u@"), b"***@\xff#***");
+        assert!(matches!(redactor.path(b"/a@b/\xff"), Cow::Borrowed(b"/a@b/\xff")));
+        assert_eq!(&*redactor.host(b"user:SECRET@h"), b"***@h");
+        assert!(matches!(redactor.host(b"h:80"), Cow::Borrowed(b"h:80")));
     }
 
     #[test]

@@ -103,7 +103,9 @@ fn set(
 #[async_trait]
 impl OnRequest for IpAccess {
     async fn on_request(&self, _: &mut RequestHeader, ctx: &mut Context) -> Result<Outcome, FilterError> {
-        let address = Some(ctx.client.address).filter(|address| !address.is_unspecified());
+        // Who comes over a Unix socket has neither.
+        let has_port = ctx.client.port.is_some();
+        let address = Some(ctx.client.address).filter(|address| !address.is_unspecified() || has_port);
         let reason = if address.is_some_and(|address| self.deny.contains(address)) {
             "the address is denied"
         } else if let Some(allow) = &self.allow
@@ -171,8 +173,16 @@ mod tests {
 
     #[tokio::test]
     async fn who_has_no_address_is_in_no_range() {
-        is_refused(&chain("- ip_access: {allow: [0.0.0.0/0, '::/0']}"), "0.0.0.0").await;
-        passes(&chain("- ip_access: {deny: [0.0.0.0/0]}"), "0.0.0.0").await;
+        let nobody = || from("0.0.0.0").with(|ctx| ctx.client.port = None);
+        chain("- ip_access: {allow: [0.0.0.0/0, '::/0']}").send(nobody()).await.responds(403);
+        chain("- ip_access: {deny: [0.0.0.0/0]}").send(nobody()).await.continues();
+    }
+
+    #[tokio::test]
+    async fn the_unspecified_address_of_who_has_a_port_is_an_address() {
+        let chain = chain("- ip_access: {deny: [0.0.0.0/0, '::/0']}");
+        is_refused(&chain, "0.0.0.0").await;
+        is_refused(&chain, "::").await;
     }
 
     #[tokio::test]

@@ -11,10 +11,16 @@ use serde::{Deserialize, Serialize};
 use zstd::stream::raw::CParameter;
 use zstd::stream::write::Encoder as ZstdEncoder;
 
-/// Window of zstd and Brotli, 256 KiB: it bounds what an encoder holds, and what its reader must.
+/// The largest window of zstd and Brotli, 256 KiB: it bounds what an encoder holds, and what its reader must.
 const WINDOW_BITS: u32 = 18;
 
-/// Entries of zstd's tables.
+/// The smallest window that both know, 1 KiB.
+const MIN_WINDOW_BITS: u32 = 10;
+
+/// The smallest window of Brotli above level 4: with less it takes tables of 30 MiB.
+const BR_WIDE_BITS: u32 = 17;
+
+/// Entries of zstd's tables, at most.
 const TABLE_BITS: u32 = 17;
 
 /// A content coding that answers can be encoded with.
@@ -48,6 +54,52 @@ impl Algorithm {
     }
 }
 
+/// How a body is encoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Effort {
+    /// The coding.
+    pub algorithm: Algorithm,
+    level: u8,
+    window_bits: u32,
+}
+
+impl Effort {
+    /// This level, from 1 to 9; of Brotli to 6, above which it holds 10 MiB and more. A body of known length gets
+    /// no larger window than that.
+    #[must_use]
+    pub fn new(algorithm: Algorithm, level: u8, length: Option<u64>) -> Self {
+        let largest = 1 << WINDOW_BITS;
+        let bits = length.unwrap_or(largest).min(largest).next_power_of_two().trailing_zeros();
+        let wide = algorithm == Algorithm::Br && level > 4;
+        let window_bits = bits.max(if wide { BR_WIDE_BITS } else { MIN_WINDOW_BITS });
+        Self { algorithm, level, window_bits }
+    }
+
+    /// About how many bytes its encoder holds, measured and rounded up.
+    #[must_use]
+    pub fn memory(self) -> u64 {
+        let window = 1_u64 << (self.window_bits - 10);
+        let kib = match (self.algorithm, self.level) {
+            (Algorithm::Gzip, _) => 400,
+            (Algorithm::Zstd, level) => {
+                // Entries of four bytes; the fastest levels have one table.
+                let tables = if level <= 2 { 4 } else { 8 } << (self.table_bits() - 10);
+                tables + 2 * window + 100
+            }
+            (Algorithm::Br, 0..=1) => 32 + (9 * window).min(400),
+            (Algorithm::Br, 2..=3) => 350 + (9 * window).min(800),
+            (Algorithm::Br, 4) => 570 + (9 * window).min(1450),
+            (Algorithm::Br, 5) => 2600,
+            (Algorithm::Br, _) => 3600,
+        };
+        kib << 10
+    }
+
+    fn table_bits(self) -> u32 {
+        TABLE_BITS.min(self.window_bits + 1)
+    }
+}
+
 /// A body being encoded.
 pub struct Encoder(Kind);
 
@@ -58,22 +110,31 @@ enum Kind {
 }
 
 impl Encoder {
-    /// An encoder of this level, from 1 to 9; of Brotli to 6, above which it holds 10 MiB and more.
+    /// An encoder of this level for a body of unknown length; see [`Effort::new`].
     ///
     /// # Errors
     /// The library refuses its parameters, or memory.
     pub fn new(algorithm: Algorithm, level: u8) -> io::Result<Self> {
+        Self::of(Effort::new(algorithm, level, None))
+    }
+
+    /// An encoder of this effort.
+    ///
+    /// # Errors
+    /// The library refuses its parameters, or memory.
+    pub fn of(effort: Effort) -> io::Result<Self> {
+        let Effort { algorithm, level, window_bits } = effort;
         Ok(Self(match algorithm {
             Algorithm::Zstd => {
                 let mut encoder = ZstdEncoder::new(Vec::new(), i32::from(level))?;
-                encoder.set_parameter(CParameter::WindowLog(WINDOW_BITS))?;
+                encoder.set_parameter(CParameter::WindowLog(window_bits))?;
                 // Else tables of high levels alone take 8 MiB.
-                encoder.set_parameter(CParameter::HashLog(TABLE_BITS))?;
-                encoder.set_parameter(CParameter::ChainLog(TABLE_BITS))?;
+                encoder.set_parameter(CParameter::HashLog(effort.table_bits()))?;
+                encoder.set_parameter(CParameter::ChainLog(effort.table_bits()))?;
                 Kind::Zstd(Box::new(encoder))
             }
             Algorithm::Br => {
-                Kind::Br(Box::new(CompressorWriter::new(Vec::new(), 4096, u32::from(level), WINDOW_BITS)))
+                Kind::Br(Box::new(CompressorWriter::new(Vec::new(), 4096, u32::from(level), window_bits)))
             }
             Algorithm::Gzip => {
                 Kind::Gzip(Box::new(GzEncoder::new(Vec::new(), Compression::new(u32::from(level)))))

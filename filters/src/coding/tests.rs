@@ -7,7 +7,7 @@ use flate2::write::ZlibEncoder;
 use proptest::prelude::*;
 
 use super::decode::{Coding, Decoder, Fault, Limits};
-use super::encode::{Algorithm, Encoder};
+use super::encode::{Algorithm, Effort, Encoder};
 
 const CODINGS: [Coding; 4] = [Coding::Zstd, Coding::Br, Coding::Gzip, Coding::Deflate];
 const ALGORITHMS: [Algorithm; 3] = [Algorithm::Zstd, Algorithm::Br, Algorithm::Gzip];
@@ -212,4 +212,30 @@ fn names_are_matched_without_case() {
     assert_eq!(Coding::named("X-GZIP"), Some(Coding::Gzip));
     assert_eq!(Coding::named("identity"), None);
     assert_eq!(Algorithm::named("deflate"), None, "decoded, but not offered");
+}
+
+#[test]
+fn the_window_of_a_short_body_is_no_larger_than_it() {
+    for algorithm in [Algorithm::Zstd, Algorithm::Br] {
+        let cost = |length| Effort::new(algorithm, 4, length).memory();
+        assert!(cost(Some(1024)) * 3 < cost(None), "{algorithm:?}");
+        assert_eq!(cost(Some(1 << 18)), cost(None));
+        assert_eq!(cost(Some(u64::MAX)), cost(None));
+        assert_eq!(cost(Some(0)), cost(Some(1)));
+    }
+}
+
+#[test]
+fn a_body_longer_than_was_said_comes_back_too() {
+    let body: Vec<u8> = (0..200_000_u32).flat_map(|n| (n % 977).to_le_bytes()).collect();
+    for (algorithm, level) in
+        ALGORITHMS.iter().flat_map(|algorithm| (1..=6).map(move |level| (*algorithm, level)))
+    {
+        for length in [0, 1, 1023, 5000, 70_000] {
+            let mut encoder = Encoder::of(Effort::new(algorithm, level, Some(length))).expect("memory");
+            let mut encoded = encoder.piece(&body[..10]).expect("encodes").to_vec();
+            encoded.extend_from_slice(&encoder.finish(&body[10..]).expect("encodes"));
+            assert_eq!(decoded(&[coding(algorithm)], &encoded, WIDE).as_deref(), Ok(&body[..]));
+        }
+    }
 }

@@ -167,10 +167,10 @@ impl Line<'_> {
             Field::RequestLine => self.request_line(),
             Field::Listener => self.text(access.listener),
             Field::Client => self.show(access.client),
-            Field::Method => self.text(access.method),
+            Field::Method => self.present(access.method.as_bytes()),
             Field::Scheme => self.text(access.scheme),
-            Field::Host => self.header(&HOST, Some(access.host)),
-            Field::Path => self.bytes(access.path),
+            Field::Host => self.header(&HOST, Some(&self.redactor.host(access.host))),
+            Field::Path => self.present(&self.redactor.path(access.path)),
             Field::Query => self.query(),
             Field::Protocol => self.text(access.protocol),
             Field::Route => self.text(access.route),
@@ -195,12 +195,16 @@ impl Line<'_> {
         }
     }
 
-    /// Method, target and version as in HTTP/1; the version of HTTP/2 as Apache and NGINX write it.
+    /// Method, target and version as in HTTP/1; the version of HTTP/2 as Apache and NGINX write it. Where no line
+    /// could be read there is none.
     fn request_line(&mut self) {
         let access = self.access;
+        if access.method.is_empty() {
+            return self.text("-");
+        }
         self.text(access.method);
         self.text(" ");
-        self.bytes(access.path);
+        self.bytes(&self.redactor.path(access.path));
         if access.query.is_some() {
             self.text("?");
             self.query();
@@ -230,9 +234,13 @@ impl Line<'_> {
     fn header(&mut self, name: &HeaderName, value: Option<&[u8]>) {
         match value {
             Some(_) if self.redactor.hides(name) => self.text(MASK),
-            Some(value) if !value.is_empty() => self.bytes(value),
-            _ => self.text("-"),
+            Some(value) => self.present(value),
+            None => self.text("-"),
         }
+    }
+
+    fn present(&mut self, bytes: &[u8]) {
+        self.bytes(if bytes.is_empty() { b"-" } else { bytes });
     }
 
     fn optional(&mut self, text: Option<&str>) {

@@ -98,8 +98,8 @@ impl Line<'_> {
         map.serialize_entry("client", &access.client)?;
         map.serialize_entry("method", &Text(access.method.as_bytes()))?;
         map.serialize_entry("scheme", access.scheme)?;
-        self.field(map, "host", &HOST, Some(&Text(access.host)))?;
-        map.serialize_entry("path", &Text(access.path))?;
+        self.field(map, "host", &HOST, Some(&Text(&redactor.host(access.host))))?;
+        map.serialize_entry("path", &Text(&redactor.path(access.path)))?;
         if let Some(query) = access.query {
             let (query, end) = cut(query);
             map.serialize_entry("query", &Shown(format_args!("{}{end}", redactor.query(query))))?;
@@ -286,6 +286,21 @@ mod tests {
         for key in ["method", "host", "path", "query", "user_agent", "referer", "reason", "error"] {
             assert_eq!(value[key], evil, "{key}");
         }
+    }
+
+    #[test]
+    fn a_target_that_could_not_be_read_shows_no_user() {
+        let access = Access {
+            path: b"http://u:SECRET@h/x",
+            host: b"u:SECRET@h",
+            referer: Some(b"//u:SECRET@h/#SECRET"),
+            ..Access::example()
+        };
+        let value = parsed(&access, &[]);
+        assert_eq!(
+            [&value["path"], &value["host"], &value["referer"]],
+            ["http://***@h/x", "***@h", "//***@h/#***"]
+        );
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::coding::decode::{Coding, Decoder, Limits};
-use crate::testing::{Answer, Request, chain, get, refused, send};
+use crate::registry::Registry;
+use crate::testing::{Answer, Chain, Request, chain, chain_of, get, refused, send};
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 
@@ -17,6 +18,23 @@ fn gzip(method: &str) -> Request {
 
 async fn is_left(request: Request, status: u16, fields: &[(&'static str, &str)]) -> Answer {
     answer(request, status, fields).await.no_header("content-encoding")
+}
+
+/// `compress` with memory for one answer of Brotli and one of gzip.
+struct Tight;
+
+impl Filter for Tight {
+    const NAME: &'static str = "compress";
+    type Options = Options;
+
+    fn build(options: Options, build: &mut Build<'_>) -> Result<Phases, BuildError> {
+        let brotli = Effort::new(Algorithm::Br, 4, None).memory();
+        Compress::within(Arc::new(Budget::new(2 * brotli)), options, build)
+    }
+}
+
+fn tight(filters: &str) -> Chain {
+    chain_of(&Registry::default().with::<Tight>(), filters).expect("builds")
 }
 
 fn decoded(coding: &str, pieces: &[Bytes]) -> Vec<u8> {
@@ -151,6 +169,39 @@ async fn a_second_answer_does_not_continue_the_first_one() {
     sent.answered(200, &[JSON]).await.header("content-encoding", "gzip");
     sent.answered(502, &[JSON, ("content-length", "7")]).await.no_header("content-encoding");
     assert_eq!(&sent.response_piece(b"problem", true)[..], b"problem");
+}
+
+#[tokio::test]
+async fn without_memory_answers_take_a_cheaper_coding_and_then_none() {
+    let chain = tight("- compress: {algorithms: [br, gzip]}");
+    let request = || get("/").header("accept-encoding", "br, gzip, identity;q=0");
+    let mut under_way = Vec::new();
+    for coding in ["br", "gzip", "gzip", "gzip", "gzip", "gzip"] {
+        let mut sent = chain.send(request()).await;
+        sent.answered(200, &[JSON]).await.header("content-encoding", coding);
+        let begin = sent.response_piece(b"begin", false);
+        under_way.push((coding, sent, begin));
+    }
+    let mut refused = chain.send(request()).await;
+    let plain = refused.answered(200, &[JSON, ("etag", "\"a\"")]).await;
+    plain.no_header("content-encoding").header("vary", "Accept-Encoding").header("etag", "\"a\"");
+    assert_eq!(&refused.response_piece(b"plain", true)[..], b"plain");
+    for (coding, mut sent, begin) in under_way {
+        let end = sent.response_piece(b" end", true);
+        assert_eq!(decoded(coding, &[begin, end]), b"begin end");
+    }
+    let mut later = chain.send(request()).await;
+    later.answered(200, &[JSON]).await.header("content-encoding", "br");
+}
+
+#[tokio::test]
+async fn without_memory_nobody_gets_a_coding_that_he_does_not_accept() {
+    let chain = tight("- compress: {algorithms: [br, gzip]}");
+    let mut first = chain.send(get("/").header("accept-encoding", "br")).await;
+    first.answered(200, &[JSON]).await.header("content-encoding", "br");
+    // Brotli of a lower level.
+    let mut second = chain.send(get("/").header("accept-encoding", "br, gzip;q=0")).await;
+    second.answered(200, &[JSON]).await.header("content-encoding", "br");
 }
 
 #[test]

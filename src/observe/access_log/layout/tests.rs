@@ -58,6 +58,17 @@ fn secrets_are_masked_in_every_format() {
 }
 
 #[test]
+fn what_could_not_be_read_is_a_dash_and_hides_its_user() {
+    let refused = Access { method: "", path: b"", host: b"", query: None, ..Access::example() };
+    assert!(line(&Layout::combined(), &refused, &[]).contains("] \"-\" 200 "));
+    assert_eq!(rendered("${request.method} ${request.path} ${request.host}", &refused), "- - -\n");
+    let refused =
+        Access { path: b"http://u:SECRET@h/x", host: b"u:SECRET@h", query: None, ..Access::example() };
+    assert!(line(&Layout::combined(), &refused, &[]).contains("] \"GET http://***@h/x HTTP/1.1\" 200 "));
+    assert_eq!(rendered("${request.path} ${request.host}", &refused), "http://***@h/x ***@h\n");
+}
+
+#[test]
 fn a_template_has_every_field_of_the_json_line() {
     let access = Access {
         service: Some("s"),
@@ -164,7 +175,7 @@ proptest! {
         prop_assert!(found.is_some(), "{text}");
         let found = found.unwrap();
         prop_assert!(text.trim_end_matches('\n').bytes().all(|byte| (0x20..0x7f).contains(&byte)));
-        prop_assert_eq!(decoded(&found[1]), path);
+        prop_assert_eq!(decoded(&found[1]), &*Redactor::new([]).path(&path));
         prop_assert_eq!(decoded(&found[3]), agent);
     }
 }
