@@ -101,10 +101,11 @@ fn one(file: &Path, check: bool) -> Done {
         Err(Unformatted::Problems(problems)) => {
             return Done { outcome: Outcome::Refused, problems: Some(problems), ..done };
         }
-        Err(Unformatted::Unsafe(why)) => {
+        Err(Unformatted::Unsafe { line, why }) => {
+            let place = line.map_or_else(|| name.clone(), |line| format!("{name}:{line}"));
             return Done {
                 outcome: Outcome::Failed,
-                error: Some(format!("{name}: left as it is: {why}")),
+                error: Some(format!("{place}: left as it is: {why}")),
                 ..done
             };
         }

@@ -2,7 +2,7 @@
 //! document means, and its comments, stay; that is checked each time, not taken on trust.
 
 use pretty_yaml::config::{FormatOptions, LanguageOptions, LayoutOptions};
-use tollhouse_filters::tree::{Limits, Node, Value, parse_bytes};
+use tollhouse_filters::tree::{Limits, Mark, Node, Value, parse_bytes};
 use yaml_parser::SyntaxKind;
 
 use super::{Files, Problems};
@@ -18,7 +18,12 @@ pub enum Unformatted {
     /// It cannot be read.
     Problems(Problems),
     /// It can, but the formatter would not leave it as it was.
-    Unsafe(String),
+    Unsafe {
+        /// Where, counted from 1, if that is known.
+        line: Option<usize>,
+        /// What would happen.
+        why: String,
+    },
 }
 
 /// The document in the one layout; `name` stands for it in messages. Formatting it again changes nothing.
@@ -32,12 +37,26 @@ pub fn format(bytes: &[u8], name: &str) -> Result<String, Unformatted> {
     let before = read(bytes).map_err(|errors| Unformatted::Problems(Problems::located(errors, &files)))?;
     let text = String::from_utf8_lossy(bytes);
     let formatted = settle(&text)?;
-    let same = read(formatted.as_bytes()).is_ok_and(|after| is_same(&before, &after));
-    let words = |text| Ok(comments(text)?.into_iter().map(|(text, _)| text).collect::<Vec<_>>());
-    if !same || words(&text)? != words(&formatted)? {
-        return Err(Unformatted::Unsafe("formatting would change it".to_owned()));
+    let line = match read(formatted.as_bytes()) {
+        Ok(after) => difference(&before, &after).map(|at| at.line as usize),
+        Err(_) => return Err(unsafe_at(None, "what it would become could not be read")),
+    };
+    match line.map_or_else(|| lost_comment(&text, &formatted), |line| Ok(Some(line)))? {
+        Some(line) => Err(unsafe_at(Some(line), "formatting would change it")),
+        None => Ok(formatted),
     }
-    Ok(formatted)
+}
+
+fn unsafe_at(line: Option<usize>, why: &str) -> Unformatted {
+    Unformatted::Unsafe { line, why: why.to_owned() }
+}
+
+/// The line of the first comment that would not stay as it is.
+fn lost_comment(before: &str, after: &str) -> Result<Option<usize>, Unformatted> {
+    let (olds, news) = (comments(before)?, comments(after)?);
+    let same = olds.iter().zip(&news).take_while(|(old, new)| old.text == new.text).count();
+    let last = before.lines().count().max(1);
+    Ok((same < olds.len().max(news.len())).then(|| olds.get(same).map_or(last, |old| old.line + 1)))
 }
 
 /// Formats until nothing changes.
@@ -52,7 +71,7 @@ fn settle(text: &str) -> Result<String, Unformatted> {
         }
         last = next;
     }
-    Err(Unformatted::Unsafe("formatting finds no end".to_owned()))
+    Err(unsafe_at(None, "formatting finds no end"))
 }
 
 fn options() -> FormatOptions {
@@ -70,11 +89,15 @@ fn options() -> FormatOptions {
 fn unsupported(error: yaml_parser::SyntaxError) -> Unformatted {
     let message = error.to_string();
     let line = message.lines().next().unwrap_or_default();
-    Unformatted::Unsafe(format!("the formatter does not know this form of YAML: {line}"))
+    unsafe_at(None, &format!("the formatter does not know this form of YAML: {line}"))
 }
 
-/// A comment's text, and its line where it has one of its own.
-type Comment = (String, Option<usize>);
+struct Comment {
+    text: String,
+    line: usize,
+    /// It has the line for itself.
+    alone: bool,
+}
 
 /// All comments, in order.
 fn comments(text: &str) -> Result<Vec<Comment>, Unformatted> {
@@ -86,7 +109,7 @@ fn comments(text: &str) -> Result<Vec<Comment>, Unformatted> {
         lines += text[read..start].matches('\n').count();
         read = start;
         let line = text[..start].rsplit('\n').next().unwrap_or_default();
-        (token.text().trim_end().to_owned(), line.trim().is_empty().then_some(lines))
+        Comment { text: token.text().trim_end().to_owned(), line: lines, alone: line.trim().is_empty() }
     });
     Ok(comments.collect())
 }
@@ -98,12 +121,11 @@ fn align_comments(before: &str, after: &str) -> Result<String, Unformatted> {
     let old_lines: Vec<&str> = before.lines().collect();
     let new_lines: Vec<&str> = after.lines().collect();
     let mut aligned: Vec<String> = new_lines.iter().map(|line| (*line).to_owned()).collect();
-    for ((_, old), (text, new)) in olds.iter().zip(&news) {
-        let (Some(old), Some(new)) = (*old, *new) else { continue };
-        if next_indent(&old_lines, old) == indent(old_lines[old])
-            && let Some(indent) = next_indent(&new_lines, new)
+    for (old, new) in olds.iter().zip(&news).filter(|(old, new)| old.alone && new.alone) {
+        if next_indent(&old_lines, old.line) == indent(old_lines[old.line])
+            && let Some(indent) = next_indent(&new_lines, new.line)
         {
-            aligned[new] = format!("{}{text}", " ".repeat(indent));
+            aligned[new.line] = format!("{}{}", " ".repeat(indent), new.text);
         }
     }
     Ok(aligned.into_iter().map(|line| line + "\n").collect())
@@ -120,25 +142,24 @@ fn indent(line: &str) -> Option<usize> {
     line.bytes().position(|byte| byte != b' ')
 }
 
-/// Whether two trees mean the same: all but places and quotes.
-fn is_same(one: &Node, other: &Node) -> bool {
-    match (&one.value, &other.value) {
+/// Where two trees do not mean the same: all but places and quotes counts.
+fn difference(one: &Node, other: &Node) -> Option<Mark> {
+    let same = match (&one.value, &other.value) {
         (Value::Null, Value::Null) => true,
         (Value::Scalar(one), Value::Scalar(other)) => {
             one.text() == other.text() && one.resolve() == other.resolve()
         }
-        (Value::List(ones), Value::List(others)) => {
-            ones.len() == others.len() && ones.iter().zip(others).all(|(one, other)| is_same(one, other))
+        (Value::List(ones), Value::List(others)) if ones.len() == others.len() => {
+            return ones.iter().zip(others).find_map(|(one, other)| difference(one, other));
         }
-        (Value::Map(ones), Value::Map(others)) => {
-            ones.len() == others.len()
-                && ones
-                    .iter()
-                    .zip(others)
-                    .all(|((key, one), (name, other))| key.text == name.text && is_same(one, other))
+        (Value::Map(ones), Value::Map(others)) if ones.len() == others.len() => {
+            return ones.iter().zip(others).find_map(|((key, one), (name, other))| {
+                if key.text == name.text { difference(one, other) } else { Some(key.at) }
+            });
         }
         _ => false,
-    }
+    };
+    (!same).then_some(one.at)
 }
 
 #[cfg(test)]

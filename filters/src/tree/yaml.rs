@@ -12,6 +12,8 @@ use super::{Error, FileId, Key, Mark, Node, Path, Resolved, Scalar, Step, Value,
 const MAX_DEPTH: usize = 128;
 /// Errors of one document that are worth reading.
 const MAX_ERRORS: usize = 100;
+/// Bytes that are read again at most because of brackets.
+const MAX_REREAD: usize = 64 << 20;
 /// Keys of one map up to which comparing each with each beats hashing.
 const SMALL_MAP: usize = 16;
 
@@ -39,8 +41,49 @@ impl Default for Limits {
 /// The first syntax error or exceeded limit, after every duplicate or unusable key before it.
 pub fn parse(text: &str, file: FileId, limits: &Limits) -> Result<Arc<Node>, Vec<Error>> {
     check_text(text, file, limits).map_err(|error| vec![error])?;
-    let mut builder = Builder::new(file, limits);
-    let mut parser = Parser::new_from_str(text);
+    let mut padded = Padded { text: text.into(), added: HashMap::new(), work: 0 };
+    loop {
+        match read(&padded, file, limits) {
+            Err((_, Some(bracket))) if padded.pad(bracket) => {}
+            read => return read.map_err(|(errors, _)| errors),
+        }
+    }
+}
+
+/// A document with brackets moved to the right: `saphyr-parser` refuses some of those that close a list or map at the
+/// column of its key (YAML 1.2.2 s8.2.3 does too), but many editors and formatters write them there.
+struct Padded<'a> {
+    text: Cow<'a, str>,
+    /// Spaces added, by line.
+    added: HashMap<usize, usize>,
+    /// Bytes read again.
+    work: usize,
+}
+
+impl Padded<'_> {
+    /// Moves the bracket at this place; not if there is none, or that has been done too often.
+    fn pad(&mut self, at: Marker) -> bool {
+        let place = self.text.char_indices().nth(at.index());
+        let Some((place, ']' | '}')) = place else { return false };
+        self.work += self.text.len();
+        if self.work > MAX_REREAD {
+            return false;
+        }
+        *self.added.entry(at.line()).or_default() += 1;
+        self.text.to_mut().insert(place, ' ');
+        true
+    }
+}
+
+/// What was read; or why not, and where a bracket stands too far to the left.
+fn read(
+    padded: &Padded<'_>,
+    file: FileId,
+    limits: &Limits,
+) -> Result<Arc<Node>, (Vec<Error>, Option<Marker>)> {
+    let mut builder = Builder::new(file, limits, &padded.added);
+    let mut parser = Parser::new_from_str(&padded.text);
+    let mut bracket = None;
     let done = loop {
         match parser.next_event() {
             None | Some(Ok((Event::StreamEnd, _))) => break Ok(()),
@@ -49,13 +92,16 @@ pub fn parse(text: &str, file: FileId, limits: &Limits) -> Result<Arc<Node>, Vec
                     break Err(error);
                 }
             }
-            Some(Err(error)) => break Err(builder.syntax(error.marker(), error.info())),
+            Some(Err(error)) => {
+                bracket = (error.info() == "invalid indentation").then(|| *error.marker());
+                break Err(builder.syntax(error.marker(), error.info()));
+            }
         }
     };
     let mut errors = builder.errors;
     errors.extend(done.err());
     if !errors.is_empty() {
-        return Err(errors);
+        return Err((errors, bracket));
     }
     Ok(builder.root.unwrap_or_else(|| Node::null(Mark { file, line: 1, column: 1 })))
 }
@@ -108,8 +154,10 @@ fn narrow(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }
 
-struct Builder {
+struct Builder<'a> {
     file: FileId,
+    /// Spaces that were added, by line.
+    added: &'a HashMap<usize, usize>,
     depth: usize,
     max_nodes: usize,
     nodes: usize,
@@ -148,10 +196,11 @@ enum Open {
     Map(Vec<(Key, Arc<Node>)>, Option<Key>),
 }
 
-impl Builder {
-    fn new(file: FileId, limits: &Limits) -> Builder {
-        Builder {
+impl<'a> Builder<'a> {
+    fn new(file: FileId, limits: &Limits, added: &'a HashMap<usize, usize>) -> Self {
+        Self {
             file,
+            added,
             depth: limits.depth.min(MAX_DEPTH),
             max_nodes: limits.nodes,
             nodes: 0,
@@ -166,7 +215,9 @@ impl Builder {
 
     fn mark(&self, at: &Marker) -> Mark {
         // saphyr counts lines from 1 and columns from 0.
-        Mark { file: self.file, line: narrow(at.line().max(1)), column: narrow(at.col() + 1) }
+        let added = self.added.get(&at.line()).copied().unwrap_or_default();
+        let column = at.col().saturating_sub(added) + 1;
+        Mark { file: self.file, line: narrow(at.line().max(1)), column: narrow(column) }
     }
 
     fn syntax(&self, at: &Marker, info: &str) -> Error {

@@ -17,6 +17,21 @@ fn the_layout_is_one_and_comments_stay() {
 }
 
 #[test]
+fn a_long_list_that_ends_with_a_quote_can_be_read_again() {
+    let items: Vec<String> = (0..20).map(|n| format!("\"{n:06}\"")).collect();
+    for text in [
+        format!("x: [{}]\ny: 1\n", items.join(", ")),
+        format!("x: {{a: [{}], b: \"c\"}} # c\n", items.join(", ")),
+        format!("a:\n  - b: [{}]\n    c: [\n      1,\n      \"2\"\n      ]\n", items.join(", ")),
+        format!("x:\n  - [{}]\n", items.join(", ")),
+        format!("x: [\n  \"a\", # one\n  {{b: [{}]}}, \"c\"\n  ]\n", items.join(", ")),
+    ] {
+        let once = formatted(&text);
+        assert_eq!(formatted(&once), once);
+    }
+}
+
+#[test]
 fn what_quotes_protect_stays_protected() {
     for text in [
         "a: '~^/v\\d+'\n",
@@ -30,6 +45,24 @@ fn what_quotes_protect_stays_protected() {
     ] {
         assert_eq!(formatted(text).replace('"', "'"), text.replace('"', "'"), "{text}");
     }
+}
+
+#[test]
+fn what_differs_is_told_with_its_line() {
+    let tree =
+        |text: &str| parse_bytes(text.as_bytes(), Files::default().add(String::new()), &Limits::default());
+    let line = |one: &str, other: &str| {
+        difference(&tree(one).expect("valid"), &tree(other).expect("valid")).map(|at| at.line)
+    };
+    assert_eq!(line("a: 1\nb: [1,\n  2]\n", "a: 1\nb: [1, 3]\n"), Some(3));
+    assert_eq!(line("a: 1\nb: 2\n", "a: 1\nc: 2\n"), Some(2));
+    assert_eq!(line("a: 1\nb: '2'\n", "a: 1\nb: 2\n"), Some(2));
+    assert_eq!(line("a: 1\nb: [2]\n", "a: 1\nb: [2, 2]\n"), Some(2));
+    assert_eq!(line("a: '1'\n", "a:   \"1\"\n"), None);
+    let lost = |one: &str, other: &str| lost_comment(one, other).ok().flatten();
+    assert_eq!(lost("a: 1\n# one\n# two\n", "# one\na: 1\n"), Some(3));
+    assert_eq!(lost("a: 1\nb: 2\n", "a: 1 # new\nb: 2\n"), Some(2));
+    assert_eq!(lost("a: 1\n# one\n", "# one\na: 1\n"), None);
 }
 
 #[test]

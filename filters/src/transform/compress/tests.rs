@@ -24,7 +24,7 @@ async fn is_left(request: Request, status: u16, fields: &[(&'static str, &str)])
 struct Tight;
 
 impl Filter for Tight {
-    const NAME: &'static str = "compress";
+    const NAME: &'static str = Compress::NAME;
     type Options = Options;
 
     fn build(options: Options, build: &mut Build<'_>) -> Result<Phases, BuildError> {

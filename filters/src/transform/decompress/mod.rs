@@ -11,6 +11,8 @@
 //! of the encoded bytes are removed. A `no-transform` of the client is not heeded, since whoever
 //! relies on this filter has to see what is in the body.
 //!
+//! There is no `dry_run`: what it decides it finds in the body, and a dry run sees none.
+//!
 //! Limits of body sizes count both what came in and what came out; `body_limit` counts what came in
 //! when it is written before this filter, and what came out when after it.
 //!
@@ -94,7 +96,6 @@ const ABOUT_BYTES: [HeaderName; 5] = [
 impl Filter for Decompress {
     const NAME: &'static str = "decompress";
     const GUARD: bool = true;
-    const DECIDES: bool = true;
     type Options = Options;
 
     fn build(options: Options, build: &mut Build<'_>) -> Result<Phases, BuildError> {

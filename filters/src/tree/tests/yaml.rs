@@ -226,3 +226,26 @@ fn maps_are_built_and_changed() {
     assert_eq!((root.size(), root.height()), (4, 2));
     assert!(root.without("a").get("a").is_none());
 }
+
+#[test]
+fn a_bracket_may_close_at_the_column_of_the_key() {
+    let root = tree(
+        "a: [\n  \"x\",\n  \"y\"\n]\nb:\n  c: [\n    1,\n  ]\n  d: {\n    k: \"v\"\n}\n  e: [{\n    k: \"v\"\n  }, \"z\"]\n",
+    );
+    let at = |steps: &[&str]| mark(root.find(&path(steps)).expect("a node"));
+    assert_eq!(at(&["a", "1"]), (3, 3));
+    assert_eq!(at(&["b", "c", "0"]), (7, 5));
+    assert_eq!(at(&["b", "d", "k"]), (10, 8));
+    assert_eq!(at(&["b", "e", "1"]), (14, 6), "as written, whatever the parser needs");
+}
+
+#[test]
+fn what_only_looks_like_a_bracket_stays_as_it_is() {
+    let root = tree("a: |\n  ]\nb: \"x\n  ]\"\nc: [\n  \"]\"\n]\n");
+    let text =
+        |key: &str| root.find(&path(&[key])).and_then(|node| node.as_scalar().map(|it| it.text().to_owned()));
+    assert_eq!((text("a").as_deref(), text("b").as_deref()), (Some("]\n"), Some("x ]")));
+    for wrong in ["a: 1\n]\n", "a:\n  b: 1\n]\n", "a: [\n  \"x\"\n]]\n", "]", "a: [\n  \"x\"\n}\n"] {
+        assert!(parse(wrong, FileId(0), &Limits::default()).is_err(), "{wrong}");
+    }
+}
