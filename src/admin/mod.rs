@@ -125,6 +125,7 @@ fn register_views(api: &mut Api) {
         .to(upstreams::all);
     api.get("/api/upstreams/{name}", "upstream", "One upstream, with its backends as they are now.")
         .answers::<crate::upstream::view::UpstreamView>(200, "The upstream.")
+        .fails::<Details>(400, "The name is not in UTF-8.")
         .fails::<Details>(404, "No upstream has this name.")
         .conditional()
         .to(upstreams::one);

@@ -175,6 +175,25 @@ fn who_has_a_document_already_is_not_sent_it_again() {
     }
 }
 
+/// RFC 9110 section 8.6: a length in 304 would have to be that of the answer 200.
+#[test]
+fn a_304_tells_no_length() {
+    let admin = Admin::with_token();
+    for method in ["GET", "HEAD"] {
+        let tag = admin.ask(method, "/api/routes", &[], "").header("etag").to_owned();
+        let answer = admin.ask(method, "/api/routes", &[("if-none-match", &tag)], "");
+        assert_eq!(answer.status(), 304, "{method}");
+        for name in ["content-length", "transfer-encoding"] {
+            assert!(!answer.headers.contains_key(name), "{method}: {answer:?}");
+        }
+    }
+}
+
+#[test]
+fn a_name_that_is_no_text_is_a_problem() {
+    assert_problem(&Admin::with_token().get("/api/upstreams/%ff"), 400);
+}
+
 #[test]
 fn a_changed_document_has_another_tag() {
     let admin = Admin::with_token();
