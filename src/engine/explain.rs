@@ -127,7 +127,8 @@ fn note_foreign(node: &Node, foreign: &mut HashSet<String>) -> bool {
     match &node.value {
         Value::Null => false,
         Value::Scalar(scalar) => scalar.is_substituted(),
-        Value::List(items) => items.iter().fold(false, |any, item| note_foreign(item, foreign) || any),
+        // Counted, as every item has keys to note.
+        Value::List(items) => items.iter().filter(|item| note_foreign(item, foreign)).count() > 0,
         Value::Map(entries) => entries.iter().fold(false, |any, (key, value)| {
             let is = note_foreign(value, foreign);
             if is {
