@@ -58,7 +58,7 @@ struct RouteView {
     filters: Vec<String>,
     /// Where requests end.
     action: ActionView,
-    /// What it matches, as written.
+    /// What it matches, as written, without what came from outside the document.
     #[serde(rename = "match")]
     matches: Value,
 }
@@ -166,12 +166,13 @@ pub(super) async fn config(State(state): State<AdminState>) -> Json<Configuratio
 /// Every route, in file order.
 pub(super) async fn routes(State(state): State<AdminState>) -> Json<RouteList> {
     let snapshot = state.live.load();
-    let loaded = snapshot.packed.unpack();
-    let written = loaded.root.get("routes").and_then(|routes| routes.as_list()).unwrap_or_default();
-    let routes = snapshot.routes.iter().zip(written).map(|(route, written)| {
-        let matches = written.get("match").and_then(|written| serde_json::to_value(written).ok());
-        shown(route, matches.unwrap_or_default())
-    });
+    let document = redact::redacted(&snapshot.packed.unpack().root, &config::schema(&state.registry));
+    let written = document["routes"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let routes = snapshot
+        .routes
+        .iter()
+        .zip(written)
+        .map(|(route, written)| shown(route, written.get("match").cloned().unwrap_or_default()));
     Json(RouteList { generation: snapshot.generation, routes: routes.collect() })
 }
 
@@ -255,7 +256,7 @@ pub(super) async fn explain(
         let explained = dry::block_on(explain_request(&snapshot, &question));
         Ok::<_, Problems>(explained.map(|explained| {
             explained.map(|mut explanation| {
-                explanation.hide_values(&question);
+                explanation.hide_values(&question, &loaded.root);
                 explanation
             })
         }))

@@ -1,14 +1,16 @@
 //! Entity tags: who has a document already is told so instead of being sent it again (RFC 9110
 //! sections 8.8.3 and 13.1.2).
 
+use std::convert::Infallible;
 use std::fmt::Write;
 
-use axum::body::{Body, to_bytes};
+use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::Request;
 use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_NONE_MATCH};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use futures_util::stream;
 use sha2::{Digest, Sha256};
 
 use super::problem::problem;
@@ -34,7 +36,9 @@ pub(super) async fn answer(request: Request, next: Next) -> Response {
     head.status = StatusCode::NOT_MODIFIED;
     head.headers.remove(CONTENT_TYPE);
     head.headers.remove(CONTENT_LENGTH);
-    (head, Body::empty()).into_response()
+    // One of unknown length: the length of an empty one would be told as the content's (RFC 9110
+    // section 8.6), in an answer to HEAD even on the wire.
+    (head, Body::from_stream(stream::empty::<Result<Bytes, Infallible>>())).into_response()
 }
 
 fn tag(content: &[u8]) -> String {

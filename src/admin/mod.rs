@@ -7,12 +7,14 @@ mod conditional;
 mod endpoint;
 mod problem;
 mod redact;
+mod serve;
 mod upstreams;
 
 use std::io;
 use std::net::TcpListener;
 use std::sync::{Arc, OnceLock, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use axum::extract::DefaultBodyLimit;
 use axum::{Json, Router};
@@ -23,6 +25,7 @@ use tollhouse_filters::registry::Registry;
 use self::admission::Admission;
 use self::endpoint::Api;
 use self::problem::{Details, Extended};
+use self::serve::Limits;
 
 use crate::door::Draining;
 use crate::engine::explain::{Explanation, Question};
@@ -33,6 +36,9 @@ use crate::snapshot::{Live, Reloaded};
 const LARGEST_DOCUMENT: usize = 16 << 20;
 /// The largest question that `/api/explain` takes, in bytes.
 const LARGEST_QUESTION: usize = 1 << 20;
+/// What clients are held to: traffic needs the descriptors and the memory more.
+const LIMITS: Limits =
+    Limits { connections: 256, head: Duration::from_secs(10), stall: Duration::from_secs(60) };
 
 /// What the API looks at.
 #[derive(Clone)]
@@ -59,12 +65,9 @@ pub fn start(listener: TcpListener, state: AdminState) -> io::Result<()> {
         .build()?;
     thread::Builder::new().name("admin".to_owned()).spawn(move || {
         runtime.block_on(async move {
-            let served = match tokio::net::TcpListener::from_std(listener) {
-                Ok(listener) => axum::serve(listener, router(state, local.ip().is_loopback())).await,
-                Err(error) => Err(error),
-            };
-            if let Err(error) = served {
-                log::error!("the admin listener stopped: {error}");
+            match tokio::net::TcpListener::from_std(listener) {
+                Ok(listener) => serve::serve(listener, router(state, local.ip().is_loopback()), LIMITS).await,
+                Err(error) => log::error!("the admin listener cannot start: {error}"),
             }
         });
     })?;
@@ -122,6 +125,7 @@ fn register_views(api: &mut Api) {
         .to(upstreams::all);
     api.get("/api/upstreams/{name}", "upstream", "One upstream, with its backends as they are now.")
         .answers::<crate::upstream::view::UpstreamView>(200, "The upstream.")
+        .fails::<Details>(400, "The name is not in UTF-8.")
         .fails::<Details>(404, "No upstream has this name.")
         .conditional()
         .to(upstreams::one);

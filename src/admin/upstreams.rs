@@ -1,6 +1,7 @@
 //! `/api/upstreams`: upstreams and their backends as they are now.
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -29,7 +30,13 @@ pub(super) async fn all(State(state): State<AdminState>) -> Json<UpstreamList> {
 }
 
 /// One upstream.
-pub(super) async fn one(State(state): State<AdminState>, Path(name): Path<String>) -> Response {
+pub(super) async fn one(
+    State(state): State<AdminState>,
+    name: Result<Path<String>, PathRejection>,
+) -> Response {
+    let Ok(Path(name)) = name else {
+        return problem(StatusCode::BAD_REQUEST, "the name is not in UTF-8");
+    };
     let snapshot = state.live.load();
     let found = snapshot.upstreams.iter().find(|upstream| *upstream.name == *name);
     found.map_or_else(

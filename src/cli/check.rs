@@ -24,8 +24,8 @@ pub(super) fn run(arguments: Arguments, registry: &Registry, output: Output) -> 
     let world = World::dry();
     let snapshot = Compiler { registry, world: &world, previous: None, mode: Mode::Dry }.compile(&loaded)?;
     if output == Output::Json {
-        print_json(&json!({"ok": true, "routes": snapshot.routes.len(), "warnings": snapshot.warnings}));
-        return Ok(());
+        let warnings = &snapshot.warnings;
+        return print_json(&json!({"ok": true, "routes": snapshot.routes.len(), "warnings": warnings}));
     }
     for warning in &snapshot.warnings.list {
         let _ = writeln!(std::io::stderr(), "warning: {warning}");
@@ -36,6 +36,5 @@ pub(super) fn run(arguments: Arguments, registry: &Registry, output: Output) -> 
         snapshot.routes.len(),
         snapshot.upstreams.len(),
         snapshot.tests.len()
-    ));
-    Ok(())
+    ))
 }

@@ -20,5 +20,4 @@ pub(super) fn run(arguments: Arguments, mut command: clap::Command, output: Outp
         Output::Json => print_json(&json!({"shell": arguments.shell.to_string(), "script": script})),
         Output::Text => print(script.trim_end()),
     }
-    Ok(())
 }

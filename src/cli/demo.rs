@@ -39,11 +39,11 @@ pub(super) fn run(arguments: Arguments, registry: Arc<Registry>) -> Result<(), F
             Failure::Runtime(format!("cannot start a sample service on {address}: {error}"))
         })?;
     }
-    print("Tollhouse demo: http://127.0.0.1:8080 in front of two sample services.");
-    print("Try:   curl -i http://127.0.0.1:8080/users/1");
-    print("       curl -i http://127.0.0.1:8080/orders");
-    print("       curl -i http://127.0.0.1:8080/ping");
-    print(format_args!("Edit:  {} (changes take effect at once; Ctrl-C ends the demo)", config.display()));
+    print("Tollhouse demo: http://127.0.0.1:8080 in front of two sample services.")?;
+    print("Try:   curl -i http://127.0.0.1:8080/users/1")?;
+    print("       curl -i http://127.0.0.1:8080/orders")?;
+    print("       curl -i http://127.0.0.1:8080/ping")?;
+    print(format_args!("Edit:  {} (changes take effect at once; Ctrl-C ends the demo)", config.display()))?;
     super::run::serve(config, registry)
 }
 

@@ -54,5 +54,4 @@ pub(super) fn run(arguments: Arguments, registry: &Registry, output: Output) -> 
         Output::Json => print_json(&explanation),
         Output::Text => print(explanation.to_string().trim_end()),
     }
-    Ok(())
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::{Failure, Output, print, print_json};
+use super::{Failure, Output, print, print_json, printed};
 use crate::source::format::{Unformatted, format};
 use crate::source::{self, Problems};
 
@@ -55,8 +55,8 @@ enum Outcome {
 pub(super) fn run(arguments: Arguments, output: Output) -> Result<(), Failure> {
     let done: Vec<Done> = arguments.files.iter().map(|file| one(file, arguments.check)).collect();
     match output {
-        Output::Json => print_json(&done),
-        Output::Text => done.iter().for_each(say),
+        Output::Json => print_json(&done)?,
+        Output::Text => done.iter().try_for_each(say)?,
     }
     let any = |wanted| done.iter().any(|done| done.outcome == wanted);
     match () {
@@ -66,17 +66,11 @@ pub(super) fn run(arguments: Arguments, output: Output) -> Result<(), Failure> {
     }
 }
 
-fn say(done: &Done) {
+fn say(done: &Done) -> Result<(), Failure> {
     let mut stderr = io::stderr();
+    // Whether anybody listens to complaints changes nothing.
     let _ = match done.outcome {
-        Outcome::Unchanged | Outcome::Formatted => match &done.text {
-            Some(text) => io::stdout().write_all(text.as_bytes()),
-            None if done.outcome == Outcome::Formatted => {
-                print(format_args!("formatted {}", done.file));
-                Ok(())
-            }
-            None => Ok(()),
-        },
+        Outcome::Unchanged | Outcome::Formatted => return say_done(done),
         Outcome::Unformatted => writeln!(stderr, "{}: not formatted", done.file),
         Outcome::Refused | Outcome::Failed => match (&done.problems, &done.error) {
             (Some(problems), _) => writeln!(stderr, "{problems}"),
@@ -84,6 +78,16 @@ fn say(done: &Done) {
             _ => Ok(()),
         },
     };
+    Ok(())
+}
+
+fn say_done(done: &Done) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    match &done.text {
+        Some(text) => printed(stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush())),
+        None if done.outcome == Outcome::Formatted => print(format_args!("formatted {}", done.file)),
+        None => Ok(()),
+    }
 }
 
 fn one(file: &Path, check: bool) -> Done {

@@ -21,7 +21,7 @@ pub(super) fn run(arguments: Arguments, command: clap::Command, output: Output) 
         fs::create_dir_all(&folder).map_err(failed)?;
         clap_mangen::generate_to(command, &folder).map_err(failed)?;
         if output == Output::Json {
-            print_json(&json!({"into": folder}));
+            print_json(&json!({"into": folder}))?;
         }
         return Ok(());
     }
@@ -32,5 +32,4 @@ pub(super) fn run(arguments: Arguments, command: clap::Command, output: Output) 
         Output::Json => print_json(&json!({"page": page})),
         Output::Text => print(page.trim_end()),
     }
-    Ok(())
 }

@@ -11,7 +11,7 @@ mod schema;
 mod test;
 mod version;
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -88,7 +88,7 @@ impl From<Problems> for Failure {
 pub(crate) fn run(registry: Registry) -> ExitCode {
     let Arguments { output, command } = match Arguments::try_parse() {
         Ok(arguments) => arguments,
-        Err(error) => return usage(&error),
+        Err(error) => return usage(&error).unwrap_or_else(|failure| report(&failure, Output::Text)),
     };
     let registry = Arc::new(registry);
     let result = match command {
@@ -110,20 +110,20 @@ pub(crate) fn run(registry: Registry) -> ExitCode {
 }
 
 /// Prints help, or what is wrong with the arguments.
-fn usage(error: &clap::Error) -> ExitCode {
+fn usage(error: &clap::Error) -> Result<ExitCode, Failure> {
     if !error.use_stderr() {
-        let _ = error.print();
-        return ExitCode::SUCCESS;
+        printed(error.print())?;
+        return Ok(ExitCode::SUCCESS);
     }
     let arguments: Vec<_> = std::env::args_os().collect();
     let wants_json = arguments.iter().any(|argument| argument == "--output=json")
         || arguments.windows(2).any(|pair| pair[0] == "--output" && pair[1] == "json");
     if wants_json {
-        print_json(&serde_json::json!({"error": error.render().to_string().trim_end()}));
+        print_json(&serde_json::json!({"error": error.render().to_string().trim_end()}))?;
     } else {
         let _ = error.print();
     }
-    ExitCode::from(2)
+    Ok(ExitCode::from(2))
 }
 
 fn report(failure: &Failure, output: Output) -> ExitCode {
@@ -133,24 +133,45 @@ fn report(failure: &Failure, output: Output) -> ExitCode {
         Failure::Said => return ExitCode::from(1),
         Failure::Runtime(message) => (message.clone(), 3),
     };
-    match (output, failure) {
+    let told = match (output, failure) {
         (Output::Text, _) => {
-            drop(writeln!(std::io::stderr(), "{}{}", if code == 3 { "error: " } else { "" }, text.trim_end()))
+            complain(&text, code);
+            Ok(())
         }
         (Output::Json, Failure::Problems(problems)) => print_json(problems),
         (Output::Json, _) => print_json(&serde_json::json!({"error": text})),
+    };
+    match told {
+        Ok(()) => ExitCode::from(code),
+        // There is nowhere left to tell it in JSON.
+        Err(failure) => report(&failure, Output::Text),
     }
-    ExitCode::from(code)
 }
 
-/// Prints a line; a closed pipe is the reader's choice, not an error.
-fn print(text: impl std::fmt::Display) {
-    let _ = writeln!(std::io::stdout(), "{text}");
+/// Tells on standard error what went wrong; whether anybody listens changes nothing.
+fn complain(text: &str, code: u8) {
+    let _ = writeln!(io::stderr(), "{}{}", if code == 3 { "error: " } else { "" }, text.trim_end());
 }
 
-fn print_json(value: &impl Serialize) {
+/// Prints a line.
+fn print(text: impl std::fmt::Display) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    printed(writeln!(stdout, "{text}").and_then(|()| stdout.flush()))
+}
+
+fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     match serde_json::to_string_pretty(value) {
         Ok(text) => print(text),
-        Err(error) => print(error),
+        Err(error) => Err(Failure::Runtime(error.to_string())),
+    }
+}
+
+/// What came of printing; a closed pipe is the reader's choice, not an error.
+fn printed(result: io::Result<()>) -> Result<(), Failure> {
+    match result {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::Runtime(format!("cannot write to standard output: {error}")))
+        }
+        _ => Ok(()),
     }
 }

@@ -6,6 +6,5 @@ use super::{Failure, print_json};
 use crate::config;
 
 pub(super) fn run(registry: &Registry) -> Result<(), Failure> {
-    print_json(&config::schema(registry));
-    Ok(())
+    print_json(&config::schema(registry))
 }

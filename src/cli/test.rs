@@ -21,19 +21,19 @@ pub(super) fn run(arguments: Arguments, registry: &Registry, output: Output) -> 
     let results = dry::run_tests(&loaded, registry)?;
     let failed = results.iter().filter(|result| !result.failures.is_empty()).count();
     if output == Output::Json {
-        print_json(&results);
+        print_json(&results)?;
     } else {
         for result in &results {
             print(format_args!(
                 "{} {}",
                 if result.failures.is_empty() { "ok  " } else { "FAIL" },
                 result.name
-            ));
+            ))?;
             for failure in &result.failures {
-                print(format_args!("       {failure}"));
+                print(format_args!("       {failure}"))?;
             }
         }
-        print(format_args!("{} passed, {failed} failed", results.len() - failed));
+        print(format_args!("{} passed, {failed} failed", results.len() - failed))?;
     }
     match failed {
         0 => Ok(()),

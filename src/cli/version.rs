@@ -10,5 +10,4 @@ pub(super) fn run(output: Output) -> Result<(), Failure> {
         Output::Json => print_json(&json!({"version": version})),
         Output::Text => print(format_args!("tollhouse {version}")),
     }
-    Ok(())
 }

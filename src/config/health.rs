@@ -4,11 +4,13 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::num::{NonZeroU16, NonZeroU32};
 
-use http::uri::{Authority, PathAndQuery};
+use http::uri::PathAndQuery;
 use regex::bytes::Regex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tollhouse_filters::values::{Duration, Scalar, StatusRange};
+
+use super::upstream::is_host;
 
 /// How it is found out which backends work.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -186,10 +188,7 @@ impl Scalar for ProbeHost {
     const EXAMPLE: &'static str = "users.internal";
 
     fn read(text: &str) -> Option<Self> {
-        let authority: Authority = text.parse().ok()?;
-        // `user@host` and `host:` are authorities but no host.
-        let host_only = !text.contains('@') && !text.ends_with(':') && !authority.host().is_empty();
-        host_only.then(|| Self(text.to_owned()))
+        is_host(text).then(|| Self(text.to_owned()))
     }
 }
 

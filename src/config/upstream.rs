@@ -231,6 +231,16 @@ impl Host {
     }
 }
 
+/// Whether the text is a name or an address, with a port or without: less than an authority, which may
+/// hold `*`, `~(` or a user.
+pub(super) fn is_host(text: &str) -> bool {
+    text.parse::<Authority>().is_ok_and(|authority| {
+        let host = authority.host();
+        let port_fits = host.len() == text.len() || authority.port_u16().is_some();
+        text.starts_with(host) && port_fits && Host::read(host).is_some()
+    })
+}
+
 /// Whether the text is one label of a host name; underscores are common in container networks.
 fn is_label(text: &str) -> bool {
     (1..=63).contains(&text.len())
@@ -247,12 +257,7 @@ impl Scalar for HostHeader {
         match text {
             "preserve" => Some(Self::Preserve),
             "backend" => Some(Self::Backend),
-            name => {
-                let authority: Authority = name.parse().ok()?;
-                // `user@host` and `host:` are authorities but no host.
-                let host_only = !name.contains('@') && !name.ends_with(':') && !authority.host().is_empty();
-                host_only.then(|| Self::Name(name.to_owned()))
-            }
+            name => is_host(name).then(|| Self::Name(name.to_owned())),
         }
     }
 }

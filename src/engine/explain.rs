@@ -1,5 +1,6 @@
 //! Explains a request: listener, route, why not the others, each filter, and where it ends.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use pingora::http::RequestHeader;
 use schemars::JsonSchema;
 use serde::Serialize;
 use tollhouse_filters::context::{Decision, Verdict};
+use tollhouse_filters::tree::{Node, Value};
 
 use super::Connection;
 use super::dry::{self, MadeUp, Outcome};
@@ -72,21 +74,68 @@ pub async fn explain(snapshot: &Arc<Snapshot>, question: &Question) -> Result<Ex
     Ok(explanation(snapshot, &connection, &request, &outcome))
 }
 
-/// Fields that the gateway makes from the request alone.
-const SHOWN: [&str; 4] = ["host", "via", "forwarded", "traceparent"];
+/// Fields that the gateway makes from the request alone, unless the document says otherwise.
+const SHOWN: [&str; 8] = [
+    "host",
+    "via",
+    "forwarded",
+    "traceparent",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-forwarded-proto",
+];
+/// What stands in the place of what is not told.
+const HIDDEN: &str = "***";
 
 impl Explanation {
-    /// Hides what a field holds that only the document can have put there, which may be a secret;
-    /// for those who may ask but not read the document.
-    pub fn hide_values(&mut self, question: &Question) {
-        for line in self.upstream_request.iter_mut().skip(1) {
+    /// Hides what only the document can have put there, which may be a secret: values of fields, and
+    /// what filters made whose options came in part from outside the document. For those who may ask
+    /// but not read the document.
+    pub fn hide_values(&mut self, question: &Question, document: &Node) {
+        let mut foreign = HashSet::new();
+        note_foreign(document, &mut foreign);
+        let is_foreign = |decision: &Decision| foreign.contains(decision.filter);
+        let ran = |decision: &Decision| decision.verdict != Verdict::Skipped;
+        let target_is_foreign = self.filters.iter().any(|decision| is_foreign(decision) && ran(decision));
+        for decision in self.filters.iter_mut().filter(|decision| is_foreign(decision)) {
+            decision.fields.iter_mut().for_each(|(_, value)| HIDDEN.clone_into(value));
+        }
+        let (authority, asked_target) = split_url(&question.url).unwrap_or_default();
+        let mut lines = self.upstream_request.iter_mut();
+        if let Some(line) = lines.next().filter(|_| target_is_foreign)
+            && let Some((method, target)) = line.split_once(' ')
+            && target != asked_target
+        {
+            *line = format!("{method} {HIDDEN}");
+        }
+        for line in lines {
             let Some((name, value)) = line.split_once(": ") else { continue };
             let asked = |(given, said): &(String, String)| given.eq_ignore_ascii_case(name) && said == value;
-            let own = SHOWN.contains(&name) || name.starts_with("x-forwarded-");
-            if !own && !question.headers.iter().any(asked) {
-                *line = format!("{name}: ***");
+            let own = SHOWN.contains(&name) && !foreign.contains(name);
+            let is_authority = name == "host" && authority == Some(value);
+            if !own && !is_authority && !question.headers.iter().any(asked) {
+                *line = format!("{name}: {HIDDEN}");
             }
         }
+    }
+}
+
+/// Notes the keys, in lower case, of all that holds text from outside the document; tells whether
+/// this node does.
+fn note_foreign(node: &Node, foreign: &mut HashSet<String>) -> bool {
+    match &node.value {
+        Value::Null => false,
+        Value::Scalar(scalar) => scalar.is_substituted(),
+        // Counted, as every item has keys to note.
+        Value::List(items) => items.iter().filter(|item| note_foreign(item, foreign)).count() > 0,
+        Value::Map(entries) => entries.iter().fold(false, |any, (key, value)| {
+            let is = note_foreign(value, foreign);
+            if is {
+                foreign.insert(key.text.to_ascii_lowercase());
+            }
+            is || any
+        }),
     }
 }
 
@@ -227,9 +276,50 @@ routes: [{name: any, upstream: u, filters: [{headers: {request: {set: {authoriza
         let question = Question { url: "http://a.test/".to_owned(), headers, ..Question::default() };
         let mut explained = explain(&snapshot, &question).await.expect("explained");
         assert!(explained.upstream_request.iter().any(|line| line == "authorization: Bearer secret"));
-        explained.hide_values(&question);
+        explained.hide_values(&question, &loaded.root);
         for line in ["authorization: ***", "x-mine: 1", "host: a.test"] {
             assert!(explained.upstream_request.iter().any(|shown| shown == line), "{line}");
         }
+    }
+    /// What the API tells of a request, on a document whose references stand for `s3cret`.
+    async fn told(upstream: &str, filters: &str) -> Explanation {
+        let text = format!(
+            "
+version: 1
+listeners: [{{name: main, address: '127.0.0.1:0'}}]
+upstreams: [{{name: u, backends: [{{address: '127.0.0.1:9'}}]{upstream}}}]
+routes: [{{name: any, upstream: u, filters: [{filters}]}}]
+"
+        );
+        let loaded = crate::source::load_str(&text, "test", None, &|_| Some("s3cret".to_owned()));
+        let loaded = Arc::new(loaded.expect("loads"));
+        let snapshot = dry::snapshot(&loaded, &tollhouse_filters::builtin()).expect("compiles");
+        let question = Question { url: "http://a.test/x".to_owned(), ..Question::default() };
+        let mut explained = explain(&snapshot, &question).await.expect("explained");
+        explained.hide_values(&question, &loaded.root);
+        explained
+    }
+
+    #[tokio::test]
+    async fn what_came_from_outside_the_document_is_hidden_wherever_it_went() {
+        for (upstream, filters) in [
+            ("", "{rewrite: {add_prefix: '/${env:S}'}}"),
+            ("", "{rewrite: {path: '/%73%33cret/${env:S}/%2e/'}}"),
+            ("", "{headers: {request: {set: {X-Forwarded-Proto: '${env:S}'}}}}"),
+            ("", "{headers: {request: {set: {x-forwarded-mine: '${env:S}'}}}}"),
+            (", host: '${env:S}.test'", ""),
+        ] {
+            let shown = serde_json::to_string(&told(upstream, filters).await).expect("JSON");
+            assert!(!shown.contains("s3cret") && shown.contains("***"), "{filters}{upstream}: {shown}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_the_document_says_itself_about_the_target_is_told() {
+        let told =
+            told(", host: b.test", "{rewrite: {add_prefix: /v1}}, {headers: {request: {set: {a: b}}}}").await;
+        assert_eq!(told.upstream_request[0], "GET /v1/x");
+        assert_eq!(told.filters[0].fields, [("to", "/v1/x".to_owned())]);
+        assert!(told.upstream_request.contains(&"host: b.test".to_owned()), "{:?}", told.upstream_request);
     }
 }

@@ -21,6 +21,10 @@ routes:
       - headers: {request: {set: {authorization: \"Basic ${env:UPSTREAM_PASSWORD}\"}}}
     upstream: users
   - {name: ping, match: {paths: [/ping]}, respond: {body: pong}}
+  - name: inside
+    match: {headers: {x-verify: \"${env:UPSTREAM_PASSWORD}\"}}
+    filters: [{rewrite: {add_prefix: \"/${env:UPSTREAM_PASSWORD}\"}}]
+    upstream: users
 observability: {access_log: {format: none}}
 ";
 
@@ -136,6 +140,19 @@ fn routes_are_listed_in_file_order() {
     assert_eq!(routes["routes"][0]["action"], json!({"upstream": "users"}));
     assert_eq!(routes["routes"][0]["match"]["methods"], json!(["GET"]));
     assert_eq!(routes["routes"][1]["action"], "answer");
+}
+
+/// What came through a reference is never told by the admin API.
+#[test]
+fn routes_and_explanations_tell_nothing_from_outside_the_document() {
+    let admin = Admin::with_token();
+    let routes = admin.get("/api/routes");
+    assert_eq!(routes.json()["routes"][2]["match"], json!({"headers": {"x-verify": "***"}}));
+    let question = json!({"url": "/x", "headers": [["x-verify", "hunter2-upstream"]]});
+    let answer = admin.post("/api/explain", &question.to_string());
+    let told = answer.json();
+    assert_eq!((&told["route"], &told["upstream_request"][0]), (&json!("inside"), &json!("GET ***")));
+    assert_eq!(told["filters"][0]["fields"], json!([["to", "***"]]), "{told}");
 }
 
 #[test]

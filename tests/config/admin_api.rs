@@ -1,7 +1,7 @@
 //! The admin API as a contract: its OpenAPI document, entity tags, upstreams, and what a flood meets.
 
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
@@ -175,6 +175,25 @@ fn who_has_a_document_already_is_not_sent_it_again() {
     }
 }
 
+/// RFC 9110 section 8.6: a length in 304 would have to be that of the answer 200.
+#[test]
+fn a_304_tells_no_length() {
+    let admin = Admin::with_token();
+    for method in ["GET", "HEAD"] {
+        let tag = admin.ask(method, "/api/routes", &[], "").header("etag").to_owned();
+        let answer = admin.ask(method, "/api/routes", &[("if-none-match", &tag)], "");
+        assert_eq!(answer.status(), 304, "{method}");
+        for name in ["content-length", "transfer-encoding"] {
+            assert!(!answer.headers.contains_key(name), "{method}: {answer:?}");
+        }
+    }
+}
+
+#[test]
+fn a_name_that_is_no_text_is_a_problem() {
+    assert_problem(&Admin::with_token().get("/api/upstreams/%ff"), 400);
+}
+
 #[test]
 fn a_changed_document_has_another_tag() {
     let admin = Admin::with_token();
@@ -227,4 +246,35 @@ fn send(admin: &Admin, text: &str) -> TcpStream {
     stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket option");
     stream.write_all(text.as_bytes()).expect("sent");
     stream
+}
+
+/// Connections are cheap to hold open and descriptors are few; traffic needs them.
+#[test]
+fn idle_connections_are_few() {
+    let admin = Admin::with_token();
+    let held: Vec<TcpStream> =
+        (0..300).map(|_| TcpStream::connect(admin.gateway.admin()).expect("it listens")).collect();
+    let until = Instant::now() + Duration::from_secs(5);
+    let closed = |stream: &TcpStream| {
+        stream.set_nonblocking(true).expect("a socket option");
+        !stream.peek(&mut [0]).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    };
+    while held.iter().filter(|stream| closed(stream)).count() < 44 {
+        assert!(Instant::now() < until, "300 connections are open");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(!closed(&held[0]), "those that came first stay");
+    drop(held);
+    let until = Instant::now() + Duration::from_secs(5);
+    let alive = || {
+        let mut stream = TcpStream::connect(admin.gateway.admin()).ok()?;
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        answer.ends_with("ok\n").then_some(())
+    };
+    while alive().is_none() {
+        assert!(Instant::now() < until, "no place is free again");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }

@@ -235,3 +235,36 @@ fn the_configuration_may_come_from_the_environment() {
     let output = output.expect("the program runs");
     assert!(stdout(&output).contains("answer     404"), "{output:?}");
 }
+
+#[test]
+fn output_that_cannot_be_written_is_code_3() {
+    let (_folder, file) = document("version: 1\nlisteners: [{name: m, address: \"127.0.0.1:0\"}]\n");
+    let file = text(&file);
+    for arguments in [
+        &["check", file][..],
+        &["--output", "json", "check", file],
+        &["--output", "json", "check", "/nonexistent"],
+        &["test", file],
+        &["explain", "-c", file, "GET", "/"],
+        &["fmt", "-"],
+        &["schema"],
+        &["man"],
+        &["completions", "bash"],
+        &["version"],
+        &["--help"],
+    ] {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("Linux has it");
+        let input = std::fs::File::open(file).expect("it is there");
+        let output = program().args(arguments).stdin(input).stdout(full).output().expect("the program runs");
+        assert_eq!(code(&output), 3, "{arguments:?}: {}", stderr(&output));
+        assert!(stderr(&output).starts_with("error: cannot write to standard output: "), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_reader_that_has_enough_is_no_error() {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let output = program().arg("schema").stdout(writer).output().expect("the program runs");
+    assert_eq!((code(&output), stderr(&output)), (0, String::new()));
+}

@@ -56,8 +56,14 @@ impl Types {
     /// Parses what was written as this option.
     ///
     /// # Errors
-    /// An entry that is no type, or one that is never encoded.
+    /// No entry, one that is no type, or one that is never encoded.
     pub fn parse(option: &str, written: &[String]) -> Result<Self, BuildError> {
+        if written.is_empty() {
+            return Err(BuildError::at(
+                option,
+                "no type is listed, so nothing would be done; remove the filter, or add one",
+            ));
+        }
         let patterns = written.iter().enumerate().map(|(at, text)| {
             pattern(&text.to_ascii_lowercase()).map_err(|message| {
                 let mut error = BuildError::at(option, message);

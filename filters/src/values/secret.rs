@@ -29,12 +29,12 @@ impl Secret {
 }
 
 impl Scalar for Secret {
-    const EXPECTED: &'static str = "a secret: a text that is not empty, in quotes if it looks like a number";
+    const EXPECTED: &'static str = "a secret: a text that is not blank, in quotes if it looks like a number";
     const FORMAT: Option<&'static str> = Some("password");
     const EXAMPLE: &'static str = "${env:API_SECRET}";
 
     fn read(text: &str) -> Option<Self> {
-        (!text.is_empty()).then(|| Self::new(text))
+        (!text.trim().is_empty()).then(|| Self::new(text))
     }
 }
 

@@ -78,6 +78,9 @@ impl<'de> Deserialize<'de> for To {
         if text.is_empty() {
             return Err(serde::de::Error::custom("expected `stdout`, `stderr` or a path"));
         }
+        if text.contains('\0') {
+            return Err(serde::de::Error::custom("a path cannot hold the character NUL"));
+        }
         text.parse().map_err(|never: Infallible| match never {})
     }
 }
