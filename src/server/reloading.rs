@@ -1,6 +1,7 @@
 //! Reloading when an input changes, on SIGHUP, or when the admin API asks.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, SystemTime};
@@ -136,8 +137,13 @@ pub(super) fn head_limits(snapshot: &Snapshot) -> HeadLimits {
 /// Gives back what compiling a large document took. The allocator keeps free memory for a second, and
 /// looks for such whenever a thread ends.
 fn settle() {
+    static UNDER_WAY: AtomicBool = AtomicBool::new(false);
+    if UNDER_WAY.swap(true, Relaxed) {
+        return;
+    }
     spawn("settle", || {
         thread::sleep(SETTLED);
+        UNDER_WAY.store(false, Relaxed);
         // A thread that never held memory has nothing to tidy at its end.
         drop(std::hint::black_box(vec![0_u8; 64]));
     });
