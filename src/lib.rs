@@ -16,6 +16,7 @@
 //! main -> cli -> server -> { door, proxy, admin }
 //! door, proxy, admin, cli -> engine -> snapshot
 //! snapshot -> { source, config, routing, tls, upstream, filters }
+//! upstream -> { config, tls }                                   tls -> config
 //! ```
 //!
 //! Build a gateway with filters of your own with [`run`].

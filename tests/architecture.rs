@@ -12,7 +12,7 @@ const MAY_IMPORT: [(&str, &[&str]); 13] = [
     ("source", &["config"]),
     ("routing", &["config"]),
     ("tls", &["config"]),
-    ("upstream", &["config"]),
+    ("upstream", &["config", "tls"]),
     ("snapshot", &["source", "config", "routing", "tls", "upstream"]),
     ("engine", &["snapshot", "source", "config", "routing", "tls", "upstream"]),
     ("door", &["engine", "snapshot", "source", "config", "routing", "tls", "upstream"]),

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 const LONGEST: u64 = 64 << 20;
 
 /// The certificates of a PEM file, at least one.
-pub(super) fn certificates(base: &Path, file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+pub(crate) fn certificates(base: &Path, file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let pem = read(base, file)?;
     let found: Vec<_> = CertificateDer::pem_slice_iter(&pem)
         .collect::<Result<_, _>>()
@@ -23,7 +23,7 @@ pub(super) fn certificates(base: &Path, file: &Path) -> Result<Vec<CertificateDe
 }
 
 /// The first private key of a PEM file.
-pub(super) fn private_key(base: &Path, file: &Path) -> Result<PrivateKeyDer<'static>, String> {
+pub(crate) fn private_key(base: &Path, file: &Path) -> Result<PrivateKeyDer<'static>, String> {
     let pem = Zeroizing::new(read(base, file)?);
     let has = |text: &[u8]| pem.windows(text.len()).any(|window| window == text);
     if has(b"-----BEGIN ENCRYPTED PRIVATE KEY-----") || has(b"Proc-Type: 4,ENCRYPTED") {

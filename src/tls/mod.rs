@@ -3,7 +3,7 @@
 
 mod certificate;
 mod client;
-mod files;
+pub(crate) mod files;
 mod resolver;
 #[cfg(test)]
 mod tests;

@@ -39,6 +39,8 @@ fn certificates() -> tempfile::TempDir {
     )
     .unwrap();
     std::fs::write(dir.path().join("empty.pem"), "").unwrap();
+    // Whoever reads it waits for somebody to write.
+    assert!(std::process::Command::new("mkfifo").arg(dir.path().join("pipe")).status().unwrap().success());
     dir
 }
 
@@ -150,6 +152,7 @@ fn unusable_files_are_errors_that_name_the_file() {
         (json!({"ca": "missing.pem"}), "tls.ca", "missing.pem"),
         (json!({"ca": "bad.pem"}), "tls.ca", "bad.pem"),
         (json!({"ca": "empty.pem"}), "tls.ca", "empty.pem"),
+        (json!({"ca": "pipe"}), "tls.ca", "not a file"),
         (json!({"ca": "client.key"}), "tls.ca", "client.key"),
         (json!({"client_cert": "bad.pem", "client_key": "client.key"}), "tls.client_cert", "bad.pem"),
         (json!({"client_cert": "client.pem", "client_key": "ca.pem"}), "tls.client_key", "ca.pem"),

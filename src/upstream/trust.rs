@@ -1,6 +1,5 @@
 //! What makes a TLS connection to a backend trusted: authorities, names, our own certificate.
 
-use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,13 +7,13 @@ use pingora::protocols::tls::CaType;
 use pingora::utils::tls::{CertKey, WrappedX509, parse_x509};
 use rustls::RootCertStore;
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::sign::CertifiedKey;
 use sha2::{Digest, Sha256};
 
 use super::Problems;
 use crate::config::upstream::Tls;
+use crate::tls::files;
 
 /// The TLS settings of an upstream, read and checked once.
 pub(super) struct Trust {
@@ -87,7 +86,7 @@ fn load_client(tls: &Tls, base: &Path, digest: &mut Sha256, problems: &mut Probl
         (Some(certificate), Some(key)) => (certificate, key),
     };
     let chain = certificates(base, certificate).map_err(|message| problems.add("tls.client_cert", message));
-    let key = private_key(base, key).map_err(|message| problems.add("tls.client_key", message));
+    let key = files::private_key(base, key).map_err(|message| problems.add("tls.client_key", message));
     let (chain, key) = (chain.ok()?, key.ok()?);
     if let Err(message) = check_pair(&chain, &key) {
         problems.add("tls.client_key", message);
@@ -116,29 +115,14 @@ fn check_pair(chain: &[CertificateDer<'static>], key: &PrivateKeyDer<'static>) -
     }
 }
 
-/// The certificates of a PEM file, at least one, each of which Pingora can parse.
+/// The certificates of a PEM file, each of which Pingora can parse.
 fn certificates(base: &Path, file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let pem = read(base, file)?;
-    let found: Vec<_> = CertificateDer::pem_slice_iter(&pem)
-        .collect::<Result<_, _>>()
-        .map_err(|_| format!("{} is not valid PEM", file.display()))?;
-    if found.is_empty() {
-        return Err(format!("{} holds no certificate", file.display()));
-    }
+    let found = files::certificates(base, file)?;
     // Pingora panics on a certificate that its parser refuses.
     if found.iter().any(|certificate| x509_parser::parse_x509_certificate(certificate).is_err()) {
         return Err(format!("{} holds an invalid certificate", file.display()));
     }
     Ok(found)
-}
-
-fn private_key(base: &Path, file: &Path) -> Result<PrivateKeyDer<'static>, String> {
-    let pem = zeroize::Zeroizing::new(read(base, file)?);
-    PrivateKeyDer::from_pem_slice(&pem).map_err(|_| format!("{} holds no private key", file.display()))
-}
-
-fn read(base: &Path, file: &Path) -> Result<Vec<u8>, String> {
-    fs::read(base.join(file)).map_err(|error| format!("cannot read {}: {error}", file.display()))
 }
 
 fn wrapped(certificate: &CertificateDer<'static>) -> WrappedX509 {
