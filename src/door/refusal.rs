@@ -15,6 +15,7 @@ use super::stream::DoorStream;
 use super::{Common, Rule};
 use crate::engine;
 use crate::observe::{Access, metrics};
+use crate::snapshot::UNROUTED;
 
 /// How long the answer may take to be sent.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -59,7 +60,7 @@ impl Refusal {
         let listener = common.listener_name(facts.listener);
         let status = rule.kind().status;
         let registry = &common.desk.observe.registry;
-        registry.route(listener, metrics::NONE, metrics::NONE).record(status, started.elapsed(), 0, 0);
+        registry.route(listener, UNROUTED, metrics::NONE).record(status, started.elapsed(), 0, 0);
         if common.desk.observe.logs_access() {
             let (path, query) = split_query(target);
             common.desk.observe.access(&Access {
@@ -74,7 +75,7 @@ impl Refusal {
                 query,
                 protocol: "HTTP/1.1",
                 tls: facts.tls.as_deref(),
-                route: metrics::NONE,
+                route: UNROUTED,
                 service: None,
                 upstream: None,
                 backend: None,

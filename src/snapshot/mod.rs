@@ -30,6 +30,7 @@ use crate::upstream::Upstream;
 pub(crate) use compile::fault;
 pub use compile::{Compiler, Mode, apart};
 pub use reload::{Reloaded, Reloader, Verify};
+pub use routes::UNROUTED;
 
 /// One compiled document: everything a request needs, from start to end.
 pub struct Snapshot {

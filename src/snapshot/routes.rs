@@ -304,12 +304,15 @@ impl Built {
     }
 }
 
+/// What logs and metrics call the route of requests that have none; no route can be named so.
+pub const UNROUTED: &str = "(none)";
+
 /// The route of requests that no route matches.
 pub(super) fn unrouted(listeners: usize) -> Route {
     let none = Arc::new(Pipeline::default());
     Route {
         id: None,
-        name: Arc::from("(none)"),
+        name: Arc::from(UNROUTED),
         service: None,
         shared: none.clone(),
         own: none,

@@ -27,7 +27,7 @@ async fn what_is_not_http_is_refused_and_harms_nobody() {
         assert!(answer.text().contains(reason), "{answer:?}");
         let line = until("a line of the log", || gateway.log().into_iter().nth(already)).await;
         assert_eq!((&line["status"], &line["reason"]), (&status.into(), &reason.into()));
-        assert_eq!((&line["listener"], &line["route"]), (&"plain".into(), &"none".into()));
+        assert_eq!((&line["listener"], &line["route"]), (&"plain".into(), &"(none)".into()));
     }
     let mut client = Wire::connect(gateway.address()).await;
     client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\ngarbage garbage").await;
