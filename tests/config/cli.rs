@@ -1,12 +1,11 @@
 //! The command line: exit codes, what is said where, and `--output json` everywhere.
 
 use std::path::{Path, PathBuf};
-use std::process::Output;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tempfile::TempDir;
 
-use crate::gateway::{program, run};
+use crate::gateway::{code, json_of, program, run, stderr, stdout};
 
 const RIGHT: &str = "version: 1
 admin: {address: none}
@@ -33,22 +32,6 @@ fn document(text: &str) -> (TempDir, PathBuf) {
     let file = folder.path().join("t.yaml");
     std::fs::write(&file, text).expect("written");
     (folder, file)
-}
-
-fn code(output: &Output) -> i32 {
-    output.status.code().expect("ended by itself")
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn json_of(output: &Output) -> Value {
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
 }
 
 fn text(path: &Path) -> &str {

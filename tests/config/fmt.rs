@@ -8,7 +8,7 @@ use std::process::{Output, Stdio};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::gateway::{program, run};
+use crate::gateway::{code, json_of, program, run, stderr, stdout};
 use crate::{project, read, yaml_files};
 
 const UNTIDY: &str = "version:   1\nlisteners:   # where\n- {name: main,address: '127.0.0.1:0'}\n# end\n";
@@ -40,22 +40,6 @@ fn piped(options: &[&str], text: &str) -> Output {
         .expect("the program runs");
     child.stdin.take().expect("piped").write_all(text.as_bytes()).expect("read");
     child.wait_with_output().expect("the program ends")
-}
-
-fn code(output: &Output) -> i32 {
-    output.status.code().expect("ended by itself")
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn json_of(output: &Output) -> Value {
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
 }
 
 fn names(folder: &Path) -> usize {

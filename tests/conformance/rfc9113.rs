@@ -65,17 +65,7 @@ async fn s8_1_trailers_pass_between_http2_sides() {
 
 #[tokio::test]
 async fn s5_1_a_stream_that_is_reset_ends_the_request_at_the_origin() {
-    let (told, mut closed) = tokio::sync::mpsc::unbounded_channel();
-    let origin = Origin::new(move |mut wire| {
-        let told = told.clone();
-        async move {
-            let _ = wire.head().await;
-            let _ = told.send("asked");
-            wire.rest().await;
-            let _ = told.send("closed");
-        }
-    })
-    .await;
+    let (origin, mut closed) = Origin::silent().await;
     let gateway = Gateway::before(&origin, "").await;
     let client = H2c::connect(gateway.address()).await;
     let get = Request::get("http://a/slow").body(()).expect("valid");

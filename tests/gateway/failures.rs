@@ -2,8 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
-
 use crate::harness::{Broken, Gateway, H2c, Origin, Wire, exchange, get, noise, refusing, request, soon};
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -229,17 +227,7 @@ async fn a_full_backlog_is_a_connect_timeout() {
 
 #[tokio::test]
 async fn an_origin_soon_sees_that_the_client_left() {
-    let (told, mut events) = mpsc::unbounded_channel();
-    let origin = Origin::new(move |mut wire| {
-        let told = told.clone();
-        async move {
-            let _ = wire.head().await;
-            let _ = told.send("asked");
-            wire.rest().await;
-            let _ = told.send("closed");
-        }
-    })
-    .await;
+    let (origin, mut events) = Origin::silent().await;
     let gateway = Gateway::before(&origin, "").await;
     let mut client = Wire::connect(gateway.address()).await;
     client.send("GET /slow HTTP/1.1\r\nHost: a\r\n\r\n").await;

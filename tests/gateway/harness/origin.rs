@@ -102,6 +102,33 @@ impl Origin {
         .await
     }
 
+    /// Answers every request with the body that it had.
+    pub(crate) async fn giving_back() -> Self {
+        Self::new(|mut wire| async move {
+            while let Ok(head) = wire.head().await {
+                let Ok(body) = wire.body(&head).await else { return };
+                wire.send(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len())).await;
+                wire.send(body).await;
+            }
+        })
+        .await
+    }
+
+    /// Answers nothing, and tells when it was `asked` and when that connection was `closed`.
+    pub(crate) async fn silent() -> (Self, mpsc::UnboundedReceiver<&'static str>) {
+        let (told, events) = mpsc::unbounded_channel();
+        let origin = Self::new(move |mut wire| {
+            let told = told.clone();
+            async move {
+                let _ = wire.head().await;
+                let _ = told.send("asked");
+                wire.rest().await;
+                let _ = told.send("closed");
+            }
+        });
+        (origin.await, events)
+    }
+
     /// Reads a request's head, sends these bytes and closes.
     pub(crate) async fn dying_after(bytes: &'static [u8]) -> Self {
         Self::new(move |mut wire| async move {

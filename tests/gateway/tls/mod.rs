@@ -180,14 +180,7 @@ async fn plain_http_on_a_tls_port_is_answered_in_plain_http() {
 #[tokio::test]
 async fn large_bodies_pass_over_tls_both_ways_unharmed() {
     let authority = Authority::new("servers");
-    let origin = Origin::new(|mut wire| async move {
-        while let Ok(head) = wire.head().await {
-            let Ok(body) = wire.body(&head).await else { return };
-            wire.send(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len())).await;
-            wire.send(body).await;
-        }
-    })
-    .await;
+    let origin = Origin::giving_back().await;
     let gateway = start(&authority, ONE, &to(&origin)).await;
     let mut wire = connect(&Client::new(&authority), &gateway, "a.test").await;
     let body = crate::harness::noise(3_000_000);
@@ -257,14 +250,7 @@ async fn a_websocket_passes_over_tls() {
 #[tokio::test]
 async fn large_bodies_pass_over_http_2_over_tls() {
     let authority = Authority::new("servers");
-    let origin = Origin::new(|mut wire| async move {
-        while let Ok(head) = wire.head().await {
-            let Ok(body) = wire.body(&head).await else { return };
-            wire.send(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len())).await;
-            wire.send(body).await;
-        }
-    })
-    .await;
+    let origin = Origin::giving_back().await;
     let gateway = start(&authority, ONE, &to(&origin)).await;
     let client = Client::with(&authority, rustls::ALL_VERSIONS, None, &["h2"]);
     let h2 = h2_over(connect(&client, &gateway, "a.test").await.into_stream()).await;
