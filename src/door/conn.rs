@@ -141,6 +141,7 @@ async fn rest_of_head(
 ) -> Next {
     loop {
         match poll_fn(|cx| stream.poll_lead(cx)).await {
+            Ok(0) if stream.lead().starts_with(PREFACE) => return Next::Refused(Rule::Settings),
             Ok(0) => return Next::Refused(Rule::Unfinished),
             Ok(_) => {}
             Err(_) => return Next::Closed,
@@ -162,7 +163,7 @@ fn read_head(
     let compared = lead.len().min(PREFACE.len());
     match preface {
         Preface::Certain | Preface::Possible if PREFACE[..compared] == lead[..compared] => {
-            return (compared == PREFACE.len()).then_some(Next::Http2);
+            return settings(&lead[compared..]).filter(|_| compared == PREFACE.len());
         }
         // Who agreed on HTTP/2 and speaks something else cannot be answered in either.
         Preface::Certain => return Some(Next::Closed),
@@ -173,6 +174,15 @@ fn read_head(
         Ok(Some(head)) => Some(Next::Request(head)),
         Err(rule) => Some(Next::Refused(rule)),
     }
+}
+
+/// What HTTP/2 begins with is the preface and a SETTINGS frame (RFC 9113 s3.4, s6.5); `None` before its head is whole.
+fn settings(frame: &[u8]) -> Option<Next> {
+    const SETTINGS: u8 = 4;
+    let [high, mid, low, kind, flags, stream @ ..] = *frame.first_chunk::<9>()?;
+    let length = u32::from_be_bytes([0, high, mid, low]);
+    let valid = kind == SETTINGS && flags & 1 == 0 && stream == [0; 4] && length.is_multiple_of(6);
+    Some(if valid { Next::Http2 } else { Next::Refused(Rule::Settings) })
 }
 
 /// Has Pingora serve one request; gives the connection back if it can take another.

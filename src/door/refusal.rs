@@ -11,7 +11,7 @@ use tollhouse_filters::context::RequestId;
 use tollhouse_filters::outcome::Body;
 use tollhouse_filters::problem::Problem;
 
-use super::stream::DoorStream;
+use super::stream::{DoorStream, PREFACE};
 use super::{Common, Rule};
 use crate::engine;
 use crate::observe::{Access, metrics};
@@ -54,7 +54,8 @@ impl Refusal {
         let started = Instant::now();
         let request_id = RequestId::Made(fastrand::u128(1..));
         let (method, target) = first_words(stream.lead());
-        let answer = answer(rule, &request_id, method == b"HEAD");
+        let http2 = stream.lead().starts_with(PREFACE);
+        let answer = if http2 { goaway(rule) } else { answer(rule, &request_id, method == b"HEAD") };
         common.desk.refusals.add(rule);
         let facts = stream.facts();
         let listener = common.listener_name(facts.listener);
@@ -73,7 +74,7 @@ impl Refusal {
                 host: b"",
                 path,
                 query,
-                protocol: "HTTP/1.1",
+                protocol: if http2 { "HTTP/2" } else { "HTTP/1.1" },
                 tls: facts.tls.as_deref(),
                 route: UNROUTED,
                 service: None,
@@ -120,6 +121,15 @@ fn split_query(target: &[u8]) -> (&[u8], Option<&[u8]>) {
         Some(at) => (&target[..at], Some(&target[at + 1..])),
         None => (target, None),
     }
+}
+
+/// An empty SETTINGS frame, as HTTP/2 begins, and a GOAWAY of PROTOCOL_ERROR that says why (RFC 9113 s3.4, s6.8).
+fn goaway(rule: Rule) -> Vec<u8> {
+    let why = rule.detail().as_bytes();
+    let length = u8::try_from(8 + why.len()).expect("details are short");
+    let (settings, head) = ([0, 0, 0, 4, 0, 0, 0, 0, 0], [0, 0, length, 7, 0, 0, 0, 0, 0]);
+    let (last_stream, protocol_error) = ([0; 4], [0, 0, 0, 1]);
+    [&settings[..], &head, &last_stream, &protocol_error, why].concat()
 }
 
 fn answer(rule: Rule, request_id: &RequestId, head_only: bool) -> Vec<u8> {

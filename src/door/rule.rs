@@ -9,6 +9,8 @@ pub enum Rule {
     Tls,
     /// The request is plain HTTP, and this listener speaks TLS.
     PlainHttp,
+    /// The preface of HTTP/2 comes without the SETTINGS that belong to it.
+    Settings,
     /// The connection ended inside a head.
     Unfinished,
     /// The head did not arrive in time.
@@ -79,6 +81,7 @@ macro_rules! rules {
 rules! {
     Tls "tls" BAD_REQUEST "RFC 9112 s2.1" "the request is a TLS handshake, and this port speaks plain HTTP";
     PlainHttp "plain-http" BAD_REQUEST "RFC 9110 s4.2.2" "the request is plain HTTP, and this port speaks TLS: ask with `https`";
+    Settings "settings" BAD_REQUEST "RFC 9113 s3.4" "the preface of HTTP/2 is not followed by SETTINGS";
     Unfinished "unfinished" BAD_REQUEST "RFC 9112 s8" "the connection ended inside the head";
     Slow "slow-head" REQUEST_TIMEOUT "RFC 9110 s15.5.9" "the head took too long";
     RequestLine "request-line" BAD_REQUEST "RFC 9112 s3" "the request line is not a method, a target and a version";

@@ -29,10 +29,19 @@ async fn what_is_not_http_is_refused_and_harms_nobody() {
         assert_eq!((&line["status"], &line["reason"]), (&status.into(), &reason.into()));
         assert_eq!((&line["listener"], &line["route"]), (&"plain".into(), &"(none)".into()));
     }
-    let mut client = Wire::connect(gateway.address()).await;
-    client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\ngarbage garbage").await;
-    // GOAWAY with PROTOCOL_ERROR or FRAME_SIZE_ERROR ends it (RFC 9113 s5.4.1).
-    assert!(client.rest().await.windows(4).any(|bytes| bytes == [0, 0, 8, 7]), "a GOAWAY frame");
+    // What follows the preface of HTTP/2 is SETTINGS, or a PROTOCOL_ERROR (RFC 9113 s3.4).
+    for garbage in [&b"garbage garbage"[..], b"\0\0\0\x06\0\0\0\0\0", b"\0\0\x05\x04\0\0\0\0\0", b"\0\0"] {
+        let already = gateway.log().len();
+        let mut client = Wire::connect(gateway.address()).await;
+        client.send([b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", garbage].concat()).await;
+        client.half_close().await;
+        let said = client.rest().await;
+        let goaway = b"\x07\0\0\0\0\0\0\0\0\0\0\0\0\x01";
+        assert!(said.windows(goaway.len()).any(|bytes| bytes == goaway), "{garbage:?}: {said:?}");
+        let line = until("a line of the log", || gateway.log().into_iter().nth(already)).await;
+        assert_eq!((&line["status"], &line["protocol"]), (&400.into(), &"HTTP/2".into()));
+        assert_eq!(line["reason"], "the preface of HTTP/2 is not followed by SETTINGS");
+    }
     assert_eq!(get(gateway.address(), "/").await.status, 200);
     assert_eq!(origin.heads().len(), 1);
     assert_eq!(gateway.said("panic"), 0, "{:#?}", gateway.stderr());
