@@ -11,7 +11,7 @@ use tollhouse_filters::context::RequestId;
 use tollhouse_filters::outcome::Body;
 use tollhouse_filters::problem::Problem;
 
-use super::stream::{DoorStream, PREFACE};
+use super::stream::DoorStream;
 use super::{Common, Rule};
 use crate::engine;
 use crate::observe::{Access, metrics};
@@ -54,7 +54,7 @@ impl Refusal {
         let started = Instant::now();
         let request_id = RequestId::Made(fastrand::u128(1..));
         let (method, target) = first_words(stream.lead());
-        let http2 = stream.lead().starts_with(PREFACE);
+        let http2 = rule == Rule::Settings;
         let answer = if http2 { goaway(rule) } else { answer(rule, &request_id, method == b"HEAD") };
         common.desk.refusals.add(rule);
         let facts = stream.facts();
