@@ -25,6 +25,7 @@ use crate::config::tls::TlsVersion;
 use crate::config::{ListenerTls, Protocol};
 
 pub use self::client::facts as client_certificate;
+pub use self::tickets::TicketKeys;
 
 /// The protocol names of ALPN (RFC 7301 s6, RFC 9113 s3.1).
 pub const H2: &str = "h2";
@@ -117,6 +118,17 @@ impl ServerTls {
     #[must_use]
     pub fn certificates(&self) -> &[Term] {
         &self.certificates
+    }
+
+    /// The keys of its tickets, for the process after this one.
+    #[must_use]
+    pub fn ticket_keys(&self) -> TicketKeys {
+        self.tickets.export()
+    }
+
+    /// Reads the tickets of the process before this one too, if that asked clients for the same.
+    pub fn resume(&self, keys: TicketKeys) {
+        self.tickets.import(keys);
     }
 
     /// Whether clients are asked for certificates.
