@@ -65,38 +65,6 @@ impl MemoryState {
         self.len() == 0
     }
 
-    /// Every entry still alive, for another process to [`import`](Self::import).
-    #[must_use]
-    pub fn export(&self) -> Vec<StateEntry> {
-        let now = self.clock.now();
-        let mut exported = Vec::new();
-        for shard in &self.shards {
-            let shard = shard.lock();
-            let alive = shard.entries.iter().filter(|(_, entry)| entry.expires > now);
-            exported.extend(alive.map(|(key, entry)| entry.export(key, now)));
-        }
-        exported
-    }
-
-    /// Takes over entries, except where this store already has one of its own: what happened here is newer.
-    pub fn import(&self, entries: impl IntoIterator<Item = StateEntry>) {
-        for StateEntry { tenant, scope, key, value, ttl_ms } in entries {
-            let key = StateKey::new(tenant, scope, &key);
-            let value = match value {
-                StateValue::Counter(number) => Value::Counter(number),
-                StateValue::Bytes(bytes) => Value::Bytes(bytes.into()),
-            };
-            if check_size(&key, value.len()).is_ok() {
-                self.with_shard(&key, |shard, now| {
-                    if shard.alive(&key, now).is_none() {
-                        let entry = Entry { value, expires: expiry(now, Duration::from_millis(ttl_ms)) };
-                        shard.insert(&key, entry, now, self.capacity);
-                    }
-                });
-            }
-        }
-    }
-
     fn with_shard<T>(&self, key: &StateKey, act: impl FnOnce(&mut Shard, Instant) -> T) -> T {
         let now = self.clock.now();
         let hash = self.hasher.hash_one(key);
@@ -238,6 +206,35 @@ impl State for MemoryState {
     async fn remove(&self, key: &StateKey) -> Result<(), StateError> {
         self.with_shard(key, |shard, _| shard.entries.swap_remove(key));
         Ok(())
+    }
+
+    fn export(&self) -> Vec<StateEntry> {
+        let now = self.clock.now();
+        let mut exported = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.lock();
+            let alive = shard.entries.iter().filter(|(_, entry)| entry.expires > now);
+            exported.extend(alive.map(|(key, entry)| entry.export(key, now)));
+        }
+        exported
+    }
+
+    fn import(&self, entries: Vec<StateEntry>) {
+        for StateEntry { tenant, scope, key, value, ttl_ms } in entries {
+            let key = StateKey::new(tenant, scope, &key);
+            let value = match value {
+                StateValue::Counter(number) => Value::Counter(number),
+                StateValue::Bytes(bytes) => Value::Bytes(bytes.into()),
+            };
+            if check_size(&key, value.len()).is_ok() {
+                self.with_shard(&key, |shard, now| {
+                    if shard.alive(&key, now).is_none() {
+                        let entry = Entry { value, expires: expiry(now, Duration::from_millis(ttl_ms)) };
+                        shard.insert(&key, entry, now, self.capacity);
+                    }
+                });
+            }
+        }
     }
 }
 

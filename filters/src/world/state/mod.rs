@@ -62,6 +62,14 @@ pub trait State: Send + Sync {
 
     /// Removes the entry, if there is one.
     async fn remove(&self, key: &StateKey) -> Result<(), StateError>;
+
+    /// Every entry that would be gone with this process, for another one to [`import`](Self::import).
+    fn export(&self) -> Vec<StateEntry> {
+        Vec::new()
+    }
+
+    /// Takes over entries, except where this store already has one of its own: what happened here is newer.
+    fn import(&self, _entries: Vec<StateEntry>) {}
 }
 
 /// Why a store refused or failed.
