@@ -17,6 +17,7 @@
 //! door, proxy, admin, cli -> engine -> snapshot
 //! snapshot -> { source, config, routing, tls, upstream, filters }
 //! upstream -> { config, tls }                                   tls -> config
+//! door, server, cli -> handover
 //! ```
 //!
 //! Build a gateway with filters of your own with [`run`].
@@ -26,6 +27,7 @@ pub mod cli;
 pub mod config;
 pub mod door;
 pub mod engine;
+pub mod handover;
 pub mod manual;
 pub mod observe;
 pub mod proxy;

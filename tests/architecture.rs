@@ -6,27 +6,31 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each module of the gateway may import. `observe` is a leaf that everyone may import.
-const MAY_IMPORT: [(&str, &[&str]); 13] = [
+const MAY_IMPORT: [(&str, &[&str]); 14] = [
     ("observe", &[]),
     ("config", &[]),
+    ("handover", &[]),
     ("source", &["config"]),
     ("routing", &["config"]),
     ("tls", &["config"]),
     ("upstream", &["config", "tls"]),
     ("snapshot", &["source", "config", "routing", "tls", "upstream"]),
     ("engine", &["snapshot", "source", "config", "routing", "tls", "upstream"]),
-    ("door", &["engine", "snapshot", "source", "config", "routing", "tls", "upstream"]),
+    ("door", &["handover", "engine", "snapshot", "source", "config", "routing", "tls", "upstream"]),
     ("proxy", &["door", "engine", "snapshot", "source", "config", "routing", "tls", "upstream"]),
     ("admin", &["door", "engine", "snapshot", "source", "config", "routing", "tls", "upstream"]),
     (
         "server",
-        &["admin", "door", "proxy", "engine", "snapshot", "source", "config", "routing", "tls", "upstream"],
+        &[
+            "handover", "admin", "door", "proxy", "engine", "snapshot", "source", "config", "routing", "tls",
+            "upstream",
+        ],
     ),
     (
         "cli",
         &[
-            "server", "admin", "door", "proxy", "engine", "snapshot", "source", "config", "routing", "tls",
-            "upstream",
+            "handover", "server", "admin", "door", "proxy", "engine", "snapshot", "source", "config",
+            "routing", "tls", "upstream",
         ],
     ),
 ];

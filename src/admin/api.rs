@@ -84,7 +84,7 @@ pub(super) struct Reload {
     generation: u64,
     /// Settings whose change takes effect at the next start only.
     #[serde(skip_serializing_if = "Option::is_none")]
-    needs_restart: Option<Vec<&'static str>>,
+    needs_upgrade: Option<Vec<&'static str>>,
 }
 
 /// What a refused reload is told besides.
@@ -201,10 +201,10 @@ pub(super) async fn reload(State(state): State<AdminState>) -> Response {
         return problem(StatusCode::SERVICE_UNAVAILABLE, "reloading has stopped");
     };
     let generation = state.live.generation();
-    let done = |outcome, needs_restart| Json(Reload { outcome, generation, needs_restart }).into_response();
+    let done = |outcome, needs_upgrade| Json(Reload { outcome, generation, needs_upgrade }).into_response();
     match &*outcome {
         Reloaded::Unchanged => done(Outcome::Unchanged, None),
-        Reloaded::Swapped { needs_restart, .. } => done(Outcome::Swapped, Some(needs_restart.clone())),
+        Reloaded::Swapped { needs_upgrade, .. } => done(Outcome::Swapped, Some(needs_upgrade.clone())),
         Reloaded::Refused { problems, .. } => {
             let (outcome, problems) = (Outcome::Refused, problems.clone());
             let refused = ReloadRefused { outcome, generation, problems };

@@ -19,7 +19,7 @@ use std::time::Duration;
 use axum::extract::DefaultBodyLimit;
 use axum::{Json, Router};
 use serde_json::Value;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tollhouse_filters::registry::Registry;
 
 use self::admission::Admission;
@@ -55,8 +55,20 @@ pub struct AdminState {
     pub registry: Arc<Registry>,
 }
 
-/// Serves the API on a thread of its own, apart from traffic.
-pub fn start(listener: TcpListener, state: AdminState) -> io::Result<()> {
+/// A running admin listener.
+pub struct Admin(watch::Sender<bool>);
+
+impl Admin {
+    /// Leaves the listener to another process: takes no more connections, and ends those there are after the
+    /// answer under way.
+    pub fn close(&self) {
+        self.0.send_replace(true);
+    }
+}
+
+/// Serves the API on a thread of its own, apart from traffic, until it is closed.
+pub fn start(listener: TcpListener, state: AdminState) -> io::Result<Admin> {
+    let (close, closed) = watch::channel(false);
     let local = listener.local_addr()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -66,12 +78,16 @@ pub fn start(listener: TcpListener, state: AdminState) -> io::Result<()> {
     thread::Builder::new().name("admin".to_owned()).spawn(move || {
         runtime.block_on(async move {
             match tokio::net::TcpListener::from_std(listener) {
-                Ok(listener) => serve::serve(listener, router(state, local.ip().is_loopback()), LIMITS).await,
+                Ok(listener) => {
+                    serve::serve(listener, router(state, local.ip().is_loopback()), LIMITS, closed).await;
+                    // Connections end on this runtime.
+                    std::future::pending::<()>().await;
+                }
                 Err(error) => log::error!("the admin listener cannot start: {error}"),
             }
         });
     })?;
-    Ok(())
+    Ok(Admin(close))
 }
 
 fn router(state: AdminState, on_loopback: bool) -> Router {

@@ -1,7 +1,7 @@
 //! The admin listener's connections: few at a time, and none of them may stand still for long.
 
 use std::io::{self, IoSlice};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{Sleep, sleep};
 
 /// How long to wait after a failure to accept: descriptors may be free again by then.
@@ -30,11 +30,20 @@ pub(super) struct Limits {
     pub(super) stall: Duration,
 }
 
-/// Serves connections without end.
-pub(super) async fn serve(listener: TcpListener, router: Router, limits: Limits) {
+/// Serves connections until it is closed; those that are open then end with the answer under way.
+pub(super) async fn serve(
+    listener: TcpListener,
+    router: Router,
+    limits: Limits,
+    mut closed: watch::Receiver<bool>,
+) {
     let places = Arc::new(Semaphore::new(limits.connections));
     loop {
-        let stream = match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = told(&mut closed) => return,
+        };
+        let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
                 log::warn!("the admin listener cannot accept a connection: {error}");
@@ -51,13 +60,26 @@ pub(super) async fn serve(listener: TcpListener, router: Router, limits: Limits)
                 TokioIo::new(Impatient { stream, patience: limits.stall, stalled: None }),
                 TowerToHyperService::new(router.clone()),
             );
+        let mut closed = closed.clone();
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
+            let mut connection = pin!(connection);
+            let ended = tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = told(&mut closed) => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
+            if let Err(error) = ended {
                 log::debug!("a connection to the admin listener failed: {error}");
             }
             drop(place);
         });
     }
+}
+
+async fn told(closed: &mut watch::Receiver<bool>) {
+    drop(closed.wait_for(|closed| *closed).await);
 }
 
 /// A stream that fails when its peer takes nothing for too long.
@@ -136,13 +158,14 @@ mod tests {
     /// How long a test waits for what must come.
     const PATIENCE: Duration = Duration::from_secs(20);
 
-    async fn serving(limits: Limits) -> std::net::SocketAddr {
+    async fn serving(limits: Limits) -> (std::net::SocketAddr, watch::Sender<bool>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let large = || async { vec![b'x'; 64 << 20] };
         let router = Router::new().route("/", get(|| async { "ok" })).route("/large", get(large));
-        tokio::spawn(serve(listener, router, limits));
-        address
+        let (open, closed) = watch::channel(false);
+        tokio::spawn(serve(listener, router, limits, closed));
+        (address, open)
     }
 
     /// What comes until the server closes.
@@ -166,7 +189,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_over_the_limit_is_closed_and_the_next_after_one_ended_is_served() {
-        let address = serving(Limits { connections: 2, head: LONG, stall: LONG }).await;
+        let (address, _open) = serving(Limits { connections: 2, head: LONG, stall: LONG }).await;
         let mut held = Vec::new();
         for _ in 0..2 {
             let mut stream = TcpStream::connect(address).await.unwrap();
@@ -182,7 +205,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_head_that_does_not_come_ends_the_connection() {
-        let address = serving(Limits { connections: 9, head: SHORT, stall: LONG }).await;
+        let (address, _open) = serving(Limits { connections: 9, head: SHORT, stall: LONG }).await;
         for sent in
             ["", "GET / HT", "GET / HTTP/1.1\r\nhost: a\r\n\r\n", "GET / HTTP/1.1\r\nhost: a\r\n\r\nGE"]
         {
@@ -195,10 +218,22 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_that_is_not_taken_ends_the_connection() {
-        let address = serving(Limits { connections: 1, head: LONG, stall: SHORT }).await;
+        let (address, _open) = serving(Limits { connections: 1, head: LONG, stall: SHORT }).await;
         let mut stalled = TcpStream::connect(address).await.unwrap();
         stalled.write_all(b"GET /large HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
         timeout(PATIENCE, served(address)).await.expect("its place is free again");
         drop(stalled);
+    }
+    #[tokio::test]
+    async fn a_closed_listener_takes_no_connections_and_ends_those_there_are() {
+        let (address, open) = serving(Limits { connections: 9, head: LONG, stall: LONG }).await;
+        let mut idle = TcpStream::connect(address).await.unwrap();
+        idle.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        let mut byte = [0];
+        idle.read_exact(&mut byte).await.unwrap();
+        open.send_replace(true);
+        assert!(rest(&mut idle).await.ends_with(b"ok"));
+        let refused = async { while TcpStream::connect(address).await.is_ok() {} };
+        timeout(PATIENCE, refused).await.expect("nobody listens");
     }
 }

@@ -44,7 +44,8 @@ pub(super) fn run(arguments: Arguments, registry: Arc<Registry>) -> Result<(), F
     print("       curl -i http://127.0.0.1:8080/orders")?;
     print("       curl -i http://127.0.0.1:8080/ping")?;
     print(format_args!("Edit:  {} (changes take effect at once; Ctrl-C ends the demo)", config.display()))?;
-    super::run::serve(config, registry)
+    // Its sample services end with this process, so nothing can take its place.
+    super::run::serve(config, registry, crate::server::Origin::Sole)
 }
 
 /// Binds first, so that a busy port is an error here and not in a thread.

@@ -9,6 +9,7 @@ mod man;
 mod run;
 mod schema;
 mod test;
+mod upgrade;
 mod version;
 
 use std::io::{self, Write};
@@ -61,6 +62,8 @@ enum Command {
     Completions(completions::Arguments),
     /// Prints the manual page, or writes all of them.
     Man(man::Arguments),
+    /// Has this program take the place of a running gateway, without a lost request.
+    Upgrade(upgrade::Arguments),
     /// Prints the version.
     Version,
 }
@@ -101,6 +104,7 @@ pub(crate) fn run(registry: Registry) -> ExitCode {
         Command::Demo(arguments) => demo::run(arguments, registry),
         Command::Completions(arguments) => completions::run(arguments, Arguments::command(), output),
         Command::Man(arguments) => man::run(arguments, Arguments::command(), output),
+        Command::Upgrade(arguments) => upgrade::run(arguments, output),
         Command::Version => version::run(output),
     };
     match result {

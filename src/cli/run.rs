@@ -14,14 +14,18 @@ pub(super) struct Arguments {
     /// The configuration file.
     #[arg(short, long, env = "TOLLHOUSE_CONFIG")]
     config: PathBuf,
+    /// Take over from the process at the other end of standard input; `tollhouse upgrade` has it started so.
+    #[arg(long, hide = true)]
+    take_over: bool,
 }
 
 pub(super) fn run(arguments: Arguments, registry: Arc<Registry>) -> Result<(), Failure> {
-    serve(arguments.config, registry)
+    let origin = if arguments.take_over { server::Origin::Successor } else { server::Origin::First };
+    serve(arguments.config, registry, origin)
 }
 
-pub(super) fn serve(config: PathBuf, registry: Arc<Registry>) -> Result<(), Failure> {
-    server::run(config, registry).map_err(|error| match error {
+pub(super) fn serve(config: PathBuf, registry: Arc<Registry>, origin: server::Origin) -> Result<(), Failure> {
+    server::run(config, registry, origin).map_err(|error| match error {
         server::StartError::Document(problems) => Failure::Problems(problems),
         server::StartError::Runtime(message) => Failure::Runtime(message),
     })

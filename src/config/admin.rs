@@ -7,7 +7,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, de};
 use tollhouse_filters::values::Secret;
 
-/// The admin listener: health, metrics and the API. Changes of the address need a restart.
+/// The admin listener: health, metrics and the API. Changes of the address need an upgrade.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Admin {

@@ -21,7 +21,7 @@ pub struct Listener {
     #[serde(default)]
     pub tls: Option<ListenerTls>,
     /// Each connection begins with the PROXY protocol (version 1 or 2) and is closed if it does not, or
-    /// does not come from one of `server.trusted_proxies`. Changes need a restart.
+    /// does not come from one of `server.trusted_proxies`. Changes need an upgrade.
     #[serde(default)]
     pub accept_proxy_protocol: bool,
     /// Filters for every request on this listener; they run first.

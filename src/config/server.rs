@@ -1,12 +1,15 @@
 //! `server`: the process.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 use tollhouse_filters::path::PathRules;
-use tollhouse_filters::values::{ByteSize, Duration, IpSet};
+use tollhouse_filters::scalar;
+use tollhouse_filters::values::{ByteSize, Duration, IpSet, Scalar};
 
 use super::Dns;
 
@@ -14,11 +17,14 @@ use super::Dns;
 #[derive(Debug, Clone, serde::Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Server {
-    /// Data-plane worker threads; `auto` is one per core. Changes need a restart.
+    /// Data-plane worker threads; `auto` is one per core. Changes need an upgrade.
     pub threads: Threads,
     /// The only peers whose `Forwarded` and `X-Forwarded-*` are believed.
     pub trusted_proxies: IpSet,
-    /// How long in-flight work may finish on shutdown.
+    /// Where `tollhouse upgrade` asks to replace this process: an absolute path in a folder that is this user's alone
+    /// (0700). Default: in `$RUNTIME_DIRECTORY`, else in `$XDG_RUNTIME_DIR`, else nowhere. Changes need an upgrade.
+    pub upgrade_socket: Option<UpgradeSocket>,
+    /// How long in-flight work may finish on shutdown or upgrade.
     pub drain: Duration,
     /// What one client, or all of them, may use.
     pub limits: Limits,
@@ -33,6 +39,7 @@ impl Default for Server {
         Self {
             threads: Threads::Auto,
             trusted_proxies: IpSet::default(),
+            upgrade_socket: None,
             drain: Duration::from_secs(30),
             limits: Limits::default(),
             paths: PathRules::default(),
@@ -40,6 +47,39 @@ impl Default for Server {
         }
     }
 }
+
+/// The path of the upgrade socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpgradeSocket(PathBuf);
+
+impl UpgradeSocket {
+    /// The path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl fmt::Display for UpgradeSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.display().fmt(f)
+    }
+}
+
+impl Scalar for UpgradeSocket {
+    const EXPECTED: &'static str =
+        "an absolute path of at most 103 bytes, such as `/run/tollhouse/upgrade.sock`";
+    const PATTERN: Option<&'static str> = Some("^/.*[^/]$");
+    const EXAMPLE: &'static str = "/run/tollhouse/upgrade.sock";
+
+    fn read(text: &str) -> Option<Self> {
+        // A socket's path has at most 107 bytes (unix(7)); four are for the name that the next one has at first.
+        let fits = text.len() <= 103 && !text.contains('\0');
+        (fits && text.starts_with('/') && !text.ends_with('/')).then(|| Self(text.into()))
+    }
+}
+
+scalar!(UpgradeSocket);
 
 /// What one client, or all of them, may use.
 #[derive(Debug, Clone, serde::Deserialize, JsonSchema)]
@@ -65,7 +105,7 @@ pub struct Limits {
     pub buffered_bytes: ByteSize,
     /// Connections with nothing under way are closed after this.
     pub idle_timeout: Duration,
-    /// Concurrent HTTP/2 streams of one connection. Changes need a restart.
+    /// Concurrent HTTP/2 streams of one connection. Changes need an upgrade.
     pub h2_streams: std::num::NonZeroU32,
 }
 
@@ -119,7 +159,7 @@ struct ThreadsVisitor;
 impl Visitor<'_> for ThreadsVisitor {
     type Value = Threads;
 
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("`auto` or a number from 1 to 1024")
     }
 

@@ -19,6 +19,9 @@ use super::{Common, HeadLimits, Rule};
 /// Seconds that Pingora may wait for a next request; it never does, since the door does the waiting.
 const KEEPALIVE: u64 = 60;
 
+/// How long idle connections stay open while the gateway is on its way out.
+const LAST_CALL: Duration = Duration::from_secs(1);
+
 /// Serves a connection to its end; its first head has a deadline that began when it did.
 pub(super) async fn serve<A>(
     common: Arc<Common<A>>,
@@ -120,16 +123,23 @@ async fn next<A>(
     }
 }
 
-/// Whether a first byte came; bytes that came together with the shutdown are still served.
+/// Whether a first byte came in time.
 async fn begins(stream: &mut DoorStream, shutdown: &mut ShutdownWatch, patience: Duration) -> bool {
     let came = async {
         tokio::select! {
             biased;
             came = poll_fn(|cx| stream.poll_lead(cx)) => matches!(came, Ok(n) if n > 0),
-            _ = shutdown.wait_for(|on| *on) => false,
+            () = last_call(shutdown) => false,
         }
     };
     timeout(patience, came).await.unwrap_or(false)
+}
+
+/// Who does not know yet that the gateway is on its way out may have sent a request already, or is about to:
+/// it is still served, and told to close (RFC 9112 s9.6).
+async fn last_call(shutdown: &mut ShutdownWatch) {
+    drop(shutdown.wait_for(|on| *on).await);
+    tokio::time::sleep(LAST_CALL).await;
 }
 
 /// Reads on until the head is whole or wrong.

@@ -47,7 +47,11 @@ pub use stream::DoorStream;
 pub struct Door<A> {
     bound: Vec<Bound>,
     common: Arc<Common<A>>,
+    opened: Option<Opened>,
 }
+
+/// Called once connections are accepted on every listener; where one fails to, with its name.
+pub type Opened = Box<dyn FnOnce(Result<(), Arc<str>>) + Send + Sync>;
 
 /// What the door enforces and where it reports to; shared with those who change and read it.
 #[derive(Clone)]
@@ -112,7 +116,13 @@ impl<A: HttpServerApp> Door<A> {
     /// A door over sockets that [`bind`] opened.
     pub fn new(app: Arc<A>, bound: Vec<Bound>, desk: Desk) -> Self {
         let listeners = bound.iter().map(Bound::listener).collect();
-        Self { bound, common: Arc::new(Common { app, listeners, desk }) }
+        Self { bound, common: Arc::new(Common { app, listeners, desk }), opened: None }
+    }
+
+    /// Has this called when the door is open.
+    #[must_use]
+    pub fn when_open(self, opened: Opened) -> Self {
+        Self { opened: Some(opened), ..self }
     }
 }
 
@@ -120,7 +130,7 @@ impl<A: HttpServerApp> Door<A> {
 impl<A: HttpServerApp + Send + Sync + 'static> Service for Door<A> {
     async fn start_service(
         &mut self,
-        fds: Option<ListenFds>,
+        _: Option<ListenFds>,
         shutdown: ShutdownWatch,
         listeners_per_fd: usize,
     ) {
@@ -131,9 +141,14 @@ impl<A: HttpServerApp + Send + Sync + 'static> Service for Door<A> {
             draining.start();
         });
         let mut loops = tokio::task::JoinSet::new();
-        for bound in &mut self.bound {
-            let Some(socket) = open(bound, fds.as_ref()) else { continue };
-            let (socket, listener) = (Arc::new(socket), bound.listener());
+        let mut opened = Ok(());
+        for bound in self.bound.drain(..) {
+            let listener = bound.listener();
+            let Some(socket) = open(bound) else {
+                opened = Err(listener.name.clone());
+                continue;
+            };
+            let socket = Arc::new(socket);
             for _ in 0..listeners_per_fd.max(1) {
                 loops.spawn(accept::run(accept::Loop {
                     common: self.common.clone(),
@@ -143,6 +158,9 @@ impl<A: HttpServerApp + Send + Sync + 'static> Service for Door<A> {
                 }));
             }
         }
+        if let Some(tell) = self.opened.take() {
+            tell(opened);
+        }
         stopped(self.common.desk.draining.watch()).await;
         while loops.join_next().await.is_some() {}
         self.common.app.http_cleanup().await;
@@ -150,11 +168,6 @@ impl<A: HttpServerApp + Send + Sync + 'static> Service for Door<A> {
 
     fn name(&self) -> &str {
         "door"
-    }
-
-    /// The names under which descriptors are handed to the next process.
-    fn listen_addresses(&self) -> Option<Vec<String>> {
-        Some(self.bound.iter().map(Bound::key).collect())
     }
 }
 
@@ -187,17 +200,15 @@ async fn stopped(mut shutdown: ShutdownWatch) {
     let _ = shutdown.wait_for(|on| *on).await;
 }
 
-fn open(bound: &mut Bound, fds: Option<&ListenFds>) -> Option<accept::Socket> {
+fn open(bound: Bound) -> Option<accept::Socket> {
     let listener = bound.listener();
-    let opened = bound.claim(fds).map_err(|e| e.to_string());
-    let ready = opened.and_then(|socket| accept::Socket::new(socket).map_err(|e| e.to_string()));
-    match ready {
+    match accept::Socket::new(bound.into_socket()) {
         Ok(socket) => {
             log::info!(listener = listener.name.as_ref(), address:% = listener.address; "listening");
             Some(socket)
         }
         Err(reason) => {
-            log::error!(listener = listener.name.as_ref(), reason = reason.as_str(); "listener is not served");
+            log::error!(listener = listener.name.as_ref(), reason:% = reason; "listener is not served");
             None
         }
     }

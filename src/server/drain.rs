@@ -1,67 +1,90 @@
-//! Stopping: no new connections, work in flight finishes, then the process ends.
+//! The end of a process: no new connections, work under way finishes, then it is gone.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Mutex;
+use tokio::sync::mpsc::UnboundedReceiver;
 
-use crate::door::Draining;
-use crate::observe::Observe;
+use super::upgrade::Upgrades;
+use crate::admin::Admin;
+use crate::door::Desk;
 use crate::snapshot::Live;
 
-/// How often the work in flight is looked at.
+/// How often the work under way is looked at.
 const STEP: Duration = Duration::from_millis(20);
+/// How long connections with nothing under way get to close: who was answered last may still read.
+const FAREWELL: Duration = Duration::from_secs(3);
 
-/// Waits for a signal to end, then for the work in flight.
-pub(super) struct Signal {
-    draining: Draining,
-    observe: Arc<Observe>,
-    live: Arc<Live>,
-}
-
-impl Signal {
-    pub(super) fn new(draining: Draining, observe: Arc<Observe>, live: Arc<Live>) -> Self {
-        Self { draining, observe, live }
-    }
-
-    async fn drained(&self) {
-        let limit = self.live.load().server.drain.get();
-        let until = Instant::now() + limit;
-        // Connections that end at once get the time to say so.
-        tokio::time::sleep(STEP).await;
-        while self.observe.registry.in_flight() > 0 {
-            if Instant::now() >= until {
-                let left = self.observe.registry.in_flight();
-                log::warn!(requests = left; "drain is over; requests in flight are cut");
-                return;
-            }
-            tokio::time::sleep(STEP).await;
-        }
-    }
+/// Waits for the end to be wished for, then for the work under way.
+pub(super) struct Leaving {
+    pub(super) desk: Desk,
+    pub(super) live: Arc<Live>,
+    pub(super) admin: Option<Admin>,
+    pub(super) upgrades: Arc<Upgrades>,
+    /// From the operator.
+    pub(super) stops: Mutex<UnboundedReceiver<()>>,
 }
 
 #[async_trait]
-impl ShutdownSignalWatch for Signal {
+impl ShutdownSignalWatch for Leaving {
     async fn recv(&self) -> ShutdownSignal {
-        let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
-        let (Ok(mut terminate), Ok(mut interrupt)) = signals else {
-            log::error!("cannot listen for signals");
-            return std::future::pending().await;
-        };
+        let mut stops = self.stops.lock().await;
+        let mut patient = false;
         tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+            _ = stops.recv() => {
+                let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+                self.upgrades.give_up();
+            }
+            () = self.upgrades.replaced() => {
+                patient = true;
+                // From here on the other process answers for both; it is the one to be asked.
+                if let Some(admin) = &self.admin {
+                    admin.close();
+                }
+            }
         }
+        self.desk.draining.start();
         log::info!("stopping");
-        self.draining.start();
-        tokio::select! {
-            () = self.drained() => {}
-            // A second signal means now.
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+        let mut drained = pin!(self.drained());
+        loop {
+            tokio::select! {
+                () = &mut drained => break,
+                // A second signal means now; the first may be for the process in our place, and for us besides.
+                _ = stops.recv() => {
+                    if !std::mem::take(&mut patient) {
+                        break;
+                    }
+                }
+            }
         }
         ShutdownSignal::FastShutdown
+    }
+}
+
+impl Leaving {
+    async fn drained(&self) {
+        let until = Instant::now() + self.live.load().server.drain.get();
+        let mut quiet_since = None;
+        loop {
+            tokio::time::sleep(STEP).await;
+            let requests = self.desk.observe.registry.in_flight();
+            let now = Instant::now();
+            if requests > 0 && now >= until {
+                log::warn!(requests = requests; "drain is over; requests in flight are cut");
+                return;
+            }
+            if requests > 0 {
+                quiet_since = None;
+                continue;
+            }
+            let farewell = now - *quiet_since.get_or_insert(now);
+            if self.desk.permits.open() == 0 || farewell >= FAREWELL || now >= until {
+                return;
+            }
+        }
     }
 }

@@ -1,26 +1,40 @@
 //! Assembles everything: the only place that knows every part.
 
 mod drain;
+mod lifetime;
 mod reloading;
+mod signals;
+mod succession;
+mod takeover;
 mod tls;
+mod upgrade;
 
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use arc_swap::ArcSwap;
 use pingora::apps::HttpServerOptions;
-use pingora::protocols::http::v2::server::default_h2_options;
+use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server};
 use tollhouse_filters::registry::Registry;
 use tollhouse_filters::tree::from_node_all;
-use tollhouse_filters::world::World;
+use tollhouse_filters::world::{State, World};
+
+use self::lifetime::Lifetime;
+use self::signals::Signals;
+use self::takeover::Predecessor;
+use self::upgrade::Upgrades;
 
 use crate::admin::{self, AdminState};
 use crate::config::{AdminAddress, Observability, Protocol};
 use crate::door::{self, Desk, Door, Draining, HandshakeFailure, Permits, Refusals, Refused, Rule};
 use crate::engine::SideCalls;
 use crate::engine::dry;
+use crate::handover::Sockets;
 use crate::observe::{self, Observe};
 use crate::proxy::{Budget, Gateway};
 use crate::snapshot::{Compiler, Live, Mode, Reloader, Snapshot, apart};
@@ -36,26 +50,50 @@ pub enum StartError {
     Runtime(String),
 }
 
+impl std::fmt::Display for StartError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Document(problems) => problems.fmt(f),
+            Self::Runtime(message) => message.fmt(f),
+        }
+    }
+}
+
 impl From<Problems> for StartError {
     fn from(problems: Problems) -> Self {
         Self::Document(problems)
     }
 }
 
+/// How a process came to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// Somebody started it.
+    First,
+    /// As `First`, and nothing can take its place: it has more to do than to serve.
+    Sole,
+    /// It takes the place of the process at the other end of standard input.
+    Successor,
+}
+
 /// Serves traffic as the document at `path` says, until the process is told to end.
-pub fn run(path: PathBuf, registry: Arc<Registry>) -> Result<(), StartError> {
+pub fn run(path: PathBuf, registry: Arc<Registry>, origin: Origin) -> Result<(), StartError> {
     observe::log::init(log::LevelFilter::Info);
-    let calls = Arc::new(SideCalls::new());
-    let (snapshot, world, observe) = apart(|| first_snapshot(&path, &registry, &calls))?;
-    let monitor = Monitor::start(calls.caller().clone(), observe.registry.clone())
-        .map_err(|error| StartError::Runtime(format!("cannot watch backends: {error}")))?;
-    let monitor = Arc::new(monitor);
-    monitor.watch(&snapshot.upstreams, &snapshot.server.dns);
-    let parts = Parts::new(snapshot, path, registry, world, observe, monitor.clone())?;
-    calls.follow(&parts.live);
-    // Connections wait meanwhile; none is given to a backend that nothing is known about.
-    monitor.warm_up();
-    parts.serve()
+    let signals = signals::listen()
+        .map_err(|error| StartError::Runtime(format!("cannot listen for signals: {error}")))?;
+    let mut before = match origin {
+        Origin::Successor => Some(Predecessor::meet()?),
+        Origin::First | Origin::Sole => None,
+    };
+    match Parts::prepare(path, registry, before.as_mut()) {
+        Ok(parts) => parts.serve(signals, origin, before),
+        Err(error) => {
+            if let Some(before) = &mut before {
+                before.disappoint(&error);
+            }
+            Err(error)
+        }
+    }
 }
 
 fn first_snapshot(
@@ -95,15 +133,45 @@ fn report(snapshot: &Snapshot, loaded: &Arc<Loaded>, registry: &Registry) {
 
 /// Everything that is there before the first connection is accepted.
 struct Parts {
+    path: PathBuf,
+    state: Arc<dyn State>,
     live: Arc<Live>,
     reloader: Arc<Reloader>,
     desk: Desk,
     budget: Arc<Budget>,
     bound: Vec<door::Bound>,
-    admin: Option<std::net::TcpListener>,
+    admin: Option<(SocketAddr, TcpListener)>,
 }
 
 impl Parts {
+    /// All that is to be done before a connection is accepted; whoever is there `before` hands over.
+    fn prepare(
+        path: PathBuf,
+        registry: Arc<Registry>,
+        mut before: Option<&mut Predecessor>,
+    ) -> Result<Self, StartError> {
+        let calls = Arc::new(SideCalls::new());
+        let (snapshot, world, observe) = apart(|| first_snapshot(&path, &registry, &calls))?;
+        let monitor = Monitor::start(calls.caller().clone(), observe.registry.clone())
+            .map_err(|error| StartError::Runtime(format!("cannot watch backends: {error}")))?;
+        let monitor = Arc::new(monitor);
+        monitor.watch(&snapshot.upstreams, &snapshot.server.dns);
+        if let Some(before) = &mut before {
+            before.resume(&snapshot);
+        }
+        let mut sockets =
+            before.as_mut().map(|before| std::mem::take(&mut before.sockets)).unwrap_or_default();
+        let state = world.state.clone();
+        let parts = Self::new(snapshot, path, registry, world, observe, monitor.clone(), &mut sockets)?;
+        calls.follow(&parts.live);
+        // Connections wait meanwhile; none is given to a backend that nothing is known about.
+        monitor.warm_up();
+        if let Some(before) = before {
+            before.remember(&*state)?;
+        }
+        Ok(parts)
+    }
+
     /// Opens every socket, so that a busy port is an error and not a gateway without a listener.
     fn new(
         snapshot: Snapshot,
@@ -112,6 +180,7 @@ impl Parts {
         world: World,
         observe: Arc<Observe>,
         monitor: Arc<Monitor>,
+        sockets: &mut Sockets,
     ) -> Result<Self, StartError> {
         let listeners: Vec<door::Listener> = (0u16..)
             .zip(&snapshot.listeners)
@@ -123,14 +192,15 @@ impl Parts {
                 proxied: plan.options.accept_proxy_protocol,
             })
             .collect();
-        let bound = door::bind(&listeners).map_err(|error| StartError::Runtime(error.to_string()))?;
+        let bound =
+            door::bind(&listeners, sockets).map_err(|error| StartError::Runtime(error.to_string()))?;
         for (bound, listener) in bound.iter().zip(&listeners) {
             let address = bound
                 .local_addr()
                 .map_or_else(|| listener.address.to_string(), |address| address.to_string());
             log::info!(listener = &*listener.name, address:% = address; "bound");
         }
-        let admin = bind_admin(snapshot.admin.address)?;
+        let admin = bind_admin(snapshot.admin.address, sockets)?;
         let limits = &snapshot.server.limits;
         let budget = Arc::new(Budget::new(limits.buffered_bytes.get()));
         let live = Arc::new(Live::new(snapshot));
@@ -145,13 +215,18 @@ impl Parts {
             observe,
             draining: Draining::default(),
         };
-        let reloader = Reloader::new(path, registry, world, live.clone(), dry::verify);
+        let state = world.state.clone();
+        let reloader = Reloader::new(path.clone(), registry, world, live.clone(), dry::verify);
         let reloader = Arc::new(reloader.watched_by(monitor));
-        Ok(Self { live, reloader, desk, budget, bound, admin })
+        Ok(Self { path, state, live, reloader, desk, budget, bound, admin })
     }
 
-    fn serve(self) -> Result<(), StartError> {
+    fn serve(self, signals: Signals, origin: Origin, before: Option<Predecessor>) -> Result<(), StartError> {
+        let upgrades =
+            Upgrades::new(self.path.clone(), self.live.clone(), self.state.clone(), self.shared()?);
+        let upgrades = Arc::new(upgrades);
         let snapshot = self.live.load();
+        let opened = Lifetime { origin, before, upgrades: upgrades.clone() }.begin(&snapshot.server)?;
         let mut server = Server::new_with_opt_and_conf(None, server_conf(&snapshot));
         server.bootstrap();
         let gateway = Gateway {
@@ -162,32 +237,40 @@ impl Parts {
         };
         let mut proxy = pingora::proxy::http_proxy(&server.configuration, gateway);
         proxy.server_options = Some(http_options(&snapshot));
-        let streams = usize::try_from(snapshot.server.limits.h2_streams.get()).unwrap_or(usize::MAX);
-        let mut h2 = default_h2_options();
-        h2.max_concurrent_streams(snapshot.server.limits.h2_streams.get());
-        h2.initial_window_size(H2_STREAM_WINDOW).initial_connection_window_size(H2_CONNECTION_WINDOW);
-        h2.max_concurrent_reset_streams(streams.min(100));
-        h2.max_send_buffer_size(H2_SEND_BUFFER);
-        proxy.h2_options = Some(h2);
+        proxy.h2_options = Some(h2_options(&snapshot));
         self.export();
         let applied = reloading::Applied { desk: self.desk.clone(), budget: self.budget.clone() };
-        let reloads = reloading::start(self.reloader.clone(), applied, &snapshot);
-        if let Some(listener) = self.admin {
-            let state = AdminState {
-                live: self.live.clone(),
-                reloads,
-                observe: self.desk.observe.clone(),
-                draining: self.desk.draining.clone(),
-                registry: self.reloader.registry().clone(),
-            };
-            admin::start(listener, state)
-                .map_err(|error| StartError::Runtime(format!("cannot start the admin listener: {error}")))?;
-        }
-        server.add_service(Door::new(Arc::new(proxy), self.bound, self.desk.clone()));
-        let signal = drain::Signal::new(self.desk.draining, self.desk.observe.clone(), self.live);
-        server.run(RunArgs { shutdown_signal: Box::new(signal) });
+        let reloads = reloading::start(self.reloader.clone(), applied, &snapshot, signals.hangups);
+        let state = AdminState {
+            live: self.live.clone(),
+            reloads,
+            observe: self.desk.observe.clone(),
+            draining: self.desk.draining.clone(),
+            registry: self.reloader.registry().clone(),
+        };
+        let admin = self.admin.map(|(_, listener)| admin::start(listener, state)).transpose();
+        let admin = admin
+            .map_err(|error| StartError::Runtime(format!("cannot start the admin listener: {error}")))?;
+        let door = Door::new(Arc::new(proxy), self.bound, self.desk.clone()).when_open(opened);
+        server.add_service(door);
+        signals.serving.store(true, Relaxed);
+        let stops = tokio::sync::Mutex::new(signals.stops);
+        let leaving = drain::Leaving { desk: self.desk.clone(), live: self.live, admin, upgrades, stops };
+        server.run(RunArgs { shutdown_signal: Box::new(leaving) });
         self.desk.observe.flush();
         Ok(())
+    }
+
+    /// Copies of every listening socket, by name, for the next process.
+    fn shared(&self) -> Result<Vec<(String, OwnedFd)>, StartError> {
+        let listeners = self.bound.iter().map(door::Bound::share);
+        let admin = self
+            .admin
+            .iter()
+            .map(|(written, listener)| Ok((admin_name(*written), OwnedFd::from(listener.try_clone()?))));
+        let shared: std::io::Result<Vec<_>> = listeners.chain(admin).collect();
+        shared
+            .map_err(|error| StartError::Runtime(format!("cannot keep sockets for a next process: {error}")))
     }
 
     /// Numbers that others keep and metrics only read.
@@ -259,14 +342,34 @@ fn http_options(snapshot: &Snapshot) -> HttpServerOptions {
     options
 }
 
-fn bind_admin(address: AdminAddress) -> Result<Option<std::net::TcpListener>, StartError> {
-    let AdminAddress::At(address) = address else { return Ok(None) };
-    let listener = std::net::TcpListener::bind(address)
-        .and_then(|listener| listener.set_nonblocking(true).map(|()| listener));
+fn h2_options(snapshot: &Snapshot) -> H2Options {
+    let streams = snapshot.server.limits.h2_streams.get();
+    let mut h2 = default_h2_options();
+    h2.max_concurrent_streams(streams);
+    h2.initial_window_size(H2_STREAM_WINDOW).initial_connection_window_size(H2_CONNECTION_WINDOW);
+    h2.max_concurrent_reset_streams(usize::try_from(streams).unwrap_or(usize::MAX).min(100));
+    h2.max_send_buffer_size(H2_SEND_BUFFER);
+    h2
+}
+
+/// The admin listener's socket, with the address as it was written.
+fn bind_admin(
+    address: AdminAddress,
+    sockets: &mut Sockets,
+) -> Result<Option<(SocketAddr, TcpListener)>, StartError> {
+    let AdminAddress::At(written) = address else { return Ok(None) };
+    let inherited = sockets.take(&admin_name(written));
+    let opened = inherited.map_or_else(|| TcpListener::bind(written), |socket| Ok(socket.into()));
+    let listener = opened.and_then(|listener| listener.set_nonblocking(true).map(|()| listener));
     let listener = listener
-        .map_err(|error| StartError::Runtime(format!("cannot listen on {address} (admin): {error}")))?;
+        .map_err(|error| StartError::Runtime(format!("cannot listen on {written} (admin): {error}")))?;
     if let Ok(address) = listener.local_addr() {
         log::info!(address:% = address; "admin bound");
     }
-    Ok(Some(listener))
+    Ok(Some((written, listener)))
+}
+
+/// The name under which the admin listener's socket is handed over.
+fn admin_name(written: SocketAddr) -> String {
+    format!("admin {written}")
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 
 use super::tls;
@@ -31,14 +32,19 @@ pub(super) struct Applied {
 pub(super) type Requests = mpsc::Sender<Option<oneshot::Sender<Arc<Reloaded>>>>;
 
 /// Starts the thread that reloads, and what wakes it.
-pub(super) fn start(reloader: Arc<Reloader>, applied: Applied, snapshot: &Snapshot) -> Requests {
+pub(super) fn start(
+    reloader: Arc<Reloader>,
+    applied: Applied,
+    snapshot: &Snapshot,
+    hangups: UnboundedReceiver<()>,
+) -> Requests {
     let (requests, received) = mpsc::channel::<Option<oneshot::Sender<Arc<Reloaded>>>>();
     let changed = requests.clone();
     let watch = Watch::start(snapshot.inputs(), move || drop(changed.send(None)));
     let watch = watch.inspect_err(|error| log::error!("cannot watch the configuration: {error}")).ok();
     applied.note(snapshot);
     settle();
-    on_hangup(requests.clone());
+    on_hangup(hangups, requests.clone());
     remind_of_certificates(reloader.clone());
     spawn("reload", move || {
         while let Ok(asked) = received.recv() {
@@ -66,12 +72,12 @@ impl Applied {
                 }
                 problems.inputs.iter().cloned().chain(snapshot.inputs()).collect()
             }
-            Reloaded::Swapped { generation, needs_restart } => {
-                log::info!(generation = generation, routes = snapshot.routes.len(); "configuration reloaded");
-                for name in needs_restart {
-                    log::warn!(setting = *name; "a change needs a restart to take effect");
+            Reloaded::Swapped { generation, needs_upgrade } => {
+                for name in needs_upgrade {
+                    log::warn!(setting = *name; "a change needs `tollhouse upgrade` to take effect");
                 }
                 self.note(&snapshot);
+                log::info!(generation = generation, routes = snapshot.routes.len(); "configuration reloaded");
                 settle();
                 snapshot.inputs()
             }
@@ -149,17 +155,8 @@ fn settle() {
     });
 }
 
-fn on_hangup(requests: Requests) {
-    spawn("hangup", move || {
-        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
-        runtime.block_on(async move {
-            let Ok(mut hangup) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup())
-            else {
-                return;
-            };
-            while hangup.recv().await.is_some() && requests.send(None).is_ok() {}
-        });
-    });
+fn on_hangup(mut hangups: UnboundedReceiver<()>, requests: Requests) {
+    spawn("hangup", move || while hangups.blocking_recv().is_some() && requests.send(None).is_ok() {});
 }
 
 /// Certificates that end soon are warned about when they are read, and every day from then on.

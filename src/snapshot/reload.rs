@@ -20,8 +20,8 @@ pub enum Reloaded {
     Swapped {
         /// Its generation.
         generation: u64,
-        /// Settings whose change takes effect at the next start only.
-        needs_restart: Vec<&'static str>,
+        /// Settings whose change takes effect in another process only.
+        needs_upgrade: Vec<&'static str>,
     },
     /// The candidate has problems; the running snapshot stays.
     Refused {
@@ -78,9 +78,9 @@ impl Reloader {
             }
             Ok(Some(snapshot)) => {
                 *refused = None;
-                let (generation, needs_restart) = (snapshot.generation, needs_restart(&previous, &snapshot));
+                let (generation, needs_upgrade) = (snapshot.generation, needs_upgrade(&previous, &snapshot));
                 self.swap(snapshot);
-                Reloaded::Swapped { generation, needs_restart }
+                Reloaded::Swapped { generation, needs_upgrade }
             }
             Err(problems) => {
                 let again = refused.replace(problems.clone()).is_some_and(|last| last == problems);
@@ -132,7 +132,7 @@ impl Reloader {
 }
 
 /// Settings that sockets and threads were made from; a changed one is reported, never half applied.
-fn needs_restart(old: &Snapshot, new: &Snapshot) -> Vec<&'static str> {
+fn needs_upgrade(old: &Snapshot, new: &Snapshot) -> Vec<&'static str> {
     let bound = |snapshot: &Snapshot| -> Vec<_> {
         let plans = snapshot.listeners.iter().filter(|plan| !plan.retired);
         plans
@@ -150,6 +150,7 @@ fn needs_restart(old: &Snapshot, new: &Snapshot) -> Vec<&'static str> {
         (old.server.threads != new.server.threads, "server.threads"),
         (old.admin.address != new.admin.address, "admin.address"),
         (old.server.limits.h2_streams != new.server.limits.h2_streams, "server.limits.h2_streams"),
+        (old.server.upgrade_socket != new.server.upgrade_socket, "server.upgrade_socket"),
     ];
     changes.into_iter().filter(|(changed, _)| *changed).map(|(_, name)| name).collect()
 }

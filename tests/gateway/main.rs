@@ -21,6 +21,7 @@ mod reload;
 mod sse;
 mod start;
 mod tls;
+mod upgrade;
 mod upstream_tls;
 mod websocket;
 

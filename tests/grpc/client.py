@@ -130,6 +130,21 @@ def chat(channel):
     say(last=int(last), code=answers.code().name)
 
 
+def talk(channel):
+    """Says one thing, and another when told to, on the same stream."""
+
+    def messages():
+        yield b"one"
+        sys.stdin.readline()
+        yield b"two"
+
+    said = 0
+    for _ in channel.stream_stream(SERVICE + "Chat")(messages(), timeout=30):
+        said += 1
+        say(event="heard")
+    say(said=said)
+
+
 def refuse(channel):
     def messages():
         while True:

@@ -226,7 +226,7 @@ async fn a_connection_whose_upgrade_is_refused_takes_another_request() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn http2_is_not_spoken_where_it_is_not_to_be() {
     let only_http1 = Listener { h2c: false, ..listener(ANY) };
-    let door = Running::at(Bound::open(&only_http1).unwrap(), desk(LIMITS), None);
+    let door = Running::at(super::open(&only_http1).unwrap(), desk(LIMITS));
     assert!(say(&door, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.starts_with("HTTP/1.1 505 "));
     ask(&mut door.connect().await).await;
     door.stop().await;

@@ -2,7 +2,6 @@
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::IntoRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +11,6 @@ use pingora::apps::HttpServerOptions;
 use pingora::http::ResponseHeader;
 use pingora::proxy::{HttpProxy, ProxyHttp, Session, http_proxy};
 use pingora::server::configuration::ServerConf;
-use pingora::server::{Fds, ListenFds};
 use pingora::services::Service;
 use pingora::upstreams::peer::HttpPeer;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -24,6 +22,7 @@ mod heads;
 mod tls;
 
 use super::*;
+use crate::handover::Sockets;
 use crate::observe::access_log::{Format, To};
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -59,6 +58,10 @@ impl ProxyHttp for Facts {
     }
 }
 
+fn open(listener: &Listener) -> Result<Bound, BindError> {
+    Bound::open(listener, &mut Sockets::default())
+}
+
 /// A running door; dropping it does not stop it, `stop` does.
 struct Running {
     bound: Option<SocketAddr>,
@@ -71,29 +74,24 @@ struct Running {
 
 impl Running {
     fn start(address: &str, limits: Limits, exempt: &'static str) -> Self {
-        let bound = Bound::open(&listener(address)).unwrap();
         let permits = Permits::new(limits, move |ip| ip.to_string() == exempt);
-        Self::with(bound, permits, None)
+        Self::at(open(&listener(address)).unwrap(), Desk { permits, ..desk(LIMITS) })
     }
 
     fn open(address: &str) -> Self {
         Self::start(address, Limits { total: 10_000, per_ip: None }, "")
     }
 
-    fn with(bound: Bound, permits: Arc<Permits>, fds: Option<ListenFds>) -> Self {
-        Self::at(bound, Desk { permits, ..desk(LIMITS) }, fds)
-    }
-
     fn patient(limits: HeadLimits) -> Self {
-        Self::at(Bound::open(&listener(ANY)).unwrap(), desk(limits), None)
+        Self::at(open(&listener(ANY)).unwrap(), desk(limits))
     }
 
-    fn at(bound: Bound, desk: Desk, fds: Option<ListenFds>) -> Self {
+    fn at(bound: Bound, desk: Desk) -> Self {
         let (shutdown, watch) = watch::channel(false);
         let (local, refusals) = (bound.local_addr(), desk.refusals.clone());
         let (permits, draining) = (desk.permits.clone(), desk.draining.clone());
         let mut door = Door::new(app(), vec![bound], desk);
-        let service = tokio::spawn(async move { Service::start_service(&mut door, fds, watch, 2).await });
+        let service = tokio::spawn(async move { Service::start_service(&mut door, None, watch, 2).await });
         Self { bound: local, permits, refusals, draining, shutdown, service }
     }
 
@@ -290,24 +288,24 @@ async fn a_unix_socket_serves_and_has_no_peer_address() {
 #[test]
 fn a_socket_file_nobody_answers_on_is_replaced() {
     let path = socket_path("stale");
-    drop(Bound::open(&listener(&unix(&path))).unwrap());
+    drop(open(&listener(&unix(&path))).unwrap());
     assert!(path.exists());
-    let living = Bound::open(&listener(&unix(&path))).unwrap();
-    let refused = Bound::open(&listener(&unix(&path))).unwrap_err();
+    let living = open(&listener(&unix(&path))).unwrap();
+    let refused = open(&listener(&unix(&path))).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::AddrInUse);
     drop(living);
     std::fs::remove_file(&path).unwrap();
     std::fs::write(&path, "not a socket").unwrap();
-    assert!(Bound::open(&listener(&unix(&path))).is_err());
+    assert!(open(&listener(&unix(&path))).is_err());
     assert_eq!(std::fs::read(&path).unwrap(), b"not a socket");
     std::fs::remove_file(path).unwrap();
 }
 
 #[test]
 fn a_port_in_use_is_named_with_its_listener() {
-    let taken = bind(&[listener(ANY)]).unwrap().remove(0).local_addr().unwrap();
-    let holder = Bound::open(&listener(&taken.to_string())).unwrap();
-    let error = bind(&[listener(ANY), listener(&taken.to_string())]).unwrap_err();
+    let taken = bind(&[listener(ANY)], &mut Sockets::default()).unwrap().remove(0).local_addr().unwrap();
+    let holder = open(&listener(&taken.to_string())).unwrap();
+    let error = bind(&[listener(ANY), listener(&taken.to_string())], &mut Sockets::default()).unwrap_err();
     assert_eq!(error.to_string(), format!("cannot listen on {taken} (listener `plain`): address in use"));
     drop(holder);
 }
@@ -425,33 +423,36 @@ async fn draining_closes_the_port_and_idle_connections_before_the_shutdown() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_socket_of_the_process_before_is_taken_over_and_kept_for_the_next() {
+async fn a_request_that_comes_after_the_draining_began_is_still_answered() {
+    let door = Running::open(ANY);
+    let mut idle = door.connect().await;
+    ask(&mut idle).await;
+    door.draining.start();
+    ask(&mut idle).await;
+    door.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_socket_of_the_process_before_is_taken_over_with_who_waits_there() {
     let old = std::net::TcpListener::bind(ANY).unwrap();
     let addr = old.local_addr().unwrap();
-    let (name, number) = (addr.to_string(), old.into_raw_fd());
-    let fds = ListenFds::new(Fds::new().into());
-    fds.lock().add(name.clone(), number);
-    let permits = Permits::new(Limits { total: 9, per_ip: None }, |_| false);
-    let door = Running::with(Bound::inherited(listener(&name)), permits, Some(fds.clone()));
-    ask(&mut TcpStream::connect(addr).await.unwrap()).await;
-    let kept = *fds.lock().get(&name).unwrap();
-    assert_ne!(kept, number, "the door holds its own descriptor");
+    let mut waiting = TcpStream::connect(addr).await.unwrap();
+    let mut sockets = Sockets::from_iter([(addr.to_string(), old.into())]);
+    let door = Running::at(Bound::open(&listener(&addr.to_string()), &mut sockets).unwrap(), desk(LIMITS));
+    ask(&mut waiting).await;
     door.stop().await;
     let late = TcpStream::connect(addr).await.unwrap_err();
     assert_eq!(late.kind(), ErrorKind::ConnectionRefused, "nothing keeps the socket listening");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_new_socket_is_offered_to_the_next_process_under_a_name_of_its_own() {
-    let bound = Bound::open(&listener(ANY)).unwrap();
-    let other = Bound::open(&Listener { name: "other".into(), ..listener(ANY) }).unwrap();
-    let key = bound.key();
-    assert_ne!(key, other.key(), "port 0 is written alike, but the sockets are two");
-    assert_eq!(Bound::inherited(listener("127.0.0.1:9")).key(), "127.0.0.1:9");
-    let fds = ListenFds::new(Fds::new().into());
-    let permits = Permits::new(Limits { total: 9, per_ip: None }, |_| false);
-    let door = Running::with(bound, permits, Some(fds.clone()));
-    ask(&mut door.connect().await).await;
-    assert!(fds.lock().get(&key).is_some());
-    door.stop().await;
+#[test]
+fn a_socket_is_shared_with_the_next_process_under_a_name_of_its_own() {
+    let bound = open(&listener(ANY)).unwrap();
+    let other = open(&Listener { name: "other".into(), ..listener(ANY) }).unwrap();
+    let ((name, socket), (others, _)) = (bound.share().unwrap(), other.share().unwrap());
+    assert_ne!(name, others, "port 0 is written alike, but the sockets are two");
+    let mut sockets = Sockets::from_iter([(name, socket)]);
+    let next = Bound::open(&listener(ANY), &mut sockets).unwrap();
+    assert_eq!(next.local_addr(), bound.local_addr());
+    assert_ne!(Bound::open(&listener(ANY), &mut sockets).unwrap().local_addr(), bound.local_addr());
 }

@@ -35,7 +35,7 @@ impl Secured {
         let table = vec![None; 7].into_iter().chain([tls.map(Arc::new)]).collect();
         let desk = Desk { tls: Arc::new(ArcSwap::from_pointee(table)), ..desk(limits) };
         let handshakes = desk.handshakes.clone();
-        let running = Running::at(Bound::open(&listener(ANY)).unwrap(), desk, None);
+        let running = Running::at(super::open(&listener(ANY)).unwrap(), desk);
         Self { running, handshakes, certificate: certificate.der().clone() }
     }
 

@@ -1,8 +1,10 @@
 //! The gateway as a child process.
 
 use std::collections::BTreeMap;
+use std::fs::Permissions;
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -14,9 +16,11 @@ use tempfile::TempDir;
 
 use super::{Origin, until};
 
-/// A running gateway; it is killed when dropped.
+/// A running gateway; it is killed when dropped, and so is who took its place.
 pub(crate) struct Gateway {
     child: Child,
+    /// The process that took the child's place, if one did.
+    successor: Option<u32>,
     directory: TempDir,
     /// Bound addresses by the listener's name.
     listeners: BTreeMap<String, SocketAddr>,
@@ -28,6 +32,9 @@ impl Drop for Gateway {
         if self.child.try_wait().is_ok_and(|status| status.is_none()) {
             let _ = self.child.kill();
             let _ = self.child.wait();
+        }
+        if let Some(pid) = self.successor {
+            kill("KILL", pid);
         }
         if std::thread::panicking() {
             for line in self.stderr.lock().iter() {
@@ -88,6 +95,8 @@ impl Gateway {
     }
 
     async fn launch(directory: TempDir) -> Self {
+        // The upgrade socket is in it.
+        std::fs::set_permissions(directory.path(), Permissions::from_mode(0o700)).expect("our own folder");
         let mut command = command(&directory.path().join("tollhouse.yaml"));
         let mut child = command.stdout(Stdio::null()).spawn().expect("the gateway starts");
         let stderr: Arc<Mutex<Vec<String>>> = Arc::default();
@@ -97,7 +106,7 @@ impl Gateway {
                 lines.lock().push(line);
             }
         });
-        let mut gateway = Self { child, directory, listeners: BTreeMap::new(), stderr };
+        let mut gateway = Self { child, successor: None, directory, listeners: BTreeMap::new(), stderr };
         gateway.listeners = until("the listeners", || gateway.listening()).await;
         gateway
     }
@@ -123,8 +132,30 @@ impl Gateway {
         self.listeners[name]
     }
 
+    /// The process that serves.
     pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+        self.successor.unwrap_or(self.child.id())
+    }
+
+    /// Runs `tollhouse upgrade`; gives its exit code and what it said. The process that took the place is the
+    /// one that signals go to from then on.
+    pub(crate) async fn upgrade(&mut self) -> (Option<i32>, String) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tollhouse"));
+        command.args(["upgrade", "--output", "json", "--socket"]).arg(self.upgrade_socket());
+        let output = tokio::task::spawn_blocking(move || command.output().expect("it runs"));
+        let output = output.await.expect("no panic");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        if output.status.success() {
+            let told: Value = serde_json::from_str(&said).unwrap_or_else(|e| panic!("{e}: {said}"));
+            assert_eq!(told["old"], self.pid(), "who was replaced");
+            self.successor = told["new"].as_u64().and_then(|pid| u32::try_from(pid).ok());
+        }
+        (output.status.code(), said)
+    }
+
+    /// Where the gateway is asked to let another process take its place.
+    pub(crate) fn upgrade_socket(&self) -> PathBuf {
+        self.directory.path().join("tollhouse-upgrade.sock")
     }
 
     /// The lines on standard error so far.
@@ -173,11 +204,10 @@ impl Gateway {
 
     /// Sends a signal, such as `TERM`.
     pub(crate) fn signal(&self, name: &str) {
-        let status = Command::new("kill").arg(format!("-{name}")).arg(self.pid().to_string()).status();
-        assert!(status.expect("kill runs").success());
+        assert!(kill(name, self.pid()));
     }
 
-    /// Waits for the process to end by itself.
+    /// Waits for the process that was started first to end by itself.
     pub(crate) async fn ended(&mut self) -> ExitStatus {
         let child = &mut self.child;
         until("the gateway to end", || child.try_wait().expect("a child")).await
@@ -191,8 +221,18 @@ impl Gateway {
     }
 }
 
+fn kill(signal: &str, pid: u32) -> bool {
+    let mut command = Command::new("kill");
+    command.arg(format!("-{signal}")).arg(pid.to_string()).stderr(Stdio::null());
+    command.status().expect("kill runs").success()
+}
+
 fn command(file: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tollhouse"));
+    let folder = file.parent().expect("a folder");
+    // Its upgrade socket is in the folder of the document, and so is who plays the service manager.
+    command.env_remove("RUNTIME_DIRECTORY").env("XDG_RUNTIME_DIR", folder);
+    command.env("NOTIFY_SOCKET", folder.join("notify.sock"));
     command.arg("run").arg("-c").arg(file).stdin(Stdio::null()).stderr(Stdio::piped());
     command
 }

@@ -91,3 +91,28 @@ async fn a_revoked_client_does_not_get_in_by_its_ticket() {
     let Ok(mut wire) = client.connect(gateway.address(), "a.test").await else { return };
     assert!(wire.ask("a.test", "/").await.is_err(), "a revoked client got in");
 }
+
+#[tokio::test]
+async fn clients_resume_after_an_upgrade() {
+    let authority = Authority::new("servers");
+    let mut gateway = start(&authority, ONE, HELLO).await;
+    for version in [&TLS12, &TLS13] {
+        let client = Client::with(&authority, &[version], None, &[]);
+        assert!(!resumes(&client, &gateway).await);
+        assert_eq!(gateway.upgrade().await.0, Some(0));
+        assert!(resumes(&client, &gateway).await);
+    }
+}
+
+#[tokio::test]
+async fn a_ticket_does_not_get_past_an_upgrade_that_asks_clients_for_more() {
+    let authority = Authority::new("servers");
+    let mut gateway = start(&authority, ONE, HELLO).await;
+    let client = Client::new(&authority);
+    assert!(!resumes(&client, &gateway).await);
+    let asking = "{certificates: [{cert: a.pem, key: a.key}], client_auth: {mode: require, ca: ca.pem}}";
+    gateway.rewrite(&listener(asking), HELLO);
+    assert_eq!(gateway.upgrade().await.0, Some(0));
+    let Ok(mut wire) = client.connect(gateway.address(), "a.test").await else { return };
+    assert!(wire.ask("a.test", "/").await.is_err(), "got in without a certificate");
+}

@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::door::tests::{LIMITS, desk};
 use crate::door::{Bound, Door, Listener};
+use crate::handover::Sockets;
 use crate::proxy::replay::{
     Budget, CollectError, Slot, WholeBody, collect, hold_end, prepare_head, unwrap, wrap,
 };
@@ -174,7 +175,7 @@ pub(super) fn gateway(origins: &[SocketAddr], options: Options) -> Running {
         h2c: true,
         proxied: false,
     };
-    let bound = Bound::open(&listener).unwrap();
+    let bound = Bound::open(&listener, &mut Sockets::default()).unwrap();
     let addr = bound.local_addr().unwrap();
     let mut door = Door::new(Arc::new(app), vec![bound], desk(LIMITS));
     let (shutdown, watch) = watch::channel(false);

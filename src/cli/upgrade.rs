@@ -1,0 +1,66 @@
+//! `tollhouse upgrade`: has this program take the place of a running one.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Serialize;
+use tollhouse_filters::tree::from_node_all;
+
+use super::{Failure, Output, print, print_json};
+use crate::config::Server;
+use crate::handover::{Answer, Ask, Place};
+use crate::source;
+
+/// How long the new process may take to come up, and the old one to notice that it does not.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// Arguments of `tollhouse upgrade`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// The running gateway's configuration file; its `server.upgrade_socket` is where the gateway is asked.
+    #[arg(short, long, env = "TOLLHOUSE_CONFIG")]
+    config: Option<PathBuf>,
+    /// Where the gateway is asked, whatever the file says.
+    #[arg(long)]
+    socket: Option<PathBuf>,
+}
+
+#[derive(Serialize)]
+struct Upgraded {
+    old: u32,
+    new: u32,
+}
+
+pub(super) fn run(arguments: Arguments, output: Output) -> Result<(), Failure> {
+    let place = match arguments.socket {
+        Some(socket) => Place::at(socket),
+        None => written(arguments.config.as_deref())?.unwrap_or_else(Place::likely),
+    };
+    match ask(&place)? {
+        Answer::Replaced { old, new } if output == Output::Json => print_json(&Upgraded { old, new }),
+        Answer::Replaced { old, new } => {
+            print(format_args!("process {new} serves; process {old} finishes what is under way, then ends"))
+        }
+        Answer::Refused { reason, configuration: true } => Err(Failure::Wrong(reason)),
+        Answer::Refused { reason, configuration: false } => Err(Failure::Runtime(reason)),
+    }
+}
+
+/// What the document says of the place.
+fn written(config: Option<&Path>) -> Result<Option<Place>, Failure> {
+    let Some(config) = config else { return Ok(None) };
+    let loaded = source::load(config)?;
+    let server = loaded.root.get("server").and_then(|server| from_node_all::<Server>(server).ok());
+    Ok(server.and_then(|server| server.upgrade_socket).map(|socket| Place::at(socket.path().into())))
+}
+
+fn ask(place: &Place) -> Result<Answer, Failure> {
+    let failed =
+        |error: std::io::Error| Failure::Runtime(format!("the running gateway does not answer: {error}"));
+    let program = std::env::current_exe()
+        .map_err(|error| Failure::Runtime(format!("cannot tell where this program is: {error}")))?;
+    let mut gateway = place.connect().map_err(|error| Failure::Runtime(error.to_string()))?;
+    gateway.set_patience(PATIENCE).map_err(failed)?;
+    gateway.send(&Ask { program }).map_err(failed)?;
+    gateway.receive().map_err(failed)
+}

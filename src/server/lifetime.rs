@@ -1,0 +1,90 @@
+//! What a process tells others when it begins to serve: the one before it, the service manager, and those who
+//! will ask it to be upgraded.
+
+use std::os::unix::net::UnixListener;
+use std::sync::{Arc, mpsc};
+use std::thread;
+
+use super::takeover::Predecessor;
+use super::upgrade::Upgrades;
+use super::{Origin, StartError};
+use crate::config::Server;
+use crate::door::Opened;
+use crate::handover::Place;
+
+/// A process that is about to serve.
+pub(super) struct Lifetime {
+    pub(super) origin: Origin,
+    pub(super) before: Option<Predecessor>,
+    pub(super) upgrades: Arc<Upgrades>,
+}
+
+/// The upgrade socket; not open yet where the process before this one still has it.
+type Post = (Place, Option<UnixListener>);
+
+impl Lifetime {
+    /// Waits, on a thread of its own, for the door to open; gives what the door has to call then.
+    ///
+    /// # Errors
+    /// The upgrade socket that the document names cannot be opened.
+    pub(super) fn begin(self, server: &Server) -> Result<Opened, StartError> {
+        let post = self.post(server)?;
+        let (tell, opened) = mpsc::channel();
+        let wait = move || {
+            if let Ok(opened) = opened.recv() {
+                self.serve(opened, post);
+            }
+        };
+        let thread = thread::Builder::new().name("upgrade".to_owned()).spawn(wait);
+        thread.map_err(|error| StartError::Runtime(format!("cannot start a thread: {error}")))?;
+        Ok(Box::new(move |opened| drop(tell.send(opened))))
+    }
+
+    fn post(&self, server: &Server) -> Result<Option<Post>, StartError> {
+        let named = server.upgrade_socket.as_ref().map(|socket| Place::at(socket.path().into()));
+        let must = named.is_some();
+        let Some(place) = named.or_else(Place::usual) else { return Ok(None) };
+        match self.origin {
+            Origin::Sole => Ok(None),
+            Origin::Successor => Ok(Some((place, None))),
+            Origin::First => match place.listen(false) {
+                Ok(listener) => Ok(Some((place, Some(listener)))),
+                Err(error) if must => {
+                    Err(StartError::Runtime(format!("cannot open the upgrade socket {error}")))
+                }
+                Err(error) => {
+                    log::warn!("this process cannot be upgraded: {error}");
+                    Ok(None)
+                }
+            },
+        }
+    }
+
+    fn serve(mut self, opened: Result<(), Arc<str>>, post: Option<Post>) {
+        match self.before.take() {
+            Some(before) => relieve(before, opened),
+            None => drop(sd_notify::notify(&[sd_notify::NotifyState::Ready])),
+        }
+        let Some((place, listener)) = post else { return };
+        match listener.map_or_else(|| place.listen(true), Ok) {
+            Ok(listener) => {
+                log::info!(path:% = place.path().display(); "upgrade socket");
+                self.upgrades.serve(place, &listener);
+            }
+            Err(error) => log::error!("this process cannot be upgraded: {error}"),
+        }
+    }
+}
+
+/// Lets the process before this one go, or leaves the place to it.
+fn relieve(mut before: Predecessor, opened: Result<(), Arc<str>>) {
+    let relieved = match opened {
+        Ok(()) => before.relieve().map_err(|error| format!("the process before this one is gone: {error}")),
+        Err(listener) => Err(format!("listener `{listener}` is not served")),
+    };
+    if let Err(reason) = relieved {
+        log::error!("{reason}");
+        before.disappoint(&StartError::Runtime(reason));
+        std::process::exit(3);
+    }
+}

@@ -1,0 +1,80 @@
+//! What the process is told from outside. It listens before it does anything else, since a signal that
+//! nobody listens for ends a process at once.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+/// Signals, as they come.
+pub(super) struct Signals {
+    /// To end: SIGTERM and SIGINT.
+    pub(super) stops: UnboundedReceiver<()>,
+    /// To reload: SIGHUP.
+    pub(super) hangups: UnboundedReceiver<()>,
+    /// Set once `stops` is listened to; before, they end the process.
+    pub(super) serving: Arc<AtomicBool>,
+}
+
+/// Listens from now on, on a thread of its own.
+///
+/// # Errors
+/// The system refuses.
+pub(super) fn listen() -> io::Result<Signals> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let sources = {
+        let _inside = runtime.enter();
+        Sources {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+            quit: signal(SignalKind::quit())?,
+        }
+    };
+    let (stop, stops) = unbounded_channel();
+    let (hangup, hangups) = unbounded_channel();
+    let serving = Arc::<AtomicBool>::default();
+    let heard = serving.clone();
+    thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || runtime.block_on(sources.pass_on(&stop, &hangup, &heard)))?;
+    Ok(Signals { stops, hangups, serving })
+}
+
+struct Sources {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+    quit: Signal,
+}
+
+impl Sources {
+    async fn pass_on(
+        mut self,
+        stop: &UnboundedSender<()>,
+        hangup: &UnboundedSender<()>,
+        serving: &AtomicBool,
+    ) {
+        loop {
+            let sent = tokio::select! {
+                _ = self.terminate.recv() => stop.send(()),
+                _ = self.interrupt.recv() => stop.send(()),
+                _ = self.hangup.recv() => {
+                    let _ = hangup.send(());
+                    continue;
+                }
+                _ = self.quit.recv() => {
+                    log::error!("SIGQUIT is ignored: `tollhouse upgrade` replaces a gateway, SIGTERM stops it");
+                    continue;
+                }
+            };
+            if sent.is_err() || !serving.load(Relaxed) {
+                log::info!("stopping before anything was served");
+                std::process::exit(0);
+            }
+        }
+    }
+}

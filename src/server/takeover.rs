@@ -1,0 +1,93 @@
+//! Taking the place of another process, from the side of the new one.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use tollhouse_filters::world::State;
+
+use super::StartError;
+use super::succession::{Memory, Offer, Step};
+use crate::handover::{Channel, Sockets};
+use crate::snapshot::Snapshot;
+use crate::tls::TicketKeys;
+
+/// How long each message of the process before this one may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The process before this one.
+pub(super) struct Predecessor {
+    channel: Channel,
+    /// Its sockets; those that are not taken are closed with this.
+    pub(super) sockets: Sockets,
+    tickets: Vec<(String, TicketKeys)>,
+}
+
+impl Predecessor {
+    /// Meets it on standard input.
+    ///
+    /// # Errors
+    /// Nobody is there, or it went away.
+    pub(super) fn meet() -> Result<Self, StartError> {
+        Self::greet().map_err(|error| {
+            StartError::Runtime(format!("there is no process to take over from on standard input: {error}"))
+        })
+    }
+
+    fn greet() -> io::Result<Self> {
+        let stream = io::stdin().as_fd().try_clone_to_owned()?;
+        // Nothing else may read from it, or keep it open.
+        rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
+        let mut channel = Channel::new(UnixStream::from(stream));
+        channel.set_patience(PATIENCE)?;
+        let offer: Offer = channel.receive()?;
+        let sockets = offer.sockets.into_iter().map(|name| Ok((name, channel.receive_socket()?)));
+        let sockets = sockets.collect::<io::Result<_>>()?;
+        Ok(Self { channel, sockets, tickets: offer.tickets })
+    }
+
+    /// Goes on with its keys of session tickets.
+    pub(super) fn resume(&mut self, snapshot: &Snapshot) {
+        for (listener, keys) in self.tickets.drain(..) {
+            let plan = snapshot.listeners.iter().find(|plan| *plan.name == *listener);
+            if let Some(tls) = plan.and_then(|plan| plan.tls.as_deref()) {
+                tls.resume(keys);
+            }
+        }
+    }
+
+    /// Says that all is prepared, and takes over what its filters remember.
+    ///
+    /// # Errors
+    /// It went away.
+    pub(super) fn remember(&mut self, state: &dyn State) -> Result<(), StartError> {
+        let mut remember = || {
+            self.channel.send(&Step::Prepared)?;
+            loop {
+                let memory: Memory = self.channel.receive()?;
+                state.import(memory.entries);
+                if memory.last {
+                    return io::Result::Ok(());
+                }
+            }
+        };
+        remember()
+            .map_err(|error| StartError::Runtime(format!("the process before this one is gone: {error}")))
+    }
+
+    /// Says that this process serves: the other one stops.
+    ///
+    /// # Errors
+    /// It went away.
+    pub(super) fn relieve(&mut self) -> io::Result<()> {
+        self.channel.send(&Step::Ready)
+    }
+
+    /// Says why this process will not serve.
+    pub(super) fn disappoint(&mut self, error: &StartError) {
+        let configuration = matches!(error, StartError::Document(_));
+        let _ = self.channel.send(&Step::Failed { reason: error.to_string(), configuration });
+    }
+}

@@ -1,0 +1,298 @@
+//! Giving way to another process: one is started where a client of the upgrade socket asks for it, gets the
+//! sockets and what is remembered, and serves before this process stops.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::sync::Notify;
+use tollhouse_filters::world::State;
+
+use super::succession::{BATCH, Memory, Offer, Step, TAKE_OVER};
+use crate::handover::{Answer, Ask, Channel, Place, pair};
+use crate::snapshot::Live;
+use crate::tls::TicketKeys;
+
+/// How long the new process may take for each step; it looks up and probes backends meanwhile.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long who asks may take to say what for.
+const PATIENCE_WITH_CLIENTS: Duration = Duration::from_secs(5);
+
+/// What is handed over, and whether it was.
+pub(super) struct Upgrades {
+    /// The document, as the new process finds it.
+    path: PathBuf,
+    live: Arc<Live>,
+    state: Arc<dyn State>,
+    stand: Mutex<Stand>,
+    replaced: Notify,
+}
+
+struct Stand {
+    /// Listening sockets by name; none once this process is on its way out.
+    sockets: Option<Arc<Vec<(String, OwnedFd)>>>,
+    /// A new process that is not ready yet.
+    under_way: Option<Pid>,
+    /// The upgrade socket, as long as it is ours.
+    place: Option<Place>,
+}
+
+/// Why another process did not take over.
+#[derive(Debug)]
+struct Failure {
+    reason: String,
+    configuration: bool,
+    /// Whether it went without a word.
+    gone: bool,
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, TimedOut, UnexpectedEof, WouldBlock};
+        match error.kind() {
+            BrokenPipe | ConnectionReset | UnexpectedEof => {
+                Self { gone: true, ..Self::because("the new process is gone") }
+            }
+            TimedOut | WouldBlock => Self::because("the new process takes too long"),
+            _ => Self::because(error.to_string()),
+        }
+    }
+}
+
+impl Failure {
+    fn because(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), configuration: false, gone: false }
+    }
+}
+
+impl Upgrades {
+    /// Hands these sockets over when asked to.
+    pub(super) fn new(
+        path: PathBuf,
+        live: Arc<Live>,
+        state: Arc<dyn State>,
+        sockets: Vec<(String, OwnedFd)>,
+    ) -> Self {
+        let stand = Stand { sockets: Some(Arc::new(sockets)), under_way: None, place: None };
+        Self { path, live, state, stand: Mutex::new(stand), replaced: Notify::new() }
+    }
+
+    /// Waits until another process serves.
+    pub(super) async fn replaced(&self) {
+        self.replaced.notified().await;
+    }
+
+    /// Hands nothing over any more, since this process ends without a successor.
+    pub(super) fn give_up(&self) {
+        let mut stand = self.stand.lock();
+        stand.sockets = None;
+        if let Some(place) = stand.place.take() {
+            place.leave();
+        }
+        if let Some(process) = stand.under_way.take() {
+            let _ = kill_process(process, Signal::KILL);
+        }
+    }
+
+    /// Answers clients of the upgrade socket until one of them had this process replaced.
+    pub(super) fn serve(&self, place: Place, listener: &UnixListener) {
+        {
+            let mut stand = self.stand.lock();
+            if stand.sockets.is_none() {
+                return place.leave();
+            }
+            stand.place = Some(place);
+        }
+        for client in listener.incoming() {
+            let Ok(client) = client else { continue };
+            let mut client = Channel::new(client);
+            let outcome = asked(&mut client).and_then(|ask| self.replace(&ask.program));
+            let answer = match &outcome {
+                Ok(new) => Answer::Replaced { old: std::process::id(), new: *new },
+                Err(failure) => {
+                    log::error!(reason = failure.reason.as_str(); "the upgrade failed; this process serves on");
+                    Answer::Refused { reason: failure.reason.clone(), configuration: failure.configuration }
+                }
+            };
+            let _ = client.send(&answer);
+            if outcome.is_ok() {
+                return;
+            }
+        }
+    }
+
+    /// Starts a process and has it take over; gives its id.
+    fn replace(&self, program: &Path) -> Result<u32, Failure> {
+        if std::process::id() == 1 {
+            return Err(Failure::because("this is the first process of a container: replace the container"));
+        }
+        let Some(sockets) = self.stand.lock().sockets.clone() else { return Err(leaving()) };
+        log::info!(program:% = program.display(); "starting the process that takes over");
+        let (mut channel, theirs) = pair()?;
+        channel.set_patience(PATIENCE)?;
+        let child = self.start(program, theirs)?;
+        self.stand.lock().under_way = Some(Pid::from_child(&child));
+        let introduced = self.introduce(&mut channel, &sockets);
+        let mut stand = self.stand.lock();
+        stand.under_way = None;
+        // Who was told to stop meanwhile has no successor.
+        let stays = stand.sockets.is_some();
+        if let Err(failure) = introduced.and(if stays { Ok(()) } else { Err(leaving()) }) {
+            drop(stand);
+            return Err(ended(child, channel, failure));
+        }
+        (stand.sockets, stand.place) = (None, None);
+        log::info!(pid = child.id(); "another process has taken over");
+        // The service manager follows the process that serves from now on.
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::MainPid(child.id())]);
+        self.replaced.notify_one();
+        Ok(child.id())
+    }
+
+    fn start(&self, program: &Path, input: OwnedFd) -> Result<Child, Failure> {
+        let mut command = Command::new(program);
+        command.arg("run").arg(TAKE_OVER).arg("--config").arg(&self.path).stdin(input);
+        let failed = |error| Failure::because(format!("cannot start {}: {error}", program.display()));
+        command.spawn().map_err(failed)
+    }
+
+    /// Tells the new process all it needs, up to its word that it serves.
+    fn introduce(&self, channel: &mut Channel, sockets: &[(String, OwnedFd)]) -> Result<(), Failure> {
+        let names = sockets.iter().map(|(name, _)| name.clone()).collect();
+        channel.send(&Offer { sockets: names, tickets: self.tickets() })?;
+        for (_, socket) in sockets {
+            channel.send_socket(socket.as_fd())?;
+        }
+        reached(channel.receive()?)?;
+        let entries = self.state.export();
+        let mut batches = entries.chunks(BATCH).peekable();
+        loop {
+            let entries = batches.next().unwrap_or_default().to_vec();
+            let last = batches.peek().is_none();
+            channel.send(&Memory { entries, last })?;
+            if last {
+                return reached(channel.receive()?);
+            }
+        }
+    }
+
+    fn tickets(&self) -> Vec<(String, TicketKeys)> {
+        let snapshot = self.live.load();
+        let with_tls = snapshot.listeners.iter().filter_map(|plan| Some((plan, plan.tls.as_deref()?)));
+        with_tls.map(|(plan, tls)| (plan.name.to_string(), tls.ticket_keys())).collect()
+    }
+}
+
+/// Reads what a client wants, if it may want anything: it can have programs started as us.
+fn asked(client: &mut Channel) -> Result<Ask, Failure> {
+    client.set_patience(PATIENCE_WITH_CLIENTS)?;
+    let user = client.peer()?;
+    if user != rustix::process::geteuid() && !user.is_root() {
+        return Err(Failure::because("only the user that runs the gateway may upgrade it"));
+    }
+    client.receive().map_err(|error| Failure::because(format!("the request cannot be read: {error}")))
+}
+
+fn reached(step: Step) -> Result<(), Failure> {
+    match step {
+        Step::Prepared | Step::Ready => Ok(()),
+        Step::Failed { reason, configuration } => Err(Failure { configuration, ..Failure::because(reason) }),
+    }
+}
+
+fn leaving() -> Failure {
+    Failure::because("this process is stopping")
+}
+
+/// Waits for a process that will not serve, after a while by force; says more if it said nothing itself.
+fn ended(mut child: Child, channel: Channel, failure: Failure) -> Failure {
+    const STEP: Duration = Duration::from_millis(10);
+    // Without us it has nothing to wait for.
+    drop(channel);
+    for _ in 0..200 {
+        if !child.try_wait().is_ok_and(|status| status.is_none()) {
+            break;
+        }
+        std::thread::sleep(STEP);
+    }
+    let _ = child.kill();
+    match child.wait() {
+        Ok(status) if failure.gone => Failure::because(format!(
+            "the new process ended before it served ({status}); what it said is on the standard error of this one"
+        )),
+        _ => failure,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use tollhouse_filters::world::{StateKey, TenantId, World};
+
+    use super::*;
+    use crate::snapshot::{Compiler, Mode};
+    use crate::source;
+
+    fn upgrades(world: &World, sockets: Vec<(String, OwnedFd)>) -> Upgrades {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("gateway.yaml");
+        std::fs::write(&path, "{version: 1, listeners: [{name: web, address: '127.0.0.1:0'}]}").unwrap();
+        let loaded = Arc::new(source::load(&path).unwrap());
+        let registry = tollhouse_filters::builtin();
+        let compiler = Compiler { registry: &registry, world, previous: None, mode: Mode::Dry };
+        let live = Arc::new(Live::new(compiler.compile(&loaded).unwrap()));
+        Upgrades::new(path, live, world.state.clone(), sockets)
+    }
+
+    #[tokio::test]
+    async fn what_filters_remember_is_handed_over_after_the_sockets_and_in_parts() {
+        let (world, next) = (World::dry(), World::dry());
+        let key = |n: u32| StateKey::new(TenantId(1), "limit", &n.to_be_bytes());
+        let entries = 2 * u32::try_from(BATCH).unwrap() + 1;
+        for n in 0..entries {
+            world.state.add(&key(n), i64::from(n), Duration::from_secs(60)).await.unwrap();
+        }
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let upgrades = upgrades(&world, vec![("web".to_owned(), listener.into())]);
+        let (mut ours, theirs) = pair().unwrap();
+        let sockets = upgrades.stand.lock().sockets.clone().unwrap();
+        let old = std::thread::spawn(move || upgrades.introduce(&mut ours, &sockets).is_ok());
+        let mut new = Channel::new(theirs.into());
+        let offer: Offer = new.receive().unwrap();
+        assert_eq!(offer.sockets, ["web"]);
+        assert_eq!(TcpListener::from(new.receive_socket().unwrap()).local_addr().unwrap(), address);
+        new.send(&Step::Prepared).unwrap();
+        let mut parts = Vec::new();
+        loop {
+            let Memory { entries, last } = new.receive().unwrap();
+            parts.push(entries.len());
+            next.state.import(entries);
+            if last {
+                break;
+            }
+        }
+        new.send(&Step::Ready).unwrap();
+        assert!(old.join().unwrap());
+        assert_eq!(parts, [BATCH, BATCH, 1]);
+        for n in [0, 1, entries - 1] {
+            let sum = next.state.add(&key(n), 1, Duration::from_secs(60)).await.unwrap();
+            assert_eq!(sum, i64::from(n) + 1);
+        }
+    }
+
+    #[test]
+    fn a_process_that_gave_up_starts_no_other() {
+        let upgrades = upgrades(&World::dry(), Vec::new());
+        upgrades.give_up();
+        let failure = upgrades.replace(Path::new("/bin/true")).unwrap_err();
+        assert_eq!(failure.reason, "this process is stopping");
+    }
+}
