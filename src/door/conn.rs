@@ -12,7 +12,7 @@ use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
 
 use super::head::{Head, Scanner};
-use super::refusal::Refusal;
+use super::refusal::{self, Refusal};
 use super::stream::{DoorStream, PREFACE};
 use super::{Common, HeadLimits, Rule};
 
@@ -35,8 +35,9 @@ pub(super) async fn serve<A>(
             Next::Request(head) => head,
             Next::Http2 => {
                 stream.open();
+                let carrier = stream.carrier();
                 common.app.process_new(stream, &shutdown).await;
-                return;
+                return refusal::report(&common, &carrier);
             }
             Next::Refused(rule) => return Refusal::new(&common, &stream, rule).send(&mut stream).await,
             Next::Closed => return stream.leave(),

@@ -8,6 +8,7 @@ mod bind;
 mod chunks;
 mod conn;
 mod facts;
+mod frames;
 mod handshake;
 mod head;
 mod listener;

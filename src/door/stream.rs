@@ -7,7 +7,7 @@ use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
@@ -23,6 +23,7 @@ use tokio::runtime::Handle;
 
 use super::chunks::Chunks;
 use super::facts::{Carried, carried, carrier};
+use super::frames::Frames;
 use super::head::{Body, Head};
 use super::transport::{Transport, linger};
 use super::{ConnFacts, Permit, Refusals, Rule};
@@ -59,6 +60,8 @@ enum Rest {
     Chunks(Chunks),
     /// Whatever comes.
     Open,
+    /// Frames of HTTP/2, which are counted.
+    Frames(Box<Frames>),
     /// Nobody knows, and nobody wants it.
     Abandoned,
 }
@@ -92,6 +95,11 @@ impl DoorStream {
 
     fn inner_mut(&mut self) -> &mut Transport {
         there(&mut self.inner)
+    }
+
+    /// What outlives the stream.
+    pub(super) fn carrier(&self) -> Arc<ProxyDigest> {
+        self.carrier.clone()
     }
 
     fn carried(&self) -> &Carried {
@@ -138,9 +146,9 @@ impl DoorStream {
         if length == self.lead.len() { std::mem::take(&mut self.lead) } else { self.lead.split_to(length) }
     }
 
-    /// Lets Pingora read whatever comes.
+    /// Lets Pingora speak HTTP/2.
     pub(super) fn open(&mut self) {
-        self.rest = Rest::Open;
+        self.rest = Rest::Frames(Box::new(Frames::new(Instant::now())));
     }
 
     /// Nothing more is wanted from the client, whatever it sends.
@@ -150,14 +158,37 @@ impl DoorStream {
 
     /// Whether the request was read to its end, as far as the door can tell.
     pub(super) fn is_at_end(&self) -> bool {
-        matches!(self.rest, Rest::Open) || self.rest.is_over()
+        match self.rest {
+            Rest::Open => true,
+            Rest::Frames(_) => self.carried().broken.get().is_none(),
+            _ => self.rest.is_over(),
+        }
     }
 
     /// Notes that the request broke a rule: nothing more is read of it, so nobody can take it for whole.
     fn break_off(&mut self, rule: Rule) -> usize {
-        self.refusals.add(rule);
-        let _ = self.carried().broken.set(rule);
+        // An HTTP/2 connection may do so once more while it ends.
+        if self.carried().broken.set(rule).is_ok() {
+            self.refusals.add(rule);
+            if let Rest::Frames(frames) = &self.rest
+                && let Some(goaway) = frames.goaway(rule)
+            {
+                self.out.extend(goaway);
+            }
+        }
         0
+    }
+
+    /// Follows what Pingora wrote.
+    fn wrote(&mut self, data: &[u8]) -> io::Result<usize> {
+        if let Rest::Frames(frames) = &mut self.rest
+            && let Err(rule) = frames.client_gets(data)
+        {
+            let told = frames.dismissed();
+            self.break_off(rule);
+            return if told { Ok(data.len()) } else { Err(invalid()) };
+        }
+        Ok(data.len())
     }
 
     /// Reads more of what belongs to no request yet; 0 is the end.
@@ -237,6 +268,28 @@ impl DoorStream {
         self.out = Vec::new();
     }
 
+    /// Holds or sends `data`; gives how much of it.
+    fn poll_take(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            if self.out.len() + data.len() <= OUT {
+                if self.out.capacity() == 0 {
+                    // Most answers are a head and little more: half the room does for them.
+                    self.out.reserve_exact(if data.len() > OUT / 4 { OUT } else { OUT / 2 });
+                }
+                self.out.extend_from_slice(data);
+                return Poll::Ready(Ok(data.len()));
+            }
+            if self.sent == self.out.len() {
+                self.drained();
+                return Pin::new(self.inner_mut()).poll_write(cx, data);
+            }
+            let n = ready!(self.poll_send(cx, data))?;
+            if n > 0 {
+                return Poll::Ready(Ok(n));
+            }
+        }
+    }
+
     /// Sends what is held together with `data`; gives how much of `data` went out, maybe nothing.
     fn poll_send(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         let held = self.out.len() - self.sent;
@@ -261,6 +314,7 @@ impl Rest {
                 Ok(here)
             }
             Self::Chunks(chunks) => chunks.follow(bytes),
+            Self::Frames(frames) => frames.client_sent(bytes).map(|()| bytes.len()),
             Self::Open | Self::Abandoned => Ok(bytes.len()),
         }
     }
@@ -269,7 +323,7 @@ impl Rest {
         match self {
             Self::Bytes(left) => *left == 0,
             Self::Chunks(chunks) => chunks.is_over(),
-            Self::Open | Self::Abandoned => false,
+            Self::Frames(_) | Self::Open | Self::Abandoned => false,
         }
     }
 }
@@ -303,35 +357,23 @@ impl AsyncRead for DoorStream {
         }
         // Only HTTP/2 begins in the middle of what the door has read.
         let n = self.lead.len().min(buf.remaining());
-        buf.put_slice(&self.lead[..n]);
-        self.lead.advance(n);
+        let lead = self.lead.split_to(n);
         if self.lead.is_empty() {
             self.lead = BytesMut::new();
         }
+        if let Err(rule) = self.rest.take(&lead) {
+            self.break_off(rule);
+            return Poll::Ready(Err(invalid()));
+        }
+        buf.put_slice(&lead);
         Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for DoorStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        loop {
-            if self.out.len() + data.len() <= OUT {
-                if self.out.capacity() == 0 {
-                    // Most answers are a head and little more: half the room does for them.
-                    self.out.reserve_exact(if data.len() > OUT / 4 { OUT } else { OUT / 2 });
-                }
-                self.out.extend_from_slice(data);
-                return Poll::Ready(Ok(data.len()));
-            }
-            if self.sent == self.out.len() {
-                self.drained();
-                return Pin::new(self.inner_mut()).poll_write(cx, data);
-            }
-            let n = ready!(self.poll_send(cx, data))?;
-            if n > 0 {
-                return Poll::Ready(Ok(n));
-            }
-        }
+        let n = ready!(self.poll_take(cx, data))?;
+        Poll::Ready(self.wrote(&data[..n]))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -429,64 +471,4 @@ impl fmt::Debug for DoorStream {
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::io::AsyncReadExt;
-    use tokio::net::UnixStream;
-
-    use super::super::{Limits, Permits};
-    use super::*;
-
-    fn pair() -> (DoorStream, UnixStream) {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        let permit = Permits::new(Limits { total: 1, per_ip: None }, |_| false).take(None).unwrap();
-        let facts = ConnFacts { listener: 0, peer: None, local: None, unix: true, tls: None };
-        (DoorStream::new(ours.into(), facts, Arc::default(), permit), theirs)
-    }
-
-    /// Bytes that repeat only after 251, so that a shifted or repeated piece shows.
-    fn pattern(len: usize) -> Vec<u8> {
-        (0..len).map(|i| (i % 251) as u8).collect()
-    }
-
-    #[tokio::test]
-    async fn writes_of_any_sizes_arrive_in_order_also_when_the_reader_is_slow() {
-        let sizes = [1, 4095, 1, 4096, 4097, 10, 3_000_000, 7, 0, 2048, 2049, 100_000, 1];
-        let all = pattern(sizes.iter().sum());
-        let (mut ours, mut theirs) = pair();
-        let expected = all.clone();
-        let writer = async move {
-            let mut rest = &all[..];
-            for (i, size) in sizes.into_iter().enumerate() {
-                let (now, later) = rest.split_at(size);
-                ours.write_all(now).await.unwrap();
-                if i % 3 == 2 {
-                    ours.flush().await.unwrap();
-                    assert_eq!(ours.out.capacity(), 0, "nothing is held once all is sent");
-                }
-                rest = later;
-            }
-            AsyncWriteExt::shutdown(&mut ours).await.unwrap();
-        };
-        let reader = async move {
-            let mut got = Vec::new();
-            while theirs.read_buf(&mut got).await.unwrap() > 0 {
-                tokio::task::yield_now().await;
-            }
-            got
-        };
-        let ((), got) = tokio::join!(writer, reader);
-        assert!(got == expected);
-    }
-
-    #[tokio::test]
-    async fn small_writes_are_held_until_the_flush() {
-        let (mut ours, theirs) = pair();
-        ours.write_all(b"head").await.unwrap();
-        ours.write_all(b"body").await.unwrap();
-        let mut got = [0; 16];
-        assert_eq!(theirs.try_read(&mut got).unwrap_err().kind(), io::ErrorKind::WouldBlock);
-        ours.flush().await.unwrap();
-        theirs.readable().await.unwrap();
-        assert_eq!(theirs.try_read(&mut got).unwrap(), 8);
-    }
-}
+mod tests;

@@ -7,6 +7,7 @@ mod compression;
 mod decompression;
 mod failures;
 mod filters;
+mod floods;
 mod forwarding;
 mod grpc;
 mod harness;
