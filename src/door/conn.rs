@@ -34,7 +34,7 @@ pub(super) async fn serve<A>(
         let head = match next(&common, &mut stream, &mut shutdown, awaited).await {
             Next::Request(head) => head,
             Next::Http2 => {
-                stream.open();
+                stream.open(&common.desk.limits.load());
                 let carrier = stream.carrier();
                 common.app.process_new(stream, &shutdown).await;
                 return refusal::report(&common, &carrier);
@@ -197,7 +197,7 @@ async fn request<A>(
 where
     A: HttpServerApp + Send + Sync + 'static,
 {
-    let prefix = stream.begin(&head);
+    let prefix = stream.begin(&head, &common.desk.limits.load());
     let mut session = ServerSession::new_http1(stream);
     match settings {
         Some(settings) => settings.apply_to_session(&mut session),

@@ -1,8 +1,10 @@
 //! The stream Pingora works on: buffers writes until they are flushed, ends a request where its framing
 //! does, and carries the connection's facts and permit.
 
+mod out;
+
 use std::fmt;
-use std::io::{self, IoSlice};
+use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -25,11 +27,11 @@ use super::chunks::Chunks;
 use super::facts::{Carried, carried, carrier};
 use super::frames::Frames;
 use super::head::{Body, Head};
+use super::patience::Patience;
 use super::transport::{Transport, linger};
-use super::{ConnFacts, Permit, Refusals, Rule};
+use super::{ConnFacts, HeadLimits, Permit, Refusals, Rule};
+use out::Out;
 
-/// Writes up to this size are collected until a flush: Pingora writes a head and its body apart.
-const OUT: usize = 4096;
 /// What is read at once between requests; most request heads fit.
 const LEAD: usize = 4096;
 /// What a client of HTTP/2 without TLS sends first (RFC 9113 s3.4).
@@ -39,15 +41,15 @@ pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 pub struct DoorStream {
     /// `Some` until the drop.
     inner: Option<Transport>,
-    /// Written by Pingora and not yet flushed; `out[..sent]` is on its way already.
-    out: Vec<u8>,
-    sent: usize,
+    /// Written by Pingora and not yet flushed.
+    out: Out,
+    /// With what is still to be read of the request.
+    patience: Option<Patience>,
     /// Read by the door and not yet given to Pingora: the next request, or the start of one.
     lead: BytesMut,
     /// What Pingora may still read of this request.
     rest: Rest,
     carrier: Arc<ProxyDigest>,
-    refusals: Arc<Refusals>,
     permit: Option<Permit>,
 }
 
@@ -74,12 +76,11 @@ impl DoorStream {
     pub(super) fn over(inner: Transport, facts: ConnFacts, refusals: Arc<Refusals>, permit: Permit) -> Self {
         Self {
             inner: Some(inner),
-            out: Vec::new(),
-            sent: 0,
+            out: Out::default(),
+            patience: None,
             lead: BytesMut::new(),
             rest: Rest::Bytes(0),
-            carrier: carrier(facts),
-            refusals,
+            carrier: carrier(facts, refusals),
             permit: Some(permit),
         }
     }
@@ -129,7 +130,7 @@ impl DoorStream {
     }
 
     /// Gives what was read of a request that begins, and from here on no more than belongs to it.
-    pub(super) fn begin(&mut self, head: &Head) -> BytesMut {
+    pub(super) fn begin(&mut self, head: &Head, limits: &HeadLimits) -> BytesMut {
         if let Some(at) = head.higher_minor {
             self.lead[at] = b'1';
         }
@@ -139,6 +140,10 @@ impl DoorStream {
             Body::Chunked => Rest::Chunks(Chunks::default()),
             Body::Open => Rest::Open,
         };
+        // A tunnel may be silent for long, either way.
+        let patience = |most| (head.body != Body::Open).then(|| Patience::new(most, limits.min_rate));
+        self.patience = patience(limits.body_timeout);
+        self.out.wait_with(patience(limits.idle_timeout));
         let length = head.end - head.start;
         // What is wrong is told to who reads the body: it will, from the start again.
         let length =
@@ -147,7 +152,8 @@ impl DoorStream {
     }
 
     /// Lets Pingora speak HTTP/2.
-    pub(super) fn open(&mut self) {
+    pub(super) fn open(&mut self, limits: &HeadLimits) {
+        self.out.wait_with(Some(Patience::new(limits.idle_timeout, limits.min_rate)));
         self.rest = Rest::Frames(Box::new(Frames::new(Instant::now())));
     }
 
@@ -169,11 +175,11 @@ impl DoorStream {
     fn break_off(&mut self, rule: Rule) -> usize {
         // An HTTP/2 connection may do so once more while it ends.
         if self.carried().broken.set(rule).is_ok() {
-            self.refusals.add(rule);
+            self.carried().refusals.add(rule);
             if let Rest::Frames(frames) = &self.rest
                 && let Some(goaway) = frames.goaway(rule)
             {
-                self.out.extend(goaway);
+                self.out.add(&goaway);
             }
         }
         0
@@ -231,76 +237,51 @@ impl DoorStream {
         {
             let left = usize::try_from(left).expect("less than a buffer holds");
             let mut part = ReadBuf::new(buf.initialize_unfilled_to(left));
-            ready!(self.poll_inner(cx, &mut part))?;
+            ready!(self.poll_in_time(cx, &mut part))?;
             let n = part.filled().len();
             buf.advance(n);
             self.rest = Rest::Bytes((left - n) as u64);
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
-        ready!(self.poll_inner(cx, buf))?;
+        ready!(self.poll_in_time(cx, buf))?;
         match self.rest.take(&buf.filled()[before..]) {
             Ok(n) => self.lead.extend_from_slice(&buf.filled()[before + n..]),
-            Err(rule) => {
-                self.break_off(rule);
-                return Poll::Ready(Err(invalid()));
-            }
+            Err(rule) => return Poll::Ready(Err(self.refuse(rule))),
         }
         let surplus = self.lead.len();
         buf.set_filled(buf.filled().len() - surplus);
         Poll::Ready(Ok(()))
     }
 
+    /// Reads what the client sends fast enough. That it sends nothing at all, Pingora minds.
+    fn poll_in_time(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = self.poll_inner(cx, buf);
+        let Some(patience) = &mut self.patience else { return read };
+        if read.is_pending() {
+            patience.waits(Instant::now());
+        } else if !patience.moved(buf.filled().len() - before, Instant::now) {
+            return Poll::Ready(Err(self.refuse(Rule::SlowBody)));
+        }
+        read
+    }
+
+    fn refuse(&mut self, rule: Rule) -> io::Error {
+        self.break_off(rule);
+        invalid()
+    }
+
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.out.capacity() == 0 {
-            return there(&mut self.inner).poll_settle(cx);
-        }
-        while self.sent < self.out.len() {
-            let n = ready!(Pin::new(there(&mut self.inner)).poll_write(cx, &self.out[self.sent..]))?;
-            self.sent += nonzero(n)?;
-        }
-        self.drained();
-        self.inner_mut().poll_settle(cx)
+        self.out.poll_drain(there(&mut self.inner), cx)
     }
 
-    fn drained(&mut self) {
-        self.sent = 0;
-        self.out = Vec::new();
-    }
-
-    /// Holds or sends `data`; gives how much of it.
-    fn poll_take(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        loop {
-            if self.out.len() + data.len() <= OUT {
-                if self.out.capacity() == 0 {
-                    // Most answers are a head and little more: half the room does for them.
-                    self.out.reserve_exact(if data.len() > OUT / 4 { OUT } else { OUT / 2 });
-                }
-                self.out.extend_from_slice(data);
-                return Poll::Ready(Ok(data.len()));
-            }
-            if self.sent == self.out.len() {
-                self.drained();
-                return Pin::new(self.inner_mut()).poll_write(cx, data);
-            }
-            let n = ready!(self.poll_send(cx, data))?;
-            if n > 0 {
-                return Poll::Ready(Ok(n));
-            }
+    /// What became of sending to the client, whose slowness ends the exchange.
+    fn sent<T>(&mut self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if matches!(polled, Poll::Ready(Err(_))) && self.out.gave_up() {
+            self.break_off(Rule::SlowReader);
         }
-    }
-
-    /// Sends what is held together with `data`; gives how much of `data` went out, maybe nothing.
-    fn poll_send(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        let held = self.out.len() - self.sent;
-        let slices = [IoSlice::new(&self.out[self.sent..]), IoSlice::new(data)];
-        let n = ready!(Pin::new(there(&mut self.inner)).poll_write_vectored(cx, &slices))?;
-        if nonzero(n)? < held {
-            self.sent += n;
-            return Poll::Ready(Ok(0));
-        }
-        self.drained();
-        Poll::Ready(Ok(n - held))
+        polled
     }
 }
 
@@ -336,10 +317,6 @@ fn invalid() -> io::Error {
     io::ErrorKind::InvalidData.into()
 }
 
-fn nonzero(n: usize) -> io::Result<usize> {
-    if n == 0 { Err(io::ErrorKind::WriteZero.into()) } else { Ok(n) }
-}
-
 impl AsyncRead for DoorStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -362,8 +339,7 @@ impl AsyncRead for DoorStream {
             self.lead = BytesMut::new();
         }
         if let Err(rule) = self.rest.take(&lead) {
-            self.break_off(rule);
-            return Poll::Ready(Err(invalid()));
+            return Poll::Ready(Err(self.refuse(rule)));
         }
         buf.put_slice(&lead);
         Poll::Ready(Ok(()))
@@ -372,17 +348,20 @@ impl AsyncRead for DoorStream {
 
 impl AsyncWrite for DoorStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        let n = ready!(self.poll_take(cx, data))?;
-        Poll::Ready(self.wrote(&data[..n]))
+        let this = &mut *self;
+        let polled = this.out.poll_write(there(&mut this.inner), cx, data);
+        let n = ready!(this.sent(polled))?;
+        Poll::Ready(this.wrote(&data[..n]))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_drain(cx))?;
-        Pin::new(self.inner_mut()).poll_flush(cx)
+        let this = &mut *self;
+        let polled = this.out.poll_flush(there(&mut this.inner), cx);
+        this.sent(polled)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_drain(cx))?;
+        ready!(self.as_mut().poll_flush(cx))?;
         Pin::new(self.inner_mut()).poll_shutdown(cx)
     }
 }
@@ -465,7 +444,7 @@ impl fmt::Debug for DoorStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DoorStream")
             .field("facts", self.facts())
-            .field("held", &(self.out.len() - self.sent))
+            .field("held", &self.out.len())
             .finish_non_exhaustive()
     }
 }

@@ -19,6 +19,7 @@ mod protocols;
 mod proxy_protocol;
 mod proxying;
 mod reload;
+mod slow;
 mod sse;
 mod start;
 mod tls;

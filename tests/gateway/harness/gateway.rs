@@ -67,8 +67,13 @@ impl Gateway {
 
     /// As [`before`](Self::before), with an admin listener for [`refused`](Self::refused).
     pub(crate) async fn counting(origin: &Origin, rest: &str) -> Self {
+        Self::counting_all(&all_to(origin.address, rest)).await
+    }
+
+    /// As [`start`](Self::start), with an admin listener.
+    pub(crate) async fn counting_all(rest: &str) -> Self {
         let directory = TempDir::new().expect("a temporary directory");
-        let text = document(directory.path(), &all_to(origin.address, rest));
+        let text = document(directory.path(), rest);
         let text = text.replace("admin: {address: none}", "admin: {address: \"127.0.0.1:0\"}");
         std::fs::write(directory.path().join("tollhouse.yaml"), text).expect("write");
         Self::launch(directory).await
