@@ -9,7 +9,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 use tollhouse_filters::path::PathRules;
 use tollhouse_filters::scalar;
-use tollhouse_filters::values::{ByteSize, Duration, IpSet, Scalar};
+use tollhouse_filters::values::{ByteRate, ByteSize, Duration, IpSet, Scalar};
 
 use super::Dns;
 
@@ -99,6 +99,9 @@ pub struct Limits {
     pub header_timeout: Duration,
     /// Between two reads of a request body; over it: 408.
     pub body_timeout: Duration,
+    /// What a client sends of a body, and takes of an answer, on average while it is waited for; with less than
+    /// that it is waited for no longer than `body_timeout`, or `idle_timeout`, in all.
+    pub min_rate: ByteRate,
     /// A request body; over it: 413. The filter `body_limit` narrows or widens it.
     pub body_bytes: ByteSize,
     /// All bodies buffered for filters together; over it: 503.
@@ -120,6 +123,7 @@ impl Default for Limits {
             uri_bytes: ByteSize::from_kib(16),
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(30),
+            min_rate: ByteRate::from_bytes(240),
             body_bytes: ByteSize::from_mib(100),
             buffered_bytes: ByteSize::from_mib(256),
             idle_timeout: Duration::from_secs(60),

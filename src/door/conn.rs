@@ -12,7 +12,7 @@ use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
 
 use super::head::{Head, Scanner};
-use super::refusal::Refusal;
+use super::refusal::{self, Refusal};
 use super::stream::{DoorStream, PREFACE};
 use super::{Common, HeadLimits, Rule};
 
@@ -37,9 +37,10 @@ pub(super) async fn serve<A>(
         let head = match next(&common, &mut stream, &mut shutdown, awaited).await {
             Next::Request(head) => head,
             Next::Http2 => {
-                stream.open();
+                stream.open(&common.desk.limits.load());
+                let carrier = stream.carrier();
                 common.app.process_new(stream, &shutdown).await;
-                return;
+                return refusal::report(&common, &carrier);
             }
             Next::Refused(rule) => return Refusal::new(&common, &stream, rule).send(&mut stream).await,
             Next::Closed => return stream.leave(),
@@ -206,7 +207,7 @@ async fn request<A>(
 where
     A: HttpServerApp + Send + Sync + 'static,
 {
-    let prefix = stream.begin(&head);
+    let prefix = stream.begin(&head, &common.desk.limits.load());
     let mut session = ServerSession::new_http1(stream);
     match settings {
         Some(settings) => settings.apply_to_session(&mut session),

@@ -8,7 +8,7 @@ use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::proxy::Session;
 use tollhouse_filters::context::Tls;
 
-use super::Rule;
+use super::{Refusals, Rule};
 
 /// What is known of a connection from the moment it was accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,9 +35,18 @@ pub fn broken(session: &Session) -> Option<Rule> {
     carried(session.digest()?.proxy_digest.as_ref()?)?.broken.get().copied()
 }
 
+/// Counts a request under a rule that was found broken elsewhere.
+pub fn count(session: &Session, rule: Rule) {
+    let carried = session.digest().and_then(|digest| carried(digest.proxy_digest.as_ref()?));
+    if let Some(carried) = carried {
+        carried.refusals.add(rule);
+    }
+}
+
 /// What a connection and its requests share.
 pub(super) struct Carried {
     pub(super) facts: ConnFacts,
+    pub(super) refusals: Arc<Refusals>,
     pub(super) broken: OnceLock<Rule>,
 }
 
@@ -48,8 +57,8 @@ pub(super) fn carried(carrier: &ProxyDigest) -> Option<&Carried> {
 
 /// Pingora copies the stream's proxy digest to every session, HTTP/1 and HTTP/2; on the server side
 /// it has no use of its own for it, and the digest has room for one value of ours.
-pub(super) fn carrier(facts: ConnFacts) -> Arc<ProxyDigest> {
+pub(super) fn carrier(facts: ConnFacts, refusals: Arc<Refusals>) -> Arc<ProxyDigest> {
     let unused = ResponseHeader::build_no_case(200, Some(0)).expect("200 is a status");
-    let carried = Carried { facts, broken: OnceLock::new() };
+    let carried = Carried { facts, refusals, broken: OnceLock::new() };
     Arc::new(ProxyDigest::new(Box::new(unused), Some(Box::new(carried))))
 }

@@ -312,6 +312,8 @@ mod tests {
         uri_bytes: 100,
         header_timeout: Duration::ZERO,
         idle_timeout: Duration::ZERO,
+        body_timeout: Duration::ZERO,
+        min_rate: None,
     };
 
     fn scan(bytes: impl AsRef<[u8]>) -> Result<Option<Head>, Rule> {

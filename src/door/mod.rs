@@ -8,9 +8,11 @@ mod bind;
 mod chunks;
 mod conn;
 mod facts;
+mod frames;
 mod handshake;
 mod head;
 mod listener;
+mod patience;
 mod permits;
 mod preamble;
 mod proxied;
@@ -21,6 +23,7 @@ mod stream;
 pub(crate) mod tests;
 mod transport;
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,7 +38,7 @@ use crate::observe::{Observe, metrics};
 use crate::tls::ServerTls;
 
 pub use bind::{BindError, Bound, bind};
-pub use facts::{ConnFacts, broken, facts};
+pub use facts::{ConnFacts, broken, count, facts};
 pub use handshake::{HandshakeFailure, HandshakeFailures};
 pub use listener::Listener;
 pub use permits::{Limits, Permit, Permits, Refused};
@@ -75,7 +78,7 @@ pub struct Desk {
 /// TLS of listeners, by [`Listener::id`]; `None` for those without.
 pub type TlsById = Vec<Option<Arc<ServerTls>>>;
 
-/// How large a head may be, and how long is waited for it.
+/// How large a head may be, and how long is waited for it and for what follows.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadLimits {
     /// All field lines together.
@@ -86,8 +89,12 @@ pub struct HeadLimits {
     pub uri_bytes: u64,
     /// From its first byte, or from the connection's begin, to its end.
     pub header_timeout: Duration,
-    /// Between two requests.
+    /// Between two requests, and for a client to take what it is sent.
     pub idle_timeout: Duration,
+    /// For a client to send more of a body.
+    pub body_timeout: Duration,
+    /// Bytes a second that a client moves at least, on average, while it is waited for.
+    pub min_rate: Option<NonZeroU64>,
 }
 
 /// What all connections have in common.

@@ -6,13 +6,16 @@ use std::time::{Duration, Instant, SystemTime};
 
 use http::header::{self, HeaderValue};
 use pingora::prelude::timeout;
+use pingora::protocols::raw_connect::ProxyDigest;
 use tokio::io::AsyncWriteExt;
 use tollhouse_filters::context::RequestId;
 use tollhouse_filters::outcome::Body;
 use tollhouse_filters::problem::Problem;
 
-use super::stream::DoorStream;
-use super::{Common, Rule};
+use super::facts::carried;
+use super::frames;
+use super::stream::{DoorStream, PREFACE};
+use super::{Common, ConnFacts, Rule};
 use crate::engine;
 use crate::observe::{Access, metrics};
 use crate::snapshot::UNROUTED;
@@ -54,45 +57,12 @@ impl Refusal {
         let started = Instant::now();
         let request_id = RequestId::Made(fastrand::u128(1..));
         let (method, target) = first_words(stream.lead());
-        let http2 = rule == Rule::Settings;
+        // Where HTTP/2 is not spoken, the preface is a request of another version.
+        let http2 = stream.lead().starts_with(PREFACE) && rule != Rule::Version;
         let answer = if http2 { goaway(rule) } else { answer(rule, &request_id, method == b"HEAD") };
         common.desk.refusals.add(rule);
-        let facts = stream.facts();
-        let listener = common.listener_name(facts.listener);
-        let status = rule.kind().status;
-        let registry = &common.desk.observe.registry;
-        registry.route(listener, UNROUTED, metrics::NONE).record(status, started.elapsed(), 0, 0);
-        if common.desk.observe.logs_access() {
-            let (path, query) = split_query(target);
-            common.desk.observe.access(&Access {
-                time: SystemTime::now(),
-                request_id: &request_id.to_string(),
-                listener,
-                client: facts.peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip()),
-                method: std::str::from_utf8(method).unwrap_or_default(),
-                scheme: if facts.tls.is_some() { "https" } else { "http" },
-                host: b"",
-                path,
-                query,
-                protocol: if http2 { "HTTP/2" } else { "HTTP/1.1" },
-                tls: facts.tls.as_deref(),
-                route: UNROUTED,
-                service: None,
-                upstream: None,
-                backend: None,
-                attempts: 0,
-                status,
-                bytes_in: 0,
-                bytes_out: 0,
-                elapsed: started.elapsed(),
-                upstream_elapsed: None,
-                denied_by: None,
-                reason: Some(rule.detail()),
-                user_agent: None,
-                referer: None,
-                error: Some(rule.kind().code),
-            });
-        }
+        let said = Said { method, target, http2 };
+        said.record(common, stream.facts(), rule, started, &request_id);
         Self { answer }
     }
 
@@ -104,6 +74,71 @@ impl Refusal {
         };
         let _ = timeout(PATIENCE, sent).await;
         stream.abandon();
+    }
+}
+
+/// Logs and counts a connection of HTTP/2 that ended since its client broke a rule: once, whatever it sent.
+pub(super) fn report<A>(common: &Common<A>, carrier: &ProxyDigest) {
+    let Some(carried) = carried(carrier) else { return };
+    if let Some(rule) = carried.broken.get() {
+        let said = Said { method: b"", target: b"", http2: true };
+        said.record(common, &carried.facts, *rule, Instant::now(), &RequestId::Made(fastrand::u128(1..)));
+    }
+}
+
+/// What is known of what was said.
+struct Said<'a> {
+    method: &'a [u8],
+    target: &'a [u8],
+    http2: bool,
+}
+
+impl Said<'_> {
+    /// In the log and in the metrics.
+    fn record<A>(
+        &self,
+        common: &Common<A>,
+        facts: &ConnFacts,
+        rule: Rule,
+        started: Instant,
+        request_id: &RequestId,
+    ) {
+        let listener = common.listener_name(facts.listener);
+        let status = rule.kind().status;
+        let registry = &common.desk.observe.registry;
+        registry.route(listener, UNROUTED, metrics::NONE).record(status, started.elapsed(), 0, 0);
+        if !common.desk.observe.logs_access() {
+            return;
+        }
+        let (path, query) = split_query(self.target);
+        common.desk.observe.access(&Access {
+            time: SystemTime::now(),
+            request_id: &request_id.to_string(),
+            listener,
+            client: facts.peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip()),
+            method: std::str::from_utf8(self.method).unwrap_or_default(),
+            scheme: if facts.tls.is_some() { "https" } else { "http" },
+            host: b"",
+            path,
+            query,
+            protocol: if self.http2 { "HTTP/2" } else { "HTTP/1.1" },
+            tls: facts.tls.as_deref(),
+            route: UNROUTED,
+            service: None,
+            upstream: None,
+            backend: None,
+            attempts: 0,
+            status,
+            bytes_in: 0,
+            bytes_out: 0,
+            elapsed: started.elapsed(),
+            upstream_elapsed: None,
+            denied_by: None,
+            reason: Some(rule.detail()),
+            user_agent: None,
+            referer: None,
+            error: Some(rule.kind().code),
+        });
     }
 }
 
@@ -125,11 +160,8 @@ fn split_query(target: &[u8]) -> (&[u8], Option<&[u8]>) {
 
 /// An empty SETTINGS frame, as HTTP/2 begins, and a GOAWAY of PROTOCOL_ERROR that says why (RFC 9113 s3.4, s6.8).
 fn goaway(rule: Rule) -> Vec<u8> {
-    let why = rule.detail().as_bytes();
-    let length = u8::try_from(8 + why.len()).expect("details are short");
-    let (settings, head) = ([0, 0, 0, 4, 0, 0, 0, 0, 0], [0, 0, length, 7, 0, 0, 0, 0, 0]);
-    let (last_stream, protocol_error) = ([0; 4], [0, 0, 0, 1]);
-    [&settings[..], &head, &last_stream, &protocol_error, why].concat()
+    const PROTOCOL_ERROR: u32 = 1;
+    [&[0, 0, 0, 4, 0, 0, 0, 0, 0][..], &frames::goaway(PROTOCOL_ERROR, rule)].concat()
 }
 
 fn answer(rule: Rule, request_id: &RequestId, head_only: bool) -> Vec<u8> {

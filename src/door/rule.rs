@@ -59,6 +59,18 @@ pub enum Rule {
     Chunk,
     /// A line after the last chunk is not a field.
     Trailer,
+    /// The body does not come at `min_rate`.
+    SlowBody,
+    /// The client does not take its answer at `min_rate`.
+    SlowReader,
+    /// The client breaks the rules of HTTP/2.
+    Http2,
+    /// It has more streams reset than answered.
+    ResetFlood,
+    /// It sends many frames that carry nothing.
+    ControlFlood,
+    /// It sends a field section without end.
+    ContinuationFlood,
 }
 
 /// What a broken rule is called and answered with.
@@ -106,6 +118,12 @@ rules! {
     LengthAndCoding "length-and-coding" BAD_REQUEST "RFC 9112 s6.3" "`Content-Length` and `Transfer-Encoding` exclude each other";
     Chunk "chunk" BAD_REQUEST "RFC 9112 s7.1" "the body's chunks are not valid";
     Trailer "trailer" BAD_REQUEST "RFC 9112 s7.1.2" "the body's trailer fields are not valid";
+    SlowBody "slow-body" REQUEST_TIMEOUT "RFC 9110 s15.5.9" "the body came too slowly";
+    SlowReader "slow-reader" CLIENT_CLOSED "RFC 9112 s9.5" "the answer was taken too slowly";
+    Http2 "http2" BAD_REQUEST "RFC 9113 s5.4.1" "the connection breaks the rules of HTTP/2";
+    ResetFlood "reset-flood" BAD_REQUEST "RFC 9113 s10.5" "too many streams are reset";
+    ControlFlood "control-flood" BAD_REQUEST "RFC 9113 s10.5" "too many frames carry nothing";
+    ContinuationFlood "continuation-flood" BAD_REQUEST "RFC 9113 s10.5.1" "the field section has no end";
 }
 
 impl Rule {
@@ -149,6 +167,6 @@ mod tests {
             assert_eq!(rule as usize, index, "{rule:?}");
             assert!(rule.section().starts_with("RFC "), "{rule:?}");
         }
-        assert_eq!(TABLE.len(), Rule::Trailer as usize + 1);
+        assert_eq!(TABLE.len(), Rule::ContinuationFlood as usize + 1);
     }
 }

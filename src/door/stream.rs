@@ -1,13 +1,15 @@
 //! The stream Pingora works on: buffers writes until they are flushed, ends a request where its framing
 //! does, and carries the connection's facts and permit.
 
+mod out;
+
 use std::fmt;
-use std::io::{self, IoSlice};
+use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
@@ -23,12 +25,13 @@ use tokio::runtime::Handle;
 
 use super::chunks::Chunks;
 use super::facts::{Carried, carried, carrier};
+use super::frames::Frames;
 use super::head::{Body, Head};
+use super::patience::Patience;
 use super::transport::{Transport, linger};
-use super::{ConnFacts, Permit, Refusals, Rule};
+use super::{ConnFacts, HeadLimits, Permit, Refusals, Rule};
+use out::Out;
 
-/// Writes up to this size are collected until a flush: Pingora writes a head and its body apart.
-const OUT: usize = 4096;
 /// What is read at once between requests; most request heads fit.
 const LEAD: usize = 4096;
 /// What a client of HTTP/2 without TLS sends first (RFC 9113 s3.4).
@@ -38,15 +41,15 @@ pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 pub struct DoorStream {
     /// `Some` until the drop.
     inner: Option<Transport>,
-    /// Written by Pingora and not yet flushed; `out[..sent]` is on its way already.
-    out: Vec<u8>,
-    sent: usize,
+    /// Written by Pingora and not yet flushed.
+    out: Out,
+    /// With what is still to be read of the request.
+    patience: Option<Patience>,
     /// Read by the door and not yet given to Pingora: the next request, or the start of one.
     lead: BytesMut,
     /// What Pingora may still read of this request.
     rest: Rest,
     carrier: Arc<ProxyDigest>,
-    refusals: Arc<Refusals>,
     permit: Option<Permit>,
 }
 
@@ -59,6 +62,8 @@ enum Rest {
     Chunks(Chunks),
     /// Whatever comes.
     Open,
+    /// Frames of HTTP/2, which are counted.
+    Frames(Box<Frames>),
     /// Nobody knows, and nobody wants it.
     Abandoned,
 }
@@ -71,12 +76,11 @@ impl DoorStream {
     pub(super) fn over(inner: Transport, facts: ConnFacts, refusals: Arc<Refusals>, permit: Permit) -> Self {
         Self {
             inner: Some(inner),
-            out: Vec::new(),
-            sent: 0,
+            out: Out::default(),
+            patience: None,
             lead: BytesMut::new(),
             rest: Rest::Bytes(0),
-            carrier: carrier(facts),
-            refusals,
+            carrier: carrier(facts, refusals),
             permit: Some(permit),
         }
     }
@@ -92,6 +96,11 @@ impl DoorStream {
 
     fn inner_mut(&mut self) -> &mut Transport {
         there(&mut self.inner)
+    }
+
+    /// What outlives the stream.
+    pub(super) fn carrier(&self) -> Arc<ProxyDigest> {
+        self.carrier.clone()
     }
 
     fn carried(&self) -> &Carried {
@@ -121,7 +130,7 @@ impl DoorStream {
     }
 
     /// Gives what was read of a request that begins, and from here on no more than belongs to it.
-    pub(super) fn begin(&mut self, head: &Head) -> BytesMut {
+    pub(super) fn begin(&mut self, head: &Head, limits: &HeadLimits) -> BytesMut {
         if let Some(at) = head.higher_minor {
             self.lead[at] = b'1';
         }
@@ -131,6 +140,10 @@ impl DoorStream {
             Body::Chunked => Rest::Chunks(Chunks::default()),
             Body::Open => Rest::Open,
         };
+        // A tunnel may be silent for long, either way.
+        let patience = |most| (head.body != Body::Open).then(|| Patience::new(most, limits.min_rate));
+        self.patience = patience(limits.body_timeout);
+        self.out.wait_with(patience(limits.idle_timeout));
         let length = head.end - head.start;
         // What is wrong is told to who reads the body: it will, from the start again.
         let length =
@@ -138,9 +151,10 @@ impl DoorStream {
         if length == self.lead.len() { std::mem::take(&mut self.lead) } else { self.lead.split_to(length) }
     }
 
-    /// Lets Pingora read whatever comes.
-    pub(super) fn open(&mut self) {
-        self.rest = Rest::Open;
+    /// Lets Pingora speak HTTP/2.
+    pub(super) fn open(&mut self, limits: &HeadLimits) {
+        self.out.wait_with(Some(Patience::new(limits.idle_timeout, limits.min_rate)));
+        self.rest = Rest::Frames(Box::new(Frames::new(Instant::now())));
     }
 
     /// Nothing more is wanted from the client, whatever it sends.
@@ -150,14 +164,37 @@ impl DoorStream {
 
     /// Whether the request was read to its end, as far as the door can tell.
     pub(super) fn is_at_end(&self) -> bool {
-        matches!(self.rest, Rest::Open) || self.rest.is_over()
+        match self.rest {
+            Rest::Open => true,
+            Rest::Frames(_) => self.carried().broken.get().is_none(),
+            _ => self.rest.is_over(),
+        }
     }
 
     /// Notes that the request broke a rule: nothing more is read of it, so nobody can take it for whole.
     fn break_off(&mut self, rule: Rule) -> usize {
-        self.refusals.add(rule);
-        let _ = self.carried().broken.set(rule);
+        // An HTTP/2 connection may do so once more while it ends.
+        if self.carried().broken.set(rule).is_ok() {
+            self.carried().refusals.add(rule);
+            if let Rest::Frames(frames) = &self.rest
+                && let Some(goaway) = frames.goaway(rule)
+            {
+                self.out.add(&goaway);
+            }
+        }
         0
+    }
+
+    /// Follows what Pingora wrote.
+    fn wrote(&mut self, data: &[u8]) -> io::Result<usize> {
+        if let Rest::Frames(frames) = &mut self.rest
+            && let Err(rule) = frames.client_gets(data)
+        {
+            let told = frames.dismissed();
+            self.break_off(rule);
+            return if told { Ok(data.len()) } else { Err(invalid()) };
+        }
+        Ok(data.len())
     }
 
     /// Reads more of what belongs to no request yet; 0 is the end.
@@ -200,54 +237,51 @@ impl DoorStream {
         {
             let left = usize::try_from(left).expect("less than a buffer holds");
             let mut part = ReadBuf::new(buf.initialize_unfilled_to(left));
-            ready!(self.poll_inner(cx, &mut part))?;
+            ready!(self.poll_in_time(cx, &mut part))?;
             let n = part.filled().len();
             buf.advance(n);
             self.rest = Rest::Bytes((left - n) as u64);
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
-        ready!(self.poll_inner(cx, buf))?;
+        ready!(self.poll_in_time(cx, buf))?;
         match self.rest.take(&buf.filled()[before..]) {
             Ok(n) => self.lead.extend_from_slice(&buf.filled()[before + n..]),
-            Err(rule) => {
-                self.break_off(rule);
-                return Poll::Ready(Err(invalid()));
-            }
+            Err(rule) => return Poll::Ready(Err(self.refuse(rule))),
         }
         let surplus = self.lead.len();
         buf.set_filled(buf.filled().len() - surplus);
         Poll::Ready(Ok(()))
     }
 
+    /// Reads what the client sends fast enough. That it sends nothing at all, Pingora minds.
+    fn poll_in_time(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let read = self.poll_inner(cx, buf);
+        let Some(patience) = &mut self.patience else { return read };
+        if read.is_pending() {
+            patience.waits(Instant::now());
+        } else if !patience.moved(buf.filled().len() - before, Instant::now) {
+            return Poll::Ready(Err(self.refuse(Rule::SlowBody)));
+        }
+        read
+    }
+
+    fn refuse(&mut self, rule: Rule) -> io::Error {
+        self.break_off(rule);
+        invalid()
+    }
+
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.out.capacity() == 0 {
-            return there(&mut self.inner).poll_settle(cx);
-        }
-        while self.sent < self.out.len() {
-            let n = ready!(Pin::new(there(&mut self.inner)).poll_write(cx, &self.out[self.sent..]))?;
-            self.sent += nonzero(n)?;
-        }
-        self.drained();
-        self.inner_mut().poll_settle(cx)
+        self.out.poll_drain(there(&mut self.inner), cx)
     }
 
-    fn drained(&mut self) {
-        self.sent = 0;
-        self.out = Vec::new();
-    }
-
-    /// Sends what is held together with `data`; gives how much of `data` went out, maybe nothing.
-    fn poll_send(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        let held = self.out.len() - self.sent;
-        let slices = [IoSlice::new(&self.out[self.sent..]), IoSlice::new(data)];
-        let n = ready!(Pin::new(there(&mut self.inner)).poll_write_vectored(cx, &slices))?;
-        if nonzero(n)? < held {
-            self.sent += n;
-            return Poll::Ready(Ok(0));
+    /// What became of sending to the client, whose slowness ends the exchange.
+    fn sent<T>(&mut self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if matches!(polled, Poll::Ready(Err(_))) && self.out.gave_up() {
+            self.break_off(Rule::SlowReader);
         }
-        self.drained();
-        Poll::Ready(Ok(n - held))
+        polled
     }
 }
 
@@ -261,6 +295,7 @@ impl Rest {
                 Ok(here)
             }
             Self::Chunks(chunks) => chunks.follow(bytes),
+            Self::Frames(frames) => frames.client_sent(bytes).map(|()| bytes.len()),
             Self::Open | Self::Abandoned => Ok(bytes.len()),
         }
     }
@@ -269,7 +304,7 @@ impl Rest {
         match self {
             Self::Bytes(left) => *left == 0,
             Self::Chunks(chunks) => chunks.is_over(),
-            Self::Open | Self::Abandoned => false,
+            Self::Frames(_) | Self::Open | Self::Abandoned => false,
         }
     }
 }
@@ -280,10 +315,6 @@ fn there(inner: &mut Option<Transport>) -> &mut Transport {
 
 fn invalid() -> io::Error {
     io::ErrorKind::InvalidData.into()
-}
-
-fn nonzero(n: usize) -> io::Result<usize> {
-    if n == 0 { Err(io::ErrorKind::WriteZero.into()) } else { Ok(n) }
 }
 
 impl AsyncRead for DoorStream {
@@ -303,44 +334,34 @@ impl AsyncRead for DoorStream {
         }
         // Only HTTP/2 begins in the middle of what the door has read.
         let n = self.lead.len().min(buf.remaining());
-        buf.put_slice(&self.lead[..n]);
-        self.lead.advance(n);
+        let lead = self.lead.split_to(n);
         if self.lead.is_empty() {
             self.lead = BytesMut::new();
         }
+        if let Err(rule) = self.rest.take(&lead) {
+            return Poll::Ready(Err(self.refuse(rule)));
+        }
+        buf.put_slice(&lead);
         Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for DoorStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        loop {
-            if self.out.len() + data.len() <= OUT {
-                if self.out.capacity() == 0 {
-                    // Most answers are a head and little more: half the room does for them.
-                    self.out.reserve_exact(if data.len() > OUT / 4 { OUT } else { OUT / 2 });
-                }
-                self.out.extend_from_slice(data);
-                return Poll::Ready(Ok(data.len()));
-            }
-            if self.sent == self.out.len() {
-                self.drained();
-                return Pin::new(self.inner_mut()).poll_write(cx, data);
-            }
-            let n = ready!(self.poll_send(cx, data))?;
-            if n > 0 {
-                return Poll::Ready(Ok(n));
-            }
-        }
+        let this = &mut *self;
+        let polled = this.out.poll_write(there(&mut this.inner), cx, data);
+        let n = ready!(this.sent(polled))?;
+        Poll::Ready(this.wrote(&data[..n]))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_drain(cx))?;
-        Pin::new(self.inner_mut()).poll_flush(cx)
+        let this = &mut *self;
+        let polled = this.out.poll_flush(there(&mut this.inner), cx);
+        this.sent(polled)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_drain(cx))?;
+        ready!(self.as_mut().poll_flush(cx))?;
         Pin::new(self.inner_mut()).poll_shutdown(cx)
     }
 }
@@ -423,70 +444,10 @@ impl fmt::Debug for DoorStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DoorStream")
             .field("facts", self.facts())
-            .field("held", &(self.out.len() - self.sent))
+            .field("held", &self.out.len())
             .finish_non_exhaustive()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::io::AsyncReadExt;
-    use tokio::net::UnixStream;
-
-    use super::super::{Limits, Permits};
-    use super::*;
-
-    fn pair() -> (DoorStream, UnixStream) {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        let permit = Permits::new(Limits { total: 1, per_ip: None }, |_| false).take(None).unwrap();
-        let facts = ConnFacts { listener: 0, peer: None, local: None, unix: true, tls: None };
-        (DoorStream::new(ours.into(), facts, Arc::default(), permit), theirs)
-    }
-
-    /// Bytes that repeat only after 251, so that a shifted or repeated piece shows.
-    fn pattern(len: usize) -> Vec<u8> {
-        (0..len).map(|i| (i % 251) as u8).collect()
-    }
-
-    #[tokio::test]
-    async fn writes_of_any_sizes_arrive_in_order_also_when_the_reader_is_slow() {
-        let sizes = [1, 4095, 1, 4096, 4097, 10, 3_000_000, 7, 0, 2048, 2049, 100_000, 1];
-        let all = pattern(sizes.iter().sum());
-        let (mut ours, mut theirs) = pair();
-        let expected = all.clone();
-        let writer = async move {
-            let mut rest = &all[..];
-            for (i, size) in sizes.into_iter().enumerate() {
-                let (now, later) = rest.split_at(size);
-                ours.write_all(now).await.unwrap();
-                if i % 3 == 2 {
-                    ours.flush().await.unwrap();
-                    assert_eq!(ours.out.capacity(), 0, "nothing is held once all is sent");
-                }
-                rest = later;
-            }
-            AsyncWriteExt::shutdown(&mut ours).await.unwrap();
-        };
-        let reader = async move {
-            let mut got = Vec::new();
-            while theirs.read_buf(&mut got).await.unwrap() > 0 {
-                tokio::task::yield_now().await;
-            }
-            got
-        };
-        let ((), got) = tokio::join!(writer, reader);
-        assert!(got == expected);
-    }
-
-    #[tokio::test]
-    async fn small_writes_are_held_until_the_flush() {
-        let (mut ours, theirs) = pair();
-        ours.write_all(b"head").await.unwrap();
-        ours.write_all(b"body").await.unwrap();
-        let mut got = [0; 16];
-        assert_eq!(theirs.try_read(&mut got).unwrap_err().kind(), io::ErrorKind::WouldBlock);
-        ours.flush().await.unwrap();
-        theirs.readable().await.unwrap();
-        assert_eq!(theirs.try_read(&mut got).unwrap(), 8);
-    }
-}
+mod tests;

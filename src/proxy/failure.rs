@@ -47,8 +47,10 @@ pub(super) async fn answer(session: &mut Session, error: &Error, call: &mut Call
         // What a handshake or the system says, which is not for clients to know.
         call.reason = Some(error.to_string());
     }
-    let malformed = || Some(Problem::new(&problem::BAD_REQUEST).detail(door::broken(session)?.detail()));
-    let pending = call.pending.take().or_else(|| malformed().map(Reply::from));
+    blame_slowness(session, error, call);
+    let rule = door::broken(session).filter(|rule| rule.kind().status != problem::CLIENT_CLOSED.status);
+    let broken = rule.map(|rule| Problem::new(rule.kind()).detail(rule.detail()));
+    let pending = call.pending.take().or_else(|| broken.map(Reply::from));
     let reply = pending.or_else(|| classify(error, call).map(Reply::from));
     let Some(reply) = reply else {
         call.problem = Some(problem::CLIENT_CLOSED.code);
@@ -68,6 +70,19 @@ pub(super) async fn answer(session: &mut Session, error: &Error, call: &mut Call
         reply::end_call(session, problem);
     }
     FailToProxy { error_code, can_reuse_downstream: false }
+}
+
+/// Counts and names a client that moved nothing for too long; of one that moves too little, the door knows.
+fn blame_slowness(session: &Session, error: &Error, call: &mut Call) {
+    let rule = match error.etype() {
+        ErrorType::ReadTimedout if !call.upgrade => door::Rule::SlowBody,
+        ErrorType::WriteTimedout => door::Rule::SlowReader,
+        _ => return,
+    };
+    if *error.esource() == ErrorSource::Downstream && call.pending.is_none() {
+        door::count(session, rule);
+        call.reason = Some(rule.detail().to_owned());
+    }
 }
 
 /// The problem that an error is, by whose fault; `None` when the client is gone.

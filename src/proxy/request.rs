@@ -34,7 +34,10 @@ impl Gateway {
         };
         let limits = &snapshot.server.limits;
         session.set_read_timeout(Some(limits.body_timeout.get()));
-        session.set_write_timeout(Some(limits.idle_timeout.get()));
+        if session.req_header().version == Version::HTTP_2 {
+            // Of a stream without window only Pingora knows; of all else, the door.
+            session.set_write_timeout(Some(limits.idle_timeout.get()));
+        }
         // Pingora has decided to close: the client said so, or sent both length and coding.
         let keepalive = session.get_keepalive().and_then(|_| self.keepalive(limits.idle_timeout.get()));
         call.version = session.req_header().version;
@@ -99,6 +102,10 @@ impl Gateway {
         let collected = replay::collect(session, limit, &self.budget, Some(between_reads)).await;
         let whole = match collected {
             Ok(whole) => whole,
+            Err(error @ CollectError::Timeout) => {
+                door::count(session, door::Rule::SlowBody);
+                return Ok(Some(refusal(&error)));
+            }
             // Pingora does not say of every error of the client that it is one.
             Err(CollectError::Client(error)) => return Err(error.into_down()),
             Err(error) => return Ok(Some(refusal(&error))),

@@ -41,7 +41,11 @@ impl Gateway {
         guard(call, |guard| guard.answered(response.status.as_u16()));
         call.events = is_event_stream(response);
         if response.status != StatusCode::SWITCHING_PROTOCOLS {
-            call.upgrade = false;
+            if std::mem::take(&mut call.upgrade) {
+                // It was to be a tunnel, which may be silent for longer.
+                let idle = call.exchange().snapshot.server.limits.idle_timeout.get();
+                session.set_write_timeout(Some(idle));
+            }
             strip_hop_by_hop(response);
         }
         if let Err(problem) = call.exchange().response(session.req_header(), response).await {

@@ -137,6 +137,8 @@ pub(super) fn head_limits(snapshot: &Snapshot) -> HeadLimits {
         uri_bytes: limits.uri_bytes.get(),
         header_timeout: limits.header_timeout.get(),
         idle_timeout: limits.idle_timeout.get(),
+        body_timeout: limits.body_timeout.get(),
+        min_rate: limits.min_rate.get(),
     }
 }
 

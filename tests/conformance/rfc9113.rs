@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 
-use crate::harness::{Gateway, H2c, Origin, Wire, soon};
+use crate::harness::h2raw::kind;
+use crate::harness::{Gateway, H2Raw, H2c, Origin, Wire, soon};
 
 #[tokio::test]
 async fn s8_3_1_the_authority_counts_and_not_the_host_field() {
@@ -75,4 +76,47 @@ async fn s5_1_a_stream_that_is_reset_ends_the_request_at_the_origin() {
     assert_eq!(soon("the close", closed.recv()).await, Some("closed"));
     let line = gateway.log_line(|line| line["path"] == "/slow").await;
     assert_eq!(line["status"], 499);
+}
+
+#[tokio::test]
+async fn s5_4_1_an_error_of_the_connection_is_a_goaway_before_its_end() {
+    let origin = Origin::echo().await;
+    let gateway = Gateway::counting(&origin, "").await;
+    let mut client = H2Raw::connect(gateway.address(), &[]).await;
+    // RFC 9113 s6.7: a PING belongs to no stream.
+    client.send(kind::PING, 0, 1, b"12345678").await;
+    let goaway = client.next_of(kind::GOAWAY).await.expect("a GOAWAY");
+    assert_eq!(goaway.code(), 1, "PROTOCOL_ERROR");
+    assert_eq!(client.next().await, None);
+    assert_eq!(gateway.refused("http2").await, 1);
+    let line = gateway.log_line(|line| line["protocol"] == "HTTP/2").await;
+    assert_eq!(line["reason"], "the connection breaks the rules of HTTP/2");
+}
+
+#[tokio::test]
+async fn s10_5_a_connection_that_is_too_much_is_told_to_calm_down() {
+    let origin = Origin::echo().await;
+    let gateway = Gateway::counting(&origin, "").await;
+    let mut client = H2Raw::connect(gateway.address(), &[]).await;
+    let mut goaway = None;
+    for _ in 0..1500 {
+        client.send(kind::PING, 0, 0, b"12345678").await;
+        // Its answer, or the end.
+        goaway = loop {
+            match client.next().await {
+                Some(frame) if frame.kind == kind::PING => break None,
+                Some(frame) if frame.kind == kind::GOAWAY => break Some(frame),
+                Some(_) => {}
+                None => panic!("an end without GOAWAY"),
+            }
+        };
+        if goaway.is_some() {
+            break;
+        }
+    }
+    let goaway = goaway.expect("a GOAWAY");
+    assert_eq!(goaway.code(), 11, "ENHANCE_YOUR_CALM");
+    assert_eq!(&goaway.content[8..], b"too many frames carry nothing");
+    assert_eq!(client.next().await, None);
+    assert_eq!(gateway.refused("control-flood").await, 1);
 }

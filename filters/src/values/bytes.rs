@@ -1,6 +1,7 @@
-//! Sizes in bytes with their unit: `512B`, `64KiB`, `10MiB`, `1GiB`.
+//! Sizes in bytes with their unit: `512B`, `64KiB`, `10MiB`, `1GiB`, and so many of them a second: `240B/s`.
 
 use std::fmt;
+use std::num::NonZeroU64;
 
 use super::scalar::{Scalar, number};
 
@@ -60,6 +61,47 @@ impl fmt::Display for ByteSize {
     }
 }
 
+/// So many bytes a second, at least one: a [`ByteSize`] and `/s`, or `none`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ByteRate(Option<NonZeroU64>);
+
+impl ByteRate {
+    /// A rate of that many bytes a second, for defaults; 0 is none.
+    pub const fn from_bytes(bytes: u64) -> Self {
+        Self(NonZeroU64::new(bytes))
+    }
+
+    /// Bytes a second; `None` when none are asked for.
+    pub const fn get(self) -> Option<NonZeroU64> {
+        self.0
+    }
+}
+
+impl Scalar for ByteRate {
+    const EXPECTED: &'static str = "bytes a second such as `240B/s` or `1KiB/s`, or `none`";
+    const PATTERN: Option<&'static str> = Some("^(none|0*[1-9][0-9]*(B|KiB|MiB|GiB)/s)$");
+    const EXAMPLE: &'static str = "240B/s";
+
+    fn read(text: &str) -> Option<Self> {
+        if text == "none" {
+            return Some(Self(None));
+        }
+        let bytes = ByteSize::read(text.strip_suffix("/s")?)?;
+        NonZeroU64::new(bytes.get()).map(|bytes| Self(Some(bytes)))
+    }
+}
+
+crate::scalar!(ByteRate);
+
+impl fmt::Display for ByteRate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(bytes) => write!(f, "{}/s", ByteSize(bytes.get())),
+            None => f.write_str("none"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,6 +122,18 @@ mod tests {
         }
         assert!(serde_json::from_str::<ByteSize>("1024").is_err());
         assert!(serde_json::from_str::<ByteSize>("0").is_err());
+    }
+
+    #[test]
+    fn a_rate_is_a_size_a_second_or_none() {
+        for (text, bytes) in [("240B/s", 240), ("1KiB/s", 1024), ("2MiB/s", 2 << 20), ("none", 0)] {
+            let rate: ByteRate = serde_json::from_value(text.into()).unwrap();
+            assert_eq!(rate.get(), NonZeroU64::new(bytes));
+            assert_eq!(serde_json::to_value(rate).unwrap(), text);
+        }
+        for text in ["", "0B/s", "240", "240B", "240/s", "240B/min", "240 B/s", "None"] {
+            assert!(text.parse::<ByteRate>().is_err(), "{text}");
+        }
     }
 
     #[test]

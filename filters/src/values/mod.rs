@@ -12,7 +12,7 @@ pub mod scalar;
 mod secret;
 mod status;
 
-pub use self::bytes::ByteSize;
+pub use self::bytes::{ByteRate, ByteSize};
 pub use self::duration::{Duration, DurationOrZero, Timeout};
 pub use self::field::FieldName;
 pub use self::net::{IpSet, Network};

@@ -127,6 +127,8 @@ pub(crate) const LIMITS: HeadLimits = HeadLimits {
     uri_bytes: 1024,
     header_timeout: Duration::from_secs(60),
     idle_timeout: Duration::from_secs(60),
+    body_timeout: Duration::from_secs(60),
+    min_rate: None,
 };
 
 pub(crate) fn desk(limits: HeadLimits) -> Desk {

@@ -72,13 +72,23 @@ impl Gateway {
         Self::to(origin.address, rest).await
     }
 
+    /// As [`before`](Self::before), with an admin listener for [`refused`](Self::refused).
+    pub(crate) async fn counting(origin: &Origin, rest: &str) -> Self {
+        Self::counting_all(&all_to(origin.address, rest)).await
+    }
+
+    /// As [`start`](Self::start), with an admin listener.
+    pub(crate) async fn counting_all(rest: &str) -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let text = document(directory.path(), rest);
+        let text = text.replace("admin: {address: none}", "admin: {address: \"127.0.0.1:0\"}");
+        std::fs::write(directory.path().join("tollhouse.yaml"), text).expect("write");
+        Self::launch(directory).await
+    }
+
     /// Starts with one route that sends everything to this address, and these further keys.
     pub(crate) async fn to(address: SocketAddr, rest: &str) -> Self {
-        Self::start(&format!(
-            "upstreams: [{{name: origin, backends: [{{address: \"{address}\"}}]}}]\n\
-             routes: [{{name: all, upstream: origin}}]\n{rest}"
-        ))
-        .await
+        Self::start(&all_to(address, rest)).await
     }
 
     /// Starts in a folder with files that these listeners need, and these further keys.
@@ -213,6 +223,17 @@ impl Gateway {
         until("the gateway to end", || child.try_wait().expect("a child")).await
     }
 
+    /// How many requests and connections were refused by this rule.
+    pub(crate) async fn refused(&self, rule: &str) -> u64 {
+        let bound = self.says("admin bound address=").await;
+        let admin = bound.rsplit('=').next().and_then(|address| address.trim().parse().ok());
+        let ask = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        let text = super::exchange(admin.expect("an address"), ask).await.expect("metrics").text();
+        let line = format!("tollhouse_requests_refused_total{{reason=\"{rule}\"}} ");
+        let count = text.lines().find_map(|of| of.strip_prefix(&line));
+        count.unwrap_or_else(|| panic!("{line}: {text}")).parse().expect("a number")
+    }
+
     /// Resident memory in KiB.
     pub(crate) fn memory(&self) -> usize {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("running");
@@ -225,6 +246,13 @@ fn kill(signal: &str, pid: u32) -> bool {
     let mut command = Command::new("kill");
     command.arg(format!("-{signal}")).arg(pid.to_string()).stderr(Stdio::null());
     command.status().expect("kill runs").success()
+}
+
+fn all_to(address: SocketAddr, rest: &str) -> String {
+    format!(
+        "upstreams: [{{name: origin, backends: [{{address: \"{address}\"}}]}}]\n\
+         routes: [{{name: all, upstream: origin}}]\n{rest}"
+    )
 }
 
 fn command(file: &Path) -> Command {

@@ -1,0 +1,177 @@
+//! What is on its way to the client.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use tokio::io::AsyncWrite;
+use tokio::time::{Sleep, sleep_until};
+
+use super::super::patience::Patience;
+use super::super::transport::Transport;
+
+/// Writes up to this size are collected until a flush: Pingora writes a head and its body apart.
+const ROOM: usize = 4096;
+
+/// Collects small writes, and waits for the client to take them for as long as there is patience.
+#[derive(Default)]
+pub(super) struct Out {
+    /// Written by Pingora and not yet flushed; `held[..sent]` is on its way already.
+    held: Vec<u8>,
+    sent: usize,
+    patience: Option<Patience>,
+    /// Ends the wait; made when a wait begins, since few answers have to wait.
+    alarm: Option<Pin<Box<Sleep>>>,
+    gave_up: bool,
+}
+
+impl Out {
+    /// From here on the client is waited for with this patience.
+    pub(super) fn wait_with(&mut self, patience: Option<Patience>) {
+        self.patience = patience;
+    }
+
+    /// Whether the client took too long to take something.
+    pub(super) fn gave_up(&self) -> bool {
+        self.gave_up
+    }
+
+    /// How many bytes wait for a flush.
+    pub(super) fn len(&self) -> usize {
+        self.held.len() - self.sent
+    }
+
+    /// Adds to what is held, however much that is.
+    pub(super) fn add(&mut self, bytes: &[u8]) {
+        self.held.extend_from_slice(bytes);
+    }
+
+    #[cfg(test)]
+    pub(super) fn capacity(&self) -> usize {
+        self.held.capacity()
+    }
+
+    /// Holds or sends `data`; gives how much of it.
+    pub(super) fn poll_write(
+        &mut self,
+        inner: &mut Transport,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.poll_take(inner, cx, data) {
+            Poll::Pending => self.poll_alarm(cx),
+            ready => ready,
+        }
+    }
+
+    /// Sends all that is held.
+    pub(super) fn poll_flush(&mut self, inner: &mut Transport, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = match self.poll_drain(inner, cx) {
+            Poll::Ready(Ok(())) => Pin::new(inner).poll_flush(cx),
+            other => other,
+        };
+        if flushed.is_pending() {
+            return self.poll_alarm(cx);
+        }
+        self.alarm = None;
+        self.went(0)?;
+        flushed
+    }
+
+    /// As [`poll_flush`](Self::poll_flush), for who does not mind to wait.
+    pub(super) fn poll_drain(&mut self, inner: &mut Transport, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.held.capacity() == 0 {
+            return inner.poll_settle(cx);
+        }
+        while self.sent < self.held.len() {
+            let n = ready!(Pin::new(&mut *inner).poll_write(cx, &self.held[self.sent..]))?;
+            self.sent += nonzero(n)?;
+            self.went(n)?;
+        }
+        self.drained();
+        inner.poll_settle(cx)
+    }
+
+    fn poll_take(
+        &mut self,
+        inner: &mut Transport,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            if self.held.len() + data.len() <= ROOM {
+                if self.held.capacity() == 0 {
+                    // Most answers are a head and little more: half the room does for them.
+                    self.held.reserve_exact(if data.len() > ROOM / 4 { ROOM } else { ROOM / 2 });
+                }
+                self.held.extend_from_slice(data);
+                return Poll::Ready(Ok(data.len()));
+            }
+            if self.len() == 0 {
+                self.drained();
+                let n = ready!(Pin::new(&mut *inner).poll_write(cx, data))?;
+                self.went(n)?;
+                return Poll::Ready(Ok(n));
+            }
+            let n = ready!(self.poll_send(inner, cx, data))?;
+            if n > 0 {
+                return Poll::Ready(Ok(n));
+            }
+        }
+    }
+
+    /// Sends what is held together with `data`; gives how much of `data` went out, maybe nothing.
+    fn poll_send(
+        &mut self,
+        inner: &mut Transport,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let held = self.len();
+        let slices = [IoSlice::new(&self.held[self.sent..]), IoSlice::new(data)];
+        let n = ready!(Pin::new(inner).poll_write_vectored(cx, &slices))?;
+        self.went(n)?;
+        if nonzero(n)? < held {
+            self.sent += n;
+            return Poll::Ready(Ok(0));
+        }
+        self.drained();
+        Poll::Ready(Ok(n - held))
+    }
+
+    fn drained(&mut self) {
+        self.sent = 0;
+        self.held = Vec::new();
+    }
+
+    /// The client took so many bytes.
+    fn went(&mut self, n: usize) -> io::Result<()> {
+        let in_time = self.patience.as_mut().is_none_or(|patience| patience.moved(n, Instant::now));
+        if in_time { Ok(()) } else { Err(self.give_up()) }
+    }
+
+    /// Waits for the client no longer than patience lasts.
+    fn poll_alarm<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+        let Some(patience) = &mut self.patience else { return Poll::Pending };
+        let now = Instant::now();
+        let end = patience.waits(now);
+        let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep_until(end.into())));
+        ready!(alarm.as_mut().poll(cx));
+        if end > now {
+            // Set in an earlier wait, which is over; most are before an alarm goes off.
+            alarm.as_mut().reset(end.into());
+            ready!(alarm.as_mut().poll(cx));
+        }
+        Poll::Ready(Err(self.give_up()))
+    }
+
+    fn give_up(&mut self) -> io::Error {
+        self.gave_up = true;
+        io::ErrorKind::TimedOut.into()
+    }
+}
+
+fn nonzero(n: usize) -> io::Result<usize> {
+    if n == 0 { Err(io::ErrorKind::WriteZero.into()) } else { Ok(n) }
+}

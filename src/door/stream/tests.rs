@@ -1,0 +1,61 @@
+//! Writes through a connection, as the other end sees them.
+
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
+
+use super::super::{Limits, Permits};
+use super::*;
+
+fn pair() -> (DoorStream, UnixStream) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let permit = Permits::new(Limits { total: 1, per_ip: None }, |_| false).take(None).unwrap();
+    let facts = ConnFacts { listener: 0, peer: None, local: None, unix: true, tls: None };
+    (DoorStream::new(ours.into(), facts, Arc::default(), permit), theirs)
+}
+
+/// Bytes that repeat only after 251, so that a shifted or repeated piece shows.
+fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i % 251) as u8).collect()
+}
+
+#[tokio::test]
+async fn writes_of_any_sizes_arrive_in_order_also_when_the_reader_is_slow() {
+    let sizes = [1, 4095, 1, 4096, 4097, 10, 3_000_000, 7, 0, 2048, 2049, 100_000, 1];
+    let all = pattern(sizes.iter().sum());
+    let (mut ours, mut theirs) = pair();
+    let expected = all.clone();
+    let writer = async move {
+        let mut rest = &all[..];
+        for (i, size) in sizes.into_iter().enumerate() {
+            let (now, later) = rest.split_at(size);
+            ours.write_all(now).await.unwrap();
+            if i % 3 == 2 {
+                ours.flush().await.unwrap();
+                assert_eq!(ours.out.capacity(), 0, "nothing is held once all is sent");
+            }
+            rest = later;
+        }
+        AsyncWriteExt::shutdown(&mut ours).await.unwrap();
+    };
+    let reader = async move {
+        let mut got = Vec::new();
+        while theirs.read_buf(&mut got).await.unwrap() > 0 {
+            tokio::task::yield_now().await;
+        }
+        got
+    };
+    let ((), got) = tokio::join!(writer, reader);
+    assert!(got == expected);
+}
+
+#[tokio::test]
+async fn small_writes_are_held_until_the_flush() {
+    let (mut ours, theirs) = pair();
+    ours.write_all(b"head").await.unwrap();
+    ours.write_all(b"body").await.unwrap();
+    let mut got = [0; 16];
+    assert_eq!(theirs.try_read(&mut got).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    ours.flush().await.unwrap();
+    theirs.readable().await.unwrap();
+    assert_eq!(theirs.try_read(&mut got).unwrap(), 8);
+}

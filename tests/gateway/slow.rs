@@ -1,0 +1,189 @@
+//! Clients that keep the gateway waiting: bodies that drip, and answers that nobody reads (`min_rate`).
+
+use std::time::{Duration, Instant};
+
+use crate::harness::h2raw::{END_HEADERS, END_STREAM, GET, kind};
+use crate::harness::{Broken, Gateway, H2Raw, H2c, Origin, Wire, exchange, get, soon};
+
+/// An answer that no buffers on the way hold.
+fn large() -> Vec<u8> {
+    let length = 64 << 20;
+    let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n");
+    [head.as_bytes(), &vec![b'a'; length]].concat()
+}
+
+const REQUEST: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+
+#[tokio::test]
+async fn a_body_that_drips_is_a_408() {
+    for more in ["", "chains: {all: [{buffer: {}}]}"] {
+        let origin = Origin::giving_back().await;
+        let filters = if more.is_empty() { "" } else { "filters: [{chain: all}], " };
+        let gateway = Gateway::counting_all(&format!(
+            "upstreams: [{{name: origin, backends: [{{address: \"{}\"}}]}}]\n\
+                 routes: [{{name: all, {filters}upstream: origin}}]\n{more}\n\
+                 server: {{limits: {{body_timeout: 500ms}}}}",
+            origin.address
+        ))
+        .await;
+        let mut client = Wire::connect(gateway.address()).await;
+        client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n").await;
+        let begun = Instant::now();
+        let answer = soon("an answer", async {
+            loop {
+                // Each byte comes well within the time; it buys 4 ms.
+                client.send("a").await;
+                if let Ok(answer) = tokio::time::timeout(Duration::from_millis(50), client.answer()).await {
+                    return answer.expect("an answer");
+                }
+            }
+        })
+        .await;
+        assert_eq!((answer.status, answer.problem().as_str()), (408, "request-timeout"));
+        assert_eq!(answer.json()["detail"], "the body came too slowly");
+        assert!((400..3000).contains(&begun.elapsed().as_millis()), "{:?}", begun.elapsed());
+        client.closed().await;
+        assert_eq!(gateway.refused("slow-body").await, 1);
+        let line = gateway.log_line(|line| line["status"] == 408).await;
+        assert_eq!(line["reason"], "the body came too slowly");
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_stalls_is_counted() {
+    let origin = Origin::echo().await;
+    let gateway = Gateway::counting(&origin, "server: {limits: {body_timeout: 200ms}}").await;
+    let mut client = Wire::connect(gateway.address()).await;
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc").await;
+    assert_eq!(client.answer().await.map(|answer| answer.status), Ok(408));
+    assert_eq!(gateway.refused("slow-body").await, 1);
+}
+
+#[tokio::test]
+async fn a_body_at_the_least_rate_is_waited_for() {
+    let origin = Origin::giving_back().await;
+    let server = "server: {limits: {body_timeout: 300ms, min_rate: 1KiB/s}}";
+    let gateway = Gateway::before(&origin, server).await;
+    let mut client = Wire::connect(gateway.address()).await;
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4000\r\n\r\n").await;
+    for _ in 0..20 {
+        client.send("a".repeat(200)).await;
+        tokio::time::sleep(Duration::from_millis(60)).await;
+    }
+    assert_eq!(client.answer().await.map(|answer| answer.body.len()), Ok(4000));
+}
+
+#[tokio::test]
+async fn the_least_rate_can_be_none() {
+    let origin = Origin::giving_back().await;
+    let server = "server: {limits: {body_timeout: 300ms, min_rate: none}}";
+    let gateway = Gateway::before(&origin, server).await;
+    let mut client = Wire::connect(gateway.address()).await;
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 20\r\n\r\n").await;
+    for _ in 0..20 {
+        client.send("a").await;
+        tokio::time::sleep(Duration::from_millis(60)).await;
+    }
+    assert_eq!(client.answer().await.map(|answer| answer.status), Ok(200));
+}
+
+#[tokio::test]
+async fn an_answer_that_nobody_reads_is_given_up() {
+    let origin = Origin::answering(large()).await;
+    let gateway = Gateway::counting(&origin, "server: {limits: {idle_timeout: 500ms}}").await;
+    for (path, upgrade) in [("/", ""), ("/ws", "Connection: upgrade\r\nUpgrade: websocket\r\n")] {
+        let mut client = Wire::connect(gateway.address()).await;
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: a\r\n{upgrade}\r\n")).await;
+        let line = gateway.log_line(|line| line["path"] == path).await;
+        assert_eq!(line["error"], "client-closed", "{line}");
+        assert!(line["bytes_out"].as_u64() < Some(64 << 20), "{line}");
+        assert!(matches!(client.answer().await, Err(Broken::Body(_))));
+    }
+    assert_eq!(gateway.refused("slow-reader").await, 2);
+}
+
+#[tokio::test]
+async fn an_answer_that_is_sipped_is_given_up() {
+    let origin = Origin::answering(large()).await;
+    let server = "server: {limits: {idle_timeout: 500ms, min_rate: 100MiB/s}}";
+    let gateway = Gateway::counting(&origin, server).await;
+    let mut client = Wire::connect(gateway.address()).await;
+    client.send(REQUEST).await;
+    let sipping = async {
+        // Far more than nothing, and far less than asked for.
+        while client.exactly(256 << 10).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    soon("the end", sipping).await;
+    let line = gateway.log_line(|line| line["status"] == 200).await;
+    assert_eq!(line["reason"], "the answer was taken too slowly");
+    assert_eq!(gateway.refused("slow-reader").await, 1);
+}
+
+#[tokio::test]
+async fn an_answer_at_the_least_rate_is_sent_to_its_end() {
+    let origin = Origin::answering(large()).await;
+    let server = "server: {limits: {idle_timeout: 400ms, min_rate: 1KiB/s}}";
+    let gateway = Gateway::counting(&origin, server).await;
+    let mut client = Wire::connect(gateway.address()).await;
+    client.send(REQUEST).await;
+    client.head().await.expect("a head");
+    for _ in 0..16 {
+        client.exactly(4 << 20).await.expect("more");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(gateway.refused("slow-reader").await, 0);
+}
+
+#[tokio::test]
+async fn an_origin_may_be_slow() {
+    let origin = Origin::new(|mut wire| async move {
+        while let Ok(head) = wire.head().await {
+            let _ = wire.body(&head).await;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            wire.send("HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n").await;
+            for _ in 0..10 {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                wire.send("a").await;
+            }
+        }
+    })
+    .await;
+    let server = "server: {limits: {idle_timeout: 300ms, body_timeout: 300ms, min_rate: 1MiB/s}}";
+    let gateway = Gateway::before(&origin, server).await;
+    let post = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc";
+    let (answer, over_h2) = tokio::join!(exchange(gateway.address(), post), async {
+        H2c::connect(gateway.address()).await.get("/").await
+    });
+    assert_eq!(answer.map(|answer| answer.text()), Ok("a".repeat(10)));
+    assert_eq!(over_h2.text(), "a".repeat(10));
+}
+
+#[tokio::test]
+async fn a_stream_without_window_is_counted() {
+    let origin = Origin::answering(large()).await;
+    let gateway = Gateway::counting(&origin, "server: {limits: {idle_timeout: 300ms}}").await;
+    let mut client = H2Raw::connect(gateway.address(), &[(4, 0)]).await;
+    client.send(kind::HEADERS, END_HEADERS | END_STREAM, 1, GET).await;
+    assert!(client.next_of(kind::RST_STREAM).await.is_some());
+    let line = gateway.log_line(|line| line["status"] == 200).await;
+    assert_eq!(line["reason"], "the answer was taken too slowly");
+    assert_eq!(gateway.refused("slow-reader").await, 1);
+}
+
+#[tokio::test]
+async fn a_connection_of_http2_that_is_not_read_ends() {
+    let origin = Origin::answering(large()).await;
+    let gateway = Gateway::counting(&origin, "server: {limits: {idle_timeout: 500ms}}").await;
+    // Windows as large as they can be: only TCP holds the answers back.
+    let mut client = H2Raw::connect(gateway.address(), &[(4, 0x7fff_ffff)]).await;
+    client.send(kind::WINDOW_UPDATE, 0, 0, &[0x7f, 0, 0, 0]).await;
+    for n in 0..4 {
+        client.send(kind::HEADERS, END_HEADERS | END_STREAM, 2 * n + 1, GET).await;
+    }
+    let line = gateway.log_line(|line| line["path"] == "").await;
+    assert_eq!((&line["protocol"], &line["status"]), (&"HTTP/2".into(), &499.into()));
+    assert!(gateway.refused("slow-reader").await >= 1);
+    assert_eq!(get(gateway.address(), "/").await.status, 200, "others are served");
+}
