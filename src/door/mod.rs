@@ -10,6 +10,7 @@ mod conn;
 mod facts;
 mod handshake;
 mod head;
+mod http2;
 mod listener;
 mod permits;
 mod preamble;

@@ -12,7 +12,7 @@ use tollhouse_filters::outcome::Body;
 use tollhouse_filters::problem::Problem;
 
 use super::stream::{DoorStream, PREFACE};
-use super::{Common, Rule};
+use super::{Common, ConnFacts, Rule};
 use crate::engine;
 use crate::observe::{Access, metrics};
 use crate::snapshot::UNROUTED;
@@ -48,52 +48,77 @@ pub(super) struct Refusal {
     answer: Vec<u8>,
 }
 
+/// What is known of a request that cannot be read.
+#[derive(Default)]
+pub(super) struct Seen<'a> {
+    method: &'a [u8],
+    target: &'a [u8],
+    http2: bool,
+}
+
+impl<'a> Seen<'a> {
+    /// What the bytes say that break this rule; the preface of HTTP/2 is a request of HTTP/1 where only that is spoken.
+    fn of(lead: &'a [u8], rule: Rule) -> Self {
+        let (method, target) = first_words(lead);
+        Self { method, target, http2: rule != Rule::Version && lead.starts_with(PREFACE) }
+    }
+
+    /// Nothing but that it was HTTP/2.
+    pub(super) fn of_http2() -> Self {
+        Self { http2: true, ..Self::default() }
+    }
+}
+
+/// Counts and logs a request that a rule refuses; gives the id that the log has for it.
+pub(super) fn report<A>(common: &Common<A>, facts: &ConnFacts, rule: Rule, seen: &Seen<'_>) -> RequestId {
+    let started = Instant::now();
+    let request_id = RequestId::Made(fastrand::u128(1..));
+    common.desk.refusals.add(rule);
+    let listener = common.listener_name(facts.listener);
+    let status = rule.kind().status;
+    let registry = &common.desk.observe.registry;
+    registry.route(listener, UNROUTED, metrics::NONE).record(status, started.elapsed(), 0, 0);
+    if common.desk.observe.logs_access() {
+        let (path, query) = split_query(seen.target);
+        common.desk.observe.access(&Access {
+            time: SystemTime::now(),
+            request_id: &request_id.to_string(),
+            listener,
+            client: facts.peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip()),
+            method: std::str::from_utf8(seen.method).unwrap_or_default(),
+            scheme: if facts.tls.is_some() { "https" } else { "http" },
+            host: b"",
+            path,
+            query,
+            protocol: if seen.http2 { "HTTP/2" } else { "HTTP/1.1" },
+            tls: facts.tls.as_deref(),
+            route: UNROUTED,
+            service: None,
+            upstream: None,
+            backend: None,
+            attempts: 0,
+            status,
+            bytes_in: 0,
+            bytes_out: 0,
+            elapsed: started.elapsed(),
+            upstream_elapsed: None,
+            denied_by: None,
+            reason: Some(rule.detail()),
+            user_agent: None,
+            referer: None,
+            error: Some(rule.kind().code),
+        });
+    }
+    request_id
+}
+
 impl Refusal {
     /// Counts and logs it, and makes the answer.
     pub(super) fn new<A>(common: &Common<A>, stream: &DoorStream, rule: Rule) -> Self {
-        let started = Instant::now();
-        let request_id = RequestId::Made(fastrand::u128(1..));
-        let (method, target) = first_words(stream.lead());
-        let http2 = stream.lead().starts_with(PREFACE);
-        let answer = if http2 { goaway(rule) } else { answer(rule, &request_id, method == b"HEAD") };
-        common.desk.refusals.add(rule);
-        let facts = stream.facts();
-        let listener = common.listener_name(facts.listener);
-        let status = rule.kind().status;
-        let registry = &common.desk.observe.registry;
-        registry.route(listener, UNROUTED, metrics::NONE).record(status, started.elapsed(), 0, 0);
-        if common.desk.observe.logs_access() {
-            let (path, query) = split_query(target);
-            common.desk.observe.access(&Access {
-                time: SystemTime::now(),
-                request_id: &request_id.to_string(),
-                listener,
-                client: facts.peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip()),
-                method: std::str::from_utf8(method).unwrap_or_default(),
-                scheme: if facts.tls.is_some() { "https" } else { "http" },
-                host: b"",
-                path,
-                query,
-                protocol: if http2 { "HTTP/2" } else { "HTTP/1.1" },
-                tls: facts.tls.as_deref(),
-                route: UNROUTED,
-                service: None,
-                upstream: None,
-                backend: None,
-                attempts: 0,
-                status,
-                bytes_in: 0,
-                bytes_out: 0,
-                elapsed: started.elapsed(),
-                upstream_elapsed: None,
-                denied_by: None,
-                reason: Some(rule.detail()),
-                user_agent: None,
-                referer: None,
-                error: Some(rule.kind().code),
-            });
-        }
-        Self { answer }
+        let seen = Seen::of(stream.lead(), rule);
+        let request_id = report(common, stream.facts(), rule, &seen);
+        let head_only = seen.method == b"HEAD";
+        Self { answer: if seen.http2 { goaway(rule) } else { answer(rule, &request_id, head_only) } }
     }
 
     /// Sends the answer and closes the connection.

@@ -59,6 +59,8 @@ pub enum Rule {
     Chunk,
     /// A line after the last chunk is not a field.
     Trailer,
+    /// A request of HTTP/2 names no host, or different ones, or different lengths.
+    Malformed,
 }
 
 /// What a broken rule is called and answered with.
@@ -106,6 +108,7 @@ rules! {
     LengthAndCoding "length-and-coding" BAD_REQUEST "RFC 9112 s6.3" "`Content-Length` and `Transfer-Encoding` exclude each other";
     Chunk "chunk" BAD_REQUEST "RFC 9112 s7.1" "the body's chunks are not valid";
     Trailer "trailer" BAD_REQUEST "RFC 9112 s7.1.2" "the body's trailer fields are not valid";
+    Malformed "malformed" BAD_REQUEST "RFC 9113 s8.1.1" "the request of HTTP/2 does not name one host, or not one length";
 }
 
 impl Rule {
@@ -149,6 +152,6 @@ mod tests {
             assert_eq!(rule as usize, index, "{rule:?}");
             assert!(rule.section().starts_with("RFC "), "{rule:?}");
         }
-        assert_eq!(TABLE.len(), Rule::Trailer as usize + 1);
+        assert_eq!(TABLE.len(), Rule::Malformed as usize + 1);
     }
 }
