@@ -5,6 +5,8 @@
 #   tests/suites.sh h2spec      https://github.com/summerwind/h2spec, `h2spec` in PATH (or $H2SPEC)
 #   tests/suites.sh autobahn    https://github.com/crossbario/autobahn-testsuite, `wstest` in PATH
 #                               (or $WSTEST; it needs Python 2.7); about two minutes
+#   tests/suites.sh testssl     https://github.com/testssl/testssl.sh, 3.2 or later, `testssl` in PATH
+#                               (or $TESTSSL); about two minutes
 #
 # Uses $TOLLHOUSE, or builds one. Only loopback addresses, on ports that were free.
 set -euo pipefail
@@ -24,10 +26,10 @@ fail() {
     exit 1
 }
 
-# Starts a gateway with these routes and upstreams; its port is in $port.
+# Starts a gateway with these routes and upstreams, and this `tls`; its port is in $port.
 gateway() {
     printf '%s\n' 'version: 1' 'admin: {address: none}' 'observability: {access_log: {format: none}}' \
-        'listeners: [{name: plain, address: "127.0.0.1:0"}]' "$1" >"$work/tollhouse.yaml"
+        "listeners: [{name: plain, address: \"127.0.0.1:0\"${2:+, tls: $2}}]" "$1" >"$work/tollhouse.yaml"
     "$tollhouse" run -c "$work/tollhouse.yaml" 2>"$work/log" &
     started+=($!)
     wait_for 'listening listener=plain' "$work/log"
@@ -67,12 +69,46 @@ JSON
     ! grep -q '"behavior": "\(FAILED\|UNCLEAN\)"' "$work/report/index.json"
 }
 
+# Signs a certificate for a.test with the key $1.key in $work.
+sign() {
+    openssl req -new -key "$1.key" -subj /CN=a.test -out "$1.csr"
+    openssl x509 -req -in "$1.csr" -CA ca.pem -CAkey ca.key -CAcreateserial -days 90 -out "$1.pem" -extfile - <<EXT
+subjectAltName=DNS:a.test
+keyUsage=critical,digitalSignature
+extendedKeyUsage=serverAuth
+crlDistributionPoints=URI:http://a.test/ca.crl
+EXT
+}
+
+certificates() (
+    cd "$work"
+    openssl ecparam -name prime256v1 -genkey -noout -out ca.key
+    openssl req -x509 -new -key ca.key -days 90 -subj '/CN=suites' -out ca.pem
+    openssl ecparam -name prime256v1 -genkey -noout -out ecdsa.key
+    openssl genrsa -out rsa.key 2048
+    sign ecdsa
+    sign rsa
+)
+
+run_testssl() {
+    local found
+    certificates >"$work/openssl" 2>&1 || fail "$(cat "$work/openssl")"
+    gateway 'routes: [{name: all, filters: [security_headers: {}], respond: {status: 200, body: "hello\n"}}]' \
+        '{certificates: [{cert: ecdsa.pem, key: ecdsa.key}, {cert: rsa.pem, key: rsa.key}]}'
+    "${TESTSSL:-testssl}" --quiet --color 0 --warnings off --add-ca "$work/ca.pem" --ip 127.0.0.1 \
+        --csvfile "$work/findings" "$@" "https://a.test:$port" || true
+    grep -q '"overall_grade"' "$work/findings" || fail 'no grade: a newer testssl.sh is needed, or it failed'
+    found=$(grep -E '"(LOW|MEDIUM|HIGH|CRITICAL)"' "$work/findings" || true)
+    [ -z "$found" ] || fail "$found"
+    grep -E '"overall_grade".*"A\+"' "$work/findings" || fail 'the grade is not A+'
+}
+
 tollhouse=${TOLLHOUSE:-}
 if [ -z "$tollhouse" ]; then
     cargo build --locked
     tollhouse=${CARGO_TARGET_DIR:-target}/debug/tollhouse
 fi
 case ${1:-} in
-    h2spec | autobahn) "run_$@" ;;
-    *) fail 'usage: tests/suites.sh h2spec|autobahn' ;;
+    h2spec | autobahn | testssl) "run_$@" ;;
+    *) fail 'usage: tests/suites.sh h2spec|autobahn|testssl' ;;
 esac

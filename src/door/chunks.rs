@@ -29,7 +29,7 @@ enum Place {
     /// After this many digits of it.
     Size(u8),
     /// In the extensions after it.
-    Extension,
+    Extension(Extension),
     /// Before the LF of its line.
     SizeLf,
     /// In the chunk.
@@ -45,6 +45,53 @@ enum Place {
     /// Before the very last LF.
     EndLf,
     End,
+}
+
+/// Where in the extensions of a chunk one is (RFC 9112 s7.1.1): `;name`, `;name=token`, `;name="quoted"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Extension {
+    /// Before a name.
+    Begin,
+    Name,
+    /// After a name and white space.
+    AfterName,
+    /// Before a value.
+    Equals,
+    Value,
+    Quoted,
+    /// After a backslash in quotes.
+    Escaped,
+    /// After the closing quote.
+    Unquoted,
+    /// After a value and white space.
+    AfterValue,
+}
+
+impl Extension {
+    /// Where one is after this byte; `None` where it is none of an extension.
+    fn step(self, byte: u8) -> Option<Self> {
+        use Extension as E;
+        Some(match (self, byte) {
+            (E::Quoted, b'"') => E::Unquoted,
+            (E::Quoted, b'\\') => E::Escaped,
+            (E::Quoted | E::Escaped, _) if is_field_value(byte) => E::Quoted,
+            (E::Begin | E::Name, _) if is_token(byte) => E::Name,
+            (E::Equals | E::Value, _) if is_token(byte) => E::Value,
+            (E::Equals, b'"') => E::Quoted,
+            (E::Name | E::AfterName, b'=') => E::Equals,
+            (E::Name | E::AfterName | E::Value | E::Unquoted | E::AfterValue, b';') => E::Begin,
+            // White space that is only there for old senders.
+            (E::Begin | E::Equals, b' ' | b'\t') => self,
+            (E::Name | E::AfterName, b' ' | b'\t') => E::AfterName,
+            (E::Value | E::Unquoted | E::AfterValue, b' ' | b'\t') => E::AfterValue,
+            _ => return None,
+        })
+    }
+
+    /// Whether the line may end here.
+    fn is_whole(self) -> bool {
+        matches!(self, Self::Name | Self::Value | Self::Unquoted)
+    }
 }
 
 impl Chunks {
@@ -80,11 +127,12 @@ impl Chunks {
         Ok(match (self.place, byte) {
             (P::Begin, _) if byte.is_ascii_hexdigit() => self.digit(byte, 1)?,
             (P::Size(digits), _) if byte.is_ascii_hexdigit() => self.digit(byte, digits + 1)?,
-            (P::Size(_), b';') => P::Extension,
-            (P::Size(_) | P::Extension, b'\r') => P::SizeLf,
-            (P::Extension, _) if is_field_value(byte) => {
+            (P::Size(_), b';') => P::Extension(Extension::Begin),
+            (P::Size(_), b'\r') => P::SizeLf,
+            (P::Extension(place), b'\r') if place.is_whole() => P::SizeLf,
+            (P::Extension(place), _) => {
                 count(&mut self.extensions, MAX_EXTENSIONS, Rule::Chunk)?;
-                P::Extension
+                P::Extension(place.step(byte).ok_or(Rule::Chunk)?)
             }
             (P::SizeLf, b'\n') => {
                 if self.left == 0 {
@@ -150,6 +198,7 @@ mod tests {
             "003\r\nabc\r\n000\r\n\r\n",
             "a\r\n0\r\n\r\n0\r\n\r\n\r\n0\r\n\r\n",
             "3;a=b;c=\"d\"\r\nabc\r\n0;e\r\n\r\n",
+            "3; a = b ; c = \"\\\";\t\u{e9}\" ;d\r\nabc\r\n0\r\n\r\n",
             "0\r\nA: b\r\nC:\r\n\r\n",
         ] {
             assert_eq!(length(format!("{body}GET / HTTP/1.1\r\n")), Ok(Some(body.len())), "{body:?}");
@@ -175,6 +224,16 @@ mod tests {
             "3\r\nabc0\r\n",
             "3;a=b\n",
             "3;a=\0\r\n",
+            "3;\r\n",
+            "3;;a\r\n",
+            "3;a \r\n",
+            "3;a=\r\n",
+            "3;a=\"\r\n",
+            "3;a=\"b\r\n\"\r\n",
+            "3;a=\"b\\\r\n",
+            "3;a=\"b\"c\r\n",
+            "3;a b\r\n",
+            "3;=b\r\n",
             "3,a\r\n",
             "8000000000000000\r\n",
             "10000000000000000\r\n",

@@ -6,7 +6,7 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pingora::apps::{HttpPersistentSettings, HttpServerApp, ServerApp};
+use pingora::apps::{HttpPersistentSettings, HttpServerApp};
 use pingora::prelude::timeout;
 use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
@@ -14,7 +14,7 @@ use pingora::server::ShutdownWatch;
 use super::head::{Head, Scanner};
 use super::refusal::{self, Refusal};
 use super::stream::{DoorStream, PREFACE};
-use super::{Common, HeadLimits, Rule};
+use super::{Common, HeadLimits, Rule, http2};
 
 /// Seconds that Pingora may wait for a next request; it never does, since the door does the waiting.
 const KEEPALIVE: u64 = 60;
@@ -39,8 +39,8 @@ pub(super) async fn serve<A>(
             Next::Http2 => {
                 stream.open(&common.desk.limits.load());
                 let carrier = stream.carrier();
-                common.app.process_new(stream, &shutdown).await;
-                return refusal::report(&common, &carrier);
+                http2::serve(common.clone(), stream, shutdown).await;
+                return refusal::ended(&common, &carrier);
             }
             Next::Refused(rule) => return Refusal::new(&common, &stream, rule).send(&mut stream).await,
             Next::Closed => return stream.leave(),

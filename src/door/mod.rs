@@ -11,6 +11,7 @@ mod facts;
 mod frames;
 mod handshake;
 mod head;
+mod http2;
 mod listener;
 mod patience;
 mod permits;

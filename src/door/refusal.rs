@@ -51,77 +51,62 @@ pub(super) struct Refusal {
     answer: Vec<u8>,
 }
 
-impl Refusal {
-    /// Counts and logs it, and makes the answer.
-    pub(super) fn new<A>(common: &Common<A>, stream: &DoorStream, rule: Rule) -> Self {
-        let started = Instant::now();
-        let request_id = RequestId::Made(fastrand::u128(1..));
-        let (method, target) = first_words(stream.lead());
-        // Where HTTP/2 is not spoken, the preface is a request of another version.
-        let http2 = stream.lead().starts_with(PREFACE) && rule != Rule::Version;
-        let answer = if http2 { goaway(rule) } else { answer(rule, &request_id, method == b"HEAD") };
-        common.desk.refusals.add(rule);
-        let said = Said { method, target, http2 };
-        said.record(common, stream.facts(), rule, started, &request_id);
-        Self { answer }
-    }
-
-    /// Sends the answer and closes the connection.
-    pub(super) async fn send(self, stream: &mut DoorStream) {
-        let sent = async {
-            stream.write_all(&self.answer).await?;
-            stream.flush().await
-        };
-        let _ = timeout(PATIENCE, sent).await;
-        stream.abandon();
-    }
-}
-
-/// Logs and counts a connection of HTTP/2 that ended since its client broke a rule: once, whatever it sent.
-pub(super) fn report<A>(common: &Common<A>, carrier: &ProxyDigest) {
-    let Some(carried) = carried(carrier) else { return };
-    if let Some(rule) = carried.broken.get() {
-        let said = Said { method: b"", target: b"", http2: true };
-        said.record(common, &carried.facts, *rule, Instant::now(), &RequestId::Made(fastrand::u128(1..)));
-    }
-}
-
-/// What is known of what was said.
-struct Said<'a> {
+/// What is known of a request that cannot be read.
+#[derive(Default)]
+pub(super) struct Seen<'a> {
     method: &'a [u8],
     target: &'a [u8],
     http2: bool,
 }
 
-impl Said<'_> {
-    /// In the log and in the metrics.
-    fn record<A>(
-        &self,
-        common: &Common<A>,
-        facts: &ConnFacts,
-        rule: Rule,
-        started: Instant,
-        request_id: &RequestId,
-    ) {
-        let listener = common.listener_name(facts.listener);
-        let status = rule.kind().status;
-        let registry = &common.desk.observe.registry;
-        registry.route(listener, UNROUTED, metrics::NONE).record(status, started.elapsed(), 0, 0);
-        if !common.desk.observe.logs_access() {
-            return;
-        }
-        let (path, query) = split_query(self.target);
+impl<'a> Seen<'a> {
+    /// What the bytes say that break this rule; the preface of HTTP/2 is a request of HTTP/1 where only that is spoken.
+    fn of(lead: &'a [u8], rule: Rule) -> Self {
+        let (method, target) = first_words(lead);
+        Self { method, target, http2: rule != Rule::Version && lead.starts_with(PREFACE) }
+    }
+
+    /// Nothing but that it was HTTP/2.
+    pub(super) fn of_http2() -> Self {
+        Self { http2: true, ..Self::default() }
+    }
+}
+
+/// Counts and logs a request that a rule refuses; gives the id that the log has for it.
+pub(super) fn report<A>(common: &Common<A>, facts: &ConnFacts, rule: Rule, seen: &Seen<'_>) -> RequestId {
+    common.desk.refusals.add(rule);
+    record(common, facts, rule, seen)
+}
+
+/// Logs a connection of HTTP/2 that ended since its client broke a rule, which was counted then: once, whatever
+/// it sent.
+pub(super) fn ended<A>(common: &Common<A>, carrier: &ProxyDigest) {
+    let Some(carried) = carried(carrier) else { return };
+    if let Some(rule) = carried.broken.get() {
+        record(common, &carried.facts, *rule, &Seen::of_http2());
+    }
+}
+
+fn record<A>(common: &Common<A>, facts: &ConnFacts, rule: Rule, seen: &Seen<'_>) -> RequestId {
+    let started = Instant::now();
+    let request_id = RequestId::Made(fastrand::u128(1..));
+    let listener = common.listener_name(facts.listener);
+    let status = rule.kind().status;
+    let registry = &common.desk.observe.registry;
+    registry.route(listener, UNROUTED, metrics::NONE).record(status, started.elapsed(), 0, 0);
+    if common.desk.observe.logs_access() {
+        let (path, query) = split_query(seen.target);
         common.desk.observe.access(&Access {
             time: SystemTime::now(),
             request_id: &request_id.to_string(),
             listener,
             client: facts.peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip()),
-            method: std::str::from_utf8(self.method).unwrap_or_default(),
+            method: std::str::from_utf8(seen.method).unwrap_or_default(),
             scheme: if facts.tls.is_some() { "https" } else { "http" },
             host: b"",
             path,
             query,
-            protocol: if self.http2 { "HTTP/2" } else { "HTTP/1.1" },
+            protocol: if seen.http2 { "HTTP/2" } else { "HTTP/1.1" },
             tls: facts.tls.as_deref(),
             route: UNROUTED,
             service: None,
@@ -139,6 +124,27 @@ impl Said<'_> {
             referer: None,
             error: Some(rule.kind().code),
         });
+    }
+    request_id
+}
+
+impl Refusal {
+    /// Counts and logs it, and makes the answer.
+    pub(super) fn new<A>(common: &Common<A>, stream: &DoorStream, rule: Rule) -> Self {
+        let seen = Seen::of(stream.lead(), rule);
+        let request_id = report(common, stream.facts(), rule, &seen);
+        let head_only = seen.method == b"HEAD";
+        Self { answer: if seen.http2 { goaway(rule) } else { answer(rule, &request_id, head_only) } }
+    }
+
+    /// Sends the answer and closes the connection.
+    pub(super) async fn send(self, stream: &mut DoorStream) {
+        let sent = async {
+            stream.write_all(&self.answer).await?;
+            stream.flush().await
+        };
+        let _ = timeout(PATIENCE, sent).await;
+        stream.abandon();
     }
 }
 

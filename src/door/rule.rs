@@ -71,6 +71,8 @@ pub enum Rule {
     ControlFlood,
     /// It sends a field section without end.
     ContinuationFlood,
+    /// A request of HTTP/2 names no host, or different ones, or different lengths.
+    Malformed,
 }
 
 /// What a broken rule is called and answered with.
@@ -124,6 +126,7 @@ rules! {
     ResetFlood "reset-flood" BAD_REQUEST "RFC 9113 s10.5" "too many streams are reset";
     ControlFlood "control-flood" BAD_REQUEST "RFC 9113 s10.5" "too many frames carry nothing";
     ContinuationFlood "continuation-flood" BAD_REQUEST "RFC 9113 s10.5.1" "the field section has no end";
+    Malformed "malformed" BAD_REQUEST "RFC 9113 s8.1.1" "the request of HTTP/2 does not name one host, or not one length";
 }
 
 impl Rule {
@@ -167,6 +170,6 @@ mod tests {
             assert_eq!(rule as usize, index, "{rule:?}");
             assert!(rule.section().starts_with("RFC "), "{rule:?}");
         }
-        assert_eq!(TABLE.len(), Rule::ContinuationFlood as usize + 1);
+        assert_eq!(TABLE.len(), Rule::Malformed as usize + 1);
     }
 }

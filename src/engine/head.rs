@@ -10,8 +10,7 @@ use tollhouse_filters::problem::{self, Problem};
 /// Refuses a head that another server on the way might read in another way.
 pub(super) fn ambiguous(request: &RequestHeader) -> Option<Problem> {
     let wrong = wrong_host(request).or_else(|| wrong_length(&request.headers));
-    let wrong =
-        wrong.or_else(|| (request.version == Version::HTTP_2).then(|| padded(&request.headers)).flatten());
+    let wrong = wrong.or_else(|| (request.version == Version::HTTP_2).then(|| http2(request)).flatten());
     // RFC 9112 s3.2.4.
     let asterisk = request.uri.path() == "*" && request.method != Method::OPTIONS;
     let wrong = wrong.or_else(|| asterisk.then_some("the target `*` is for OPTIONS only"));
@@ -53,6 +52,23 @@ fn wrong_length(headers: &HeaderMap) -> Option<&'static str> {
     }
     (length.is_some() && coding.is_some())
         .then_some("`Content-Length` and `Transfer-Encoding` exclude each other")
+}
+
+/// What HTTP/1 cannot say, or would say in another way, and the library of HTTP/2 lets pass.
+fn http2(request: &RequestHeader) -> Option<&'static str> {
+    let known = |scheme: &str| ["http", "https"].iter().any(|known| known.eq_ignore_ascii_case(scheme));
+    if request.uri.scheme_str().is_some_and(|scheme| !known(scheme)) {
+        return Some("`:scheme` is neither `http` nor `https`");
+    }
+    // RFC 9113 s8.3.1.
+    if request.uri.path_and_query().is_some_and(|target| !target.as_str().starts_with(['/', '*'])) {
+        return Some("`:path` does not begin with a slash");
+    }
+    // RFC 9110 s5.6.2; all other characters that no name has, `HeaderName` refuses itself.
+    if request.headers.keys().any(|name| name.as_str().contains('"')) {
+        return Some("a field's name is not a token");
+    }
+    padded(&request.headers)
 }
 
 /// RFC 9113 s8.2.1: no white space around values. HTTP/1 servers trim it, and would see another value than
@@ -120,6 +136,16 @@ pub(super) fn settle_upgrade(request: &mut RequestHeader) {
     let wanted = request.version == Version::HTTP_11 && nominated && websocket && !with_body;
     if !wanted && request.headers.contains_key(header::UPGRADE) {
         request.remove_header(&header::UPGRADE);
+    }
+}
+
+/// Writes the length without leading zeros: some servers read those as octal, or count the digits.
+pub(super) fn plain_length(request: &mut RequestHeader) {
+    let length = request.headers.get(header::CONTENT_LENGTH).map(HeaderValue::as_bytes);
+    let Some(digits @ [b'0', _, ..]) = length else { return };
+    let zeros = digits.iter().take_while(|digit| **digit == b'0').count().min(digits.len() - 1);
+    if let Ok(plain) = HeaderValue::from_bytes(&digits[zeros..]) {
+        let _ = request.insert_header(header::CONTENT_LENGTH, plain);
     }
 }
 
@@ -212,6 +238,27 @@ mod tests {
             let mut head = request(&[("host", "a.test"), ("x-admin", value)]);
             head.set_version(Version::HTTP_2);
             assert_eq!(ambiguous(&head).is_none(), fine, "{value:?}");
+        }
+    }
+
+    #[test]
+    fn a_request_of_http_2_can_be_said_in_http_1_as_rfc_9113_s8_3_1_says() {
+        let asks = |uri: &str| {
+            let mut head = request(&[("host", "a.test")]);
+            head.set_version(Version::HTTP_2);
+            head.set_uri(uri.parse().expect("valid"));
+            ambiguous(&head).is_none()
+        };
+        assert!(asks("https://a.test/b?c") && asks("HTTP://a.test/"));
+        assert!(!asks("ftp://a.test/") && !asks("http://a.test?c"));
+    }
+
+    #[test]
+    fn a_length_has_no_leading_zeros() {
+        for (written, plain) in [("007", "7"), ("0", "0"), ("000", "0"), ("10", "10")] {
+            let mut head = request(&[("content-length", written)]);
+            plain_length(&mut head);
+            assert_eq!(head.headers["content-length"], plain);
         }
     }
 

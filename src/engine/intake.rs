@@ -1,5 +1,7 @@
 //! Taking a request in: limits, the client's address, forged fields, the path.
 
+use std::borrow::Cow;
+use std::fmt::Write as _;
 use std::time::Instant;
 
 use http::header::{self, HeaderName, HeaderValue};
@@ -29,6 +31,9 @@ const FORWARDING: [HeaderName; 6] = [
 /// Says which certificate a client has; nobody's copy of it is believed.
 const CLIENT_CERTIFICATE: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 
+/// Where a body ends is said by these, and by nothing that a server behind takes for them.
+const FRAMING: [HeaderName; 2] = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
+
 /// What the gateway's own fields begin with.
 const OWN: &str = "x-tollhouse-";
 
@@ -42,6 +47,7 @@ pub(super) fn take_in(
 ) -> (Context, Option<Problem>) {
     let mut refused = over_limits(snapshot, request).or_else(|| head::ambiguous(request));
     set_origin_form(request);
+    head::plain_length(request);
     head::release_named(request);
     head::settle_upgrade(request);
     head::join_cookies(request);
@@ -88,6 +94,7 @@ fn drop_forged(snapshot: &Snapshot, request: &mut RequestHeader, trusted: bool) 
         let alias = name.as_str().contains('_');
         let said = |own: &HeaderName| same_variable(own.as_str(), name.as_str());
         ((alias || !trusted) && FORWARDING.iter().any(said))
+            || (alias && FRAMING.iter().any(said))
             || snapshot.identity_headers.iter().any(said)
             || said(&CLIENT_CERTIFICATE)
             || name.as_str().get(..OWN.len()).is_some_and(|start| same_variable(OWN, start))
@@ -127,16 +134,36 @@ fn set_origin_form(request: &mut RequestHeader) {
     request.set_uri(Uri::from(target));
 }
 
-/// Puts the normalised path into the request, for filters and the upstream alike.
+/// Puts the normalised path into the request, for filters and the upstream alike, and escapes the letters
+/// of a query that no URI has (RFC 3986 s2.1).
 fn set_path(request: &mut RequestHeader, path: &NormalPath) -> Result<(), Problem> {
-    if request.uri.path() == path.wire() {
+    let query = request.uri.query();
+    let sent = request.uri.path_and_query().map_or("", PathAndQuery::as_str);
+    // An absolute target may have a query and no path: `http://a.test?b`.
+    let whole = sent.starts_with(['/', '*']) && sent.is_ascii();
+    if whole && request.uri.path() == path.wire() {
         return Ok(());
     }
-    let target = match request.uri.query() {
-        Some(query) => format!("{}?{query}", path.wire()),
+    let target = match query {
+        Some(query) => format!("{}?{}", path.wire(), escaped(query)),
         None => path.wire().to_owned(),
     };
     set_target(request, &target).ok_or_else(|| Problem::new(&problem::INVALID_PATH))
+}
+
+/// The query with percent-escapes for all that is not ASCII.
+fn escaped(query: &str) -> Cow<'_, str> {
+    if query.is_ascii() {
+        return query.into();
+    }
+    let mut out = String::with_capacity(query.len() + 16);
+    for byte in query.bytes() {
+        match byte.is_ascii() {
+            true => out.push(char::from(byte)),
+            false => write!(out, "%{byte:02X}").expect("writing to a String cannot fail"),
+        }
+    }
+    out.into()
 }
 
 /// Replaces path and query, keeping an authority (HTTP/2, absolute form).

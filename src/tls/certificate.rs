@@ -95,8 +95,8 @@ fn certified(
             remarks.fault(place("key"), "the key does not belong to the first certificate in `cert`");
             None
         }
-        Err(error) => {
-            let message = format!("{} is not a usable certificate: {error}", written.cert.display());
+        Err(_) => {
+            let message = format!("{} is not a usable certificate", written.cert.display());
             remarks.fault(place("cert"), message);
             None
         }

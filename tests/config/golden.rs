@@ -76,7 +76,9 @@ impl Case {
 
     fn compile(&self, base: &Path) -> Result<Snapshot, Problems> {
         let environment = |name: &str| self.environment.get(name).cloned();
-        let loaded = Arc::new(source::load_str(&self.document, "document", Some(base), &environment)?);
+        // Files are named from the folder of the document.
+        let name = base.join("document").display().to_string();
+        let loaded = Arc::new(source::load_str(&self.document, &name, Some(base), &environment)?);
         let (registry, world) = (tollhouse_filters::builtin(), World::dry());
         Compiler { registry: &registry, world: &world, previous: None, mode: Mode::Dry }.compile(&loaded)
     }

@@ -35,6 +35,31 @@ async fn s3_2_2_the_authority_of_an_absolute_target_counts_and_not_the_host_fiel
 }
 
 #[tokio::test]
+async fn s3_2_1_an_absolute_target_without_a_path_has_one_in_origin_form() {
+    let origin = Origin::echo().await;
+    let gateway = Gateway::before(&origin, "").await;
+    for (target, sent) in [("http://a", "/"), ("http://a?b", "/?b"), ("http://a/?b", "/?b"), ("/?b", "/?b")] {
+        let head = format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert_eq!(exchange(gateway.address(), head).await.map(|answer| answer.status), Ok(200), "{target}");
+        assert_eq!(
+            origin.heads().last().map(|head| head.target().to_owned()).as_deref(),
+            Some(sent),
+            "{target}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn s3_2_letters_beyond_ascii_are_escaped_in_paths_and_queries() {
+    let origin = Origin::echo().await;
+    let gateway = Gateway::before(&origin, "").await;
+    exchange(gateway.address(), "GET /\u{fc}?\u{fc}=%c3|{} HTTP/1.1\r\nHost: a\r\n\r\n")
+        .await
+        .expect("an answer");
+    assert_eq!(origin.head().target(), "/%C3%BC?%C3%BC=%c3|{}");
+}
+
+#[tokio::test]
 async fn s5_1_no_space_between_a_name_and_its_colon() {
     let origin = Origin::echo().await;
     let gateway = Gateway::before(&origin, "").await;
@@ -73,6 +98,23 @@ async fn s6_3_framing_that_can_be_read_in_two_ways_is_refused_or_ends_the_connec
     for head in origin.heads() {
         let both = head.field("content-length").is_some() && head.field("transfer-encoding").is_some();
         assert!(!both, "{head:?}");
+    }
+}
+
+#[tokio::test]
+async fn s6_2_a_length_goes_on_without_leading_zeros_and_without_what_looks_like_it() {
+    // As an octal number or by its first 18 digits it would be another length.
+    let origin = Origin::echo().await;
+    let gateway = Gateway::before(&origin, "").await;
+    for length in ["3", "03", "010", "0000000000000000000000003"] {
+        let body = "a".repeat(length.trim_start_matches('0').parse().expect("a number"));
+        let fields =
+            format!("Content-Length: {length}\r\nContent_Length: 0\r\nTransfer_Encoding: chunked\r\n");
+        let head = format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n{body}");
+        assert_eq!(exchange(gateway.address(), head).await.map(|answer| answer.status), Ok(200), "{length}");
+        let head = origin.heads().pop().expect("a request");
+        assert_eq!(head.field("content-length"), Some(length.trim_start_matches('0')), "{length}");
+        assert_eq!((head.field("content_length"), head.field("transfer_encoding")), (None, None), "{length}");
     }
 }
 

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 
+use crate::harness::frames::{self, Outcome, data, frame, headers};
 use crate::harness::h2raw::kind;
 use crate::harness::{Gateway, H2Raw, H2c, Origin, Wire, soon};
 
@@ -119,4 +120,196 @@ async fn s10_5_a_connection_that_is_too_much_is_told_to_calm_down() {
     assert_eq!(&goaway.content[8..], b"too many frames carry nothing");
     assert_eq!(client.next().await, None);
     assert_eq!(gateway.refused("control-flood").await, 1);
+}
+
+/// The fields that a request must have, with one of them as it is here, and more.
+fn with<'a>(changed: (&'a str, &'a str), more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
+    let usual = [(":method", "POST"), (":scheme", "http"), (":authority", "a"), (":path", "/")];
+    let fields = usual.into_iter().map(|field| if field.0 == changed.0 { changed } else { field });
+    fields.filter(|(_, value)| *value != "-").chain(more.iter().copied()).collect()
+}
+
+/// Sends each request, and sees to it that none is answered as one, or reaches an origin.
+async fn refused(requests: Vec<Vec<(&str, &str)>>) {
+    let origin = Origin::echo().await;
+    let gateway = Gateway::before(&origin, "").await;
+    for fields in requests {
+        let outcome = frames::ask(gateway.address(), &[headers(&fields, true)]).await;
+        assert!(!matches!(outcome, Outcome::Answered(status) if status != 400), "{fields:?}: {outcome:?}");
+        assert!(origin.heads().is_empty(), "{fields:?} reached the origin: {:?}", origin.heads());
+    }
+    let usual = headers(&with(("", ""), &[]), true);
+    assert_eq!(frames::ask(gateway.address(), &[usual]).await, Outcome::Answered(200));
+}
+
+#[tokio::test]
+async fn s8_3_pseudo_fields_are_there_once_and_first() {
+    let mut requests = Vec::new();
+    for name in [":method", ":scheme", ":authority", ":path"] {
+        let usual = with(("", ""), &[]).into_iter().find(|field| field.0 == name).expect("one of the four");
+        requests.push(with((name, "-"), &[]));
+        requests.push(with((name, ""), &[]));
+        requests.push(with(("", ""), &[usual]));
+        requests.push(with((name, "-"), &[("x-a", "b"), usual]));
+    }
+    for name in [":status", ":unknown", ":protocol", ":Path", ":"] {
+        requests.push(with(("", ""), &[(name, "1")]));
+    }
+    refused(requests).await;
+}
+
+#[tokio::test]
+async fn s8_3_1_pseudo_fields_can_be_said_in_http_1() {
+    let mut requests = Vec::new();
+    for path in [
+        "a",
+        "?a",
+        "http://b/",
+        "/a b",
+        "/a HTTP/1.1\r\nX: y",
+        "/a\nb",
+        "/\0",
+        "/\t",
+        "/\u{7f}",
+        "/<a>",
+        "/%00",
+        "/%0d%0a",
+        "*",
+        "/a\\b",
+        "/%zz",
+    ] {
+        requests.push(with((":path", path), &[]));
+    }
+    for scheme in ["ftp", "file", "ws", "http ", "http://b/", "http\r\nX: y", "https,http", "1http", ""] {
+        requests.push(with((":scheme", scheme), &[]));
+    }
+    for method in ["G T", "GET / HTTP/1.1\r\nX: y", "G(T", "GET\0", " GET"] {
+        requests.push(with((":method", method), &[]));
+    }
+    for host in
+        ["u@a", "a b", "a/b", "a?b", "a#b", "a,b", "a\r\nX: y", "a\0", "[::1", "::1", "a%2e", "a:99999", ".."]
+    {
+        requests.push(with((":authority", host), &[]));
+        requests.push(with((":authority", "-"), &[("host", host)]));
+    }
+    for host in ["b", "a:80", "A", "", "a, b"] {
+        requests.push(with(("", ""), &[("host", host)]));
+    }
+    requests.push(with(("", ""), &[("host", "a"), ("host", "a")]));
+    refused(requests).await;
+}
+
+#[tokio::test]
+async fn s8_2_fields_can_be_said_in_http_1_and_do_not_concern_the_connection() {
+    let mut requests = Vec::new();
+    for name in ["X-A", "x a", "x:a", "x\r\na", "x\0a", "x\"a", "x(a)", ""] {
+        requests.push(with(("", ""), &[(name, "1")]));
+    }
+    for value in [" a", "a ", "a\r\nX: y", "a\nb", "a\rb", "a\0", "a\u{1}", "a\u{7f}"] {
+        requests.push(with(("", ""), &[("x-a", value)]));
+    }
+    for (name, value) in [
+        ("connection", "close"),
+        ("keep-alive", "5"),
+        ("proxy-connection", "close"),
+        ("upgrade", "h2c"),
+        ("transfer-encoding", "chunked"),
+        ("transfer-encoding", "identity"),
+        ("te", "gzip"),
+        ("te", "trailers, gzip"),
+    ] {
+        requests.push(with(("", ""), &[(name, value)]));
+    }
+    for length in ["+0", "-0", "0, 0", "0x0", "", "99999999999999999999", "zero", "5"] {
+        requests.push(with(("", ""), &[("content-length", length)]));
+    }
+    requests.push(with(("", ""), &[("content-length", "0"), ("content-length", "0")]));
+    refused(requests).await;
+}
+
+#[tokio::test]
+async fn s8_1_1_a_body_of_another_length_than_was_said_never_arrives_whole() {
+    let (told, mut seen) = tokio::sync::mpsc::unbounded_channel();
+    let origin = Origin::new(move |mut wire: Wire| {
+        let told = told.clone();
+        async move {
+            while let Ok(head) = wire.head().await {
+                let body = wire.body(&head).await;
+                let _ = told.send(body.is_ok());
+                let Ok(_) = body else { return };
+                wire.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+            }
+        }
+    })
+    .await;
+    let gateway = Gateway::before(&origin, "").await;
+    for (length, pieces) in
+        [("2", &["abc"][..]), ("4", &["abc"]), ("4", &["abc", "de"]), ("3", &[""]), ("4", &["a", "b"])]
+    {
+        let mut sent = vec![headers(&with(("", ""), &[("content-length", length)]), false)];
+        let last = pieces.len() - 1;
+        sent.extend(pieces.iter().enumerate().map(|(at, piece)| data(piece.as_bytes(), at == last)));
+        assert_eq!(frames::ask(gateway.address(), &sent).await, Outcome::Reset, "{length} {pieces:?}");
+        let whole = soon("the origin to see it", seen.recv()).await;
+        assert_eq!(whole, Some(false), "{length} {pieces:?}");
+    }
+    let right =
+        [headers(&with(("", ""), &[("content-length", "3")]), false), data(b"a", false), data(b"bc", true)];
+    assert_eq!(frames::ask(gateway.address(), &right).await, Outcome::Answered(200));
+}
+
+#[tokio::test]
+async fn s8_1_trailers_say_nothing_about_the_request() {
+    let origin = Origin::echo().await;
+    let gateway = Gateway::before(&origin, "").await;
+    let request = || [headers(&with(("", ""), &[]), false), data(b"abc", false)];
+    for (name, value) in [("host", "b"), ("content-length", "9"), ("x-forwarded-for", "192.0.2.1")] {
+        let sent = [&request()[..], &[headers(&[(name, value)], true)]].concat();
+        assert_eq!(frames::ask(gateway.address(), &sent).await, Outcome::Answered(200), "{name}");
+        let head = origin.heads().pop().expect("a request");
+        let said = (head.field("host"), head.field("content-length"), head.field("x-forwarded-for"));
+        assert_eq!(said, (Some("a"), None, Some("127.0.0.1")), "{name}");
+    }
+    for fields in
+        [("connection", "close"), ("transfer-encoding", "chunked"), ("X-A", "b"), ("x-a", "b\r\nc: d")]
+    {
+        let sent = [&request()[..], &[headers(&[fields], true)]].concat();
+        assert!(!matches!(frames::ask(gateway.address(), &sent).await, Outcome::Answered(_)), "{fields:?}");
+    }
+}
+
+#[tokio::test]
+async fn s6_2_a_block_of_fields_is_not_interrupted() {
+    let origin = Origin::echo().await;
+    let gateway = Gateway::before(&origin, "").await;
+    let block = headers(&with(("", ""), &[]), true).split_off(9);
+    let (first, rest) = block.split_at(7);
+    let (open, end) = (frame(1, 1, 1, first), frame(9, 4, 1, rest));
+    assert_eq!(frames::ask(gateway.address(), &[open.clone(), end.clone()]).await, Outcome::Answered(200));
+    let between = [open, frame(6, 0, 0, &[0; 8]), end];
+    assert_eq!(frames::ask(gateway.address(), &between).await, Outcome::Ended);
+    assert_eq!(origin.heads().len(), 1);
+}
+
+#[tokio::test]
+async fn s8_1_1_a_request_that_names_two_hosts_is_logged_and_the_connection_lives_on() {
+    let origin = Origin::echo().await;
+    let gateway = Gateway::before(&origin, "").await;
+    let client = H2c::connect(gateway.address()).await;
+    let two = || Request::get("http://a/").header("host", "b").body(()).expect("valid");
+    assert_eq!(client.send(two(), b"").await.expect("an answer").status, 400);
+    let line = gateway.log_line(|line| line["protocol"] == "HTTP/2").await;
+    assert_eq!(
+        (&line["status"], &line["error"], &line["route"]),
+        (&400.into(), &"bad-request".into(), &"(none)".into())
+    );
+    assert!(line["reason"].as_str().is_some_and(|reason| reason.contains("one host")), "{line}");
+    assert_eq!(client.get("/").await.status, 200);
+    // Who goes on and on is not listened to for ever.
+    for _ in 0..40 {
+        if !client.try_send(two()).await {
+            return;
+        }
+    }
+    panic!("the connection is still open");
 }

@@ -37,3 +37,5 @@ mod rfc9112;
 mod rfc9113;
 #[path = "../conformance/rfc9457.rs"]
 mod rfc9457;
+#[path = "../conformance/rules.rs"]
+mod rules;

@@ -4,6 +4,7 @@
 mod checked;
 mod client;
 mod dns;
+pub(crate) mod frames;
 mod gateway;
 mod h2c;
 pub(crate) mod h2raw;

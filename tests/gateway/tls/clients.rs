@@ -101,6 +101,48 @@ async fn a_request_for_another_host_than_the_handshake_named_is_misdirected_as_r
 }
 
 #[tokio::test]
+async fn a_resumed_session_is_of_the_host_that_its_handshake_names() {
+    let (servers, clients) = (Authority::new("servers"), Authority::new("clients"));
+    let folder = folder(&servers);
+    servers.write(folder.path(), "a", &["a.test", "b.test"], crate::harness::Kind::Ecdsa);
+    std::fs::write(folder.path().join("clients.pem"), &clients.pem).expect("written");
+    let gateway = Gateway::within(folder, &listener(&asking("require", "")), HELLO).await;
+    let pair = clients.sign_client("acme", 1);
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        for protocol in ["http/1.1", "h2"] {
+            let client = Client::with(&servers, &[version], Some(&pair), &[protocol]);
+            for resumed in [false, true] {
+                let wire = connect(&client, &gateway, "a.test").await;
+                let kind = wire.session().handshake_kind() == Some(rustls::HandshakeKind::Resumed);
+                let asked = [("a.test", 200), ("b.test", 421)];
+                assert_eq!(statuses(wire, protocol, asked).await, asked.map(|asked| asked.1));
+                assert_eq!(kind, resumed, "{protocol}");
+            }
+            let wire = connect(&client, &gateway, "b.test").await;
+            let asked = [("b.test", 200), ("a.test", 421)];
+            assert_eq!(statuses(wire, protocol, asked).await, asked.map(|asked| asked.1));
+        }
+    }
+}
+
+/// What requests for these hosts come to, one after another on one connection.
+async fn statuses(mut wire: Secure, protocol: &str, asked: [(&str, u16); 2]) -> [u16; 2] {
+    let mut statuses = [0; 2];
+    if protocol == "h2" {
+        let h2 = h2_over(wire.into_stream()).await;
+        for (status, (host, _)) in statuses.iter_mut().zip(asked) {
+            let request = Request::get(format!("https://{host}/")).body(()).expect("valid");
+            *status = h2.send(request, b"").await.expect("an answer").status;
+        }
+        return statuses;
+    }
+    for (status, (host, _)) in statuses.iter_mut().zip(asked) {
+        *status = ask_for(&mut wire, host).await.status;
+    }
+    statuses
+}
+
+#[tokio::test]
 async fn without_certificates_of_clients_one_connection_serves_every_host() {
     let authority = Authority::new("servers");
     let gateway = start(&authority, super::ONE, HELLO).await;
