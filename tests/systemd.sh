@@ -21,9 +21,9 @@ fi
 work=$(mktemp -d)
 group=
 finish() {
-    [ -z "${machine:-}" ] || kill -KILL "$machine" 2>/dev/null || true
+    [ -z "${booted:-}" ] || kill "$booted" 2>/dev/null || true
     wait || true
-    [ -z "$group" ] || rmdir "$group" 2>/dev/null || true
+    [ -z "$group" ] || find "$group" -depth -type d -exec rmdir {} + 2>/dev/null || true
     rm -rf "$work"
 }
 trap finish EXIT
@@ -35,12 +35,11 @@ listeners: [{name: main, address: "127.0.0.1:80"}]
 routes: [{name: all, respond: {status: 200, body: "one\n"}}]
 YAML
 
-# The first processes of the machine: systemd moves what it finds in its control group.
-if [ -d /sys/fs/cgroup/systemd ]; then
-    group=/sys/fs/cgroup/systemd/tollhouse-test-$$ hierarchy='-t cgroup -o none,name=systemd cgroup /sys/fs/cgroup/systemd'
-else
-    group=/sys/fs/cgroup/tollhouse-test-$$ hierarchy='-t cgroup2 cgroup2 /sys/fs/cgroup'
-fi
+# Where the machine's systemd keeps its control groups, itself among them.
+hierarchy=/sys/fs/cgroup
+[ -e "$hierarchy/cgroup.controllers" ] || hierarchy=$hierarchy/unified
+[ -e "$hierarchy/cgroup.controllers" ] || fail 'there is no cgroup2 here'
+group=$hierarchy/tollhouse-test-$$
 mkdir "$group"
 # Everything it could change is its own: files in memory, no start-up jobs that reach for the machine's.
 cat >"$work/boot" <<BOOT
@@ -62,21 +61,20 @@ install -D -m 644 /run/layers/seen/tollhouse.yaml /etc/tollhouse/tollhouse.yaml
 install -m 644 /run/layers/seen/tollhouse.service /etc/systemd/system/
 printf '[Unit]\nRequires=basic.target\nAfter=basic.target\nAllowIsolate=yes\n' >/etc/systemd/system/tollhouse-test.target
 useradd --system --user-group --no-create-home --shell /usr/sbin/nologin tollhouse
-mount -t tmpfs tmpfs /sys/fs/cgroup
-mkdir -p /sys/fs/cgroup/systemd
-mount $hierarchy
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
 ip link set lo up
 export container=tollhouse-test
 exec /lib/systemd/systemd --unit=tollhouse-test.target
 BOOT
 (
     echo "$BASHPID" >"$group/cgroup.procs"
-    exec timeout --signal=KILL 120 unshare --fork --pid --mount --mount-proc --net --ipc --uts --cgroup \
+    exec timeout --signal=KILL 120 unshare --fork --kill-child=KILL --pid --mount --mount-proc --net --ipc --uts --cgroup \
         --propagation private bash -e "$work/boot" >"$work/log" 2>&1
 ) &
+booted=$!
 for _ in $(seq 100); do
-    machine=$(grep -l '^/lib/systemd/systemd.--unit=tollhouse-test.target' /proc/[0-9]*/cmdline 2>/dev/null | tail -1 | cut -d/ -f3)
-    [ -n "$machine" ] && [ "$(tr -d '\0' <"/proc/$machine/comm")" = systemd ] && break
+    machine=$(pgrep -n -f '^/lib/systemd/systemd --unit=tollhouse-test.target' || true)
+    [ -z "$machine" ] || break
     sleep 0.1
 done
 [ -n "${machine:-}" ] || fail "systemd does not start here: $(cat "$work/log")"

@@ -17,10 +17,17 @@ pub(super) struct Arguments {
     /// Take over from the process at the other end of standard input; `tollhouse upgrade` has it started so.
     #[arg(long, hide = true)]
     take_over: bool,
+    /// With --take-over: nobody's child.
+    #[arg(long, hide = true, requires = "take_over")]
+    orphaned: bool,
 }
 
 pub(super) fn run(arguments: Arguments, registry: Arc<Registry>) -> Result<(), Failure> {
-    let origin = if arguments.take_over { server::Origin::Successor } else { server::Origin::First };
+    let origin = match (arguments.take_over, arguments.orphaned) {
+        (false, _) => server::Origin::First,
+        (true, false) => server::Origin::Child,
+        (true, true) => server::Origin::Successor,
+    };
     serve(arguments.config, registry, origin)
 }
 

@@ -142,7 +142,7 @@ fn welcome<A: HttpServerApp + Send + Sync + 'static>(
         return;
     }
     let Arrival { socket, facts, permit } = arrival;
-    let stream = DoorStream::new(socket, facts, common.desk.refusals.clone(), permit);
+    let stream = DoorStream::new(socket, facts, &common.desk, permit);
     runtime.spawn(conn::serve(common, Box::new(stream), shutdown, Instant::now()));
 }
 

@@ -8,7 +8,7 @@ use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::proxy::Session;
 use tollhouse_filters::context::Tls;
 
-use super::{Refusals, Rule};
+use super::{Desk, Draining, Refusals, Rule};
 
 /// What is known of a connection from the moment it was accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,11 +43,22 @@ pub fn count(session: &Session, rule: Rule) {
     }
 }
 
+/// Notes that what is sent on this connection from now on is a tunnel: the answer that says so, and frames of
+/// a WebSocket.
+pub fn tunnelled(session: &Session) {
+    let carried = session.digest().and_then(|digest| carried(digest.proxy_digest.as_ref()?));
+    if let Some(carried) = carried {
+        let _ = carried.tunnelled.set(());
+    }
+}
+
 /// What a connection and its requests share.
 pub(super) struct Carried {
     pub(super) facts: ConnFacts,
     pub(super) refusals: Arc<Refusals>,
+    pub(super) over: Draining,
     pub(super) broken: OnceLock<Rule>,
+    pub(super) tunnelled: OnceLock<()>,
 }
 
 /// What [`carrier`] was given.
@@ -57,8 +68,14 @@ pub(super) fn carried(carrier: &ProxyDigest) -> Option<&Carried> {
 
 /// Pingora copies the stream's proxy digest to every session, HTTP/1 and HTTP/2; on the server side
 /// it has no use of its own for it, and the digest has room for one value of ours.
-pub(super) fn carrier(facts: ConnFacts, refusals: Arc<Refusals>) -> Arc<ProxyDigest> {
+pub(super) fn carrier(facts: ConnFacts, desk: &Desk) -> Arc<ProxyDigest> {
     let unused = ResponseHeader::build_no_case(200, Some(0)).expect("200 is a status");
-    let carried = Carried { facts, refusals, broken: OnceLock::new() };
+    let carried = Carried {
+        facts,
+        refusals: desk.refusals.clone(),
+        over: desk.over.clone(),
+        broken: OnceLock::new(),
+        tunnelled: OnceLock::new(),
+    };
     Arc::new(ProxyDigest::new(Box::new(unused), Some(Box::new(carried))))
 }

@@ -154,7 +154,6 @@ pub(super) async fn shake<A>(
     let begun = Instant::now();
     let patience = common.desk.limits.load().header_timeout;
     let listener = facts.listener;
-    let refusals = common.desk.refusals.clone();
     let mut first = Vec::new();
     let attempt = timeout(patience, greeting(&mut socket, &mut first)).await;
     let ended = |end| report(&common, listener, end);
@@ -162,7 +161,7 @@ pub(super) async fn shake<A>(
         Ok(accepted) => accepted,
         Err(End { failure: Some(HandshakeFailure::NotTls), .. }) if is_request(&first) => {
             ended(End::because(HandshakeFailure::NotTls));
-            let mut stream = DoorStream::new(socket, facts, refusals, permit);
+            let mut stream = DoorStream::new(socket, facts, &common.desk, permit);
             stream.put_lead(&first);
             Refusal::new(&common, &stream, Rule::PlainHttp).send(&mut stream).await;
             return None;
@@ -175,7 +174,7 @@ pub(super) async fn shake<A>(
             let agreed = Arc::new(agreed);
             let transport = Transport::Tls(Box::new(Secure::new(stream, &agreed)));
             facts.tls = Some(agreed);
-            Some(Box::new(DoorStream::over(transport, facts, refusals, permit)))
+            Some(Box::new(DoorStream::over(transport, facts, &common.desk, permit)))
         }
         Ok(Err(end)) => ended(end),
         Err(_) => ended(End::because(HandshakeFailure::Timeout)),

@@ -23,6 +23,7 @@ mod stream;
 #[cfg(test)]
 pub(crate) mod tests;
 mod transport;
+mod tunnel;
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -39,7 +40,7 @@ use crate::observe::{Observe, metrics};
 use crate::tls::ServerTls;
 
 pub use bind::{BindError, Bound, bind};
-pub use facts::{ConnFacts, broken, count, facts};
+pub use facts::{ConnFacts, broken, count, facts, tunnelled};
 pub use handshake::{HandshakeFailure, HandshakeFailures};
 pub use listener::Listener;
 pub use permits::{Limits, Permit, Permits, Refused};
@@ -74,6 +75,8 @@ pub struct Desk {
     pub observe: Arc<Observe>,
     /// Whether the gateway is on its way out.
     pub draining: Draining,
+    /// Whether what is under way has no more time: WebSockets are closed.
+    pub over: Draining,
 }
 
 /// TLS of listeners, by [`Listener::id`]; `None` for those without.

@@ -29,7 +29,8 @@ use super::frames::Frames;
 use super::head::{Body, Head};
 use super::patience::Patience;
 use super::transport::{Transport, linger};
-use super::{ConnFacts, HeadLimits, Permit, Refusals, Rule};
+use super::tunnel::{GOING_AWAY, Tunnel};
+use super::{ConnFacts, Desk, HeadLimits, Permit, Rule};
 use out::Out;
 
 /// What is read at once between requests; most request heads fit.
@@ -60,8 +61,8 @@ enum Rest {
     Bytes(u64),
     /// Chunks.
     Chunks(Chunks),
-    /// Whatever comes.
-    Open,
+    /// Whatever comes; once it is a tunnel, with what goes the other way.
+    Open(Option<Box<Tunnel>>),
     /// Frames of HTTP/2, which are counted.
     Frames(Box<Frames>),
     /// Nobody knows, and nobody wants it.
@@ -69,18 +70,18 @@ enum Rest {
 }
 
 impl DoorStream {
-    pub(super) fn new(socket: L4Stream, facts: ConnFacts, refusals: Arc<Refusals>, permit: Permit) -> Self {
-        Self::over(Transport::Plain(socket), facts, refusals, permit)
+    pub(super) fn new(socket: L4Stream, facts: ConnFacts, desk: &Desk, permit: Permit) -> Self {
+        Self::over(Transport::Plain(socket), facts, desk, permit)
     }
 
-    pub(super) fn over(inner: Transport, facts: ConnFacts, refusals: Arc<Refusals>, permit: Permit) -> Self {
+    pub(super) fn over(inner: Transport, facts: ConnFacts, desk: &Desk, permit: Permit) -> Self {
         Self {
             inner: Some(inner),
             out: Out::default(),
             patience: None,
             lead: BytesMut::new(),
             rest: Rest::Bytes(0),
-            carrier: carrier(facts, refusals),
+            carrier: carrier(facts, desk),
             permit: Some(permit),
         }
     }
@@ -138,7 +139,7 @@ impl DoorStream {
         self.rest = match head.body {
             Body::Length(length) => Rest::Bytes(length),
             Body::Chunked => Rest::Chunks(Chunks::default()),
-            Body::Open => Rest::Open,
+            Body::Open => Rest::Open(None),
         };
         // A tunnel may be silent for long, either way.
         let patience = |most| (head.body != Body::Open).then(|| Patience::new(most, limits.min_rate));
@@ -165,7 +166,7 @@ impl DoorStream {
     /// Whether the request was read to its end, as far as the door can tell.
     pub(super) fn is_at_end(&self) -> bool {
         match self.rest {
-            Rest::Open => true,
+            Rest::Open(_) => true,
             Rest::Frames(_) => self.carried().broken.get().is_none(),
             _ => self.rest.is_over(),
         }
@@ -187,6 +188,13 @@ impl DoorStream {
 
     /// Follows what Pingora wrote.
     fn wrote(&mut self, data: &[u8]) -> io::Result<usize> {
+        if let Rest::Open(tunnel) = &mut self.rest {
+            let carried = carried(&self.carrier).expect("`new` put it there");
+            if carried.tunnelled.get().is_some() {
+                let new = || Box::new(Tunnel::new(carried.over.watch()));
+                tunnel.get_or_insert_with(new).follow(data);
+            }
+        }
         if let Rest::Frames(frames) = &mut self.rest
             && let Err(rule) = frames.client_gets(data)
         {
@@ -254,6 +262,15 @@ impl DoorStream {
         Poll::Ready(Ok(()))
     }
 
+    /// Closes a tunnel whose time is over; what the client says to that goes on to the other end, which ends it.
+    fn close_in_time(&mut self, cx: &mut Context<'_>) {
+        if let Rest::Open(Some(tunnel)) = &mut self.rest
+            && tunnel.poll_close(cx).is_ready()
+        {
+            self.out.add(GOING_AWAY);
+        }
+    }
+
     /// Reads what the client sends fast enough. That it sends nothing at all, Pingora minds.
     fn poll_in_time(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
@@ -296,7 +313,7 @@ impl Rest {
             }
             Self::Chunks(chunks) => chunks.follow(bytes),
             Self::Frames(frames) => frames.client_sent(bytes).map(|()| bytes.len()),
-            Self::Open | Self::Abandoned => Ok(bytes.len()),
+            Self::Open(_) | Self::Abandoned => Ok(bytes.len()),
         }
     }
 
@@ -304,7 +321,7 @@ impl Rest {
         match self {
             Self::Bytes(left) => *left == 0,
             Self::Chunks(chunks) => chunks.is_over(),
-            Self::Frames(_) | Self::Open | Self::Abandoned => false,
+            Self::Frames(_) | Self::Open(_) | Self::Abandoned => false,
         }
     }
 }
@@ -330,6 +347,7 @@ impl AsyncRead for DoorStream {
             return self.poll_gone(cx);
         }
         if self.lead.is_empty() {
+            self.close_in_time(cx);
             return self.poll_body(cx, buf);
         }
         // Only HTTP/2 begins in the middle of what the door has read.
@@ -349,6 +367,9 @@ impl AsyncRead for DoorStream {
 impl AsyncWrite for DoorStream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
+        if matches!(&this.rest, Rest::Open(Some(tunnel)) if tunnel.is_closed()) {
+            return Poll::Ready(Ok(data.len()));
+        }
         let polled = this.out.poll_write(there(&mut this.inner), cx, data);
         let n = ready!(this.sent(polled))?;
         Poll::Ready(this.wrote(&data[..n]))

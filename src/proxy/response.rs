@@ -11,6 +11,7 @@ use pingora::prelude::*;
 use tollhouse_filters::problem::{self, Problem};
 
 use super::{Call, Gateway, failure};
+use crate::door;
 use crate::upstream::InFlight;
 
 /// Interim answers that one request may get; more than that is an upstream gone wild.
@@ -40,7 +41,9 @@ impl Gateway {
         }
         guard(call, |guard| guard.answered(response.status.as_u16()));
         call.events = is_event_stream(response);
-        if response.status != StatusCode::SWITCHING_PROTOCOLS {
+        if response.status == StatusCode::SWITCHING_PROTOCOLS {
+            door::tunnelled(session);
+        } else {
             if std::mem::take(&mut call.upgrade) {
                 // It was to be a tunnel, which may be silent for longer.
                 let idle = call.exchange().snapshot.server.limits.idle_timeout.get();

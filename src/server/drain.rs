@@ -19,6 +19,9 @@ const STEP: Duration = Duration::from_millis(20);
 /// How long connections with nothing under way get to close: who was answered last may still read.
 const FAREWELL: Duration = Duration::from_secs(3);
 
+/// How long WebSockets have to close once their time is over.
+const GOODBYE: Duration = Duration::from_secs(1);
+
 /// Waits for the end to be wished for, then for the work under way.
 pub(super) struct Leaving {
     pub(super) desk: Desk,
@@ -74,6 +77,10 @@ impl Leaving {
             let requests = self.desk.observe.registry.in_flight();
             let now = Instant::now();
             if requests > 0 && now >= until {
+                self.desk.over.start();
+                if now < until + GOODBYE {
+                    continue;
+                }
                 log::warn!(requests = requests; "drain is over; requests in flight are cut");
                 return;
             }

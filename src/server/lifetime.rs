@@ -45,7 +45,7 @@ impl Lifetime {
         let must = named.is_some();
         let Some(place) = named.or_else(Place::usual) else { return Ok(None) };
         match self.origin {
-            Origin::Sole => Ok(None),
+            Origin::Sole | Origin::Child => Ok(None),
             Origin::Successor => Ok(Some((place, None))),
             Origin::First => match place.listen(false) {
                 Ok(listener) => Ok(Some((place, Some(listener)))),

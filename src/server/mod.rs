@@ -72,18 +72,23 @@ pub enum Origin {
     First,
     /// As `First`, and nothing can take its place: it has more to do than to serve.
     Sole,
-    /// It takes the place of the process at the other end of standard input.
+    /// It is to take the place of the process at the other end of standard input, and is that one's child.
+    Child,
+    /// As `Child`, and nobody's child any more.
     Successor,
 }
 
 /// Serves traffic as the document at `path` says, until the process is told to end.
 pub fn run(path: PathBuf, registry: Arc<Registry>, origin: Origin) -> Result<(), StartError> {
+    if origin == Origin::Child {
+        return takeover::orphan(&path);
+    }
     observe::log::init(log::LevelFilter::Info);
     let signals = signals::listen()
         .map_err(|error| StartError::Runtime(format!("cannot listen for signals: {error}")))?;
     let mut before = match origin {
         Origin::Successor => Some(Predecessor::meet()?),
-        Origin::First | Origin::Sole => None,
+        Origin::First | Origin::Sole | Origin::Child => None,
     };
     match Parts::prepare(path, registry, before.as_mut()) {
         Ok(parts) => parts.serve(signals, origin, before),
@@ -214,6 +219,7 @@ impl Parts {
             handshakes: Arc::default(),
             observe,
             draining: Draining::default(),
+            over: Draining::default(),
         };
         let state = world.state.clone();
         let reloader = Reloader::new(path.clone(), registry, world, live.clone(), dry::verify);

@@ -1,5 +1,5 @@
-//! What a process and its successor say to each other: `Offer` and the sockets it names, `Prepared`, `Memory` until
-//! the last, `Ready`; or `Failed` instead of either answer.
+//! What a process and its successor say to each other: `Begun`; `Offer` and the sockets it names, `Prepared`; `Memory`
+//! until the last, `Ready`; or `Failed` instead of any answer.
 //!
 //! Fields may be added; one that is missing has its default, so that versions understand each other.
 
@@ -10,6 +10,8 @@ use crate::tls::TicketKeys;
 
 /// What a successor is started with, besides the file; it finds the [`Offer`] on its standard input.
 pub(crate) const TAKE_OVER: &str = "--take-over";
+/// What the successor starts itself with once more, to be nobody's child.
+pub(crate) const ORPHANED: &str = "--orphaned";
 
 /// Entries of the filters' memory in one message.
 pub(super) const BATCH: usize = 10_000;
@@ -36,6 +38,11 @@ pub(super) struct Memory {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Step {
+    /// It is there.
+    Begun {
+        /// The process.
+        pid: u32,
+    },
     /// It would serve if it had the memory.
     Prepared,
     /// It serves.

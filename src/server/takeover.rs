@@ -4,18 +4,32 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use tollhouse_filters::world::State;
 
 use super::StartError;
-use super::succession::{Memory, Offer, Step};
+use super::succession::{Memory, ORPHANED, Offer, Step, TAKE_OVER};
 use crate::handover::{Channel, Sockets};
 use crate::snapshot::Snapshot;
 use crate::tls::TicketKeys;
 
 /// How long each message of the process before this one may take.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Starts this program once more, and leaves it alone: what is nobody's child becomes the service manager's. When
+/// systemd stops a service, it waits for a main process only if that was its child when it became the main one.
+pub(super) fn orphan(path: &Path) -> Result<(), StartError> {
+    let program = std::env::current_exe();
+    let started = program.and_then(|program| {
+        Command::new(program).args(["run", TAKE_OVER, ORPHANED, "--config"]).arg(path).spawn()
+    });
+    started
+        .map(drop)
+        .map_err(|error| StartError::Runtime(format!("cannot start this program once more: {error}")))
+}
 
 /// The process before this one.
 pub(super) struct Predecessor {
@@ -42,6 +56,7 @@ impl Predecessor {
         rustix::stdio::dup2_stdin(File::open("/dev/null")?)?;
         let mut channel = Channel::new(UnixStream::from(stream));
         channel.set_patience(PATIENCE)?;
+        channel.send(&Step::Begun { pid: std::process::id() })?;
         let offer: Offer = channel.receive()?;
         let sockets = offer.sockets.into_iter().map(|name| Ok((name, channel.receive_socket()?)));
         let sockets = sockets.collect::<io::Result<_>>()?;

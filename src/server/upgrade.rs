@@ -5,12 +5,12 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, ExitStatus};
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::sync::Notify;
 use tollhouse_filters::world::State;
 
@@ -21,8 +21,10 @@ use crate::tls::TicketKeys;
 
 /// How long the new process may take for each step; it looks up and probes backends meanwhile.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long who asks may take to say what for.
-const PATIENCE_WITH_CLIENTS: Duration = Duration::from_secs(5);
+/// Where there is more to read, of a process that says no more.
+const SEE_ABOVE: &str = "what it said is on the standard error of this one";
+/// How long who asks may take to say what for, and a program to start the new process.
+const BRIEFLY: Duration = Duration::from_secs(5);
 
 /// What is handed over, and whether it was.
 pub(super) struct Upgrades {
@@ -37,8 +39,8 @@ pub(super) struct Upgrades {
 struct Stand {
     /// Listening sockets by name; none once this process is on its way out.
     sockets: Option<Arc<Vec<(String, OwnedFd)>>>,
-    /// A new process that is not ready yet.
-    under_way: Option<Pid>,
+    /// A new process that is not ready yet; its id could be another's by the time it is to be ended.
+    under_way: Option<OwnedFd>,
     /// The upgrade socket, as long as it is ours.
     place: Option<Place>,
 }
@@ -48,8 +50,6 @@ struct Stand {
 struct Failure {
     reason: String,
     configuration: bool,
-    /// Whether it went without a word.
-    gone: bool,
 }
 
 impl From<io::Error> for Failure {
@@ -57,7 +57,7 @@ impl From<io::Error> for Failure {
         use io::ErrorKind::{BrokenPipe, ConnectionReset, TimedOut, UnexpectedEof, WouldBlock};
         match error.kind() {
             BrokenPipe | ConnectionReset | UnexpectedEof => {
-                Self { gone: true, ..Self::because("the new process is gone") }
+                Self::because(format!("the new process ended before it served; {SEE_ABOVE}"))
             }
             TimedOut | WouldBlock => Self::because("the new process takes too long"),
             _ => Self::because(error.to_string()),
@@ -67,7 +67,7 @@ impl From<io::Error> for Failure {
 
 impl Failure {
     fn because(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), configuration: false, gone: false }
+        Self { reason: reason.into(), configuration: false }
     }
 }
 
@@ -96,7 +96,7 @@ impl Upgrades {
             place.leave();
         }
         if let Some(process) = stand.under_way.take() {
-            let _ = kill_process(process, Signal::KILL);
+            let _ = pidfd_send_signal(process, Signal::KILL);
         }
     }
 
@@ -136,30 +136,61 @@ impl Upgrades {
         log::info!(program:% = program.display(); "starting the process that takes over");
         let (mut channel, theirs) = pair()?;
         channel.set_patience(PATIENCE)?;
-        let child = self.start(program, theirs)?;
-        self.stand.lock().under_way = Some(Pid::from_child(&child));
-        let introduced = self.introduce(&mut channel, &sockets);
+        let introduced = self.start(program, theirs).and_then(|()| {
+            let pid = self.met(&mut channel)?;
+            self.introduce(&mut channel, &sockets).map(|()| pid)
+        });
         let mut stand = self.stand.lock();
-        stand.under_way = None;
+        let process = stand.under_way.take();
         // Who was told to stop meanwhile has no successor.
-        let stays = stand.sockets.is_some();
-        if let Err(failure) = introduced.and(if stays { Ok(()) } else { Err(leaving()) }) {
-            drop(stand);
-            return Err(ended(child, channel, failure));
-        }
+        let introduced = introduced.and_then(|pid| stand.sockets.as_ref().map(|_| pid).ok_or_else(leaving));
+        let pid = match introduced {
+            Ok(pid) => pid,
+            Err(failure) => {
+                if let Some(process) = process {
+                    let _ = pidfd_send_signal(process, Signal::KILL);
+                }
+                return Err(failure);
+            }
+        };
         (stand.sockets, stand.place) = (None, None);
-        log::info!(pid = child.id(); "another process has taken over");
+        log::info!(pid = pid; "another process has taken over");
         // The service manager follows the process that serves from now on.
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::MainPid(child.id())]);
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::MainPid(pid)]);
         self.replaced.notify_one();
-        Ok(child.id())
+        Ok(pid)
     }
 
-    fn start(&self, program: &Path, input: OwnedFd) -> Result<Child, Failure> {
+    /// Starts the program, which starts the new process and ends.
+    fn start(&self, program: &Path, input: OwnedFd) -> Result<(), Failure> {
         let mut command = Command::new(program);
         command.arg("run").arg(TAKE_OVER).arg("--config").arg(&self.path).stdin(input);
         let failed = |error| Failure::because(format!("cannot start {}: {error}", program.display()));
-        command.spawn().map_err(failed)
+        let mut child = command.spawn().map_err(failed)?;
+        self.under_way(Pid::from_child(&child));
+        let status = ended(&mut child);
+        self.stand.lock().under_way = None;
+        match status.map_err(failed)? {
+            status if status.success() => Ok(()),
+            status => Err(Failure::because(format!(
+                "the new process ended before it served ({status}); {SEE_ABOVE}"
+            ))),
+        }
+    }
+
+    /// Waits for the new process; gives its id.
+    fn met(&self, channel: &mut Channel) -> Result<u32, Failure> {
+        let Step::Begun { pid } = channel.receive()? else {
+            return Err(Failure::because("the new process is confused"));
+        };
+        if let Some(process) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+            self.under_way(process);
+        }
+        Ok(pid)
+    }
+
+    fn under_way(&self, process: Pid) {
+        self.stand.lock().under_way = pidfd_open(process, PidfdFlags::empty()).ok();
     }
 
     /// Tells the new process all it needs, up to its word that it serves.
@@ -191,7 +222,7 @@ impl Upgrades {
 
 /// Reads what a client wants, if it may want anything: it can have programs started as us.
 fn asked(client: &mut Channel) -> Result<Ask, Failure> {
-    client.set_patience(PATIENCE_WITH_CLIENTS)?;
+    client.set_patience(BRIEFLY)?;
     let user = client.peer()?;
     if user != rustix::process::geteuid() && !user.is_root() {
         return Err(Failure::because("only the user that runs the gateway may upgrade it"));
@@ -201,7 +232,7 @@ fn asked(client: &mut Channel) -> Result<Ask, Failure> {
 
 fn reached(step: Step) -> Result<(), Failure> {
     match step {
-        Step::Prepared | Step::Ready => Ok(()),
+        Step::Begun { .. } | Step::Prepared | Step::Ready => Ok(()),
         Step::Failed { reason, configuration } => Err(Failure { configuration, ..Failure::because(reason) }),
     }
 }
@@ -210,24 +241,19 @@ fn leaving() -> Failure {
     Failure::because("this process is stopping")
 }
 
-/// Waits for a process that will not serve, after a while by force; says more if it said nothing itself.
-fn ended(mut child: Child, channel: Channel, failure: Failure) -> Failure {
-    const STEP: Duration = Duration::from_millis(10);
-    // Without us it has nothing to wait for.
-    drop(channel);
-    for _ in 0..200 {
-        if !child.try_wait().is_ok_and(|status| status.is_none()) {
-            break;
+/// Waits for a process that has little to do, after a while by force.
+fn ended(child: &mut Child) -> io::Result<ExitStatus> {
+    const STEP: Duration = Duration::from_millis(5);
+    let mut left = BRIEFLY;
+    while !left.is_zero() {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
         }
         std::thread::sleep(STEP);
+        left = left.saturating_sub(STEP);
     }
-    let _ = child.kill();
-    match child.wait() {
-        Ok(status) if failure.gone => Failure::because(format!(
-            "the new process ended before it served ({status}); what it said is on the standard error of this one"
-        )),
-        _ => failure,
-    }
+    child.kill()?;
+    child.wait()
 }
 
 #[cfg(test)]

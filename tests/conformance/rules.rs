@@ -187,7 +187,8 @@ fn every_rule_has_a_request_that_breaks_it() {
     let cases = CASES.iter().map(|(rule, _)| *rule).chain(ELSEWHERE.iter().map(|(rule, _)| *rule));
     let mut cases: Vec<_> = cases.collect();
     let mut rules: Vec<_> = Rule::all().map(Rule::name).collect();
-    (cases.sort_unstable(), rules.sort_unstable());
+    cases.sort_unstable();
+    rules.sort_unstable();
     assert_eq!(cases, rules, "one line for each");
     assert!(CASES.iter().all(|(_, cases)| !cases.is_empty()));
     for (rule, tests) in ELSEWHERE {

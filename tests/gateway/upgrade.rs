@@ -129,6 +129,42 @@ async fn a_slow_answer_and_a_websocket_outlive_an_upgrade() {
     assert_eq!(gateway.ended().await.code(), Some(0), "nothing is under way any more");
 }
 
+/// RFC 6455 s7.4.1: 1001 is for a server that goes away.
+#[tokio::test]
+async fn a_websocket_whose_time_is_over_is_closed_in_words_on_both_sides() {
+    let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    let chat = Origin::new(move |wire| {
+        let told = told.clone();
+        async move {
+            let Ok(mut socket) = accept_async(wire.into_stream()).await else { return };
+            while let Some(Ok(message)) = socket.next().await {
+                if let Message::Close(frame) = &message {
+                    let _ = told.send(frame.as_ref().map(|frame| u16::from(frame.code)));
+                } else if socket.send(message).await.is_err() {
+                    break;
+                }
+            }
+        }
+    })
+    .await;
+    let mut gateway = Gateway::before(&chat, "server: {drain: 300ms}").await;
+    let stream = Wire::connect(gateway.address()).await.into_stream();
+    let (mut socket, _) = soon("101", client_async("ws://a/chat", stream)).await.expect("a WebSocket");
+    let hello = Message::text("hello");
+    socket.send(hello.clone()).await.expect("sent");
+    assert_eq!(soon("an echo", socket.next()).await.expect("a message").expect("open"), hello);
+    upgraded(&mut gateway).await;
+    let Message::Close(Some(frame)) = soon("a close", socket.next()).await.expect("a message").expect("open")
+    else {
+        panic!("something else than a close frame")
+    };
+    assert_eq!(u16::from(frame.code), 1001);
+    while let Some(Ok(_)) = soon("the end", socket.next()).await {}
+    assert_eq!(soon("a close", heard.recv()).await, Some(Some(1001)), "the origin hears it too");
+    assert_eq!(gateway.ended().await.code(), Some(0));
+    assert_eq!(gateway.said("drain is over"), 0, "nothing had to be cut");
+}
+
 #[tokio::test]
 async fn clients_of_http2_are_told_to_go_and_finish_what_they_began() {
     let (origin, mut taken) = Origin::handing_over().await;
@@ -239,11 +275,12 @@ async fn a_new_process_that_dies_before_it_is_ready_costs_nothing() {
     let folder = tempfile::TempDir::new().expect("a temporary directory");
     for wait in ["0", "0.01", "0.05", "0.2", "0.5"] {
         let killed = format!(
-            "#!/bin/sh\nexec 3<&0\n{} \"$@\" <&3 3<&- &\nexec 3<&- </dev/null\nsleep {wait}\nkill -KILL $!\nwait $!\n",
+            "#!/bin/sh\nexec 3<&0\n{} \"$@\" --orphaned <&3 3<&- &\nexec 3<&- </dev/null\n\
+             pid=$!\n{{ sleep {wait}; kill -KILL $pid; }} >/dev/null 2>&1 &\n",
             env!("CARGO_BIN_EXE_tollhouse")
         );
         let reason = refused(&gateway, &program(folder.path(), &killed)).await;
-        assert!(reason.starts_with("the new process ended before it served ("), "{reason}");
+        assert!(reason.starts_with("the new process ended before it served"), "{reason}");
     }
     for (text, said) in [
         ("#!/bin/sh\nexit 7\n", "the new process ended before it served (exit status: 7)"),
@@ -265,18 +302,22 @@ async fn a_new_process_that_dies_between_prepared_and_ready_costs_nothing() {
     let gateway = Gateway::before(&origin, "").await;
     let folder = tempfile::TempDir::new().expect("a temporary directory");
     let dying = "#!/usr/bin/env python3\n\
-        import socket, struct\n\
+        import json, os, socket, struct\n\
+        if os.fork(): os._exit(0)\n\
         s = socket.socket(fileno=0)\n\
         def message():\n\
         \x20   length, = struct.unpack('>I', s.recv(4, socket.MSG_WAITALL))\n\
         \x20   return s.recv(length, socket.MSG_WAITALL)\n\
-        offer = message()\n\
+        def say(step):\n\
+        \x20   said = json.dumps(step).encode()\n\
+        \x20   s.sendall(struct.pack('>I', len(said)) + said)\n\
+        say({'begun': {'pid': os.getpid()}})\n\
+        message()\n\
         _, sockets, _, _ = socket.recv_fds(s, 1, 1)\n\
-        said = b'\"prepared\"'\n\
-        s.sendall(struct.pack('>I', len(said)) + said)\n\
+        say('prepared')\n\
         message()\n";
     let reason = refused(&gateway, &program(folder.path(), dying)).await;
-    assert!(reason.starts_with("the new process ended before it served (exit status: 0)"), "{reason}");
+    assert!(reason.starts_with("the new process ended before it served"), "{reason}");
     assert_eq!(get(gateway.address(), "/").await.status, 200);
 }
 

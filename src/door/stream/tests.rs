@@ -3,6 +3,7 @@
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 
+use super::super::tests::{LIMITS, desk};
 use super::super::{Limits, Permits};
 use super::*;
 
@@ -10,7 +11,7 @@ fn pair() -> (DoorStream, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let permit = Permits::new(Limits { total: 1, per_ip: None }, |_| false).take(None).unwrap();
     let facts = ConnFacts { listener: 0, peer: None, local: None, unix: true, tls: None };
-    (DoorStream::new(ours.into(), facts, Arc::default(), permit), theirs)
+    (DoorStream::new(ours.into(), facts, &desk(LIMITS), permit), theirs)
 }
 
 /// Bytes that repeat only after 251, so that a shifted or repeated piece shows.

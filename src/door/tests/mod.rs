@@ -140,6 +140,7 @@ pub(crate) fn desk(limits: HeadLimits) -> Desk {
         handshakes: Arc::default(),
         observe: Observe::new(100, &Format::Off, &To::Stdout, &[]).unwrap(),
         draining: Draining::default(),
+        over: Draining::default(),
     }
 }
 
