@@ -127,6 +127,8 @@ impl JsonSchema for HostPattern {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn host(authority: &str) -> Option<String> {
@@ -219,6 +221,36 @@ mod tests {
         ] {
             let error = HostPattern::parse(text).expect_err(text);
             assert!(error.contains(message), "{text}: {error}");
+        }
+    }
+
+    /// Hosts, and what is nearly one.
+    fn nearly() -> impl Strategy<Value = String> {
+        prop_oneof![
+            "[aA1_.:-]{0,8}",
+            "\\[[0-9aA:.%]{0,8}\\]?(:[0-9]{0,6})?",
+            "(\\*\\.)?[ab.]{0,6}",
+            any::<String>()
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_host_has_one_spelling(text in nearly()) {
+            if let Some(found) = host(&text) {
+                prop_assert_eq!(host(&found), Some(found.clone()));
+                prop_assert_eq!(host(&format!("{found}:80")), Some(found.clone()));
+                let tame = |byte: u8| !byte.is_ascii_uppercase() && (byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte));
+                prop_assert!(!found.is_empty() && found.bytes().all(tame), "{}", found);
+                prop_assert_eq!(HostPattern::parse(&found), Ok(HostPattern::Exact(found.into())));
+            }
+        }
+
+        #[test]
+        fn a_pattern_can_be_written_again(text in nearly()) {
+            if let Ok(pattern) = HostPattern::parse(&text) {
+                prop_assert_eq!(HostPattern::parse(&pattern.to_string()), Ok(pattern));
+            }
         }
     }
 }

@@ -272,5 +272,21 @@ mod tests {
             let mut whole = Chunks::default();
             prop_assert_eq!(whole.follow(bytes.as_bytes()), pieces);
         }
+
+        #[test]
+        fn what_is_written_by_the_grammar_is_read_to_its_end(
+            chunks in proptest::collection::vec((1..20usize, "( ?; ?[a!]( ?= ?([b~]|\"[c; ]{0,3}\"))?){0,2}"), 0..4),
+            trailers in proptest::collection::vec("[A-Z]{1,3}:[ -~\t]{0,5}", 0..3),
+            after in "[0-9a\r\n]{0,9}",
+        ) {
+            let mut body = String::new();
+            for (size, extension) in &chunks {
+                // Before the first semicolon, white space is refused.
+                body += &format!("{size:x}{}\r\n{}\r\n", extension.trim_start(), "x".repeat(*size));
+            }
+            let trailers: String = trailers.iter().map(|line| format!("{line}\r\n")).collect();
+            body += &format!("0\r\n{trailers}\r\n");
+            prop_assert_eq!(length(format!("{body}{after}")), Ok(Some(body.len())));
+        }
     }
 }

@@ -94,3 +94,53 @@ fn overlap(known: &Certificate, host: &HostPattern) -> String {
 fn overlap_place(certificate: &Certificate, at: usize) -> String {
     format!("tls.certificates[{}].hosts[{at}]", certificate.at)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::LazyLock;
+
+    use proptest::prelude::*;
+    use rustls::crypto::aws_lc_rs::sign::any_supported_type;
+    use rustls::pki_types::PrivateKeyDer;
+
+    use super::super::Term;
+    use super::*;
+
+    /// A key for all; which certificate it is in is told by the address.
+    static KEY: LazyLock<Vec<u8>> = LazyLock::new(|| rcgen::KeyPair::generate().unwrap().serialize_der());
+
+    fn certificate(at: usize, host: HostPattern) -> Certificate {
+        let key = PrivateKeyDer::try_from(&KEY[..]).unwrap();
+        let key = Arc::new(CertifiedKey::new(Vec::new(), any_supported_type(&key).unwrap()));
+        let term = Term { hosts: Vec::new(), not_before: 0, not_after: 0 };
+        Certificate { at, key, algorithm: SignatureAlgorithm::ECDSA, hosts: vec![host], term }
+    }
+
+    proptest! {
+        #[test]
+        fn a_name_gets_its_own_certificate_or_the_closest_wildcard_or_the_first(
+            patterns in proptest::collection::btree_set("(\\*\\.)?[ab](\\.[ab]){0,2}", 1..6),
+            name in "[ab](\\.[ab]){0,4}\\.?",
+        ) {
+            let hosts = patterns.iter().map(|pattern| HostPattern::parse(pattern).unwrap());
+            let certificates: Vec<_> = hosts.enumerate().map(|(at, host)| certificate(at, host)).collect();
+            let resolver = Resolver::new(&certificates, &mut Remarks::default()).unwrap();
+            let plain = name.trim_end_matches('.');
+            let fits = certificates.iter().filter(|certificate| certificate.hosts[0].matches(plain));
+            let rank = |certificate: &&Certificate| match &certificate.hosts[0] {
+                HostPattern::Exact(_) => usize::MAX,
+                HostPattern::Wildcard(suffix) => suffix.len(),
+            };
+            let expected = fits.max_by_key(rank).unwrap_or(&certificates[0]);
+            let [chosen] = &resolver.choice(&name)[..] else { panic!("one for each host") };
+            prop_assert!(Arc::ptr_eq(chosen, &expected.key));
+        }
+
+        #[test]
+        fn no_name_is_too_odd(name in any::<String>()) {
+            let host = HostPattern::parse("*.a.test").unwrap();
+            let resolver = Resolver::new(&[certificate(0, host)], &mut Remarks::default()).unwrap();
+            prop_assert_eq!(resolver.choice(&name).len(), 1);
+        }
+    }
+}

@@ -1,6 +1,6 @@
 //! RFC 9112, HTTP/1.1.
 
-use crate::harness::{Gateway, Origin, Wire, exchange};
+use crate::harness::{Gateway, Nginx, Origin, Wire, exchange};
 
 #[tokio::test]
 async fn s3_2_a_request_without_exactly_one_valid_host_is_a_400() {
@@ -289,5 +289,31 @@ async fn s9_6_who_is_answered_while_still_sending_gets_to_read_the_answer() {
             client.send(format!("186a0\r\n{}\r\n", "x".repeat(100_000))).await;
         }
         assert_eq!(client.answer().await.map(|answer| answer.status), Ok(413), "{framing}");
+    }
+}
+
+#[tokio::test]
+async fn s11_2_what_is_odd_but_valid_is_one_request_to_nginx_too() {
+    let nginx =
+        Nginx::with(&[], "", "location / { return 200 \"$request_method $request_uri $host\"; }").await;
+    let gateway = Gateway::to(nginx.address, "").await;
+    let chunked = "Transfer-Encoding:\tChunked \r\n\r\n";
+    for (request, read) in [
+        ("\r\nGET /a HTTP/1.9\r\nHost: A.test:80\r\n\r\n".to_owned(), "GET /a a.test"),
+        ("GET http://a.test?b HTTP/1.1\r\nHost: a.test\r\n\r\n".into(), "GET /?b a.test"),
+        ("GET //a/./b/../\u{fc}?\u{fc} HTTP/1.1\r\nHost: a\r\n\r\n".into(), "GET /a/%C3%BC?%C3%BC a"),
+        ("GET /a HTTP/1.1\r\nHost: a\r\nUpgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMA\r\n\r\n".into(), "GET /a a"),
+        ("POST /a HTTP/1.1\r\nHost: a\r\nContent-Length:\t0005 \r\n\r\nGET /".into(), "POST /a a"),
+        ("GET /a HTTP/1.1\r\nHost: a\r\nConnection: content-length, host\r\nContent-Length: 5\r\n\r\nGET /".into(), "GET /a a"),
+        ("POST /a HTTP/1.1\r\nHost: a\r\nTransfer_Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n".into(), "POST /a a"),
+        (format!("POST /a HTTP/1.1\r\nHost: a\r\n{chunked}0;a=\"0\"\r\n\r\n"), "POST /a a"),
+        (format!("POST /a HTTP/1.1\r\nHost: a\r\n{chunked}00A;b\r\n0\r\n\r\nGET /\r\n0\r\nContent-Length: 9\r\n\r\n"), "POST /a a"),
+    ] {
+        let mut client = Wire::connect(gateway.address()).await;
+        client.send(format!("{request}GET /last HTTP/1.1\r\nHost: a\r\n\r\n")).await;
+        for read in [read, "GET /last a"] {
+            let answer = client.answer().await.unwrap_or_else(|e| panic!("{request:?}: {e:?}"));
+            assert_eq!((answer.status, answer.text().as_str()), (200, read), "{request:?}");
+        }
     }
 }
