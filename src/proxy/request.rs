@@ -37,6 +37,8 @@ impl Gateway {
         if session.req_header().version == Version::HTTP_2 {
             // Of a stream without window only Pingora knows; of all else, the door.
             session.set_write_timeout(Some(limits.idle_timeout.get()));
+            // What is left of a body that was answered early is read for a while, and then reset.
+            session.set_total_drain_timeout(Some(limits.body_timeout.get()));
         }
         // Pingora has decided to close: the client said so, or sent both length and coding.
         let keepalive = session.get_keepalive().and_then(|_| self.keepalive(limits.idle_timeout.get()));

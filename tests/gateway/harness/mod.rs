@@ -5,7 +5,7 @@ mod checked;
 mod client;
 mod dns;
 mod gateway;
-mod h2c;
+pub(crate) mod h2c;
 pub(crate) mod h2raw;
 mod haproxy;
 mod nginx;
