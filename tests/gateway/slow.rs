@@ -95,7 +95,11 @@ async fn the_least_rate_can_be_none() {
 async fn an_answer_that_nobody_reads_is_given_up() {
     let origin = Origin::answering(large()).await;
     let gateway = Gateway::counting(&origin, "server: {limits: {idle_timeout: 500ms}}").await;
-    for (path, upgrade) in [("/", ""), ("/ws", "Connection: upgrade\r\nUpgrade: websocket\r\n")] {
+    for (path, upgrade) in [
+        ("/", ""),
+        ("/upgrade", "Upgrade: websocket\r\n"),
+        ("/websocket", "Connection: upgrade\r\nUpgrade: websocket\r\n"),
+    ] {
         let mut client = Wire::connect(gateway.address()).await;
         client.send(format!("GET {path} HTTP/1.1\r\nHost: a\r\n{upgrade}\r\n")).await;
         let line = gateway.log_line(|line| line["path"] == path).await;
@@ -103,7 +107,7 @@ async fn an_answer_that_nobody_reads_is_given_up() {
         assert!(line["bytes_out"].as_u64() < Some(64 << 20), "{line}");
         assert!(matches!(client.answer().await, Err(Broken::Body(_))));
     }
-    assert_eq!(gateway.refused("slow-reader").await, 2);
+    assert_eq!(gateway.refused("slow-reader").await, 3);
 }
 
 #[tokio::test]
