@@ -43,6 +43,7 @@ pub use bind::{BindError, Bound, bind};
 pub use facts::{ConnFacts, broken, count, facts, tunnelled};
 pub use handshake::{HandshakeFailure, HandshakeFailures};
 pub use listener::Listener;
+pub use patience::Patience;
 pub use permits::{Limits, Permit, Permits, Refused};
 pub use refusal::Refusals;
 pub use rule::Rule;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 /// Patience with one direction of one exchange. Who moves bytes at `rate` on average is waited for as long
 /// as it takes; who does not, for `most` in all.
 #[derive(Debug)]
-pub(super) struct Patience {
+pub struct Patience {
     most: Duration,
     left: Duration,
     /// Bytes a second that keep patience as it is; without one, any byte renews it.
@@ -16,17 +16,18 @@ pub(super) struct Patience {
 }
 
 impl Patience {
-    pub(super) fn new(most: Duration, rate: Option<NonZeroU64>) -> Self {
+    /// All patience there is.
+    pub fn new(most: Duration, rate: Option<NonZeroU64>) -> Self {
         Self { most, left: most, rate, since: None }
     }
 
     /// The client is waited for; gives when patience is over.
-    pub(super) fn waits(&mut self, now: Instant) -> Instant {
+    pub fn waits(&mut self, now: Instant) -> Instant {
         *self.since.get_or_insert(now) + self.left
     }
 
     /// The client moved so many bytes, maybe none, and is not waited for now; false if it took too long.
-    pub(super) fn moved(&mut self, bytes: usize, now: impl FnOnce() -> Instant) -> bool {
+    pub fn moved(&mut self, bytes: usize, now: impl FnOnce() -> Instant) -> bool {
         let waited = self.since.take().map_or(Duration::ZERO, |since| now().saturating_duration_since(since));
         if waited.is_zero() && self.left == self.most {
             return true;

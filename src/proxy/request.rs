@@ -34,9 +34,12 @@ impl Gateway {
         };
         let limits = &snapshot.server.limits;
         session.set_read_timeout(Some(limits.body_timeout.get()));
-        if session.req_header().version == Version::HTTP_2 {
-            // Of a stream without window only Pingora knows; of all else, the door.
+        let request = session.req_header();
+        if request.version == Version::HTTP_2 || request.headers.contains_key(header::UPGRADE) {
+            // The door knows neither of a stream without window nor what becomes of a tunnel; of all else it does.
             session.set_write_timeout(Some(limits.idle_timeout.get()));
+            // What is left of a body that was answered early is read for a while, and then reset.
+            session.set_total_drain_timeout(Some(limits.body_timeout.get()));
         }
         // Pingora has decided to close: the client said so, or sent both length and coding.
         let keepalive = session.get_keepalive().and_then(|_| self.keepalive(limits.idle_timeout.get()));

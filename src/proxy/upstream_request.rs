@@ -7,7 +7,8 @@ use pingora::prelude::*;
 
 use super::request::{UPGRADED_IDLE, upstream};
 use super::{Call, failure, replay};
-use crate::engine::Forwarding;
+use crate::door::Patience;
+use crate::engine::{Forwarding, speaks_grpc};
 
 /// Writes the gateway's fields, runs the filters, and sets up the replay of a collected body.
 pub(super) async fn prepare(
@@ -45,6 +46,11 @@ pub(super) async fn prepare(
     } else if call.upgrade && request.version == Version::HTTP_11 {
         replay::hold_end(session, call.attempts.handshake, UPGRADED_IDLE, &call.slot);
         call.replaying = true;
+    } else if call.version == Version::HTTP_2 && waits_for_body(session) {
+        let limits = &call.exchange().snapshot.server.limits;
+        let patience = Patience::new(limits.body_timeout.get(), limits.min_rate.get());
+        replay::mind(session, patience, &call.slot);
+        call.replaying = true;
     }
     if request.version == Version::HTTP_2 {
         meet_expectation(session, request, call).await?;
@@ -55,6 +61,11 @@ pub(super) async fn prepare(
         request.remove_header(&header::CONNECTION);
     }
     Ok(())
+}
+
+/// Whether there is a body with an end to wait for; the messages of a gRPC call may come at any time.
+fn waits_for_body(session: &mut Session) -> bool {
+    !speaks_grpc(&session.req_header().headers) && !session.downstream_session.is_body_empty()
 }
 
 /// An HTTP/2 upstream's 100 does not come through Pingora, and the client may wait for one with its body

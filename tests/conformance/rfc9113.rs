@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 
 use crate::harness::frames::{self, Outcome, data, frame, headers};
-use crate::harness::h2raw::kind;
+use crate::harness::h2raw::{END_HEADERS, END_STREAM, GET, kind};
 use crate::harness::{Gateway, H2Raw, H2c, Origin, Wire, soon};
 
 #[tokio::test]
@@ -312,4 +312,41 @@ async fn s8_1_1_a_request_that_names_two_hosts_is_logged_and_the_connection_live
         }
     }
     panic!("the connection is still open");
+}
+
+#[tokio::test]
+async fn s5_1_2_streams_over_the_limit_are_refused() {
+    let (origin, mut asked) = Origin::silent().await;
+    let gateway = Gateway::before(&origin, "server: {limits: {h2_streams: 4}}").await;
+    let mut client = H2Raw::connect(gateway.address(), &[]).await;
+    for n in 0..5 {
+        client.send(kind::HEADERS, END_HEADERS | END_STREAM, 2 * n + 1, GET).await;
+    }
+    let reset = client.next_of(kind::RST_STREAM).await.expect("a reset");
+    assert_eq!((reset.stream, reset.code()), (9, 7), "REFUSED_STREAM");
+    for _ in 0..4 {
+        assert_eq!(soon("the request", asked.recv()).await, Some("asked"));
+    }
+}
+
+#[tokio::test]
+async fn s10_5_1_a_field_section_over_the_limit_is_a_431_and_one_without_end_ends_the_connection() {
+    let origin = Origin::echo().await;
+    let gateway = Gateway::counting(&origin, "server: {limits: {header_bytes: 2KiB}}").await;
+    let mut client = H2Raw::connect(gateway.address(), &[]).await;
+    // One field of 3,000 bytes: a literal without Huffman coding (RFC 7541 s6.2.2, s5.1).
+    let field = [&b"\x00\x01a\x7f\xb9\x16"[..], &[b'b'; 3000]].concat();
+    client.send(kind::HEADERS, END_STREAM, 1, GET).await;
+    client.send(kind::CONTINUATION, END_HEADERS, 1, &field).await;
+    let answer = client.next_of(kind::HEADERS).await.expect("an answer");
+    assert_eq!(answer.stream, 1);
+    let mut client = H2Raw::connect(gateway.address(), &[]).await;
+    client.send(kind::HEADERS, END_STREAM, 1, GET).await;
+    for _ in 0..10 {
+        client.send(kind::CONTINUATION, 0, 1, b"").await;
+    }
+    let goaway = client.next_of(kind::GOAWAY).await.expect("a GOAWAY");
+    assert_eq!(goaway.code(), 11, "ENHANCE_YOUR_CALM");
+    assert_eq!(gateway.refused("continuation-flood").await, 1);
+    assert_eq!(gateway.log_line(|line| line["status"] == 431).await["protocol"], "HTTP/2");
 }

@@ -2,7 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use crate::harness::h2raw::{END_HEADERS, END_STREAM, GET, kind};
+use bytes::Bytes;
+use http::Request;
+
+use crate::harness::h2c::collect;
+use crate::harness::h2raw::{END_HEADERS, END_STREAM, GET, POST, kind};
 use crate::harness::{Broken, Gateway, H2Raw, H2c, Origin, Wire, exchange, get, soon};
 
 /// An answer that no buffers on the way hold.
@@ -91,7 +95,11 @@ async fn the_least_rate_can_be_none() {
 async fn an_answer_that_nobody_reads_is_given_up() {
     let origin = Origin::answering(large()).await;
     let gateway = Gateway::counting(&origin, "server: {limits: {idle_timeout: 500ms}}").await;
-    for (path, upgrade) in [("/", ""), ("/ws", "Connection: upgrade\r\nUpgrade: websocket\r\n")] {
+    for (path, upgrade) in [
+        ("/", ""),
+        ("/upgrade", "Upgrade: websocket\r\n"),
+        ("/websocket", "Connection: upgrade\r\nUpgrade: websocket\r\n"),
+    ] {
         let mut client = Wire::connect(gateway.address()).await;
         client.send(format!("GET {path} HTTP/1.1\r\nHost: a\r\n{upgrade}\r\n")).await;
         let line = gateway.log_line(|line| line["path"] == path).await;
@@ -99,7 +107,7 @@ async fn an_answer_that_nobody_reads_is_given_up() {
         assert!(line["bytes_out"].as_u64() < Some(64 << 20), "{line}");
         assert!(matches!(client.answer().await, Err(Broken::Body(_))));
     }
-    assert_eq!(gateway.refused("slow-reader").await, 2);
+    assert_eq!(gateway.refused("slow-reader").await, 3);
 }
 
 #[tokio::test]
@@ -158,6 +166,75 @@ async fn an_origin_may_be_slow() {
     });
     assert_eq!(answer.map(|answer| answer.text()), Ok("a".repeat(10)));
     assert_eq!(over_h2.text(), "a".repeat(10));
+}
+
+#[tokio::test]
+async fn a_body_that_is_slow_over_http2_is_a_408_and_no_other_stream_minds() {
+    let origin = Origin::giving_back().await;
+    let gateway = Gateway::counting(&origin, "server: {limits: {body_timeout: 400ms}}").await;
+    let client = H2c::connect(gateway.address()).await;
+    for drips in [false, true] {
+        let post = || Request::post("http://a/").body(()).expect("valid");
+        let (answer, mut stream) = client.open(post(), false).await;
+        let dripping = async {
+            while drips && stream.send_data(Bytes::from_static(b"a"), false).is_ok() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        let answer = tokio::select! {
+            answer = collect(answer) => answer.expect("an answer"),
+            () = dripping => unreachable!(),
+        };
+        assert_eq!(answer.status, 408, "{}", answer.text());
+        let whole = client.send(post(), b"whole").await.expect("an answer");
+        assert_eq!((whole.status, whole.text().as_str()), (200, "whole"));
+    }
+    assert_eq!(gateway.refused("slow-body").await, 2);
+}
+
+#[tokio::test]
+async fn a_body_of_http2_at_the_least_rate_is_waited_for() {
+    let origin = Origin::giving_back().await;
+    let server = "server: {limits: {body_timeout: 300ms, min_rate: 1KiB/s}}";
+    let gateway = Gateway::before(&origin, server).await;
+    let client = H2c::connect(gateway.address()).await;
+    let post = Request::post("http://a/").header("content-length", "4000").body(()).expect("valid");
+    let (answer, mut stream) = client.open(post, false).await;
+    for n in 0..20 {
+        stream.send_data(Bytes::from(vec![b'a'; 200]), n == 19).expect("open");
+        tokio::time::sleep(Duration::from_millis(60)).await;
+    }
+    assert_eq!(collect(answer).await.expect("an answer").body.len(), 4000);
+}
+
+#[tokio::test]
+async fn a_body_that_goes_on_after_an_early_answer_does_not_keep_its_stream() {
+    let gateway = Gateway::start(
+        "routes: [{name: early, respond: {status: 200}}]\n\
+         server: {limits: {body_timeout: 300ms, idle_timeout: 300ms}}",
+    )
+    .await;
+    let mut client = H2Raw::connect(gateway.address(), &[]).await;
+    client.send(kind::HEADERS, END_HEADERS, 1, POST).await;
+    let answer = client.next_of(kind::HEADERS).await.expect("an answer");
+    assert_eq!(answer.stream, 1);
+    client.next_of(kind::RST_STREAM).await.expect("a reset");
+    assert_eq!(client.next_of(kind::DATA).await, None, "the connection is idle, and ends");
+}
+
+#[tokio::test]
+async fn a_call_of_grpc_may_be_silent() {
+    let origin = Origin::giving_back().await;
+    let server = "server: {limits: {body_timeout: 200ms}}";
+    let gateway = Gateway::before(&origin, server).await;
+    let client = H2c::connect(gateway.address()).await;
+    let call = Request::post("http://a/").header("content-type", "application/grpc+proto");
+    let call = call.header("content-length", "5").body(()).expect("valid");
+    let (answer, mut stream) = client.open(call, false).await;
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    stream.send_data(Bytes::from_static(b"\0\0\0\0\0"), true).expect("open");
+    assert_eq!(collect(answer).await.expect("an answer").body, b"\0\0\0\0\0");
 }
 
 #[tokio::test]

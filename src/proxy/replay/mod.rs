@@ -11,7 +11,8 @@
 //! While wrapped, `set_keepalive`, `set_abort_on_close` and `is_http2` see the stand-in: do without.
 //! Peers need a write timeout: Pingora does not read an early answer while it is stuck writing a body.
 //!
-//! Requests for an upgrade (WebSocket) have no body to replay but need a stand-in too: [`hold_end`].
+//! Requests for an upgrade (WebSocket) have no body to replay but need a stand-in too: [`hold_end`]; and so do
+//! bodies of HTTP/2 that pass as they come: [`mind`].
 
 mod budget;
 mod collect;
@@ -29,6 +30,8 @@ use parking_lot::Mutex;
 use pingora::http::RequestHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::proxy::Session;
+
+use crate::door::Patience;
 
 pub use budget::{Budget, Reservation};
 pub use collect::{CollectError, Gathered, collect};
@@ -140,6 +143,12 @@ pub fn wrap(session: &mut Session, body: &WholeBody, slot: &Slot) {
 pub fn hold_end(session: &mut Session, wait: Option<Duration>, idle: Duration, slot: &Slot) {
     let until = wait.map(|wait| Instant::now() + wait);
     stand_in(session, session::Given::OpenEnd { until, idle }, slot);
+}
+
+/// Puts a stand-in before the client's session, which reads its body for as long as there is patience. Of
+/// HTTP/2 streams nobody else minds that.
+pub fn mind(session: &mut Session, patience: Patience, slot: &Slot) {
+    stand_in(session, session::Given::Streamed(patience), slot);
 }
 
 fn stand_in(session: &mut Session, given: session::Given, slot: &Slot) {

@@ -1,4 +1,4 @@
-//! The stand-in for a client's session whose request body was read already, or is none yet.
+//! The stand-in for a client's session whose request body was read already, is none yet, or is minded.
 
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use pingora::protocols::l4::socket::SocketAddr;
 use pingora::{Error, ErrorType, Result};
 
 use super::{Slot, WholeBody};
+use crate::door::Patience;
 
 /// What a stand-in says the request's body is.
 pub(super) enum Given {
@@ -23,13 +24,15 @@ pub(super) enum Given {
     /// None, with its end left open until the upstream has answered a request for an upgrade, which it
     /// has to do before `until`; the tunnel then ends when neither side says anything for `idle`.
     OpenEnd { until: Option<Instant>, idle: Duration },
+    /// The client's own, which is waited for with patience.
+    Streamed(Patience),
 }
 
 impl Given {
     fn chunks(&self) -> &[Bytes] {
         match self {
             Self::Body(body) => body.chunks(),
-            Self::OpenEnd { .. } => &[],
+            Self::OpenEnd { .. } | Self::Streamed(_) => &[],
         }
     }
 }
@@ -77,8 +80,24 @@ impl Replay {
             Given::OpenEnd { idle, .. } => timeout(idle, said)
                 .await
                 .unwrap_or_else(|_| Error::e_explain(ErrorType::ReadTimedout, "an idle tunnel")),
-            Given::Body(_) => said.await,
+            Given::Body(_) | Given::Streamed(_) => said.await,
         }
+    }
+
+    /// More of a body that the client sends fast enough.
+    async fn streamed(&mut self) -> Result<Option<Bytes>> {
+        let slow = || Error::e_explain(ErrorType::ReadTimedout, "a body that is too slow");
+        let real = self.real.as_deref_mut().expect("only drop takes it");
+        let Given::Streamed(patience) = &mut self.given else { return Ok(None) };
+        let left = patience.waits(Instant::now()).saturating_duration_since(Instant::now());
+        let Ok(read) = timeout(left, real.read_request_body()).await else { return slow() };
+        let piece = read?;
+        let moved = piece.as_ref().map_or(0, Bytes::len);
+        if patience.moved(moved, Instant::now) || piece.is_none() { Ok(piece) } else { slow() }
+    }
+
+    fn is_streamed(&self) -> bool {
+        matches!(self.given, Given::Streamed(_))
     }
 
     fn answered(&self) -> bool {
@@ -102,6 +121,9 @@ impl CustomSession for Replay {
     // more and comes from the client.
 
     async fn read_body_bytes(&mut self) -> Result<Option<Bytes>> {
+        if self.is_streamed() {
+            return self.streamed().await;
+        }
         let chunk = self.given.chunks().get(self.next).cloned();
         self.next += usize::from(chunk.is_some());
         Ok(chunk)
@@ -121,13 +143,17 @@ impl CustomSession for Replay {
             return idle
                 .unwrap_or_else(|_| Error::e_explain(ErrorType::ReadTimedout, "no answer to an upgrade"));
         }
-        if no_body_expected || self.given_out() {
+        let over = if self.is_streamed() { self.is_body_done() } else { self.given_out() };
+        if no_body_expected || over {
             return self.real_mut().read_body_or_idle(true).await;
         }
         self.read_body_bytes().await
     }
 
     async fn drain_request_body(&mut self) -> Result<()> {
+        if self.is_streamed() {
+            return self.real_mut().drain_request_body().await;
+        }
         self.next = self.given.chunks().len();
         Ok(())
     }
@@ -139,24 +165,33 @@ impl CustomSession for Replay {
         match self.given {
             Given::Body(_) => self.given_out(),
             Given::OpenEnd { .. } => self.answered(),
+            Given::Streamed(_) => self.real_mut().is_body_done(),
         }
     }
 
     fn is_body_empty(&mut self) -> bool {
-        self.given.chunks().is_empty()
+        !self.is_streamed() && self.given.chunks().is_empty()
     }
 
-    // The retry buffer: none is needed, as each attempt gets a stand-in that starts anew.
+    // The retry buffer: the client's own, where that gives the body out; else none is needed, as each attempt
+    // gets a stand-in that starts anew.
 
-    fn enable_retry_buffering(&mut self) {}
+    fn enable_retry_buffering(&mut self) {
+        if self.is_streamed() {
+            self.real_mut().enable_retry_buffering();
+        }
+    }
 
     fn retry_buffer_truncated(&self) -> bool {
-        false
+        self.is_streamed() && self.real().retry_buffer_truncated()
     }
 
     /// Pingora sends this first, and where there is nothing to send, the end of the body instead. It
     /// skips an empty piece that is not the end.
     fn get_retry_buffer(&self) -> Option<Bytes> {
+        if self.is_streamed() {
+            return self.real().get_retry_buffer();
+        }
         matches!(self.given, Given::OpenEnd { .. }).then(Bytes::new)
     }
 

@@ -6,7 +6,7 @@ mod client;
 mod dns;
 pub(crate) mod frames;
 mod gateway;
-mod h2c;
+pub(crate) mod h2c;
 pub(crate) mod h2raw;
 mod haproxy;
 mod nginx;
