@@ -40,11 +40,10 @@ pub(super) async fn prepare(
     }
     if let Some(body) = &call.body {
         replay::prepare_head(request, body.len())?;
-        replay::wrap(session, body, &call.slot);
-        call.replaying = true;
+        replay::wrap(session, body, call.replay.get_or_insert_default());
     } else if call.upgrade && request.version == Version::HTTP_11 {
-        replay::hold_end(session, call.attempts.handshake, UPGRADED_IDLE, &call.slot);
-        call.replaying = true;
+        let slot = call.replay.get_or_insert_default();
+        replay::hold_end(session, call.attempts.handshake, UPGRADED_IDLE, slot);
     }
     if request.version == Version::HTTP_2 {
         meet_expectation(session, request, call).await?;
