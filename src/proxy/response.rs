@@ -132,9 +132,9 @@ fn unusable(response: &ResponseHeader, upgrade: bool) -> Option<&'static str> {
 
 /// Whether the answer has no natural end (WHATWG HTML s9.2, Server-Sent Events).
 fn is_event_stream(response: &ResponseHeader) -> bool {
-    let content_type = response.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    let essence = content_type.and_then(|text| text.split(';').next());
-    essence.is_some_and(|essence| essence.trim().eq_ignore_ascii_case("text/event-stream"))
+    let content_type = response.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+    let essence = content_type.and_then(|text| text.split(|byte| *byte == b';').next());
+    essence.is_some_and(|essence| essence.trim_ascii().eq_ignore_ascii_case(b"text/event-stream"))
 }
 
 /// Shows a piece of the answer to the filters that look at pieces, and minds the deadline.
