@@ -12,6 +12,7 @@ use pingora_http::RequestHeader;
 
 use crate::condition::RequestView;
 use crate::path::{Captures, NormalPath};
+use crate::values::hex;
 use crate::world::TenantId;
 
 /// One request as filters see it, from the first filter to the last.
@@ -119,7 +120,7 @@ impl ClientCertificate {
     /// The fingerprint in hexadecimal digits.
     #[must_use]
     pub fn fingerprint_hex(&self) -> String {
-        self.fingerprint.iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&self.fingerprint)
     }
 }
 
@@ -165,12 +166,20 @@ pub enum RequestId {
     Given(Box<str>),
 }
 
+impl RequestId {
+    /// As written in fields and logs.
+    #[must_use]
+    pub fn text(&self) -> Cow<'_, str> {
+        match self {
+            Self::Made(bits) => hex(&bits.to_be_bytes()).into(),
+            Self::Given(text) => (&**text).into(),
+        }
+    }
+}
+
 impl fmt::Display for RequestId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Made(bits) => write!(f, "{bits:032x}"),
-            Self::Given(text) => f.write_str(text),
-        }
+        f.write_str(&self.text())
     }
 }
 

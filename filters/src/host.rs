@@ -84,9 +84,15 @@ fn is_port(text: &str) -> bool {
 /// Letters, digits, hyphens and underscores in labels of 63 at most (RFC 1035 section 2.3.4); IPv4
 /// addresses are names too.
 fn is_name(name: &str) -> bool {
-    let tame = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
-    let label = |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(tame);
-    name.len() <= 253 && name.split('.').all(label)
+    let mut label = 0;
+    for byte in name.bytes() {
+        label = match byte {
+            b'.' if label > 0 => 0,
+            b'-' | b'_' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' if label < 63 => label + 1,
+            _ => return false,
+        };
+    }
+    label > 0 && name.len() <= 253
 }
 
 /// Whether a name is an IP address or the end of one, before which no wildcard can stand.

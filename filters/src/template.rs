@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, de};
 
 use crate::condition::{cookie_values, query_values};
 use crate::context::Context;
+use crate::values::address_text;
 
 /// Text with places filled in from the request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -197,8 +198,8 @@ impl Variable {
 
     fn value<'a>(&'a self, request: &'a RequestHeader, ctx: &'a Context) -> Cow<'a, str> {
         let text = match self {
-            Self::ClientAddress => return ctx.client.address.to_string().into(),
-            Self::RequestId => return ctx.request_id.to_string().into(),
+            Self::ClientAddress => return address_text(ctx.client.address).into(),
+            Self::RequestId => return ctx.request_id.text(),
             Self::Header(name) => {
                 return request
                     .headers

@@ -1,13 +1,13 @@
 //! What a request to an upstream says about where it comes from.
 
-use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::sync::LazyLock;
 
 use http::Version;
 use http::header::{self, HeaderName, HeaderValue};
 use pingora::http::RequestHeader;
-use tollhouse_filters::context::Context;
+use tollhouse_filters::context::{Context, RequestId};
+use tollhouse_filters::values::{address_text, hex};
 
 use super::intake::set_target;
 use crate::upstream::{Picked, Upstream};
@@ -15,7 +15,23 @@ use crate::upstream::{Picked, Upstream};
 /// This process among all gateways, for `Via`: a pseudonym (RFC 9110 s7.6.3).
 static PSEUDONYM: LazyLock<String> = LazyLock::new(|| format!("tollhouse-{:08x}", fastrand::u32(..)));
 
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// A field that the gateway writes: its name to look it up by, and as it is spelt. Pingora keeps how a name
+/// is spelt, and would copy that of a `HeaderName` each time.
+struct Field {
+    name: HeaderName,
+    spelt: &'static str,
+}
+
+const fn field(spelt: &'static str) -> Field {
+    Field { name: HeaderName::from_static(spelt), spelt }
+}
+
+static FORWARDED: Field = field("forwarded");
+static TRACEPARENT: Field = field("traceparent");
+static VIA: Field = field("via");
+static X_FORWARDED_FOR: Field = field("x-forwarded-for");
+static X_FORWARDED_HOST: Field = field("x-forwarded-host");
+static X_FORWARDED_PROTO: Field = field("x-forwarded-proto");
 
 /// Fields that concern one connection only (RFC 9110 s7.6.1).
 const HOP_BY_HOP: [HeaderName; 8] = [
@@ -67,82 +83,82 @@ pub fn strip_hop_by_hop(request: &mut RequestHeader) {
 
 /// Writes the gateway's own fields into one attempt's head.
 pub(super) fn write(request: &mut RequestHeader, ctx: &Context, forwarding: &Forwarding<'_>) {
-    let original_host = authority(request);
-    if let Some(peer) = forwarding.peer {
-        write_forwarded_for(request, peer);
+    let original_host = host_value(request);
+    let original = original_host.as_ref().and_then(|host| host.to_str().ok());
+    let peer = forwarding.peer.map(address_text);
+    if let Some(peer) = &peer {
+        // A trusted proxy's list is continued; any other was dropped at intake.
+        append(request, &X_FORWARDED_FOR, peer);
     }
-    set(request, HeaderName::from_static("x-forwarded-proto"), ctx.scheme.as_str());
-    let forwarded_host = HeaderName::from_static("x-forwarded-host");
-    if let Some(host) = original_host.as_ref().filter(|_| !request.headers.contains_key(&forwarded_host)) {
-        set(request, forwarded_host, host);
+    set(request, &X_FORWARDED_PROTO, HeaderValue::from_static(ctx.scheme.as_str()));
+    if let Some(host) =
+        original_host.clone().filter(|_| !request.headers.contains_key(&X_FORWARDED_HOST.name))
+    {
+        set(request, &X_FORWARDED_HOST, host);
     }
-    append(request, header::FORWARDED, &forwarded(forwarding.peer, original_host.as_deref(), ctx));
-    append(request, header::VIA, &format!("{} {}", version(forwarding.version), *PSEUDONYM));
-    if let Some(trace) = traceparent(request, ctx) {
-        set(request, TRACEPARENT, &trace);
-    }
+    append(request, &FORWARDED, &forwarded(peer.as_deref(), original, ctx));
+    append(request, &VIA, via(forwarding.version));
+    set(request, &TRACEPARENT, traceparent(request, ctx));
     if let Some(target) = &ctx.policies.upstream_path {
         // A path that a filter made was checked when it was made.
         let _ = set_target(request, target);
     }
-    let original = original_host.as_deref().unwrap_or_default();
+    let original = original.unwrap_or_default();
     let host = match forwarding.picked {
         Some(picked) => forwarding.upstream.host_header(picked, original),
         None => forwarding.upstream.likely_host(original),
     };
-    set(request, header::HOST, host);
+    if request.headers.get(header::HOST).is_none_or(|sent| sent != host) {
+        let _ = request.insert_header(header::HOST, host);
+    }
 }
 
-fn authority(request: &RequestHeader) -> Option<String> {
-    let host = request.headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    host.or_else(|| request.uri.authority().map(http::uri::Authority::as_str)).map(str::to_owned)
-}
-
-/// A trusted proxy's list is continued; any other was dropped at intake.
-fn write_forwarded_for(request: &mut RequestHeader, client: IpAddr) {
-    let name = HeaderName::from_static("x-forwarded-for");
-    let earlier: Vec<&str> =
-        request.headers.get_all(&name).iter().filter_map(|line| line.to_str().ok()).collect();
-    let list =
-        if earlier.is_empty() { client.to_string() } else { format!("{}, {client}", earlier.join(", ")) };
-    set(request, name, &list);
+/// The host that was asked for, as text.
+fn host_value(request: &RequestHeader) -> Option<HeaderValue> {
+    let host = request.headers.get(header::HOST).filter(|host| host.to_str().is_ok());
+    host.cloned().or_else(|| HeaderValue::from_str(request.uri.authority()?.as_str()).ok())
 }
 
 /// One element of `Forwarded` (RFC 7239 s4); who comes over a Unix socket has no address (s6.2).
-fn forwarded(peer: Option<IpAddr>, host: Option<&str>, ctx: &Context) -> String {
-    let mut element = match peer {
-        Some(IpAddr::V4(address)) => format!("for={address}"),
-        Some(IpAddr::V6(address)) => format!("for=\"[{address}]\""),
-        None => "for=unknown".to_owned(),
-    };
-    if let Some(host) = host.filter(|host| !host.contains(['"', '\\'])) {
-        write!(element, ";host=\"{host}\"").expect("writing to a String cannot fail");
+fn forwarded(peer: Option<&str>, host: Option<&str>, ctx: &Context) -> String {
+    let mut element = String::with_capacity(64 + host.map_or(0, str::len));
+    match peer {
+        Some(v6) if v6.contains(':') => element.extend(["for=\"[", v6, "]\""]),
+        Some(v4) => element.extend(["for=", v4]),
+        None => element.push_str("for=unknown"),
     }
-    write!(element, ";proto={}", ctx.scheme.as_str()).expect("writing to a String cannot fail");
+    if let Some(host) = host.filter(|host| !host.contains(['"', '\\'])) {
+        element.extend([";host=\"", host, "\""]);
+    }
+    element.extend([";proto=", ctx.scheme.as_str()]);
     element
 }
 
-fn version(version: Version) -> &'static str {
+/// What `Via` says of a request that came in this version.
+fn via(version: Version) -> &'static str {
+    static HOPS: LazyLock<[String; 3]> =
+        LazyLock::new(|| ["1.0", "1.1", "2.0"].map(|version| format!("{version} {}", *PSEUDONYM)));
+    let [old, current, http2] = &*HOPS;
     match version {
-        Version::HTTP_10 => "1.0",
-        Version::HTTP_2 => "2.0",
-        _ => "1.1",
+        Version::HTTP_10 => old,
+        Version::HTTP_2 => http2,
+        _ => current,
     }
 }
 
 /// A trace continued with a span of ours, or started (W3C Trace Context, level 1).
-fn traceparent(request: &RequestHeader, ctx: &Context) -> Option<String> {
-    let span = fastrand::u64(1..);
-    let mut lines = request.headers.get_all(&TRACEPARENT).iter();
+fn traceparent(request: &RequestHeader, ctx: &Context) -> String {
+    let span = hex(&fastrand::u64(1..).to_be_bytes());
+    let mut lines = request.headers.get_all(&TRACEPARENT.name).iter();
     let given = lines.next().filter(|_| lines.next().is_none()).and_then(|line| line.to_str().ok());
     if let Some((trace, flags)) = given.and_then(parse_traceparent) {
-        return Some(format!("00-{trace}-{span:016x}-{flags}"));
+        return ["00", trace, &span, flags].join("-");
     }
     let trace = match &ctx.request_id {
-        tollhouse_filters::context::RequestId::Made(bits) if *bits != 0 => *bits,
+        RequestId::Made(bits) if *bits != 0 => *bits,
         _ => fastrand::u128(1..),
     };
-    Some(format!("00-{trace:032x}-{span:016x}-00"))
+    ["00", &hex(&trace.to_be_bytes()), &span, "00"].join("-")
 }
 
 fn parse_traceparent(text: &str) -> Option<(&str, &str)> {
@@ -158,18 +174,19 @@ fn parse_traceparent(text: &str) -> Option<(&str, &str)> {
     (shape && version != "ff" && future && !zero(trace) && !zero(parent)).then_some((trace, flags))
 }
 
-fn set(request: &mut RequestHeader, name: HeaderName, value: &str) {
-    if let Ok(value) = HeaderValue::from_str(value) {
-        let _ = request.insert_header(name, value);
-    }
+fn set(request: &mut RequestHeader, field: &Field, value: impl TryInto<HeaderValue>) {
+    let _ = request.insert_header(field.spelt, value);
 }
 
 /// Continues a list field on one line.
-fn append(request: &mut RequestHeader, name: HeaderName, value: &str) {
-    let earlier: Vec<&str> =
-        request.headers.get_all(&name).iter().filter_map(|line| line.to_str().ok()).collect();
-    let list = if earlier.is_empty() { value.to_owned() } else { format!("{}, {value}", earlier.join(", ")) };
-    set(request, name, &list);
+fn append(request: &mut RequestHeader, field: &Field, value: &str) {
+    let lines = request.headers.get_all(&field.name).iter();
+    let earlier: Vec<&str> = lines.filter_map(|line| line.to_str().ok()).collect();
+    if earlier.is_empty() {
+        return set(request, field, value);
+    }
+    let list = format!("{}, {value}", earlier.join(", "));
+    set(request, field, list);
 }
 
 #[cfg(test)]
@@ -205,7 +222,7 @@ mod tests {
             std::time::Instant::now(),
         );
         assert_eq!(
-            forwarded("2001:db8::1".parse().ok(), Some("a.test"), &ctx),
+            forwarded(Some("2001:db8::1"), Some("a.test"), &ctx),
             "for=\"[2001:db8::1]\";host=\"a.test\";proto=http"
         );
     }

@@ -123,6 +123,9 @@ fn release(request: &mut RequestHeader, name: &str) {
 /// Whether the client asks for a WebSocket (RFC 6455 s4.1), the only upgrade there is; the `Upgrade`
 /// of any other request is removed, as a server may ignore it (RFC 9110 s7.8).
 pub(super) fn settle_upgrade(request: &mut RequestHeader) {
+    if !request.headers.contains_key(header::UPGRADE) {
+        return;
+    }
     let mut options = request.headers.get_all(header::CONNECTION).iter();
     let nominated = options.any(|line| {
         let mut options = line.as_bytes().split(|byte| *byte == b',');
@@ -134,7 +137,7 @@ pub(super) fn settle_upgrade(request: &mut RequestHeader) {
     let with_body = request.headers.contains_key(header::TRANSFER_ENCODING)
         || request.headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
     let wanted = request.version == Version::HTTP_11 && nominated && websocket && !with_body;
-    if !wanted && request.headers.contains_key(header::UPGRADE) {
+    if !wanted {
         request.remove_header(&header::UPGRADE);
     }
 }
@@ -152,8 +155,7 @@ pub(super) fn plain_length(request: &mut RequestHeader) {
 /// Makes the `Cookie` fields that HTTP/2 may send apart one again, as HTTP/1 servers expect (RFC 9113
 /// s8.2.3).
 pub(super) fn join_cookies(request: &mut RequestHeader) {
-    let mut lines = request.headers.get_all(header::COOKIE).iter();
-    if request.version != Version::HTTP_2 || lines.nth(1).is_none() {
+    if request.version != Version::HTTP_2 || request.headers.get_all(header::COOKIE).iter().nth(1).is_none() {
         return;
     }
     let lines: Vec<&[u8]> =

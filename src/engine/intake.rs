@@ -176,7 +176,7 @@ pub(super) fn set_target(request: &mut RequestHeader, target: &str) -> Option<()
 
 /// What a trusted proxy says the client spoke, else what its connection speaks.
 fn scheme(connection: &Connection, request: &RequestHeader, trusted: bool) -> Scheme {
-    let said = request.headers.get("x-forwarded-proto").filter(|_| trusted).map(HeaderValue::as_bytes);
+    let said = trusted.then(|| request.headers.get("x-forwarded-proto")).flatten().map(HeaderValue::as_bytes);
     let secure = said.map_or(connection.tls.is_some(), |said| said.eq_ignore_ascii_case(b"https"));
     if secure { Scheme::Https } else { Scheme::Http }
 }

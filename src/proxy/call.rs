@@ -15,7 +15,7 @@ use crate::upstream::{Picked, Tried, Upstream};
 #[derive(Default)]
 pub struct Call {
     /// The request on its snapshot; there from the first hook on.
-    pub(super) exchange: Option<Box<Exchange>>,
+    pub(super) exchange: Option<Exchange>,
     /// The connection it came on.
     pub(super) connection: Option<Connection>,
     /// The protocol version the client speaks.
@@ -26,10 +26,8 @@ pub struct Call {
     pub(super) attempts: Attempts,
     /// Its whole body, when a filter wanted that.
     pub(super) body: Option<WholeBody>,
-    /// Where the real session comes back to after a replay.
-    pub(super) slot: Slot,
-    /// The session is wrapped in a replay now.
-    pub(super) replaying: bool,
+    /// Where the real session comes back to, while it is wrapped in a replay.
+    pub(super) replay: Option<Slot>,
     /// Bytes of a streamed request body that this attempt has seen so far.
     pub(super) body_seen: u64,
     /// Bytes that its filters made of them.

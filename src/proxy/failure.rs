@@ -40,8 +40,8 @@ pub(super) fn final_head(session: &Session) -> Option<&ResponseHeader> {
 
 /// Answers a request whose proxying failed.
 pub(super) async fn answer(session: &mut Session, error: &Error, call: &mut Call) -> FailToProxy {
-    if std::mem::take(&mut call.replaying) {
-        replay::unwrap(session, &call.slot);
+    if let Some(slot) = call.replay.take() {
+        replay::unwrap(session, &slot);
     }
     if call.pending.is_none() && *error.esource() != ErrorSource::Downstream {
         // What a handshake or the system says, which is not for clients to know.

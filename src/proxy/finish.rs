@@ -17,8 +17,8 @@ use crate::observe::{Access, AttemptOutcome, metrics};
 impl Gateway {
     /// Runs once for every request, however it ended.
     pub(super) fn finish(&self, session: &mut Session, error: Option<&Error>, call: &mut Call) {
-        if std::mem::take(&mut call.replaying) {
-            replay::unwrap(session, &call.slot);
+        if let Some(slot) = call.replay.take() {
+            replay::unwrap(session, &slot);
         }
         let Some(mut exchange) = call.exchange.take() else { return };
         let completed = completed(session, call, &exchange);

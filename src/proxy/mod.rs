@@ -44,10 +44,11 @@ pub struct Gateway {
 
 #[async_trait]
 impl ProxyHttp for Gateway {
-    type CTX = Call;
+    // Boxed, since Pingora's futures hold it at several places and are moved as a whole.
+    type CTX = Box<Call>;
 
-    fn new_ctx(&self) -> Call {
-        Call::default()
+    fn new_ctx(&self) -> Box<Call> {
+        Box::default()
     }
 
     fn init_downstream_modules(&self, modules: &mut HttpModules) {
@@ -55,12 +56,12 @@ impl ProxyHttp for Gateway {
         modules.add_module(Box::new(old_client::Builder));
     }
 
-    async fn early_request_filter(&self, session: &mut Session, call: &mut Call) -> Result<()> {
+    async fn early_request_filter(&self, session: &mut Session, call: &mut Box<Call>) -> Result<()> {
         self.begin(session, call);
         Ok(())
     }
 
-    async fn request_filter(&self, session: &mut Session, call: &mut Call) -> Result<bool> {
+    async fn request_filter(&self, session: &mut Session, call: &mut Box<Call>) -> Result<bool> {
         self.decide(session, call).await
     }
 
@@ -69,12 +70,12 @@ impl ProxyHttp for Gateway {
         _session: &mut Session,
         body: &mut Option<Bytes>,
         end: bool,
-        call: &mut Call,
+        call: &mut Box<Call>,
     ) -> Result<()> {
         request_body::pass(body, end, call)
     }
 
-    async fn upstream_peer(&self, _session: &mut Session, call: &mut Call) -> Result<Box<HttpPeer>> {
+    async fn upstream_peer(&self, _session: &mut Session, call: &mut Box<Call>) -> Result<Box<HttpPeer>> {
         peer::choose(call)
     }
 
@@ -82,7 +83,7 @@ impl ProxyHttp for Gateway {
         &self,
         _: &mut Session,
         _: &HttpPeer,
-        call: &mut Call,
+        call: &mut Box<Call>,
         error: Box<Error>,
     ) -> Box<Error> {
         self.connect_failed(call, error)
@@ -92,7 +93,7 @@ impl ProxyHttp for Gateway {
         &self,
         session: &mut Session,
         request: &mut RequestHeader,
-        call: &mut Call,
+        call: &mut Box<Call>,
     ) -> Result<()> {
         upstream_request::prepare(session, request, call).await
     }
@@ -101,7 +102,7 @@ impl ProxyHttp for Gateway {
         &self,
         session: &mut Session,
         response: &mut ResponseHeader,
-        call: &mut Call,
+        call: &mut Box<Call>,
     ) -> Result<()> {
         self.respond(session, response, call).await
     }
@@ -111,7 +112,7 @@ impl ProxyHttp for Gateway {
         _session: &mut Session,
         body: &mut Option<Bytes>,
         end: bool,
-        call: &mut Call,
+        call: &mut Box<Call>,
     ) -> Result<Option<Duration>> {
         response::pass(body, end, call).map(|()| None)
     }
@@ -120,7 +121,7 @@ impl ProxyHttp for Gateway {
         &self,
         _session: &mut Session,
         _trailers: &mut HeaderMap,
-        call: &mut Call,
+        call: &mut Box<Call>,
     ) -> Result<Option<Bytes>> {
         response::end(call)
     }
@@ -130,26 +131,26 @@ impl ProxyHttp for Gateway {
         _peer: &HttpPeer,
         session: &mut Session,
         error: Box<Error>,
-        call: &mut Call,
+        call: &mut Box<Call>,
         client_reused: bool,
     ) -> Box<Error> {
         self.attempt_failed(session, error, call, client_reused)
     }
 
-    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, call: &mut Call) -> FailToProxy {
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, call: &mut Box<Call>) -> FailToProxy {
         failure::answer(session, error, call).await
     }
 
-    fn suppress_error_log(&self, _: &Session, _: &Call, _: &Error) -> bool {
+    fn suppress_error_log(&self, _: &Session, _: &Box<Call>, _: &Error) -> bool {
         // The access log says what failed and why.
         true
     }
 
-    fn suppress_proxy_warn_log(&self, _: &Session, _: &Call, _: &Error, _: ProxyWarnLogContext) -> bool {
+    fn suppress_proxy_warn_log(&self, _: &Session, _: &Box<Call>, _: &Error, _: ProxyWarnLogContext) -> bool {
         true
     }
 
-    async fn logging(&self, session: &mut Session, error: Option<&Error>, call: &mut Call) {
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, call: &mut Box<Call>) {
         self.finish(session, error, call);
     }
 }

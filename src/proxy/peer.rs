@@ -96,10 +96,11 @@ impl Gateway {
         call: &mut Call,
         client_reused: bool,
     ) -> Box<Error> {
-        let replayed = std::mem::take(&mut call.replaying);
-        if replayed {
-            replay::unwrap(session, &call.slot);
+        let replay = call.replay.take();
+        if let Some(slot) = &replay {
+            replay::unwrap(session, slot);
         }
+        let replayed = replay.is_some();
         let attempts = &call.attempts;
         let upstream_fault = *error.esource() == ErrorSource::Upstream;
         let unanswered = failure::final_head(session).is_none() && !attempts.answered;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{Version, header};
+use http::{HeaderValue, Version, header};
 use pingora::http::RequestHeader;
 use pingora::prelude::*;
 use tollhouse_filters::context::RequestId;
@@ -57,7 +57,7 @@ impl Gateway {
         // What else asked for an upgrade is an ordinary request by now.
         call.upgrade = session.is_upgrade_req();
         call.events = accepts_events(session.req_header());
-        call.exchange = Some(Box::new(exchange));
+        call.exchange = Some(exchange);
         if call.version == Version::HTTP_10 {
             session.set_ignore_info_resp(true);
         }
@@ -87,8 +87,7 @@ impl Gateway {
             session.set_read_timeout(None);
             session.set_write_timeout(Some(UPGRADED_IDLE));
         }
-        let exchange = call.exchange.as_deref();
-        let ctx = exchange.map(|exchange| &exchange.ctx);
+        let ctx = call.exchange.as_ref().map(|exchange| &exchange.ctx);
         upstream.write_key(session.req_header(), ctx, &mut call.attempts.key);
         call.attempts.upstream = Some(upstream);
         Ok(false)
@@ -169,8 +168,9 @@ fn refusal(error: &CollectError) -> Reply {
 
 /// Whether the client asks for Server-Sent Events, as EventSource does (WHATWG HTML s9.2.2).
 fn accepts_events(request: &RequestHeader) -> bool {
-    let mut lines = request.headers.get_all(header::ACCEPT).iter().filter_map(|line| line.to_str().ok());
-    lines.any(|line| line.to_ascii_lowercase().contains("text/event-stream"))
+    const EVENTS: &[u8] = b"text/event-stream";
+    let mut lines = request.headers.get_all(header::ACCEPT).iter().map(HeaderValue::as_bytes);
+    lines.any(|line| line.windows(EVENTS.len()).any(|part| part.eq_ignore_ascii_case(EVENTS)))
 }
 
 /// The upstream that the filters sent the request to.

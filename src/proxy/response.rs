@@ -139,9 +139,9 @@ fn unusable(response: &ResponseHeader, upgrade: bool) -> Option<&'static str> {
 
 /// Whether the answer has no natural end (WHATWG HTML s9.2, Server-Sent Events).
 fn is_event_stream(response: &ResponseHeader) -> bool {
-    let content_type = response.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    let essence = content_type.and_then(|text| text.split(';').next());
-    essence.is_some_and(|essence| essence.trim().eq_ignore_ascii_case("text/event-stream"))
+    let content_type = response.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+    let essence = content_type.and_then(|text| text.split(|byte| *byte == b';').next());
+    essence.is_some_and(|essence| essence.trim_ascii().eq_ignore_ascii_case(b"text/event-stream"))
 }
 
 /// Shows a piece of the answer to the filters that look at pieces, and minds the deadline.
@@ -179,14 +179,14 @@ fn strip_hop_by_hop(response: &mut ResponseHeader) {
         [HeaderName::from_static("keep-alive"), HeaderName::from_static("proxy-connection"), header::UPGRADE];
     let lines = response.headers.get_all(header::CONNECTION).iter().filter_map(|line| line.to_str().ok());
     let named: Vec<HeaderName> = lines
+        // What nearly all say names no field.
+        .filter(|line| !matches!(*line, "keep-alive" | "close"))
         .flat_map(|line| line.split(','))
         .filter_map(|name| name.trim().parse().ok())
         .filter(|name| *name != header::TRANSFER_ENCODING && *name != header::CONTENT_LENGTH)
         .collect();
     for name in named.iter().chain(&OWN) {
-        if response.headers.contains_key(name) {
-            response.remove_header(name);
-        }
+        response.remove_header(name);
     }
 }
 

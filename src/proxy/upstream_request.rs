@@ -41,16 +41,14 @@ pub(super) async fn prepare(
     }
     if let Some(body) = &call.body {
         replay::prepare_head(request, body.len())?;
-        replay::wrap(session, body, &call.slot);
-        call.replaying = true;
+        replay::wrap(session, body, call.replay.get_or_insert_default());
     } else if call.upgrade && request.version == Version::HTTP_11 {
-        replay::hold_end(session, call.attempts.handshake, UPGRADED_IDLE, &call.slot);
-        call.replaying = true;
+        let slot = call.replay.get_or_insert_default();
+        replay::hold_end(session, call.attempts.handshake, UPGRADED_IDLE, slot);
     } else if call.version == Version::HTTP_2 && waits_for_body(session) {
         let limits = &call.exchange().snapshot.server.limits;
         let patience = Patience::new(limits.body_timeout.get(), limits.min_rate.get());
-        replay::mind(session, patience, &call.slot);
-        call.replaying = true;
+        replay::mind(session, patience, call.replay.get_or_insert_default());
     }
     if request.version == Version::HTTP_2 {
         meet_expectation(session, request, call).await?;

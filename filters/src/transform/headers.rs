@@ -134,7 +134,7 @@ impl Value {
     fn get(&self, request: &RequestHeader, ctx: &Context) -> Result<HeaderValue, FilterError> {
         match self {
             Self::Fixed(value) => Ok(value.clone()),
-            Self::Made(template) => HeaderValue::from_str(&template.render(request, ctx, Escape::Text))
+            Self::Made(template) => HeaderValue::try_from(template.render(request, ctx, Escape::Text))
                 .map_err(|_| FilterError::Internal("a rendered header value is not valid".to_owned())),
         }
     }
@@ -152,11 +152,11 @@ impl OnRequest for Headers {
         }
         for (name, value) in &self.request.set {
             let value = value.get(request, ctx)?;
-            request.insert_header(name.clone(), value)?;
+            request.insert_header(name, value)?;
         }
         for (name, value) in &self.request.add {
             let value = value.get(request, ctx)?;
-            request.append_header(name.clone(), value)?;
+            request.append_header(name, value)?;
         }
         ctx.decide(Verdict::Changed, "request fields", &[]);
         Ok(Outcome::Continue)
@@ -175,10 +175,10 @@ impl OnResponse for Headers {
             response.remove_header(name);
         }
         for (name, value) in &self.response.set {
-            response.insert_header(name.clone(), value.get(request, ctx)?)?;
+            response.insert_header(name, value.get(request, ctx)?)?;
         }
         for (name, value) in &self.response.add {
-            response.append_header(name.clone(), value.get(request, ctx)?)?;
+            response.append_header(name, value.get(request, ctx)?)?;
         }
         Ok(())
     }

@@ -89,7 +89,7 @@ impl OnRequest for Identify {
         if let Some(given) = given.filter(|given| is_tame(given)) {
             ctx.request_id = RequestId::Given(given.into());
         }
-        request.insert_header(self.header.clone(), ctx.request_id.to_string())?;
+        request.insert_header(&self.header, ctx.request_id.text().into_owned())?;
         Ok(Outcome::Continue)
     }
 }
@@ -108,7 +108,7 @@ impl OnResponse for Identify {
         response: &mut ResponseHeader,
         ctx: &mut Context,
     ) -> Result<(), FilterError> {
-        response.insert_header(self.header.clone(), ctx.request_id.to_string())?;
+        response.insert_header(&self.header, ctx.request_id.text().into_owned())?;
         Ok(())
     }
 }

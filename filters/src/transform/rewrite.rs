@@ -5,6 +5,7 @@
 //! - rewrite: {path: "/v2/users/${path.id}"}
 //! ```
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -77,17 +78,18 @@ fn prefix(option: &str, written: Option<String>) -> Result<String, BuildError> {
 }
 
 impl Rewrite {
-    fn rewritten(&self, request: &RequestHeader, ctx: &Context) -> String {
+    fn rewritten<'a>(&self, request: &'a RequestHeader, ctx: &Context) -> Cow<'a, str> {
         if let Some(template) = &self.path {
-            return template.render(request, ctx, Escape::Url);
+            return template.render(request, ctx, Escape::Url).into();
         }
         let path = request.uri.path();
         // Compared and cut in one and the same form, so that lengths agree.
         let rest = path.strip_prefix(&*self.strip).filter(|rest| rest.is_empty() || rest.starts_with('/'));
         let rest = rest.unwrap_or(path);
         match (self.add.as_str(), rest) {
-            ("", "") => "/".to_owned(),
-            (add, rest) => format!("{add}{rest}"),
+            ("", "") => "/".into(),
+            ("", rest) => rest.into(),
+            (add, rest) => format!("{add}{rest}").into(),
         }
     }
 }

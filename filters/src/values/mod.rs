@@ -1,4 +1,4 @@
-//! Parsed scalars: durations, byte sizes, rates, address ranges, secrets.
+//! Parsed scalars: durations, byte sizes, rates, address ranges, secrets; and digits to write.
 //!
 //! Each is parsed where serde meets it, cannot hold a bad value afterwards, and is written back
 //! in its canonical form. No error quotes the text it refuses, which may be a substituted secret.
@@ -11,6 +11,7 @@ mod rate;
 pub mod scalar;
 mod secret;
 mod status;
+mod text;
 
 pub use self::bytes::{ByteRate, ByteSize};
 pub use self::duration::{Duration, DurationOrZero, Timeout};
@@ -20,3 +21,4 @@ pub use self::rate::{Percent, Period, Rate};
 pub use self::scalar::{Refused, Scalar};
 pub use self::secret::Secret;
 pub use self::status::StatusRange;
+pub use self::text::{address_text, hex};
