@@ -143,7 +143,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
 
     /// Sends these bytes, and says whether that worked.
     pub(crate) async fn try_send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.stream.write_all(bytes).await
+        self.stream.write_all(bytes).await?;
+        // TLS may hold the last bytes that the socket had no room for.
+        self.stream.flush().await
     }
 
     /// No more will be sent; reading goes on.
