@@ -39,13 +39,15 @@ pub(super) async fn serve<A>(
             Next::Http2 => {
                 stream.open(&common.desk.limits.load());
                 let carrier = stream.carrier();
-                http2::serve(common.clone(), stream, shutdown).await;
+                // On the heap, or every connection would have its room.
+                Box::pin(http2::serve(common.clone(), stream, shutdown)).await;
                 return refusal::ended(&common, &carrier);
             }
             Next::Refused(rule) => return Refusal::new(&common, &stream, rule).send(&mut stream).await,
             Next::Closed => return stream.leave(),
         };
-        match request(&common, stream, head, settings, &shutdown).await {
+        // For the same reason.
+        match Box::pin(request(&common, stream, head, settings, &shutdown)).await {
             Some((kept, remembered)) => (stream, settings) = (kept, remembered),
             None => return,
         }
@@ -140,7 +142,8 @@ async fn begins(stream: &mut DoorStream, shutdown: &mut ShutdownWatch, patience:
 /// it is still served, and told to close (RFC 9112 s9.6).
 async fn last_call(shutdown: &mut ShutdownWatch) {
     drop(shutdown.wait_for(|on| *on).await);
-    tokio::time::sleep(LAST_CALL).await;
+    // On the heap: most connections never wait for it.
+    Box::pin(tokio::time::sleep(LAST_CALL)).await;
 }
 
 /// Reads on until the head is whole or wrong.

@@ -188,7 +188,8 @@ async fn finish(
     tls: &ServerTls,
 ) -> Result<(TlsStream<L4Stream>, Tls), End> {
     let started = StartHandshake::from_parts(accepted, socket);
-    let accept = started.into_stream_with(tls.config(), |session| session.set_buffer_limit(Some(HELD)));
+    let config = tls.config(&started.client_hello());
+    let accept = started.into_stream_with(config, |session| session.set_buffer_limit(Some(HELD)));
     let stream = accept.await.map_err(End::of)?;
     let agreed = agreed(&stream, tls).map_err(End::because)?;
     Ok((stream, agreed))

@@ -459,3 +459,18 @@ fn a_socket_is_shared_with_the_next_process_under_a_name_of_its_own() {
     assert_eq!(next.local_addr(), bound.local_addr());
     assert_ne!(Bound::open(&listener(ANY), &mut sockets).unwrap().local_addr(), bound.local_addr());
 }
+
+/// Most connections are idle, and each holds this for as long as it is open.
+#[tokio::test]
+async fn a_connection_has_little_room_of_its_own() {
+    let (socket, _client) = UnixStream::pair().unwrap();
+    let desk = desk(LIMITS);
+    let permit = desk.permits.take(None).unwrap();
+    let facts = ConnFacts { listener: 0, peer: None, local: None, unix: true, tls: None };
+    let stream = Box::new(DoorStream::new(socket.into(), facts, &desk, permit));
+    let shutdown = desk.draining.watch();
+    let common = Arc::new(Common { app: app(), listeners: Box::new([]), desk });
+    let served = conn::serve(common, stream, shutdown, std::time::Instant::now());
+    assert!(size_of_val(&served) < 1024, "{} bytes of a task", size_of_val(&served));
+    assert!(size_of::<DoorStream>() < 768, "{} bytes of a stream", size_of::<DoorStream>());
+}
