@@ -12,11 +12,12 @@ mod tickets;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs::default_provider;
+use rustls::server::ClientHello;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoClientAuth, NoServerSessionStorage};
 use rustls::version::{TLS12, TLS13};
+use rustls::{CipherSuite, ServerConfig};
 
 use self::certificate::Certificate;
 use self::resolver::Resolver;
@@ -32,6 +33,18 @@ pub const H2: &str = "h2";
 /// HTTP/1.1, as ALPN names it.
 pub const HTTP_1: &str = "http/1.1";
 
+/// Suites with AES of 128 bits, and with SHA-256.
+const AES_128: [CipherSuite; 3] = [
+    CipherSuite::TLS13_AES_128_GCM_SHA256,
+    CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+    CipherSuite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+];
+const CHACHA20: [CipherSuite; 3] = [
+    CipherSuite::TLS13_CHACHA20_POLY1305_SHA256,
+    CipherSuite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+    CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+];
+
 /// Days before its end from which a certificate is warned about.
 const WARN_DAYS: i64 = 14;
 const DAY: i64 = 86_400;
@@ -39,6 +52,8 @@ const DAY: i64 = 86_400;
 /// What the handshakes of one listener need.
 pub struct ServerTls {
     config: Arc<ServerConfig>,
+    /// The same, for clients that know better which cipher suite is cheap for them.
+    by_client: Arc<ServerConfig>,
     tickets: Tickets,
     certificates: Vec<Term>,
     verifies_clients: bool,
@@ -99,8 +114,12 @@ impl ServerTls {
         }
         let verifies_clients = clients.is_some();
         let verifier = clients.map_or_else(|| Arc::new(NoClientAuth) as _, |(verifier, _)| verifier);
+        let config = config(written, protocols, verifier, resolver?, &tickets);
+        let mut by_client = config.clone();
+        by_client.ignore_client_order = false;
         Some(Self {
-            config: Arc::new(config(written, protocols, verifier, resolver?, &tickets)),
+            by_client: Arc::new(by_client),
+            config: Arc::new(config),
             tickets,
             certificates: certificates.into_iter().map(|certificate| certificate.term).collect(),
             verifies_clients,
@@ -108,10 +127,18 @@ impl ServerTls {
         })
     }
 
-    /// What handshakes go by.
+    /// What the handshake with this client goes by.
+    ///
+    /// The cheapest suite is taken, unless the client likes ChaCha20 best: then it has no AES in hardware.
     #[must_use]
-    pub fn config(&self) -> Arc<ServerConfig> {
-        self.config.clone()
+    pub fn config(&self, client: &ClientHello<'_>) -> Arc<ServerConfig> {
+        let ours = |suite: &&CipherSuite| {
+            self.config.crypto_provider().cipher_suites.iter().any(|known| known.suite() == **suite)
+        };
+        match client.cipher_suites().iter().find(ours) {
+            Some(best) if CHACHA20.contains(best) => self.by_client.clone(),
+            _ => self.config.clone(),
+        }
     }
 
     /// Its certificates, in the order of the document.
@@ -191,12 +218,16 @@ fn config(
         TlsVersion::V12 => &[&TLS13, &TLS12][..],
         TlsVersion::V13 => &[&TLS13],
     };
-    let mut config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+    let mut provider = default_provider();
+    // As safe as the longer key, and a handshake with SHA-384 costs a tenth more.
+    provider.cipher_suites.sort_by_key(|suite| !AES_128.contains(&suite.suite()));
+    let mut config = ServerConfig::builder_with_provider(Arc::new(provider))
         .with_protocol_versions(versions)
         .expect("the provider has suites for both versions")
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(Arc::new(resolver));
     config.alpn_protocols = protocols.iter().filter_map(|protocol| alpn(*protocol)).map(Vec::from).collect();
+    config.ignore_client_order = true;
     config.ticketer = tickets.producer();
     // What a client needs to resume is in its ticket: nothing is kept here for each of them.
     config.session_storage = Arc::new(NoServerSessionStorage {});

@@ -250,3 +250,21 @@ for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
     let each = |version| format!("{version} False 1\n{version} True 1\n{version} True 1\n");
     assert_eq!(text(&run(command, "").await), each("TLSv1.2") + &each("TLSv1.3"));
 }
+
+/// OpenSSL alone would choose AES of 256 bits, which it names first.
+#[tokio::test]
+async fn the_cheap_suite_is_taken_unless_the_client_likes_chacha20_best() {
+    let authority = Authority::new("servers");
+    let gateway = start(&authority, ONE, HELLO).await;
+    let chacha = "TLS_CHACHA20_POLY1305_SHA256:TLS_AES_256_GCM_SHA384:TLS_AES_128_GCM_SHA256";
+    for (options, agreed) in [
+        (&["-tls1_3"][..], "TLS_AES_128_GCM_SHA256"),
+        (&["-tls1_3", "-ciphersuites", chacha], "TLS_CHACHA20_POLY1305_SHA256"),
+        (&["-tls1_3", "-ciphersuites", "TLS_AES_256_GCM_SHA384"], "TLS_AES_256_GCM_SHA384"),
+        (&["-tls1_2"], "ECDHE-ECDSA-AES128-GCM-SHA256"),
+        (&["-tls1_2", "-cipher", "ECDHE+CHACHA20:ECDHE+AESGCM"], "ECDHE-ECDSA-CHACHA20-POLY1305"),
+    ] {
+        let said = s_client(&gateway, options).await;
+        assert!(said.contains(&format!("Cipher is {agreed}\n")), "{options:?}: {said}");
+    }
+}
