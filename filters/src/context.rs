@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Instant;
 
+use http::HeaderValue;
 use pingora_http::RequestHeader;
 
 use crate::condition::RequestView;
@@ -97,6 +98,8 @@ pub struct Tls {
     pub certificate: Option<ClientCertificate>,
     /// The listener asks clients for certificates, so the host named is the only one to be served.
     pub bound_to_name: bool,
+    /// What upstreams are told of the certificate (`X-Forwarded-Client-Cert`), where the listener says so.
+    pub forwarded_certificate: Option<HeaderValue>,
 }
 
 /// A verified certificate of a client.

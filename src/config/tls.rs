@@ -83,6 +83,9 @@ pub struct ClientAuth {
     /// File of revocation lists (PEM, or one in DER); there must be one of each authority in a client's chain. Default: none, nothing is revoked. Example: `certs/clients.crl`.
     #[serde(default)]
     pub crl: Option<PathBuf>,
+    /// Tells upstreams who the client is, in `X-Forwarded-Client-Cert` as Envoy writes it. Default: `false`. Example: `true`.
+    #[serde(default)]
+    pub forward: bool,
 }
 
 /// Whether a client without a certificate is served.

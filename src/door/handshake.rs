@@ -23,7 +23,7 @@ use super::refusal::Refusal;
 use super::stream::DoorStream;
 use super::transport::{Secure, Transport};
 use super::{Common, ConnFacts, Permit, Rule, conn};
-use crate::tls::{H2, HTTP_1, ServerTls, client_certificate};
+use crate::tls::{H2, HTTP_1, ServerTls, client_certificate, forwarded_certificate};
 
 /// Encrypted bytes held for a client that reads slowly; a record has up to 16 KiB.
 const HELD: usize = 32 * 1024;
@@ -310,6 +310,10 @@ fn agreed(stream: &TlsStream<L4Stream>, tls: &ServerTls) -> Result<Tls, Handshak
         server_name: session.server_name().map(|name| name.trim_end_matches('.').into()),
         protocol,
         resumed: session.handshake_kind() == Some(HandshakeKind::Resumed),
+        forwarded_certificate: certificate
+            .as_ref()
+            .filter(|_| tls.forwards_clients())
+            .map(forwarded_certificate),
         certificate,
         bound_to_name: tls.verifies_clients(),
     })

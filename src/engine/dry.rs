@@ -231,6 +231,7 @@ pub(super) fn connection(
             resumed: false,
             certificate: None,
             bound_to_name: tls.client_auth.is_some(),
+            forwarded_certificate: None,
         })
     });
     Connection { listener, peer: Some(SocketAddr::new(client, 50000)), tls }

@@ -29,6 +29,7 @@ const fn field(spelt: &'static str) -> Field {
 static FORWARDED: Field = field("forwarded");
 static TRACEPARENT: Field = field("traceparent");
 static VIA: Field = field("via");
+static X_FORWARDED_CLIENT_CERT: Field = field("x-forwarded-client-cert");
 static X_FORWARDED_FOR: Field = field("x-forwarded-for");
 static X_FORWARDED_HOST: Field = field("x-forwarded-host");
 static X_FORWARDED_PROTO: Field = field("x-forwarded-proto");
@@ -98,6 +99,9 @@ pub(super) fn write(request: &mut RequestHeader, ctx: &Context, forwarding: &For
     }
     append(request, &FORWARDED, &forwarded(peer.as_deref(), original, ctx));
     append(request, &VIA, via(forwarding.version));
+    if let Some(certificate) = ctx.client.tls.as_ref().and_then(|tls| tls.forwarded_certificate.as_ref()) {
+        set(request, &X_FORWARDED_CLIENT_CERT, certificate.clone());
+    }
     set(request, &TRACEPARENT, traceparent(request, ctx));
     if let Some(target) = &ctx.policies.upstream_path {
         // A path that a filter made was checked when it was made.

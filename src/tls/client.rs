@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 
+use http::HeaderValue;
 use rustls::RootCertStore;
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
@@ -101,6 +102,39 @@ pub fn facts(der: &CertificateDer<'_>) -> Option<ClientCertificate> {
     })
 }
 
+/// What `X-Forwarded-Client-Cert` says of a client, as Envoy writes it: the fingerprint, the subject, URIs and host
+/// names. A value that could be taken for more than one is in quotes; what is not printable ASCII is `%HH`.
+#[must_use]
+pub fn forwarded(certificate: &ClientCertificate) -> HeaderValue {
+    let mut said = format!("Hash={};Subject={}", certificate.fingerprint_hex(), quoted(&certificate.subject));
+    for name in &certificate.names {
+        let (key, value) = match name {
+            AlternativeName::Uri(uri) => ("URI", uri),
+            AlternativeName::Dns(host) => ("DNS", host),
+            AlternativeName::Email(_) | AlternativeName::Ip(_) => continue,
+        };
+        let plain = !value.contains([',', ';', '=', '"', '\\']);
+        let value = if plain { printable(value) } else { quoted(value) };
+        said.extend([";", key, "=", &value]);
+    }
+    HeaderValue::try_from(said).expect("printable ASCII")
+}
+
+fn quoted(text: &str) -> String {
+    format!("\"{}\"", printable(text).replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+fn printable(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b' '..=b'~' if byte != b'%' => out.push(char::from(byte)),
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}
+
 /// Names with control characters are left out: a NUL could end them early for who compares them.
 fn alternative_name(name: &GeneralName<'_>) -> Option<AlternativeName> {
     let tame = |text: &str| (!text.chars().any(char::is_control)).then(|| Box::from(text));
@@ -122,4 +156,32 @@ fn address(bytes: &[u8]) -> Option<IpAddr> {
 fn mix(scope: &mut Sha256, part: &[u8]) {
     scope.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
     scope.update(part);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_upstreams_are_told_has_one_reading_whatever_names_a_certificate_has() {
+        let certificate = ClientCertificate {
+            subject: "O=A \"B\", CN=m\u{fc}ller\\".into(),
+            issuer: "CN=ca".into(),
+            serial: "07".into(),
+            names: Box::new([
+                AlternativeName::Uri("spiffe://a/b;URI=spiffe://root".into()),
+                AlternativeName::Dns("a.test".into()),
+                AlternativeName::Email("a@a.test".into()),
+            ]),
+            fingerprint: [0xab; 32],
+            not_after: 0,
+        };
+        let said = forwarded(&certificate);
+        let hash = "ab".repeat(32);
+        let expected = format!(
+            "Hash={hash};Subject=\"O=A \\\"B\\\", CN=m%C3%BCller\\\\\";\
+             URI=\"spiffe://a/b;URI=spiffe://root\";DNS=a.test"
+        );
+        assert_eq!(said, expected);
+    }
 }

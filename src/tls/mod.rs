@@ -25,7 +25,7 @@ use self::tickets::Tickets;
 use crate::config::tls::TlsVersion;
 use crate::config::{ListenerTls, Protocol};
 
-pub use self::client::facts as client_certificate;
+pub use self::client::{facts as client_certificate, forwarded as forwarded_certificate};
 pub use self::tickets::TicketKeys;
 
 /// The protocol names of ALPN (RFC 7301 s6, RFC 9113 s3.1).
@@ -57,6 +57,7 @@ pub struct ServerTls {
     tickets: Tickets,
     certificates: Vec<Term>,
     verifies_clients: bool,
+    forwards_clients: bool,
     speaks_http1: bool,
 }
 
@@ -123,6 +124,7 @@ impl ServerTls {
             tickets,
             certificates: certificates.into_iter().map(|certificate| certificate.term).collect(),
             verifies_clients,
+            forwards_clients: written.client_auth.as_ref().is_some_and(|auth| auth.forward),
             speaks_http1: protocols.contains(&Protocol::Http1),
         })
     }
@@ -162,6 +164,12 @@ impl ServerTls {
     #[must_use]
     pub fn verifies_clients(&self) -> bool {
         self.verifies_clients
+    }
+
+    /// Whether upstreams are told of clients' certificates.
+    #[must_use]
+    pub fn forwards_clients(&self) -> bool {
+        self.forwards_clients
     }
 
     /// Whether a client that negotiates no protocol may be served.

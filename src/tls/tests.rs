@@ -198,7 +198,8 @@ fn authority(folder: &Path, stem: &str) -> Issuer<'static, KeyPair> {
 }
 
 fn asking(mode: written::ClientAuthMode, ca: &str, crl: Option<&str>) -> ListenerTls {
-    let client_auth = Some(written::ClientAuth { mode, ca: ca.into(), crl: crl.map(Into::into) });
+    let client_auth =
+        Some(written::ClientAuth { mode, ca: ca.into(), crl: crl.map(Into::into), forward: false });
     ListenerTls { client_auth, ..tls(vec![certificate("a.pem", "a.key")]) }
 }
 

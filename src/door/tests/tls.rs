@@ -26,8 +26,12 @@ impl Secured {
         std::fs::write(folder.path().join("a.pem"), certificate.pem()).unwrap();
         std::fs::write(folder.path().join("a.key"), key.serialize_pem()).unwrap();
         let one = Certificate { hosts: Vec::new(), cert: "a.pem".into(), key: "a.key".into(), ocsp: None };
-        let client_auth =
-            asks.then(|| ClientAuth { mode: ClientAuthMode::Require, ca: "a.pem".into(), crl: None });
+        let client_auth = asks.then(|| ClientAuth {
+            mode: ClientAuthMode::Require,
+            ca: "a.pem".into(),
+            crl: None,
+            forward: false,
+        });
         let written = ListenerTls { min_version, certificates: vec![one], client_auth };
         let mut remarks = Remarks::default();
         let tls = ServerTls::build(&written, &[Protocol::Http1], folder.path(), None, &mut remarks);

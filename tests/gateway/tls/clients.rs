@@ -163,3 +163,26 @@ async fn nobody_tells_an_origin_which_certificate_it_has() {
         assert!(!answer.text().contains("admin"), "{answer:?}");
     }
 }
+
+#[tokio::test]
+async fn upstreams_are_told_of_a_certificate_by_nobody_but_the_gateway_and_only_if_it_is_to() {
+    let (servers, clients) = (Authority::new("servers"), Authority::new("clients"));
+    let origin = Origin::echo().await;
+    let (acme, nobody) = (client(&servers, Some(&clients.sign_client("acme", 1))), client(&servers, None));
+    for (more, told) in [("", false), (", forward: true", true)] {
+        let folder = folder(&servers);
+        std::fs::write(folder.path().join("clients.pem"), &clients.pem).expect("written");
+        let gateway = Gateway::within(folder, &listener(&asking("optional", more)), &to(&origin)).await;
+        for (client, shown) in [(&acme, true), (&nobody, false)] {
+            let mut wire = connect(client, &gateway, "a.test").await;
+            wire.send("GET / HTTP/1.1\r\nHost: a.test\r\nX-Forwarded-Client-Cert: Hash=forged\r\n\r\n").await;
+            assert_eq!(wire.answer().await.expect("an answer").status, 200);
+            let seen = origin.heads().pop().expect("a request");
+            let field = seen.field("x-forwarded-client-cert");
+            assert_eq!(field.is_some(), told && shown, "{field:?}");
+            assert!(
+                field.is_none_or(|said| said.starts_with("Hash=") && said.contains(";Subject=\"CN=acme\""))
+            );
+        }
+    }
+}
