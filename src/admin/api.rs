@@ -141,7 +141,7 @@ pub(super) async fn healthy() -> &'static str {
 
 /// 200 while requests are welcome, 503 once the process is on its way out.
 pub(super) async fn ready(State(state): State<AdminState>) -> Response {
-    if state.draining.is_on() {
+    if state.stopping.is_on() {
         return problem(StatusCode::SERVICE_UNAVAILABLE, "draining");
     }
     "ready\n".into_response()

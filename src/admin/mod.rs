@@ -19,7 +19,7 @@ use std::time::Duration;
 use axum::extract::DefaultBodyLimit;
 use axum::{Json, Router};
 use serde_json::Value;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tollhouse_filters::registry::Registry;
 
 use self::admission::Admission;
@@ -49,26 +49,35 @@ pub struct AdminState {
     pub reloads: mpsc::Sender<Option<oneshot::Sender<Arc<Reloaded>>>>,
     /// Logs and metrics.
     pub observe: Arc<Observe>,
-    /// Whether the process is on its way out.
-    pub draining: Draining,
+    /// Whether the process is on its way out, and nobody takes its place.
+    pub stopping: Draining,
     /// The filters that exist.
     pub registry: Arc<Registry>,
 }
 
 /// A running admin listener.
-pub struct Admin(watch::Sender<bool>);
+pub struct Admin {
+    close: watch::Sender<bool>,
+    places: Arc<Semaphore>,
+}
 
 impl Admin {
-    /// Leaves the listener to another process: takes no more connections, and ends those there are after the
-    /// answer under way.
+    /// Leaves the listener to another process: takes no more connections, and soon ends those there are.
     pub fn close(&self) {
-        self.0.send_replace(true);
+        self.close.send_replace(true);
+    }
+
+    /// How many connections are open.
+    pub fn open(&self) -> usize {
+        LIMITS.connections - self.places.available_permits()
     }
 }
 
 /// Serves the API on a thread of its own, apart from traffic, until it is closed.
 pub fn start(listener: TcpListener, state: AdminState) -> io::Result<Admin> {
     let (close, closed) = watch::channel(false);
+    let places = Arc::new(Semaphore::new(LIMITS.connections));
+    let taken = places.clone();
     let local = listener.local_addr()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -79,7 +88,8 @@ pub fn start(listener: TcpListener, state: AdminState) -> io::Result<Admin> {
         runtime.block_on(async move {
             match tokio::net::TcpListener::from_std(listener) {
                 Ok(listener) => {
-                    serve::serve(listener, router(state, local.ip().is_loopback()), LIMITS, closed).await;
+                    serve::serve(listener, router(state, local.ip().is_loopback()), LIMITS, taken, closed)
+                        .await;
                     // Connections end on this runtime.
                     std::future::pending::<()>().await;
                 }
@@ -87,7 +97,7 @@ pub fn start(listener: TcpListener, state: AdminState) -> io::Result<Admin> {
             }
         });
     })?;
-    Ok(Admin(close))
+    Ok(Admin { close, places })
 }
 
 fn router(state: AdminState, on_loopback: bool) -> Router {

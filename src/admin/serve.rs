@@ -15,6 +15,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Sleep, sleep};
 
+/// How long connections go on after the listener was closed.
+const LAST_CALL: Duration = Duration::from_secs(1);
+
 /// How long to wait after a failure to accept: descriptors may be free again by then.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -30,14 +33,14 @@ pub(super) struct Limits {
     pub(super) stall: Duration,
 }
 
-/// Serves connections until it is closed; those that are open then end with the answer under way.
+/// Serves connections, as many as there are places, until it is closed; those that are open then end soon.
 pub(super) async fn serve(
     listener: TcpListener,
     router: Router,
     limits: Limits,
+    places: Arc<Semaphore>,
     mut closed: watch::Receiver<bool>,
 ) {
-    let places = Arc::new(Semaphore::new(limits.connections));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -65,7 +68,7 @@ pub(super) async fn serve(
             let mut connection = pin!(connection);
             let ended = tokio::select! {
                 ended = connection.as_mut() => ended,
-                () = told(&mut closed) => {
+                () = last_call(&mut closed) => {
                     connection.as_mut().graceful_shutdown();
                     connection.await
                 }
@@ -80,6 +83,12 @@ pub(super) async fn serve(
 
 async fn told(closed: &mut watch::Receiver<bool>) {
     drop(closed.wait_for(|closed| *closed).await);
+}
+
+/// Who connected before may be about to ask.
+async fn last_call(closed: &mut watch::Receiver<bool>) {
+    told(closed).await;
+    sleep(LAST_CALL).await;
 }
 
 /// A stream that fails when its peer takes nothing for too long.
@@ -164,7 +173,8 @@ mod tests {
         let large = || async { vec![b'x'; 64 << 20] };
         let router = Router::new().route("/", get(|| async { "ok" })).route("/large", get(large));
         let (open, closed) = watch::channel(false);
-        tokio::spawn(serve(listener, router, limits, closed));
+        let places = Arc::new(Semaphore::new(limits.connections));
+        tokio::spawn(serve(listener, router, limits, places, closed));
         (address, open)
     }
 

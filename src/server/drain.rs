@@ -11,7 +11,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::upgrade::Upgrades;
 use crate::admin::Admin;
-use crate::door::Desk;
+use crate::door::{Desk, Draining};
 use crate::snapshot::Live;
 
 /// How often the work under way is looked at.
@@ -27,6 +27,8 @@ pub(super) struct Leaving {
     pub(super) desk: Desk,
     pub(super) live: Arc<Live>,
     pub(super) admin: Option<Admin>,
+    /// What `/readyz` tells of.
+    pub(super) stopping: Draining,
     pub(super) upgrades: Arc<Upgrades>,
     /// From the operator.
     pub(super) stops: Mutex<UnboundedReceiver<()>>,
@@ -40,6 +42,7 @@ impl ShutdownSignalWatch for Leaving {
         tokio::select! {
             _ = stops.recv() => {
                 let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+                self.stopping.start();
                 self.upgrades.give_up();
             }
             () = self.upgrades.replaced() => {
@@ -52,7 +55,7 @@ impl ShutdownSignalWatch for Leaving {
         }
         self.desk.draining.start();
         log::info!("stopping");
-        let mut drained = pin!(self.drained());
+        let mut drained = pin!(self.drained(patient));
         loop {
             tokio::select! {
                 () = &mut drained => break,
@@ -69,7 +72,8 @@ impl ShutdownSignalWatch for Leaving {
 }
 
 impl Leaving {
-    async fn drained(&self) {
+    /// With `admin`, connections to the admin listener are waited for too.
+    async fn drained(&self, admin: bool) {
         let until = Instant::now() + self.live.load().server.drain.get();
         let mut quiet_since = None;
         loop {
@@ -89,7 +93,8 @@ impl Leaving {
                 continue;
             }
             let farewell = now - *quiet_since.get_or_insert(now);
-            if self.desk.permits.open() == 0 || farewell >= FAREWELL || now >= until {
+            let asked = self.admin.as_ref().filter(|_| admin).map_or(0, Admin::open);
+            if self.desk.permits.open() + asked == 0 || farewell >= FAREWELL || now >= until {
                 return;
             }
         }

@@ -247,11 +247,12 @@ impl Parts {
         self.export();
         let applied = reloading::Applied { desk: self.desk.clone(), budget: self.budget.clone() };
         let reloads = reloading::start(self.reloader.clone(), applied, &snapshot, signals.hangups);
+        let stopping = Draining::default();
         let state = AdminState {
             live: self.live.clone(),
             reloads,
             observe: self.desk.observe.clone(),
-            draining: self.desk.draining.clone(),
+            stopping: stopping.clone(),
             registry: self.reloader.registry().clone(),
         };
         let admin = self.admin.map(|(_, listener)| admin::start(listener, state)).transpose();
@@ -261,7 +262,8 @@ impl Parts {
         server.add_service(door);
         signals.serving.store(true, Relaxed);
         let stops = tokio::sync::Mutex::new(signals.stops);
-        let leaving = drain::Leaving { desk: self.desk.clone(), live: self.live, admin, upgrades, stops };
+        let leaving =
+            drain::Leaving { desk: self.desk.clone(), live: self.live, admin, upgrades, stops, stopping };
         server.run(RunArgs { shutdown_signal: Box::new(leaving) });
         self.desk.observe.flush();
         Ok(())

@@ -392,6 +392,43 @@ async fn what_is_no_request_for_an_upgrade_is_refused() {
     upgraded(&mut gateway).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_admin_listener_is_ready_throughout_upgrades() {
+    let origin = Origin::echo().await;
+    let mut gateway = Gateway::counting(&origin, "").await;
+    let line = gateway.says("admin bound address=").await;
+    let admin: std::net::SocketAddr =
+        line.rsplit_once('=').expect("an address").1.trim().parse().expect("one");
+    let stop = Arc::<AtomicBool>::default();
+    let asked = [true, false].map(|keep| {
+        let stop = stop.clone();
+        tokio::spawn(async move {
+            let (mut count, mut client) = (0, Wire::connect(admin).await);
+            while !stop.load(Ordering::Relaxed) {
+                client.send("GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+                let answer = client.answer().await;
+                // An idle connection may be closed at any time (RFC 9112 s9.3.1); a new one is another matter.
+                assert!(
+                    keep && answer.is_err() || answer.as_ref().is_ok_and(|a| a.status == 200),
+                    "{answer:?}"
+                );
+                if !keep || answer.is_err() {
+                    client = Wire::connect(admin).await;
+                }
+                count += 1;
+            }
+            count
+        })
+    });
+    for _ in 0..3 {
+        upgraded(&mut gateway).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    for asked in asked {
+        assert!(asked.await.expect("always ready") > 10);
+    }
+}
+
 /// As systemd follows it (sd_notify(3)).
 #[tokio::test]
 async fn the_service_manager_is_told_who_serves() {
