@@ -274,7 +274,7 @@ mod tests {
     fn several_charges_are_spent_together_or_not_at_all() {
         let (_, store) = store(1000);
         let budget = |burst| Budget::new(SECOND, burst).unwrap();
-        let mut spend = || {
+        let spend = || {
             let mut charges = [Charge::new(b"wide", budget(5), 1), Charge::new(b"narrow", budget(2), 1)];
             (store.spend(TenantId(0), "test", &mut charges), charges[0].balance.available)
         };
