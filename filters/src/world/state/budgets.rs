@@ -283,6 +283,38 @@ mod tests {
     }
 
     #[test]
+    fn eight_threads_with_several_charges_each_spend_exactly_what_passes() {
+        let (_, store) = store(1000);
+        let budget = Budget::new(SECOND, 1000).unwrap();
+        let spend = |thread: u8| {
+            let turns = (0..1500_u16).filter(|turn| {
+                let [first, second] = [turn % 7, turn % 5 + 7].map(|key| key.to_be_bytes());
+                let mut charges = [Charge::new(&first, budget, 2), Charge::new(&second, budget, 2)];
+                // Half of the threads name them the other way round.
+                charges.rotate_left(usize::from(thread % 2));
+                store.spend(TenantId(0), "test", &mut charges)
+            });
+            u64::try_from(turns.count()).unwrap()
+        };
+        let passed: u64 = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8)
+                .map(|thread| {
+                    scope.spawn({
+                        let spend = &spend;
+                        move || spend(thread)
+                    })
+                })
+                .collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        let owed = |store: &Budgets| -> u64 {
+            store.shards.iter().map(|shard| shard.lock().whole_at.values().sum::<u64>()).sum()
+        };
+        assert_eq!(owed(&store), passed * 4 * 1_000_000_000);
+        assert_eq!(passed, 5 * 500, "the five budgets that more is asked of are used up");
+    }
+
+    #[test]
     fn tenants_and_scopes_have_budgets_of_their_own() {
         let (_, store) = store(1000);
         for (tenant, scope) in [(0, "a"), (1, "a"), (0, "ab")] {
@@ -295,21 +327,21 @@ mod tests {
     fn budgets_that_are_whole_again_are_forgotten() {
         let (clock, store) = store(1_000_000);
         for round in 0..10 {
-            for key in 0..50_000 {
+            for key in 0..20_000 {
                 assert!(spends(&store, &format!("{round} {key}"), 5, 1));
             }
             clock.advance(SECOND);
         }
-        assert!(held(&store) <= 100_000 + 2 * FEW * SHARDS, "{}", held(&store));
+        assert!(held(&store) <= 40_000 + 2 * FEW * SHARDS, "{}", held(&store));
     }
 
     #[test]
     fn a_flood_of_keys_stays_in_bounds_and_does_not_wipe_out_what_others_owe() {
-        let (_, store) = store(100_000);
+        let (_, store) = store(20_000);
         for key in 0..100 {
             assert!(spends(&store, &format!("debtor {key}"), 100, 100));
         }
-        for key in 0..1_000_000 {
+        for key in 0..200_000 {
             assert!(spends(&store, &key.to_string(), 100, 1));
         }
         assert!(held(&store) <= store.bounds.capacity * SHARDS, "{}", held(&store));
