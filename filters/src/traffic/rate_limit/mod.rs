@@ -159,7 +159,8 @@ impl RateLimit {
             let verdict = if passes { Verdict::Passed } else { Verdict::Changed };
             for (rule, charge) in self.rules.iter().zip(charges) {
                 let left = charge.balance.available.to_string();
-                ctx.decide(verdict, "counted", &[("limit", &rule.name), ("left", &left)]);
+                let reason = format!("limit `{}` leaves {left}", rule.name);
+                ctx.decide(verdict, reason, &[("limit", &rule.name), ("left", &left)]);
             }
         }
     }

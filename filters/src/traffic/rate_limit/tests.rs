@@ -207,7 +207,8 @@ async fn a_dry_run_counts_refuses_nobody_and_tells_nothing() {
 #[tokio::test]
 async fn a_refusal_names_its_limit() {
     let chain = chain("- rate_limit: {per: ip, limit: 1/h}\n  name: strict");
-    chain.send(get("/")).await.continues();
+    let sent = chain.send(get("/")).await.continues();
+    assert_eq!(sent.ctx.decisions()[0].reason, "limit `strict` leaves 0");
     let sent = chain.send(get("/")).await;
     let ended = sent.ctx.ended_by.as_ref().expect("ended");
     assert_eq!(
