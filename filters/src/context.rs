@@ -12,6 +12,7 @@ use http::HeaderValue;
 use pingora_http::RequestHeader;
 
 use crate::condition::RequestView;
+use crate::limits::Standing;
 use crate::path::{Captures, NormalPath};
 use crate::values::hex;
 use crate::world::TenantId;
@@ -54,6 +55,8 @@ pub struct Context {
     pub upstream: Option<Arc<str>>,
     /// What filters asked the core to do.
     pub policies: Policies,
+    /// The limits that the request was counted against, for who answers to tell.
+    pub limits: Vec<Standing>,
     /// The step that ended the request, and why.
     pub ended_by: Option<EndedBy>,
     slots: Vec<(u32, Box<dyn Any + Send + Sync>)>,
@@ -317,6 +320,7 @@ impl Context {
             consumer: None,
             upstream: None,
             policies: Policies::default(),
+            limits: Vec::new(),
             ended_by: None,
             slots: Vec::new(),
             log: None,

@@ -9,6 +9,7 @@ pub mod condition;
 pub mod context;
 pub mod filter;
 pub mod host;
+pub mod limits;
 pub mod outcome;
 pub mod path;
 pub mod phase;
@@ -36,6 +37,7 @@ pub fn builtin() -> Registry {
         .with::<access::cors::Cors>()
         .with::<access::ip_access::IpAccess>()
         .with::<traffic::body_limit::BodyLimit>()
+        .with::<traffic::rate_limit::RateLimit>()
         .with::<transform::buffer::Buffer>()
         .with::<transform::compress::Compress>()
         .with::<transform::decompress::Decompress>()

@@ -156,7 +156,9 @@ async fn dry(
 ) -> Result<Outcome, FilterError> {
     let before = (ctx.policies.clone(), ctx.principal.clone(), ctx.consumer.clone(), ctx.tenant);
     let chosen = (ctx.version.clone(), ctx.variant.clone(), ctx.upstream.clone(), ctx.deadline);
+    let limits = ctx.limits.len();
     let outcome = filter.on_request(&mut request.clone(), ctx).await;
+    ctx.limits.truncate(limits);
     (ctx.policies, ctx.principal, ctx.consumer, ctx.tenant) = before;
     (ctx.version, ctx.variant, ctx.upstream, ctx.deadline) = chosen;
     outcome

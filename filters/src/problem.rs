@@ -50,6 +50,8 @@ registry! {
     UNSUPPORTED_CODING = 415 "unsupported-coding" "Unsupported content coding";
     /// The request came over a connection that is for another host.
     MISDIRECTED = 421 "misdirected-request" "Misdirected request";
+    /// A limit on how often requests may come is used up (RFC 6585 s4).
+    RATE_LIMITED = 429 "rate-limited" "Too many requests", retry;
     /// The header section is larger than allowed.
     HEADERS_TOO_LARGE = 431 "headers-too-large" "Header fields too large";
     /// The client went away first; seen in logs only.

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::net::IpAddr;
 
 use http::HeaderName;
 use pingora_http::RequestHeader;
@@ -62,20 +63,34 @@ impl Selector {
     /// Appends this request's key to `key`, each part with its length before it so that no two
     /// requests share a key by concatenation; false when the request lacks what is asked for.
     pub fn write_key(&self, request: &RequestHeader, ctx: &Context, key: &mut Vec<u8>) -> bool {
-        self.write(request, Some(ctx), key)
+        self.write(request, Some(ctx), address_bytes, key)
+    }
+
+    /// As [`Selector::write_key`], with all addresses of an IPv6 network of 64 bits as one `ip`: that is
+    /// the least that one client is given (RFC 6177 s2), so whoever has one of them has them all.
+    pub fn write_network_key(&self, request: &RequestHeader, ctx: &Context, key: &mut Vec<u8>) -> bool {
+        self.write(request, Some(ctx), network_bytes, key)
     }
 
     /// As [`Selector::write_key`], for a request of our own: it has a head, but no client, route or consumer.
     pub fn write_head_key(&self, request: &RequestHeader, key: &mut Vec<u8>) -> bool {
-        self.write(request, None, key)
+        self.write(request, None, address_bytes, key)
     }
 
-    fn write(&self, request: &RequestHeader, ctx: Option<&Context>, key: &mut Vec<u8>) -> bool {
+    fn write(
+        &self,
+        request: &RequestHeader,
+        ctx: Option<&Context>,
+        ip: AddressBytes,
+        key: &mut Vec<u8>,
+    ) -> bool {
         match self {
+            Self::Part(Part::Ip) => ctx.is_some_and(|ctx| {
+                ip(ctx.client.address, key);
+                true
+            }),
             Self::Part(part) => part.value(request, ctx).is_some_and(|value| {
-                let length = u32::try_from(value.len()).unwrap_or(u32::MAX);
-                key.extend_from_slice(&length.to_be_bytes());
-                key.extend_from_slice(value.as_bytes());
+                write_part(value.as_bytes(), key);
                 true
             }),
             Self::First(list) => {
@@ -83,10 +98,10 @@ impl Selector {
                 list.iter().zip(0u8..).any(|(selector, ordinal)| {
                     key.truncate(start);
                     key.push(ordinal);
-                    selector.write(request, ctx, key)
+                    selector.write(request, ctx, ip, key)
                 })
             }
-            Self::All(list) => list.iter().all(|selector| selector.write(request, ctx, key)),
+            Self::All(list) => list.iter().all(|selector| selector.write(request, ctx, ip, key)),
         }
     }
 
@@ -154,6 +169,28 @@ impl Part {
                 other => Some(other.to_string().into()),
             },
         }
+    }
+}
+
+/// How an address becomes part of a key.
+type AddressBytes = fn(IpAddr, &mut Vec<u8>);
+
+fn write_part(value: &[u8], key: &mut Vec<u8>) {
+    let length = u32::try_from(value.len()).unwrap_or(u32::MAX);
+    key.extend_from_slice(&length.to_be_bytes());
+    key.extend_from_slice(value);
+}
+
+/// Its text.
+fn address_bytes(address: IpAddr, key: &mut Vec<u8>) {
+    write_part(address.to_string().as_bytes(), key);
+}
+
+/// The bits of an IPv4 address, or the first 64 of an IPv6 one.
+fn network_bytes(address: IpAddr, key: &mut Vec<u8>) {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => write_part(&v4.octets(), key),
+        IpAddr::V6(v6) => write_part(&v6.octets()[..8], key),
     }
 }
 
@@ -284,6 +321,21 @@ mod tests {
         let selector = "{all: [query:a, query:b]}";
         assert_ne!(key(selector, "/?a=xy&b=z"), key(selector, "/?a=x&b=yz"));
         assert_eq!(key(selector, "/?a=x"), None);
+    }
+
+    #[test]
+    fn addresses_of_one_network_are_one_key_where_networks_count() {
+        let key = |address: &str| {
+            let (request, mut ctx) = request("GET", "/");
+            ctx.client.address = address.parse().expect("an address");
+            let mut key = Vec::new();
+            assert!(yaml::<Selector>("ip").write_network_key(&request, &ctx, &mut key));
+            key
+        };
+        assert_eq!(key("2001:db8:1:2:3::4"), key("2001:db8:1:2:ffff::"));
+        assert_ne!(key("2001:db8:1:2::"), key("2001:db8:1:3::"));
+        assert_ne!(key("192.0.2.1"), key("192.0.2.2"));
+        assert_eq!(key("192.0.2.1"), key("::ffff:192.0.2.1"));
     }
 
     #[test]

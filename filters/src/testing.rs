@@ -217,6 +217,9 @@ impl Sent {
                 for (name, value) in problem.headers {
                     head.append_header(name, value).expect("valid");
                 }
+                if let Some(seconds) = problem.retry_after {
+                    head.append_header(http::header::RETRY_AFTER, seconds).expect("valid");
+                }
                 (head, Bytes::new())
             }
             Reply::Message(message) => match message.body {
@@ -311,6 +314,12 @@ impl Answer {
     #[must_use]
     pub fn status(&self) -> u16 {
         self.head.status.as_u16()
+    }
+
+    /// A field; several lines are joined.
+    #[must_use]
+    pub fn field(&self, name: &str) -> Option<String> {
+        joined(&self.head.headers, name)
     }
 
     /// Asserts a field; several lines are joined.

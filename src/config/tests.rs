@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
+use serde::de::{Deserializer, Error};
 use tollhouse_filters::condition::{MethodName, ValueMatch};
 use tollhouse_filters::values::FieldName;
 
@@ -45,6 +46,23 @@ pub struct TestRequest {
     /// Its body.
     #[serde(default)]
     pub body: Option<String>,
+    /// How often it is sent, at most 1000 times; what is expected is expected of the last one.
+    #[serde(default = "once", deserialize_with = "times")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub times: u16,
+}
+
+fn once() -> u16 {
+    1
+}
+
+/// The tests of a candidate must not take long.
+fn times<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error> {
+    let times = u16::deserialize(deserializer)?;
+    match times {
+        1..=1000 => Ok(times),
+        _ => Err(D::Error::custom("expected a whole number from 1 to 1000")),
+    }
 }
 
 /// What is expected of a request.

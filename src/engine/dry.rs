@@ -163,18 +163,27 @@ pub fn verify(loaded: &Arc<Loaded>, registry: &Registry) -> Result<(), Problems>
 }
 
 fn run_test(snapshot: &Arc<Snapshot>, test: &Test) -> Vec<String> {
-    let made = match made_up(snapshot, &test.request) {
-        Ok(made) => made,
+    let outcome = match last_outcome(snapshot, &test.request) {
+        Ok(outcome) => outcome,
         Err(message) => return vec![message],
-    };
-    let Some(outcome) = block_on(run(snapshot, made)) else {
-        return vec![format!("took longer than {PATIENCE:?}")];
     };
     let mut failures = failures(&test.expect, &outcome);
     if !failures.is_empty() {
         hide_substituted(&snapshot.packed.unpack().root, &mut failures);
     }
     failures
+}
+
+/// What happens to the request the last time it is sent.
+fn last_outcome(snapshot: &Arc<Snapshot>, request: &TestRequest) -> Result<Outcome, String> {
+    let send = || {
+        block_on(run(snapshot, made_up(snapshot, request)?))
+            .ok_or_else(|| format!("took longer than {PATIENCE:?}"))
+    };
+    for _ in 1..request.times {
+        send()?;
+    }
+    send()
 }
 
 /// What came from outside the document may be secret, and failures go to logs and the admin API.

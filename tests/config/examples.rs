@@ -124,6 +124,10 @@ fn serve(path: &Path) {
     let gateway = Gateway::start(&file, &[], listeners.len(), false);
     for test in tests(&document) {
         let listener = test.request.listener.as_ref().map_or(listeners[0].as_str(), |name| name.as_str());
+        for _ in 1..test.request.times {
+            send(&gateway, listener, &test.request, &certificates);
+            origins.values().for_each(|origin| drop(origin.take()));
+        }
         let answer = send(&gateway, listener, &test.request, &certificates);
         let failures = failures(&test, &answer, &origins);
         assert!(failures.is_empty(), "{}, test `{}`: {failures:?}; {answer:?}", path.display(), test.name);

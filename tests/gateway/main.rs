@@ -18,6 +18,7 @@ mod paths;
 mod protocols;
 mod proxy_protocol;
 mod proxying;
+mod rate_limit;
 mod reload;
 mod slow;
 mod sse;

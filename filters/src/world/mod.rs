@@ -18,7 +18,8 @@ pub use clock::{Clock, ManualClock, SystemClock};
 pub use metrics::{Counter, Gauge, MemoryMetrics, Metrics, NoMetrics};
 pub use rng::{Rng, SeededRng, SystemRng};
 pub use state::{
-    Change, MemoryState, ScopedState, State, StateEntry, StateError, StateKey, StateValue, TenantId,
+    Balance, Budget, Change, Charge, MemoryState, ScopedState, State, StateEntry, StateError, StateKey,
+    StateValue, TenantId,
 };
 
 /// Entries the default memory state holds before it evicts.

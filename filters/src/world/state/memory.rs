@@ -9,7 +9,10 @@ use bytes::Bytes;
 use indexmap::IndexMap;
 use parking_lot::Mutex;
 
-use super::{Change, MAX_KEY, MAX_VALUE, State, StateEntry, StateError, StateKey, StateValue};
+use super::budgets::Budgets;
+use super::{
+    Change, Charge, MAX_KEY, MAX_VALUE, State, StateEntry, StateError, StateKey, StateValue, TenantId,
+};
 use crate::world::Clock;
 
 const SHARDS: usize = 16;
@@ -26,6 +29,7 @@ pub struct MemoryState {
     hasher: RandomState,
     shards: Box<[Mutex<Shard>]>,
     capacity: usize,
+    budgets: Budgets,
 }
 
 #[derive(Default)]
@@ -46,11 +50,14 @@ enum Value {
 }
 
 impl MemoryState {
-    /// An empty store of at most about `max_entries` entries (each of 16 shards holds its share, rounded up).
+    /// An empty store of at most about `max_entries` entries (each of 16 shards holds its share, rounded up),
+    /// and as many budgets.
     #[must_use]
     pub fn new(clock: Arc<dyn Clock>, max_entries: usize) -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
-        Self { clock, hasher: RandomState::new(), shards, capacity: max_entries.div_ceil(SHARDS).max(1) }
+        let budgets = Budgets::new(clock.clone(), max_entries);
+        let capacity = max_entries.div_ceil(SHARDS).max(1);
+        Self { clock, hasher: RandomState::new(), shards, capacity, budgets }
     }
 
     /// Entries held, including expired ones that nothing has removed yet.
@@ -208,9 +215,18 @@ impl State for MemoryState {
         Ok(())
     }
 
+    async fn spend(
+        &self,
+        tenant: TenantId,
+        scope: &str,
+        charges: &mut [Charge<'_>],
+    ) -> Result<bool, StateError> {
+        Ok(self.budgets.spend(tenant, scope, charges))
+    }
+
     fn export(&self) -> Vec<StateEntry> {
         let now = self.clock.now();
-        let mut exported = Vec::new();
+        let mut exported = self.budgets.export();
         for shard in &self.shards {
             let shard = shard.lock();
             let alive = shard.entries.iter().filter(|(_, entry)| entry.expires > now);
@@ -225,6 +241,10 @@ impl State for MemoryState {
             let value = match value {
                 StateValue::Counter(number) => Value::Counter(number),
                 StateValue::Bytes(bytes) => Value::Bytes(bytes.into()),
+                StateValue::Budgets { secret, debts } => {
+                    self.budgets.import(secret, debts);
+                    continue;
+                }
             };
             if check_size(&key, value.len()).is_ok() {
                 self.with_shard(&key, |shard, now| {

@@ -1,5 +1,7 @@
 //! What filters remember between requests: a keyed store with the tenant in every key.
 
+mod budget;
+mod budgets;
 mod memory;
 
 use std::fmt;
@@ -10,6 +12,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+pub use budget::{Balance, Budget, Charge};
 pub use memory::MemoryState;
 
 /// Longest key accepted, in bytes.
@@ -62,6 +65,15 @@ pub trait State: Send + Sync {
 
     /// Removes the entry, if there is one.
     async fn remove(&self, key: &StateKey) -> Result<(), StateError>;
+
+    /// Spends all of these charges on budgets of a scope, or none of them, in one atomic step: what may not pass
+    /// costs nothing. Says whether it may, and leaves in each charge what is left. Each key stands there once.
+    async fn spend(
+        &self,
+        tenant: TenantId,
+        scope: &str,
+        charges: &mut [Charge<'_>],
+    ) -> Result<bool, StateError>;
 
     /// Every entry that would be gone with this process, for another one to [`import`](Self::import).
     fn export(&self) -> Vec<StateEntry> {
@@ -123,6 +135,13 @@ pub enum StateValue {
     Counter(i64),
     /// Anything else.
     Bytes(Vec<u8>),
+    /// Budgets that are not whole: by the digests of their keys, in how many nanoseconds they are.
+    Budgets {
+        /// What the digests were made with.
+        secret: [u64; 2],
+        /// Digests, and nanoseconds.
+        debts: Vec<(u64, u64)>,
+    },
 }
 
 /// The part of a store that belongs to one filter instance. The tenant is given with each call, so none is forgotten.
@@ -180,6 +199,11 @@ impl ScopedState {
     /// As [`State::remove`].
     pub async fn remove(&self, tenant: TenantId, key: &[u8]) -> Result<(), StateError> {
         self.state.remove(&self.key(tenant, key)).await
+    }
+
+    /// As [`State::spend`].
+    pub async fn spend(&self, tenant: TenantId, charges: &mut [Charge<'_>]) -> Result<bool, StateError> {
+        self.state.spend(tenant, &self.scope, charges).await
     }
 
     fn key(&self, tenant: TenantId, key: &[u8]) -> StateKey {

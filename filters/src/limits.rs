@@ -1,0 +1,111 @@
+//! What clients are told about limits: the fields `RateLimit-Policy` and `RateLimit`
+//! (draft-ietf-httpapi-ratelimit-headers-11), which are Structured Fields (RFC 9651).
+
+use std::cmp::Reverse;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pingora_http::ResponseHeader;
+
+use crate::outcome::FilterError;
+use crate::values::Rate;
+use crate::world::Balance;
+
+/// A limit as clients are told of it.
+#[derive(Debug)]
+pub struct Policy {
+    /// Its name, as a String of Structured Fields.
+    name: String,
+    /// Its item of `RateLimit-Policy`.
+    item: String,
+    /// Units that one request takes.
+    cost: u32,
+}
+
+/// Where a request stands with one limit, once it was counted.
+#[derive(Debug, Clone)]
+pub struct Standing {
+    /// The limit.
+    pub policy: Arc<Policy>,
+    /// What is left.
+    pub balance: Balance,
+}
+
+impl Policy {
+    /// A limit of this name. Letters that such a String cannot hold are left out (RFC 9651 s3.3.3).
+    ///
+    /// `q` and `w` are the rate as it is written. What else belongs to the limit has the prefix that the
+    /// draft asks of parameters of one's own (s3.1).
+    #[must_use]
+    pub fn new(name: &str, rate: Rate, burst: u32, cost: u32) -> Self {
+        let printable = name.chars().filter(|c| matches!(c, ' '..='~'));
+        let escaped: String =
+            printable.flat_map(|c| matches!(c, '"' | '\\').then_some('\\').into_iter().chain([c])).collect();
+        let name = format!("\"{escaped}\"");
+        let mut item = format!("{name};q={};w={}", rate.count(), rate.period().duration().as_secs());
+        if burst != rate.count().get() {
+            item.push_str(&format!(";tollhouse-burst={burst}"));
+        }
+        if cost != 1 {
+            item.push_str(&format!(";tollhouse-cost={cost}"));
+        }
+        Self { name, item, cost }
+    }
+}
+
+impl Standing {
+    /// Fewer requests before longer waits.
+    fn looseness(&self) -> (u32, Reverse<Duration>) {
+        (self.balance.available / self.policy.cost.max(1), Reverse(self.balance.more_in))
+    }
+}
+
+/// Adds all policies to `RateLimit-Policy`, and where the request stands with the tightest to `RateLimit`;
+/// what the origin says of limits of its own stays beside them (s7.2).
+///
+/// `t` is when there is more than `r`, so `Retry-After` never ends before it (s6).
+pub fn tell(standings: &[Standing], response: &mut ResponseHeader) -> Result<(), FilterError> {
+    let Some(tightest) = standings.iter().min_by_key(|standing| standing.looseness()) else { return Ok(()) };
+    let items: Vec<&str> = standings.iter().map(|standing| &*standing.policy.item).collect();
+    response.append_header("RateLimit-Policy", items.join(", "))?;
+    let Balance { available, more_in, .. } = tightest.balance;
+    let limit = format!("{};r={available};t={}", tightest.policy.name, seconds(more_in));
+    response.append_header("RateLimit", limit)?;
+    Ok(())
+}
+
+/// Whole seconds, rounded up: who comes after them does not come too early.
+#[must_use]
+pub fn seconds(time: Duration) -> u64 {
+    time.as_secs() + u64::from(time.subsec_nanos() > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn item(name: &str, rate: &str, burst: u32, cost: u32) -> String {
+        Policy::new(name, rate.parse().expect("a rate"), burst, cost).item
+    }
+
+    #[test]
+    fn a_policy_is_an_item_of_the_draft_with_parameters_of_our_own_behind() {
+        assert_eq!(item("default", "100/s", 100, 1), "\"default\";q=100;w=1");
+        assert_eq!(
+            item("hourly", "1000/h", 50, 5),
+            "\"hourly\";q=1000;w=3600;tollhouse-burst=50;tollhouse-cost=5"
+        );
+    }
+
+    #[test]
+    fn names_are_strings_of_structured_fields() {
+        assert!(item("a\"b\\c", "1/s", 1, 1).starts_with(r#""a\"b\\c";"#));
+        assert!(item("é\r\nx", "1/s", 1, 1).starts_with("\"x\";"));
+    }
+
+    #[test]
+    fn seconds_are_rounded_up() {
+        let times = [0, 1, 999_999_999, 1_000_000_000, 1_000_000_001].map(Duration::from_nanos);
+        assert_eq!(times.map(seconds), [0, 1, 1, 1, 2]);
+    }
+}

@@ -1,0 +1,138 @@
+//! One limit, checked: whose requests it counts, and how.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pingora_http::RequestHeader;
+
+use super::{LimitRule, Options};
+use crate::context::Context;
+use crate::filter::{BuildError, Fact};
+use crate::limits::Policy;
+use crate::selector::Selector;
+use crate::tree::Path;
+use crate::values::Rate;
+use crate::world::{Budget, Charge};
+
+/// Units a second: intervals are whole nanoseconds, and shorter ones would be off by more than a thousandth.
+const FASTEST: u64 = 1_000_000;
+const LONGEST_NAME: usize = 128;
+
+/// One limit, checked.
+pub(super) struct Rule {
+    /// What it is called in answers and logs.
+    pub(super) name: Box<str>,
+    /// What clients are told.
+    pub(super) policy: Arc<Policy>,
+    /// What its keys begin with: no two rules of a filter share a budget, and a rule with a name keeps its
+    /// own wherever it is moved to.
+    prefix: Box<[u8]>,
+    per: Selector,
+    budget: Budget,
+    cost: u32,
+}
+
+impl Rule {
+    /// The facts that must hold before its key is made.
+    pub(super) fn needs(&self) -> Vec<Fact> {
+        self.per.needs()
+    }
+
+    /// Appends the request's key; of requests without one it is always the same.
+    pub(super) fn write_key(&self, request: &RequestHeader, ctx: &Context, key: &mut Vec<u8>) {
+        key.extend_from_slice(&self.prefix);
+        let start = key.len();
+        key.push(1);
+        if !self.per.write_network_key(request, ctx, key) {
+            key.truncate(start);
+            key.push(0);
+        }
+    }
+
+    /// What one request takes of the budget of this key.
+    pub(super) fn charge<'a>(&self, key: &'a [u8]) -> Charge<'a> {
+        Charge::new(key, self.budget, self.cost)
+    }
+
+    /// Whether this is the policy of this very rule.
+    pub(super) fn is_of(&self, policy: &Arc<Policy>) -> bool {
+        Arc::ptr_eq(&self.policy, policy)
+    }
+}
+
+/// The rules of one filter, at least one.
+pub(super) fn rules(options: Options, instance: &str) -> Result<Vec<Rule>, BuildError> {
+    let Options { per, limit, burst, cost, rules, .. } = options;
+    if rules.is_empty() {
+        let (Some(per), Some(limit)) = (per, limit) else {
+            return Err(BuildError::new("no limit: add `per` and `limit`, or `rules`"));
+        };
+        // Only the ids of filters without a name have this in them.
+        let name = (!instance.contains('#')).then(|| instance.to_owned());
+        let written = LimitRule { name, per, limit, burst, cost: cost.unwrap_or(NonZeroU32::MIN) };
+        return Ok(vec![rule(written, vec![0, 0], &Path::new())?]);
+    }
+    let beside = [
+        ("per", per.is_some()),
+        ("limit", limit.is_some()),
+        ("burst", burst.is_some()),
+        ("cost", cost.is_some()),
+    ];
+    if let Some((key, _)) = beside.into_iter().find(|(_, written)| *written) {
+        return Err(BuildError::at(key, "belongs into each of the `rules`, where there are any"));
+    }
+    let mut checked: Vec<Rule> = Vec::with_capacity(rules.len());
+    for (at, written) in rules.into_iter().enumerate() {
+        let path = Path::new().join("rules").join(at);
+        let prefix = prefix(written.name.as_deref(), at);
+        let rule = rule(written, prefix, &path)?;
+        if checked.iter().any(|other| other.name == rule.name) {
+            let message = format!("another rule is called `{}` already: give each a `name`", rule.name);
+            return Err(BuildError { path, message, hint: None });
+        }
+        checked.push(rule);
+    }
+    Ok(checked)
+}
+
+/// The name with its length before it, or none and the place in the list.
+fn prefix(name: Option<&str>, at: usize) -> Vec<u8> {
+    let place = u8::try_from(at).unwrap_or(u8::MAX);
+    let Some(name) = name else { return vec![0, place] };
+    let length = u8::try_from(name.len()).unwrap_or(u8::MAX);
+    [&[length], name.as_bytes()].concat()
+}
+
+fn rule(written: LimitRule, prefix: Vec<u8>, path: &Path) -> Result<Rule, BuildError> {
+    let LimitRule { name, per, limit, burst, cost } = written;
+    let wrong = |key: &str, message: String| BuildError { path: path.join(key), message, hint: None };
+    let name = name.unwrap_or_else(|| limit.to_string());
+    let tame = |c: char| c.is_ascii_alphanumeric() || "._-/".contains(c);
+    if !(1..=LONGEST_NAME).contains(&name.len()) || !name.chars().all(tame) {
+        let expected = "expected a name of 1 to 128 letters, digits, `.`, `_`, `-` or `/`";
+        return Err(wrong("name", expected.to_owned()));
+    }
+    if u64::from(limit.count().get()) > FASTEST * limit.period().duration().as_secs() {
+        return Err(wrong("limit", "expected at most `1000000/s`".to_owned()));
+    }
+    let burst = burst.unwrap_or(limit.count()).get();
+    let budget = Budget::new(interval(limit), burst);
+    let budget =
+        budget.ok_or_else(|| wrong("burst", format!("takes more than a year to come back at {limit}")))?;
+    if cost.get() > burst {
+        return Err(wrong(
+            "cost",
+            format!("is more than the {burst} of `burst`: no request would ever pass"),
+        ));
+    }
+    let policy = Arc::new(Policy::new(&name, limit, burst, cost.get()));
+    Ok(Rule { name: name.into(), policy, prefix: prefix.into(), per, budget, cost: cost.get() })
+}
+
+/// The time in which one unit comes back, rounded up to nanoseconds: never more than the limit.
+fn interval(limit: Rate) -> Duration {
+    let period = limit.period().duration().as_nanos();
+    let nanos = period.div_ceil(u128::from(limit.count().get()));
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+}
