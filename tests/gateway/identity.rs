@@ -55,6 +55,12 @@ async fn who_shows_no_credentials_is_told_how_to() {
     let line = gateway.log_line(|line| line["status"] == 401).await;
     assert_eq!((&line["denied_by"], &line["error"]), (&"authenticate".into(), &"unauthorized".into()));
     assert_eq!(line["reason"], "no credentials were given");
+    assert_eq!(get(gateway.address(), "/wrong?key=key-wrong&x=1").await.status, 401);
+    let line = gateway.log_line(|line| line["path"] == "/wrong").await;
+    assert_eq!(
+        (&line["query"], &line["reason"]),
+        (&"key=***&x=1".into(), &"the API key is not known".into())
+    );
     assert_eq!(origin.connections(), 0);
 }
 

@@ -11,6 +11,7 @@ use super::keys::Keys;
 use super::options::{AlgorithmName, Options};
 use crate::filter::BuildError;
 use crate::identity::{Refusal, json};
+use crate::values::Scalar;
 
 /// The longest token that is looked at, in bytes.
 const LONGEST: usize = 16 * 1024;
@@ -71,7 +72,7 @@ impl Verifier {
     /// The algorithm, if it is one of those that are allowed; `none` never is.
     fn algorithm(&self, header: &Map<String, Value>) -> Result<Algorithm, Refusal> {
         let said = header.get("alg").and_then(Value::as_str).ok_or(MALFORMED)?;
-        let allowed = self.algorithms.iter().find(|name| name.to_string() == said);
+        let allowed = AlgorithmName::read(said).filter(|name| self.algorithms.contains(name));
         allowed.map(|name| name.0).ok_or(Refusal::new("the algorithm of the token is not allowed"))
     }
 
