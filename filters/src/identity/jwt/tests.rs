@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use jsonwebtoken::{Algorithm, EncodingKey, crypto};
 use serde_json::{Value, json};
 
@@ -400,5 +400,49 @@ fn keys_that_cannot_work_are_refused() {
             None => format!("identities.corp: {told}"),
         };
         assert!(error.starts_with(&wanted), "{error}");
+    }
+}
+
+/// The value of a member of a key, such as `x`.
+fn member(key: &str, name: &str) -> Vec<u8> {
+    let (_, rest) = key.split_once(&format!(" {name}: ")).expect("a member");
+    URL_SAFE_NO_PAD.decode(rest.split([',', '}']).next().expect("a value")).expect("base64url")
+}
+
+fn pem(label: &str, parts: &[&[u8]]) -> String {
+    format!("-----BEGIN {label}-----\\n{}\\n-----END {label}-----\\n", STANDARD.encode(parts.concat()))
+}
+
+/// `SubjectPublicKeyInfo` of RFC 5480 s2, RFC 8017 A.1.1 and RFC 8410 s4, around the keys of the examples.
+#[test]
+fn a_key_in_pem_verifies_as_the_same_one_in_a_set() {
+    let rsa = |n: &[u8]| {
+        let length = u16::try_from(n.len() + 1).expect("a short key");
+        let whole = (length + 4 + 5).to_be_bytes();
+        [&[0x30, 0x82][..], &whole, &[2, 0x82], &length.to_be_bytes(), &[0], n, &[2, 3, 1, 0, 1]].concat()
+    };
+    let modulus = member(A2_KEY, "n");
+    let begin =
+        b"\x30\x82\x01\x22\x30\x0d\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x01\x01\x05\x00\x03\x82\x01\x0f\x00";
+    let a2 = pem("PUBLIC KEY", &[begin, &rsa(&modulus)]);
+    let bare = pem("RSA PUBLIC KEY", &[&rsa(&modulus)]);
+    let begin = b"\x30\x59\x30\x13\x06\x07\x2a\x86\x48\xce\x3d\x02\x01\x06\x08\x2a\x86\x48\xce\x3d\x03\x01\x07\x03\x42\x00\x04";
+    let a3 = pem("PUBLIC KEY", &[begin, &member(A3_KEY, "x"), &member(A3_KEY, "y")]);
+    for (algorithm, pem, token) in [("RS256", &a2, A2), ("RS256", &bare, A2), ("ES256", &a3, A3)] {
+        let options = format!("algorithms: [{algorithm}], public_key: \"{pem}\"");
+        assert!(check(&options, token, 1_300_819_379).is_ok(), "{algorithm}");
+    }
+    for (algorithm, pem, told) in [
+        ("ES256", &a2, "no key here can verify `ES256`"),
+        ("ES384", &a3, "no key here can verify `ES384`"),
+        ("HS256", &a3, "no key here can verify `HS256`"),
+        ("RS256", &pem("RSA PUBLIC KEY", &[&rsa(&modulus[..128])]), "an RSA key has 2048 to 8192 bits"),
+        ("RS256", &pem("PUBLIC KEY", &[b"\x30\x00"]), "is no key of RSA"),
+        ("RS256", &pem("PUBLIC KEY", &[b""]), "is no key of RSA"),
+        ("RS256", &pem("PUBLIC KEY", &[&[0x30; 64]]), "is no key of RSA"),
+    ] {
+        let options = format!("algorithms: [{algorithm}], public_key: \"{pem}\"");
+        let error = built(&options).err().expect("refused");
+        assert!(error.contains(told), "{error}");
     }
 }
