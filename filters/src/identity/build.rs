@@ -64,6 +64,10 @@ pub fn build(
 #[derive(Default)]
 struct Builder {
     identities: BTreeMap<Arc<str>, Draft>,
+    /// Where each key stands, by the identity it is for.
+    keys: HashMap<(Arc<str>, KeyHash), Path>,
+    /// Where each claim and value stands, by the identity that verifies them.
+    matches: HashMap<[String; 3], Path>,
     errors: Vec<BuildError>,
 }
 
@@ -149,8 +153,10 @@ impl Builder {
         let name = wanted.identity.as_str();
         let message = match self.identities.get_mut(name) {
             Some(Draft::Jwt(_, matches)) => {
-                let Some(other) = matches.add(wanted, consumer) else { return };
-                let message = format!("the consumer `{other}` has the same claim and value");
+                matches.add(wanted, consumer);
+                let key = [name.to_owned(), wanted.claim.clone(), wanted.value.clone()];
+                let Some(other) = self.matches.insert(key, path.clone()) else { return };
+                let message = format!("{other} has the same claim and value");
                 return self.refuse(path.join("value"), message, None);
             }
             Some(Draft::ApiKey(..)) => format!("`{name}` is of type `api_key`, which has no claims"),
@@ -165,12 +171,10 @@ impl Builder {
         let Some(identity) = self.identity_of(spec, path) else { return };
         let Some(Draft::ApiKey(_, keys)) = self.identities.get_mut(&identity) else { return };
         let expires = spec.expires.map(crate::values::Date::get);
-        if let Some(other) = keys.get(&spec.hash) {
-            let message =
-                format!("the credential `{}` of `{}` is the same key", other.id, other.consumer.name);
-            return self.refuse(path.join("hash"), message, None);
-        }
         keys.insert(spec.hash, Key { consumer: consumer.clone(), id: spec.id.shared(), expires });
+        if let Some(other) = self.keys.insert((identity, spec.hash), path.clone()) {
+            self.refuse(path.join("hash"), format!("{other} is the same key"), None);
+        }
     }
 
     /// The identity that a key is for: the one it names, else the only one there is.

@@ -30,18 +30,13 @@ use token::Verifier;
 pub(super) struct Matches(Vec<(String, HashMap<String, Arc<Consumer>>)>);
 
 impl Matches {
-    /// Adds a consumer; the name of the other one that has the same claim and value, if there is one.
-    pub(super) fn add(&mut self, wanted: &MatchSpec, consumer: &Arc<Consumer>) -> Option<Arc<str>> {
+    /// Adds a consumer; no other one has the same claim and value.
+    pub(super) fn add(&mut self, wanted: &MatchSpec, consumer: &Arc<Consumer>) {
         let at = self.0.iter().position(|(claim, _)| *claim == wanted.claim).unwrap_or_else(|| {
             self.0.push((wanted.claim.clone(), HashMap::new()));
             self.0.len() - 1
         });
-        let by_value = &mut self.0[at].1;
-        if let Some(other) = by_value.get(&wanted.value) {
-            return Some(other.name.clone());
-        }
-        by_value.insert(wanted.value.clone(), consumer.clone());
-        None
+        self.0[at].1.insert(wanted.value.clone(), consumer.clone());
     }
 
     /// The consumer whom these claims name; two at once are none.
