@@ -10,6 +10,9 @@ use crate::harness::{Gateway, H2c, Origin, Wire, get, request, soon, until};
 const ONE: &str = "9b346041bc9a49574eb2665b2ad2a0a3f9f9cce4e42f5d1f26deb8a256b5966a";
 const TWO: &str = "c8df51469c308a59bfbd48a3e0bdd228ca922d6032035f5ef6e4ad45f473a9f3";
 
+/// Of `alice`, until 2100, by HS256 with the secret of `corp`.
+const TOKEN: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiJhbGljZSIsImV4cCI6NDEwMjQ0NDgwMH0.OGNhmFxMdQSWdD0NAicxhHtFlCp3lXIkMgWoOxxtrhI";
+
 /// One route that asks for keys, and one that does not; the consumer has these keys.
 fn document(origin: &Origin, keys: &[&str]) -> String {
     let keys: Vec<String> = keys
@@ -30,7 +33,7 @@ routes:
     upstream: origin
   - name: closed
     match: {{paths: [/*]}}
-    filters: [{{authenticate: {{any_of: [corp, keys], consumer_header: x-consumer}}}}]
+    filters: [{{authenticate: {{any_of: [corp, keys], consumer_header: x-consumer, forward: {{x-user: sub}}}}}}]
     upstream: origin
 ",
         origin.address,
@@ -83,6 +86,32 @@ async fn the_upstream_sees_who_calls_and_neither_the_key_nor_what_the_client_mad
     let answer = request(gateway.address(), "GET /open", forged).await;
     let head = origin.heads().last().expect("a head").clone();
     assert_eq!((answer.status, head.all("x-consumer"), head.all("x_consumer")), (200, vec![], vec![]));
+}
+
+#[tokio::test]
+async fn a_token_that_holds_passes_and_its_claims_go_on() {
+    let origin = Origin::echo().await;
+    let gateway = Gateway::start(&document(&origin, &[ONE])).await;
+    let fields = format!("X-User: root\r\nAuthorization: Bearer {TOKEN}\r\n");
+    assert_eq!(request(gateway.address(), "GET /a", &fields).await.status, 200);
+    let head = origin.head();
+    assert_eq!((head.all("x-user"), head.all("x-consumer")), (vec!["alice"], vec!["corp:alice"]));
+    assert!(head.field("authorization").is_some_and(|sent| sent.ends_with(TOKEN)), "it is not hidden");
+    // Another signature, and the same one with another subject.
+    let (message, signature) = TOKEN.rsplit_once('.').expect("a signature");
+    let (header, _) = message.split_once('.').expect("a header");
+    let turned: String = signature.chars().rev().collect();
+    for token in [
+        format!("{message}.{turned}"),
+        format!("{header}.eyJzdWIiOiJyb290IiwiZXhwIjo0MTAyNDQ0ODAwfQ.{signature}"),
+    ] {
+        let answer =
+            request(gateway.address(), "GET /a", &format!("Authorization: Bearer {token}\r\n")).await;
+        assert_eq!(answer.status, 401);
+        let challenge = answer.head.all("www-authenticate")[0].to_owned();
+        assert!(challenge.contains("error=\"invalid_token\""), "{challenge}");
+    }
+    assert_eq!(origin.heads().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
