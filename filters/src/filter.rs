@@ -9,8 +9,9 @@ use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 
 use crate::context::Slot;
+use crate::identity::{Identities, Identity};
 use crate::phase::Phases;
-use crate::tree::Path;
+use crate::tree::{Path, suggest};
 use crate::world::{Clock, Metrics, Rng, ScopedState, UpstreamId, World};
 
 /// One kind of filter: what users write in a `filters` list.
@@ -85,6 +86,10 @@ pub trait Surroundings {
     fn upstream(&self, name: &str) -> Option<UpstreamId>;
     /// The name nearest to this one, for "did you mean".
     fn nearest_upstream(&self, name: &str) -> Option<String>;
+    /// The identities of the document; none where there is no document.
+    fn identities(&self) -> Option<&Identities> {
+        None
+    }
     /// The text of a file, relative to the document, which is reloaded when the file changes; an empty
     /// text for a document that may not make this machine read its files. Else why it cannot be read.
     fn file(&self, path: &str) -> Result<String, String> {
@@ -145,6 +150,24 @@ impl<'a> Build<'a> {
             error.hint = self.surroundings.nearest_upstream(name);
             error
         })
+    }
+
+    /// The identity of this name; `option` is the list and `at` the place where the name was written.
+    pub fn identity(&self, option: &str, at: usize, name: &str) -> Result<Arc<dyn Identity>, BuildError> {
+        let identities = self.surroundings.identities();
+        identities.and_then(|all| all.get(name)).cloned().ok_or_else(|| {
+            let mut error = BuildError::at(option, format!("no identity is named `{name}`"));
+            error.path.push(at);
+            let names = identities.into_iter().flat_map(Identities::names);
+            error.hint = suggest(name, names).map(|near| format!("did you mean `{near}`?"));
+            error
+        })
+    }
+
+    /// Whether some identity of the document looks for credentials in this field.
+    #[must_use]
+    pub fn has_credentials(&self, field: &HeaderName) -> bool {
+        self.surroundings.identities().is_some_and(|all| all.read_field(field))
     }
 
     /// The text of a file that an option names, relative to the document; a change of it reloads the

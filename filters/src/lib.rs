@@ -9,6 +9,7 @@ pub mod condition;
 pub mod context;
 pub mod filter;
 pub mod host;
+pub mod identity;
 pub mod limits;
 pub mod outcome;
 pub mod path;
@@ -34,6 +35,7 @@ use registry::Registry;
 #[must_use]
 pub fn builtin() -> Registry {
     Registry::new()
+        .with::<access::authenticate::Authenticate>()
         .with::<access::cors::Cors>()
         .with::<access::ip_access::IpAccess>()
         .with::<traffic::body_limit::BodyLimit>()

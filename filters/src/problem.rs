@@ -34,6 +34,8 @@ registry! {
     BAD_REQUEST = 400 "bad-request" "Bad request";
     /// The path has an invalid or ambiguous encoding.
     INVALID_PATH = 400 "invalid-path" "Invalid path";
+    /// Who calls is not known; `WWW-Authenticate` says how to prove it.
+    UNAUTHORIZED = 401 "unauthorized" "Unauthorized";
     /// The caller is known but may not do this.
     FORBIDDEN = 403 "forbidden" "Forbidden";
     /// No route matches.

@@ -1,5 +1,6 @@
 //! Test harness for filters: a pipeline from YAML, a fake world.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
@@ -10,12 +11,14 @@ use serde::de::DeserializeOwned;
 use crate::builtin;
 use crate::context::Context;
 use crate::filter::{Build, Surroundings};
+use crate::identity::{self, ConsumerSpec, Identities, IdentitySpec};
 use crate::outcome::{Body, Reply};
 use crate::path::{PathRules, normalize};
 use crate::pipeline::{Entered, Pipeline, Siblings, Stack, Step};
 use crate::registry::Registry;
 use crate::spec::{Item, OnError};
 use crate::tree::{self, FileId, Limits, suggest};
+use crate::values::Name;
 use crate::when::When;
 use crate::world::{ManualClock, UpstreamId, World};
 
@@ -91,9 +94,38 @@ impl Request {
     }
 }
 
-struct NoUpstreams;
+/// What surrounds filters under test: one upstream, some files, and identities.
+#[derive(Default)]
+struct Around {
+    identities: Identities,
+}
 
-impl Surroundings for NoUpstreams {
+/// The sections of a document that identities are made of.
+#[derive(Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Document {
+    identities: BTreeMap<Name, IdentitySpec>,
+    consumers: Vec<ConsumerSpec>,
+}
+
+/// The identities of a document, or the first thing that is wrong with it.
+fn identities(document: &str) -> Result<Identities, String> {
+    let node =
+        tree::parse(document, FileId(0), &Limits::default()).map_err(|errors| errors[0].message.clone())?;
+    let document: Document =
+        tree::from_node(&node).map_err(|error| format!("{}: {}", error.path, error.message))?;
+    let (built, errors) = identity::build(&document.identities, &document.consumers);
+    match errors.first() {
+        Some(error) => Err(format!("{}: {}", error.path, error.message)),
+        None => Ok(built),
+    }
+}
+
+impl Surroundings for Around {
+    fn identities(&self) -> Option<&Identities> {
+        Some(&self.identities)
+    }
+
     fn upstream(&self, name: &str) -> Option<UpstreamId> {
         (name == "main").then_some(UpstreamId(0))
     }
@@ -130,8 +162,33 @@ pub fn refused(filters: &str) -> String {
     chain_of(&builtin(), filters).err().expect("the filters do not build")
 }
 
+/// As [`chain`], in a document with these `identities` and `consumers`.
+///
+/// # Panics
+/// When anything does not build.
+#[must_use]
+pub fn chain_with(document: &str, filters: &str) -> Chain {
+    let identities = identities(document).unwrap_or_else(|error| panic!("{error}"));
+    build(&builtin(), &Around { identities }, filters).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// As [`refused`], for a document with these `identities` and `consumers`, which may be what is wrong.
+///
+/// # Panics
+/// When all is well.
+#[must_use]
+pub fn refused_with(document: &str, filters: &str) -> String {
+    let built =
+        identities(document).and_then(|identities| build(&builtin(), &Around { identities }, filters));
+    built.err().expect("the document or the filters do not build")
+}
+
 /// Filters of a registry of your own, or why they do not build.
 pub fn chain_of(registry: &Registry, filters: &str) -> Result<Chain, String> {
+    build(registry, &Around::default(), filters)
+}
+
+fn build(registry: &Registry, around: &Around, filters: &str) -> Result<Chain, String> {
     let clock = Arc::new(ManualClock::new());
     let world = World::dry_at(clock.clone());
     let slots = AtomicU32::new(0);
@@ -144,7 +201,7 @@ pub fn chain_of(registry: &Registry, filters: &str) -> Result<Chain, String> {
         let entry = registry.get(&spec.filter).ok_or_else(|| format!("no filter `{}`", spec.filter))?;
         let instance: Arc<str> =
             spec.name.clone().unwrap_or_else(|| format!("test/{}#{at}", spec.filter)).into();
-        let mut build = Build::new(&world, &NoUpstreams, &slots, instance.clone());
+        let mut build = Build::new(&world, around, &slots, instance.clone());
         let phases = entry
             .build(&spec.options.0, &mut build)
             .map_err(|errors| format!("{}: {}", errors[0].path, errors[0].message))?;

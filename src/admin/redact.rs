@@ -35,7 +35,7 @@ impl<'a> Redactor<'a> {
                 let mut map = Map::new();
                 for (key, value) in entries {
                     let below: Vec<&Json> =
-                        schemas.iter().filter_map(|schema| member(schema, &key.text)).collect();
+                        schemas.iter().flat_map(|schema| members(schema, &key.text)).collect();
                     map.insert(key.text.to_string(), self.node(value, &below));
                 }
                 Json::Object(map)
@@ -66,11 +66,14 @@ impl<'a> Redactor<'a> {
     }
 }
 
-fn member<'a>(schema: &'a Json, key: &str) -> Option<&'a Json> {
-    schema
-        .get("properties")
-        .and_then(|properties| properties.get(key))
-        .or_else(|| schema.get("additionalProperties"))
+/// What may stand under a key: the property of this name, or all that further keys may be. A map with names of
+/// entities as its keys has a pattern for them.
+fn members<'a>(schema: &'a Json, key: &str) -> Vec<&'a Json> {
+    if let Some(property) = schema.get("properties").and_then(|properties| properties.get(key)) {
+        return vec![property];
+    }
+    let patterns = schema.get("patternProperties").and_then(Json::as_object).into_iter();
+    patterns.flat_map(Map::values).chain(schema.get("additionalProperties")).collect()
 }
 
 fn is_secret(schema: &Json) -> bool {

@@ -6,7 +6,6 @@ pub mod balance;
 pub mod dns;
 pub mod health;
 mod listener;
-pub(crate) mod name;
 pub mod observability;
 mod route;
 mod schema;
@@ -20,13 +19,13 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
+use tollhouse_filters::identity::{ConsumerSpec, IdentitySpec};
 use tollhouse_filters::spec::Item;
 
 pub use address::{Address, AddressError};
 pub use admin::{Admin, AdminAddress};
 pub use dns::Dns;
 pub use listener::{Listener, Protocol};
-pub use name::Name;
 pub use observability::Observability;
 pub use route::{Match, Route, RouteTimeouts};
 pub use schema::schema;
@@ -34,6 +33,7 @@ pub use server::{Limits, Server, Threads, UpgradeSocket};
 pub use service::Service;
 pub use tests::{Expect, Test, TestRequest};
 pub use tls::ListenerTls;
+pub use tollhouse_filters::values::Name;
 pub use upstream::Upstream;
 
 /// A configuration document: the main file and what it includes, merged.
@@ -54,9 +54,15 @@ pub struct Document {
     /// Named groups of backends.
     #[serde(default)]
     pub upstreams: Vec<Upstream>,
+    /// Ways to prove who is calling.
+    #[serde(default)]
+    pub identities: BTreeMap<Name, IdentitySpec>,
     /// Reusable, ordered lists of filters.
     #[serde(default)]
     pub chains: BTreeMap<Name, Vec<Item>>,
+    /// Who calls, and how they are known.
+    #[serde(default)]
+    pub consumers: Vec<ConsumerSpec>,
     /// APIs: what their routes share.
     #[serde(default)]
     pub services: Vec<Service>,

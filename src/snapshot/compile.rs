@@ -13,7 +13,7 @@ use tollhouse_filters::world::{UpstreamId, World};
 
 use super::pipelines::Pipelines;
 use super::{ListenerPlan, NamedFiles, Snapshot, UpstreamIds};
-use super::{listeners, routes};
+use super::{identities, listeners, routes};
 use crate::config::{self, Document};
 use crate::source::{Files, Loaded, Problems};
 use crate::upstream::Upstream;
@@ -106,7 +106,7 @@ pub(super) fn did_you_mean<'a>(wanted: &str, names: impl IntoIterator<Item = &'a
 impl Compiler<'_> {
     /// Compiles a loaded document.
     pub fn compile(&self, loaded: &Arc<Loaded>) -> Result<Snapshot, Problems> {
-        let document: Document = parse(loaded)?;
+        let mut document: Document = parse(loaded)?;
         let mut faults = Faults::new(&loaded.root);
         let base = FilePath::new(loaded.files.name(FileId(0))).parent().unwrap_or(FilePath::new(""));
         // Noted before they are read: what changes after this is noticed.
@@ -114,7 +114,9 @@ impl Compiler<'_> {
         let upstreams = self.upstreams(&document.upstreams, base, &mut faults);
         let ids = ids(&document.upstreams, self.previous);
         let folder = (self.mode != Mode::Afar).then_some(base);
-        let mut pipelines = Pipelines::new(self.registry, self.world, &ids.by_name, folder, files);
+        let identities = identities::build(&mut document, &mut faults);
+        let mut pipelines =
+            Pipelines::new(self.registry, self.world, &ids.by_name, &identities, folder, files);
         pipelines.build_chains(document.chains, &mut faults);
         let (listeners, unusual) =
             listeners::build(self, document.listeners, base, &document.server, &mut pipelines, &mut faults);

@@ -2,6 +2,7 @@
 
 mod compile;
 mod facts;
+mod identities;
 mod listeners;
 mod pipelines;
 mod reload;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
 use tollhouse_filters::filter::{Build, Surroundings};
+use tollhouse_filters::identity::Identities;
 use tollhouse_filters::phase::Phases;
 use tollhouse_filters::pipeline::{MAX_STEPS, Pipeline, Siblings, Step};
 use tollhouse_filters::registry::{Entry, Registry};
@@ -17,7 +18,7 @@ use tollhouse_filters::world::{UpstreamId, World};
 
 use super::NamedFiles;
 use super::compile::{Faults, did_you_mean};
-use crate::config::{Name, name};
+use crate::config::Name;
 use crate::source::read_text;
 
 /// Builds every written filter once and shares it between the pipelines that name it.
@@ -25,6 +26,7 @@ pub(super) struct Pipelines<'a> {
     registry: &'a Registry,
     world: &'a World,
     upstreams: &'a BTreeMap<Arc<str>, UpstreamId>,
+    identities: &'a Identities,
     /// Where paths of files begin; none for a document that makes nobody read files.
     folder: Option<&'a FilePath>,
     files: RefCell<NamedFiles>,
@@ -52,6 +54,7 @@ impl<'a> Pipelines<'a> {
         registry: &'a Registry,
         world: &'a World,
         upstreams: &'a BTreeMap<Arc<str>, UpstreamId>,
+        identities: &'a Identities,
         folder: Option<&'a FilePath>,
         files: NamedFiles,
     ) -> Self {
@@ -60,6 +63,7 @@ impl<'a> Pipelines<'a> {
             registry,
             world,
             upstreams,
+            identities,
             folder,
             files: RefCell::new(files),
             slots: AtomicU32::new(0),
@@ -190,7 +194,7 @@ impl<'a> Pipelines<'a> {
         let path = path.join("name");
         if !Name::is_valid(name) {
             // Nor can it be taken for the id of a filter without a name.
-            faults.add(&path, name::EXPECTED);
+            faults.add(&path, Name::EXPECTED);
         } else if !self.names.insert(name.clone()) {
             faults.add(&path, format!("another filter is named `{name}` already"));
         }
@@ -225,6 +229,10 @@ impl Surroundings for Pipelines<'_> {
 
     fn nearest_upstream(&self, name: &str) -> Option<String> {
         did_you_mean(name, self.upstreams.keys().map(|name| &**name))
+    }
+
+    fn identities(&self) -> Option<&Identities> {
+        Some(self.identities)
     }
 
     fn file(&self, path: &str) -> Result<String, String> {

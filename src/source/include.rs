@@ -14,16 +14,23 @@ const MAX_DEPTH: usize = 8;
 
 /// What an included file may hold: key, whether it is a list, and what an entry is called. The
 /// names of a list's entries are unique over all files.
-const SECTIONS: [(&str, bool, &str); 5] = [
+const SECTIONS: [(&str, bool, &str); 7] = [
     ("upstreams", true, "upstream"),
+    ("identities", false, "identity"),
     ("chains", false, "chain"),
+    ("consumers", true, "consumer"),
     ("services", true, "service"),
     ("routes", true, "route"),
     ("tests", true, "test"),
 ];
 /// Lists whose entries have unique names.
-const NAMED: [(&str, &str); 4] =
-    [("listeners", "listener"), ("upstreams", "upstream"), ("services", "service"), ("routes", "route")];
+const NAMED: [(&str, &str); 5] = [
+    ("listeners", "listener"),
+    ("upstreams", "upstream"),
+    ("consumers", "consumer"),
+    ("services", "service"),
+    ("routes", "route"),
+];
 
 /// The pattern by which a file was included.
 struct Source {

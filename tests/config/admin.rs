@@ -26,6 +26,14 @@ routes:
     filters: [{rewrite: {add_prefix: \"/${env:UPSTREAM_PASSWORD}\"}}]
     upstream: users
 observability: {access_log: {format: none}}
+identities:
+  keys: {type: api_key, from: [header:x-key]}
+  corp: {type: jwt, algorithms: [HS256], secret: hunter2-hunter2-hunter2-hunter2-hunter2}
+  oct: {type: jwt, algorithms: [HS256], jwks: {keys: [{kty: oct, k: aHVudGVyMmh1bnRlcjJodW50ZXIyaHVudGVyMmh1bnRlcjI}]}}
+  text: {type: jwt, algorithms: [HS256], jwks: '{\"keys\":[{\"kty\":\"oct\",\"k\":\"aHVudGVyMmh1bnRlcjJodW50ZXIyaHVudGVyMmh1bnRlcjI\"}]}'}
+consumers:
+  - name: acme
+    credentials: [{type: api_key, id: k, identity: keys, hash: \"sha256:f52fbd32b2b3b86ff88ef6c490628285f482af15ddcb29541f94bcf526a3f6c7\"}]
 ";
 
 pub(crate) struct Admin {
@@ -130,6 +138,12 @@ fn the_document_is_shown_without_secrets() {
         assert_eq!(document["routes"][0]["filters"][0]["headers"]["request"]["set"]["authorization"], "***");
         assert_eq!(document["upstreams"][0]["backends"][0]["address"], "127.0.0.1:9");
         assert_eq!(shown["generation"], 1);
+        for hidden in ["aHVudGVy", "f52fbd32"] {
+            assert!(!answer.text().contains(hidden), "{}", answer.text());
+        }
+        assert_eq!(document["identities"]["corp"]["secret"], "***");
+        assert_eq!(document["consumers"][0]["credentials"][0]["hash"], "***");
+        assert_eq!(document["consumers"][0]["credentials"][0]["id"], "k");
     }
 }
 

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::{project, read, schema};
 
 /// Headings of tables of keys, and the definitions they show; filters are found by name.
-const SECTIONS: [(&str, &str); 30] = [
+const SECTIONS: [(&str, &str); 35] = [
     ("the document", "Document"),
     ("server", "Server"),
     ("server.limits", "Limits"),
@@ -26,6 +26,11 @@ const SECTIONS: [(&str, &str); 30] = [
     ("upstreams[].timeouts", "Timeouts"),
     ("upstreams[].retries", "Retries"),
     ("upstreams[].pool", "Pool"),
+    ("identities.NAME, type api_key", "ApiKeyIdentity"),
+    ("identities.NAME, type jwt", "JwtIdentity"),
+    ("consumers[]", "Consumer"),
+    ("consumers[].match[]", "ConsumerMatch"),
+    ("consumers[].credentials[]", "Credential"),
     ("services[]", "Service"),
     ("routes[]", "Route"),
     ("routes[].match", "Match"),

@@ -12,6 +12,7 @@ mod forwarding;
 mod grpc;
 mod harness;
 mod health;
+mod identity;
 mod limits;
 mod names;
 mod paths;

@@ -1,4 +1,5 @@
 //! Filters that decide who may call.
 
+pub mod authenticate;
 pub mod cors;
 pub mod ip_access;

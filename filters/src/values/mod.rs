@@ -4,8 +4,10 @@
 //! in its canonical form. No error quotes the text it refuses, which may be a substituted secret.
 
 mod bytes;
+mod date;
 mod duration;
 mod field;
+mod name;
 mod net;
 mod rate;
 pub mod scalar;
@@ -14,8 +16,10 @@ mod status;
 mod text;
 
 pub use self::bytes::{ByteRate, ByteSize};
+pub use self::date::Date;
 pub use self::duration::{Duration, DurationOrZero, Timeout};
 pub use self::field::FieldName;
+pub use self::name::Name;
 pub use self::net::{IpSet, Network};
 pub use self::rate::{Percent, Period, Rate};
 pub use self::scalar::{Refused, Scalar};

@@ -13,10 +13,10 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct Name(Arc<str>);
 
-/// What a text is told that cannot be a name.
-pub(crate) const EXPECTED: &str = "expected a name of 1 to 128 letters, digits, `.`, `_`, `-` or `/`";
-
 impl Name {
+    /// What a text is told that cannot be a name.
+    pub const EXPECTED: &'static str = "expected a name of 1 to 128 letters, digits, `.`, `_`, `-` or `/`";
+
     /// Whether a text can be a name.
     #[must_use]
     pub fn is_valid(text: &str) -> bool {
@@ -53,7 +53,7 @@ impl<'de> Deserialize<'de> for Name {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         if !Self::is_valid(&text) {
-            return Err(de::Error::custom(EXPECTED));
+            return Err(de::Error::custom(Self::EXPECTED));
         }
         Ok(Self(text.into()))
     }

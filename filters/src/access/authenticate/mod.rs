@@ -1,0 +1,298 @@
+//! `authenticate`: lets a request pass only if it proves who is calling.
+//!
+//! ```yaml
+//! - authenticate: {any_of: [corp, keys], consumer_header: x-consumer-name, forward: {x-user: sub}}
+//! ```
+//!
+//! Who cannot prove it is told how by a 401 with `WWW-Authenticate` (RFC 9110 s11.6.1). With `optional` a
+//! request without any credential passes as nobody's; one with a wrong credential never does. Preflight
+//! requests of CORS have no credentials, so write `cors` before.
+//!
+//! A caller whom the document has no consumer for counts as one of its own, named by the identity and the
+//! subject: `corp:alice`. No consumer of the document can have such a name.
+//!
+//! Fields written for upstreams are dropped from requests of clients on every route.
+//!
+//! Hardened against untrusted clients: what is not verified is never looked at twice, and costs at most one
+//! hash or the verification of one signature for each key that fits.
+
+mod caller;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use http::header::{self, HeaderName, HeaderValue};
+use pingora_http::RequestHeader;
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::context::{Context, Slot, Verdict};
+use crate::filter::{Build, BuildError, Fact, Filter};
+use crate::identity::{Identity, Presented, Refusal};
+use crate::outcome::{FilterError, Outcome};
+use crate::phase::{OnRequest, OnUpstreamRequest, Phases};
+use crate::problem::{BAD_REQUEST, FORBIDDEN, Problem, UNAUTHORIZED};
+use crate::values::FieldName;
+use crate::world::Clock;
+
+use caller::Caller;
+
+/// How callers prove who they are. Exactly one of `any_of` and `all_of`.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// Identities of which one is enough; the first one that holds counts.
+    pub any_of: Vec<String>,
+    /// Identities that are all needed, for the same consumer.
+    pub all_of: Vec<String>,
+    /// Whether a request without any credential passes too; one with a wrong credential never does.
+    pub optional: bool,
+    /// The field that tells upstreams the consumer's name.
+    pub consumer_header: Option<FieldName>,
+    /// Fields that tell upstreams claims: a field, and the claim's name. Texts go as they are, others as JSON.
+    pub forward: BTreeMap<FieldName, String>,
+}
+
+/// See the [module](self).
+pub struct Authenticate {
+    identities: Vec<Arc<dyn Identity>>,
+    all: bool,
+    optional: bool,
+    consumer_header: Option<HeaderName>,
+    forward: Vec<(HeaderName, String)>,
+    fields: Slot<Fields>,
+    clock: Arc<dyn Clock>,
+}
+
+type Fields = Vec<(HeaderName, HeaderValue)>;
+
+/// Fields that have a meaning of their own, which no claim may take.
+const TAKEN: [HeaderName; 16] = [
+    header::AUTHORIZATION,
+    header::CONNECTION,
+    header::CONTENT_LENGTH,
+    header::CONTENT_TYPE,
+    header::COOKIE,
+    header::EXPECT,
+    header::FORWARDED,
+    header::HOST,
+    header::ORIGIN,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::VIA,
+    HeaderName::from_static("traceparent"),
+];
+const TAKEN_PREFIXES: [&str; 2] = ["x-forwarded-", "x-tollhouse-"];
+
+impl Filter for Authenticate {
+    const NAME: &'static str = "authenticate";
+    const GUARD: bool = true;
+    const DECIDES: bool = true;
+    type Options = Options;
+
+    fn build(options: Options, build: &mut Build<'_>) -> Result<Phases, BuildError> {
+        let (option, names) = match (&*options.any_of, &*options.all_of) {
+            (names @ [_, ..], []) => ("any_of", names),
+            ([], names @ [_, ..]) => ("all_of", names),
+            _ => return Err(BuildError::new("needs identities in one of `any_of` and `all_of`")),
+        };
+        let mut identities: Vec<Arc<dyn Identity>> = Vec::with_capacity(names.len());
+        for (at, name) in names.iter().enumerate() {
+            let identity = build.identity(option, at, name)?;
+            if names[..at].contains(name) {
+                let mut error = BuildError::at(option, format!("`{name}` stands twice"));
+                error.path.push(at);
+                return Err(error);
+            }
+            identities.push(identity);
+        }
+        let all = option == "all_of";
+        let mut claims = identities.iter().map(|identity| identity.has_claims());
+        let has_claims = if all { claims.any(|has| has) } else { claims.all(|has| has) };
+        let consumer_header = options.consumer_header.map(HeaderName::from);
+        let forward = forward(options.forward, &identities)?;
+        declare(consumer_header.as_ref(), &forward, build)?;
+        if !options.optional {
+            build.provides(Fact::Consumer);
+            if has_claims {
+                build.provides(Fact::Claims);
+            }
+        }
+        let (optional, fields, clock) = (options.optional, build.slot(), build.clock());
+        let writes = consumer_header.is_some() || !forward.is_empty();
+        let filter = Arc::new(Self { identities, all, optional, consumer_header, forward, fields, clock });
+        let phases = Phases::new().on_request(filter.clone());
+        Ok(if writes { phases.on_upstream_request(filter) } else { phases })
+    }
+}
+
+fn forward(
+    written: BTreeMap<FieldName, String>,
+    identities: &[Arc<dyn Identity>],
+) -> Result<Vec<(HeaderName, String)>, BuildError> {
+    if !written.is_empty() && !identities.iter().any(|identity| identity.has_claims()) {
+        return Err(BuildError::at("forward", "none of these identities has claims"));
+    }
+    Ok(written.into_iter().map(|(field, claim)| (field.into(), claim)).collect())
+}
+
+/// Has clients' copies of the fields dropped, if the fields are fit for that.
+fn declare(
+    consumer_header: Option<&HeaderName>,
+    forward: &[(HeaderName, String)],
+    build: &mut Build<'_>,
+) -> Result<(), BuildError> {
+    let fields = forward.iter().map(|(field, _)| ("forward", Some(field.as_str()), field));
+    let fields = consumer_header.map(|field| ("consumer_header", None, field)).into_iter().chain(fields);
+    for (option, key, field) in fields {
+        let refused = |message: &str| {
+            let mut error = BuildError::at(option, message);
+            key.into_iter().for_each(|key| error.path.push(key));
+            error
+        };
+        let is_taken =
+            TAKEN.contains(field) || TAKEN_PREFIXES.iter().any(|prefix| field.as_str().starts_with(prefix));
+        if is_taken {
+            return Err(refused("the field has a meaning of its own; choose another one"));
+        }
+        if build.has_credentials(field) {
+            return Err(refused("an identity looks for credentials in this field; choose another one"));
+        }
+        if option == "forward" && consumer_header == Some(field) {
+            return Err(refused("the field is `consumer_header` already"));
+        }
+        build.identity_header(field.clone());
+    }
+    Ok(())
+}
+
+/// Why a request does not pass.
+struct Refused {
+    reason: &'static str,
+    /// By identity: what was wrong with its credential, if there was one.
+    refusals: Vec<(usize, Option<Refusal>)>,
+}
+
+impl Authenticate {
+    /// Who calls; nobody where that is enough.
+    fn verify(
+        &self,
+        request: &RequestHeader,
+        ctx: &Context,
+        now: SystemTime,
+    ) -> Result<Option<Caller>, Refused> {
+        let (mut verified, mut refusals) = (Vec::new(), Vec::new());
+        for (at, identity) in self.identities.iter().enumerate() {
+            match identity.check(request, ctx, now) {
+                Presented::Valid(one) => verified.push((identity.clone(), one)),
+                Presented::Refused(refusal) => refusals.push((at, Some(refusal))),
+                Presented::Nothing => refusals.push((at, None)),
+            }
+            if !self.all && !verified.is_empty() {
+                break;
+            }
+        }
+        let is_enough = !verified.is_empty() && (!self.all || refusals.is_empty());
+        if is_enough {
+            return Ok(Some(Caller::new(verified)));
+        }
+        let wrong = refusals.iter().find_map(|(_, refusal)| refusal.as_ref());
+        let reason = match wrong {
+            Some(refusal) => refusal.reason,
+            None if verified.is_empty() && self.optional => return Ok(None),
+            None if verified.is_empty() => "no credentials were given",
+            None => "a further credential is needed",
+        };
+        Err(Refused { reason, refusals })
+    }
+
+    /// The answer to who cannot prove it: all the ways that there are.
+    fn refuse(&self, refused: Refused, ctx: &mut Context) -> Outcome {
+        ctx.decide(Verdict::Changed, refused.reason, &[]);
+        let wrong = refused.refusals.iter().find_map(|(_, refusal)| refusal.as_ref());
+        let is_ambiguous = wrong.is_some_and(|refusal| refusal.ambiguous);
+        let problem = Problem::new(if is_ambiguous { &BAD_REQUEST } else { &UNAUTHORIZED });
+        let challenges = refused.refusals.iter();
+        let challenges = challenges.map(|(at, refusal)| self.identities[*at].challenge(refusal.as_ref()));
+        let problem = challenges.fold(problem.detail(refused.reason), |problem, challenge| {
+            problem.header(header::WWW_AUTHENTICATE, challenge)
+        });
+        problem.into()
+    }
+
+    /// What upstreams are told of the caller; none if it cannot be told in fields.
+    fn fields(&self, caller: &Caller) -> Option<Fields> {
+        let mut fields = Vec::with_capacity(self.forward.len() + 1);
+        if let Some(name) = &self.consumer_header {
+            fields.push((name.clone(), caller::field_value(&caller.consumer.name)?));
+        }
+        for (name, claim) in &self.forward {
+            if let Some(text) = caller.claim(claim) {
+                fields.push((name.clone(), caller::field_value(&text)?));
+            }
+        }
+        Some(fields)
+    }
+}
+
+#[async_trait]
+impl OnRequest for Authenticate {
+    async fn on_request(
+        &self,
+        request: &mut RequestHeader,
+        ctx: &mut Context,
+    ) -> Result<Outcome, FilterError> {
+        let caller = match self.verify(request, ctx, self.clock.wall()) {
+            Ok(caller) => caller,
+            Err(refused) => return Ok(self.refuse(refused, ctx)),
+        };
+        // Also those of identities that were not asked any more.
+        self.identities.iter().for_each(|identity| identity.hide(request, ctx));
+        let Some(caller) = caller else {
+            ctx.decide(Verdict::Passed, "no credentials were given", &[]);
+            return Ok(Outcome::Continue);
+        };
+        let told = match self.fields(&caller) {
+            Some(fields) if caller.is_one => Ok(fields),
+            Some(_) => Err("the credentials are of different consumers"),
+            None => Err("a claim cannot be told in a header field"),
+        };
+        let fields = match told {
+            Ok(fields) => fields,
+            Err(reason) => {
+                ctx.decide(Verdict::Changed, reason, &[]);
+                return Ok(Problem::new(&FORBIDDEN).detail(reason).into());
+            }
+        };
+        if !fields.is_empty() {
+            ctx.set_slot(self.fields, fields);
+        }
+        caller.note(ctx);
+        ctx.principal = Some(caller.principal);
+        ctx.consumer = Some(caller.consumer);
+        Ok(Outcome::Continue)
+    }
+}
+
+/// On each attempt's own copy: before, a client could have them removed by naming them in `Connection`.
+#[async_trait]
+impl OnUpstreamRequest for Authenticate {
+    async fn on_upstream_request(
+        &self,
+        request: &mut RequestHeader,
+        _: u32,
+        ctx: &mut Context,
+    ) -> Result<(), FilterError> {
+        for (name, value) in ctx.slot(self.fields).into_iter().flatten() {
+            request.insert_header(name.clone(), value.clone())?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,280 @@
+//! What callers, later filters and upstreams see of `authenticate`.
+
+use std::time::Duration;
+
+use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use serde_json::{Value, json};
+
+use crate::context::Verdict;
+use crate::testing::{Chain, Sent, chain_with, get, refused_with, send};
+
+const SECRET: &str = "a secret of thirty-two bytes, or so";
+
+fn document() -> String {
+    let hash = |key: &str| {
+        use sha2::Digest;
+        format!("sha256:{}", crate::values::hex(&sha2::Sha256::digest(key)))
+    };
+    let (one, two, old, globex) = (hash("key-one"), hash("key-two"), hash("old-key"), hash("globex-key"));
+    format!(
+        "
+identities:
+  keys: {{type: api_key, from: [header:x-api-key, query:api_key, cookie:key], hide: true}}
+  corp: {{type: jwt, algorithms: [HS256], secret: '{SECRET}', hide: true}}
+consumers:
+  - name: acme
+    groups: [partners]
+    match: [{{identity: corp, claim: azp, value: acme-app}}]
+    credentials:
+      - {{type: api_key, id: k1, hash: '{one}'}}
+      - {{type: api_key, id: k2, hash: '{two}'}}
+      - {{type: api_key, id: k0, hash: '{old}', expires: 2026-01-02}}
+  - name: globex
+    credentials: [{{type: api_key, id: g, hash: '{globex}'}}]
+"
+    )
+}
+
+fn chain(options: &str) -> Chain {
+    chain_with(&document(), &format!("- authenticate: {options}"))
+}
+
+/// A token that ends a minute after the clock of tests begins.
+fn token(claims: Value) -> String {
+    let mut all = json!({"exp": 1_767_225_660});
+    all.as_object_mut().expect("a map").extend(claims.as_object().expect("a map").clone());
+    let key = EncodingKey::from_secret(SECRET.as_bytes());
+    encode(&Header::new(Algorithm::HS256), &all, &key).expect("a token")
+}
+
+fn bearer(claims: Value) -> String {
+    format!("Bearer {}", token(claims))
+}
+
+fn consumer(sent: &Sent) -> Option<String> {
+    sent.ctx.consumer.as_ref().map(|consumer| consumer.name.to_string())
+}
+
+#[tokio::test]
+async fn a_known_key_passes_and_says_who_calls() {
+    let chain = chain("{any_of: [keys]}");
+    for request in [
+        get("/").header("x-api-key", "key-one"),
+        get("/").header("x-api-key", "key-two"),
+        get("/?a=1&api_key=key-one"),
+        get("/").header("cookie", "a=b; key=key-one"),
+    ] {
+        let sent = chain.send(request).await.continues();
+        assert_eq!(consumer(&sent).as_deref(), Some("acme"));
+        let groups = &sent.ctx.consumer.as_ref().expect("a consumer").groups;
+        assert_eq!(groups.iter().map(|group| &**group).collect::<Vec<_>>(), ["partners"]);
+        assert_eq!(sent.ctx.decisions()[0].verdict, Verdict::Passed);
+    }
+    let sent = chain.send(get("/").header("x-api-key", "key-two")).await;
+    let fields = &sent.ctx.decisions()[0].fields;
+    let told: Vec<_> = fields.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    assert_eq!(told, [("consumer", "acme"), ("identity", "keys"), ("credential", "k2")]);
+}
+
+#[tokio::test]
+async fn who_has_no_key_is_told_how_to_prove_who_calls() {
+    // RFC 9110 s15.5.2: a 401 has at least one challenge.
+    let sent = chain("{any_of: [keys]}").send(get("/")).await;
+    let ended = sent.ctx.ended_by.as_ref().and_then(|ended| ended.reason.clone());
+    assert_eq!(ended.as_deref(), Some("no credentials were given"));
+    sent.responds(401).header("www-authenticate", "ApiKey realm=\"keys\"");
+    // RFC 6750 s3: without credentials, no error code.
+    let answer = chain("{any_of: [corp, keys]}").send(get("/")).await.responds(401);
+    answer.header("www-authenticate", "Bearer realm=\"corp\", ApiKey realm=\"keys\"");
+}
+
+#[tokio::test]
+async fn wrong_keys_are_refused() {
+    let chain = chain("{any_of: [keys]}");
+    for key in ["key-On", "KEY-ONE", "key-one ", "", "sha256:7ebd", "key-one, key-two"] {
+        let request = get(&format!("/?api_key={}", key.replace(' ', "%20")));
+        let sent = chain.send(request).await;
+        assert_eq!(consumer(&sent), None);
+        sent.responds(401).header("www-authenticate", "ApiKey realm=\"keys\"");
+    }
+    let long = "x".repeat(5000);
+    chain.send(get("/").header("x-api-key", &long)).await.responds(401);
+}
+
+#[tokio::test]
+async fn a_request_with_two_keys_is_ambiguous() {
+    let chain = chain("{any_of: [keys]}");
+    for request in [
+        get("/?api_key=key-one").header("x-api-key", "key-one"),
+        get("/").header("x-api-key", "key-one").header("x-api-key", "bad"),
+        get("/?api_key=bad&api_key=key-one"),
+    ] {
+        let sent = chain.send(request).await;
+        sent.responds(400).header("www-authenticate", "ApiKey realm=\"keys\"");
+    }
+}
+
+#[tokio::test]
+async fn a_key_ends_at_its_date() {
+    let chain = chain("{any_of: [keys]}");
+    let old = || get("/").header("x-api-key", "old-key");
+    chain.clock.advance(Duration::from_secs(24 * 3600 - 1));
+    chain.send(old()).await.continues();
+    chain.clock.advance(Duration::from_secs(1));
+    let sent = chain.send(old()).await;
+    assert_eq!(sent.ctx.decisions()[0].reason, "the API key has expired");
+    sent.responds(401);
+    chain.send(get("/").header("x-api-key", "key-two")).await.continues();
+}
+
+#[tokio::test]
+async fn hidden_credentials_do_not_go_on() {
+    let chain = chain("{any_of: [keys, corp]}");
+    let request = get("/a?x=%2F&api_key=key-one&y").header("authorization", &bearer(json!({})));
+    let mut sent = chain.send(request).await.continues();
+    let head = sent.attempt(1).await;
+    assert_eq!(head.uri, "/a?x=%2F&y");
+    assert!(!head.headers.contains_key("authorization"), "not asked for any more, but hidden all the same");
+    let request = get("/").header("x-api-key", "key-one").header("authorization", "Basic YTpi");
+    let head = chain.send(request).await.continues().attempt(1).await;
+    assert!(!head.headers.contains_key("x-api-key"));
+    assert_eq!(head.headers["authorization"], "Basic YTpi", "another scheme is for the upstream");
+}
+
+#[tokio::test]
+async fn upstreams_are_told_who_calls() {
+    let options =
+        "{any_of: [corp, keys], consumer_header: x-consumer-name, forward: {x-user: sub, x-roles: roles}}";
+    let chain = chain(options);
+    let claims = json!({"sub": "alice", "azp": "acme-app", "roles": ["a", "b"]});
+    let mut sent = chain.send(get("/").header("authorization", &bearer(claims))).await.continues();
+    for attempt in [1, 2] {
+        let head = sent.attempt(attempt).await;
+        assert_eq!(head.headers["x-consumer-name"], "acme");
+        assert_eq!(head.headers["x-user"], "alice");
+        assert_eq!(head.headers["x-roles"], "[\"a\",\"b\"]");
+    }
+    let mut sent = chain.send(get("/").header("x-api-key", "key-one")).await.continues();
+    let head = sent.attempt(1).await;
+    assert_eq!(head.headers["x-consumer-name"], "acme");
+    assert!(!head.headers.contains_key("x-user"));
+}
+
+#[tokio::test]
+async fn what_cannot_be_a_field_is_not_told_in_part() {
+    let chain = chain("{any_of: [corp], forward: {x-user: sub}}");
+    for subject in ["a\r\nx-admin: 1", "a\nb", "a\u{0}b", " root", "root ", "\u{a0}root", "a\u{85}b", "a\tb"]
+    {
+        let sent = chain.send(get("/").header("authorization", &bearer(json!({"sub": subject})))).await;
+        assert!(consumer(&sent).is_none());
+        sent.responds(403);
+    }
+    let request = get("/").header("authorization", &bearer(json!({"sub": "zoë"})));
+    let head = chain.send(request).await.continues().attempt(1).await;
+    assert_eq!(head.headers["x-user"].as_bytes(), "zoë".as_bytes());
+}
+
+#[tokio::test]
+async fn a_caller_without_consumer_counts_as_one_of_its_own() {
+    let chain = chain("{any_of: [corp]}");
+    let sent = chain.send(get("/").header("authorization", &bearer(json!({"sub": "acme"})))).await;
+    assert_eq!(consumer(&sent).as_deref(), Some("corp:acme"));
+    assert_eq!(sent.ctx.principal.as_ref().expect("a principal").claims["sub"], "acme");
+}
+
+#[tokio::test]
+async fn a_wrong_token_is_refused_with_its_error() {
+    let chain = chain("{any_of: [corp]}");
+    let expired = || get("/").header("authorization", &bearer(json!({"exp": 1})));
+    // RFC 6750 s3.1.
+    chain.send(expired()).await.responds(401).header(
+        "www-authenticate",
+        "Bearer realm=\"corp\", error=\"invalid_token\", error_description=\"the token has expired\"",
+    );
+    let token = bearer(json!({}));
+    let twice = get("/").header("authorization", &token).header("authorization", &token);
+    chain.send(twice).await.responds(400).header(
+        "www-authenticate",
+        "Bearer realm=\"corp\", error=\"invalid_request\", error_description=\"the request has several tokens\"",
+    );
+    chain.clock.advance(Duration::from_secs(60 + 30));
+    chain.send(get("/").header("authorization", &bearer(json!({})))).await.responds(401);
+}
+
+#[tokio::test]
+async fn any_credential_that_holds_is_enough() {
+    let chain = chain("{any_of: [corp, keys]}");
+    let request = get("/").header("authorization", "Bearer nonsense").header("x-api-key", "key-one");
+    assert_eq!(consumer(&chain.send(request).await.continues()).as_deref(), Some("acme"));
+    let request = get("/").header("authorization", "Bearer nonsense").header("x-api-key", "bad");
+    chain.send(request).await.responds(401);
+}
+
+#[tokio::test]
+async fn where_all_are_needed_one_is_not_enough() {
+    let chain = chain("{all_of: [corp, keys]}");
+    let acme = || get("/").header("authorization", &bearer(json!({"azp": "acme-app"})));
+    let sent = chain.send(acme()).await;
+    assert_eq!(sent.ctx.decisions()[0].reason, "a further credential is needed");
+    sent.responds(401).header("www-authenticate", "ApiKey realm=\"keys\"");
+    chain.send(get("/").header("x-api-key", "key-one")).await.responds(401);
+    chain.send(acme().header("x-api-key", "bad")).await.responds(401);
+    let sent = chain.send(acme().header("x-api-key", "key-one")).await.continues();
+    assert_eq!(consumer(&sent).as_deref(), Some("acme"));
+    chain.send(acme().header("x-api-key", "globex-key")).await.responds(403);
+}
+
+#[tokio::test]
+async fn optional_is_for_who_shows_nothing() {
+    for options in ["{any_of: [corp, keys], optional: true}", "{all_of: [corp, keys], optional: true}"] {
+        let chain = chain(options);
+        let sent = chain.send(get("/")).await.continues();
+        assert!(sent.ctx.consumer.is_none() && sent.ctx.principal.is_none());
+        chain.send(get("/").header("x-api-key", "bad")).await.responds(401);
+        chain.send(get("/").header("authorization", "Bearer bad")).await.responds(401);
+        chain.send(get("/?api_key=")).await.responds(401);
+    }
+}
+
+#[tokio::test]
+async fn a_dry_run_refuses_nobody_and_tells_nothing() {
+    let chain = chain_with(
+        &document(),
+        "- authenticate: {any_of: [keys], consumer_header: x-consumer}\n  dry_run: true",
+    );
+    let sent = chain.send(get("/")).await.continues();
+    assert!(sent.ctx.decisions().iter().any(|decision| decision.verdict == Verdict::WouldAnswer));
+    let mut sent = chain.send(get("/?api_key=key-one")).await.continues();
+    assert!(sent.ctx.consumer.is_none());
+    let head = sent.attempt(1).await;
+    assert!(head.uri == "/?api_key=key-one" && !head.headers.contains_key("x-consumer"));
+}
+
+#[tokio::test]
+async fn any_method_needs_credentials() {
+    let chain = chain("{any_of: [keys]}");
+    for method in ["GET", "HEAD", "POST", "OPTIONS", "CONNECT", "PURGE", "get"] {
+        chain.send(send(method, "/")).await.responds(401);
+    }
+}
+
+#[test]
+fn options_that_make_no_sense_are_refused_at_their_place() {
+    for (options, told) in [
+        ("{}", ": needs identities in one of"),
+        ("{any_of: []}", ": needs identities in one of"),
+        ("{any_of: [keys], all_of: [corp]}", ": needs identities in one of"),
+        ("{any_of: [keys, crop]}", "any_of[1]: no identity is named `crop`"),
+        ("{all_of: [keys, keys]}", "all_of[1]: `keys` stands twice"),
+        ("{any_of: [keys], forward: {x-user: sub}}", "forward: none of these identities has claims"),
+        ("{any_of: [keys], consumer_header: authorization}", "consumer_header: the field has a meaning"),
+        ("{any_of: [keys], consumer_header: x-forwarded-user}", "consumer_header: the field has a meaning"),
+        ("{any_of: [corp], consumer_header: x-api-key}", "consumer_header: an identity looks for"),
+        ("{any_of: [corp], forward: {host: sub}}", "forward.host: the field has a meaning"),
+        ("{any_of: [corp], consumer_header: x-a, forward: {x-a: sub}}", "forward.x-a: the field is"),
+        ("{any_of: [corp], realm: x}", "realm: unknown key"),
+    ] {
+        let error = refused_with(&document(), &format!("- authenticate: {options}"));
+        assert!(error.starts_with(told), "{options}: {error}");
+    }
+}

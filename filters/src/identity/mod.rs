@@ -1,0 +1,147 @@
+//! Identities: ways to prove who is calling, and the consumers that are known by them.
+//!
+//! They are built with the document; the filter `authenticate` is given them by name.
+
+mod api_key;
+mod build;
+mod json;
+mod jwt;
+mod source;
+mod spec;
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use http::HeaderValue;
+use pingora_http::RequestHeader;
+
+use crate::context::{Consumer, Context, Principal};
+
+pub use api_key::KeyHash;
+pub use build::{Identities, build};
+pub use source::Source;
+pub use spec::{ConsumerSpec, CredentialKind, CredentialSpec, IdentitySpec, MatchSpec};
+
+/// A way to prove who is calling.
+pub trait Identity: Send + Sync {
+    /// What the document calls it.
+    fn name(&self) -> &Arc<str>;
+    /// Looks for its credential and verifies it; what is only there is never taken for verified.
+    fn check(&self, request: &RequestHeader, ctx: &Context, now: SystemTime) -> Presented;
+    /// Takes its credentials out of the request, if they are not for the upstream.
+    fn hide(&self, request: &mut RequestHeader, ctx: &mut Context);
+    /// How a caller is to prove itself, for `WWW-Authenticate` (RFC 9110 s11.6.1).
+    fn challenge(&self, refusal: Option<&Refusal>) -> HeaderValue;
+    /// Where its credentials are carried.
+    fn sources(&self) -> &[Source];
+    /// Whether its credentials have claims.
+    fn has_claims(&self) -> bool;
+}
+
+/// What a request has of one identity's credentials.
+#[derive(Debug)]
+pub enum Presented {
+    /// None.
+    Nothing,
+    /// One that holds.
+    Valid(Verified),
+    /// One that does not.
+    Refused(Refusal),
+}
+
+/// A credential that holds.
+#[derive(Debug, Clone)]
+pub struct Verified {
+    /// What the credential says.
+    pub principal: Arc<Principal>,
+    /// The consumer of the document that it belongs to.
+    pub consumer: Option<Arc<Consumer>>,
+    /// What logs call it.
+    pub credential: Option<Arc<str>>,
+}
+
+/// Why a credential does not hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// For the caller and the log; in lower case, without quotes, and nothing of the credential.
+    pub reason: &'static str,
+    /// The request is ambiguous rather than its credential wrong: 400 (RFC 6750 s3.1).
+    pub ambiguous: bool,
+}
+
+impl Refusal {
+    /// The credential is wrong.
+    #[must_use]
+    pub const fn new(reason: &'static str) -> Self {
+        Self { reason, ambiguous: false }
+    }
+
+    /// There is more than one, and no telling which counts.
+    #[must_use]
+    pub const fn ambiguous(reason: &'static str) -> Self {
+        Self { reason, ambiguous: true }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.reason)
+    }
+}
+
+/// The one credential that a request has in these places, as `read` finds it in a value there; more than
+/// one is ambiguous, even if they are equal.
+fn only_one<'a>(
+    sources: &'a [Source],
+    request: &'a RequestHeader,
+    read: impl Fn(&Source, Cow<'a, [u8]>) -> Option<Cow<'a, [u8]>>,
+    several: &'static str,
+) -> Result<Option<Cow<'a, [u8]>>, Refusal> {
+    let mut found = None;
+    for source in sources {
+        for value in source.values(request) {
+            if let Some(credential) = read(source, value)
+                && found.replace(credential).is_some()
+            {
+                return Err(Refusal::ambiguous(several));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// A challenge of this scheme; names of identities need no escapes (RFC 9110 s11.5).
+fn challenge(text: &str) -> HeaderValue {
+    HeaderValue::from_str(text).expect("schemes, names and reasons are visible ASCII")
+}
+
+/// Stands in the place of an identity that could not be built, in a document that is refused for it.
+struct Broken {
+    name: Arc<str>,
+}
+
+impl Identity for Broken {
+    fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    fn check(&self, _: &RequestHeader, _: &Context, _: SystemTime) -> Presented {
+        Presented::Refused(Refusal::new("the identity cannot be used"))
+    }
+
+    fn hide(&self, _: &mut RequestHeader, _: &mut Context) {}
+
+    fn challenge(&self, _: Option<&Refusal>) -> HeaderValue {
+        challenge(&format!("Unusable realm=\"{}\"", self.name))
+    }
+
+    fn sources(&self) -> &[Source] {
+        &[]
+    }
+
+    fn has_claims(&self) -> bool {
+        true
+    }
+}
