@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use pingora::server::ShutdownWatch;
 
@@ -14,14 +14,15 @@ pub(super) const GOING_AWAY: &[u8] = &[0x88, 2, 0x03, 0xe9];
 /// What is sent to the client, from the head of the answer on, and the end of its time.
 pub(super) struct Tunnel {
     follower: Follower,
-    over: Pin<Box<dyn Future<Output = ()> + Send + Sync>>,
+    /// None once it is over.
+    over: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
     closed: bool,
 }
 
 impl Tunnel {
     /// A tunnel that is to be closed when `over` says so.
     pub(super) fn new(over: ShutdownWatch) -> Self {
-        Self { follower: Follower::default(), over: Box::pin(stopped(over)), closed: false }
+        Self { follower: Follower::default(), over: Some(Box::pin(stopped(over))), closed: false }
     }
 
     /// Follows what is sent.
@@ -36,7 +37,11 @@ impl Tunnel {
 
     /// Whether to close now: once, when the time is over, and never within a frame.
     pub(super) fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.closed || self.over.as_mut().poll(cx).is_pending() || !self.follower.is_between() {
+        if let Some(over) = &mut self.over {
+            ready!(over.as_mut().poll(cx));
+            self.over = None;
+        }
+        if self.closed || !self.follower.is_between() {
             return Poll::Pending;
         }
         self.closed = true;
@@ -151,6 +156,24 @@ mod tests {
         // What is in it looks like frames and answers.
         frame.extend(b"\r\n\r\n\x81\x00".iter().cycle().take(payload));
         frame
+    }
+
+    #[test]
+    fn a_frame_under_way_when_the_time_is_over_is_waited_for() {
+        let (over, watch) = tokio::sync::watch::channel(false);
+        let mut tunnel = Tunnel::new(watch);
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        let frame = frame(9, false);
+        tunnel.follow(ANSWER);
+        tunnel.follow(&frame[..4]);
+        assert!(tunnel.poll_close(&mut context).is_pending());
+        over.send_replace(true);
+        for _ in 0..3 {
+            assert!(tunnel.poll_close(&mut context).is_pending(), "within a frame");
+        }
+        tunnel.follow(&frame[4..]);
+        assert!(tunnel.poll_close(&mut context).is_ready());
+        assert!(tunnel.is_closed() && tunnel.poll_close(&mut context).is_pending(), "once");
     }
 
     proptest! {

@@ -21,6 +21,8 @@ use crate::tls::TicketKeys;
 
 /// How long the new process may take for each step; it looks up and probes backends meanwhile.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long to wait after a failure to accept.
+const REST: Duration = Duration::from_millis(200);
 /// Where there is more to read, of a process that says no more.
 const SEE_ABOVE: &str = "what it said is on the standard error of this one";
 /// How long who asks may take to say what for, and a program to start the new process.
@@ -110,7 +112,11 @@ impl Upgrades {
             stand.place = Some(place);
         }
         for client in listener.incoming() {
-            let Ok(client) = client else { continue };
+            let Ok(client) = client else {
+                // Such as no descriptors left; some may be free again by then.
+                std::thread::sleep(REST);
+                continue;
+            };
             let mut client = Channel::new(client);
             let outcome = asked(&mut client).and_then(|ask| self.replace(&ask.program));
             let answer = match &outcome {
