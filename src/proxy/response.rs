@@ -66,9 +66,15 @@ pub(super) fn accept(response: &ResponseHeader, call: &mut Call) -> std::result:
         guard(call, InFlight::failed);
         return Err(Problem::new(&problem::UPSTREAM_PROTOCOL).detail(detail));
     }
-    guard(call, |guard| guard.answered(response.status.as_u16()));
+    answered(response.status.as_u16(), call);
     call.events = is_event_stream(response);
     Ok(())
+}
+
+/// Takes a final answer with this status, that is no stream of events, for that of the attempt.
+pub(super) fn answered(status: u16, call: &mut Call) {
+    guard(call, |guard| guard.answered(status));
+    call.events = false;
 }
 
 /// Tells what became of the attempt.
