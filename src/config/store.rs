@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use tollhouse_filters::values::scalar;
 use tollhouse_filters::values::{Duration, Scalar, Secret};
 use tollhouse_filters::world::OnFailure;
@@ -166,7 +166,9 @@ impl Scalar for StoreUrl {
 // Not the macro: what `Display` writes lacks the password, and the schema says that it is a secret.
 impl<'de> Deserialize<'de> for StoreUrl {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        scalar::deserialize(deserializer)
+        // What begins with "expected" is told with what was found, which may hold a password.
+        let refused = || de::Error::custom(format!("this is not {}", Self::EXPECTED));
+        Self::read(&String::deserialize(deserializer)?).ok_or_else(refused)
     }
 }
 
@@ -263,6 +265,6 @@ mod tests {
             assert_eq!(shown(text), None, "{text}");
         }
         let error = serde_json::from_str::<StoreUrl>("\"redis//:s3cret@a\"").unwrap_err().to_string();
-        assert!(error.starts_with("expected a URL") && !error.contains("s3cret"), "{error}");
+        assert!(error.starts_with("this is not a URL") && !error.contains("s3cret"), "{error}");
     }
 }
