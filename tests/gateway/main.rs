@@ -25,6 +25,7 @@ mod reload;
 mod slow;
 mod sse;
 mod start;
+mod stores;
 mod tls;
 mod upgrade;
 mod upstream_tls;
