@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use async_trait::async_trait;
 use http::HeaderValue;
 use pingora_http::RequestHeader;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -151,12 +152,13 @@ impl ApiKeys {
     }
 }
 
+#[async_trait]
 impl Identity for ApiKeys {
     fn name(&self) -> &Arc<str> {
         &self.name
     }
 
-    fn check(&self, request: &RequestHeader, _: &Context, now: SystemTime) -> Presented {
+    async fn check(&self, request: &RequestHeader, _: &Context, now: SystemTime) -> Presented {
         let several = "the request has several API keys";
         let verified = match only_one(&self.sources, request, |_, value| Some(value), several) {
             Ok(None) => return Presented::Nothing,

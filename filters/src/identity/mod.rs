@@ -14,6 +14,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use async_trait::async_trait;
 use http::HeaderValue;
 use pingora_http::RequestHeader;
 
@@ -25,11 +26,12 @@ pub use source::Source;
 pub use spec::{ConsumerSpec, CredentialKind, CredentialSpec, IdentitySpec, MatchSpec};
 
 /// A way to prove who is calling.
+#[async_trait]
 pub trait Identity: Send + Sync {
     /// What the document calls it.
     fn name(&self) -> &Arc<str>;
     /// Looks for its credential and verifies it; what is only there is never taken for verified.
-    fn check(&self, request: &RequestHeader, ctx: &Context, now: SystemTime) -> Presented;
+    async fn check(&self, request: &RequestHeader, ctx: &Context, now: SystemTime) -> Presented;
     /// Takes its credentials out of the request, if they are not for the upstream.
     fn hide(&self, request: &mut RequestHeader, ctx: &mut Context);
     /// How a caller is to prove itself, for `WWW-Authenticate` (RFC 9110 s11.6.1).
@@ -49,6 +51,17 @@ pub enum Presented {
     Valid(Verified),
     /// One that does not.
     Refused(Refusal),
+    /// One of which nobody can tell now.
+    Unknown(Unavailable),
+}
+
+/// Why nobody can tell whether a credential holds: what it takes to tell is not there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unavailable {
+    /// For the log; nothing of the credential.
+    pub reason: Cow<'static, str>,
+    /// Seconds until it is worth to try again, at least 1.
+    pub retry_after: u64,
 }
 
 /// A credential that holds.
@@ -122,12 +135,13 @@ struct Broken {
     name: Arc<str>,
 }
 
+#[async_trait]
 impl Identity for Broken {
     fn name(&self) -> &Arc<str> {
         &self.name
     }
 
-    fn check(&self, _: &RequestHeader, _: &Context, _: SystemTime) -> Presented {
+    async fn check(&self, _: &RequestHeader, _: &Context, _: SystemTime) -> Presented {
         Presented::Refused(Refusal::new("the identity cannot be used"))
     }
 

@@ -14,6 +14,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use async_trait::async_trait;
 use http::header::{AUTHORIZATION, HeaderValue};
 use pingora_http::RequestHeader;
 use serde_json::{Map, Value};
@@ -83,12 +84,13 @@ impl Jwt {
     }
 }
 
+#[async_trait]
 impl Identity for Jwt {
     fn name(&self) -> &Arc<str> {
         &self.name
     }
 
-    fn check(&self, request: &RequestHeader, _: &Context, now: SystemTime) -> Presented {
+    async fn check(&self, request: &RequestHeader, _: &Context, now: SystemTime) -> Presented {
         let verified = match only_one(&self.sources, request, read, "the request has several tokens") {
             Ok(None) => return Presented::Nothing,
             Ok(Some(token)) => self.verify(&token, now),

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use futures_util::FutureExt;
 use jsonwebtoken::{Algorithm, EncodingKey, crypto};
 use serde_json::{Value, json};
 
@@ -60,7 +61,9 @@ fn ask(options: &str, fields: &[(&'static str, &str)], now: u64) -> Result<(Stri
     for (name, value) in fields {
         request.append_header(*name, *value).expect("a valid field");
     }
-    match identities.get("corp").expect("an identity").check(&request, &ctx, at(now)) {
+    let checked = identities.get("corp").expect("an identity").check(&request, &ctx, at(now)).now_or_never();
+    match checked.expect("nothing to wait for") {
+        Presented::Unknown(why) => Err(why.reason.into_owned()),
         Presented::Nothing => Err("nothing".to_owned()),
         Presented::Refused(refusal) => Err(refusal.reason.to_owned()),
         Presented::Valid(verified) => {
