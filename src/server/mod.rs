@@ -22,7 +22,7 @@ use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server};
 use tollhouse_filters::registry::Registry;
 use tollhouse_filters::tree::from_node_all;
-use tollhouse_filters::world::{State, World};
+use tollhouse_filters::world::{State, Tasks, World};
 
 use self::lifetime::Lifetime;
 use self::signals::Signals;
@@ -32,8 +32,8 @@ use self::upgrade::Upgrades;
 use crate::admin::{self, AdminState};
 use crate::config::{AdminAddress, Observability, Protocol};
 use crate::door::{self, Desk, Door, Draining, HandshakeFailure, Permits, Refusals, Refused, Rule};
-use crate::engine::SideCalls;
 use crate::engine::dry;
+use crate::engine::{Background, SideCalls};
 use crate::handover::Sockets;
 use crate::observe::{self, Observe};
 use crate::proxy::{Budget, Gateway};
@@ -105,10 +105,11 @@ fn first_snapshot(
     path: &Path,
     registry: &Registry,
     calls: &Arc<SideCalls>,
+    background: &Arc<Background>,
 ) -> Result<(Snapshot, World, Arc<Observe>), StartError> {
     let loaded = Arc::new(source::load(path)?);
     let observe = start_observing(&loaded)?;
-    let world = World::live(calls.clone(), observe.registry.clone());
+    let world = World::live(calls.clone(), observe.registry.clone()).with_tasks(background.clone());
     let snapshot = Compiler { registry, world: &world, previous: None, mode: Mode::Live }.compile(&loaded)?;
     report(&snapshot, &loaded, registry);
     Ok((snapshot, world, observe))
@@ -156,8 +157,10 @@ impl Parts {
         mut before: Option<&mut Predecessor>,
     ) -> Result<Self, StartError> {
         let calls = Arc::new(SideCalls::new());
-        let (snapshot, world, observe) = apart(|| first_snapshot(&path, &registry, &calls))?;
-        let monitor = Monitor::start(calls.caller().clone(), observe.registry.clone())
+        let background = Background::start()
+            .map_err(|error| StartError::Runtime(format!("cannot start a thread: {error}")))?;
+        let (snapshot, world, observe) = apart(|| first_snapshot(&path, &registry, &calls, &background))?;
+        let monitor = Monitor::start(calls.caller().clone(), calls.origins(), observe.registry.clone())
             .map_err(|error| StartError::Runtime(format!("cannot watch backends: {error}")))?;
         let monitor = Arc::new(monitor);
         monitor.watch(&snapshot.upstreams, &snapshot.server.dns);
@@ -169,8 +172,10 @@ impl Parts {
         let state = world.state.clone();
         let parts = Self::new(snapshot, path, registry, world, observe, monitor.clone(), &mut sockets)?;
         calls.follow(&parts.live);
+        background.begin();
         // Connections wait meanwhile; none is given to a backend that nothing is known about.
         monitor.warm_up();
+        background.settle();
         if let Some(before) = before {
             before.remember(&*state)?;
         }

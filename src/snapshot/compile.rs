@@ -114,7 +114,7 @@ impl Compiler<'_> {
         let upstreams = self.upstreams(&document.upstreams, base, &mut faults);
         let ids = ids(&document.upstreams, self.previous);
         let folder = (self.mode != Mode::Afar).then_some(base);
-        let identities = identities::build(&mut document, &mut faults);
+        let identities = identities::build(&mut document, self.world, &ids.by_name, &mut faults);
         let mut pipelines =
             Pipelines::new(self.registry, self.world, &ids.by_name, &identities, folder, files);
         pipelines.build_chains(document.chains, &mut faults);
@@ -145,6 +145,7 @@ impl Compiler<'_> {
             server: document.server,
             admin: document.admin,
             identity_headers: identity_headers(&listeners, &routes),
+            identities,
             listeners,
             router: crate::routing::Router::build(built.matches),
             unrouted,

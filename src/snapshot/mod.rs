@@ -17,6 +17,7 @@ use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use http::HeaderName;
+use tollhouse_filters::identity::Identities;
 use tollhouse_filters::phase::OnRequest;
 use tollhouse_filters::pipeline::{Pipeline, Stack};
 use tollhouse_filters::world::UpstreamId;
@@ -57,6 +58,8 @@ pub struct Snapshot {
     pub upstreams: Vec<Arc<Upstream>>,
     /// What filters call them.
     pub upstream_ids: UpstreamIds,
+    /// Ways to prove who is calling.
+    pub identities: Identities,
     /// Fields that filters write for upstreams; a client's own copies are dropped.
     pub identity_headers: Vec<HeaderName>,
     /// Logs and metrics.

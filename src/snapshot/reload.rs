@@ -91,6 +91,7 @@ impl Reloader {
 
     /// Swaps a snapshot in once its backends are known; those of the one that serves meanwhile are watched on.
     fn swap(&self, snapshot: Snapshot) {
+        self.world.tasks.settle();
         let Some(monitor) = &self.monitor else { return self.live.swap(snapshot) };
         monitor.prepare(&snapshot.upstreams, &snapshot.server.dns);
         monitor.warm_up();

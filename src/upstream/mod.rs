@@ -6,6 +6,7 @@ pub mod call;
 mod health;
 mod monitor;
 mod names;
+mod origin;
 mod peer;
 mod probe;
 mod resolve;
@@ -35,6 +36,7 @@ use crate::observe::{Registry, UpstreamSeries};
 pub use self::backend::Backend;
 pub use self::balance::{Picked, Tried};
 pub use self::monitor::Monitor;
+pub use self::origin::Origins;
 pub use self::stats::InFlight;
 
 /// Heaviest weight.

@@ -12,7 +12,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Deserializer, de::Error as _};
 use sha2::{Digest, Sha256};
 
-use super::{Identity, Presented, Refusal, Source, Verified, challenge, only_one};
+use super::{Identity, IdentityState, Presented, Refusal, Source, Verified, challenge, only_one};
 use crate::context::{Consumer, Context, Principal};
 use crate::values::Scalar;
 use crate::values::scalar;
@@ -185,6 +185,10 @@ impl Identity for ApiKeys {
 
     fn has_claims(&self) -> bool {
         false
+    }
+
+    fn state(&self) -> IdentityState {
+        IdentityState { kind: "api_key", ..IdentityState::default() }
     }
 }
 

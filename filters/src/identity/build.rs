@@ -2,18 +2,22 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::HeaderName;
 use serde::de::DeserializeOwned;
 
 use super::api_key::{self, ApiKeys, Key, KeyHash};
-use super::jwt::{self, Jwt, Matches};
+use super::claims::Matches;
+use super::jwt::{self, Jwt};
+use super::remote::Remote;
 use super::spec::{ConsumerSpec, CredentialKind, CredentialSpec, IdentitySpec, Kind, MatchSpec};
 use super::{Broken, Identity, Source};
 use crate::context::Consumer;
-use crate::filter::BuildError;
+use crate::filter::{BuildError, Surroundings};
 use crate::tree::{self, Node, Path, suggest};
-use crate::values::Name;
+use crate::values::{Name, Url};
+use crate::world::{UpstreamId, World};
 
 /// The identities of a document, by name.
 #[derive(Default)]
@@ -33,6 +37,11 @@ impl Identities {
         self.by_name.keys().map(|name| &**name)
     }
 
+    /// All of them, by name.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<dyn Identity>> {
+        self.by_name.values()
+    }
+
     /// Where any of them looks for credentials; logs must not show what is there.
     pub fn sources(&self) -> impl Iterator<Item = &Source> {
         self.by_name.values().flat_map(|identity| identity.sources())
@@ -45,11 +54,48 @@ impl Identities {
     }
 }
 
+/// Where a document's identities are built: the world that they reach, and what the document has besides.
+pub struct Site<'a> {
+    /// The world.
+    pub world: &'a World,
+    /// The document.
+    pub surroundings: &'a dyn Surroundings,
+}
+
+impl Site<'_> {
+    /// The upstream that the option `upstream` names.
+    pub(super) fn via(&self, name: Option<&str>) -> Result<Option<UpstreamId>, BuildError> {
+        let Some(name) = name else { return Ok(None) };
+        let found = self.surroundings.upstream(name).ok_or_else(|| {
+            let error = BuildError::at("upstream", format!("no upstream is named `{name}`"));
+            let near = self.surroundings.nearest_upstream(name);
+            BuildError { hint: near, ..error }
+        });
+        found.map(Some)
+    }
+
+    /// The place at a URL that an option names. What is secret does not go over a network in the clear.
+    pub(super) fn remote(
+        &self,
+        option: &str,
+        url: &Url,
+        via: Option<UpstreamId>,
+        timeout: Duration,
+    ) -> Result<Remote, BuildError> {
+        if !url.is_https() && !url.is_loopback() && via.is_none() {
+            let message = "expected an https URL; one on this machine, or through an `upstream`, may be http";
+            return Err(BuildError::at(option, message));
+        }
+        Ok(Remote::new(&self.world.client, url, via, timeout))
+    }
+}
+
 /// Builds the identities of a document; their problems have paths from its root.
 #[must_use]
 pub fn build(
     identities: &BTreeMap<Name, IdentitySpec>,
     consumers: &[ConsumerSpec],
+    site: &Site<'_>,
 ) -> (Identities, Vec<BuildError>) {
     let mut builder = Builder::default();
     for (name, spec) in identities {
@@ -58,7 +104,7 @@ pub fn build(
     for (at, consumer) in consumers.iter().enumerate() {
         builder.consumer(at, consumer);
     }
-    builder.finish()
+    builder.finish(site)
 }
 
 #[derive(Default)]
@@ -207,7 +253,7 @@ impl Builder {
         None
     }
 
-    fn finish(mut self) -> (Identities, Vec<BuildError>) {
+    fn finish(mut self, site: &Site<'_>) -> (Identities, Vec<BuildError>) {
         let mut built = Identities::default();
         for (name, draft) in std::mem::take(&mut self.identities) {
             let identity: Result<Arc<dyn Identity>, BuildError> = match draft {
@@ -216,7 +262,7 @@ impl Builder {
                 }
                 Draft::ApiKey(Some(options), keys) => Ok(Arc::new(ApiKeys::new(name.clone(), options, keys))),
                 Draft::Jwt(Some(options), matches) => {
-                    Jwt::new(name.clone(), *options, matches).map(|jwt| Arc::new(jwt) as _)
+                    Jwt::new(name.clone(), *options, matches, site).map(|jwt| Arc::new(jwt) as _)
                 }
                 Draft::ApiKey(None, _) | Draft::Jwt(None, _) | Draft::Unknown => {
                     Ok(Arc::new(Broken { name: name.clone() }))

@@ -3,9 +3,13 @@
 //! They are built with the document; the filter `authenticate` is given them by name.
 
 mod api_key;
+mod bearer;
 mod build;
+mod cache;
+mod claims;
 mod json;
 mod jwt;
+mod remote;
 mod source;
 mod spec;
 
@@ -21,7 +25,7 @@ use pingora_http::RequestHeader;
 use crate::context::{Consumer, Context, Principal};
 
 pub use api_key::KeyHash;
-pub use build::{Identities, build};
+pub use build::{Identities, Site, build};
 pub use source::Source;
 pub use spec::{ConsumerSpec, CredentialKind, CredentialSpec, IdentitySpec, MatchSpec};
 
@@ -40,6 +44,8 @@ pub trait Identity: Send + Sync {
     fn sources(&self) -> &[Source];
     /// Whether its credentials have claims.
     fn has_claims(&self) -> bool;
+    /// What it knows now, for whoever operates the gateway.
+    fn state(&self) -> IdentityState;
 }
 
 /// What a request has of one identity's credentials.
@@ -53,6 +59,35 @@ pub enum Presented {
     Refused(Refusal),
     /// One of which nobody can tell now.
     Unknown(Unavailable),
+}
+
+/// Why a credential is not taken: it is wrong, or nobody can tell.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    Refused(Refusal),
+    Unknown(Unavailable),
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<Unavailable> for Failure {
+    fn from(unavailable: Unavailable) -> Self {
+        Self::Unknown(unavailable)
+    }
+}
+
+impl From<Result<Verified, Failure>> for Presented {
+    fn from(verified: Result<Verified, Failure>) -> Self {
+        match verified {
+            Ok(verified) => Self::Valid(verified),
+            Err(Failure::Refused(refusal)) => Self::Refused(refusal),
+            Err(Failure::Unknown(unavailable)) => Self::Unknown(unavailable),
+        }
+    }
 }
 
 /// Why nobody can tell whether a credential holds: what it takes to tell is not there.
@@ -73,6 +108,30 @@ pub struct Verified {
     pub consumer: Option<Arc<Consumer>>,
     /// What logs call it.
     pub credential: Option<Arc<str>>,
+}
+
+/// What an identity knows now.
+#[derive(Debug, Clone, Default)]
+pub struct IdentityState {
+    /// Its type.
+    pub kind: &'static str,
+    /// Its keys, if they are fetched.
+    pub keys: Option<KeysState>,
+}
+
+/// Keys that are fetched.
+#[derive(Debug, Clone)]
+pub struct KeysState {
+    /// Where they come from: a set of keys, or the issuer whose document says where that is.
+    pub from: String,
+    /// How many there are that this identity verifies with.
+    pub count: usize,
+    /// When they were last fetched; never, if they were not.
+    pub fetched: Option<SystemTime>,
+    /// When they are fetched next.
+    pub next: Option<SystemTime>,
+    /// Why they cannot be fetched now, and since when.
+    pub failing: Option<(String, SystemTime)>,
 }
 
 /// Why a credential does not hold.
@@ -157,5 +216,9 @@ impl Identity for Broken {
 
     fn has_claims(&self) -> bool {
         true
+    }
+
+    fn state(&self) -> IdentityState {
+        IdentityState { kind: "broken", ..IdentityState::default() }
     }
 }

@@ -1,5 +1,7 @@
 //! Tokens of the RFCs, and every attack on tokens that is known.
 
+mod fetched;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -9,9 +11,10 @@ use futures_util::FutureExt;
 use jsonwebtoken::{Algorithm, EncodingKey, crypto};
 use serde_json::{Value, json};
 
-use super::super::{ConsumerSpec, Identities, IdentitySpec, Presented, build};
-use crate::testing::{request, yaml};
+use crate::identity::{ConsumerSpec, Identities, IdentitySpec, Presented, Site, build};
+use crate::testing::{Alone, request, yaml};
 use crate::values::Name;
+use crate::world::World;
 
 /// RFC 7515 A.1: HS256.
 const A1: &str = "eyJ0eXAiOiJKV1QiLA0KICJhbGciOiJIUzI1NiJ9.\
@@ -47,7 +50,8 @@ fn built(options: &str) -> Result<Identities, String> {
         "[{name: acme, match: [{identity: corp, claim: azp, value: acme-app}, {identity: corp, claim: n, value: '5'}]},
           {name: other, match: [{identity: corp, claim: tenant, value: other}]}]",
     );
-    let (built, errors) = build(&identities, &consumers);
+    let world = World::dry();
+    let (built, errors) = build(&identities, &consumers, &Site { world: &world, surroundings: &Alone });
     match errors.first() {
         Some(error) => Err(format!("{}: {}", error.path, error.message)),
         None => Ok(built),
@@ -372,7 +376,7 @@ fn a_request_has_one_token() {
 fn keys_that_cannot_work_are_refused() {
     let pem = "public_key: \"-----BEGIN CERTIFICATE-----\"";
     for (options, told) in [
-        ("algorithms: [RS256]", "needs one of `secret`, `public_key` and `jwks`"),
+        ("algorithms: [RS256]", "needs one of `secret`, `public_key`, `jwks` and `jwks_uri`"),
         ("algorithms: [HS256], secret: short", "secret: HS256 needs a secret of at least 32 bytes"),
         (&format!("algorithms: [RS256], {pem}"), "public_key: expected a public key in PEM"),
         ("algorithms: [RS256], public_key: corp.pem", "public_key: expected a public key in PEM"),
