@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 
 use super::api_key::{self, ApiKeys, Key, KeyHash};
 use super::claims::Matches;
+use super::introspection::{self, Introspection};
 use super::jwt::{self, Jwt};
 use super::remote::Remote;
 use super::spec::{ConsumerSpec, CredentialKind, CredentialSpec, IdentitySpec, Kind, MatchSpec};
@@ -120,6 +121,7 @@ struct Builder {
 /// An identity that waits for its consumers; one with mistakes has no options.
 enum Draft {
     ApiKey(Option<api_key::Options>, HashMap<KeyHash, Key>),
+    Introspection(Option<Box<introspection::Options>>, Matches),
     Jwt(Option<Box<jwt::Options>>, Matches),
     /// Of no type there is.
     Unknown,
@@ -129,6 +131,7 @@ impl Draft {
     fn kind(&self) -> Option<Kind> {
         match self {
             Self::ApiKey(..) => Some(Kind::ApiKey),
+            Self::Introspection(..) => Some(Kind::Introspection),
             Self::Jwt(..) => Some(Kind::Jwt),
             Self::Unknown => None,
         }
@@ -154,10 +157,13 @@ impl Builder {
         let written = node.get("type").and_then(|node| node.as_str());
         let draft = match written.and_then(Kind::read) {
             Some(Kind::ApiKey) => Draft::ApiKey(self.options(node, &path), HashMap::new()),
+            Some(Kind::Introspection) => {
+                Draft::Introspection(self.options(node, &path).map(Box::new), Matches::default())
+            }
             Some(Kind::Jwt) => Draft::Jwt(self.options(node, &path).map(Box::new), Matches::default()),
             None => {
                 let hint = did_you_mean(written.unwrap_or_default(), Kind::NAMES);
-                self.refuse(path.join("type"), "expected the type `api_key` or `jwt`", hint);
+                self.refuse(path.join("type"), "expected the type `api_key`, `introspection` or `jwt`", hint);
                 Draft::Unknown
             }
         };
@@ -198,7 +204,7 @@ impl Builder {
     fn matched(&mut self, consumer: &Arc<Consumer>, wanted: &MatchSpec, path: &Path) {
         let name = wanted.identity.as_str();
         let message = match self.identities.get_mut(name) {
-            Some(Draft::Jwt(_, matches)) => {
+            Some(Draft::Introspection(_, matches) | Draft::Jwt(_, matches)) => {
                 matches.add(wanted, consumer);
                 let key = [name.to_owned(), wanted.claim.clone(), wanted.value.clone()];
                 let Some(other) = self.matches.insert(key, path.clone()) else { return };
@@ -261,12 +267,17 @@ impl Builder {
                     Err(BuildError::at("from", "no key could ever be found; add `header:x-api-key`"))
                 }
                 Draft::ApiKey(Some(options), keys) => Ok(Arc::new(ApiKeys::new(name.clone(), options, keys))),
+                Draft::Introspection(Some(options), matches) => {
+                    Introspection::new(name.clone(), *options, matches, site)
+                        .map(|built| Arc::new(built) as _)
+                }
                 Draft::Jwt(Some(options), matches) => {
                     Jwt::new(name.clone(), *options, matches, site).map(|jwt| Arc::new(jwt) as _)
                 }
-                Draft::ApiKey(None, _) | Draft::Jwt(None, _) | Draft::Unknown => {
-                    Ok(Arc::new(Broken { name: name.clone() }))
-                }
+                Draft::ApiKey(None, _)
+                | Draft::Introspection(None, _)
+                | Draft::Jwt(None, _)
+                | Draft::Unknown => Ok(Arc::new(Broken { name: name.clone() })),
             };
             let identity = identity.unwrap_or_else(|error| {
                 let path = place(&["identities", &name]).concat(&error.path);

@@ -63,7 +63,7 @@ impl TokenCache {
 
     /// What a token is kept by; none where nothing is kept.
     pub(super) fn hash(&self, token: &[u8]) -> Option<TokenHash> {
-        self.tokens.as_ref().map(|_| Sha256::digest(token).into())
+        self.tokens.as_ref().map(|_| hash(token))
     }
 
     /// What is known of a token, if it was found out with these keys and is still so.
@@ -89,6 +89,11 @@ impl TokenCache {
             tokens.insert(hash, known);
         }
     }
+}
+
+/// What a token is kept by.
+pub(super) fn hash(token: &[u8]) -> TokenHash {
+    Sha256::digest(token).into()
 }
 
 /// Seconds since 1970, as tokens count them.

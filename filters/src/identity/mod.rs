@@ -7,6 +7,7 @@ mod bearer;
 mod build;
 mod cache;
 mod claims;
+mod introspection;
 mod json;
 mod jwt;
 mod remote;
@@ -117,6 +118,17 @@ pub struct IdentityState {
     pub kind: &'static str,
     /// Its keys, if they are fetched.
     pub keys: Option<KeysState>,
+    /// Whom it asks about tokens, if it does.
+    pub endpoint: Option<EndpointState>,
+}
+
+/// A place that is asked about tokens.
+#[derive(Debug, Clone)]
+pub struct EndpointState {
+    /// Where it is.
+    pub url: String,
+    /// Why it did not answer the last time, and since when.
+    pub failing: Option<(String, SystemTime)>,
 }
 
 /// Keys that are fetched.

@@ -183,6 +183,6 @@ impl Identity for Jwt {
             KeyRing::Written(_) => None,
             KeyRing::Fetched(keys) => Some(keys.state()),
         };
-        IdentityState { kind: "jwt", keys }
+        IdentityState { kind: "jwt", keys, endpoint: None }
     }
 }
