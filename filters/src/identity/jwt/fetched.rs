@@ -1,12 +1,13 @@
 //! Keys that are fetched, ahead of need: by one task, which requests can only ask to make haste.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwapOption;
 use futures_util::future::{Either, select};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use super::keys::Keys;
 use super::options::AlgorithmName;
@@ -16,10 +17,14 @@ use crate::world::{Clock, Counter, Gauge, Metrics, Rng, Tasks, World};
 
 /// Bounds of what an answer says of how long its keys are good for.
 const LIFETIME: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(24 * 3600));
-/// After a request had the keys fetched, how long none has.
-const COOL_DOWN: Duration = Duration::from_secs(10);
+/// After a request had the keys fetched, how long no other has.
+const COOL_DOWN: Duration = Duration::from_secs(5);
 /// Longest wait of a request for keys.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(15);
+/// Requests that wait for keys at a time.
+const WAITING: usize = 256;
+/// Keys that were looked for in vain just now and are remembered.
+const MISSED: usize = 1024;
 /// How soon a failed fetch is tried again at first; twice as late each time.
 const RETRY: Duration = Duration::from_secs(1);
 /// Longest pause between failed fetches.
@@ -40,6 +45,7 @@ pub(super) struct FetchedKeys {
     done: watch::Sender<u64>,
     /// Makes the task go on.
     wake: Arc<Notify>,
+    waiting: Semaphore,
     meters: Meters,
 }
 
@@ -51,6 +57,8 @@ struct Progress {
     wanted: u64,
     /// When that was.
     asked: Option<Instant>,
+    /// Ids of keys that were not there when they were last looked for, and when that was.
+    missed: HashMap<Box<str>, Instant>,
     fetched: Option<SystemTime>,
     next: Option<Instant>,
     failing: Option<Failing>,
@@ -112,6 +120,7 @@ impl FetchedKeys {
             progress: Mutex::default(),
             done: watch::Sender::new(0),
             wake: Arc::default(),
+            waiting: Semaphore::new(WAITING),
         });
         keys.run(&*world.tasks);
         keys
@@ -139,19 +148,22 @@ impl FetchedKeys {
         if let Some(keys) = self.get() {
             return Ok(keys);
         }
-        self.newer(0).await?;
+        self.newer(0, None).await?;
         self.get().ok_or_else(|| self.unavailable("the keys of the identity were never fetched"))
     }
 
-    /// Other keys than those, if there are; fetched once more to see, unless that was done just now.
-    pub(super) async fn newer(&self, than: u64) -> Result<Option<Arc<Keys>>, Unavailable> {
+    /// Other keys than those, if there are: as of after this was asked, so that no token of a key that is new is
+    /// refused. Who names keys at random only waits longer: fetches have a pause between them.
+    pub(super) async fn newer(&self, than: u64, id: Option<&str>) -> Result<Option<Arc<Keys>>, Unavailable> {
         let newer = || self.get().filter(|keys| keys.epoch() != than);
         if let Some(keys) = newer() {
             return Ok(Some(keys));
         }
-        let Some(wanted) = self.ask() else { return Ok(None) };
-        let mut done = self.done.subscribe();
-        let fetched = std::pin::pin!(done.wait_for(|done| *done >= wanted));
+        let Some(wanted) = self.worthwhile(id)? else { return Ok(None) };
+        let place = self.waiting.try_acquire();
+        let _place =
+            place.map_err(|_| self.unavailable("too many requests wait for keys of the identity"))?;
+        let fetched = std::pin::pin!(self.fetched(wanted));
         if let Either::Right(_) = select(fetched, self.clock.sleep(PATIENCE)).await {
             return Err(self.unavailable("fetching the keys of the identity takes too long"));
         }
@@ -160,24 +172,62 @@ impl FetchedKeys {
             None if self.progress.lock().failing.is_some() => {
                 Err(self.unavailable("the keys of the identity cannot be fetched"))
             }
-            None => Ok(None),
+            None => {
+                self.missed(id.unwrap_or_default());
+                Ok(None)
+            }
         }
     }
 
-    /// Has the keys fetched; gives the number of the fetch to wait for, none where there is no fetching.
-    fn ask(&self) -> Option<u64> {
+    /// The number of the fetch that would tell; none where there is no fetching, or was one just now.
+    fn worthwhile(&self, id: Option<&str>) -> Result<Option<u64>, Unavailable> {
+        let progress = self.progress.lock();
+        let now = self.clock.now();
+        let just_now = |at: &Instant| now.saturating_duration_since(*at) < COOL_DOWN;
+        let missed = progress.missed.get(id.unwrap_or_default()).is_some_and(just_now);
+        if progress.started == 0 || missed {
+            return Ok(None);
+        }
+        if progress.failing.is_some() && progress.asked.as_ref().is_some_and(just_now) {
+            drop(progress);
+            return Err(self.unavailable("the keys of the identity cannot be fetched"));
+        }
+        // One that is under way may have been answered before the keys changed.
+        Ok(Some(progress.started + 1))
+    }
+
+    /// Waits for this fetch, which it sets off when it may.
+    async fn fetched(&self, wanted: u64) {
+        while let Some(pause) = self.ask(wanted) {
+            self.clock.sleep(pause).await;
+        }
+        drop(self.done.subscribe().wait_for(|done| *done >= wanted).await);
+    }
+
+    /// Sets a fetch off, unless somebody did; else says when it may be.
+    fn ask(&self, wanted: u64) -> Option<Duration> {
         let mut progress = self.progress.lock();
-        if progress.started == 0 {
+        if progress.wanted.max(progress.started) >= wanted {
             return None;
         }
         let now = self.clock.now();
-        if progress.asked.is_none_or(|asked| now.saturating_duration_since(asked) >= COOL_DOWN) {
-            progress.asked = Some(now);
-            // One that is under way may have been answered before the keys changed.
-            progress.wanted = progress.started + 1;
-            self.wake.notify_one();
+        let since = progress.asked.map_or(COOL_DOWN, |asked| now.saturating_duration_since(asked));
+        if since < COOL_DOWN {
+            return Some(COOL_DOWN - since);
         }
-        Some(progress.wanted.max(progress.started))
+        progress.asked = Some(now);
+        progress.wanted = wanted;
+        self.wake.notify_one();
+        None
+    }
+
+    fn missed(&self, id: &str) {
+        let now = self.clock.now();
+        let mut progress = self.progress.lock();
+        if progress.missed.len() >= MISSED {
+            progress.missed.clear();
+        }
+        progress.missed.insert(id.into(), now);
     }
 
     fn unavailable(&self, reason: &'static str) -> Unavailable {

@@ -3,7 +3,7 @@
 //! The document says which algorithms there are and with which keys, or where those are; of what a token says
 //! about itself only `alg` and `kid` are looked at, and only to choose among those. No token makes the gateway
 //! call any place it names; one that names an unknown key has the keys of its issuer fetched once more, at most
-//! once in ten seconds.
+//! once in five seconds.
 
 mod fetched;
 mod keys;

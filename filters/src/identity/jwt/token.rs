@@ -104,7 +104,7 @@ impl Verifier {
         match token.verify(&keys) {
             Ok(()) => Ok(keys.epoch()),
             Err(why) if !why.may_be_newer => Err(why.refusal.into()),
-            Err(why) => match fetched.newer(keys.epoch()).await? {
+            Err(why) => match fetched.newer(keys.epoch(), token.id.as_deref()).await? {
                 Some(newer) => token.verify(&newer).map(|()| newer.epoch()).map_err(|why| why.refusal.into()),
                 None => Err(why.refusal.into()),
             },
