@@ -22,7 +22,7 @@ use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server};
 use tollhouse_filters::registry::Registry;
 use tollhouse_filters::tree::from_node_all;
-use tollhouse_filters::world::{State, Tasks, World};
+use tollhouse_filters::world::{Revocations, State, Tasks, World};
 
 use self::lifetime::Lifetime;
 use self::signals::Signals;
@@ -141,6 +141,7 @@ fn report(snapshot: &Snapshot, loaded: &Arc<Loaded>, registry: &Registry) {
 struct Parts {
     path: PathBuf,
     state: Arc<dyn State>,
+    revocations: Arc<Revocations>,
     live: Arc<Live>,
     reloader: Arc<Reloader>,
     desk: Desk,
@@ -169,7 +170,7 @@ impl Parts {
         }
         let mut sockets =
             before.as_mut().map(|before| std::mem::take(&mut before.sockets)).unwrap_or_default();
-        let state = world.state.clone();
+        let (state, revocations) = (world.state.clone(), world.revocations.clone());
         let parts = Self::new(snapshot, path, registry, world, observe, monitor.clone(), &mut sockets)?;
         calls.follow(&parts.live);
         background.begin();
@@ -177,7 +178,7 @@ impl Parts {
         monitor.warm_up();
         background.settle();
         if let Some(before) = before {
-            before.remember(&*state)?;
+            before.remember(&*state, &revocations)?;
         }
         Ok(parts)
     }
@@ -226,15 +227,20 @@ impl Parts {
             draining: Draining::default(),
             over: Draining::default(),
         };
-        let state = world.state.clone();
+        let (state, revocations) = (world.state.clone(), world.revocations.clone());
         let reloader = Reloader::new(path.clone(), registry, world, live.clone(), dry::verify);
         let reloader = Arc::new(reloader.watched_by(monitor));
-        Ok(Self { path, state, live, reloader, desk, budget, bound, admin })
+        Ok(Self { path, state, revocations, live, reloader, desk, budget, bound, admin })
     }
 
     fn serve(self, signals: Signals, origin: Origin, before: Option<Predecessor>) -> Result<(), StartError> {
-        let upgrades =
-            Upgrades::new(self.path.clone(), self.live.clone(), self.state.clone(), self.shared()?);
+        let upgrades = Upgrades::new(
+            self.path.clone(),
+            self.live.clone(),
+            self.state.clone(),
+            self.revocations.clone(),
+            self.shared()?,
+        );
         let upgrades = Arc::new(upgrades);
         let snapshot = self.live.load();
         let opened = Lifetime { origin, before, upgrades: upgrades.clone() }.begin(&snapshot.server)?;
@@ -259,6 +265,7 @@ impl Parts {
             observe: self.desk.observe.clone(),
             stopping: stopping.clone(),
             registry: self.reloader.registry().clone(),
+            revocations: self.revocations.clone(),
         };
         let admin = self.admin.map(|(_, listener)| admin::start(listener, state)).transpose();
         let admin = admin
@@ -318,6 +325,9 @@ impl Parts {
             let labels = [("reason", failure.name())];
             registry.register_counter_fn(name, help, &labels, move || handshakes.count(failure));
         }
+        let revocations = self.revocations.clone();
+        let help = "Entries about tokens that no longer hold.";
+        registry.register_gauge_fn("tollhouse_revocations", help, &[], move || count(revocations.len()));
         let budget = self.budget.clone();
         let help = "Bytes of request bodies buffered for filters.";
         registry.register_gauge_fn("tollhouse_buffered_bytes", help, &[], move || {

@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::RwLock;
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::world::Clock;
@@ -21,7 +20,7 @@ pub(crate) const MOST: usize = 100_000;
 pub(crate) const GRACE: Duration = Duration::from_secs(3600);
 
 /// One entry: which tokens no longer hold, and until when it is needed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Revocation {
     /// The identity whose tokens they are.
     pub identity: Arc<str>,
@@ -36,7 +35,7 @@ pub struct Revocation {
 }
 
 /// Which tokens of an identity.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Revoked {
     /// The one with this `jti`.

@@ -2,7 +2,7 @@
 
 use http::header::AUTHORIZATION;
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::identity::Source;
 use crate::values::{ByteSize, Duration, DurationOrZero, Scalar, Secret, Url};
@@ -70,7 +70,7 @@ pub(in crate::identity) enum Type {
 }
 
 /// How a client shows what proves who it is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(in crate::identity) enum ClientAuth {
     /// In `Authorization`.
