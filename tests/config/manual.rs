@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::{project, read, schema};
 
 /// Headings of tables of keys, and the definitions they show; filters are found by name.
-const SECTIONS: [(&str, &str); 35] = [
+const SECTIONS: [(&str, &str); 36] = [
     ("the document", "Document"),
     ("server", "Server"),
     ("server.limits", "Limits"),
@@ -27,6 +27,7 @@ const SECTIONS: [(&str, &str); 35] = [
     ("upstreams[].retries", "Retries"),
     ("upstreams[].pool", "Pool"),
     ("identities.NAME, type api_key", "ApiKeyIdentity"),
+    ("identities.NAME, type introspection", "IntrospectionIdentity"),
     ("identities.NAME, type jwt", "JwtIdentity"),
     ("consumers[]", "Consumer"),
     ("consumers[].match[]", "ConsumerMatch"),
