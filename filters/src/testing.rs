@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use pingora_http::{RequestHeader, ResponseHeader};
 use serde::de::DeserializeOwned;
+use tokio::sync::Semaphore;
 
 use crate::builtin;
 use crate::context::Context;
@@ -20,7 +23,9 @@ use crate::spec::{Item, OnError};
 use crate::tree::{self, FileId, Limits, suggest};
 use crate::values::Name;
 use crate::when::When;
-use crate::world::{ManualClock, UpstreamId, World};
+use crate::world::{
+    Client, ClientError, ClientReply, ManualClock, Origin, ScriptedClient, UpstreamId, World,
+};
 
 /// Parses a value from YAML.
 ///
@@ -119,6 +124,28 @@ fn identities(document: &str, world: &World) -> Result<Identities, String> {
     match errors.first() {
         Some(error) => Err(format!("{}: {}", error.path, error.message)),
         None => Ok(built),
+    }
+}
+
+/// Has a scripted client answer only as often as it is let.
+pub struct Slow(pub Arc<ScriptedClient>, pub Arc<Semaphore>);
+
+#[async_trait]
+impl Client for Slow {
+    async fn send(
+        &self,
+        upstream: UpstreamId,
+        head: RequestHeader,
+        body: Bytes,
+        timeout: Option<Duration>,
+    ) -> Result<ClientReply, ClientError> {
+        let reply = self.0.send(upstream, head, body, timeout).await;
+        self.1.acquire().await.expect("open").forget();
+        reply
+    }
+
+    fn origin(&self, origin: &Origin) -> Option<UpstreamId> {
+        self.0.origin(origin)
     }
 }
 

@@ -4,16 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
-use pingora_http::RequestHeader;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
 use crate::identity::{ConsumerSpec, Identity, IdentitySpec, Presented, Site, build};
-use crate::testing::{Alone, request, yaml};
+use crate::testing::{Alone, Slow, request, yaml};
 use crate::values::Name;
 use crate::world::{
     Client, ClientError, ClientReply, Clock, ManualClock, MemoryMetrics, Origin, Revocation, Revoked,
@@ -268,28 +265,6 @@ async fn a_token_that_was_revoked_here_is_refused_whatever_its_issuer_says() {
     let revocation = Revocation { identity, which, issued_before: None, expires: NOW + 60 };
     place.world.revocations.add(revocation).expect("room");
     assert_eq!(place.ask(&opaque, "token").await, Err("the token was revoked".to_owned()));
-}
-
-/// Answers only once it is let.
-struct Slow(Arc<ScriptedClient>, Arc<Semaphore>);
-
-#[async_trait]
-impl Client for Slow {
-    async fn send(
-        &self,
-        upstream: UpstreamId,
-        head: RequestHeader,
-        body: Bytes,
-        timeout: Option<Duration>,
-    ) -> Result<ClientReply, ClientError> {
-        let reply = self.0.send(upstream, head, body, timeout).await;
-        self.1.acquire().await.expect("open").forget();
-        reply
-    }
-
-    fn origin(&self, origin: &Origin) -> Option<UpstreamId> {
-        self.0.origin(origin)
-    }
 }
 
 #[tokio::test]

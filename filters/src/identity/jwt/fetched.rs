@@ -163,7 +163,7 @@ impl FetchedKeys {
         let place = self.waiting.try_acquire();
         let _place =
             place.map_err(|_| self.unavailable("too many requests wait for keys of the identity"))?;
-        let fetched = std::pin::pin!(self.fetched(wanted));
+        let fetched = std::pin::pin!(self.fetched(wanted, id));
         if let Either::Right(_) = select(fetched, self.clock.sleep(PATIENCE)).await {
             return Err(self.unavailable("fetching the keys of the identity takes too long"));
         }
@@ -196,12 +196,17 @@ impl FetchedKeys {
         Ok(Some(progress.started + 1))
     }
 
-    /// Waits for this fetch, which it sets off when it may.
-    async fn fetched(&self, wanted: u64) {
-        while let Some(pause) = self.ask(wanted) {
-            self.clock.sleep(pause).await;
+    /// Waits for this fetch, which it sets off when it may, or for one before it that brings the key.
+    async fn fetched(&self, wanted: u64, id: Option<&str>) {
+        let mut done = self.done.subscribe();
+        let has = || id.is_some_and(|id| self.keys.load().as_ref().is_some_and(|keys| keys.has(id)));
+        while *done.borrow_and_update() < wanted && !has() {
+            let more = std::pin::pin!(done.changed());
+            match self.ask(wanted) {
+                Some(pause) => drop(select(self.clock.sleep(pause), more).await),
+                None => drop(more.await),
+            }
         }
-        drop(self.done.subscribe().wait_for(|done| *done >= wanted).await);
     }
 
     /// Sets a fetch off, unless somebody did; else says when it may be.

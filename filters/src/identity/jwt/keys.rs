@@ -104,6 +104,11 @@ impl Keys {
         self.epoch
     }
 
+    /// Whether one of them has this id.
+    pub(super) fn has(&self, id: &str) -> bool {
+        self.keys.iter().any(|key| key.id.as_deref() == Some(id))
+    }
+
     /// How many there are.
     pub(super) fn len(&self) -> usize {
         self.keys.len()
@@ -117,7 +122,7 @@ impl Keys {
         message: &str,
         signature: &str,
     ) -> Result<(), Unverified> {
-        let is_known = id.is_some() && self.keys.iter().any(|key| key.id.as_deref() == id);
+        let is_known = id.is_some_and(|id| self.has(id));
         let refused = |reason, may_be_newer| Unverified { refusal: Refusal::new(reason), may_be_newer };
         let fits = |key: &&Key| {
             let named = if is_known { key.id.as_deref() == id } else { id.is_none() || key.id.is_none() };

@@ -1,13 +1,18 @@
 //! Keys that are fetched: when, how often, and what happens when they cannot be.
 
+mod cached;
+mod discovery;
+
 use std::sync::Arc;
 
 use futures_util::future::{BoxFuture, join_all};
+use tokio::sync::Semaphore;
 
 use super::*;
 use crate::identity::Identity;
 use crate::world::{
-    ClientError, Clock, ManualClock, MemoryMetrics, Revocation, Revoked, ScriptedClient, Tasks, UpstreamId,
+    Client, ClientError, ClientReply, Clock, ManualClock, MemoryMetrics, Origin, Revocation, Revoked,
+    ScriptedClient, Tasks, UpstreamId,
 };
 
 const URI: &str = "https://id.test/keys";
@@ -269,6 +274,28 @@ async fn a_key_that_is_new_just_after_others_were_looked_for_is_waited_for() {
 }
 
 #[tokio::test]
+async fn a_fetch_that_is_under_way_is_enough_if_it_brings_the_key() {
+    let (mut place, gate) = (Place::new(), Arc::new(Semaphore::new(1)));
+    place.world.client = Arc::new(Slow(place.client.clone(), gate.clone()));
+    place.answer(&[key(0, "a")]);
+    let corp = place.corp(OPTIONS).await;
+    place.answer(&[key(0, "a"), key(1, "b")]);
+    let token = named(1, "b");
+    let mut first = Box::pin(place.ask(&corp, &token));
+    assert!((&mut first).now_or_never().is_none());
+    place.moves_on(0).await;
+    assert_eq!(place.client.requests().len(), 2, "the fetch is under way");
+    let second = place.ask(&corp, &token);
+    let opened = async {
+        tokio::task::yield_now().await;
+        gate.add_permits(1);
+    };
+    let (first, second, ()) = futures_util::future::join3(first, second, opened).await;
+    assert_eq!((first, second), (Ok("alice".to_owned()), Ok("alice".to_owned())));
+    assert_eq!(place.fetches(), 2);
+}
+
+#[tokio::test]
 async fn the_last_good_keys_are_kept_through_an_outage() {
     let place = Place::new();
     place.answer_with(&[("cache-control", "public, max-age=100")], &json!({"keys": [key(0, "a")]}));
@@ -450,183 +477,4 @@ async fn keys_of_the_document_serve_until_others_were_fetched_and_in_dry_runs() 
     let without = dry.build(OPTIONS);
     let never = "503 the keys of the identity were never fetched in 1s".to_owned();
     assert_eq!(place.ask(&without, &named(0, "a")).await, Err(never));
-}
-
-mod discovery {
-    use super::*;
-
-    const OPTIONS: &str = "algorithms: [EdDSA], issuer: 'https://id.test/tenant'";
-
-    fn document(issuer: &str, jwks_uri: &str) -> Value {
-        json!({"issuer": issuer, "jwks_uri": jwks_uri, "authorization_endpoint": "https://id.test/auth"})
-    }
-
-    fn targets(place: &Place) -> Vec<(u32, String)> {
-        let sent = place.client.requests();
-        sent.iter().map(|sent| (sent.upstream.0, sent.head.uri.to_string())).collect()
-    }
-
-    async fn error(place: &Place) -> String {
-        let corp = place.corp(OPTIONS).await;
-        corp.state().keys.and_then(|keys| keys.failing).expect("failing").0
-    }
-
-    #[tokio::test]
-    async fn an_issuer_is_asked_where_its_keys_are() {
-        let place = Place::new();
-        place.answer_with(&[], &document("https://id.test/tenant", "https://id.test/tenant/keys"));
-        place.answer(&[key(0, "a")]);
-        place.answer(&[key(1, "b")]);
-        let corp = place.corp(OPTIONS).await;
-        let claims = json!({"iss": "https://id.test/tenant", "sub": "alice", "exp": NOW + 3600});
-        let alice = claiming(0, json!({"kid": "a"}), &claims);
-        assert_eq!(place.ask(&corp, &alice).await, Ok("alice".to_owned()));
-        assert!(place.ask(&corp, &named(0, "a")).await.is_err(), "of no issuer");
-        place.moves_on(480).await;
-        let known = "/tenant/.well-known/openid-configuration".to_owned();
-        let keys = "/tenant/keys".to_owned();
-        assert_eq!(targets(&place), [(1000, known), (1000, keys.clone()), (1000, keys)], "it is asked once");
-    }
-
-    #[tokio::test]
-    async fn one_that_does_not_speak_openid_is_asked_as_rfc_8414_says() {
-        let place = Place::new();
-        place.client.reply(404, &[], []);
-        place.answer_with(&[], &document("https://id.test/tenant", "https://id.test/keys"));
-        place.answer(&[key(0, "a")]);
-        place.corp(OPTIONS).await;
-        assert_eq!(targets(&place)[1].1, "/.well-known/oauth-authorization-server/tenant");
-        assert_eq!(targets(&place)[2].1, "/keys");
-    }
-
-    #[tokio::test]
-    async fn a_document_of_another_issuer_is_refused() {
-        for issuer in ["https://evil.test", "https://id.test/tenant/", "https://ID.test/tenant", ""] {
-            let place = Place::new();
-            place.answer_with(&[], &document(issuer, "https://id.test/keys"));
-            assert!(error(&place).await.ends_with("the document is of another `issuer`"), "{issuer}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_document_cannot_have_the_gateway_call_what_is_near_it_or_without_tls() {
-        for uri in ["http://id.test/keys", "file:///etc/passwd", "https://a@id.test/", ""] {
-            let place = Place::new();
-            place.answer_with(&[], &document("https://id.test/tenant", uri));
-            let error = error(&place).await;
-            assert!(error.contains("`jwks_uri`"), "{error}");
-            assert_eq!(place.client.requests().len(), 1);
-        }
-        let place = Place::new();
-        place.answer_with(&[], &document("https://id.test/tenant", "https://localhost/keys"));
-        place.answer(&[key(0, "a")]);
-        place.corp(OPTIONS).await;
-        let other = &place.client.origins()[1];
-        assert_eq!((&*other.host, other.public_only), ("localhost", true), "the client refuses such a place");
-        assert_eq!(targets(&place)[1], (1001, "/keys".to_owned()));
-    }
-
-    #[tokio::test]
-    async fn through_an_upstream_all_has_to_be_on_one_host() {
-        let place = Place::new();
-        place.answer_with(&[], &document("https://id.test/tenant", "https://keys.test/keys"));
-        let corp = place.corp(&format!("{OPTIONS}, upstream: main")).await;
-        let (error, _) = corp.state().keys.and_then(|keys| keys.failing).expect("failing");
-        assert!(error.contains("on another host"), "{error}");
-    }
-
-    #[tokio::test]
-    async fn keys_that_moved_are_looked_for_anew() {
-        let place = Place::new();
-        place.answer_with(&[], &document("https://id.test/tenant", "https://id.test/old"));
-        place.answer(&[key(0, "a")]);
-        place.client.reply(404, &[], []);
-        place.answer_with(&[], &document("https://id.test/tenant", "https://id.test/new"));
-        place.answer(&[key(1, "b")]);
-        let _corp = place.corp(OPTIONS).await;
-        place.moves_on(480).await;
-        place.moves_on(2).await;
-        assert_eq!(place.fetches(), 3);
-        assert_eq!(targets(&place)[4].1, "/new");
-    }
-}
-
-mod cached {
-    use super::*;
-
-    async fn corp() -> (Place, Arc<dyn Identity>) {
-        let place = Place::new();
-        place.answer(&[key(0, "a")]);
-        let corp = place.corp(&format!("{OPTIONS}, leeway: 60s")).await;
-        (place, corp)
-    }
-
-    fn hits(place: &Place) -> i64 {
-        let labels = [("identity", "corp"), ("outcome", "hit")];
-        place.metrics.value("tollhouse_identity_token_cache_total", &labels).unwrap_or_default()
-    }
-
-    #[tokio::test]
-    async fn a_token_is_verified_once_up_to_its_end() {
-        let (place, corp) = corp().await;
-        let token = claiming(0, json!({"kid": "a"}), &json!({"sub": "alice", "exp": NOW + 300}));
-        for (second, seen) in [(0, 0), (0, 1), (299, 2), (1, 2), (0, 2), (59, 2)] {
-            place.moves_on(second).await;
-            assert!(place.ask(&corp, &token).await.is_ok(), "{second}");
-            assert_eq!(hits(&place), seen, "within its leeway it is looked into each time");
-        }
-        place.moves_on(1).await;
-        assert_eq!(place.ask(&corp, &token).await, Err("the token has expired".to_owned()));
-    }
-
-    #[tokio::test]
-    async fn what_looks_like_a_known_token_is_none() {
-        let (place, corp) = corp().await;
-        let token = named(0, "a");
-        assert!(place.ask(&corp, &token).await.is_ok());
-        let (message, signature) = token.rsplit_once('.').expect("a signature");
-        for other in [
-            format!("{message}."),
-            format!("{message}.{signature}="),
-            format!("{token}x"),
-            message.to_owned(),
-        ] {
-            place.ask(&corp, &other).await.expect_err(&other);
-        }
-        assert_eq!(hits(&place), 0);
-    }
-
-    #[tokio::test]
-    async fn one_that_is_revoked_is_refused_at_once() {
-        let (place, corp) = corp().await;
-        let token = named(0, "a");
-        for _ in 0..2 {
-            assert!(place.ask(&corp, &token).await.is_ok());
-        }
-        let revoke = |identity: &str, which| {
-            let revocation =
-                Revocation { identity: identity.into(), which, issued_before: None, expires: NOW + 3600 };
-            place.world.revocations.add(revocation).expect("room");
-        };
-        revoke("other", Revoked::Jti("1".into()));
-        assert!(place.ask(&corp, &token).await.is_ok());
-        revoke("corp", Revoked::Jti("1".into()));
-        assert_eq!(place.ask(&corp, &token).await, Err("the token was revoked".to_owned()));
-        assert_eq!(hits(&place), 3);
-        place.world.revocations.remove("corp", &Revoked::Jti("1".into())).expect("removed");
-        assert!(place.ask(&corp, &token).await.is_ok());
-        revoke("corp", Revoked::Sub("alice".into()));
-        assert_eq!(place.ask(&corp, &token).await, Err("the token was revoked".to_owned()));
-    }
-
-    #[tokio::test]
-    async fn a_cache_of_nothing_keeps_nothing() {
-        let place = Place::new();
-        place.answer(&[key(0, "a")]);
-        let corp = place.corp(&format!("{OPTIONS}, token_cache: 0B")).await;
-        for _ in 0..2 {
-            assert!(place.ask(&corp, &named(0, "a")).await.is_ok());
-        }
-        assert_eq!(hits(&place), 0);
-    }
 }

@@ -12,7 +12,7 @@ use jsonwebtoken::{Algorithm, EncodingKey, crypto};
 use serde_json::{Value, json};
 
 use crate::identity::{ConsumerSpec, Identities, IdentitySpec, Presented, Site, build};
-use crate::testing::{Alone, request, yaml};
+use crate::testing::{Alone, Slow, request, yaml};
 use crate::values::Name;
 use crate::world::World;
 
