@@ -16,6 +16,9 @@ import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { pathToFileURL } from 'node:url';
 
+// What the library remarks about settings that are for tests is no line of ours.
+console.info = console.log = console.warn = () => {};
+
 const modules = createRequire(join(process.argv[2], 'package.json'));
 const { default: Provider } = await import(pathToFileURL(modules.resolve('oidc-provider')));
 
