@@ -323,7 +323,7 @@ mod tests {
         new.send(&Step::Ready).unwrap();
         assert!(old.join().unwrap());
         assert_eq!(parts, [BATCH, BATCH, 1]);
-        assert_eq!(next.revocations.list(None), [revoked.clone()]);
+        assert_eq!(next.revocations.list(None), std::slice::from_ref(&revoked));
         assert_eq!(world.revocations.add(revoked), Err(Full::HandedOver), "nobody would know of it");
         for n in [0, 1, entries - 1] {
             let sum = next.state.add(&key(n), 1, Duration::from_secs(60)).await.unwrap();
