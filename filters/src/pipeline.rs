@@ -93,11 +93,14 @@ impl Step {
         }
         ctx.decide(Verdict::Failed, error.to_string(), &[]);
         self.ended(ctx, Some("the filter failed".into()));
-        let kind = match error {
-            FilterError::Unavailable(_) => &FILTER_UNAVAILABLE,
+        let mut problem = Problem::new(match error {
+            FilterError::Unavailable(_) | FilterError::Later { .. } => &FILTER_UNAVAILABLE,
             FilterError::Internal(_) => &INTERNAL,
-        };
-        Some(Problem::new(kind).into())
+        });
+        if let FilterError::Later { seconds, .. } = error {
+            problem.retry_after = Some(*seconds);
+        }
+        Some(problem.into())
     }
 
     /// At most one line a second and step, however many requests fail.

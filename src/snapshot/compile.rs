@@ -115,7 +115,7 @@ impl Compiler<'_> {
         let upstreams = self.upstreams(&document.upstreams, base, &mut faults);
         let ids = ids(&document.upstreams, self.previous);
         let folder = (self.mode != Mode::Afar).then_some(base);
-        let identities = identities::build(&mut document, &mut faults);
+        let identities = identities::build(&mut document, self.world, &ids.by_name, &mut faults);
         let (stores, by_name) = stores::build(self, &document.stores, base, &mut faults);
         let named = Named { upstreams: &ids.by_name, identities: &identities, stores: &by_name };
         let mut pipelines = Pipelines::new(self.registry, self.world, named, folder, files);
@@ -147,6 +147,7 @@ impl Compiler<'_> {
             server: document.server,
             admin: document.admin,
             identity_headers: identity_headers(&listeners, &routes),
+            identities,
             listeners,
             router: crate::routing::Router::build(built.matches),
             unrouted,

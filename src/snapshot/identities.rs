@@ -1,15 +1,39 @@
 //! From written identities and consumers to what `authenticate` is given.
 
-use tollhouse_filters::identity::{self, Identities, Source};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use super::compile::Faults;
+use tollhouse_filters::filter::Surroundings;
+use tollhouse_filters::identity::{self, Identities, Site, Source};
+use tollhouse_filters::world::{UpstreamId, World};
+
+use super::compile::{Faults, did_you_mean};
 use crate::config::Document;
 use crate::config::observability::Redaction;
 
+/// What a document has for its identities: upstreams by name.
+struct Upstreams<'a>(&'a BTreeMap<Arc<str>, UpstreamId>);
+
+impl Surroundings for Upstreams<'_> {
+    fn upstream(&self, name: &str) -> Option<UpstreamId> {
+        self.0.get(name).copied()
+    }
+
+    fn nearest_upstream(&self, name: &str) -> Option<String> {
+        did_you_mean(name, self.0.keys().map(|name| &**name))
+    }
+}
+
 /// Builds the identities of a document, and has its logs hide what they take credentials from. Cookies are
 /// always hidden.
-pub(super) fn build(document: &mut Document, faults: &mut Faults<'_>) -> Identities {
-    let (identities, errors) = identity::build(&document.identities, &document.consumers);
+pub(super) fn build(
+    document: &mut Document,
+    world: &World,
+    upstreams: &BTreeMap<Arc<str>, UpstreamId>,
+    faults: &mut Faults<'_>,
+) -> Identities {
+    let site = Site { world, surroundings: &Upstreams(upstreams) };
+    let (identities, errors) = identity::build(&document.identities, &document.consumers, &site);
     for error in errors {
         faults.add_with_hint(&error.path, error.message, error.hint);
     }
