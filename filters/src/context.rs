@@ -205,6 +205,8 @@ pub struct Consumer {
     pub name: Arc<str>,
     /// Its groups.
     pub groups: Vec<Arc<str>>,
+    /// The name of the plan that says how much it may.
+    pub plan: Option<Arc<str>>,
 }
 
 /// What filters asked the core to do; a policy is the filter's, the mechanism the core's.

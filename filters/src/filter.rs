@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use crate::context::Slot;
 use crate::identity::{Identities, Identity};
 use crate::phase::Phases;
+use crate::plan::Plans;
 use crate::tree::{Path, suggest};
 use crate::world::{Clock, Metrics, Rng, ScopedState, UpstreamId, World};
 
@@ -90,6 +91,10 @@ pub trait Surroundings {
     fn identities(&self) -> Option<&Identities> {
         None
     }
+    /// The plans of the document; none where there is no document.
+    fn plans(&self) -> Option<&Plans> {
+        None
+    }
     /// The text of a file, relative to the document, which is reloaded when the file changes; an empty
     /// text for a document that may not make this machine read its files. Else why it cannot be read.
     fn file(&self, path: &str) -> Result<String, String> {
@@ -162,6 +167,12 @@ impl<'a> Build<'a> {
             error.hint = suggest(name, names).map(|near| format!("did you mean `{near}`?"));
             error
         })
+    }
+
+    /// The plans of the document; none where there is no document.
+    #[must_use]
+    pub fn plans(&self) -> Option<&Plans> {
+        self.surroundings.plans()
     }
 
     /// Whether some identity of the document looks for credentials in this field.

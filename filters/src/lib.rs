@@ -15,6 +15,7 @@ pub mod outcome;
 pub mod path;
 pub mod phase;
 pub mod pipeline;
+pub mod plan;
 pub mod problem;
 pub mod registry;
 pub mod selector;

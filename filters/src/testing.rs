@@ -15,6 +15,7 @@ use crate::identity::{self, ConsumerSpec, Identities, IdentitySpec};
 use crate::outcome::{Body, Reply};
 use crate::path::{PathRules, normalize};
 use crate::pipeline::{Entered, Pipeline, Siblings, Stack, Step};
+use crate::plan::{self, PlanSpec, Plans};
 use crate::registry::Registry;
 use crate::spec::{Item, OnError};
 use crate::tree::{self, FileId, Limits, suggest};
@@ -98,32 +99,40 @@ impl Request {
 #[derive(Default)]
 struct Around {
     identities: Identities,
+    plans: Plans,
 }
 
-/// The sections of a document that identities are made of.
+/// The sections of a document that surround its filters.
 #[derive(Default, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Document {
     identities: BTreeMap<Name, IdentitySpec>,
     consumers: Vec<ConsumerSpec>,
+    plans: BTreeMap<Name, PlanSpec>,
 }
 
-/// The identities of a document, or the first thing that is wrong with it.
-fn identities(document: &str) -> Result<Identities, String> {
+/// What a document surrounds its filters with, or the first thing that is wrong with it.
+fn around(document: &str) -> Result<Around, String> {
     let node =
         tree::parse(document, FileId(0), &Limits::default()).map_err(|errors| errors[0].message.clone())?;
     let document: Document =
         tree::from_node(&node).map_err(|error| format!("{}: {}", error.path, error.message))?;
-    let (built, errors) = identity::build(&document.identities, &document.consumers);
+    let (plans, mut errors) = plan::build(&document.plans);
+    let (identities, more) = identity::build(&document.identities, &document.consumers, &plans);
+    errors.extend(more);
     match errors.first() {
         Some(error) => Err(format!("{}: {}", error.path, error.message)),
-        None => Ok(built),
+        None => Ok(Around { identities, plans }),
     }
 }
 
 impl Surroundings for Around {
     fn identities(&self) -> Option<&Identities> {
         Some(&self.identities)
+    }
+
+    fn plans(&self) -> Option<&Plans> {
+        Some(&self.plans)
     }
 
     fn upstream(&self, name: &str) -> Option<UpstreamId> {
@@ -162,24 +171,23 @@ pub fn refused(filters: &str) -> String {
     chain_of(&builtin(), filters).err().expect("the filters do not build")
 }
 
-/// As [`chain`], in a document with these `identities` and `consumers`.
+/// As [`chain`], in a document with these `identities`, `consumers` and `plans`.
 ///
 /// # Panics
 /// When anything does not build.
 #[must_use]
 pub fn chain_with(document: &str, filters: &str) -> Chain {
-    let identities = identities(document).unwrap_or_else(|error| panic!("{error}"));
-    build(&builtin(), &Around { identities }, filters).unwrap_or_else(|error| panic!("{error}"))
+    let around = around(document).unwrap_or_else(|error| panic!("{error}"));
+    build(&builtin(), &around, filters).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// As [`refused`], for a document with these `identities` and `consumers`, which may be what is wrong.
+/// As [`refused`], for a document with these sections, which may be what is wrong.
 ///
 /// # Panics
 /// When all is well.
 #[must_use]
 pub fn refused_with(document: &str, filters: &str) -> String {
-    let built =
-        identities(document).and_then(|identities| build(&builtin(), &Around { identities }, filters));
+    let built = around(document).and_then(|around| build(&builtin(), &around, filters));
     built.err().expect("the document or the filters do not build")
 }
 

@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use tollhouse_filters::identity::{ConsumerSpec, IdentitySpec};
+use tollhouse_filters::plan::PlanSpec;
 use tollhouse_filters::spec::Item;
 
 pub use address::{Address, AddressError};
@@ -63,6 +64,9 @@ pub struct Document {
     /// Who calls, and how they are known.
     #[serde(default)]
     pub consumers: Vec<ConsumerSpec>,
+    /// How much consumers may; the filter `plan_limits` enforces it.
+    #[serde(default)]
+    pub plans: BTreeMap<Name, PlanSpec>,
     /// APIs: what their routes share.
     #[serde(default)]
     pub services: Vec<Service>,

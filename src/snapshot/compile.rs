@@ -114,9 +114,10 @@ impl Compiler<'_> {
         let upstreams = self.upstreams(&document.upstreams, base, &mut faults);
         let ids = ids(&document.upstreams, self.previous);
         let folder = (self.mode != Mode::Afar).then_some(base);
-        let identities = identities::build(&mut document, &mut faults);
+        let plans = identities::plans(&document, &mut faults);
+        let identities = identities::build(&mut document, &plans, &mut faults);
         let mut pipelines =
-            Pipelines::new(self.registry, self.world, &ids.by_name, &identities, folder, files);
+            Pipelines::new(self.registry, self.world, &ids.by_name, (&identities, &plans), folder, files);
         pipelines.build_chains(document.chains, &mut faults);
         let (listeners, unusual) =
             listeners::build(self, document.listeners, base, &document.server, &mut pipelines, &mut faults);

@@ -10,6 +10,7 @@ use tollhouse_filters::filter::{Build, Surroundings};
 use tollhouse_filters::identity::Identities;
 use tollhouse_filters::phase::Phases;
 use tollhouse_filters::pipeline::{MAX_STEPS, Pipeline, Siblings, Step};
+use tollhouse_filters::plan::Plans;
 use tollhouse_filters::registry::{Entry, Registry};
 use tollhouse_filters::spec::{FilterSpec, Item, OnError};
 use tollhouse_filters::tree::{Node, Path};
@@ -27,6 +28,7 @@ pub(super) struct Pipelines<'a> {
     world: &'a World,
     upstreams: &'a BTreeMap<Arc<str>, UpstreamId>,
     identities: &'a Identities,
+    plans: &'a Plans,
     /// Where paths of files begin; none for a document that makes nobody read files.
     folder: Option<&'a FilePath>,
     files: RefCell<NamedFiles>,
@@ -54,7 +56,7 @@ impl<'a> Pipelines<'a> {
         registry: &'a Registry,
         world: &'a World,
         upstreams: &'a BTreeMap<Arc<str>, UpstreamId>,
-        identities: &'a Identities,
+        (identities, plans): (&'a Identities, &'a Plans),
         folder: Option<&'a FilePath>,
         files: NamedFiles,
     ) -> Self {
@@ -64,6 +66,7 @@ impl<'a> Pipelines<'a> {
             world,
             upstreams,
             identities,
+            plans,
             folder,
             files: RefCell::new(files),
             slots: AtomicU32::new(0),
@@ -233,6 +236,10 @@ impl Surroundings for Pipelines<'_> {
 
     fn identities(&self) -> Option<&Identities> {
         Some(self.identities)
+    }
+
+    fn plans(&self) -> Option<&Plans> {
+        Some(self.plans)
     }
 
     fn file(&self, path: &str) -> Result<String, String> {

@@ -12,6 +12,7 @@ use super::spec::{ConsumerSpec, CredentialKind, CredentialSpec, IdentitySpec, Ki
 use super::{Broken, Identity, Source};
 use crate::context::Consumer;
 use crate::filter::BuildError;
+use crate::plan::Plans;
 use crate::tree::{self, Node, Path, suggest};
 use crate::values::Name;
 
@@ -50,13 +51,14 @@ impl Identities {
 pub fn build(
     identities: &BTreeMap<Name, IdentitySpec>,
     consumers: &[ConsumerSpec],
+    plans: &Plans,
 ) -> (Identities, Vec<BuildError>) {
     let mut builder = Builder::default();
     for (name, spec) in identities {
         builder.identity(name, spec);
     }
     for (at, consumer) in consumers.iter().enumerate() {
-        builder.consumer(at, consumer);
+        builder.consumer(at, consumer, plans);
     }
     builder.finish()
 }
@@ -131,10 +133,14 @@ impl Builder {
         None
     }
 
-    fn consumer(&mut self, at: usize, spec: &ConsumerSpec) {
+    fn consumer(&mut self, at: usize, spec: &ConsumerSpec, plans: &Plans) {
         let path = place(&["consumers"]).join(at);
         let groups = spec.groups.iter().map(Name::shared).collect();
-        let consumer = Arc::new(Consumer { name: spec.name.shared(), groups });
+        let plan = spec.plan.as_ref().map(Name::shared);
+        if let Some(error) = plan.as_deref().and_then(|plan| plans.find(plan).err()) {
+            self.refuse(path.join("plan"), error.message, error.hint);
+        }
+        let consumer = Arc::new(Consumer { name: spec.name.shared(), groups, plan });
         for (nth, wanted) in spec.matches.iter().enumerate() {
             self.matched(&consumer, wanted, &path.join("match").join(nth));
         }

@@ -46,7 +46,7 @@ fn built(options: &str) -> Result<Identities, String> {
         "[{name: acme, match: [{identity: corp, claim: azp, value: acme-app}, {identity: corp, claim: n, value: '5'}]},
           {name: other, match: [{identity: corp, claim: tenant, value: other}]}]",
     );
-    let (built, errors) = build(&identities, &consumers);
+    let (built, errors) = build(&identities, &consumers, &crate::plan::Plans::default());
     match errors.first() {
         Some(error) => Err(format!("{}: {}", error.path, error.message)),
         None => Ok(built),
