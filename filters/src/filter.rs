@@ -225,6 +225,12 @@ impl<'a> Build<'a> {
         ScopedState::new(self.world.state.clone(), self.instance.clone())
     }
 
+    /// What this instance shares with the one of the same id before it, such as counts of what is under way; made
+    /// if there is none, and kept as long as anybody holds it. `part` tells several of one type apart.
+    pub fn retained<T: std::any::Any + Send + Sync>(&self, part: &[u8], make: impl FnOnce() -> T) -> Arc<T> {
+        self.world.retained.get(&self.instance, part, make)
+    }
+
     /// The client for side calls to upstreams.
     #[must_use]
     pub fn client(&self) -> Arc<dyn crate::world::Client> {

@@ -5,6 +5,7 @@
 mod client;
 mod clock;
 mod metrics;
+mod retained;
 mod rng;
 mod state;
 
@@ -16,10 +17,11 @@ pub use client::{
 };
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use metrics::{Counter, Gauge, MemoryMetrics, Metrics, NoMetrics};
+pub use retained::Retained;
 pub use rng::{Rng, SeededRng, SystemRng};
 pub use state::{
     Balance, Budget, Change, Charge, MemoryState, ScopedState, State, StateEntry, StateError, StateKey,
-    StateValue, TenantId,
+    StateValue, Tally, TallyRow, TenantId, Window,
 };
 
 /// Entries the default memory state holds before it evicts.
@@ -38,6 +40,8 @@ pub struct World {
     pub metrics: Arc<dyn Metrics>,
     /// Randomness, not for secrets.
     pub rng: Arc<dyn Rng>,
+    /// What instances of filters share with those before them.
+    pub retained: Arc<Retained>,
 }
 
 impl World {
@@ -46,7 +50,7 @@ impl World {
     pub fn live(client: Arc<dyn Client>, metrics: Arc<dyn Metrics>) -> Self {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let state = Arc::new(MemoryState::new(clock.clone(), DEFAULT_STATE_ENTRIES));
-        Self { clock, state, client, metrics, rng: Arc::new(SystemRng) }
+        Self { clock, state, client, metrics, rng: Arc::new(SystemRng), retained: Arc::default() }
     }
 
     /// A world without effects: a clock that stands still, fresh state, no network, the same randomness each time.
@@ -64,6 +68,7 @@ impl World {
             client: Arc::new(NoClient),
             metrics: Arc::new(NoMetrics),
             rng: Arc::new(SeededRng::new(0)),
+            retained: Arc::default(),
         }
     }
 }

@@ -249,6 +249,7 @@ pub(super) fn gateway(registry: &Registry, lists: [&str; 3]) -> Gateway {
         client: client.clone(),
         metrics: metrics.clone(),
         rng: Arc::new(SeededRng::new(0)),
+        retained: Arc::default(),
     };
     let slots = AtomicU32::new(0);
     let pipeline = |list| Arc::new(Pipeline::new(steps(registry, &world, &slots, list)));
