@@ -40,6 +40,8 @@ pub fn builtin() -> Registry {
         .with::<access::cors::Cors>()
         .with::<access::ip_access::IpAccess>()
         .with::<traffic::body_limit::BodyLimit>()
+        .with::<traffic::plan_limits::PlanLimits>()
+        .with::<traffic::quota::Quota>()
         .with::<traffic::rate_limit::RateLimit>()
         .with::<transform::buffer::Buffer>()
         .with::<transform::compress::Compress>()

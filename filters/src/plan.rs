@@ -16,8 +16,12 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::filter::BuildError;
+use crate::limits::Policy;
+use crate::selector::{Part, Selector};
+use crate::traffic::quota;
+use crate::traffic::rate_limit::{self, LimitRule};
 use crate::tree::{Path, suggest};
-use crate::values::{Name, Quota, Rate};
+use crate::values::{Duration, Name, Quota, Rate};
 
 /// How much whoever has this plan may.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -44,21 +48,26 @@ pub struct PlanLimitSpec {
     /// How many requests may come in a stretch of the calendar, as in `quota`.
     #[serde(default)]
     pub quota: Option<Quota>,
+    /// A time that rolls, such as `30d`, beside a `quota` that is a bare count.
+    #[serde(default)]
+    pub window: Option<Duration>,
     /// Where the calendar of `quota` is kept, by its IANA name; `UTC` by default.
     #[serde(default)]
     pub time_zone: Option<String>,
 }
 
 /// The plans of a document, by name.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub struct Plans {
     by_name: BTreeMap<Arc<str>, Arc<Plan>>,
 }
 
 /// One plan, checked.
+#[derive(Default)]
 pub struct Plan {
-    /// Its name.
-    pub name: Arc<str>,
+    pub(crate) rates: Vec<rate_limit::rule::Rule>,
+    /// With what keys of each begin.
+    pub(crate) quotas: Vec<(quota::rule::Rule, Vec<u8>)>,
 }
 
 impl Plans {
@@ -86,11 +95,52 @@ pub fn build(written: &BTreeMap<Name, PlanSpec>) -> (Plans, Vec<BuildError>) {
     let (mut plans, mut errors) = (Plans::default(), Vec::new());
     for (name, spec) in written {
         let path: Path = ["plans", name.as_str()].into_iter().collect();
-        check(spec, &path.join("limits"), &mut errors);
-        let plan = Plan { name: name.shared() };
+        let path = path.join("limits");
+        check(spec, &path, &mut errors);
+        let mut plan = Plan::default();
+        for (at, limit) in spec.limits.iter().enumerate() {
+            if let Err(error) = plan.add(name, limit, path.join(at)) {
+                errors.push(error);
+            }
+        }
         plans.by_name.insert(name.shared(), Arc::new(plan));
     }
     (plans, errors)
+}
+
+impl Plan {
+    fn add(&mut self, plan: &Name, written: &PlanLimitSpec, path: Path) -> Result<(), BuildError> {
+        // Names are at most 128 letters long, and a plan has a limit of one name once.
+        let part = |name: &Name| [&[name.as_str().len() as u8], name.as_str().as_bytes()].concat();
+        let prefix = [part(plan), part(&written.name)].concat();
+        if let Some(limit) = written.limit {
+            let (name, burst) = (Some(written.name.to_string()), written.burst);
+            let limit = LimitRule { name, per: who(), limit, burst, cost: NonZeroU32::MIN };
+            self.rates.push(rate_limit::rule::rule(limit, prefix, &path)?);
+        } else if let Some(quota) = written.quota {
+            let rule = quota::rule::Rule::new(&quota::rule::Written {
+                path,
+                key: "quota",
+                name: Some(written.name.as_str()),
+                quota,
+                window: written.window,
+                time_zone: written.time_zone.as_deref(),
+                cost: NonZeroU32::MIN,
+            })?;
+            self.quotas.push((rule, prefix));
+        }
+        Ok(())
+    }
+
+    /// What clients are told of its limits.
+    pub(crate) fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
+        self.rates.iter().map(|rule| &rule.policy).chain(self.quotas.iter().map(|(rule, _)| &rule.policy))
+    }
+}
+
+/// Whose requests are counted together: those of a consumer, or of the address of whoever is none.
+pub(crate) fn who() -> Selector {
+    Selector::First(vec![Selector::Part(Part::Consumer), Selector::Part(Part::Ip)])
 }
 
 fn check(spec: &PlanSpec, path: &Path, errors: &mut Vec<BuildError>) {
@@ -110,6 +160,9 @@ fn check(spec: &PlanSpec, path: &Path, errors: &mut Vec<BuildError>) {
             }
             (Some(_), None) if limit.time_zone.is_some() => {
                 refuse(path.join("time_zone"), "belongs to `quota`".to_owned());
+            }
+            (Some(_), None) if limit.window.is_some() => {
+                refuse(path.join("window"), "belongs to `quota`".to_owned());
             }
             (None, Some(_)) if limit.burst.is_some() => {
                 refuse(path.join("burst"), "belongs to `limit`".to_owned());

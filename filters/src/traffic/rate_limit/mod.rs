@@ -29,7 +29,7 @@
 //! on the way, `RateLimit` says where the request stands with the tightest
 //! (draft-ietf-httpapi-ratelimit-headers-11). 429 has `Retry-After` (RFC 6585 s4, RFC 9110 s10.2.3).
 
-mod rule;
+pub(crate) mod rule;
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -40,9 +40,9 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use self::rule::Rule;
-use crate::context::{Context, Verdict};
+use crate::context::Context;
 use crate::filter::{Build, BuildError, Filter};
-use crate::limits::{self, Standing, seconds};
+use crate::limits::{self, Standing};
 use crate::outcome::{FilterError, Outcome};
 use crate::phase::{OnRequest, OnResponse, Phases};
 use crate::problem::{Problem, RATE_LIMITED};
@@ -155,28 +155,16 @@ impl RateLimit {
             };
             ctx.limits.extend(self.rules.iter().zip(charges).map(standing));
         }
-        if ctx.keeps_decisions() {
-            let verdict = if passes { Verdict::Passed } else { Verdict::Changed };
-            for (rule, charge) in self.rules.iter().zip(charges) {
-                let left = charge.balance.available.to_string();
-                let reason = format!("limit `{}` leaves {left}", rule.name);
-                ctx.decide(verdict, reason, &[("limit", &rule.name), ("left", &left)]);
-            }
+        for (rule, charge) in self.rules.iter().zip(charges) {
+            limits::explain(&rule.name, charge.balance, passes, ctx);
         }
     }
 
     /// 429, with when a request would keep every limit on its way so far.
     fn refusal(&self, charges: &[Charge<'_>], ctx: &Context) -> Problem {
-        let own = self.rules.iter().zip(charges).map(|(rule, charge)| (charge.balance.wait, rule));
-        let longest = own.max_by_key(|(wait, _)| *wait);
-        let others = ctx.limits.iter().map(|standing| standing.balance.wait);
-        let wait = others.chain(longest.map(|(wait, _)| wait)).max().unwrap_or_default();
-        let mut problem = Problem::new(&RATE_LIMITED);
-        if let Some((_, rule)) = longest {
-            problem = problem.detail(format!("the limit `{}` is used up", rule.name));
-        }
-        problem.retry_after = Some(seconds(wait).max(1));
-        problem
+        let own = self.rules.iter().zip(charges).map(|(rule, charge)| (charge.balance.wait, &*rule.name));
+        let (wait, name) = own.max_by_key(|(wait, _)| *wait).unwrap_or_default();
+        limits::refusal(&RATE_LIMITED, "limit", name, wait, ctx)
     }
 }
 
@@ -188,12 +176,7 @@ impl OnResponse for RateLimit {
         response: &mut ResponseHeader,
         ctx: &mut Context,
     ) -> Result<(), FilterError> {
-        // The first one on the way in is the last one on the way out, and speaks for all.
-        let first = ctx.limits.first().is_some_and(|standing| self.rules[0].is_of(&standing.policy));
-        if first {
-            limits::tell(&std::mem::take(&mut ctx.limits), response)?;
-        }
-        Ok(())
+        limits::tell_if_first(self.rules.iter().map(|rule| &rule.policy), response, ctx)
     }
 }
 
