@@ -30,7 +30,7 @@ pub use listener::{Listener, Protocol};
 pub use observability::Observability;
 pub use route::{Match, Route, RouteTimeouts};
 pub use schema::schema;
-pub use server::{Limits, Server, Threads, UpgradeSocket};
+pub use server::{Limits, QuotaFile, Server, Threads, UpgradeSocket};
 pub use service::Service;
 pub use tests::{Expect, Test, TestRequest};
 pub use tls::ListenerTls;

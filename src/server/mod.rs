@@ -35,6 +35,7 @@ use crate::door::{self, Desk, Door, Draining, HandshakeFailure, Permits, Refusal
 use crate::engine::SideCalls;
 use crate::engine::dry;
 use crate::handover::Sockets;
+use crate::ledger::{self, Ledger};
 use crate::observe::{self, Observe};
 use crate::proxy::{Budget, Gateway};
 use crate::snapshot::{Compiler, Live, Mode, Reloader, Snapshot, apart};
@@ -146,6 +147,8 @@ struct Parts {
     budget: Arc<Budget>,
     bound: Vec<door::Bound>,
     admin: Option<(SocketAddr, TcpListener)>,
+    /// Writes down what is used of quotas, until the process ends.
+    ledger: Option<Ledger>,
 }
 
 impl Parts {
@@ -167,7 +170,9 @@ impl Parts {
         let mut sockets =
             before.as_mut().map(|before| std::mem::take(&mut before.sockets)).unwrap_or_default();
         let state = world.state.clone();
-        let parts = Self::new(snapshot, path, registry, world, observe, monitor.clone(), &mut sockets)?;
+        let ledger = keep_quotas(&snapshot, &path, &state, &observe)?;
+        let mut parts = Self::new(snapshot, path, registry, world, observe, monitor.clone(), &mut sockets)?;
+        parts.ledger = ledger;
         calls.follow(&parts.live);
         // Connections wait meanwhile; none is given to a backend that nothing is known about.
         monitor.warm_up();
@@ -224,7 +229,7 @@ impl Parts {
         let state = world.state.clone();
         let reloader = Reloader::new(path.clone(), registry, world, live.clone(), dry::verify);
         let reloader = Arc::new(reloader.watched_by(monitor));
-        Ok(Self { path, state, live, reloader, desk, budget, bound, admin })
+        Ok(Self { path, state, live, reloader, desk, budget, bound, admin, ledger: None })
     }
 
     fn serve(self, signals: Signals, origin: Origin, before: Option<Predecessor>) -> Result<(), StartError> {
@@ -264,7 +269,10 @@ impl Parts {
         let stops = tokio::sync::Mutex::new(signals.stops);
         let leaving =
             drain::Leaving { desk: self.desk.clone(), live: self.live, admin, upgrades, stops, stopping };
+        let ledger = self.ledger;
         server.run(RunArgs { shutdown_signal: Box::new(leaving) });
+        // What the last requests used is written down.
+        drop(ledger);
         self.desk.observe.flush();
         Ok(())
     }
@@ -319,6 +327,18 @@ impl Parts {
             i64::try_from(budget.used()).unwrap_or(i64::MAX)
         });
     }
+}
+
+/// Knows again what was used of quotas, and writes down what will be.
+fn keep_quotas(
+    snapshot: &Snapshot,
+    document: &Path,
+    state: &Arc<dyn State>,
+    observe: &Observe,
+) -> Result<Option<Ledger>, StartError> {
+    let place = ledger::place(snapshot.server.quotas.as_ref(), document);
+    let ledger = place.map(|path| Ledger::start(ledger::File::at(path), state.clone(), &*observe.registry));
+    ledger.transpose().map_err(|error| StartError::Runtime(format!("cannot keep quotas: {error}")))
 }
 
 /// Windows that keep one upload over a long line going, without letting a client hold much memory.
