@@ -25,10 +25,27 @@
 //! `per` names share one budget: a limit cannot be passed by leaving a field out. Who may choose his key
 //! freely gets a new budget with each, so a field that nothing verifies is no protection on its own.
 //!
+//! With `over`, requests over the limit wait for their turn instead, in a line of their key, first come first
+//! served. Whoever would wait longer than `delay`, or finds `queue` others waiting, is refused at once; whoever
+//! goes away gives up his place at once.
+//!
+//! ```yaml
+//! - rate_limit: {per: ip, limit: 10/s, over: {delay: 500ms, queue: 20}}
+//! ```
+//!
+//! `strategy: estimate` counts in 512 KiB for each rule, however many keys there are: a count-min sketch for each
+//! of two periods (pingora-limits). A key is never counted too low. It is counted too high by more than `0.00034`
+//! of all requests of a period with a chance of less than 2 %, so that only a limit that small beside all traffic
+//! refuses who kept it. Between periods the last one counts by the share of it that is less than a period ago
+//! (a sliding window): in the long run `limit` passes, and at most twice that in any one period. For keeping
+//! floods away it is cheap; for what was sold use the exact one.
+//!
 //! Answers tell what is left, unless `headers: false`: `RateLimit-Policy` lists the limits of all filters
 //! on the way, `RateLimit` says where the request stands with the tightest
 //! (draft-ietf-httpapi-ratelimit-headers-11). 429 has `Retry-After` (RFC 6585 s4, RFC 9110 s10.2.3).
 
+mod estimate;
+mod line;
 pub(crate) mod rule;
 
 use std::num::NonZeroU32;
@@ -37,8 +54,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use pingora_http::{RequestHeader, ResponseHeader};
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
+use self::estimate::Estimate;
+use self::line::Lines;
 use self::rule::Rule;
 use crate::context::Context;
 use crate::filter::{Build, BuildError, Filter};
@@ -47,8 +66,11 @@ use crate::outcome::{FilterError, Outcome};
 use crate::phase::{OnRequest, OnResponse, Phases};
 use crate::problem::{Problem, RATE_LIMITED};
 use crate::selector::Selector;
-use crate::values::Rate;
-use crate::world::{Charge, ScopedState};
+use crate::values::{Duration, Rate};
+use crate::world::{Charge, ScopedState, StateError};
+
+/// The longest that a request may wait.
+const LONGEST_DELAY: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// How often requests may come; over it: 429.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -65,14 +87,56 @@ pub struct Options {
     pub cost: Option<NonZeroU32>,
     /// Several limits, all of which hold, instead of the keys above.
     pub rules: Vec<LimitRule>,
+    /// How exactly requests are counted.
+    pub strategy: Strategy,
+    /// Lets requests over the limit wait for their turn; only with one limit. By default they are refused.
+    pub over: Option<Over>,
     /// Whether answers have `RateLimit` and `RateLimit-Policy`; `Retry-After` they have anyway.
     pub headers: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { per: None, limit: None, burst: None, cost: None, rules: Vec::new(), headers: true }
+        Self {
+            per: None,
+            limit: None,
+            burst: None,
+            cost: None,
+            rules: Vec::new(),
+            strategy: Strategy::Exact,
+            over: None,
+            headers: true,
+        }
     }
+}
+
+/// How exactly requests are counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Strategy {
+    /// To the request, in 16 bytes or so for each key that is in debt.
+    #[default]
+    Exact,
+    /// Never too low and seldom too high, in the same memory for any number of keys; without `burst`.
+    Estimate,
+}
+
+/// What becomes of requests over the limit.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "RateLimitOver")]
+pub struct Over {
+    /// How long a request may wait, at most `1m`; who would wait longer is refused at once.
+    pub delay: Duration,
+    /// How many requests with one key may wait.
+    pub queue: NonZeroU32,
+    /// How many requests may wait in all; 1000 by default.
+    #[serde(default = "thousand")]
+    pub total: NonZeroU32,
+}
+
+fn thousand() -> NonZeroU32 {
+    const { NonZeroU32::new(1000).expect("not zero") }
 }
 
 /// One of several limits.
@@ -99,8 +163,18 @@ fn one() -> NonZeroU32 {
 /// See the [module](self).
 pub struct RateLimit {
     rules: Box<[Rule]>,
-    state: ScopedState,
+    means: Means,
     headers: bool,
+}
+
+/// How requests are counted.
+enum Means {
+    /// Exactly.
+    Exact(ScopedState),
+    /// Exactly, and those over the limit wait.
+    Patient(ScopedState, Lines),
+    /// By estimates, one for each rule.
+    Estimate(Box<[Arc<Estimate>]>),
 }
 
 impl Filter for RateLimit {
@@ -110,15 +184,48 @@ impl Filter for RateLimit {
     type Options = Options;
 
     fn build(options: Options, build: &mut Build<'_>) -> Result<Phases, BuildError> {
-        let headers = options.headers;
+        check(&options)?;
+        let (headers, strategy, over) = (options.headers, options.strategy, options.over.clone());
         let rules = rule::rules(options, build.instance())?;
         for fact in rules.iter().flat_map(Rule::needs) {
             build.needs(fact);
         }
-        let filter = Arc::new(Self { rules: rules.into(), state: build.state(), headers });
+        let means = match (strategy, over) {
+            (Strategy::Estimate, _) => {
+                let estimate = |rule: &Rule| {
+                    let (part, period) = rule.window();
+                    build.retained(&part, || Estimate::new(period, build.clock()))
+                };
+                Means::Estimate(rules.iter().map(estimate).collect())
+            }
+            (Strategy::Exact, None) => Means::Exact(build.state()),
+            (Strategy::Exact, Some(over)) => {
+                Means::Patient(build.state(), Lines::new(&over, build.clock(), build.metrics()))
+            }
+        };
+        let filter = Arc::new(Self { rules: rules.into(), means, headers });
         let phases = Phases::new().on_request(filter.clone());
         Ok(if headers { phases.on_response(filter) } else { phases })
     }
+}
+
+/// What the options have to do with each other.
+fn check(options: &Options) -> Result<(), BuildError> {
+    if options.strategy == Strategy::Estimate {
+        let burst = options.burst.is_some() || options.rules.iter().any(|rule| rule.burst.is_some());
+        if burst || options.over.is_some() {
+            return Err(BuildError::at("strategy", "`estimate` has no `burst`, and nobody waits for it"));
+        }
+    }
+    let Some(over) = &options.over else { return Ok(()) };
+    if !options.rules.is_empty() {
+        return Err(BuildError::at("over", "is for one limit: make each of the `rules` a filter of its own"));
+    }
+    if over.delay.get() > LONGEST_DELAY {
+        let path = ["over", "delay"].into_iter().collect();
+        return Err(BuildError { path, message: "expected at most `1m`".to_owned(), hint: None });
+    }
+    Ok(())
 }
 
 #[async_trait]
@@ -138,7 +245,7 @@ impl OnRequest for RateLimit {
         let parts = starts.zip(&ends).map(|(start, end)| &keys[*start..*end]);
         let mut charges: Vec<Charge<'_>> =
             self.rules.iter().zip(parts).map(|(rule, key)| rule.charge(key)).collect();
-        let passes = self.state.spend(ctx.tenant, &mut charges).await;
+        let passes = self.spend(&mut charges, ctx).await;
         let passes = passes.map_err(|error| FilterError::Unavailable(error.to_string()))?;
         self.note(&charges, passes, ctx);
         if passes { Ok(Outcome::Continue) } else { Ok(self.refusal(&charges, ctx).into()) }
@@ -146,6 +253,23 @@ impl OnRequest for RateLimit {
 }
 
 impl RateLimit {
+    /// Spends all of these charges or none, perhaps later; whether it did.
+    async fn spend(&self, charges: &mut [Charge<'_>], ctx: &mut Context) -> Result<bool, StateError> {
+        match (&self.means, charges) {
+            (Means::Patient(state, lines), [charge]) if !ctx.dry_run => {
+                let left = ctx.deadline.map(|deadline| deadline.saturating_duration_since(lines.now()));
+                let most = left.unwrap_or(LONGEST_DELAY);
+                let (passes, waited) = lines.spend(state, ctx.tenant, charge, most).await?;
+                ctx.waited += waited;
+                Ok(passes)
+            }
+            (Means::Exact(state) | Means::Patient(state, _), charges) => {
+                state.spend(ctx.tenant, charges).await
+            }
+            (Means::Estimate(estimates), charges) => Ok(estimate::spend(estimates, ctx.tenant, charges)),
+        }
+    }
+
     /// Leaves what was found for the answer, and for who asks why.
     fn note(&self, charges: &[Charge<'_>], passes: bool, ctx: &mut Context) {
         if self.headers {

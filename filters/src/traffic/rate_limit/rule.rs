@@ -30,6 +30,7 @@ pub(crate) struct Rule {
     prefix: Box<[u8]>,
     per: Selector,
     budget: Budget,
+    period: Duration,
     cost: u32,
 }
 
@@ -43,6 +44,11 @@ impl Rule {
     pub(crate) fn write_key(&self, request: &RequestHeader, ctx: &Context, key: &mut Vec<u8>) {
         key.extend_from_slice(&self.prefix);
         self.per.write_limit_key(request, ctx, key);
+    }
+
+    /// What tells it from the other rules of its filter and other periods, and its period.
+    pub(super) fn window(&self) -> (Vec<u8>, Duration) {
+        ([&self.prefix, &self.period.as_secs().to_be_bytes()[..]].concat(), self.period)
     }
 
     /// What one request takes of the budget of this key.
@@ -118,7 +124,15 @@ pub(crate) fn rule(written: LimitRule, prefix: Vec<u8>, path: &Path) -> Result<R
         ));
     }
     let policy = Arc::new(Policy::new(&name, limit, burst, cost.get()));
-    Ok(Rule { name: name.into(), policy, prefix: prefix.into(), per, budget, cost: cost.get() })
+    Ok(Rule {
+        name: name.into(),
+        policy,
+        prefix: prefix.into(),
+        per,
+        budget,
+        period: limit.period().duration(),
+        cost: cost.get(),
+    })
 }
 
 /// The time in which one unit comes back, rounded up to nanoseconds: never more than the limit.

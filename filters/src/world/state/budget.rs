@@ -34,6 +34,12 @@ impl Budget {
         self.burst
     }
 
+    /// The time in which one unit comes back.
+    #[must_use]
+    pub fn interval(self) -> Duration {
+        Duration::from_nanos(self.interval)
+    }
+
     /// Nanoseconds in which all of it comes back.
     fn whole(self) -> u64 {
         self.interval * u64::from(self.burst)
