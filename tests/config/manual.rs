@@ -31,6 +31,8 @@ const SECTIONS: [(&str, &str); 35] = [
     ("consumers[]", "Consumer"),
     ("consumers[].match[]", "ConsumerMatch"),
     ("consumers[].credentials[]", "Credential"),
+    ("plans.NAME", "Plan"),
+    ("plans.NAME.limits[]", "PlanLimit"),
     ("services[]", "Service"),
     ("routes[]", "Route"),
     ("routes[].match", "Match"),
