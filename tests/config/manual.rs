@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::{project, read, schema};
 
 /// Headings of tables of keys, and the definitions they show; filters are found by name.
-const SECTIONS: [(&str, &str); 35] = [
+const SECTIONS: [(&str, &str); 37] = [
     ("the document", "Document"),
     ("server", "Server"),
     ("server.limits", "Limits"),
