@@ -31,6 +31,7 @@ fn access() -> Access<'static> {
         bytes_in: 0,
         bytes_out: 4096,
         elapsed: Duration::from_micros(1234),
+        throttled: None,
         upstream_elapsed: Some(Duration::from_micros(1100)),
         denied_by: None,
         reason: None,

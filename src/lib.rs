@@ -28,6 +28,7 @@ pub mod config;
 pub mod door;
 pub mod engine;
 pub mod handover;
+pub mod ledger;
 pub mod manual;
 pub mod observe;
 pub mod proxy;

@@ -6,7 +6,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::HeaderValue;
 use pingora_http::RequestHeader;
@@ -57,6 +57,10 @@ pub struct Context {
     pub policies: Policies,
     /// The limits that the request was counted against, for who answers to tell.
     pub limits: Vec<Standing>,
+    /// How long it waited for its turn where more came than may.
+    pub waited: Duration,
+    /// Whether the running step only tells what it would do.
+    pub dry_run: bool,
     /// The step that ended the request, and why.
     pub ended_by: Option<EndedBy>,
     slots: Vec<(u32, Box<dyn Any + Send + Sync>)>,
@@ -205,6 +209,8 @@ pub struct Consumer {
     pub name: Arc<str>,
     /// Its groups.
     pub groups: Vec<Arc<str>>,
+    /// The name of the plan that says how much it may.
+    pub plan: Option<Arc<str>>,
 }
 
 /// What filters asked the core to do; a policy is the filter's, the mechanism the core's.
@@ -321,6 +327,8 @@ impl Context {
             upstream: None,
             policies: Policies::default(),
             limits: Vec::new(),
+            waited: Duration::ZERO,
+            dry_run: false,
             ended_by: None,
             slots: Vec::new(),
             log: None,

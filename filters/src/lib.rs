@@ -15,6 +15,7 @@ pub mod outcome;
 pub mod path;
 pub mod phase;
 pub mod pipeline;
+pub mod plan;
 pub mod problem;
 pub mod registry;
 pub mod selector;
@@ -39,6 +40,9 @@ pub fn builtin() -> Registry {
         .with::<access::cors::Cors>()
         .with::<access::ip_access::IpAccess>()
         .with::<traffic::body_limit::BodyLimit>()
+        .with::<traffic::concurrency::Concurrency>()
+        .with::<traffic::plan_limits::PlanLimits>()
+        .with::<traffic::quota::Quota>()
         .with::<traffic::rate_limit::RateLimit>()
         .with::<transform::buffer::Buffer>()
         .with::<transform::compress::Compress>()

@@ -160,7 +160,9 @@ async fn dry(
     let before = (ctx.policies.clone(), ctx.principal.clone(), ctx.consumer.clone(), ctx.tenant);
     let chosen = (ctx.version.clone(), ctx.variant.clone(), ctx.upstream.clone(), ctx.deadline);
     let limits = ctx.limits.len();
+    ctx.dry_run = true;
     let outcome = filter.on_request(&mut request.clone(), ctx).await;
+    ctx.dry_run = false;
     ctx.limits.truncate(limits);
     (ctx.policies, ctx.principal, ctx.consumer, ctx.tenant) = before;
     (ctx.version, ctx.variant, ctx.upstream, ctx.deadline) = chosen;

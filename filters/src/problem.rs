@@ -54,6 +54,10 @@ registry! {
     MISDIRECTED = 421 "misdirected-request" "Misdirected request";
     /// A limit on how often requests may come is used up (RFC 6585 s4).
     RATE_LIMITED = 429 "rate-limited" "Too many requests", retry;
+    /// A quota of a day, a month or another long time is used up.
+    QUOTA_EXCEEDED = 429 "quota-exceeded" "Quota exceeded", retry;
+    /// The caller has as many requests under way as it may.
+    TOO_MANY_IN_FLIGHT = 429 "too-many-in-flight" "Too many requests at once", retry;
     /// The header section is larger than allowed.
     HEADERS_TOO_LARGE = 431 "headers-too-large" "Header fields too large";
     /// The client went away first; seen in logs only.

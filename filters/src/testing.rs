@@ -18,6 +18,7 @@ use crate::identity::{self, ConsumerSpec, Identities, IdentitySpec, Site};
 use crate::outcome::{Body, Reply};
 use crate::path::{PathRules, normalize};
 use crate::pipeline::{Entered, Pipeline, Siblings, Stack, Step};
+use crate::plan::{self, PlanSpec, Plans};
 use crate::registry::Registry;
 use crate::spec::{Item, OnError};
 use crate::tree::{self, FileId, Limits, suggest};
@@ -103,27 +104,35 @@ impl Request {
 #[derive(Default)]
 struct Around {
     identities: Identities,
+    plans: Plans,
 }
 
-/// The sections of a document that identities are made of.
+/// The sections of a document that surround its filters.
 #[derive(Default, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Document {
     identities: BTreeMap<Name, IdentitySpec>,
     consumers: Vec<ConsumerSpec>,
+    plans: BTreeMap<Name, PlanSpec>,
 }
 
-/// The identities of a document, or the first thing that is wrong with it.
-fn identities(document: &str, world: &World) -> Result<Identities, String> {
+/// What a document surrounds its filters with, or the first thing that is wrong with it.
+fn around(document: &str, world: &World) -> Result<Around, String> {
     let node =
         tree::parse(document, FileId(0), &Limits::default()).map_err(|errors| errors[0].message.clone())?;
     let document: Document =
         tree::from_node(&node).map_err(|error| format!("{}: {}", error.path, error.message))?;
-    let site = Site { world, surroundings: &Alone };
-    let (built, errors) = identity::build(&document.identities, &document.consumers, &site);
+    let (plans, mut errors) = plan::build(&document.plans);
+    let mut around = Around { identities: Identities::default(), plans };
+    let site = Site { world, surroundings: &around };
+    let (identities, more) = identity::build(&document.identities, &document.consumers, &site);
+    errors.extend(more);
     match errors.first() {
         Some(error) => Err(format!("{}: {}", error.path, error.message)),
-        None => Ok(built),
+        None => {
+            around.identities = identities;
+            Ok(around)
+        }
     }
 }
 
@@ -167,6 +176,10 @@ impl Surroundings for Around {
         Some(&self.identities)
     }
 
+    fn plans(&self) -> Option<&Plans> {
+        Some(&self.plans)
+    }
+
     fn upstream(&self, name: &str) -> Option<UpstreamId> {
         Alone.upstream(name)
     }
@@ -203,7 +216,7 @@ pub fn refused(filters: &str) -> String {
     chain_of(&builtin(), filters).err().expect("the filters do not build")
 }
 
-/// As [`chain`], in a document with these `identities` and `consumers`.
+/// As [`chain`], in a document with these `identities`, `consumers` and `plans`.
 ///
 /// # Panics
 /// When anything does not build.
@@ -211,11 +224,11 @@ pub fn refused(filters: &str) -> String {
 pub fn chain_with(document: &str, filters: &str) -> Chain {
     let clock = Arc::new(ManualClock::new());
     let world = World::dry_at(clock.clone());
-    let identities = identities(document, &world).unwrap_or_else(|error| panic!("{error}"));
-    build(&builtin(), &Around { identities }, filters, world, clock).unwrap_or_else(|error| panic!("{error}"))
+    let around = around(document, &world).unwrap_or_else(|error| panic!("{error}"));
+    build(&builtin(), &around, filters, world, clock).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// As [`refused`], for a document with these `identities` and `consumers`, which may be what is wrong.
+/// As [`refused`], for a document with these sections, which may be what is wrong.
 ///
 /// # Panics
 /// When all is well.
@@ -223,8 +236,7 @@ pub fn chain_with(document: &str, filters: &str) -> Chain {
 pub fn refused_with(document: &str, filters: &str) -> String {
     let clock = Arc::new(ManualClock::new());
     let world = World::dry_at(clock.clone());
-    let built = identities(document, &world)
-        .and_then(|identities| build(&builtin(), &Around { identities }, filters, world, clock));
+    let built = around(document, &world).and_then(|around| build(&builtin(), &around, filters, world, clock));
     built.err().expect("the document or the filters do not build")
 }
 

@@ -117,6 +117,7 @@ fn record<A>(common: &Common<A>, facts: &ConnFacts, rule: Rule, seen: &Seen<'_>)
             bytes_in: 0,
             bytes_out: 0,
             elapsed: started.elapsed(),
+            throttled: None,
             upstream_elapsed: None,
             denied_by: None,
             reason: Some(rule.detail()),

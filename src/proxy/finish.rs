@@ -107,6 +107,7 @@ impl Gateway {
             bytes_in: completed.bytes_in,
             bytes_out: completed.bytes_out,
             elapsed: completed.elapsed,
+            throttled: (!ctx.waited.is_zero()).then_some(ctx.waited),
             upstream_elapsed: attempts.started.map(|started| started.elapsed()),
             denied_by: ended_by.map(|ended| ended.filter),
             reason: ended_by.and_then(|ended| ended.reason.as_deref()).or(broken).or(call.reason.as_deref()),

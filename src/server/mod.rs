@@ -35,6 +35,7 @@ use crate::door::{self, Desk, Door, Draining, HandshakeFailure, Permits, Refusal
 use crate::engine::dry;
 use crate::engine::{Background, SideCalls};
 use crate::handover::Sockets;
+use crate::ledger::{self, Ledger};
 use crate::observe::{self, Observe};
 use crate::proxy::{Budget, Front, Gateway};
 use crate::snapshot::{Compiler, Live, Mode, Reloader, Snapshot, apart};
@@ -149,6 +150,8 @@ struct Parts {
     budget: Arc<Budget>,
     bound: Vec<door::Bound>,
     admin: Option<(SocketAddr, TcpListener)>,
+    /// Writes down what is used of quotas, until the process ends.
+    ledger: Option<Ledger>,
 }
 
 impl Parts {
@@ -176,8 +179,10 @@ impl Parts {
         let mut sockets =
             before.as_mut().map(|before| std::mem::take(&mut before.sockets)).unwrap_or_default();
         let (state, revocations) = (world.state.clone(), world.revocations.clone());
-        let parts =
+        let ledger = keep_quotas(&snapshot, &path, &state, &observe)?;
+        let mut parts =
             Self::new(snapshot, path, registry, world, observe, (monitor.clone(), keeper), &mut sockets)?;
+        parts.ledger = ledger;
         calls.follow(&parts.live);
         background.begin();
         // Connections wait meanwhile; none is given to a backend that nothing is known about.
@@ -236,7 +241,7 @@ impl Parts {
         let (state, revocations) = (world.state.clone(), world.revocations.clone());
         let reloader = Reloader::new(path.clone(), registry, world, live.clone(), dry::verify);
         let reloader = Arc::new(reloader.watched_by(monitor).connected_by(keeper));
-        Ok(Self { path, state, revocations, live, reloader, desk, budget, bound, admin })
+        Ok(Self { path, state, revocations, live, reloader, desk, budget, bound, admin, ledger: None })
     }
 
     fn serve(self, signals: Signals, origin: Origin, before: Option<Predecessor>) -> Result<(), StartError> {
@@ -285,7 +290,10 @@ impl Parts {
             drain::Leaving { desk: self.desk.clone(), live: self.live, admin, upgrades, stops, stopping };
         // Held on, it would keep what later ones have no more: connections to stores, for one.
         drop(snapshot);
+        let ledger = self.ledger;
         server.run(RunArgs { shutdown_signal: Box::new(leaving) });
+        // What the last requests used is written down.
+        drop(ledger);
         self.desk.observe.flush();
         Ok(())
     }
@@ -343,6 +351,18 @@ impl Parts {
             i64::try_from(budget.used()).unwrap_or(i64::MAX)
         });
     }
+}
+
+/// Knows again what was used of quotas, and writes down what will be.
+fn keep_quotas(
+    snapshot: &Snapshot,
+    document: &Path,
+    state: &Arc<dyn State>,
+    observe: &Observe,
+) -> Result<Option<Ledger>, StartError> {
+    let place = ledger::place(snapshot.server.quotas.as_ref(), document);
+    let ledger = place.map(|path| Ledger::start(ledger::File::at(path), state.clone(), &*observe.registry));
+    ledger.transpose().map_err(|error| StartError::Runtime(format!("cannot keep quotas: {error}")))
 }
 
 /// Windows that keep one upload over a long line going, without letting a client hold much memory.

@@ -115,9 +115,11 @@ impl Compiler<'_> {
         let upstreams = self.upstreams(&document.upstreams, base, &mut faults);
         let ids = ids(&document.upstreams, self.previous);
         let folder = (self.mode != Mode::Afar).then_some(base);
-        let identities = identities::build(&mut document, self.world, &ids.by_name, &mut faults);
+        let plans = identities::plans(&document, &mut faults);
+        let identities = identities::build(&mut document, self.world, (&ids.by_name, &plans), &mut faults);
         let (stores, by_name) = stores::build(self, &document.stores, base, &mut faults);
-        let named = Named { upstreams: &ids.by_name, identities: &identities, stores: &by_name };
+        let named =
+            Named { upstreams: &ids.by_name, identities: &identities, plans: &plans, stores: &by_name };
         let mut pipelines = Pipelines::new(self.registry, self.world, named, folder, files);
         pipelines.build_chains(document.chains, &mut faults);
         let (listeners, unusual) =

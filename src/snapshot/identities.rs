@@ -5,16 +5,21 @@ use std::sync::Arc;
 
 use tollhouse_filters::filter::Surroundings;
 use tollhouse_filters::identity::{self, Identities, Site, Source};
+use tollhouse_filters::plan::{self, Plans};
 use tollhouse_filters::world::{UpstreamId, World};
 
 use super::compile::{Faults, did_you_mean};
 use crate::config::Document;
 use crate::config::observability::Redaction;
 
-/// What a document has for its identities: upstreams by name.
-struct Upstreams<'a>(&'a BTreeMap<Arc<str>, UpstreamId>);
+/// What a document has for its identities: upstreams by name, and plans.
+struct Around<'a>(&'a BTreeMap<Arc<str>, UpstreamId>, &'a Plans);
 
-impl Surroundings for Upstreams<'_> {
+impl Surroundings for Around<'_> {
+    fn plans(&self) -> Option<&Plans> {
+        Some(self.1)
+    }
+
     fn upstream(&self, name: &str) -> Option<UpstreamId> {
         self.0.get(name).copied()
     }
@@ -24,15 +29,24 @@ impl Surroundings for Upstreams<'_> {
     }
 }
 
+/// Builds the plans of a document.
+pub(super) fn plans(document: &Document, faults: &mut Faults<'_>) -> Plans {
+    let (plans, errors) = plan::build(&document.plans);
+    for error in errors {
+        faults.add_with_hint(&error.path, error.message, error.hint);
+    }
+    plans
+}
+
 /// Builds the identities of a document, and has its logs hide what they take credentials from. Cookies are
 /// always hidden.
 pub(super) fn build(
     document: &mut Document,
     world: &World,
-    upstreams: &BTreeMap<Arc<str>, UpstreamId>,
+    (upstreams, plans): (&BTreeMap<Arc<str>, UpstreamId>, &Plans),
     faults: &mut Faults<'_>,
 ) -> Identities {
-    let site = Site { world, surroundings: &Upstreams(upstreams) };
+    let site = Site { world, surroundings: &Around(upstreams, plans) };
     let (identities, errors) = identity::build(&document.identities, &document.consumers, &site);
     for error in errors {
         faults.add_with_hint(&error.path, error.message, error.hint);

@@ -10,6 +10,7 @@ use tollhouse_filters::filter::{Build, Surroundings};
 use tollhouse_filters::identity::Identities;
 use tollhouse_filters::phase::Phases;
 use tollhouse_filters::pipeline::{MAX_STEPS, Pipeline, Siblings, Step};
+use tollhouse_filters::plan::Plans;
 use tollhouse_filters::registry::{Entry, Registry};
 use tollhouse_filters::spec::{FilterSpec, Item, OnError};
 use tollhouse_filters::tree::{Node, Path};
@@ -39,6 +40,7 @@ pub(super) struct Pipelines<'a> {
 pub(super) struct Named<'a> {
     pub(super) upstreams: &'a BTreeMap<Arc<str>, UpstreamId>,
     pub(super) identities: &'a Identities,
+    pub(super) plans: &'a Plans,
     pub(super) stores: &'a Stores,
 }
 
@@ -241,6 +243,10 @@ impl Surroundings for Pipelines<'_> {
 
     fn stores(&self) -> Option<&Stores> {
         Some(self.named.stores)
+    }
+
+    fn plans(&self) -> Option<&Plans> {
+        Some(self.named.plans)
     }
 
     fn file(&self, path: &str) -> Result<String, String> {

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::{project, read, schema};
 
 /// Headings of tables of keys, and the definitions they show; filters are found by name.
-const SECTIONS: [(&str, &str); 38] = [
+const SECTIONS: [(&str, &str); 40] = [
     ("the document", "Document"),
     ("server", "Server"),
     ("server.limits", "Limits"),
@@ -34,6 +34,8 @@ const SECTIONS: [(&str, &str); 38] = [
     ("consumers[]", "Consumer"),
     ("consumers[].match[]", "ConsumerMatch"),
     ("consumers[].credentials[]", "Credential"),
+    ("plans.NAME", "Plan"),
+    ("plans.NAME.limits[]", "PlanLimit"),
     ("services[]", "Service"),
     ("routes[]", "Route"),
     ("routes[].match", "Match"),

@@ -16,6 +16,7 @@ use super::spec::{ConsumerSpec, CredentialKind, CredentialSpec, IdentitySpec, Ki
 use super::{Broken, Identity, Source};
 use crate::context::Consumer;
 use crate::filter::{BuildError, Surroundings};
+use crate::plan::Plans;
 use crate::tree::{self, Node, Path, suggest};
 use crate::values::{Name, Url};
 use crate::world::{UpstreamId, World};
@@ -102,8 +103,10 @@ pub fn build(
     for (name, spec) in identities {
         builder.identity(name, spec);
     }
+    let none = Plans::default();
+    let plans = site.surroundings.plans().unwrap_or(&none);
     for (at, consumer) in consumers.iter().enumerate() {
-        builder.consumer(at, consumer);
+        builder.consumer(at, consumer, plans);
     }
     builder.finish(site)
 }
@@ -183,10 +186,14 @@ impl Builder {
         None
     }
 
-    fn consumer(&mut self, at: usize, spec: &ConsumerSpec) {
+    fn consumer(&mut self, at: usize, spec: &ConsumerSpec, plans: &Plans) {
         let path = place(&["consumers"]).join(at);
         let groups = spec.groups.iter().map(Name::shared).collect();
-        let consumer = Arc::new(Consumer { name: spec.name.shared(), groups });
+        let plan = spec.plan.as_ref().map(Name::shared);
+        if let Some(error) = plan.as_deref().and_then(|plan| plans.find(plan).err()) {
+            self.refuse(path.join("plan"), error.message, error.hint);
+        }
+        let consumer = Arc::new(Consumer { name: spec.name.shared(), groups, plan });
         for (nth, wanted) in spec.matches.iter().enumerate() {
             self.matched(&consumer, wanted, &path.join("match").join(nth));
         }

@@ -77,6 +77,9 @@ pub struct ConsumerSpec {
     /// Groups it belongs to.
     #[serde(default)]
     pub groups: Vec<Name>,
+    /// The plan that says how much it may; `plan_limits` enforces it.
+    #[serde(default)]
+    pub plan: Option<Name>,
     /// Claims by which it is known; any one is enough.
     #[serde(default, rename = "match")]
     pub matches: Vec<MatchSpec>,

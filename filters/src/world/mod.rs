@@ -25,7 +25,7 @@ pub use revocations::{Full, Matched, Revocation, Revocations, Revoked};
 pub use rng::{Rng, SeededRng, SystemRng};
 pub use state::{
     Balance, Budget, Change, Charge, MemoryState, ScopedState, State, StateEntry, StateError, StateKey,
-    StateValue, TenantId,
+    StateValue, Tally, TallyRow, TenantId, Window,
 };
 pub use store::{Away, Ledger, OnFailure, OwnStore, Spent, Store, Stores};
 pub use tasks::{NoTasks, Tasks};

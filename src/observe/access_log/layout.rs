@@ -45,6 +45,7 @@ enum Field {
     /// `-` instead of 0, as `%b` of Apache.
     BytesOutOrDash,
     Elapsed,
+    Throttled,
     UpstreamElapsed,
     DeniedBy,
     Reason,
@@ -54,7 +55,7 @@ enum Field {
 }
 
 /// What fields are called in templates; where other templates have the same value, by the same name.
-const FIELDS: [(&str, Field); 27] = [
+const FIELDS: [(&str, Field); 28] = [
     ("time", Field::Time),
     ("time.common", Field::TimeCommon),
     ("request.id", Field::RequestId),
@@ -76,6 +77,7 @@ const FIELDS: [(&str, Field); 27] = [
     ("bytes_in", Field::BytesIn),
     ("bytes_out", Field::BytesOut),
     ("elapsed_ms", Field::Elapsed),
+    ("throttled_ms", Field::Throttled),
     ("upstream_ms", Field::UpstreamElapsed),
     ("denied_by", Field::DeniedBy),
     ("reason", Field::Reason),
@@ -183,10 +185,8 @@ impl Line<'_> {
             Field::BytesOutOrDash if access.bytes_out == 0 => self.text("-"),
             Field::BytesOut | Field::BytesOutOrDash => self.show(access.bytes_out),
             Field::Elapsed => self.show(format_args!("{:.3}", millis(access.elapsed))),
-            Field::UpstreamElapsed => match access.upstream_elapsed {
-                Some(elapsed) => self.show(format_args!("{:.3}", millis(elapsed))),
-                None => self.text("-"),
-            },
+            Field::Throttled => self.time(access.throttled),
+            Field::UpstreamElapsed => self.time(access.upstream_elapsed),
             Field::DeniedBy => self.optional(access.denied_by),
             Field::Reason => self.optional(access.reason),
             Field::UserAgent => self.header(&USER_AGENT, access.user_agent),
@@ -241,6 +241,13 @@ impl Line<'_> {
 
     fn present(&mut self, bytes: &[u8]) {
         self.bytes(if bytes.is_empty() { b"-" } else { bytes });
+    }
+
+    fn time(&mut self, time: Option<std::time::Duration>) {
+        match time {
+            Some(time) => self.show(format_args!("{:.3}", millis(time))),
+            None => self.text("-"),
+        }
     }
 
     fn optional(&mut self, text: Option<&str>) {

@@ -59,6 +59,8 @@ pub struct Access<'a> {
     pub bytes_out: u64,
     /// From the head to the end of the response; written as `elapsed_ms`.
     pub elapsed: Duration,
+    /// How long it waited where more came than may; written as `throttled_ms`.
+    pub throttled: Option<Duration>,
     /// From the first attempt to the upstream's last byte; written as `upstream_ms`.
     pub upstream_elapsed: Option<Duration>,
     /// The filter that answered in the route's place.
@@ -127,6 +129,7 @@ impl Line<'_> {
         map.serialize_entry("bytes_in", &access.bytes_in)?;
         map.serialize_entry("bytes_out", &access.bytes_out)?;
         map.serialize_entry("elapsed_ms", &millis(access.elapsed))?;
+        optional(map, "throttled_ms", access.throttled.map(millis))?;
         optional(map, "upstream_ms", access.upstream_elapsed.map(millis))
     }
 
@@ -222,6 +225,7 @@ impl Access<'_> {
             bytes_in: 0,
             bytes_out: 512,
             elapsed: Duration::from_micros(12_345),
+            throttled: None,
             upstream_elapsed: Some(Duration::from_millis(11)),
             denied_by: None,
             reason: None,

@@ -294,6 +294,7 @@ fn command(file: &Path) -> Command {
     let folder = file.parent().expect("a folder");
     // Its upgrade socket is in the folder of the document, and so is who plays the service manager.
     command.env_remove("RUNTIME_DIRECTORY").env("XDG_RUNTIME_DIR", folder);
+    command.env("STATE_DIRECTORY", folder);
     command.env("NOTIFY_SOCKET", folder.join("notify.sock"));
     command.arg("run").arg("-c").arg(file).stdin(Stdio::null()).stderr(Stdio::piped());
     command
