@@ -122,7 +122,10 @@ impl Step {
         self.counters.answered.inc();
         ctx.decide(Verdict::Answered, format!("answered {}", reply.status()), &[]);
         let reason = match &reply {
-            Reply::Problem(problem) => problem.detail.clone().or(Some(problem.kind.code.into())),
+            Reply::Problem(problem) => {
+                let said = problem.reason.clone().or_else(|| problem.detail.clone());
+                said.or(Some(problem.kind.code.into()))
+            }
             Reply::Message(_) => None,
         };
         self.ended(ctx, reason);
