@@ -5,6 +5,7 @@ mod balancing;
 mod bodies;
 mod compression;
 mod decompression;
+mod direct;
 mod failures;
 mod filters;
 mod floods;
