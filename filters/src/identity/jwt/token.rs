@@ -47,6 +47,13 @@ impl Verifier {
 
     /// The claims of a token that holds: JWS in compact form (RFC 7515 s5.2), then RFC 7519 s7.2.
     pub(super) fn claims(&self, token: &[u8], now: SystemTime) -> Result<Map<String, Value>, Refusal> {
+        let claims = json::object(&self.signed(token)?).ok_or(MALFORMED)?;
+        self.check(&claims, now)?;
+        Ok(claims)
+    }
+
+    /// What a token says whose signature holds.
+    pub(super) fn signed(&self, token: &[u8]) -> Result<Vec<u8>, Refusal> {
         if token.len() > LONGEST {
             return Err(Refusal::new("the token is larger than 16 KiB"));
         }
@@ -64,9 +71,7 @@ impl Verifier {
             None => None,
         };
         self.keys.verify(algorithm, id, message, signature)?;
-        let claims = object(claims)?;
-        self.check(&claims, now)?;
-        Ok(claims)
+        decoded(claims)
     }
 
     /// The algorithm, if it is one of those that are allowed; `none` never is.
@@ -117,10 +122,14 @@ impl Verifier {
     }
 }
 
-/// A part of a token: an object in base64url without padding, in the one way there is to write it.
+/// A part of a token that is an object.
 fn object(part: &str) -> Result<Map<String, Value>, Refusal> {
-    let bytes = URL_SAFE_NO_PAD.decode(part).map_err(|_| MALFORMED)?;
-    json::object(&bytes).ok_or(MALFORMED)
+    json::object(&decoded(part)?).ok_or(MALFORMED)
+}
+
+/// A part of a token: in base64url without padding, in the one way there is to write it.
+fn decoded(part: &str) -> Result<Vec<u8>, Refusal> {
+    URL_SAFE_NO_PAD.decode(part).map_err(|_| MALFORMED)
 }
 
 /// A `NumericDate` (RFC 7519 s2), in seconds.
