@@ -51,6 +51,8 @@ pub struct Context {
     pub principal: Option<Arc<Principal>>,
     /// The verified caller, as this gateway knows it.
     pub consumer: Option<Arc<Consumer>>,
+    /// The identity by which it is known.
+    pub identity: Option<Arc<str>>,
     /// The name of the upstream that the request goes to.
     pub upstream: Option<Arc<str>>,
     /// What filters asked the core to do.
@@ -324,6 +326,7 @@ impl Context {
             tenant: TenantId::default(),
             principal: None,
             consumer: None,
+            identity: None,
             upstream: None,
             policies: Policies::default(),
             limits: Vec::new(),

@@ -157,12 +157,13 @@ async fn dry(
     request: &RequestHeader,
     ctx: &mut Context,
 ) -> Result<Outcome, FilterError> {
-    let before = (ctx.policies.clone(), ctx.principal.clone(), ctx.consumer.clone(), ctx.tenant);
+    let before =
+        (ctx.policies.clone(), ctx.principal.clone(), ctx.consumer.clone(), ctx.identity.clone(), ctx.tenant);
     let chosen = (ctx.version.clone(), ctx.variant.clone(), ctx.upstream.clone(), ctx.deadline);
     let limits = ctx.limits.len();
     let outcome = filter.on_request(&mut request.clone(), ctx).await;
     ctx.limits.truncate(limits);
-    (ctx.policies, ctx.principal, ctx.consumer, ctx.tenant) = before;
+    (ctx.policies, ctx.principal, ctx.consumer, ctx.identity, ctx.tenant) = before;
     (ctx.version, ctx.variant, ctx.upstream, ctx.deadline) = chosen;
     outcome
 }

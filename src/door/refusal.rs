@@ -118,6 +118,8 @@ fn record<A>(common: &Common<A>, facts: &ConnFacts, rule: Rule, seen: &Seen<'_>)
             bytes_out: 0,
             elapsed: started.elapsed(),
             upstream_elapsed: None,
+            consumer: None,
+            identity: None,
             denied_by: None,
             reason: Some(rule.detail()),
             user_agent: None,

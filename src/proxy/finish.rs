@@ -108,6 +108,8 @@ impl Gateway {
             bytes_out: completed.bytes_out,
             elapsed: completed.elapsed,
             upstream_elapsed: attempts.started.map(|started| started.elapsed()),
+            consumer: ctx.consumer.as_ref().map(|consumer| &*consumer.name),
+            identity: ctx.identity.as_deref(),
             denied_by: ended_by.map(|ended| ended.filter),
             reason: ended_by.and_then(|ended| ended.reason.as_deref()).or(broken).or(call.reason.as_deref()),
             user_agent: field(header::USER_AGENT),

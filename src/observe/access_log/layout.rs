@@ -46,6 +46,8 @@ enum Field {
     BytesOutOrDash,
     Elapsed,
     UpstreamElapsed,
+    Consumer,
+    Identity,
     DeniedBy,
     Reason,
     UserAgent,
@@ -54,7 +56,7 @@ enum Field {
 }
 
 /// What fields are called in templates; where other templates have the same value, by the same name.
-const FIELDS: [(&str, Field); 27] = [
+const FIELDS: [(&str, Field); 29] = [
     ("time", Field::Time),
     ("time.common", Field::TimeCommon),
     ("request.id", Field::RequestId),
@@ -77,6 +79,8 @@ const FIELDS: [(&str, Field); 27] = [
     ("bytes_out", Field::BytesOut),
     ("elapsed_ms", Field::Elapsed),
     ("upstream_ms", Field::UpstreamElapsed),
+    ("consumer", Field::Consumer),
+    ("identity", Field::Identity),
     ("denied_by", Field::DeniedBy),
     ("reason", Field::Reason),
     ("user_agent", Field::UserAgent),
@@ -187,6 +191,8 @@ impl Line<'_> {
                 Some(elapsed) => self.show(format_args!("{:.3}", millis(elapsed))),
                 None => self.text("-"),
             },
+            Field::Consumer => self.optional(access.consumer),
+            Field::Identity => self.optional(access.identity),
             Field::DeniedBy => self.optional(access.denied_by),
             Field::Reason => self.optional(access.reason),
             Field::UserAgent => self.header(&USER_AGENT, access.user_agent),

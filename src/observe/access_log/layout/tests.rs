@@ -72,6 +72,8 @@ fn what_could_not_be_read_is_a_dash_and_hides_its_user() {
 fn a_template_has_every_field_of_the_json_line() {
     let access = Access {
         service: Some("s"),
+        consumer: Some("acme"),
+        identity: Some("keys"),
         denied_by: Some("acl"),
         reason: Some("r"),
         referer: Some(b"x"),
