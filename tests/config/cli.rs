@@ -197,7 +197,7 @@ consumers:
         hash: 'sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad'
         expires: 2026-01-02
 routes: [{name: a, filters: [{authenticate: {any_of: [keys]}}], respond: {}}]
-tests: [{request: {path: /, headers: {x-api-key: abc}}, expect: {status: 200}}]
+tests: [{name: open, request: {path: /, headers: {x-api-key: abc}}, expect: {status: 200}}]
 ";
     let (_folder, file) = document(ended);
     assert_eq!(code(&run(&["test", text(&file)])), 0);

@@ -83,7 +83,7 @@ fn a_template_has_every_field_of_the_json_line() {
     let mut json = Vec::new();
     format_line(&access, &Redactor::new([]), &mut json);
     let json: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&json).unwrap();
-    assert_eq!(json.len(), 25);
+    assert_eq!(json.len(), 27);
     for (key, value) in &json {
         let names = ["request.", "client.", ""].map(|prefix| match prefix {
             "client." if key == "client" => "client.address".to_owned(),
