@@ -323,6 +323,15 @@ impl Sent {
         self
     }
 
+    /// What callers are told in the detail of a problem, if it is answered with one.
+    #[must_use]
+    pub fn detail(&self) -> Option<&str> {
+        match self.reply.as_ref()? {
+            Reply::Problem(problem) => problem.detail.as_deref(),
+            Reply::Message(_) => None,
+        }
+    }
+
     /// Asserts that the request was answered with this status; the answer passes the response filters.
     ///
     /// # Panics

@@ -19,11 +19,24 @@ pub(super) fn read<'a>(source: &Source, value: Cow<'a, [u8]>) -> Option<Cow<'a, 
         return Some(value);
     }
     let is_bearer = value.get(..SCHEME)?.eq_ignore_ascii_case(b"bearer");
-    let ends = value.get(SCHEME).is_none_or(|byte| *byte == b' ');
+    // A scheme is a token (RFC 9110 s5.6.2): whatever ends it, this one is there. Only spaces may follow it,
+    // so that what follows anything else is malformed rather than nothing.
+    let ends = value.get(SCHEME).is_none_or(|byte| !is_token_char(*byte));
     (is_bearer && ends).then(|| match value {
-        Cow::Borrowed(value) => value[SCHEME..].trim_ascii().into(),
-        Cow::Owned(value) => value[SCHEME..].trim_ascii().to_vec().into(),
+        Cow::Borrowed(value) => without_spaces(&value[SCHEME..]).into(),
+        Cow::Owned(value) => without_spaces(&value[SCHEME..]).to_vec().into(),
     })
+}
+
+fn is_token_char(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+fn without_spaces(mut value: &[u8]) -> &[u8] {
+    while let [b' ', rest @ ..] | [rest @ .., b' '] = value {
+        value = rest;
+    }
+    value
 }
 
 /// Takes tokens out of a request.

@@ -47,7 +47,8 @@ use caller::Caller;
 pub struct Options {
     /// Identities of which one is enough; the first one that holds counts.
     pub any_of: Vec<String>,
-    /// Identities that are all needed, for the same consumer.
+    /// Identities that are all needed, for the same consumer: credentials of several consumers, or of one and of
+    /// a caller whom the document has no consumer for, do not go together (403).
     pub all_of: Vec<String>,
     /// Whether a request without any credential passes too; one with a wrong credential never does.
     pub optional: bool,
@@ -280,7 +281,7 @@ impl OnRequest for Authenticate {
         };
         let told = match self.fields(&caller) {
             Some(fields) if caller.is_one => Ok(fields),
-            Some(_) => Err("the credentials are of different consumers"),
+            Some(_) => Err("the credentials are of different callers"),
             None => Err("a claim cannot be told in a header field"),
         };
         let fields = match told {
@@ -296,6 +297,7 @@ impl OnRequest for Authenticate {
         caller.note(ctx);
         ctx.principal = Some(caller.principal);
         ctx.consumer = Some(caller.consumer);
+        ctx.identity = Some(caller.identity);
         Ok(Outcome::Continue)
     }
 }

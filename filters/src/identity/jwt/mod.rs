@@ -12,6 +12,8 @@ mod place;
 #[cfg(test)]
 mod tests;
 mod token;
+#[cfg(test)]
+mod wycheproof;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

@@ -72,6 +72,15 @@ impl Verifier {
         Ok((claims, epoch))
     }
 
+    /// What a token says whose signature holds, by keys of the document.
+    #[cfg(test)]
+    pub(super) fn signed(&self, token: &[u8]) -> Result<Vec<u8>, Refusal> {
+        let parsed = self.parse(token)?;
+        let KeyRing::Written(keys) = &self.keys else { unreachable!("keys of tests are written") };
+        parsed.verify(keys).map_err(|why| why.refusal)?;
+        decoded(parsed.claims)
+    }
+
     fn parse<'a>(&self, token: &'a [u8]) -> Result<Parsed<'a>, Refusal> {
         if token.len() > LONGEST {
             return Err(Refusal::new("the token is larger than 16 KiB"));
@@ -125,8 +134,12 @@ impl Parsed<'_> {
     }
 }
 
-/// A part of a token: an object in base64url without padding, in the one way there is to write it.
+/// A part of a token that is an object.
 fn object(part: &str) -> Result<Map<String, Value>, Refusal> {
-    let bytes = URL_SAFE_NO_PAD.decode(part).map_err(|_| MALFORMED)?;
-    json::object(&bytes).ok_or(MALFORMED)
+    json::object(&decoded(part)?).ok_or(MALFORMED)
+}
+
+/// A part of a token: in base64url without padding, in the one way there is to write it.
+fn decoded(part: &str) -> Result<Vec<u8>, Refusal> {
+    URL_SAFE_NO_PAD.decode(part).map_err(|_| MALFORMED)
 }
