@@ -16,6 +16,9 @@ use crate::testing::yaml;
 /// tokens with characters that are none of base64url's, which other libraries pass over (RFC 7515 s5.2).
 const STRICTER: [u32; 4] = [346, 350, 372, 373];
 
+/// Invalid by the vectors for padding that is not in them: these tokens are, to the byte, that of 357, which is valid.
+const UNPADDED: [u32; 2] = [367, 370];
+
 #[derive(Deserialize)]
 struct Group {
     comment: String,
@@ -56,7 +59,7 @@ fn signatures_hold_where_wycheproof_says_so_and_nowhere_else() {
             (None, _) => "ES256",
         };
         for Vector { id, comment, jws, result } in tests {
-            let expected = result == "valid" && !STRICTER.contains(id);
+            let expected = (result == "valid" && !STRICTER.contains(id)) || UNPADDED.contains(id);
             *(if expected { &mut valid } else { &mut invalid }) += 1;
             if holds(key, algorithm, jws) != expected {
                 wrong.push(format!("{id} {group}: {comment} is {result}"));
@@ -64,5 +67,5 @@ fn signatures_hold_where_wycheproof_says_so_and_nowhere_else() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
-    assert_eq!((valid, invalid), (40, 359));
+    assert_eq!((valid, invalid), (42, 357));
 }
