@@ -33,6 +33,8 @@ fn access() -> Access<'static> {
         elapsed: Duration::from_micros(1234),
         throttled: None,
         upstream_elapsed: Some(Duration::from_micros(1100)),
+        consumer: None,
+        identity: None,
         denied_by: None,
         reason: None,
         user_agent: Some(b"Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko)"),
