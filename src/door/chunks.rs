@@ -112,7 +112,7 @@ impl Chunks {
         self.follow_data(bytes, |_| {})
     }
 
-    /// As [`follow`](Self::follow), and gives what is data of these bytes.
+    /// How many of these bytes, which follow those before, belong to the body; what is data of them goes to `data`.
     ///
     /// # Errors
     /// The rule that a byte breaks.
