@@ -85,6 +85,10 @@ async fn ask(gateway: &Gateway, taken: &mut Taken, way: &str, request: &[u8], re
     let answer = answer.map(|answer| {
         // RFC 9110 s6.6.1.
         assert!(answer.field("date").is_some(), "{:?}", answer.head);
+        // RFC 9110 s7.6.1: what an origin says of its own connection is not for clients.
+        let options = answer.head.all("connection");
+        let expected: &[&[&str]] = if kept { &[&[], &["keep-alive"]] } else { &[&["close"]] };
+        assert!(expected.contains(&&*options), "{way}: {:?}", answer.head);
         let (line, mut fields) = essence(&answer.head);
         let mut body = String::from_utf8_lossy(&answer.body).into_owned();
         if answer.head.field("content-type") == Some("application/problem+json") {

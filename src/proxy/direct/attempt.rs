@@ -261,7 +261,7 @@ impl Job<'_> {
         }
         self.begins(head.status.as_u16(), relay);
         let mut out = Vec::with_capacity(1024);
-        wire::write_answer(&head, !self.keep, &mut out);
+        wire::write_answer(&mut head, !self.keep, &mut out);
         Ok((out, head.headers.contains_key(header::TRANSFER_ENCODING)))
     }
 

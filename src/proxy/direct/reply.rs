@@ -28,7 +28,7 @@ impl Job<'_> {
         }
         let _ = rendered.head.insert_header("Date", get_cached_date());
         let mut out = Vec::with_capacity(512);
-        wire::write_answer(&rendered.head, !self.keep, &mut out);
+        wire::write_answer(&mut rendered.head, !self.keep, &mut out);
         self.status = Some(rendered.head.status.as_u16());
         match rendered.body {
             Body::Bytes(bytes) => {

@@ -224,8 +224,10 @@ pub(super) fn write_request(request: &RequestHeader, out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Writes an answer's head; as the last one on its connection, if it is.
-pub(super) fn write_answer(answer: &ResponseHeader, last: bool, out: &mut Vec<u8>) {
+/// Writes an answer's head; as the last one on its connection, if it is. What it said of another connection
+/// is not for this one (RFC 9110 s7.6.1).
+pub(super) fn write_answer(answer: &mut ResponseHeader, last: bool, out: &mut Vec<u8>) {
+    answer.remove_header(&header::CONNECTION);
     out.extend_from_slice(b"HTTP/1.1 ");
     out.extend_from_slice(answer.status.as_str().as_bytes());
     out.push(b' ');
