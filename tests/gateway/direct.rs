@@ -303,6 +303,49 @@ async fn both_ways_pass_on_the_same_of_what_origins_answer() {
     }
 }
 
+#[tokio::test]
+async fn after_an_old_connection_that_was_closed_a_new_one_is_tried() {
+    const OLD: usize = 5;
+    // Each connection takes one request while all of them are open, and is closed by the next one unanswered.
+    let all = std::sync::Arc::new(tokio::sync::Barrier::new(OLD));
+    let requests = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let seen = requests.clone();
+    let origin = Origin::new(move |mut wire| {
+        let (all, seen) = (all.clone(), seen.clone());
+        async move {
+            let nth = seen.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            let Ok(_) = wire.head().await else { return };
+            if nth < OLD {
+                all.wait().await;
+            }
+            wire.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+            if wire.head().await.is_ok() {
+                seen.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            }
+        }
+    })
+    .await;
+    let gateway = both(&origin).await;
+    let mut clients = Vec::new();
+    for _ in 0..OLD {
+        let mut client = Wire::connect(gateway.address()).await;
+        client.send(replaced(PLAIN, "direct.test")).await;
+        clients.push(client);
+    }
+    for client in &mut clients {
+        assert_eq!(soon("an answer", client.answer()).await.expect("an answer").status, 200);
+    }
+    clients[0].send(replaced(PLAIN, "direct.test")).await;
+    assert_eq!(soon("an answer", clients[0].answer()).await.expect("an answer").status, 200);
+    let line = gateway.log_line(|line| line["attempts"] == 2).await;
+    assert_eq!(line["status"], 200);
+    assert_eq!(
+        requests.load(std::sync::atomic::Ordering::SeqCst),
+        OLD + 2,
+        "one old connection, one new one"
+    );
+}
+
 /// Heads made of what parsers disagree about.
 fn heads() -> impl Strategy<Value = Vec<u8>> {
     let method =

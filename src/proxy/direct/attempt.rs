@@ -62,17 +62,11 @@ impl From<Problem> for Failure {
 impl Job<'_> {
     /// Tries backends until one answers, or none is left to try.
     pub(super) async fn attempts(&mut self, stream: &mut DoorStream) -> Result<(), Failure> {
-        let mut again = Again::default();
+        let (mut again, mut anew) = (Again::default(), false);
         loop {
-            let (server, reused) = match self.connect().await {
+            let (server, reused) = match self.connect(anew).await {
                 Ok(connected) => connected,
-                Err(failure @ Failure::Connect(_)) => {
-                    if self.connect_failed(&failure) {
-                        continue;
-                    } else {
-                        return Err(failure);
-                    }
-                }
+                Err(failure @ Failure::Connect(_)) if self.connect_failed(&failure) => continue,
                 Err(failure) => return Err(failure),
             };
             let head = self.head().await?;
@@ -94,7 +88,8 @@ impl Job<'_> {
                 Err(Failure::Trouble(Trouble::Unanswered)) if reused => match relay.again() {
                     Some(body) => {
                         self.forget_old_connection();
-                        again.body = body;
+                        // The others may be as old.
+                        (again.body, anew) = (body, true);
                     }
                     None => return Err(Trouble::Unanswered.into()),
                 },
@@ -103,8 +98,9 @@ impl Job<'_> {
         }
     }
 
-    /// Chooses a backend that was not tried yet and gives a connection to it, and whether that is an old one.
-    async fn connect(&mut self) -> Result<(TcpStream, bool), Failure> {
+    /// Chooses a backend that was not tried yet and gives a connection to it, and whether that is an old one,
+    /// as it is not if it is to be made `anew`.
+    async fn connect(&mut self, anew: bool) -> Result<(TcpStream, bool), Failure> {
         let upstream = upstream(&self.call);
         let attempts = &mut self.call.attempts;
         // The last attempt is over, and must not count against its backend.
@@ -116,10 +112,11 @@ impl Job<'_> {
         attempts.started.get_or_insert(picked.guard.started());
         attempts.made += 1;
         attempts.counted = false;
-        let (address, idle) = (picked.address, upstream.reuse(&picked));
+        let old = if anew { None } else { upstream.reuse(&picked) };
+        let address = picked.address;
         attempts.picked = Some(picked);
-        if let Some(idle) = idle {
-            return Ok((idle, true));
+        if let Some(old) = old {
+            return Ok((old, true));
         }
         let exchange = self.call.exchange();
         let limit = exchange.route.timeouts.connect.map_or(upstream.connect_timeout(), |limit| limit.get());
