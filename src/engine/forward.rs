@@ -135,7 +135,8 @@ pub(super) fn write_wire(
     out.extend_from_slice(b"\r\n");
 }
 
-fn write_line(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
+/// Writes a field line of HTTP/1.1.
+pub fn write_line(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
     for part in [name, b": ", value, b"\r\n"] {
         out.extend_from_slice(part);
     }

@@ -34,7 +34,7 @@ use crate::snapshot::{Action, Route, Snapshot};
 use crate::upstream::Upstream;
 
 pub use background::Background;
-pub use forward::{Forwarding, strip_hop_by_hop};
+pub use forward::{Forwarding, strip_hop_by_hop, write_line};
 pub use reply::{Rendered, grpc_trailers, problem_reply, render, speaks_grpc};
 pub use side_calls::SideCalls;
 

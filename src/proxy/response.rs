@@ -160,9 +160,13 @@ pub(super) fn content_length(value: &[u8]) -> Option<u64> {
 
 /// Whether the answer has no natural end (WHATWG HTML s9.2, Server-Sent Events).
 fn is_event_stream(response: &ResponseHeader) -> bool {
-    let content_type = response.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
-    let essence = content_type.and_then(|text| text.split(|byte| *byte == b';').next());
-    essence.is_some_and(|essence| essence.trim_ascii().eq_ignore_ascii_case(b"text/event-stream"))
+    response.headers.get(header::CONTENT_TYPE).is_some_and(|content_type| is_events(content_type.as_bytes()))
+}
+
+/// Whether this type of content is that of events.
+pub(super) fn is_events(content_type: &[u8]) -> bool {
+    let essence = content_type.split(|byte| *byte == b';').next().unwrap_or_default();
+    essence.trim_ascii().eq_ignore_ascii_case(b"text/event-stream")
 }
 
 /// Shows a piece of the answer to the filters that look at pieces, and minds the deadline.

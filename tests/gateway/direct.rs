@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, TestRunner};
 
-use crate::harness::{Broken, Gateway, Head, Origin, Wire, soon};
+use crate::harness::{Answer, Broken, Gateway, Head, Origin, Wire, soon};
 
 /// Filters that see heads, or bodies of requests that have one, make a difference to the direct way; one that
 /// sees pieces of the answer makes it Pingora's.
@@ -82,31 +82,34 @@ async fn ask(gateway: &Gateway, taken: &mut Taken, way: &str, request: &[u8], re
     })
     .await;
     let kept = answer.is_ok() && goes_on(&mut client, way).await;
-    let answer = answer.map(|answer| {
-        // RFC 9110 s6.6.1.
-        assert!(answer.field("date").is_some(), "{:?}", answer.head);
-        // RFC 9110 s7.6.1: what an origin says of its own connection is not for clients.
-        let options = answer.head.all("connection");
-        let expected: &[&[&str]] = if kept { &[&[], &["keep-alive"]] } else { &[&["close"]] };
-        assert!(expected.contains(&&*options), "{way}: {:?}", answer.head);
-        let (line, mut fields) = essence(&answer.head);
-        let mut body = String::from_utf8_lossy(&answer.body).into_owned();
-        if answer.head.field("content-type") == Some("application/problem+json") {
-            // The id of the request is in it.
-            if !body.is_empty() {
-                body = answer.problem();
-            }
-            fields.retain(|(name, _)| !name.eq_ignore_ascii_case("content-length"));
-        }
-        // A body in chunks and one with a length are the same body.
-        fields.retain(|(name, _)| !name.eq_ignore_ascii_case("transfer-encoding"));
-        ((line, fields), body)
-    });
+    let answer = answer.map(|answer| told(&answer, kept));
     let (upstream, upstream_body) = match &seen {
         Some((head, body, _)) => (Some(essence(head)), body.clone()),
         None => (None, Vec::new()),
     };
     Seen { upstream, upstream_body, answer, kept }
+}
+
+/// What an answer tells a client, whose connection was kept or not.
+fn told(answer: &Answer, kept: bool) -> (Said, String) {
+    // RFC 9110 s6.6.1.
+    assert!(answer.field("date").is_some(), "{:?}", answer.head);
+    // RFC 9110 s7.6.1: what an origin says of its own connection is not for clients.
+    let options = answer.head.all("connection");
+    let expected: &[&[&str]] = if kept { &[&[], &["keep-alive"]] } else { &[&["close"]] };
+    assert!(expected.contains(&&*options), "{:?}", answer.head);
+    let (line, mut fields) = essence(&answer.head);
+    let mut body = String::from_utf8_lossy(&answer.body).into_owned();
+    if answer.head.field("content-type") == Some("application/problem+json") {
+        // The id of the request is in it.
+        if !body.is_empty() {
+            body = answer.problem();
+        }
+        fields.retain(|(name, _)| !name.eq_ignore_ascii_case("content-length"));
+    }
+    // A body in chunks and one with a length are the same body.
+    fields.retain(|(name, _)| !name.eq_ignore_ascii_case("transfer-encoding"));
+    ((line, fields), body)
 }
 
 type Taken = tokio::sync::mpsc::UnboundedReceiver<Wire>;
@@ -239,66 +242,72 @@ async fn both_ways_pass_on_bodies_of_any_size() {
     }
 }
 
+/// Answers of which something follows on the same connection.
+const WHOLE: &[&str] = &[
+    "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+    "HTTP/1.1 200 \r\nContent-Length: 2\r\n\r\nok",
+    "HTTP/1.1 200 Fine By Me\r\nContent-Length: 2\r\nX-A: 1\r\nx-a: 2\r\nSet-Cookie: a\r\nSet-Cookie: b\r\n\r\nok",
+    "HTTP/1.1 299 Odd\r\nContent-Length: 2\r\n\r\nok",
+    "HTTP/1.1 204 No Content\r\n\r\n",
+    "HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n",
+    "HTTP/1.1 205 Reset Content\r\nContent-Length: 0\r\n\r\n",
+    "HTTP/1.1 304 Not Modified\r\nETag: \"a\"\r\n\r\n",
+    "HTTP/1.1 304 Not Modified\r\nContent-Length: 7\r\n\r\n",
+    "HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno",
+    "HTTP/1.1 500 Oh\r\nContent-Length: 2\r\n\r\nno",
+    "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok",
+    "HTTP/1.1 200 OK\r\nConnection: X-Hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=1\r\nUpgrade: h2c\r\nContent-Length: 2\r\n\r\nok",
+    "HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok",
+    "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+    "HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n002;x=y\r\nok\r\n1\r\n!\r\n0\r\nX-T: 1\r\n\r\n",
+    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-T\r\n\r\n2  \r\nok\r\n0\r\nX-T: 1\r\n\r\n",
+    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 7\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+    "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+    "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok",
+    "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\nok",
+    "HTTP/1.1 200 OK\r\nContent-Length: -2\r\n\r\nok",
+    "HTTP/1.1 200 OK\r\nContent-Length: 9223372036854775808\r\n\r\nok",
+    "HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999999\r\n\r\nok",
+    "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n",
+    "HTTP/1.1 200 OK\r\nX-Folded: a\r\n b\r\nContent-Length: 2\r\n\r\nok",
+    "HTTP/1.1 200 OK\r\nX-Spaced : a\r\nContent-Length: 2\r\n\r\nok",
+    "HTTP/1.1 200 OK\r\nX-Latin: \u{e9}\r\nContent-Length: 2\r\n\r\nok",
+    "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx",
+];
+
+/// Answers that end with their connection.
+const ENDED: &[&str] = &[
+    "",
+    "HTTP",
+    "HTTP/1.1 200 OK\r\nX: y\r\n",
+    "HTTP/1.1 200 OK\r\n\r\nall of it",
+    "HTTP/1.0 200 OK\r\n\r\nall of it",
+    "HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nok",
+    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n",
+    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\no",
+    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    "HTTP/1.1 103 Early Hints\r\n\r\n",
+    "SSH-2.0-x\r\n\r\n",
+    "HTTP/1.1 20 OK\r\n\r\n",
+    "HTTP/1.1 200 OK\r\nNo colon\r\n\r\n",
+    "HTTP/1.1 200 OK\r\nX\0: a\r\n\r\n",
+];
+
 #[tokio::test]
 async fn both_ways_pass_on_the_same_of_what_origins_answer() {
     let (origin, mut taken) = Origin::handing_over().await;
     let gateway = both(&origin).await;
     let get: &[u8] = PLAIN;
     let head: &[u8] = b"HEAD /a HTTP/1.1\r\nHost: HOST\r\n\r\n";
-    for answer in [
-        "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
-        "HTTP/1.1 200 \r\nContent-Length: 2\r\n\r\nok",
-        "HTTP/1.1 200 Fine By Me\r\nContent-Length: 2\r\nX-A: 1\r\nx-a: 2\r\nSet-Cookie: a\r\nSet-Cookie: b\r\n\r\nok",
-        "HTTP/1.1 299 Odd\r\nContent-Length: 2\r\n\r\nok",
-        "HTTP/1.1 204 No Content\r\n\r\n",
-        "HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n\r\n",
-        "HTTP/1.1 205 Reset Content\r\nContent-Length: 0\r\n\r\n",
-        "HTTP/1.1 304 Not Modified\r\nETag: \"a\"\r\n\r\n",
-        "HTTP/1.1 304 Not Modified\r\nContent-Length: 7\r\n\r\n",
-        "HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno",
-        "HTTP/1.1 500 Oh\r\nContent-Length: 2\r\n\r\nno",
-        "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok",
-        "HTTP/1.1 200 OK\r\nConnection: X-Hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=1\r\nUpgrade: h2c\r\nContent-Length: 2\r\n\r\nok",
-        "HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok",
-        "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
-        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
-        "HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n002;x=y\r\nok\r\n1\r\n!\r\n0\r\nX-T: 1\r\n\r\n",
-        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-T\r\n\r\n2  \r\nok\r\n0\r\nX-T: 1\r\n\r\n",
-        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 7\r\n\r\n2\r\nok\r\n0\r\n\r\n",
-        "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
-        "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok",
-        "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\nok",
-        "HTTP/1.1 200 OK\r\nContent-Length: -2\r\n\r\nok",
-        "HTTP/1.1 200 OK\r\nContent-Length: 9223372036854775808\r\n\r\nok",
-        "HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999999\r\n\r\nok",
-        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n",
-        "HTTP/1.1 200 OK\r\nX-Folded: a\r\n b\r\nContent-Length: 2\r\n\r\nok",
-        "HTTP/1.1 200 OK\r\nX-Spaced : a\r\nContent-Length: 2\r\n\r\nok",
-        "HTTP/1.1 200 OK\r\nX-Latin: \u{e9}\r\nContent-Length: 2\r\n\r\nok",
-        "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx",
-    ] {
+    for answer in WHOLE {
         compare(&gateway, &mut taken, get, &reply(answer)).await;
         if !answer.contains("chunked") {
             let headless = answer.split_inclusive("\r\n\r\n").take(1 + usize::from(answer.contains(" 103 ")));
             compare(&gateway, &mut taken, head, &reply(headless.collect::<String>())).await;
         }
     }
-    for answer in [
-        "",
-        "HTTP",
-        "HTTP/1.1 200 OK\r\nX: y\r\n",
-        "HTTP/1.1 200 OK\r\n\r\nall of it",
-        "HTTP/1.0 200 OK\r\n\r\nall of it",
-        "HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nok",
-        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n",
-        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\no",
-        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-        "HTTP/1.1 103 Early Hints\r\n\r\n",
-        "SSH-2.0-x\r\n\r\n",
-        "HTTP/1.1 20 OK\r\n\r\n",
-        "HTTP/1.1 200 OK\r\nNo colon\r\n\r\n",
-        "HTTP/1.1 200 OK\r\nX\0: a\r\n\r\n",
-    ] {
+    for answer in ENDED {
         compare(&gateway, &mut taken, get, &closing(answer)).await;
     }
 }

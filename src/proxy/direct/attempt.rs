@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tollhouse_filters::outcome::Reply;
 use tollhouse_filters::problem::{self, Problem};
 
-use super::relay::{Again, Patience, Relay, Trouble};
+use super::relay::{Again, Relay, Trouble, Waits};
 use super::wire::{self, Answer, AnswerHead};
 use super::{super::failure, Job};
 use crate::door::{DoorStream, Rule};
@@ -28,8 +28,6 @@ pub(super) enum Failure {
     Connect(Option<std::io::Error>),
     /// The exchange broke.
     Trouble(Trouble),
-    /// The client is gone.
-    Client,
     /// Our fault.
     Internal,
 }
@@ -38,9 +36,7 @@ impl Failure {
     /// By whose fault, for the log; what was answered says more.
     pub(super) const fn code(&self) -> &'static str {
         match self {
-            Self::Client | Self::Trouble(Trouble::Client | Trouble::SlowClient) => {
-                problem::CLIENT_CLOSED.code
-            }
+            Self::Trouble(Trouble::Client | Trouble::SlowClient) => problem::CLIENT_CLOSED.code,
             Self::Connect(_) | Self::Trouble(_) => "upstream-protocol",
             Self::Refused(_) | Self::Internal => "internal",
         }
@@ -72,8 +68,8 @@ impl Job<'_> {
             let head = self.head().await?;
             // Only an old connection is worth a second attempt.
             again.keep = reused && self.request.method.is_idempotent();
-            let patience = self.patience()?;
-            let mut relay = Relay::new(stream, server, head, patience, std::mem::take(&mut again));
+            let waits = self.waits()?;
+            let mut relay = Relay::new(stream, server, head, waits, std::mem::take(&mut again));
             let relayed = self.relay(&mut relay).await;
             (self.bytes_in, self.bytes_out) = (relay.taken, self.bytes_out + relay.sent());
             match relayed {
@@ -189,7 +185,7 @@ impl Job<'_> {
     }
 
     /// How long this attempt may take.
-    fn patience(&mut self) -> Result<Patience, Failure> {
+    fn waits(&mut self) -> Result<Waits, Failure> {
         let upstream = upstream(&self.call);
         let events = self.call.events;
         let exchange = self.call.exchange();
@@ -198,7 +194,7 @@ impl Job<'_> {
         if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return Err(failure::overdue().into());
         }
-        Ok(Patience { idle, deadline: deadline.filter(|_| !events) })
+        Ok(Waits { idle, deadline: deadline.filter(|_| !events) })
     }
 
     /// Sends the request and passes the answer on; true if the backend's connection takes another request.
@@ -272,9 +268,7 @@ impl Job<'_> {
     /// How the last attempt ended that failed so.
     pub(super) fn outcome(&self, failure: &Failure) -> AttemptOutcome {
         match failure {
-            Failure::Client | Failure::Trouble(Trouble::Client | Trouble::SlowClient) => {
-                AttemptOutcome::Cancelled
-            }
+            Failure::Trouble(Trouble::Client | Trouble::SlowClient) => AttemptOutcome::Cancelled,
             Failure::Connect(None) | Failure::Trouble(Trouble::Timeout(_)) => AttemptOutcome::TimedOut,
             _ if self.call.attempts.answered => AttemptOutcome::Answered,
             _ => AttemptOutcome::Broken,
@@ -284,14 +278,14 @@ impl Job<'_> {
     /// What a failure is answered with; `None` when the client is gone.
     pub(super) fn explain(&mut self, stream: &DoorStream, failure: Failure) -> Option<Reply> {
         let overdue = self.call.exchange().ctx.deadline.is_some_and(|deadline| Instant::now() >= deadline);
-        let blamed = !matches!(failure, Failure::Refused(_) | Failure::Client | Failure::Internal);
+        let blamed = !matches!(failure, Failure::Refused(_) | Failure::Internal);
         let of_client = matches!(failure, Failure::Trouble(Trouble::Client | Trouble::SlowClient));
         if blamed && !of_client {
             self.tell(InFlight::failed);
         }
         let problem = match failure {
             Failure::Refused(reply) => return Some(reply),
-            Failure::Client | Failure::Trouble(Trouble::Client) => {
+            Failure::Trouble(Trouble::Client) => {
                 let rule = stream.broken().filter(|rule| rule.kind().status != problem::CLIENT_CLOSED.status);
                 let Some(rule) = rule else {
                     self.call.problem = Some(problem::CLIENT_CLOSED.code);

@@ -57,7 +57,7 @@ impl Trouble {
 
 /// How long is waited.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Patience {
+pub(super) struct Waits {
     /// For the backend to take or send something.
     pub(super) idle: Option<Duration>,
     /// For all of it.
@@ -68,7 +68,7 @@ pub(super) struct Patience {
 pub(super) struct Relay<'a> {
     client: &'a mut DoorStream,
     server: TcpStream,
-    patience: Patience,
+    waits: Waits,
     upload: Upload,
     /// On its way to the backend; first of all the head.
     up: Held,
@@ -126,7 +126,7 @@ impl<'a> Relay<'a> {
         client: &'a mut DoorStream,
         server: TcpStream,
         head: Vec<u8>,
-        patience: Patience,
+        waits: Waits,
         again: Again,
     ) -> Self {
         let upload = if client.is_at_end() { Upload::Over } else { Upload::Open };
@@ -136,7 +136,7 @@ impl<'a> Relay<'a> {
         Self {
             client,
             server,
-            patience,
+            waits,
             upload,
             up,
             fresh: true,
@@ -188,7 +188,7 @@ impl<'a> Relay<'a> {
 
     /// The answer has no natural end.
     pub(super) fn forget_deadline(&mut self) {
-        self.patience.deadline = None;
+        self.waits.deadline = None;
     }
 
     /// Whether all of the request was read.
@@ -443,9 +443,9 @@ impl<'a> Relay<'a> {
             let now = || Instant::now();
             let since = *self.since.get_or_insert_with(now);
             let which = if self.up.is_empty() { "read timeout" } else { "write timeout" };
-            (self.patience.idle.map(|idle| since + idle), Trouble::Timeout(which))
+            (self.waits.idle.map(|idle| since + idle), Trouble::Timeout(which))
         };
-        let (due, trouble) = match self.patience.deadline {
+        let (due, trouble) = match self.waits.deadline {
             Some(deadline) if due.is_none_or(|due| deadline < due) => {
                 (Some(deadline), Trouble::Timeout("total timeout"))
             }

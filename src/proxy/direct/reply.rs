@@ -1,11 +1,15 @@
 //! Answers of the gateway's own.
 
+use http::header;
 use pingora::prelude::timeout;
 use pingora::protocols::http::date::get_cached_date;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tollhouse_filters::outcome::{Body, Reply};
+use tollhouse_filters::world::ClientBody;
 
 use super::attempt::Failure;
+use super::held::LAST_CHUNK;
+use super::relay::Trouble;
 use super::{Job, wire};
 use crate::door::DoorStream;
 
@@ -22,7 +26,9 @@ impl Job<'_> {
         let unread = stream.unread();
         let keep = self.keep && unread.is_some_and(|unread| unread <= MOST_DRAINED);
         self.keep = keep && !self.gateway.draining.is_on();
-        let chunked = matches!(rendered.body, Body::Stream(_));
+        // RFC 9112 s6.2: never both.
+        let sized = rendered.head.headers.contains_key(header::CONTENT_LENGTH);
+        let chunked = matches!(rendered.body, Body::Stream(_)) && !sized;
         if chunked {
             let _ = rendered.head.insert_header("Transfer-Encoding", "chunked");
         }
@@ -36,24 +42,9 @@ impl Job<'_> {
                 self.bytes_out += bytes.len() as u64;
                 self.send(stream, &out).await?;
             }
-            Body::Stream(mut pieces) => {
+            Body::Stream(pieces) => {
                 self.send(stream, &out).await?;
-                loop {
-                    let mut piece = pieces.next().await.map_err(|_| Failure::Internal)?;
-                    let end = piece.is_none();
-                    let filtered = self.call.exchange().response_chunk(&mut piece, end);
-                    filtered.map_err(|_| Failure::Internal)?;
-                    let piece = piece.unwrap_or_default();
-                    if !piece.is_empty() {
-                        self.bytes_out += piece.len() as u64;
-                        let chunk = [format!("{:x}\r\n", piece.len()).as_bytes(), &piece, b"\r\n"].concat();
-                        self.send(stream, &chunk).await?;
-                    }
-                    if end {
-                        self.send(stream, b"0\r\n\r\n").await?;
-                        break;
-                    }
-                }
+                self.send_pieces(stream, pieces, chunked).await?;
             }
         }
         self.whole = true;
@@ -63,12 +54,40 @@ impl Job<'_> {
         Ok(())
     }
 
+    /// Sends a body as it comes, through the filters that look at pieces.
+    async fn send_pieces(
+        &mut self,
+        stream: &mut DoorStream,
+        mut pieces: Box<dyn ClientBody>,
+        chunked: bool,
+    ) -> Result<(), Failure> {
+        loop {
+            let mut piece = pieces.next().await.map_err(|_| Failure::Internal)?;
+            let end = piece.is_none();
+            let filtered = self.call.exchange().response_chunk(&mut piece, end);
+            filtered.map_err(|_| Failure::Internal)?;
+            let piece = piece.unwrap_or_default();
+            self.bytes_out += piece.len() as u64;
+            match (piece.is_empty(), chunked) {
+                (true, _) => {}
+                (false, false) => self.send(stream, &piece).await?,
+                (false, true) => {
+                    let chunk = [format!("{:x}\r\n", piece.len()).as_bytes(), &piece, b"\r\n"].concat();
+                    self.send(stream, &chunk).await?;
+                }
+            }
+            if end {
+                return if chunked { self.send(stream, LAST_CHUNK).await } else { Ok(()) };
+            }
+        }
+    }
+
     async fn send(&self, stream: &mut DoorStream, bytes: &[u8]) -> Result<(), Failure> {
         let sent = async {
             stream.write_all(bytes).await?;
             stream.flush().await
         };
-        sent.await.map_err(|_: std::io::Error| Failure::Client)
+        sent.await.map_err(|_: std::io::Error| Trouble::Client.into())
     }
 
     /// Reads what is left of the request's body, which nobody wants.

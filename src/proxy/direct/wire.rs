@@ -10,7 +10,8 @@ use pingora::http::{RequestHeader, ResponseHeader, header_value_from_raw};
 use pingora::protocols::http::date::get_cached_date;
 
 use crate::door::Chunks;
-use crate::proxy::response::content_length;
+use crate::engine::write_line;
+use crate::proxy::response::{content_length, is_events};
 
 /// Most fields of a head; those with more are Pingora's, which has the same limit.
 const MAX_FIELDS: usize = 256;
@@ -139,7 +140,7 @@ fn lines(answer: &httparse::Response<'_, '_>) -> Option<(AnswerHead, Framing, bo
                 continue;
             }
             10 if is("connection") => return None,
-            12 if is("content-type") && begins_with(field.value, EVENTS) => return None,
+            12 if is("content-type") && is_events(field.value) => return None,
             14 if is("content-length") => {
                 let once = length.replace(content_length(field.value)?).is_none();
                 once.then_some(())?;
@@ -166,18 +167,6 @@ fn lines(answer: &httparse::Response<'_, '_>) -> Option<(AnswerHead, Framing, bo
         _ => return None,
     };
     Some((AnswerHead::Lines { status, lines, chunked }, body, reusable))
-}
-
-const EVENTS: &[u8] = b"text/event-stream";
-
-fn begins_with(value: &[u8], start: &[u8]) -> bool {
-    value.get(..start.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(start))
-}
-
-fn write_line(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
-    for part in [name, b": ", value, b"\r\n"] {
-        out.extend_from_slice(part);
-    }
 }
 
 /// How the body of an answer ends (RFC 9112 s6.3), and whether its head says that twice: then the length is
