@@ -13,6 +13,7 @@ use tokio::net::{TcpListener, UnixListener};
 
 use super::bind::StdSocket;
 use super::handshake::{self, Arrival};
+use super::pause::Watch;
 use super::stream::DoorStream;
 use super::{Application, Common, ConnFacts, Listener, Permit, Refused, conn, proxied, stopped};
 
@@ -25,15 +26,16 @@ pub(super) struct Loop<A> {
     pub(super) socket: Arc<Socket>,
     pub(super) listener: Arc<Listener>,
     pub(super) shutdown: ShutdownWatch,
+    pub(super) pause: Watch,
 }
 
 /// Accepts connections until the shutdown; each one gets a task of its own.
-pub(super) async fn run<A: Application>(this: Loop<A>) {
+pub(super) async fn run<A: Application>(mut this: Loop<A>) {
     let mut stop = pin!(stopped(this.shutdown.clone()));
     let mut complaints = Complaints::default();
     loop {
         let accepted = tokio::select! {
-            accepted = this.socket.accept() => accepted,
+            accepted = next(&this.socket, &mut this.pause) => accepted,
             () = &mut stop => return,
         };
         match accepted {
@@ -46,6 +48,18 @@ pub(super) async fn run<A: Application>(this: Loop<A>) {
                     () = &mut stop => return,
                 }
             }
+        }
+    }
+}
+
+/// The next connection that is for this process.
+async fn next(socket: &Socket, pause: &mut Watch) -> io::Result<Connection> {
+    loop {
+        pause.over().await;
+        tokio::select! {
+            biased;
+            () = pause.changes() => {}
+            accepted = socket.accept() => return accepted,
         }
     }
 }

@@ -15,6 +15,7 @@ mod head;
 mod http2;
 mod listener;
 mod patience;
+mod pause;
 mod permits;
 mod preamble;
 mod proxied;
@@ -48,6 +49,7 @@ pub use handshake::{HandshakeFailure, HandshakeFailures};
 pub use head::Head;
 pub use listener::Listener;
 pub use patience::Patience;
+pub use pause::Pause;
 pub use permits::{Limits, Permit, Permits, Refused};
 pub use refusal::Refusals;
 pub use rule::Rule;
@@ -82,6 +84,8 @@ pub struct Desk {
     pub draining: Draining,
     /// Whether what is under way has no more time: WebSockets are closed.
     pub over: Draining,
+    /// Whether connections are left to another process.
+    pub pause: Pause,
 }
 
 /// TLS of listeners, by [`Listener::id`]; `None` for those without.
@@ -171,6 +175,7 @@ impl<A: Application> Service for Door<A> {
                     socket: socket.clone(),
                     listener: listener.clone(),
                     shutdown: self.common.desk.draining.watch(),
+                    pause: self.common.desk.pause.watch(),
                 }));
             }
         }

@@ -31,7 +31,7 @@ use self::upgrade::Upgrades;
 
 use crate::admin::{self, AdminState};
 use crate::config::{AdminAddress, Observability, Protocol};
-use crate::door::{self, Desk, Door, Draining, HandshakeFailure, Permits, Refusals, Refused, Rule};
+use crate::door::{self, Desk, Door, Draining, HandshakeFailure, Pause, Permits, Refusals, Refused, Rule};
 use crate::engine::dry;
 use crate::engine::{Background, SideCalls};
 use crate::handover::Sockets;
@@ -237,6 +237,7 @@ impl Parts {
             observe,
             draining: Draining::default(),
             over: Draining::default(),
+            pause: Pause::default(),
         };
         let (state, revocations) = (world.state.clone(), world.revocations.clone());
         let reloader = Reloader::new(path.clone(), registry, world, live.clone(), dry::verify);
@@ -250,6 +251,7 @@ impl Parts {
             self.live.clone(),
             self.state.clone(),
             self.revocations.clone(),
+            self.desk.pause.clone(),
             self.shared()?,
         );
         let upgrades = Arc::new(upgrades);

@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use tollhouse_filters::world::{Revocations, State};
 
 use super::succession::{BATCH, Memory, Offer, Step, TAKE_OVER};
+use crate::door::Pause;
 use crate::handover::{Answer, Ask, Channel, Place, pair};
 use crate::snapshot::Live;
 use crate::tls::TicketKeys;
@@ -35,6 +36,7 @@ pub(super) struct Upgrades {
     live: Arc<Live>,
     state: Arc<dyn State>,
     revocations: Arc<Revocations>,
+    pause: Pause,
     stand: Mutex<Stand>,
     replaced: Notify,
 }
@@ -81,10 +83,11 @@ impl Upgrades {
         live: Arc<Live>,
         state: Arc<dyn State>,
         revocations: Arc<Revocations>,
+        pause: Pause,
         sockets: Vec<(String, OwnedFd)>,
     ) -> Self {
         let stand = Stand { sockets: Some(Arc::new(sockets)), under_way: None, place: None };
-        Self { path, live, state, revocations, stand: Mutex::new(stand), replaced: Notify::new() }
+        Self { path, live, state, revocations, pause, stand: Mutex::new(stand), replaced: Notify::new() }
     }
 
     /// Waits until another process serves.
@@ -159,9 +162,12 @@ impl Upgrades {
                     let _ = pidfd_send_signal(process, Signal::KILL);
                 }
                 self.revocations.take_back();
+                self.pause.end();
                 return Err(failure);
             }
         };
+        // Until the drain begins, should the new process have taken its time.
+        self.pause.begin();
         (stand.sockets, stand.place) = (None, None);
         log::info!(pid = pid; "another process has taken over");
         // The service manager follows the process that serves from now on.
@@ -210,6 +216,8 @@ impl Upgrades {
             channel.send_socket(socket.as_fd())?;
         }
         reached(channel.receive()?)?;
+        // What is let pass from here on, the new process would not know of.
+        self.pause.begin();
         let entries = self.state.export();
         let mut batches = entries.chunks(BATCH).peekable();
         let mut revocations = self.revocations.hand_over();
@@ -285,7 +293,8 @@ mod tests {
         let registry = tollhouse_filters::builtin();
         let compiler = Compiler { registry: &registry, world, previous: None, mode: Mode::Dry };
         let live = Arc::new(Live::new(compiler.compile(&loaded).unwrap()));
-        Upgrades::new(path, live, world.state.clone(), world.revocations.clone(), sockets)
+        let pause = Pause::default();
+        Upgrades::new(path, live, world.state.clone(), world.revocations.clone(), pause, sockets)
     }
 
     #[tokio::test]

@@ -141,6 +141,7 @@ pub(crate) fn desk(limits: HeadLimits) -> Desk {
         observe: Observe::new(100, &Format::Off, &To::Stdout, &[]).unwrap(),
         draining: Draining::default(),
         over: Draining::default(),
+        pause: Pause::default(),
     }
 }
 
@@ -461,6 +462,26 @@ async fn a_socket_of_the_process_before_is_taken_over_with_who_waits_there() {
     door.stop().await;
     let late = TcpStream::connect(addr).await.unwrap_err();
     assert_eq!(late.kind(), ErrorKind::ConnectionRefused, "nothing keeps the socket listening");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_it_pauses_connections_are_left_to_the_next_process() {
+    let (bound, desk) = (open(&listener(ANY)).unwrap(), desk(LIMITS));
+    let (addr, pause) = (bound.local_addr().unwrap(), desk.pause.clone());
+    let next = std::net::TcpListener::from(bound.share().unwrap().1);
+    next.set_nonblocking(true).unwrap();
+    let next = tokio::net::TcpListener::from_std(next).unwrap();
+    pause.begin();
+    let door = Running::at(bound, desk);
+    let mut clients = Vec::new();
+    for _ in 0..20 {
+        clients.push(TcpStream::connect(addr).await.unwrap());
+        next.accept().await.unwrap();
+    }
+    pause.end();
+    drop(next);
+    ask(&mut TcpStream::connect(addr).await.unwrap()).await;
+    door.stop().await;
 }
 
 #[test]
