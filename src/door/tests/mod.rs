@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 mod heads;
+mod sharing;
 mod tls;
 
 use super::*;
@@ -449,51 +450,6 @@ async fn a_request_that_comes_after_the_draining_began_is_still_answered() {
     door.draining.start();
     ask(&mut idle).await;
     door.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_socket_of_the_process_before_is_taken_over_with_who_waits_there() {
-    let old = std::net::TcpListener::bind(ANY).unwrap();
-    let addr = old.local_addr().unwrap();
-    let mut waiting = TcpStream::connect(addr).await.unwrap();
-    let mut sockets = Sockets::from_iter([(addr.to_string(), old.into())]);
-    let door = Running::at(Bound::open(&listener(&addr.to_string()), &mut sockets).unwrap(), desk(LIMITS));
-    ask(&mut waiting).await;
-    door.stop().await;
-    let late = TcpStream::connect(addr).await.unwrap_err();
-    assert_eq!(late.kind(), ErrorKind::ConnectionRefused, "nothing keeps the socket listening");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn while_it_pauses_connections_are_left_to_the_next_process() {
-    let (bound, desk) = (open(&listener(ANY)).unwrap(), desk(LIMITS));
-    let (addr, pause) = (bound.local_addr().unwrap(), desk.pause.clone());
-    let next = std::net::TcpListener::from(bound.share().unwrap().1);
-    next.set_nonblocking(true).unwrap();
-    let next = tokio::net::TcpListener::from_std(next).unwrap();
-    pause.begin();
-    let door = Running::at(bound, desk);
-    let mut clients = Vec::new();
-    for _ in 0..20 {
-        clients.push(TcpStream::connect(addr).await.unwrap());
-        next.accept().await.unwrap();
-    }
-    pause.end();
-    drop(next);
-    ask(&mut TcpStream::connect(addr).await.unwrap()).await;
-    door.stop().await;
-}
-
-#[test]
-fn a_socket_is_shared_with_the_next_process_under_a_name_of_its_own() {
-    let bound = open(&listener(ANY)).unwrap();
-    let other = open(&Listener { name: "other".into(), ..listener(ANY) }).unwrap();
-    let ((name, socket), (others, _)) = (bound.share().unwrap(), other.share().unwrap());
-    assert_ne!(name, others, "port 0 is written alike, but the sockets are two");
-    let mut sockets = Sockets::from_iter([(name, socket)]);
-    let next = Bound::open(&listener(ANY), &mut sockets).unwrap();
-    assert_eq!(next.local_addr(), bound.local_addr());
-    assert_ne!(Bound::open(&listener(ANY), &mut sockets).unwrap().local_addr(), bound.local_addr());
 }
 
 /// Most connections are idle, and each holds this for as long as it is open.
