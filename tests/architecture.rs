@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each module of the gateway may import. `observe` is a leaf that everyone may import.
-const MAY_IMPORT: [(&str, &[&str]); 14] = [
+const MAY_IMPORT: [(&str, &[&str]); 15] = [
     ("observe", &[]),
     ("config", &[]),
     ("handover", &[]),
@@ -14,15 +14,26 @@ const MAY_IMPORT: [(&str, &[&str]); 14] = [
     ("routing", &["config"]),
     ("tls", &["config"]),
     ("upstream", &["config", "tls"]),
-    ("snapshot", &["source", "config", "routing", "tls", "upstream"]),
-    ("engine", &["snapshot", "source", "config", "routing", "tls", "upstream"]),
+    ("consumers", &["source", "config"]),
+    ("snapshot", &["consumers", "source", "config", "routing", "tls", "upstream"]),
+    ("engine", &["consumers", "snapshot", "source", "config", "routing", "tls", "upstream"]),
     ("door", &["handover", "engine", "snapshot", "source", "config", "routing", "tls", "upstream"]),
     ("proxy", &["door", "engine", "snapshot", "source", "config", "routing", "tls", "upstream"]),
-    ("admin", &["door", "engine", "snapshot", "source", "config", "routing", "tls", "upstream"]),
+    ("admin", &["consumers", "door", "engine", "snapshot", "source", "config", "routing", "tls", "upstream"]),
     (
         "server",
         &[
-            "handover", "admin", "door", "proxy", "engine", "snapshot", "source", "config", "routing", "tls",
+            "consumers",
+            "handover",
+            "admin",
+            "door",
+            "proxy",
+            "engine",
+            "snapshot",
+            "source",
+            "config",
+            "routing",
+            "tls",
             "upstream",
         ],
     ),

@@ -204,7 +204,7 @@ pub struct Consumer {
     /// Its name.
     pub name: Arc<str>,
     /// Its groups.
-    pub groups: Vec<Arc<str>>,
+    pub groups: Arc<[Arc<str>]>,
 }
 
 /// What filters asked the core to do; a policy is the filter's, the mechanism the core's.

@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use crate::builtin;
 use crate::context::Context;
 use crate::filter::{Build, Surroundings};
+use crate::identity::consumers::Consumers;
 use crate::identity::{self, ConsumerSpec, Identities, IdentitySpec};
 use crate::outcome::{Body, Reply};
 use crate::path::{PathRules, normalize};
@@ -114,7 +115,10 @@ fn identities(document: &str) -> Result<Identities, String> {
         tree::parse(document, FileId(0), &Limits::default()).map_err(|errors| errors[0].message.clone())?;
     let document: Document =
         tree::from_node(&node).map_err(|error| format!("{}: {}", error.path, error.message))?;
-    let (built, errors) = identity::build(&document.identities, &document.consumers);
+    let layout = identity::layout(&document.identities);
+    let (index, mut errors) = identity::index(&layout, document.consumers);
+    let (built, wrong) = identity::build(&document.identities, &Arc::new(Consumers::new(layout, index)));
+    errors.extend(wrong);
     match errors.first() {
         Some(error) => Err(format!("{}: {}", error.path, error.message)),
         None => Ok(built),

@@ -4,6 +4,7 @@
 
 mod api_key;
 mod build;
+pub mod consumers;
 mod json;
 mod jwt;
 mod source;
@@ -20,7 +21,7 @@ use pingora_http::RequestHeader;
 use crate::context::{Consumer, Context, Principal};
 
 pub use api_key::KeyHash;
-pub use build::{Identities, build};
+pub use build::{Identities, build, index, layout};
 pub use source::Source;
 pub use spec::{ConsumerSpec, CredentialKind, CredentialSpec, IdentitySpec, MatchSpec};
 

@@ -10,52 +10,20 @@ mod tests;
 mod token;
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use http::header::{AUTHORIZATION, HeaderValue};
 use pingora_http::RequestHeader;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::{Identity, MatchSpec, Presented, Refusal, Source, Verified, challenge, only_one};
-use crate::context::{Consumer, Context, Principal};
+use super::consumers::Matches;
+use super::{Identity, Presented, Refusal, Source, Verified, challenge, only_one};
+use crate::context::{Context, Principal};
 use crate::filter::BuildError;
 
 pub(super) use options::Options;
 use token::Verifier;
-
-/// Consumers by the claims that they are known by.
-#[derive(Default)]
-pub(super) struct Matches(Vec<(String, HashMap<String, Arc<Consumer>>)>);
-
-impl Matches {
-    /// Adds a consumer; no other one has the same claim and value.
-    pub(super) fn add(&mut self, wanted: &MatchSpec, consumer: &Arc<Consumer>) {
-        let at = self.0.iter().position(|(claim, _)| *claim == wanted.claim).unwrap_or_else(|| {
-            self.0.push((wanted.claim.clone(), HashMap::new()));
-            self.0.len() - 1
-        });
-        self.0[at].1.insert(wanted.value.clone(), consumer.clone());
-    }
-
-    /// The consumer whom these claims name; two at once are none.
-    fn find(&self, claims: &Map<String, Value>) -> Result<Option<Arc<Consumer>>, Refusal> {
-        let mut found: Option<&Arc<Consumer>> = None;
-        for (claim, by_value) in &self.0 {
-            let text: Cow<'_, str> = match claims.get(claim) {
-                Some(Value::String(text)) => text.into(),
-                Some(value @ (Value::Number(_) | Value::Bool(_))) => value.to_string().into(),
-                _ => continue,
-            };
-            let Some(consumer) = by_value.get(&*text) else { continue };
-            if found.replace(consumer).is_some_and(|other| other.name != consumer.name) {
-                return Err(Refusal::new("the claims of the token name several consumers"));
-            }
-        }
-        Ok(found.cloned())
-    }
-}
 
 /// See the [module](self).
 pub(super) struct Jwt {

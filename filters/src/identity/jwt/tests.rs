@@ -1,6 +1,7 @@
 //! Tokens of the RFCs, and every attack on tokens that is known.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
@@ -8,7 +9,8 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use jsonwebtoken::{Algorithm, EncodingKey, crypto};
 use serde_json::{Value, json};
 
-use super::super::{ConsumerSpec, Identities, IdentitySpec, Presented, build};
+use super::super::consumers::Consumers;
+use super::super::{ConsumerSpec, Identities, IdentitySpec, Presented, build, index, layout};
 use crate::testing::{request, yaml};
 use crate::values::Name;
 
@@ -46,7 +48,10 @@ fn built(options: &str) -> Result<Identities, String> {
         "[{name: acme, match: [{identity: corp, claim: azp, value: acme-app}, {identity: corp, claim: n, value: '5'}]},
           {name: other, match: [{identity: corp, claim: tenant, value: other}]}]",
     );
-    let (built, errors) = build(&identities, &consumers);
+    let layout = layout(&identities);
+    let (index, mut errors) = index(&layout, consumers);
+    let (built, wrong) = build(&identities, &Arc::new(Consumers::new(layout, index)));
+    errors.extend(wrong);
     match errors.first() {
         Some(error) => Err(format!("{}: {}", error.path, error.message)),
         None => Ok(built),
