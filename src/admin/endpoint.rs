@@ -158,6 +158,16 @@ impl Endpoint<'_> {
         self
     }
 
+    /// Takes a parameter in the query, if the client wants to.
+    pub(super) fn query(mut self, name: &str, kind: &str, description: &str) -> Self {
+        let mut parameters = self.document["parameters"].as_array().cloned().unwrap_or_default();
+        parameters.push(json!({
+            "name": name, "in": "query", "required": false, "schema": {"type": kind}, "description": description,
+        }));
+        self.document["parameters"] = parameters.into();
+        self
+    }
+
     /// Takes JSON of this type, of at most so many bytes; few such requests run at a time.
     pub(super) fn takes<T: JsonSchema>(self, bytes: usize) -> Self {
         let schema = self.api.questions.subschema_for::<T>();

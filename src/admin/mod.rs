@@ -4,6 +4,7 @@ mod admission;
 mod api;
 mod auth;
 mod conditional;
+mod consumers;
 mod endpoint;
 mod problem;
 mod redact;
@@ -23,7 +24,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 use tollhouse_filters::registry::Registry;
 
 use self::admission::Admission;
-use self::endpoint::Api;
+use self::endpoint::{Api, Endpoint};
 use self::problem::{Details, Extended};
 use self::serve::Limits;
 
@@ -105,6 +106,7 @@ fn router(state: AdminState, on_loopback: bool) -> Router {
     let mut api = Api::new(guard, Admission::new());
     register_health(&mut api);
     register_views(&mut api);
+    register_consumers(&mut api);
     register_work(&mut api);
     let document = Arc::<OnceLock<Value>>::default();
     let served = document.clone();
@@ -155,6 +157,43 @@ fn register_views(api: &mut Api) {
         .fails::<Details>(404, "No upstream has this name.")
         .conditional()
         .to(upstreams::one);
+}
+
+fn register_consumers(api: &mut Api) {
+    api.get("/api/consumers", "consumers", "Consumers, a page at a time.")
+        .query("after", "string", "The name before the first one wanted.")
+        .query("limit", "integer", "How many are wanted: 1 to 1000, 100 by default.")
+        .answers::<consumers::ConsumerPage>(200, "Sorted by name.")
+        .fails::<Details>(400, "The page is not asked for like that.")
+        .to(consumers::all);
+    api.get("/api/consumers/{name}", "consumer", "One consumer, without secrets.")
+        .answers::<consumers::ConsumerView>(200, "The consumer.")
+        .fails::<Details>(400, "The name is not in UTF-8.")
+        .fails::<Details>(404, "No consumer has this name.")
+        .conditional()
+        .to(consumers::one);
+    let path = "/api/consumers/{name}/disable";
+    switch(api, path, "disableConsumer", "Nothing that a consumer proves itself with counts any more.")
+        .to(consumers::switch_consumer::<true>);
+    let path = "/api/consumers/{name}/enable";
+    switch(api, path, "enableConsumer", "What a consumer proves itself with counts again.")
+        .to(consumers::switch_consumer::<false>);
+    let path = "/api/consumers/{name}/credentials/{id}/disable";
+    switch(api, path, "disableCredential", "A credential does not count any more.")
+        .to(consumers::switch_credential::<true>);
+    let path = "/api/consumers/{name}/credentials/{id}/enable";
+    switch(api, path, "enableCredential", "A credential counts again.")
+        .to(consumers::switch_credential::<false>);
+}
+
+fn switch<'a>(api: &'a mut Api, path: &'static str, name: &str, summary: &str) -> Endpoint<'a> {
+    api.post(path, name, summary)
+        .write()
+        .answers::<consumers::ConsumerView>(200, "The consumer as it is now, and as it is on the disk.")
+        .fails::<Details>(400, "A name is not in UTF-8.")
+        .fails::<Details>(404, "There is no such consumer or credential.")
+        .fails::<Details>(409, "The consumers are in the document, or their file has problems.")
+        .fails::<Details>(500, "The file cannot be written.")
 }
 
 fn register_work(api: &mut Api) {
