@@ -6,7 +6,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pingora::apps::HttpServerApp;
 use pingora::protocols::l4::stream::Stream as L4Stream;
 use pingora::protocols::{GetSocketDigest, SocketDigest, UniqueID};
 use pingora::server::ShutdownWatch;
@@ -15,7 +14,7 @@ use tokio::net::{TcpListener, UnixListener};
 use super::bind::StdSocket;
 use super::handshake::{self, Arrival};
 use super::stream::DoorStream;
-use super::{Common, ConnFacts, Listener, Permit, Refused, conn, proxied, stopped};
+use super::{Application, Common, ConnFacts, Listener, Permit, Refused, conn, proxied, stopped};
 
 /// How long a loop rests when the system has nothing left to accept with.
 const REST: Duration = Duration::from_millis(100);
@@ -29,7 +28,7 @@ pub(super) struct Loop<A> {
 }
 
 /// Accepts connections until the shutdown; each one gets a task of its own.
-pub(super) async fn run<A: HttpServerApp + Send + Sync + 'static>(this: Loop<A>) {
+pub(super) async fn run<A: Application>(this: Loop<A>) {
     let mut stop = pin!(stopped(this.shutdown.clone()));
     let mut complaints = Complaints::default();
     loop {
@@ -84,7 +83,7 @@ impl Complaints {
 }
 
 /// Gives the connection a task, or drops it when it must not be served.
-fn admit<A: HttpServerApp + Send + Sync + 'static>(this: &Loop<A>, connection: Connection) {
+fn admit<A: Application>(this: &Loop<A>, connection: Connection) {
     let permit = match permit(this, &connection) {
         Ok(permit) => permit,
         Err(refused) => return complain(&this.listener, refused),
@@ -129,11 +128,7 @@ fn complain(listener: &Listener, refused: Refused) {
 }
 
 /// Starts the task of a connection whose client is known.
-fn welcome<A: HttpServerApp + Send + Sync + 'static>(
-    common: Arc<Common<A>>,
-    arrival: Arrival,
-    shutdown: ShutdownWatch,
-) {
+fn welcome<A: Application>(common: Arc<Common<A>>, arrival: Arrival, shutdown: ShutdownWatch) {
     // Pingora's handle, since with one runtime per thread it spreads connections over all of them.
     let runtime = pingora_runtime::current_handle();
     if let Some(tls) = common.tls(arrival.facts.listener) {

@@ -13,12 +13,14 @@ const MAX_DIGITS: u8 = 16;
 
 /// Where in a chunked body one is.
 #[derive(Debug, Default)]
-pub(super) struct Chunks {
+pub struct Chunks {
     place: Place,
     /// Of the chunk: its size while that is read, then what is left of it.
     left: u64,
     extensions: u16,
     trailers: u16,
+    /// White space may follow a size, as some old servers write it.
+    padded: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,6 +30,8 @@ enum Place {
     Begin,
     /// After this many digits of it.
     Size(u8),
+    /// In the white space after it.
+    Padding,
     /// In the extensions after it.
     Extension(Extension),
     /// Before the LF of its line.
@@ -95,16 +99,30 @@ impl Extension {
 }
 
 impl Chunks {
+    /// A body that an origin sends.
+    pub fn of_origin() -> Self {
+        Self { padded: true, ..Self::default() }
+    }
+
     /// How many of these bytes, which follow those before, belong to the body; fewer than all only at its end.
     ///
     /// # Errors
     /// The rule that a byte breaks.
     pub(super) fn follow(&mut self, bytes: &[u8]) -> Result<usize, Rule> {
+        self.follow_data(bytes, |_| {})
+    }
+
+    /// As [`follow`](Self::follow), and gives what is data of these bytes.
+    ///
+    /// # Errors
+    /// The rule that a byte breaks.
+    pub fn follow_data(&mut self, bytes: &[u8], mut data: impl FnMut(&[u8])) -> Result<usize, Rule> {
         let mut at = 0;
         while at < bytes.len() && self.place != Place::End {
             if self.place == Place::Data {
                 let here = (bytes.len() - at).min(usize::try_from(self.left).unwrap_or(usize::MAX));
                 self.left -= here as u64;
+                data(&bytes[at..at + here]);
                 at += here;
                 if self.left == 0 {
                     self.place = Place::DataCr;
@@ -118,7 +136,7 @@ impl Chunks {
     }
 
     /// Whether the body is over.
-    pub(super) fn is_over(&self) -> bool {
+    pub fn is_over(&self) -> bool {
         self.place == Place::End
     }
 
@@ -128,7 +146,8 @@ impl Chunks {
             (P::Begin, _) if byte.is_ascii_hexdigit() => self.digit(byte, 1)?,
             (P::Size(digits), _) if byte.is_ascii_hexdigit() => self.digit(byte, digits + 1)?,
             (P::Size(_), b';') => P::Extension(Extension::Begin),
-            (P::Size(_), b'\r') => P::SizeLf,
+            (P::Size(_) | P::Padding, b'\r') => P::SizeLf,
+            (P::Size(_) | P::Padding, b' ' | b'\t') if self.padded => P::Padding,
             (P::Extension(place), b'\r') if place.is_whole() => P::SizeLf,
             (P::Extension(place), _) => {
                 count(&mut self.extensions, MAX_EXTENSIONS, Rule::Chunk)?;

@@ -14,7 +14,7 @@ use pingora::server::ShutdownWatch;
 use super::head::{Head, Scanner};
 use super::refusal::{self, Refusal};
 use super::stream::{DoorStream, PREFACE};
-use super::{Common, HeadLimits, Rule, http2};
+use super::{Application, Common, Connection, HeadLimits, Rule, Served, http2};
 
 /// Seconds that Pingora may wait for a next request; it never does, since the door does the waiting.
 const KEEPALIVE: u64 = 60;
@@ -29,7 +29,7 @@ pub(super) async fn serve<A>(
     mut shutdown: ShutdownWatch,
     begun: Instant,
 ) where
-    A: HttpServerApp + Send + Sync + 'static,
+    A: Application,
 {
     let mut settings = None;
     let mut awaited = Awaited { since: Some(begun), preface: Preface::of(&common, &stream) };
@@ -199,25 +199,46 @@ fn settings(frame: &[u8]) -> Option<Next> {
     Some(if valid { Next::Http2 } else { Next::Refused(Rule::Settings) })
 }
 
-/// Has Pingora serve one request; gives the connection back if it can take another.
-async fn request<A>(
+/// Has one request served; gives the connection back if it can take another.
+async fn request<A: Application>(
     common: &Common<A>,
     mut stream: Box<DoorStream>,
     head: Head,
     settings: Option<HttpPersistentSettings>,
     shutdown: &ShutdownWatch,
-) -> Option<(Box<DoorStream>, Option<HttpPersistentSettings>)>
-where
-    A: HttpServerApp + Send + Sync + 'static,
-{
-    let prefix = stream.begin(&head, &common.desk.limits.load());
+) -> Option<(Box<DoorStream>, Option<HttpPersistentSettings>)> {
+    stream.begin(&head, &common.desk.limits.load());
+    if head.plain {
+        match common.app.serve(&mut stream, &head).await {
+            Served::Over(Connection::Kept) if stream.is_at_end() => return Some((stream, settings)),
+            Served::Over(Connection::Kept | Connection::Closed) => {
+                stream.leave();
+                return None;
+            }
+            Served::Over(Connection::BrokenOff) => return None,
+            Served::Declined(declined) => stream.put_back(declined),
+        }
+    }
+    // On the heap, or every request would have its room.
+    Box::pin(by_pingora(common, stream, &head, settings, shutdown)).await
+}
+
+/// Has Pingora serve a request that began.
+async fn by_pingora<A: Application>(
+    common: &Common<A>,
+    mut stream: Box<DoorStream>,
+    head: &Head,
+    settings: Option<HttpPersistentSettings>,
+    shutdown: &ShutdownWatch,
+) -> Option<(Box<DoorStream>, Option<HttpPersistentSettings>)> {
+    let prefix = stream.take_prefix(head);
     let mut session = ServerSession::new_http1(stream);
     match settings {
         Some(settings) => settings.apply_to_session(&mut session),
         None => session.set_keepalive(Some(KEEPALIVE)),
     }
     session.set_pipelined_prefix(prefix);
-    let (stream, settings) = common.app.process_new_http(session, shutdown).await?.consume();
+    let (stream, settings) = common.app.pingora().process_new_http(session, shutdown).await?.consume();
     let stream = stream.into_any().downcast::<DoorStream>().ok()?;
     // A body that was not read to its end would be taken for the next request.
     stream.is_at_end().then_some((stream, settings))

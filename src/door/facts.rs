@@ -1,8 +1,10 @@
 //! What the gateway knows about a connection, and the way from a request back to it.
 
+use std::any::Any;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
+use parking_lot::Mutex;
 use pingora::http::ResponseHeader;
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::proxy::Session;
@@ -52,6 +54,11 @@ pub fn tunnelled(session: &Session) {
     }
 }
 
+/// What was left behind by who declined this request.
+pub fn left_behind(session: &Session) -> Option<Box<dyn Any + Send>> {
+    carried(session.digest()?.proxy_digest.as_ref()?)?.left.lock().take()
+}
+
 /// What a connection and its requests share.
 pub(super) struct Carried {
     pub(super) facts: ConnFacts,
@@ -59,6 +66,8 @@ pub(super) struct Carried {
     pub(super) over: Draining,
     pub(super) broken: OnceLock<Rule>,
     pub(super) tunnelled: OnceLock<()>,
+    /// For the next request; see [`left_behind`].
+    pub(super) left: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
 /// What [`carrier`] was given.
@@ -76,6 +85,7 @@ pub(super) fn carrier(facts: ConnFacts, desk: &Desk) -> Arc<ProxyDigest> {
         over: desk.over.clone(),
         broken: OnceLock::new(),
         tunnelled: OnceLock::new(),
+        left: Mutex::new(None),
     };
     Arc::new(ProxyDigest::new(Box::new(unused), Some(Box::new(carried))))
 }

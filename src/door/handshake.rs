@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Poll, ready};
 use std::time::{Instant, SystemTime};
 
-use pingora::apps::HttpServerApp;
 use pingora::prelude::timeout;
 use pingora::protocols::l4::stream::Stream as L4Stream;
 use pingora::server::ShutdownWatch;
@@ -22,7 +21,7 @@ use tollhouse_filters::context::Tls;
 use super::refusal::Refusal;
 use super::stream::DoorStream;
 use super::transport::{Secure, Transport};
-use super::{Common, ConnFacts, Permit, Rule, conn};
+use super::{Application, Common, ConnFacts, Permit, Rule, conn};
 use crate::tls::{H2, HTTP_1, ServerTls, client_certificate, forwarded_certificate};
 
 /// Encrypted bytes held for a client that reads slowly; a record has up to 16 KiB.
@@ -136,7 +135,7 @@ pub(super) type Handshake = Pin<Box<dyn Future<Output = Option<Box<DoorStream>>>
 /// Serves a connection after its handshake.
 pub(super) async fn serve<A>(common: Arc<Common<A>>, handshake: Handshake, shutdown: ShutdownWatch)
 where
-    A: HttpServerApp + Send + Sync + 'static,
+    A: Application,
 {
     let begun = Instant::now();
     if let Some(stream) = handshake.await {

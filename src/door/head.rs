@@ -24,6 +24,8 @@ pub(super) struct Scanner {
     length: Option<u64>,
     chunked: bool,
     upgrade: bool,
+    /// Says something that few clients do and that changes how a request is served.
+    odd: bool,
 }
 
 /// What the request line says.
@@ -34,11 +36,13 @@ struct Line {
     minor_at: usize,
     /// The authority of an absolute target, as a range of the head.
     authority: Option<(usize, usize)>,
+    /// Its target is a path of ASCII.
+    plain: bool,
 }
 
 /// A head that is whole and valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Head {
+pub struct Head {
     /// Where it begins among the bytes read.
     pub(super) start: usize,
     /// Where what follows it begins.
@@ -47,6 +51,9 @@ pub(super) struct Head {
     pub(super) body: Body,
     /// Where a minor version higher than ours stands; it is read as HTTP/1.1 (RFC 9110 s2.5).
     pub(super) higher_minor: Option<usize>,
+    /// A request of HTTP/1.1 for a path, whose body, if it has one, has a length, and which asks neither for
+    /// an upgrade nor to be told to go on.
+    pub plain: bool,
 }
 
 /// What follows a head.
@@ -140,6 +147,7 @@ impl Scanner {
             let chunked = value.eq_ignore_ascii_case(b"chunked");
             return if another || !chunked { Err(Rule::Coding) } else { Ok(()) };
         }
+        self.odd |= is(b"expect") || is(b"upgrade");
         // The one upgrade there is; others are ignored (RFC 9110 s7.8).
         self.upgrade |= is(b"upgrade") && value.eq_ignore_ascii_case(b"websocket");
         Ok(())
@@ -167,7 +175,8 @@ impl Scanner {
             (length, false) => Body::Length(length.unwrap_or(0)),
         };
         let higher_minor = (line.minor > 1).then_some(line.minor_at);
-        Ok(Head { start: self.start, end: self.at, body, higher_minor })
+        let plain = line.plain && line.minor == 1 && !self.odd && matches!(body, Body::Length(_));
+        Ok(Head { start: self.start, end: self.at, body, higher_minor, plain })
     }
 }
 
@@ -213,7 +222,8 @@ fn request_line(line: &[u8], from: usize, limits: &HeadLimits) -> Result<Line, R
     let authority = authority_of(target)?;
     let at = from + method.len() + 1;
     let authority = authority.map(|(from, to)| (at + from, at + to));
-    Ok(Line { minor, minor_at: from + line.len() - 1, authority })
+    let plain = target.starts_with(b"/") && target.is_ascii();
+    Ok(Line { minor, minor_at: from + line.len() - 1, authority, plain })
 }
 
 /// Where the authority of a target is, if it has one; a target must have one of the forms of RFC 9112 s3.2.

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::refusal::{Seen, report};
 use super::stream::DoorStream;
-use super::{Common, Rule};
+use super::{Application, Common, Rule};
 
 /// Requests of one connection that may be refused unread before it is ended.
 const MAX_REFUSED: usize = 32;
@@ -22,7 +22,7 @@ const MAX_REFUSED: usize = 32;
 /// Serves a connection to its end.
 pub(super) async fn serve<A>(common: Arc<Common<A>>, stream: Box<DoorStream>, mut shutdown: ShutdownWatch)
 where
-    A: HttpServerApp + Send + Sync + 'static,
+    A: Application,
 {
     let facts = stream.facts().clone();
     let digest = Arc::new(Digest {
@@ -31,7 +31,7 @@ where
         proxy_digest: stream.get_proxy_digest(),
         socket_digest: stream.get_socket_digest(),
     });
-    let app = &common.app;
+    let app = common.app.pingora();
     let idle = app.server_options().and_then(|options| options.h2_idle_timeout);
     // Who leaves in the middle of it needs no line in the log.
     let Ok(mut connection) = handshake(stream, app.h2_options()).await else { return };

@@ -4,6 +4,7 @@
 //! anything is read and every connection carries what the gateway knows about it ([`ConnFacts`]).
 
 mod accept;
+mod application;
 mod bind;
 mod chunks;
 mod conn;
@@ -39,9 +40,12 @@ use tokio::sync::watch;
 use crate::observe::{Observe, metrics};
 use crate::tls::ServerTls;
 
+pub use application::{Application, Connection, Declined, Served};
 pub use bind::{BindError, Bound, bind};
-pub use facts::{ConnFacts, broken, count, facts, tunnelled};
+pub use chunks::Chunks;
+pub use facts::{ConnFacts, broken, count, facts, left_behind, tunnelled};
 pub use handshake::{HandshakeFailure, HandshakeFailures};
+pub use head::Head;
 pub use listener::Listener;
 pub use patience::Patience;
 pub use permits::{Limits, Permit, Permits, Refused};
@@ -124,7 +128,7 @@ impl<A> Common<A> {
     }
 }
 
-impl<A: HttpServerApp> Door<A> {
+impl<A: Application> Door<A> {
     /// A door over sockets that [`bind`] opened.
     pub fn new(app: Arc<A>, bound: Vec<Bound>, desk: Desk) -> Self {
         let listeners = bound.iter().map(Bound::listener).collect();
@@ -139,7 +143,7 @@ impl<A: HttpServerApp> Door<A> {
 }
 
 #[async_trait]
-impl<A: HttpServerApp + Send + Sync + 'static> Service for Door<A> {
+impl<A: Application> Service for Door<A> {
     async fn start_service(
         &mut self,
         _: Option<ListenFds>,
@@ -175,7 +179,7 @@ impl<A: HttpServerApp + Send + Sync + 'static> Service for Door<A> {
         }
         stopped(self.common.desk.draining.watch()).await;
         while loops.join_next().await.is_some() {}
-        self.common.app.http_cleanup().await;
+        self.common.app.pingora().http_cleanup().await;
     }
 
     fn name(&self) -> &str {

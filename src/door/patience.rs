@@ -26,6 +26,11 @@ impl Patience {
         *self.since.get_or_insert(now) + self.left
     }
 
+    /// When patience is over, if the client is waited for.
+    pub fn due(&self) -> Option<Instant> {
+        self.since.map(|since| since + self.left)
+    }
+
     /// The client moved so many bytes, maybe none, and is not waited for now; false if it took too long.
     pub fn moved(&mut self, bytes: usize, now: impl FnOnce() -> Instant) -> bool {
         let waited = self.since.take().map_or(Duration::ZERO, |since| now().saturating_duration_since(since));

@@ -1,6 +1,7 @@
 //! The stream Pingora works on: buffers writes until they are flushed, ends a request where its framing
 //! does, and carries the connection's facts and permit.
 
+mod about;
 mod out;
 
 use std::fmt;
@@ -9,18 +10,12 @@ use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use async_trait::async_trait;
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use pingora::protocols::l4::stream::Stream as L4Stream;
 use pingora::protocols::raw_connect::ProxyDigest;
-use pingora::protocols::tls::SslDigest;
-use pingora::protocols::{
-    ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest,
-    UniqueID, UniqueIDType,
-};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::Handle;
 
 use super::chunks::Chunks;
@@ -30,7 +25,7 @@ use super::head::{Body, Head};
 use super::patience::Patience;
 use super::transport::{Transport, linger};
 use super::tunnel::{GOING_AWAY, Tunnel};
-use super::{ConnFacts, Desk, HeadLimits, Permit, Rule};
+use super::{ConnFacts, Declined, Desk, HeadLimits, Permit, Rule};
 use out::Out;
 
 /// What is read at once between requests; most request heads fit.
@@ -87,7 +82,7 @@ impl DoorStream {
     }
 
     /// What is known of the connection.
-    pub(super) fn facts(&self) -> &ConnFacts {
+    pub fn facts(&self) -> &ConnFacts {
         &self.carried().facts
     }
 
@@ -130,8 +125,8 @@ impl DoorStream {
         }
     }
 
-    /// Gives what was read of a request that begins, and from here on no more than belongs to it.
-    pub(super) fn begin(&mut self, head: &Head, limits: &HeadLimits) -> BytesMut {
+    /// Begins a request: from here on no more is read than belongs to it.
+    pub(super) fn begin(&mut self, head: &Head, limits: &HeadLimits) {
         if let Some(at) = head.higher_minor {
             self.lead[at] = b'1';
         }
@@ -145,11 +140,54 @@ impl DoorStream {
         let patience = |most| (head.body != Body::Open).then(|| Patience::new(most, limits.min_rate));
         self.patience = patience(limits.body_timeout);
         self.out.wait_with(patience(limits.idle_timeout));
+    }
+
+    /// Gives the head of the request that began; what is read next is its body.
+    pub fn take_head(&mut self, head: &Head) -> Bytes {
+        self.split_lead(head.end - head.start).freeze()
+    }
+
+    /// Puts a head back that was taken.
+    pub(super) fn put_back(&mut self, declined: Declined) {
+        let mut lead = BytesMut::from(declined.head);
+        lead.extend_from_slice(&self.lead);
+        self.lead = lead;
+        *self.carried().left.lock() = declined.left;
+    }
+
+    /// Gives what was read so far of the request that began.
+    pub(super) fn take_prefix(&mut self, head: &Head) -> BytesMut {
         let length = head.end - head.start;
         // What is wrong is told to who reads the body: it will, from the start again.
-        let length =
-            length + self.rest.take(&self.lead[length..]).unwrap_or_else(|rule| self.break_off(rule));
+        let body = self.rest.take(&self.lead[length..]).unwrap_or_else(|rule| self.break_off(rule));
+        self.split_lead(length + body)
+    }
+
+    fn split_lead(&mut self, length: usize) -> BytesMut {
         if length == self.lead.len() { std::mem::take(&mut self.lead) } else { self.lead.split_to(length) }
+    }
+
+    /// How much of the request is still to be read, as far as it has said so.
+    pub fn unread(&self) -> Option<u64> {
+        match self.rest {
+            Rest::Bytes(left) => Some(left),
+            _ => self.is_at_end().then_some(0),
+        }
+    }
+
+    /// The rule that the request broke while it was read.
+    pub fn broken(&self) -> Option<Rule> {
+        self.carried().broken.get().copied()
+    }
+
+    /// Counts the request under a rule that was found broken elsewhere.
+    pub fn count(&self, rule: Rule) {
+        self.carried().refusals.add(rule);
+    }
+
+    /// Until when the client is waited for, if it is.
+    pub fn body_due(&self) -> Option<Instant> {
+        self.patience.as_ref()?.due()
     }
 
     /// Lets Pingora speak HTTP/2.
@@ -164,7 +202,7 @@ impl DoorStream {
     }
 
     /// Whether the request was read to its end, as far as the door can tell.
-    pub(super) fn is_at_end(&self) -> bool {
+    pub fn is_at_end(&self) -> bool {
         match self.rest {
             Rest::Open(_) => true,
             Rest::Frames(_) => self.carried().broken.get().is_none(),
@@ -350,16 +388,13 @@ impl AsyncRead for DoorStream {
             self.close_in_time(cx);
             return self.poll_body(cx, buf);
         }
-        // Only HTTP/2 begins in the middle of what the door has read.
-        let n = self.lead.len().min(buf.remaining());
-        let lead = self.lead.split_to(n);
-        if self.lead.is_empty() {
-            self.lead = BytesMut::new();
+        // What came with the head.
+        let this = &mut *self;
+        let n = this.lead.len().min(buf.remaining());
+        match this.rest.take(&this.lead[..n]) {
+            Ok(n) => buf.put_slice(&this.split_lead(n)),
+            Err(rule) => return Poll::Ready(Err(this.refuse(rule))),
         }
-        if let Err(rule) = self.rest.take(&lead) {
-            return Poll::Ready(Err(self.refuse(rule)));
-        }
-        buf.put_slice(&lead);
         Poll::Ready(Ok(()))
     }
 }
@@ -398,67 +433,6 @@ impl Drop for DoorStream {
         {
             runtime.spawn(linger(transport, permit));
         }
-    }
-}
-
-#[async_trait]
-impl Peek for DoorStream {
-    /// Shows what the door has read: the whole preface, of a client of HTTP/2.
-    async fn try_peek(&mut self, buf: &mut [u8]) -> io::Result<bool> {
-        let n = self.lead.len().min(buf.len());
-        buf[..n].copy_from_slice(&self.lead[..n]);
-        Ok(true)
-    }
-}
-
-#[async_trait]
-impl Shutdown for DoorStream {
-    async fn shutdown(&mut self) {
-        let _ = self.flush().await;
-        self.inner_mut().close().await;
-    }
-}
-
-impl UniqueID for DoorStream {
-    fn id(&self) -> UniqueIDType {
-        self.inner().socket().id()
-    }
-}
-
-impl Ssl for DoorStream {
-    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
-        self.inner().ssl_digest()
-    }
-
-    fn selected_alpn_proto(&self) -> Option<ALPN> {
-        self.inner().alpn()
-    }
-}
-
-impl GetTimingDigest for DoorStream {
-    /// Nobody asks for them.
-    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        Vec::new()
-    }
-
-    fn get_read_pending_time(&self) -> Duration {
-        self.inner().socket().get_read_pending_time()
-    }
-
-    fn get_write_pending_time(&self) -> Duration {
-        self.inner().socket().get_write_pending_time()
-    }
-}
-
-impl GetProxyDigest for DoorStream {
-    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        Some(self.carrier.clone())
-    }
-}
-
-impl GetSocketDigest for DoorStream {
-    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.inner().socket().get_socket_digest()
     }
 }
 

@@ -5,10 +5,12 @@ use std::time::SystemTime;
 
 use http::{Version, header};
 use pingora::ErrorType;
+use pingora::http::RequestHeader;
 use pingora::prelude::*;
 use tollhouse_filters::phase::Completed;
 use tollhouse_filters::problem::CLIENT_CLOSED;
 
+use super::direct::Ended;
 use super::{Call, Gateway, failure, replay};
 use crate::door;
 use crate::engine::Exchange;
@@ -20,21 +22,45 @@ impl Gateway {
         if let Some(slot) = call.replay.take() {
             replay::unwrap(session, &slot);
         }
+        let ended = Ended { outcome: outcome(call, error), error: error.map(code) };
+        let status = failure::final_head(session).map(|response| response.status.as_u16());
+        let bytes = [session.body_bytes_read() as u64, session.body_bytes_sent() as u64];
+        self.conclude(call, session.req_header(), status, bytes, door::broken(session), &ended);
+    }
+
+    /// Settles a request that got this status, after so many bytes of content each way.
+    pub(super) fn conclude(
+        &self,
+        call: &mut Call,
+        request: &RequestHeader,
+        status: Option<u16>,
+        [bytes_in, bytes_out]: [u64; 2],
+        broken: Option<door::Rule>,
+        ended: &Ended,
+    ) {
         let Some(mut exchange) = call.exchange.take() else { return };
-        let completed = completed(session, call, &exchange);
+        if status.is_none() && call.problem.is_none() {
+            call.problem = Some(CLIENT_CLOSED.code);
+        }
+        let completed = Completed {
+            status: status.unwrap_or(CLIENT_CLOSED.status),
+            elapsed: exchange.ctx.started.elapsed(),
+            bytes_in,
+            bytes_out,
+        };
         exchange.finish(&completed);
-        self.count(call, error, &exchange, &completed);
+        self.count(call, ended, &exchange, &completed);
         if self.observe.logs_access() {
-            self.log(session, call, error, &exchange, &completed);
+            self.log(request, call, broken, ended, &exchange, &completed);
         }
     }
 
-    fn count(&self, call: &Call, error: Option<&Error>, exchange: &Exchange, completed: &Completed) {
+    fn count(&self, call: &Call, ended: &Ended, exchange: &Exchange, completed: &Completed) {
         let registry = &self.observe.registry;
         let attempts = &call.attempts;
         let uncounted = attempts.picked.is_some() && !attempts.counted;
         if let Some(upstream) = attempts.upstream.as_ref().filter(|_| uncounted) {
-            upstream.series(registry).attempt(outcome(call, error));
+            upstream.series(registry).attempt(ended.outcome);
         }
         let series = &exchange.route.series[usize::from(exchange.listener.0)];
         let series = series.get_or_init(|| {
@@ -46,19 +72,20 @@ impl Gateway {
 
     fn log(
         &self,
-        session: &Session,
+        request: &RequestHeader,
         call: &Call,
-        error: Option<&Error>,
+        broken: Option<door::Rule>,
+        ended: &Ended,
         exchange: &Exchange,
         completed: &Completed,
     ) {
-        let (request, ctx, attempts) = (session.req_header(), &exchange.ctx, &call.attempts);
+        let (ctx, attempts) = (&exchange.ctx, &call.attempts);
         let request_id = ctx.request_id.to_string();
         let backend = attempts.picked.as_ref().map(|picked| picked.address.to_string());
         let field = |name| request.headers.get(name).map(http::HeaderValue::as_bytes);
         let authority = request.uri.authority().map(|authority| authority.as_str().as_bytes());
-        let ended = ctx.ended_by.as_ref();
-        let broken = door::broken(session).map(door::Rule::detail);
+        let ended_by = ctx.ended_by.as_ref();
+        let broken = broken.map(door::Rule::detail);
         self.observe.access(&Access {
             time: SystemTime::now().checked_sub(completed.elapsed).unwrap_or(SystemTime::UNIX_EPOCH),
             request_id: &request_id,
@@ -81,25 +108,12 @@ impl Gateway {
             bytes_out: completed.bytes_out,
             elapsed: completed.elapsed,
             upstream_elapsed: attempts.started.map(|started| started.elapsed()),
-            denied_by: ended.map(|ended| ended.filter),
-            reason: ended.and_then(|ended| ended.reason.as_deref()).or(broken).or(call.reason.as_deref()),
+            denied_by: ended_by.map(|ended| ended.filter),
+            reason: ended_by.and_then(|ended| ended.reason.as_deref()).or(broken).or(call.reason.as_deref()),
             user_agent: field(header::USER_AGENT),
             referer: field(header::REFERER),
-            error: call.problem.or_else(|| error.map(code)),
+            error: call.problem.or(ended.error),
         });
-    }
-}
-
-fn completed(session: &Session, call: &mut Call, exchange: &Exchange) -> Completed {
-    let written = failure::final_head(session).map(|response| response.status.as_u16());
-    if written.is_none() && call.problem.is_none() {
-        call.problem = Some(CLIENT_CLOSED.code);
-    }
-    Completed {
-        status: written.unwrap_or(CLIENT_CLOSED.status),
-        elapsed: exchange.ctx.started.elapsed(),
-        bytes_in: session.body_bytes_read() as u64,
-        bytes_out: session.body_bytes_sent() as u64,
     }
 }
 

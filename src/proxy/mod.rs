@@ -1,6 +1,7 @@
 //! The engine behind Pingora's proxy hooks, one file per stage.
 
 mod call;
+mod direct;
 mod failure;
 mod finish;
 mod old_client;
@@ -28,9 +29,11 @@ use crate::observe::Observe;
 use crate::snapshot::Live;
 
 pub use call::Call;
+pub use direct::Front;
 pub use replay::Budget;
 
 /// The gateway as Pingora sees it.
+#[derive(Clone)]
 pub struct Gateway {
     /// The snapshot in use.
     pub live: Arc<Live>,

@@ -12,7 +12,7 @@ use tollhouse_filters::outcome::Reply;
 use tollhouse_filters::problem::{self, Problem};
 
 use super::replay::{self, CollectError, Gathered, WholeBody};
-use super::{Call, Gateway, reply};
+use super::{Call, Gateway, direct, reply};
 use crate::config::upstream::Protocol;
 use crate::door;
 use crate::engine::{Connection, Decision, Exchange};
@@ -23,19 +23,43 @@ use crate::upstream::Upstream;
 pub(super) const UPGRADED_IDLE: Duration = Duration::from_secs(3600);
 
 impl Gateway {
-    /// Takes the request in, on the snapshot of this moment.
-    pub(super) fn begin(&self, session: &mut Session, call: &mut Call) {
+    /// Takes the request in, unless that was done before.
+    pub(super) fn begin(&self, session: &mut Session, call: &mut Box<Call>) {
+        let upgrade = session.req_header().headers.contains_key(header::UPGRADE);
+        if let Some(left) = door::left_behind(session).and_then(|left| left.downcast::<Left>().ok()) {
+            let Left { call: begun, request } = *left;
+            *call = begun;
+            *session.req_header_mut() = request;
+        } else {
+            call.version = session.req_header().version;
+            let unknown = Connection { listener: ListenerId(0), peer: None, tls: None };
+            let connection = door::facts(session).map_or(unknown, direct::connection);
+            self.take_in(connection, session.req_header_mut(), call);
+        }
+        self.set_up(session, call, upgrade);
+    }
+
+    /// Takes a request in, on the snapshot of this moment.
+    pub(super) fn take_in(&self, connection: Connection, request: &mut RequestHeader, call: &mut Call) {
+        call.in_flight = Some(self.observe.registry.enter());
+        let request_id = RequestId::Made(fastrand::u128(1..));
+        if call.version == Version::HTTP_10 {
+            // RFC 9110 s10.1.1, s15.2: such a client neither waits for an interim answer nor knows one.
+            request.remove_header(&header::EXPECT);
+        }
         let snapshot = self.live.load();
-        let facts = door::facts(session);
-        let connection = Connection {
-            listener: ListenerId(facts.map_or(0, |facts| facts.listener)),
-            peer: facts.and_then(|facts| facts.peer),
-            tls: facts.and_then(|facts| facts.tls.clone()),
-        };
-        let limits = &snapshot.server.limits;
+        let exchange = Exchange::begin(snapshot, &connection, request, request_id, Instant::now());
+        call.connection = Some(connection);
+        call.events = accepts_events(request);
+        call.exchange = Some(exchange);
+    }
+
+    /// Tells Pingora how long to wait for the client, and whether its connection can be kept.
+    fn set_up(&self, session: &mut Session, call: &mut Call, upgrade: bool) {
+        let exchange = call.exchange();
+        let limits = &exchange.snapshot.server.limits;
         session.set_read_timeout(Some(limits.body_timeout.get()));
-        let request = session.req_header();
-        if request.version == Version::HTTP_2 || request.headers.contains_key(header::UPGRADE) {
+        if session.req_header().version == Version::HTTP_2 || upgrade {
             // The door knows neither of a stream without window nor what becomes of a tunnel; of all else it does.
             session.set_write_timeout(Some(limits.idle_timeout.get()));
             // What is left of a body that was answered early is read for a while, and then reset.
@@ -43,21 +67,9 @@ impl Gateway {
         }
         // Pingora has decided to close: the client said so, or sent both length and coding.
         let keepalive = session.get_keepalive().and_then(|_| self.keepalive(limits.idle_timeout.get()));
-        call.version = session.req_header().version;
-        call.in_flight = Some(self.observe.registry.enter());
-        let request_id = RequestId::Made(fastrand::u128(1..));
-        let request = session.req_header_mut();
-        if call.version == Version::HTTP_10 {
-            // RFC 9110 s10.1.1, s15.2: such a client neither waits for an interim answer nor knows one.
-            request.remove_header(&header::EXPECT);
-        }
-        let exchange = Exchange::begin(snapshot, &connection, request, request_id, Instant::now());
-        call.connection = Some(connection);
         session.set_keepalive(keepalive.filter(|_| !exchange.is_refused()));
         // What else asked for an upgrade is an ordinary request by now.
         call.upgrade = session.is_upgrade_req();
-        call.events = accepts_events(session.req_header());
-        call.exchange = Some(exchange);
         if call.version == Version::HTTP_10 {
             session.set_ignore_info_resp(true);
         }
@@ -70,7 +82,10 @@ impl Gateway {
 
     /// Runs the filters; true when the request was answered.
     pub(super) async fn decide(&self, session: &mut Session, call: &mut Call) -> Result<bool> {
-        let decision = call.exchange().decide(session.req_header_mut()).await;
+        let decision = match call.decided.take() {
+            Some(upstream) => Decision::Forward(upstream),
+            None => call.exchange().decide(session.req_header_mut()).await,
+        };
         let upstream = match decision {
             Decision::Reply(reply) => return reply::write(session, call, reply).await.map(|()| true),
             Decision::Forward(upstream) => upstream,
@@ -152,6 +167,12 @@ impl Gateway {
         pass(Bytes::new(), true)?;
         Ok(gathered.finish())
     }
+}
+
+/// A request that was taken in before Pingora knew of it.
+pub(super) struct Left {
+    pub(super) call: Box<Call>,
+    pub(super) request: RequestHeader,
 }
 
 fn refusal(error: &CollectError) -> Reply {

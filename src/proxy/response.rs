@@ -15,7 +15,7 @@ use crate::door;
 use crate::upstream::InFlight;
 
 /// Interim answers that one request may get; more than that is an upstream gone wild.
-const MAX_INTERIM: u32 = 100;
+pub(super) const MAX_INTERIM: u32 = 100;
 
 fn flooded() -> Box<Error> {
     Error::explain(ErrorType::InvalidHTTPHeader, "too many interim answers").into_up()
@@ -35,12 +35,9 @@ impl Gateway {
             in_time(call)?;
             return if call.interim <= MAX_INTERIM { Ok(()) } else { Err(flooded()) };
         }
-        if let Some(detail) = unusable(response, call.upgrade) {
-            guard(call, InFlight::failed);
-            return failure::refuse(call, Problem::new(&problem::UPSTREAM_PROTOCOL).detail(detail).into());
+        if let Err(problem) = accept(response, call) {
+            return failure::refuse(call, problem.into());
         }
-        guard(call, |guard| guard.answered(response.status.as_u16()));
-        call.events = is_event_stream(response);
         if response.status == StatusCode::SWITCHING_PROTOCOLS {
             door::tunnelled(session);
         } else {
@@ -63,6 +60,17 @@ impl Gateway {
     }
 }
 
+/// Takes a final head for the answer of the attempt, if it can be passed on.
+pub(super) fn accept(response: &ResponseHeader, call: &mut Call) -> std::result::Result<(), Problem> {
+    if let Some(detail) = unusable(response, call.upgrade) {
+        guard(call, InFlight::failed);
+        return Err(Problem::new(&problem::UPSTREAM_PROTOCOL).detail(detail));
+    }
+    guard(call, |guard| guard.answered(response.status.as_u16()));
+    call.events = is_event_stream(response);
+    Ok(())
+}
+
 /// Tells what became of the attempt.
 fn guard(call: &mut Call, tell: impl FnOnce(&mut InFlight)) {
     if let Some(picked) = &mut call.attempts.picked {
@@ -72,7 +80,7 @@ fn guard(call: &mut Call, tell: impl FnOnce(&mut InFlight)) {
 
 /// Makes the head say where the answer ends: a filter that changes the body takes its length away, and
 /// then it comes in chunks. True where only the end of the connection can say it.
-fn frame(method: &Method, response: &mut ResponseHeader, version: Version) -> bool {
+pub(super) fn frame(method: &Method, response: &mut ResponseHeader, version: Version) -> bool {
     // What the origin speaks is not what we speak (RFC 9110 s2.5).
     response.set_version(Version::HTTP_11);
     if matches!(response.status, StatusCode::NO_CONTENT | StatusCode::SWITCHING_PROTOCOLS) {
@@ -99,7 +107,7 @@ fn frame(method: &Method, response: &mut ResponseHeader, version: Version) -> bo
 }
 
 /// RFC 9110 s8.6 and RFC 9112 s6.1: these answers have neither length nor coding.
-fn remove_framing(response: &mut ResponseHeader) {
+pub(super) fn remove_framing(response: &mut ResponseHeader) {
     for name in [header::CONTENT_LENGTH, header::TRANSFER_ENCODING] {
         response.remove_header(&name);
     }
@@ -174,7 +182,7 @@ fn in_time(call: &mut Call) -> Result<()> {
 }
 
 /// What concerns the upstream's connection only; `Transfer-Encoding` is Pingora's to translate.
-fn strip_hop_by_hop(response: &mut ResponseHeader) {
+pub(super) fn strip_hop_by_hop(response: &mut ResponseHeader) {
     const OWN: [HeaderName; 3] =
         [HeaderName::from_static("keep-alive"), HeaderName::from_static("proxy-connection"), header::UPGRADE];
     let lines = response.headers.get_all(header::CONNECTION).iter().filter_map(|line| line.to_str().ok());

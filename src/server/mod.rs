@@ -37,7 +37,7 @@ use crate::engine::SideCalls;
 use crate::engine::dry;
 use crate::handover::Sockets;
 use crate::observe::{self, Observe};
-use crate::proxy::{Budget, Gateway};
+use crate::proxy::{Budget, Front, Gateway};
 use crate::snapshot::{Compiler, Live, Mode, Reloader, Snapshot, apart};
 use crate::source::{self, Loaded, Problems};
 use crate::upstream::Monitor;
@@ -243,7 +243,7 @@ impl Parts {
             budget: self.budget.clone(),
             draining: self.desk.draining.clone(),
         };
-        let mut proxy = pingora::proxy::http_proxy(&server.configuration, gateway);
+        let mut proxy = pingora::proxy::http_proxy(&server.configuration, gateway.clone());
         proxy.server_options = Some(http_options(&snapshot));
         proxy.h2_options = Some(h2_options(&snapshot));
         self.export();
@@ -262,7 +262,8 @@ impl Parts {
         let admin = self.admin.map(|(_, listener)| admin::start(listener, state)).transpose();
         let admin = admin
             .map_err(|error| StartError::Runtime(format!("cannot start the admin listener: {error}")))?;
-        let door = Door::new(Arc::new(proxy), self.bound, self.desk.clone()).when_open(opened);
+        let front = Front { gateway, proxy: Arc::new(proxy) };
+        let door = Door::new(Arc::new(front), self.bound, self.desk.clone()).when_open(opened);
         server.add_service(door);
         signals.serving.store(true, Relaxed);
         let stops = tokio::sync::Mutex::new(signals.stops);

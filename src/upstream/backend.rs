@@ -8,6 +8,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use super::health::{Health, State};
+use super::idle::Idle;
 use super::names::Name;
 use super::stats::Stats;
 use super::view::AddressView;
@@ -26,6 +27,7 @@ pub struct Backend {
     /// Set when connecting over the other family failed; `localhost` is often only one of both.
     prefer_v6: AtomicBool,
     pub(super) stats: Arc<Stats>,
+    pub(super) idle: Arc<Idle>,
 }
 
 /// An address to connect to, and what probes tell about it.
@@ -58,12 +60,14 @@ impl Backend {
             turn: AtomicUsize::new(0),
             prefer_v6: AtomicBool::new(false),
             stats: Arc::default(),
+            idle: Arc::default(),
         }
     }
 
-    /// Goes on counting where the same backend of an earlier snapshot is.
+    /// Goes on where the same backend of an earlier snapshot is: with its numbers and its connections.
     pub(super) fn counting_with(mut self, other: &Self) -> Self {
         self.stats = Arc::clone(&other.stats);
+        self.idle = Arc::clone(&other.idle);
         self
     }
 

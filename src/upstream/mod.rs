@@ -4,6 +4,7 @@ mod backend;
 mod balance;
 pub mod call;
 mod health;
+mod idle;
 mod monitor;
 mod names;
 mod peer;
@@ -136,6 +137,11 @@ impl Upstream {
     /// The limit on one wait for the response.
     pub const fn read_timeout(&self) -> Option<Duration> {
         self.written.timeouts.read.get()
+    }
+
+    /// The limit on making a connection.
+    pub const fn connect_timeout(&self) -> Duration {
+        self.written.timeouts.connect.get()
     }
 
     /// Whether connections are made over TLS.

@@ -7,6 +7,7 @@ use http::HeaderMap;
 use http::header::HOST;
 use pingora::protocols::ALPN;
 use pingora::upstreams::peer::HttpPeer;
+use tokio::net::TcpStream;
 
 use super::{Backend, Picked, Upstream};
 use crate::config::upstream::{HostHeader, Protocol};
@@ -20,6 +21,18 @@ impl Upstream {
         let mut peer = self.peer_at(picked.address, self.server_name(&picked.backend));
         peer.options.idle_timeout = Some(self.idle_timeout(picked));
         peer
+    }
+
+    /// A plain connection to this backend that is waiting for a request.
+    pub fn reuse(&self, picked: &Picked) -> Option<TcpStream> {
+        picked.backend.idle.take(picked.address)
+    }
+
+    /// Keeps a connection to this backend for the next request, if it may be kept.
+    pub fn keep(&self, picked: &Picked, stream: TcpStream) {
+        let pool = &self.written.pool;
+        let most = usize::try_from(pool.idle).unwrap_or(usize::MAX);
+        picked.backend.idle.put(stream, picked.address, most, pool.idle_timeout.get());
     }
 
     /// The peer for this address: every limit, protocol and trust setting of the upstream applied.

@@ -6,6 +6,7 @@ mod bodies;
 mod compression;
 mod consumers;
 mod decompression;
+mod direct;
 mod failures;
 mod filters;
 mod floods;

@@ -1,6 +1,6 @@
 //! Writes through a connection, as the other end sees them.
 
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use super::super::tests::{LIMITS, desk};

@@ -144,12 +144,27 @@ pub(crate) fn desk(limits: HeadLimits) -> Desk {
     }
 }
 
-fn app() -> Arc<HttpProxy<Facts>> {
+/// Leaves everything to Pingora.
+pub(crate) struct ByPingora<A>(pub(crate) Arc<A>);
+
+impl<A: HttpServerApp + Send + Sync + 'static> Application for ByPingora<A> {
+    type Pingora = A;
+
+    fn pingora(&self) -> &Arc<A> {
+        &self.0
+    }
+
+    async fn serve(&self, stream: &mut DoorStream, head: &Head) -> Served {
+        Served::Declined(Declined { head: stream.take_head(head), left: None })
+    }
+}
+
+fn app() -> Arc<ByPingora<HttpProxy<Facts>>> {
     let mut app = http_proxy(&Arc::new(ServerConf::default()), Facts);
     let mut options = HttpServerOptions::default();
     options.h2c = true;
     app.server_options = Some(options);
-    Arc::new(app)
+    Arc::new(ByPingora(Arc::new(app)))
 }
 
 fn listener(address: &str) -> Listener {

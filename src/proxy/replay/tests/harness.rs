@@ -18,7 +18,7 @@ use tokio::net::tcp::OwnedWriteHalf;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 
-use crate::door::tests::{LIMITS, desk};
+use crate::door::tests::{ByPingora, LIMITS, desk};
 use crate::door::{Bound, Door, Listener};
 use crate::handover::Sockets;
 use crate::proxy::replay::{
@@ -177,7 +177,7 @@ pub(super) fn gateway(origins: &[SocketAddr], options: Options) -> Running {
     };
     let bound = Bound::open(&listener, &mut Sockets::default()).unwrap();
     let addr = bound.local_addr().unwrap();
-    let mut door = Door::new(Arc::new(app), vec![bound], desk(LIMITS));
+    let mut door = Door::new(Arc::new(ByPingora(Arc::new(app))), vec![bound], desk(LIMITS));
     let (shutdown, watch) = watch::channel(false);
     tokio::spawn(async move { Service::start_service(&mut door, None, watch, 1).await });
     Running { addr, budget, logged, _shutdown: shutdown }

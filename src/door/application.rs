@@ -1,0 +1,52 @@
+//! What the door hands requests to.
+
+use std::any::Any;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use pingora::apps::HttpServerApp;
+
+use super::{DoorStream, Head};
+
+/// Who serves requests: an application of Pingora, and before it who may serve plain requests of HTTP/1.1
+/// without a session of Pingora's, which costs several times as much.
+pub trait Application: Send + Sync + 'static {
+    /// The application of Pingora.
+    type Pingora: HttpServerApp + Send + Sync + 'static;
+
+    /// What takes every request that [`serve`](Self::serve) does not.
+    fn pingora(&self) -> &Arc<Self::Pingora>;
+
+    /// Serves the request whose head begins what is still to be read, or declines before anything of its
+    /// body was read and anything was answered.
+    ///
+    /// Only requests that are [plain](Head::plain) come here.
+    fn serve(&self, stream: &mut DoorStream, head: &Head) -> impl Future<Output = Served> + Send;
+}
+
+/// What became of a plain request.
+pub enum Served {
+    /// It is over.
+    Over(Connection),
+    /// It is Pingora's.
+    Declined(Declined),
+}
+
+/// What becomes of a connection after a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Connection {
+    /// It takes another request.
+    Kept,
+    /// The answer said that it ends.
+    Closed,
+    /// It ends before the answer does.
+    BrokenOff,
+}
+
+/// A request that is handed on.
+pub struct Declined {
+    /// Its head as it came.
+    pub head: Bytes,
+    /// What was found out so far, for who serves it; see [`left_behind`](super::left_behind).
+    pub left: Option<Box<dyn Any + Send>>,
+}

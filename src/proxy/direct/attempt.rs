@@ -1,0 +1,301 @@
+//! Attempts at backends, and what a failed one leads to.
+
+use std::time::Instant;
+
+use http::StatusCode;
+use pingora::prelude::timeout;
+use tokio::net::TcpStream;
+use tollhouse_filters::outcome::Reply;
+use tollhouse_filters::problem::{self, Problem};
+
+use super::relay::{Again, Patience, Relay, Trouble};
+use super::wire::{self, Answer};
+use super::{super::failure, Job};
+use crate::door::{DoorStream, Rule};
+use crate::engine::{Forwarding, strip_hop_by_hop};
+use crate::observe::AttemptOutcome;
+use crate::proxy::request::upstream;
+use crate::proxy::response;
+use crate::upstream::InFlight;
+
+/// Why a request was not answered by its upstream, or not wholly.
+pub(super) enum Failure {
+    /// It is answered by us.
+    Refused(Reply),
+    /// No connection could be made.
+    Connect(Option<std::io::Error>),
+    /// The exchange broke.
+    Trouble(Trouble),
+    /// The client is gone.
+    Client,
+    /// Our fault.
+    Internal,
+}
+
+impl Failure {
+    /// By whose fault, for the log; what was answered says more.
+    pub(super) const fn code(&self) -> &'static str {
+        match self {
+            Self::Client | Self::Trouble(Trouble::Client | Trouble::SlowClient) => {
+                problem::CLIENT_CLOSED.code
+            }
+            Self::Connect(_) | Self::Trouble(_) => "upstream-protocol",
+            Self::Refused(_) | Self::Internal => "internal",
+        }
+    }
+}
+
+impl From<Trouble> for Failure {
+    fn from(trouble: Trouble) -> Self {
+        Self::Trouble(trouble)
+    }
+}
+
+impl From<Problem> for Failure {
+    fn from(problem: Problem) -> Self {
+        Self::Refused(problem.into())
+    }
+}
+
+impl Job<'_> {
+    /// Tries backends until one answers, or none is left to try.
+    pub(super) async fn attempts(&mut self, stream: &mut DoorStream) -> Result<(), Failure> {
+        let mut again = Again::default();
+        loop {
+            let (server, reused) = match self.connect().await {
+                Ok(connected) => connected,
+                Err(failure @ Failure::Connect(_)) => {
+                    if self.connect_failed(&failure) {
+                        continue;
+                    } else {
+                        return Err(failure);
+                    }
+                }
+                Err(failure) => return Err(failure),
+            };
+            let head = self.head().await?;
+            // Only an old connection is worth a second attempt.
+            again.keep = reused && self.request.method.is_idempotent();
+            let patience = self.patience()?;
+            let mut relay = Relay::new(stream, server, head, patience, std::mem::take(&mut again));
+            let relayed = self.relay(&mut relay).await;
+            (self.bytes_in, self.bytes_out) = (relay.taken, self.bytes_out + relay.sent());
+            match relayed {
+                Ok(reusable) => {
+                    if let Some(server) = relay.into_server().filter(|_| reusable)
+                        && let Some(picked) = &self.call.attempts.picked
+                    {
+                        upstream(&self.call).keep(picked, server);
+                    }
+                    return Ok(());
+                }
+                Err(Failure::Trouble(Trouble::Unanswered)) if reused => match relay.again() {
+                    Some(body) => {
+                        self.forget_old_connection();
+                        again.body = body;
+                    }
+                    None => return Err(Trouble::Unanswered.into()),
+                },
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+
+    /// Chooses a backend that was not tried yet and gives a connection to it, and whether that is an old one.
+    async fn connect(&mut self) -> Result<(TcpStream, bool), Failure> {
+        let upstream = upstream(&self.call);
+        let attempts = &mut self.call.attempts;
+        // The last attempt is over, and must not count against its backend.
+        attempts.picked = None;
+        let Some(picked) = upstream.pick(&attempts.key, &attempts.tried) else {
+            return Err(Problem::new(&problem::NO_BACKEND).detail(upstream.unavailable()).into());
+        };
+        attempts.tried.insert(picked.index);
+        attempts.started.get_or_insert(picked.guard.started());
+        attempts.made += 1;
+        attempts.counted = false;
+        let (address, idle) = (picked.address, upstream.reuse(&picked));
+        attempts.picked = Some(picked);
+        if let Some(idle) = idle {
+            return Ok((idle, true));
+        }
+        let exchange = self.call.exchange();
+        let limit = exchange.route.timeouts.connect.map_or(upstream.connect_timeout(), |limit| limit.get());
+        let left = exchange.ctx.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        if left.is_some_and(|left| left.is_zero()) {
+            return Err(failure::overdue().into());
+        }
+        // On the heap: most requests find a connection.
+        let connected = Box::pin(timeout(left.map_or(limit, |left| left.min(limit)), connect(address))).await;
+        match connected {
+            Ok(Ok(stream)) => Ok((stream, false)),
+            Ok(Err(error)) => Err(Failure::Connect(Some(error))),
+            Err(_) => Err(Failure::Connect(None)),
+        }
+    }
+
+    /// Nothing was sent, so another backend may be tried whatever the method.
+    fn connect_failed(&mut self, failure: &Failure) -> bool {
+        let upstream = upstream(&self.call);
+        upstream.series(&self.gateway.observe.registry).attempt(AttemptOutcome::ConnectFailed);
+        let attempts = &mut self.call.attempts;
+        if let (Some(picked), Failure::Connect(error)) = (&mut attempts.picked, failure) {
+            picked.connect_failed();
+            let reason = error.as_ref().map_or("timed out".to_owned(), ToString::to_string);
+            log::debug!(upstream = &*upstream.name, backend:% = picked.address; "cannot connect: {reason}");
+        }
+        attempts.counted = true;
+        attempts.connect_failures += 1;
+        attempts.connect_failures <= u32::from(upstream.retries())
+    }
+
+    /// The backend is well, only the connection was old.
+    fn forget_old_connection(&mut self) {
+        let upstream = upstream(&self.call);
+        upstream.series(&self.gateway.observe.registry).attempt(AttemptOutcome::Broken);
+        let attempts = &mut self.call.attempts;
+        attempts.counted = true;
+        attempts.tried = Default::default();
+        if let Some(picked) = &mut attempts.picked {
+            picked.guard.unseen();
+        }
+    }
+
+    /// One attempt's head, from a fresh copy of the request's.
+    async fn head(&mut self) -> Result<Vec<u8>, Failure> {
+        let mut request = self.request.clone();
+        strip_hop_by_hop(&mut request);
+        let call = &mut *self.call;
+        let upstream = upstream(call);
+        let picked = call.attempts.picked.take();
+        let peer = call.connection.as_ref().and_then(|connection| connection.peer);
+        let forwarding = Forwarding {
+            peer: peer.map(|peer| peer.ip().to_canonical()),
+            version: call.version,
+            upstream: &upstream,
+            picked: picked.as_ref(),
+        };
+        let attempt = call.attempts.made;
+        let reply = call.exchange().upstream_request(&mut request, &forwarding, attempt).await;
+        call.attempts.picked = picked;
+        if let Some(reply) = reply {
+            return Err(Failure::Refused(reply));
+        }
+        let mut head = Vec::with_capacity(1024);
+        wire::write_request(&request, &mut head);
+        Ok(head)
+    }
+
+    /// How long this attempt may take.
+    fn patience(&mut self) -> Result<Patience, Failure> {
+        let upstream = upstream(&self.call);
+        let events = self.call.events;
+        let exchange = self.call.exchange();
+        let idle = exchange.route.timeouts.read.map_or(upstream.read_timeout(), |limit| limit.get());
+        let deadline = exchange.ctx.deadline;
+        if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            return Err(failure::overdue().into());
+        }
+        Ok(Patience { idle, deadline: deadline.filter(|_| !events) })
+    }
+
+    /// Sends the request and passes the answer on; true if the backend's connection takes another request.
+    async fn relay(&mut self, relay: &mut Relay<'_>) -> Result<bool, Failure> {
+        loop {
+            let Answer { mut head, body, reusable, rest } = relay.answer(&self.request.method).await?;
+            if head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS {
+                self.call.interim += 1;
+                if self.call.interim > response::MAX_INTERIM {
+                    return Err(Trouble::Protocol("too many interim answers").into());
+                }
+                response::remove_framing(&mut head);
+                let mut out = Vec::with_capacity(256);
+                wire::write_answer(&head, false, &mut out);
+                relay.announce(out, rest).await?;
+                continue;
+            }
+            response::accept(&head, &mut self.call)?;
+            if self.call.events {
+                relay.forget_deadline();
+            }
+            response::strip_hop_by_hop(&mut head);
+            self.call.exchange().response(&self.request, &mut head).await?;
+            response::frame(&self.request.method, &mut head, self.call.version);
+            self.keep &= relay.is_uploaded() && !self.gateway.draining.is_on();
+            self.call.attempts.answered = true;
+            self.status = Some(head.status.as_u16());
+            let chunked = head.headers.contains_key(http::header::TRANSFER_ENCODING);
+            let mut out = Vec::with_capacity(1024);
+            wire::write_answer(&head, !self.keep, &mut out);
+            drop(head);
+            relay.finish(out, body, rest, chunked).await?;
+            return Ok(reusable);
+        }
+    }
+
+    /// How the last attempt ended that failed so.
+    pub(super) fn outcome(&self, failure: &Failure) -> AttemptOutcome {
+        match failure {
+            Failure::Client | Failure::Trouble(Trouble::Client | Trouble::SlowClient) => {
+                AttemptOutcome::Cancelled
+            }
+            Failure::Connect(None) | Failure::Trouble(Trouble::Timeout(_)) => AttemptOutcome::TimedOut,
+            _ if self.call.attempts.answered => AttemptOutcome::Answered,
+            _ => AttemptOutcome::Broken,
+        }
+    }
+
+    /// What a failure is answered with; `None` when the client is gone.
+    pub(super) fn explain(&mut self, stream: &DoorStream, failure: Failure) -> Option<Reply> {
+        let overdue = self.call.exchange().ctx.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        let blamed = !matches!(failure, Failure::Refused(_) | Failure::Client | Failure::Internal);
+        let of_client = matches!(failure, Failure::Trouble(Trouble::Client | Trouble::SlowClient));
+        if blamed && !of_client {
+            self.tell(InFlight::failed);
+        }
+        let problem = match failure {
+            Failure::Refused(reply) => return Some(reply),
+            Failure::Client | Failure::Trouble(Trouble::Client) => {
+                let rule = stream.broken().filter(|rule| rule.kind().status != problem::CLIENT_CLOSED.status);
+                let Some(rule) = rule else {
+                    self.call.problem = Some(problem::CLIENT_CLOSED.code);
+                    return None;
+                };
+                Problem::new(rule.kind()).detail(rule.detail())
+            }
+            Failure::Trouble(Trouble::SlowClient) => {
+                stream.count(Rule::SlowBody);
+                self.call.reason = Some(Rule::SlowBody.detail().to_owned());
+                Problem::new(Rule::SlowBody.kind()).detail(Rule::SlowBody.detail())
+            }
+            Failure::Connect(None) | Failure::Trouble(Trouble::Timeout(_)) if overdue => failure::overdue(),
+            Failure::Connect(None) => failure::timed_out("connect timeout"),
+            Failure::Connect(Some(error)) => {
+                // What the system says, which is not for clients to know.
+                self.call.reason = Some(error.to_string());
+                Problem::new(&problem::UPSTREAM_UNREACHABLE)
+            }
+            Failure::Trouble(Trouble::Timeout(which)) => failure::timed_out(which),
+            Failure::Trouble(trouble) => {
+                self.call.reason = Some(trouble.reason().to_owned());
+                Problem::new(&problem::UPSTREAM_PROTOCOL)
+            }
+            Failure::Internal => Problem::new(&problem::INTERNAL),
+        };
+        Some(problem.into())
+    }
+
+    /// Tells the backend's numbers what became of the attempt.
+    fn tell(&mut self, tell: impl FnOnce(&mut InFlight)) {
+        if let Some(picked) = &mut self.call.attempts.picked {
+            tell(&mut picked.guard);
+        }
+    }
+}
+
+/// A connection as backends get them.
+async fn connect(address: std::net::SocketAddr) -> std::io::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}

@@ -1,0 +1,170 @@
+//! Requests of HTTP/1.1 without Pingora's proxy: the same engine, upstreams, metrics and log, on the
+//! connections themselves.
+//!
+//! Every plain request begins here. What only Pingora can do (bodies that filters see, TLS and HTTP/2 to
+//! upstreams) is handed over with all that was decided, before any byte of a body was read.
+
+mod attempt;
+mod held;
+mod relay;
+mod reply;
+mod wire;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::Version;
+use pingora::http::RequestHeader;
+use pingora::proxy::HttpProxy;
+use tollhouse_filters::outcome::Reply;
+
+use self::attempt::Failure;
+use super::request::Left;
+use super::{Call, Gateway};
+use crate::config::upstream::Protocol;
+use crate::door::{self, Application, ConnFacts, Declined, DoorStream, Head, Served};
+use crate::engine::{Connection, Decision};
+use crate::observe::AttemptOutcome;
+use crate::routing::ListenerId;
+use crate::upstream::Upstream;
+
+/// One request on its way.
+struct Job<'a> {
+    gateway: &'a Gateway,
+    call: Box<Call>,
+    request: RequestHeader,
+    /// Its connection may take another one.
+    keep: bool,
+    /// All of the answer went out.
+    whole: bool,
+    /// The status that went to the client.
+    status: Option<u16>,
+    bytes_in: u64,
+    bytes_out: u64,
+}
+
+/// How a request ended, for metrics and the log.
+pub(super) struct Ended {
+    pub(super) outcome: AttemptOutcome,
+    pub(super) error: Option<&'static str>,
+}
+
+/// The gateway behind the door: on the connections themselves where it can, in Pingora's hooks where it must.
+pub struct Front {
+    /// For plain requests.
+    pub gateway: Gateway,
+    /// For all others.
+    pub proxy: Arc<HttpProxy<Gateway>>,
+}
+
+impl Application for Front {
+    type Pingora = HttpProxy<Gateway>;
+
+    fn pingora(&self) -> &Arc<HttpProxy<Gateway>> {
+        &self.proxy
+    }
+
+    fn serve(&self, stream: &mut DoorStream, head: &Head) -> impl Future<Output = Served> + Send {
+        self.gateway.serve(stream, head)
+    }
+}
+
+impl Gateway {
+    /// Serves a plain request, or leaves it to Pingora.
+    async fn serve(&self, stream: &mut DoorStream, head: &Head) -> Served {
+        let bytes = stream.take_head(head);
+        let Some(mut request) = wire::request(&bytes) else { return declined(bytes, None) };
+        let mut call = Box::<Call>::default();
+        call.version = Version::HTTP_11;
+        self.take_in(connection(stream.facts()), &mut request, &mut call);
+        let sound = !call.exchange().is_refused();
+        let decision = call.exchange().decide(&mut request).await;
+        if let Decision::Forward(upstream) = &decision
+            && !is_plain(upstream, &mut call, stream.unread() == Some(0))
+        {
+            call.decided = Some(upstream.clone());
+            return declined(bytes, Some(Left { call, request }));
+        }
+        let keep = sound && !wire::says_close(&request.headers);
+        let job =
+            Job { gateway: self, call, request, keep, whole: false, status: None, bytes_in: 0, bytes_out: 0 };
+        Served::Over(job.run(stream, decision).await)
+    }
+}
+
+fn declined(head: Bytes, left: Option<Left>) -> Served {
+    Served::Declined(Declined { head, left: left.map(|left| Box::new(left) as _) })
+}
+
+/// What the engine needs to know of a connection.
+pub(super) fn connection(facts: &ConnFacts) -> Connection {
+    Connection { listener: ListenerId(facts.listener), peer: facts.peer, tls: facts.tls.clone() }
+}
+
+/// Whether the exchange is one of bytes that no filter sees, over a plain connection of HTTP/1.1.
+fn is_plain(upstream: &Upstream, call: &mut Call, bodiless: bool) -> bool {
+    let http1 = match upstream.protocol() {
+        Protocol::Http1 => true,
+        Protocol::Auto => !upstream.is_tls(),
+        Protocol::H2 | Protocol::H2c => false,
+    };
+    let exchange = call.exchange();
+    let stack = &exchange.stack;
+    let request = (stack.sees_request_chunks() && !bodiless) || exchange.wants_body().is_some();
+    let seen = request || stack.sees_response_chunks();
+    http1 && !upstream.is_tls() && !seen
+}
+
+impl Job<'_> {
+    /// Serves the request, and says what becomes of its connection.
+    async fn run(mut self, stream: &mut DoorStream, decision: Decision) -> door::Connection {
+        let ended = match decision {
+            Decision::Reply(reply) => self.answer(stream, reply).await,
+            Decision::Forward(upstream) => self.forward(stream, upstream).await,
+        };
+        let broken = stream.broken();
+        let Self { gateway, mut call, request, keep, whole, status, bytes_in, bytes_out } = self;
+        gateway.conclude(&mut call, &request, status, [bytes_in, bytes_out], broken, &ended);
+        match keep {
+            true if broken.is_none() => door::Connection::Kept,
+            _ if whole => door::Connection::Closed,
+            _ => door::Connection::BrokenOff,
+        }
+    }
+
+    async fn forward(&mut self, stream: &mut DoorStream, upstream: Arc<Upstream>) -> Ended {
+        let ctx = self.call.exchange.as_ref().map(|exchange| &exchange.ctx);
+        upstream.write_key(&self.request, ctx, &mut self.call.attempts.key);
+        self.call.attempts.upstream = Some(upstream);
+        match self.attempts(stream).await {
+            Ok(()) => {
+                self.whole = true;
+                Ended { outcome: AttemptOutcome::Answered, error: None }
+            }
+            Err(failure) => self.failed(stream, failure).await,
+        }
+    }
+
+    /// Says what went wrong, if there is somebody left to hear it.
+    async fn failed(&mut self, stream: &mut DoorStream, failure: Failure) -> Ended {
+        self.keep = false;
+        let ended = Ended { outcome: self.outcome(&failure), error: Some(failure.code()) };
+        let Some(reply) = self.explain(stream, failure) else { return ended };
+        if self.status.is_some() {
+            if let Reply::Problem(problem) = &reply {
+                self.call.problem = Some(problem.kind.code);
+            }
+            return ended;
+        }
+        let _ = self.write(stream, reply).await;
+        ended
+    }
+
+    async fn answer(&mut self, stream: &mut DoorStream, reply: Reply) -> Ended {
+        let sent = self.write(stream, reply).await;
+        if sent.is_err() {
+            self.keep = false;
+        }
+        Ended { outcome: AttemptOutcome::Cancelled, error: sent.err().map(|failure| failure.code()) }
+    }
+}

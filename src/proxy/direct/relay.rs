@@ -1,0 +1,456 @@
+//! The bytes of one exchange between a client and a backend, both ways at once.
+//!
+//! Nothing is held while it waits: what is read goes on at once, from the thread's stack, and only what the
+//! other side does not take is kept.
+
+use std::future::poll_fn;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::Method;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Sleep, sleep_until};
+
+use super::held::{Held, LAST_CHUNK, ToClient};
+use super::wire::{self, Answer, Framing};
+use crate::door::DoorStream;
+
+/// What is read at once.
+const ROOM: usize = 16 * 1024;
+/// The largest body that is kept for another attempt.
+const MOST_KEPT: u64 = 64 * 1024;
+
+/// What ended an exchange before its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Trouble {
+    /// The client went away, or what it sent broke a rule, which its stream knows.
+    Client,
+    /// The client keeps the gateway waiting for its body.
+    SlowClient,
+    /// The backend closed the connection before it said anything.
+    Unanswered,
+    /// The backend broke the answer off.
+    Cut,
+    /// What the backend says is not HTTP.
+    Protocol(&'static str),
+    /// The backend takes too long: which timeout is over.
+    Timeout(&'static str),
+}
+
+impl Trouble {
+    /// What the log says of it.
+    pub(super) const fn reason(self) -> &'static str {
+        match self {
+            Self::Client => "the client went away",
+            Self::SlowClient => "the client is too slow",
+            Self::Unanswered => "the upstream closed the connection before it answered",
+            Self::Cut => "the upstream broke its answer off",
+            Self::Protocol(reason) | Self::Timeout(reason) => reason,
+        }
+    }
+}
+
+/// How long is waited.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    /// For the backend to take or send something.
+    pub(super) idle: Option<Duration>,
+    /// For all of it.
+    pub(super) deadline: Option<Instant>,
+}
+
+/// One exchange on its way.
+pub(super) struct Relay<'a> {
+    client: &'a mut DoorStream,
+    server: TcpStream,
+    patience: Patience,
+    upload: Upload,
+    /// On its way to the backend; first of all the head.
+    up: Held,
+    /// Nothing was written to the backend yet.
+    fresh: bool,
+    /// All that was sent, as long as it could be sent again.
+    kept: Option<Vec<u8>>,
+    down: Down,
+    /// Since when the backend is waited for.
+    since: Option<Instant>,
+    alarm: Option<Pin<Box<Sleep>>>,
+    /// Bytes of content, to the backend.
+    pub(super) taken: u64,
+}
+
+/// Where the request is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Upload {
+    /// The client has more to send.
+    Open,
+    /// All of it was read.
+    Over,
+    /// The backend takes no more of it, but may answer.
+    Refused,
+}
+
+/// Where the answer is.
+struct Down {
+    /// On its way to the client.
+    out: Held,
+    /// The head, as far as it came; before it is whole.
+    head: Vec<u8>,
+    /// What follows the head; none before it is there.
+    body: Option<Body>,
+    /// Read with the head, and not passed on yet.
+    early: Bytes,
+    /// Something was written to the client and not flushed.
+    unflushed: bool,
+    /// Bytes of content, to the client.
+    sent: u64,
+}
+
+struct Body {
+    framing: Framing,
+    /// Sent in chunks.
+    chunked: bool,
+    over: bool,
+    /// More came than belongs to the answer.
+    stray: bool,
+}
+
+impl<'a> Relay<'a> {
+    /// An exchange that begins with this head; `repeatable` if what is sent is to be kept for another attempt.
+    pub(super) fn new(
+        client: &'a mut DoorStream,
+        server: TcpStream,
+        head: Vec<u8>,
+        patience: Patience,
+        again: Again,
+    ) -> Self {
+        let upload = if client.is_at_end() { Upload::Over } else { Upload::Open };
+        let mut up = Held::from(head);
+        let taken = again.body.len() as u64;
+        up.add(&again.body);
+        Self {
+            client,
+            server,
+            patience,
+            upload,
+            up,
+            fresh: true,
+            kept: again.keep.then_some(again.body),
+            down: Down {
+                out: Held::default(),
+                head: Vec::new(),
+                body: None,
+                early: Bytes::new(),
+                unflushed: false,
+                sent: 0,
+            },
+            since: None,
+            alarm: None,
+            taken,
+        }
+    }
+
+    /// The next head that the backend sends.
+    pub(super) async fn answer(&mut self, method: &Method) -> Result<Answer, Trouble> {
+        poll_fn(|cx| self.poll_answer(cx, method)).await
+    }
+
+    /// Sends an interim head to the client.
+    pub(super) async fn announce(&mut self, head: Vec<u8>, rest: Bytes) -> Result<(), Trouble> {
+        self.down.out = Held::from(head);
+        poll_fn(|cx| self.poll_flushed(cx)).await?;
+        self.down.head = rest.into();
+        Ok(())
+    }
+
+    /// Sends the final head, and the body as it comes: in chunks, if the head says so.
+    pub(super) async fn finish(
+        &mut self,
+        head: Vec<u8>,
+        framing: Framing,
+        rest: Bytes,
+        chunked: bool,
+    ) -> Result<(), Trouble> {
+        let over = matches!(framing, Framing::None);
+        let stray = over && !rest.is_empty();
+        let down = &mut self.down;
+        (down.out, down.early) = (Held::from(head), if over { Bytes::new() } else { rest });
+        down.body = Some(Body { framing, chunked: chunked && !over, over, stray });
+        poll_fn(|cx| self.poll_body(cx)).await
+    }
+
+    /// The answer has no natural end.
+    pub(super) fn forget_deadline(&mut self) {
+        self.patience.deadline = None;
+    }
+
+    /// Whether all of the request was read.
+    pub(super) fn is_uploaded(&self) -> bool {
+        self.upload == Upload::Over
+    }
+
+    /// Bytes of content that went to the client.
+    pub(super) fn sent(&self) -> u64 {
+        self.down.sent
+    }
+
+    /// What another attempt begins with; none if that cannot be.
+    pub(super) fn again(self) -> Option<Vec<u8>> {
+        self.kept
+    }
+
+    /// The backend's connection, if nothing more is on its way there or from there.
+    pub(super) fn into_server(self) -> Option<TcpStream> {
+        let clean = self.down.body.is_some_and(|body| body.over && !body.stray);
+        (clean && self.upload == Upload::Over && self.up.is_empty()).then_some(self.server)
+    }
+
+    fn poll_answer(&mut self, cx: &mut Context<'_>, method: &Method) -> Poll<Result<Answer, Trouble>> {
+        // What came after an interim head.
+        if !self.down.head.is_empty()
+            && let Some(answer) = self.read_head(method)?
+        {
+            return Poll::Ready(Ok(answer));
+        }
+        self.poll_up(cx)?;
+        loop {
+            let mut room = [const { MaybeUninit::uninit() }; ROOM];
+            let mut room = ReadBuf::uninit(&mut room);
+            let Poll::Ready(read) = Pin::new(&mut self.server).poll_read(cx, &mut room) else {
+                return self.poll_time(cx).map(Err);
+            };
+            if read.is_err() || room.filled().is_empty() {
+                let nothing = self.down.head.is_empty();
+                return Poll::Ready(Err(if nothing { Trouble::Unanswered } else { Trouble::Cut }));
+            }
+            self.since = None;
+            self.down.head.extend_from_slice(room.filled());
+            if let Some(answer) = self.read_head(method)? {
+                return Poll::Ready(Ok(answer));
+            }
+        }
+    }
+
+    fn read_head(&mut self, method: &Method) -> Result<Option<Answer>, Trouble> {
+        // Whatever comes now, the backend has seen the request.
+        self.kept = None;
+        wire::answer(&mut self.down.head, method).map_err(Trouble::Protocol)
+    }
+
+    fn poll_flushed(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Trouble>> {
+        ready!(self.poll_out(cx))?;
+        Pin::new(&mut *self.client).poll_flush(cx).map_err(|_| Trouble::Client)
+    }
+
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Trouble>> {
+        self.poll_up(cx)?;
+        loop {
+            ready!(self.poll_out(cx))?;
+            if !self.down.early.is_empty() {
+                let early = std::mem::take(&mut self.down.early);
+                self.pass(cx, &early)?;
+                continue;
+            }
+            if self.down.body.as_ref().is_none_or(|body| body.over) {
+                return Pin::new(&mut *self.client).poll_flush(cx).map_err(|_| Trouble::Client);
+            }
+            let mut room = [const { MaybeUninit::uninit() }; ROOM];
+            let mut room = ReadBuf::uninit(&mut room);
+            let Poll::Ready(read) = Pin::new(&mut self.server).poll_read(cx, &mut room) else {
+                if self.down.unflushed
+                    && Pin::new(&mut *self.client).poll_flush(cx).map_err(|_| Trouble::Client)?.is_ready()
+                {
+                    self.down.unflushed = false;
+                }
+                return self.poll_time(cx).map(Err);
+            };
+            self.since = None;
+            match read {
+                Ok(()) if room.filled().is_empty() => self.end()?,
+                Ok(()) => self.pass(cx, room.filled())?,
+                Err(_) => return Poll::Ready(Err(Trouble::Cut)),
+            }
+        }
+    }
+
+    /// The backend closed its side.
+    fn end(&mut self) -> Result<(), Trouble> {
+        let Some(body) = &mut self.down.body else { return Err(Trouble::Cut) };
+        if !matches!(body.framing, Framing::Close) {
+            return Err(Trouble::Cut);
+        }
+        (body.over, body.stray) = (true, true);
+        if body.chunked {
+            self.down.out.add(LAST_CHUNK);
+        }
+        Ok(())
+    }
+
+    /// Sends what waits for the client.
+    fn poll_out(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Trouble>> {
+        let Down { out, unflushed, .. } = &mut self.down;
+        while !out.is_empty() {
+            let n = ready!(Pin::new(&mut *self.client).poll_write(cx, out.rest()))
+                .map_err(|_| Trouble::Client)?;
+            *unflushed = true;
+            out.took(n);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Passes a piece of the answer on.
+    fn pass(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Result<(), Trouble> {
+        let Down { out, body: Some(body), sent, unflushed, .. } = &mut self.down else { return Ok(()) };
+        let mut to_client = ToClient { client: self.client, cx, out, failed: false };
+        let chunked = body.chunked;
+        let mut emit = |data: &[u8]| {
+            *sent += data.len() as u64;
+            *unflushed = true;
+            if chunked {
+                to_client.chunk(data);
+            } else {
+                to_client.send(data);
+            }
+        };
+        let taken = match &mut body.framing {
+            Framing::None => 0,
+            Framing::Length(left) => {
+                let n = bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+                *left -= n as u64;
+                body.over = *left == 0;
+                emit(&bytes[..n]);
+                n
+            }
+            Framing::Chunked(chunks) => {
+                let followed = chunks.follow_data(bytes, &mut emit);
+                body.over = chunks.is_over();
+                followed.map_err(|_| Trouble::Protocol("the upstream's chunks are not valid"))?
+            }
+            Framing::Close => {
+                emit(bytes);
+                bytes.len()
+            }
+        };
+        body.stray |= taken < bytes.len();
+        if body.over && chunked {
+            to_client.send(LAST_CHUNK);
+        }
+        if to_client.failed { Err(Trouble::Client) } else { Ok(()) }
+    }
+
+    /// Sends what waits for the backend, and reads on what the client has for it; when there is nothing more,
+    /// waits for the client to go.
+    fn poll_up(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
+        loop {
+            // The head waits for what of the body is here already, to go out with it.
+            let together = self.fresh && self.upload == Upload::Open;
+            if !together && !self.write_held(cx) {
+                return Ok(());
+            }
+            if self.upload == Upload::Refused {
+                return Ok(());
+            }
+            let mut room = [const { MaybeUninit::uninit() }; ROOM];
+            let mut room = ReadBuf::uninit(&mut room);
+            let read = Pin::new(&mut *self.client).poll_read(cx, &mut room);
+            match read {
+                Poll::Pending if std::mem::take(&mut self.fresh) => {}
+                Poll::Pending => return Ok(()),
+                // An error, or the end: of what it has to say, or of itself.
+                Poll::Ready(Ok(())) if !room.filled().is_empty() => self.send(cx, room.filled()),
+                Poll::Ready(_) => return Err(Trouble::Client),
+            }
+        }
+    }
+
+    /// Whether nothing waits for the backend any more.
+    fn write_held(&mut self, cx: &mut Context<'_>) -> bool {
+        self.fresh = false;
+        while !self.up.is_empty() {
+            match Pin::new(&mut self.server).poll_write(cx, self.up.rest()) {
+                Poll::Pending => return false,
+                Poll::Ready(Ok(n)) if n > 0 => self.up.took(n),
+                Poll::Ready(_) => self.refuse(),
+            }
+            self.since = None;
+        }
+        true
+    }
+
+    /// The backend takes no more; why, it may say.
+    fn refuse(&mut self) {
+        self.up = Held::default();
+        self.upload = Upload::Refused;
+    }
+
+    /// Sends a piece of the body after what waits already: the head, at the begin.
+    fn send(&mut self, cx: &mut Context<'_>, bytes: &[u8]) {
+        self.taken += bytes.len() as u64;
+        self.since = None;
+        if self.client.is_at_end() {
+            self.upload = Upload::Over;
+        }
+        if self.taken > MOST_KEPT {
+            self.kept = None;
+        }
+        if let Some(kept) = &mut self.kept {
+            kept.extend_from_slice(bytes);
+        }
+        self.fresh = false;
+        let held = self.up.rest().len();
+        let pieces = [IoSlice::new(self.up.rest()), IoSlice::new(bytes)];
+        match Pin::new(&mut self.server).poll_write_vectored(cx, &pieces) {
+            Poll::Ready(Ok(n)) if n > 0 => {
+                self.up.took(n.min(held));
+                self.up.add(&bytes[n.saturating_sub(held)..]);
+            }
+            Poll::Ready(_) => self.refuse(),
+            Poll::Pending => self.up.add(bytes),
+        }
+    }
+
+    /// Minds the time while nothing moves.
+    fn poll_time(&mut self, cx: &mut Context<'_>) -> Poll<Trouble> {
+        let (due, trouble) = if self.up.is_empty() && self.upload == Upload::Open {
+            (self.client.body_due(), Trouble::SlowClient)
+        } else {
+            let now = || Instant::now();
+            let since = *self.since.get_or_insert_with(now);
+            let which = if self.up.is_empty() { "read timeout" } else { "write timeout" };
+            (self.patience.idle.map(|idle| since + idle), Trouble::Timeout(which))
+        };
+        let (due, trouble) = match self.patience.deadline {
+            Some(deadline) if due.is_none_or(|due| deadline < due) => {
+                (Some(deadline), Trouble::Timeout("total timeout"))
+            }
+            _ => (due, trouble),
+        };
+        let Some(due) = due else { return Poll::Pending };
+        let due = tokio::time::Instant::from_std(due);
+        let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep_until(due)));
+        if alarm.deadline() > due {
+            alarm.as_mut().reset(due);
+        }
+        ready!(alarm.as_mut().poll(cx));
+        if alarm.deadline() < due {
+            // Set in an earlier wait, which is over.
+            alarm.as_mut().reset(due);
+            ready!(alarm.as_mut().poll(cx));
+        }
+        Poll::Ready(trouble)
+    }
+}
+
+/// What an attempt begins with, after one that failed.
+#[derive(Default)]
+pub(super) struct Again {
+    /// The part of the body that was read already.
+    pub(super) body: Vec<u8>,
+    /// Whether there may be yet another.
+    pub(super) keep: bool,
+}

@@ -1,0 +1,93 @@
+//! Answers of the gateway's own.
+
+use pingora::prelude::timeout;
+use pingora::protocols::http::date::get_cached_date;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tollhouse_filters::outcome::{Body, Reply};
+
+use super::attempt::Failure;
+use super::{Job, wire};
+use crate::door::DoorStream;
+
+/// What is still to come of a request's body, and is read so that its connection can be kept.
+const MOST_DRAINED: u64 = 64 * 1024;
+
+impl Job<'_> {
+    /// Sends a reply through the response filters that were entered.
+    pub(super) async fn write(&mut self, stream: &mut DoorStream, reply: Reply) -> Result<(), Failure> {
+        if let Reply::Problem(problem) = &reply {
+            self.call.problem = Some(problem.kind.code);
+        }
+        let mut rendered = self.call.exchange().rendered(reply, &self.request).await;
+        let unread = stream.unread();
+        let keep = self.keep && unread.is_some_and(|unread| unread <= MOST_DRAINED);
+        self.keep = keep && !self.gateway.draining.is_on();
+        let chunked = matches!(rendered.body, Body::Stream(_));
+        if chunked {
+            let _ = rendered.head.insert_header("Transfer-Encoding", "chunked");
+        }
+        let _ = rendered.head.insert_header("Date", get_cached_date());
+        let mut out = Vec::with_capacity(512);
+        wire::write_answer(&rendered.head, !self.keep, &mut out);
+        self.status = Some(rendered.head.status.as_u16());
+        match rendered.body {
+            Body::Bytes(bytes) => {
+                out.extend_from_slice(&bytes);
+                self.bytes_out += bytes.len() as u64;
+                self.send(stream, &out).await?;
+            }
+            Body::Stream(mut pieces) => {
+                self.send(stream, &out).await?;
+                loop {
+                    let mut piece = pieces.next().await.map_err(|_| Failure::Internal)?;
+                    let end = piece.is_none();
+                    let filtered = self.call.exchange().response_chunk(&mut piece, end);
+                    filtered.map_err(|_| Failure::Internal)?;
+                    let piece = piece.unwrap_or_default();
+                    if !piece.is_empty() {
+                        self.bytes_out += piece.len() as u64;
+                        let chunk = [format!("{:x}\r\n", piece.len()).as_bytes(), &piece, b"\r\n"].concat();
+                        self.send(stream, &chunk).await?;
+                    }
+                    if end {
+                        self.send(stream, b"0\r\n\r\n").await?;
+                        break;
+                    }
+                }
+            }
+        }
+        self.whole = true;
+        if self.keep {
+            self.drain(stream).await;
+        }
+        Ok(())
+    }
+
+    async fn send(&self, stream: &mut DoorStream, bytes: &[u8]) -> Result<(), Failure> {
+        let sent = async {
+            stream.write_all(bytes).await?;
+            stream.flush().await
+        };
+        sent.await.map_err(|_: std::io::Error| Failure::Client)
+    }
+
+    /// Reads what is left of the request's body, which nobody wants.
+    async fn drain(&mut self, stream: &mut DoorStream) {
+        if stream.is_at_end() {
+            return;
+        }
+        let patience = self.call.exchange().snapshot.server.limits.body_timeout.get();
+        let rest = async {
+            let mut room = [0; 1024];
+            while !stream.is_at_end() {
+                match stream.read(&mut room).await {
+                    Ok(n) if n > 0 => self.bytes_in += n as u64,
+                    _ => break,
+                }
+            }
+        };
+        // On the heap: few requests have one.
+        let _ = Box::pin(timeout(patience, rest)).await;
+        self.keep = stream.is_at_end();
+    }
+}
