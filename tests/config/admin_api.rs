@@ -98,12 +98,7 @@ fn consumers_of_the_document_are_not_changed_by_the_api() {
     let document = described(&admin);
     let bearer = format!("Bearer {TOKEN}");
     let switch = "/api/consumers/{name}/disable";
-    let refused = admin.ask(
-        "POST",
-        "/api/consumers/acme/disable",
-        &[("authorization", &format!("Bearer {TOKEN}"))],
-        "",
-    );
+    let refused = admin.ask("POST", "/api/consumers/acme/disable", &[("authorization", &bearer)], "");
     assert_eq!(refused.status(), 409, "the consumers are in the document: {refused:?}");
     assert_described(&document, "POST", switch, &refused);
 }
