@@ -37,6 +37,7 @@ pub fn builtin() -> Registry {
     Registry::new()
         .with::<access::authenticate::Authenticate>()
         .with::<access::cors::Cors>()
+        .with::<access::forward_auth::ForwardAuth>()
         .with::<access::ip_access::IpAccess>()
         .with::<traffic::body_limit::BodyLimit>()
         .with::<traffic::rate_limit::RateLimit>()

@@ -21,7 +21,7 @@ use crate::spec::{Item, OnError};
 use crate::tree::{self, FileId, Limits, suggest};
 use crate::values::Name;
 use crate::when::When;
-use crate::world::{ManualClock, UpstreamId, World};
+use crate::world::{Client, ManualClock, UpstreamId, World};
 
 /// Parses a value from YAML.
 ///
@@ -187,6 +187,17 @@ pub fn refused_with(document: &str, filters: &str) -> String {
     built.err().expect("the document or the filters do not build")
 }
 
+/// As [`chain`], with this client for side calls.
+///
+/// # Panics
+/// When they do not build.
+#[must_use]
+pub fn chain_calling(client: Arc<dyn Client>, filters: &str) -> Chain {
+    let clock = Arc::new(ManualClock::new());
+    let world = World { client, ..World::dry_at(clock.clone()) };
+    build_in(&world, clock, &builtin(), &Around::default(), filters).unwrap_or_else(|error| panic!("{error}"))
+}
+
 /// Filters of a registry of your own, or why they do not build.
 pub fn chain_of(registry: &Registry, filters: &str) -> Result<Chain, String> {
     build(registry, &Around::default(), filters)
@@ -195,6 +206,16 @@ pub fn chain_of(registry: &Registry, filters: &str) -> Result<Chain, String> {
 fn build(registry: &Registry, around: &Around, filters: &str) -> Result<Chain, String> {
     let clock = Arc::new(ManualClock::new());
     let world = World::dry_at(clock.clone());
+    build_in(&world, clock, registry, around, filters)
+}
+
+fn build_in(
+    world: &World,
+    clock: Arc<ManualClock>,
+    registry: &Registry,
+    around: &Around,
+    filters: &str,
+) -> Result<Chain, String> {
     let slots = AtomicU32::new(0);
     let mut steps = Vec::new();
     let node =
@@ -205,7 +226,7 @@ fn build(registry: &Registry, around: &Around, filters: &str) -> Result<Chain, S
         let entry = registry.get(&spec.filter).ok_or_else(|| format!("no filter `{}`", spec.filter))?;
         let instance: Arc<str> =
             spec.name.clone().unwrap_or_else(|| format!("test/{}#{at}", spec.filter)).into();
-        let mut build = Build::new(&world, around, &slots, instance.clone());
+        let mut build = Build::new(world, around, &slots, instance.clone());
         let phases = entry
             .build(&spec.options.0, &mut build)
             .map_err(|errors| format!("{}: {}", errors[0].path, errors[0].message))?;

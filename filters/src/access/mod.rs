@@ -2,4 +2,6 @@
 
 pub mod authenticate;
 pub mod cors;
+mod fields;
+pub mod forward_auth;
 pub mod ip_access;
