@@ -263,10 +263,12 @@ impl<'a> Reading<'a> {
             let (name, what) = self.line(self.feed.lines.len() + lines.len() + 1, line);
             let hash = self.feed.hasher.hash_one(line);
             lines.push(Line { hash, name, length: u32::try_from(line.len()).unwrap_or(u32::MAX) });
-            said.extend(what.map(|what| (name, what)));
+            said.extend(what.map(|what| (name, (lines.len(), what))));
         }
         let mut change = Change::default();
-        said.into_iter().for_each(|(name, what)| self.note(name, Some(what), &mut change));
+        let mut said: Vec<(u64, (usize, Said))> = said.into_iter().collect();
+        said.sort_unstable_by_key(|(_, (at, _))| *at);
+        said.into_iter().for_each(|(name, (_, what))| self.note(name, Some(what), &mut change));
         let end = self.feed.lines.len();
         self.done((change, Update { of: end..end, lines }))
     }
@@ -316,12 +318,13 @@ impl<'a> Reading<'a> {
     ) -> io::Result<Change> {
         let mut change = Change::default();
         let (old, new) = (last_lines(&[&self.feed.lines], names), last_lines(parts, names));
-        for name in names {
-            let Some((at, line)) = new.get(name).copied() else {
-                self.note(*name, None, &mut change);
-                continue;
-            };
-            if old.get(name).is_some_and(|(_, before)| before.hash == line.hash) {
+        let gone = names.iter().filter(|name| !new.contains_key(name));
+        gone.for_each(|name| self.note(*name, None, &mut change));
+        // In the file's order: of two that clash, the later one is at fault.
+        let mut there: Vec<(usize, Line)> = new.into_values().collect();
+        there.sort_unstable_by_key(|(at, _)| *at);
+        for (at, line) in there {
+            if old.get(&line.name).is_some_and(|(_, before)| before.hash == line.hash) {
                 continue;
             }
             let read = at.checked_sub(parts[0].len()).and_then(|at| said.get(at).cloned().flatten());
@@ -334,7 +337,7 @@ impl<'a> Reading<'a> {
                     self.line(at + 1, &text).1
                 }
             };
-            self.note(*name, what, &mut change);
+            self.note(line.name, what, &mut change);
         }
         Ok(change)
     }
