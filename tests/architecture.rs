@@ -6,20 +6,35 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each module of the gateway may import. `observe` is a leaf that everyone may import.
-const MAY_IMPORT: [(&str, &[&str]); 15] = [
+const MAY_IMPORT: [(&str, &[&str]); 16] = [
     ("observe", &[]),
     ("config", &[]),
     ("handover", &[]),
     ("source", &["config"]),
     ("routing", &["config"]),
     ("tls", &["config"]),
+    ("store", &["config", "tls"]),
     ("upstream", &["config", "tls"]),
     ("consumers", &["source", "config"]),
-    ("snapshot", &["consumers", "source", "config", "routing", "tls", "upstream"]),
+    ("snapshot", &["consumers", "source", "config", "routing", "store", "tls", "upstream"]),
     ("engine", &["consumers", "snapshot", "source", "config", "routing", "tls", "upstream"]),
     ("door", &["handover", "engine", "snapshot", "source", "config", "routing", "tls", "upstream"]),
     ("proxy", &["door", "engine", "snapshot", "source", "config", "routing", "tls", "upstream"]),
-    ("admin", &["consumers", "door", "engine", "snapshot", "source", "config", "routing", "tls", "upstream"]),
+    (
+        "admin",
+        &[
+            "consumers",
+            "door",
+            "engine",
+            "snapshot",
+            "source",
+            "config",
+            "routing",
+            "store",
+            "tls",
+            "upstream",
+        ],
+    ),
     (
         "server",
         &[
@@ -33,6 +48,7 @@ const MAY_IMPORT: [(&str, &[&str]); 15] = [
             "source",
             "config",
             "routing",
+            "store",
             "tls",
             "upstream",
         ],

@@ -12,7 +12,7 @@ use crate::context::Slot;
 use crate::identity::{Identities, Identity};
 use crate::phase::Phases;
 use crate::tree::{Path, suggest};
-use crate::world::{Clock, Metrics, Rng, ScopedState, UpstreamId, World};
+use crate::world::{Clock, Ledger, Metrics, Rng, ScopedState, Stores, UpstreamId, World};
 
 /// One kind of filter: what users write in a `filters` list.
 ///
@@ -88,6 +88,10 @@ pub trait Surroundings {
     fn nearest_upstream(&self, name: &str) -> Option<String>;
     /// The identities of the document; none where there is no document.
     fn identities(&self) -> Option<&Identities> {
+        None
+    }
+    /// The stores of the document; none where there is no document.
+    fn stores(&self) -> Option<&Stores> {
         None
     }
     /// The text of a file, relative to the document, which is reloaded when the file changes; an empty
@@ -212,6 +216,20 @@ impl<'a> Build<'a> {
     #[must_use]
     pub fn state(&self) -> ScopedState {
         ScopedState::new(self.world.state.clone(), self.instance.clone())
+    }
+
+    /// Where this instance's budgets are kept: in the store of this name, which `option` holds, or else in
+    /// the process.
+    pub fn ledger(&self, option: &str, store: Option<&str>) -> Result<Ledger, BuildError> {
+        let Some(name) = store else { return Ok(Ledger::new(self.state(), None)) };
+        let stores = self.surroundings.stores();
+        let store = stores.and_then(|all| all.get(name)).cloned().ok_or_else(|| {
+            let mut error = BuildError::at(option, format!("no store is named `{name}`"));
+            let names = stores.into_iter().flat_map(Stores::keys).map(|name| &**name);
+            error.hint = suggest(name, names).map(|near| format!("did you mean `{near}`?"));
+            error
+        })?;
+        Ok(Ledger::new(self.state(), Some(store)))
     }
 
     /// The client for side calls to upstreams.

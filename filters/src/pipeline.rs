@@ -216,6 +216,18 @@ impl Stack {
         self.0.iter().any(|pipeline| !pipeline.request_chunk.is_empty())
     }
 
+    /// Whether any step sees what an attempt sends.
+    #[must_use]
+    pub fn sees_upstream_request(&self) -> bool {
+        self.0.iter().any(|pipeline| !pipeline.upstream_request.is_empty())
+    }
+
+    /// Whether any step sees the head of the answer.
+    #[must_use]
+    pub fn sees_response(&self) -> bool {
+        self.0.iter().any(|pipeline| !pipeline.response.is_empty())
+    }
+
     /// Whether any step sees pieces of the answer's body.
     #[must_use]
     pub fn sees_response_chunks(&self) -> bool {

@@ -9,6 +9,7 @@ mod endpoint;
 mod problem;
 mod redact;
 mod serve;
+mod stores;
 mod upstreams;
 
 use std::io;
@@ -107,6 +108,7 @@ fn router(state: AdminState, on_loopback: bool) -> Router {
     register_health(&mut api);
     register_views(&mut api);
     register_consumers(&mut api);
+    register_stores(&mut api);
     register_work(&mut api);
     let document = Arc::<OnceLock<Value>>::default();
     let served = document.clone();
@@ -194,6 +196,13 @@ fn switch<'a>(api: &'a mut Api, path: &'static str, name: &str, summary: &str) -
         .fails::<Details>(404, "There is no such consumer or credential.")
         .fails::<Details>(409, "The consumers are in the document, or their file has problems.")
         .fails::<Details>(500, "The file cannot be written.")
+}
+
+fn register_stores(api: &mut Api) {
+    api.get("/api/stores", "stores", "Every store, and whether it decides.")
+        .answers::<stores::StoreList>(200, "The stores, by name.")
+        .conditional()
+        .to(stores::all);
 }
 
 fn register_work(api: &mut Api) {

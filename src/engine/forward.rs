@@ -1,5 +1,6 @@
 //! What a request to an upstream says about where it comes from.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::LazyLock;
 
@@ -26,6 +27,7 @@ const fn field(spelt: &'static str) -> Field {
     Field { name: HeaderName::from_static(spelt), spelt }
 }
 
+static HOST: Field = field("host");
 static FORWARDED: Field = field("forwarded");
 static TRACEPARENT: Field = field("traceparent");
 static VIA: Field = field("via");
@@ -45,6 +47,11 @@ const HOP_BY_HOP: [HeaderName; 8] = [
     header::TRANSFER_ENCODING,
     header::UPGRADE,
 ];
+
+/// Whether a field, by its name in lower case, is one of these.
+fn is_hop_by_hop(name: &str) -> bool {
+    HOP_BY_HOP.iter().any(|field| field == name)
+}
 
 /// What the forwarding fields are made from, beside the context.
 pub struct Forwarding<'a> {
@@ -84,43 +91,90 @@ pub fn strip_hop_by_hop(request: &mut RequestHeader) {
 
 /// Writes the gateway's own fields into one attempt's head.
 pub(super) fn write(request: &mut RequestHeader, ctx: &Context, forwarding: &Forwarding<'_>) {
-    let original_host = host_value(request);
-    let original = original_host.as_ref().and_then(|host| host.to_str().ok());
-    let peer = forwarding.peer.map(address_text);
-    if let Some(peer) = &peer {
-        // A trusted proxy's list is continued; any other was dropped at intake.
-        append(request, &X_FORWARDED_FOR, peer);
+    let own = own(request, ctx, forwarding).map(|(field, value)| {
+        let value = value.and_then(|value| HeaderValue::from_bytes(&value).ok());
+        (field, value)
+    });
+    for (field, value) in own {
+        if let Some(value) = value {
+            let _ = request.insert_header(field.spelt, value);
+        }
     }
-    set(request, &X_FORWARDED_PROTO, HeaderValue::from_static(ctx.scheme.as_str()));
-    if let Some(host) =
-        original_host.clone().filter(|_| !request.headers.contains_key(&X_FORWARDED_HOST.name))
-    {
-        set(request, &X_FORWARDED_HOST, host);
-    }
-    append(request, &FORWARDED, &forwarded(peer.as_deref(), original, ctx));
-    append(request, &VIA, via(forwarding.version));
-    if let Some(certificate) = ctx.client.tls.as_ref().and_then(|tls| tls.forwarded_certificate.as_ref()) {
-        set(request, &X_FORWARDED_CLIENT_CERT, certificate.clone());
-    }
-    set(request, &TRACEPARENT, traceparent(request, ctx));
     if let Some(target) = &ctx.policies.upstream_path {
         // A path that a filter made was checked when it was made.
         let _ = set_target(request, target);
     }
-    let original = original.unwrap_or_default();
-    let host = match forwarding.picked {
-        Some(picked) => forwarding.upstream.host_header(picked, original),
-        None => forwarding.upstream.likely_host(original),
+}
+
+/// Writes one attempt's head as HTTP/1.1 sends it: the request's, without what concerns one connection only,
+/// and the gateway's own fields. What [`strip_hop_by_hop`] and [`write`] make of a request of HTTP/1.1, in one go.
+pub(super) fn write_wire(
+    request: &RequestHeader,
+    ctx: &Context,
+    forwarding: &Forwarding<'_>,
+    out: &mut Vec<u8>,
+) {
+    let own = own(request, ctx, forwarding);
+    let target = ctx.policies.upstream_path.as_deref().map_or(request.raw_path(), str::as_bytes);
+    for part in [request.method.as_str().as_bytes(), b" ", target, b" HTTP/1.1\r\n"] {
+        out.extend_from_slice(part);
+    }
+    let stays = |name: &str| {
+        !is_hop_by_hop(name) && !own.iter().any(|(field, value)| value.is_some() && name == field.spelt)
     };
-    if request.headers.get(header::HOST).is_none_or(|sent| sent != host) {
-        let _ = request.insert_header(header::HOST, host);
+    for ((name, value), (spelt, _)) in request.headers.iter().zip(request.case_header_iter()) {
+        if stays(name.as_str()) {
+            write_line(spelt.as_slice(), value.as_bytes(), out);
+        }
+    }
+    for (field, value) in &own {
+        if let Some(value) = value {
+            write_line(field.spelt.as_bytes(), value, out);
+        }
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+fn write_line(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
+    for part in [name, b": ", value, b"\r\n"] {
+        out.extend_from_slice(part);
     }
 }
 
+/// What the gateway says of where a request comes from and where it goes; what is none stays as it was sent.
+fn own<'a>(
+    request: &'a RequestHeader,
+    ctx: &'a Context,
+    forwarding: &'a Forwarding<'_>,
+) -> [(&'static Field, Option<Cow<'a, [u8]>>); 8] {
+    let original = host_of(request);
+    let peer = forwarding.peer.map(address_text);
+    let element = forwarded(peer.as_deref(), original, ctx);
+    // A trusted proxy's list is continued; any other was dropped at intake.
+    let hops = peer.map(|peer| continued(request, &X_FORWARDED_FOR, peer.into()));
+    let asked = original.filter(|_| !request.headers.contains_key(&X_FORWARDED_HOST.name));
+    let certificate = ctx.client.tls.as_ref().and_then(|tls| tls.forwarded_certificate.as_ref());
+    let host = match forwarding.picked {
+        Some(picked) => forwarding.upstream.host_header(picked, original.unwrap_or_default()),
+        None => forwarding.upstream.likely_host(original.unwrap_or_default()),
+    };
+    let sent = request.headers.get(header::HOST).is_some_and(|sent| sent == host);
+    [
+        (&X_FORWARDED_FOR, hops),
+        (&X_FORWARDED_PROTO, Some(ctx.scheme.as_str().as_bytes().into())),
+        (&X_FORWARDED_HOST, asked.map(|host| host.as_bytes().into())),
+        (&FORWARDED, Some(continued(request, &FORWARDED, element.into()))),
+        (&VIA, Some(continued(request, &VIA, via(forwarding.version).into()))),
+        (&X_FORWARDED_CLIENT_CERT, certificate.map(|certificate| certificate.as_bytes().into())),
+        (&TRACEPARENT, Some(traceparent(request, ctx).into_bytes().into())),
+        (&HOST, (!sent).then(|| host.as_bytes().into())),
+    ]
+}
+
 /// The host that was asked for, as text.
-fn host_value(request: &RequestHeader) -> Option<HeaderValue> {
-    let host = request.headers.get(header::HOST).filter(|host| host.to_str().is_ok());
-    host.cloned().or_else(|| HeaderValue::from_str(request.uri.authority()?.as_str()).ok())
+fn host_of(request: &RequestHeader) -> Option<&str> {
+    let host = request.headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    host.or_else(|| Some(request.uri.authority()?.as_str()))
 }
 
 /// One element of `Forwarded` (RFC 7239 s4); who comes over a Unix socket has no address (s6.2).
@@ -178,19 +232,19 @@ fn parse_traceparent(text: &str) -> Option<(&str, &str)> {
     (shape && version != "ff" && future && !zero(trace) && !zero(parent)).then_some((trace, flags))
 }
 
-fn set(request: &mut RequestHeader, field: &Field, value: impl TryInto<HeaderValue>) {
-    let _ = request.insert_header(field.spelt, value);
-}
-
 /// Continues a list field on one line.
-fn append(request: &mut RequestHeader, field: &Field, value: &str) {
-    let lines = request.headers.get_all(&field.name).iter();
-    let earlier: Vec<&str> = lines.filter_map(|line| line.to_str().ok()).collect();
-    if earlier.is_empty() {
-        return set(request, field, value);
+fn continued<'a>(request: &RequestHeader, field: &Field, value: Cow<'a, str>) -> Cow<'a, [u8]> {
+    let mut lines =
+        request.headers.get_all(&field.name).iter().filter_map(|line| line.to_str().ok()).peekable();
+    if lines.peek().is_none() {
+        return match value {
+            Cow::Borrowed(value) => value.as_bytes().into(),
+            Cow::Owned(value) => value.into_bytes().into(),
+        };
     }
-    let list = format!("{}, {value}", earlier.join(", "));
-    set(request, field, list);
+    let mut list: String = lines.flat_map(|line| [line, ", "]).collect();
+    list.push_str(&value);
+    list.into_bytes().into()
 }
 
 #[cfg(test)]

@@ -199,6 +199,20 @@ impl Exchange {
         self.entered.upstream_request(&self.stack, request, attempt, &mut self.ctx).await
     }
 
+    /// Writes one attempt's head as HTTP/1.1 sends it, where no filter sees it; else gives false.
+    pub fn write_upstream_request(
+        &self,
+        request: &RequestHeader,
+        forwarding: &Forwarding<'_>,
+        out: &mut Vec<u8>,
+    ) -> bool {
+        let unseen = !self.stack.sees_upstream_request();
+        if unseen {
+            forward::write_wire(request, &self.ctx, forwarding, out);
+        }
+        unseen
+    }
+
     /// Runs the response filters that were entered on a final head.
     ///
     /// A failure ends the answer: 502, since half of a change is worse than none.

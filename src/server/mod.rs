@@ -40,6 +40,7 @@ use crate::observe::{self, Observe};
 use crate::proxy::{Budget, Front, Gateway};
 use crate::snapshot::{Compiler, Live, Mode, Reloader, Snapshot, apart};
 use crate::source::{self, Loaded, Problems};
+use crate::store::Keeper;
 use crate::upstream::Monitor;
 
 /// Why the gateway did not start.
@@ -163,13 +164,18 @@ impl Parts {
             .map_err(|error| StartError::Runtime(format!("cannot watch backends: {error}")))?;
         let monitor = Arc::new(monitor);
         monitor.watch(&snapshot.upstreams, &snapshot.server.dns);
+        let keeper = Keeper::default();
+        keeper
+            .keep(&snapshot.stores)
+            .map_err(|error| StartError::Runtime(format!("cannot connect to stores: {error}")))?;
         if let Some(before) = &mut before {
             before.resume(&snapshot);
         }
         let mut sockets =
             before.as_mut().map(|before| std::mem::take(&mut before.sockets)).unwrap_or_default();
         let state = world.state.clone();
-        let parts = Self::new(snapshot, path, registry, world, observe, monitor.clone(), &mut sockets)?;
+        let parts =
+            Self::new(snapshot, path, registry, world, observe, (monitor.clone(), keeper), &mut sockets)?;
         calls.follow(&parts.live);
         // Connections wait meanwhile; none is given to a backend that nothing is known about.
         monitor.warm_up();
@@ -186,7 +192,7 @@ impl Parts {
         registry: Arc<Registry>,
         world: World,
         observe: Arc<Observe>,
-        monitor: Arc<Monitor>,
+        (monitor, keeper): (Arc<Monitor>, Keeper),
         sockets: &mut Sockets,
     ) -> Result<Self, StartError> {
         let listeners: Vec<door::Listener> = (0u16..)
@@ -225,7 +231,7 @@ impl Parts {
         };
         let state = world.state.clone();
         let reloader = Reloader::new(path.clone(), registry, world, live.clone(), dry::verify);
-        let reloader = Arc::new(reloader.watched_by(monitor));
+        let reloader = Arc::new(reloader.watched_by(monitor).connected_by(keeper));
         Ok(Self { path, state, live, reloader, desk, budget, bound, admin })
     }
 
@@ -269,6 +275,8 @@ impl Parts {
         let stops = tokio::sync::Mutex::new(signals.stops);
         let leaving =
             drain::Leaving { desk: self.desk.clone(), live: self.live, admin, upgrades, stops, stopping };
+        // Held on, it would keep what later ones have no more: connections to stores, for one.
+        drop(snapshot);
         server.run(RunArgs { shutdown_signal: Box::new(leaving) });
         self.desk.observe.flush();
         Ok(())

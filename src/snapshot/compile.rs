@@ -11,12 +11,13 @@ use tollhouse_filters::registry::Registry;
 use tollhouse_filters::tree::{Error, FileId, Mark, Node, Path, Scalar, from_node_all, suggest};
 use tollhouse_filters::world::{UpstreamId, World};
 
-use super::pipelines::Pipelines;
+use super::pipelines::{Named, Pipelines};
 use super::{ListenerPlan, NamedFiles, Snapshot, UpstreamIds};
-use super::{identities, listeners, routes};
+use super::{identities, listeners, routes, stores};
 use crate::config::{self, Document};
 use crate::consumers::Roster;
 use crate::source::{Files, Loaded, Problems};
+use crate::store::files_of;
 use crate::upstream::Upstream;
 
 /// Shortest `min_ttl`: some answers hold for no time at all.
@@ -119,8 +120,9 @@ impl Compiler<'_> {
         let folder = (self.mode != Mode::Afar).then_some(base);
         let (roster, unread) = identities::roster(&mut document, folder, self.roster.as_ref(), &mut faults);
         let identities = identities::build(&mut document, &roster, &mut faults);
-        let mut pipelines =
-            Pipelines::new(self.registry, self.world, &ids.by_name, &identities, folder, files);
+        let (stores, by_name) = stores::build(self, &document.stores, base, &mut faults);
+        let named = Named { upstreams: &ids.by_name, identities: &identities, stores: &by_name };
+        let mut pipelines = Pipelines::new(self.registry, self.world, named, folder, files);
         pipelines.build_chains(document.chains, &mut faults);
         let (listeners, unusual) =
             listeners::build(self, document.listeners, base, &document.server, &mut pipelines, &mut faults);
@@ -153,6 +155,7 @@ impl Compiler<'_> {
             routes,
             upstreams,
             upstream_ids: ids,
+            stores,
             observability: document.observability,
             tests: document.tests,
             warnings,
@@ -161,7 +164,7 @@ impl Compiler<'_> {
         })
     }
 
-    /// The files that upstreams and listeners name: certificates and keys.
+    /// The files that upstreams, listeners and stores name: certificates and keys.
     fn files(&self, document: &Document, base: &FilePath) -> NamedFiles {
         let mut files = NamedFiles::default();
         if self.mode == Mode::Afar {
@@ -170,7 +173,8 @@ impl Compiler<'_> {
         let upstreams = document.upstreams.iter().filter_map(|upstream| upstream.tls.as_ref());
         let upstreams = upstreams.flat_map(|tls| [&tls.ca, &tls.client_cert, &tls.client_key]).flatten();
         let listeners = document.listeners.iter().filter_map(|listener| listener.tls.as_ref());
-        let paths = upstreams.chain(listeners.flat_map(config::ListenerTls::files));
+        let stores = document.stores.values().flat_map(files_of);
+        let paths = upstreams.chain(listeners.flat_map(config::ListenerTls::files)).chain(stores);
         paths.for_each(|path| files.note(base.join(path)));
         files
     }

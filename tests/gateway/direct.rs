@@ -7,18 +7,23 @@ use proptest::test_runner::{Config, TestRunner};
 
 use crate::harness::{Broken, Gateway, Head, Origin, Wire, soon};
 
-/// The way is Pingora's for a route with a filter that sees pieces of the answer.
+/// Filters that see heads, or bodies of requests that have one, make a difference to the direct way; one that
+/// sees pieces of the answer makes it Pingora's.
 const BOTH: &str = "
 upstreams: [{name: origin, backends: [{address: \"ADDRESS\"}]}]
 routes:
   - {name: direct, match: {hosts: [direct.test]}, upstream: origin}
+  - name: filtered
+    match: {hosts: [filtered.test]}
+    upstream: origin
+    filters: [headers: {response: {remove: [x-nobody]}}, body_limit: {request: 1GiB}]
   - name: proxied
     match: {hosts: [proxied.test]}
     upstream: origin
     filters: [body_limit: {response: 1GiB}]
 ";
 
-const WAYS: [&str; 2] = ["direct.test", "proxied.test"];
+const WAYS: [&str; 3] = ["direct.test", "filtered.test", "proxied.test"];
 
 /// Fields whose values are not the same for two requests, or name the host.
 const OWN: [&str; 6] = ["traceparent", "forwarded", "x-forwarded-host", "host", "date", "connection"];
@@ -27,8 +32,11 @@ async fn both(origin: &Origin) -> Gateway {
     Gateway::start(&BOTH.replace("ADDRESS", &origin.address.to_string())).await
 }
 
+/// The first line and the fields of a head.
+type Said = (String, Vec<(String, String)>);
+
 /// What is the same about two heads that say the same: the line, and the fields by name.
-fn essence(head: &Head) -> (String, Vec<(String, String)>) {
+fn essence(head: &Head) -> Said {
     let fields = head.fields.iter().filter(|(name, _)| !OWN.contains(&&*name.to_ascii_lowercase()));
     let mut fields: Vec<_> = fields.cloned().collect();
     // Lines of one name keep their order.
@@ -39,9 +47,9 @@ fn essence(head: &Head) -> (String, Vec<(String, String)>) {
 /// What an origin and a client see of one request; whether its connection was kept; and the log's words.
 #[derive(Debug, PartialEq)]
 struct Seen {
-    upstream: Option<(String, Vec<(String, String)>)>,
+    upstream: Option<Said>,
     upstream_body: Vec<u8>,
-    answer: Result<(String, Vec<(String, String)>, String), Broken>,
+    answer: Result<(Said, String), Broken>,
     kept: bool,
 }
 
@@ -75,6 +83,8 @@ async fn ask(gateway: &Gateway, taken: &mut Taken, way: &str, request: &[u8], re
     .await;
     let kept = answer.is_ok() && goes_on(&mut client, way).await;
     let answer = answer.map(|answer| {
+        // RFC 9110 s6.6.1.
+        assert!(answer.field("date").is_some(), "{:?}", answer.head);
         let (line, mut fields) = essence(&answer.head);
         let mut body = String::from_utf8_lossy(&answer.body).into_owned();
         if answer.head.field("content-type") == Some("application/problem+json") {
@@ -86,7 +96,7 @@ async fn ask(gateway: &Gateway, taken: &mut Taken, way: &str, request: &[u8], re
         }
         // A body in chunks and one with a length are the same body.
         fields.retain(|(name, _)| !name.eq_ignore_ascii_case("transfer-encoding"));
-        (line, fields, body)
+        ((line, fields), body)
     });
     let (upstream, upstream_body) = match &seen {
         Some((head, body, _)) => (Some(essence(head)), body.clone()),
@@ -127,12 +137,14 @@ async fn goes_on(client: &mut Wire, way: &str) -> bool {
 }
 
 async fn compare(gateway: &Gateway, taken: &mut Taken, request: &[u8], reply: &Reply) {
-    let [direct, proxied] = WAYS;
-    let direct = ask(gateway, taken, direct, request, reply).await;
-    while taken.try_recv().is_ok() {}
-    let proxied = ask(gateway, taken, proxied, request, reply).await;
-    while taken.try_recv().is_ok() {}
-    assert_eq!(direct, proxied, "{} -> {}", request.escape_ascii(), reply.bytes.escape_ascii());
+    let mut seen = Vec::new();
+    for way in WAYS {
+        seen.push(ask(gateway, taken, way, request, reply).await);
+        while taken.try_recv().is_ok() {}
+    }
+    let what = || format!("{} -> {}", request.escape_ascii(), reply.bytes.escape_ascii());
+    assert_eq!(seen[0], seen[2], "{}", what());
+    assert_eq!(seen[1], seen[2], "with filters: {}", what());
 }
 
 const PLAIN: &[u8] = b"GET /a?b HTTP/1.1\r\nHost: HOST\r\n\r\n";
@@ -141,7 +153,7 @@ const PLAIN: &[u8] = b"GET /a?b HTTP/1.1\r\nHost: HOST\r\n\r\n";
 async fn the_ways_are_two() {
     let origin = Origin::answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
     let gateway = both(&origin).await;
-    for (way, options) in WAYS.into_iter().zip([None, Some("keep-alive")]) {
+    for (way, options) in WAYS.into_iter().zip([None, None, Some("keep-alive")]) {
         let mut client = Wire::connect(gateway.address()).await;
         client.send(replaced(PLAIN, way)).await;
         // What Pingora says though HTTP/1.1 does not need it (RFC 9112 s9.3) tells them apart.
@@ -253,6 +265,8 @@ async fn both_ways_pass_on_the_same_of_what_origins_answer() {
         "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok",
         "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\nok",
         "HTTP/1.1 200 OK\r\nContent-Length: -2\r\n\r\nok",
+        "HTTP/1.1 200 OK\r\nContent-Length: 9223372036854775808\r\n\r\nok",
+        "HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999999\r\n\r\nok",
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n",
         "HTTP/1.1 200 OK\r\nX-Folded: a\r\n b\r\nContent-Length: 2\r\n\r\nok",
         "HTTP/1.1 200 OK\r\nX-Spaced : a\r\nContent-Length: 2\r\n\r\nok",

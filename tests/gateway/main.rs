@@ -26,6 +26,7 @@ mod reload;
 mod slow;
 mod sse;
 mod start;
+mod stores;
 mod tls;
 mod upgrade;
 mod upstream_tls;

@@ -7,6 +7,7 @@ mod clock;
 mod metrics;
 mod rng;
 mod state;
+mod store;
 
 use std::sync::Arc;
 
@@ -21,6 +22,7 @@ pub use state::{
     Balance, Budget, Change, Charge, MemoryState, ScopedState, State, StateEntry, StateError, StateKey,
     StateValue, TenantId,
 };
+pub use store::{Away, Ledger, OnFailure, OwnStore, Spent, Store, Stores};
 
 /// Entries the default memory state holds before it evicts.
 pub const DEFAULT_STATE_ENTRIES: usize = 1_000_000;

@@ -2,14 +2,16 @@
 
 use std::time::Instant;
 
-use http::StatusCode;
+use http::{StatusCode, header};
+use pingora::http::ResponseHeader;
 use pingora::prelude::timeout;
+use pingora::protocols::http::date::get_cached_date;
 use tokio::net::TcpStream;
 use tollhouse_filters::outcome::Reply;
 use tollhouse_filters::problem::{self, Problem};
 
 use super::relay::{Again, Patience, Relay, Trouble};
-use super::wire::{self, Answer};
+use super::wire::{self, Answer, AnswerHead};
 use super::{super::failure, Job};
 use crate::door::{DoorStream, Rule};
 use crate::engine::{Forwarding, strip_hop_by_hop};
@@ -163,8 +165,6 @@ impl Job<'_> {
 
     /// One attempt's head, from a fresh copy of the request's.
     async fn head(&mut self) -> Result<Vec<u8>, Failure> {
-        let mut request = self.request.clone();
-        strip_hop_by_hop(&mut request);
         let call = &mut *self.call;
         let upstream = upstream(call);
         let picked = call.attempts.picked.take();
@@ -176,13 +176,18 @@ impl Job<'_> {
             picked: picked.as_ref(),
         };
         let attempt = call.attempts.made;
-        let reply = call.exchange().upstream_request(&mut request, &forwarding, attempt).await;
+        let mut head = Vec::with_capacity(1024);
+        let mut reply = None;
+        if !call.exchange().write_upstream_request(&self.request, &forwarding, &mut head) {
+            let mut request = self.request.clone();
+            strip_hop_by_hop(&mut request);
+            reply = call.exchange().upstream_request(&mut request, &forwarding, attempt).await;
+            wire::write_request(&request, &mut head);
+        }
         call.attempts.picked = picked;
         if let Some(reply) = reply {
             return Err(Failure::Refused(reply));
         }
-        let mut head = Vec::with_capacity(1024);
-        wire::write_request(&request, &mut head);
         Ok(head)
     }
 
@@ -201,36 +206,70 @@ impl Job<'_> {
 
     /// Sends the request and passes the answer on; true if the backend's connection takes another request.
     async fn relay(&mut self, relay: &mut Relay<'_>) -> Result<bool, Failure> {
+        let seen = self.call.exchange().stack.sees_response();
         loop {
-            let Answer { mut head, body, reusable, rest } = relay.answer(&self.request.method).await?;
-            if head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS {
-                self.call.interim += 1;
-                if self.call.interim > response::MAX_INTERIM {
-                    return Err(Trouble::Protocol("too many interim answers").into());
+            let Answer { head, body, reusable, rest } = relay.answer(&self.request.method, seen).await?;
+            let mut head = match head {
+                AnswerHead::Lines { status, lines, chunked } => {
+                    response::answered(status, &mut self.call);
+                    self.begins(status, relay);
+                    let mut out = lines;
+                    wire::end_answer(!self.keep, &mut out);
+                    relay.finish(out, body, rest, chunked).await?;
+                    return Ok(reusable);
                 }
-                response::remove_framing(&mut head);
-                let mut out = Vec::with_capacity(256);
-                wire::write_answer(&head, false, &mut out);
-                relay.announce(out, rest).await?;
+                AnswerHead::Whole(head) => head,
+            };
+            if head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS {
+                relay.announce(self.interim(&mut head)?, rest).await?;
                 continue;
             }
-            response::accept(&head, &mut self.call)?;
-            if self.call.events {
-                relay.forget_deadline();
-            }
-            response::strip_hop_by_hop(&mut head);
-            self.call.exchange().response(&self.request, &mut head).await?;
-            response::frame(&self.request.method, &mut head, self.call.version);
-            self.keep &= relay.is_uploaded() && !self.gateway.draining.is_on();
-            self.call.attempts.answered = true;
-            self.status = Some(head.status.as_u16());
-            let chunked = head.headers.contains_key(http::header::TRANSFER_ENCODING);
-            let mut out = Vec::with_capacity(1024);
-            wire::write_answer(&head, !self.keep, &mut out);
-            drop(head);
+            let (out, chunked) = self.final_head(head, relay).await?;
             relay.finish(out, body, rest, chunked).await?;
             return Ok(reusable);
         }
+    }
+
+    /// An interim head, as it is sent on.
+    fn interim(&mut self, head: &mut ResponseHeader) -> Result<Vec<u8>, Failure> {
+        self.call.interim += 1;
+        if self.call.interim > response::MAX_INTERIM {
+            return Err(Trouble::Protocol("too many interim answers").into());
+        }
+        response::remove_framing(head);
+        let mut out = Vec::with_capacity(256);
+        wire::write_answer(head, false, &mut out);
+        Ok(out)
+    }
+
+    /// The final head as filters make it, and whether the body comes in chunks.
+    async fn final_head(
+        &mut self,
+        mut head: Box<ResponseHeader>,
+        relay: &mut Relay<'_>,
+    ) -> Result<(Vec<u8>, bool), Failure> {
+        response::accept(&head, &mut self.call)?;
+        if self.call.events {
+            relay.forget_deadline();
+        }
+        response::strip_hop_by_hop(&mut head);
+        self.call.exchange().response(&self.request, &mut head).await?;
+        response::frame(&self.request.method, &mut head, self.call.version);
+        if !head.headers.contains_key(header::DATE) {
+            // RFC 9110 s6.6.1.
+            let _ = head.insert_header("Date", get_cached_date());
+        }
+        self.begins(head.status.as_u16(), relay);
+        let mut out = Vec::with_capacity(1024);
+        wire::write_answer(&head, !self.keep, &mut out);
+        Ok((out, head.headers.contains_key(header::TRANSFER_ENCODING)))
+    }
+
+    /// The final answer is about to go out.
+    fn begins(&mut self, status: u16, relay: &Relay<'_>) {
+        self.keep &= relay.is_uploaded() && !self.gateway.draining.is_on();
+        self.call.attempts.answered = true;
+        self.status = Some(status);
     }
 
     /// How the last attempt ended that failed so.

@@ -21,7 +21,7 @@ use super::wire::{self, Answer, Framing};
 use crate::door::DoorStream;
 
 /// What is read at once.
-const ROOM: usize = 16 * 1024;
+const ROOM: usize = 32 * 1024;
 /// The largest body that is kept for another attempt.
 const MOST_KEPT: u64 = 64 * 1024;
 
@@ -156,8 +156,10 @@ impl<'a> Relay<'a> {
     }
 
     /// The next head that the backend sends.
-    pub(super) async fn answer(&mut self, method: &Method) -> Result<Answer, Trouble> {
-        poll_fn(|cx| self.poll_answer(cx, method)).await
+    ///
+    /// As filters see it, if they do.
+    pub(super) async fn answer(&mut self, method: &Method, seen: bool) -> Result<Answer, Trouble> {
+        poll_fn(|cx| self.poll_answer(cx, method, seen)).await
     }
 
     /// Sends an interim head to the client.
@@ -210,10 +212,15 @@ impl<'a> Relay<'a> {
         (clean && self.upload == Upload::Over && self.up.is_empty()).then_some(self.server)
     }
 
-    fn poll_answer(&mut self, cx: &mut Context<'_>, method: &Method) -> Poll<Result<Answer, Trouble>> {
+    fn poll_answer(
+        &mut self,
+        cx: &mut Context<'_>,
+        method: &Method,
+        seen: bool,
+    ) -> Poll<Result<Answer, Trouble>> {
         // What came after an interim head.
         if !self.down.head.is_empty()
-            && let Some(answer) = self.read_head(method)?
+            && let Some(answer) = self.read_head(method, seen)?
         {
             return Poll::Ready(Ok(answer));
         }
@@ -230,16 +237,16 @@ impl<'a> Relay<'a> {
             }
             self.since = None;
             self.down.head.extend_from_slice(room.filled());
-            if let Some(answer) = self.read_head(method)? {
+            if let Some(answer) = self.read_head(method, seen)? {
                 return Poll::Ready(Ok(answer));
             }
         }
     }
 
-    fn read_head(&mut self, method: &Method) -> Result<Option<Answer>, Trouble> {
+    fn read_head(&mut self, method: &Method, seen: bool) -> Result<Option<Answer>, Trouble> {
         // Whatever comes now, the backend has seen the request.
         self.kept = None;
-        wire::answer(&mut self.down.head, method).map_err(Trouble::Protocol)
+        wire::answer(&mut self.down.head, method, seen).map_err(Trouble::Protocol)
     }
 
     fn poll_flushed(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Trouble>> {
@@ -357,13 +364,27 @@ impl<'a> Relay<'a> {
             }
             let mut room = [const { MaybeUninit::uninit() }; ROOM];
             let mut room = ReadBuf::uninit(&mut room);
-            let read = Pin::new(&mut *self.client).poll_read(cx, &mut room);
-            match read {
+            match self.poll_client(cx, &mut room) {
                 Poll::Pending if std::mem::take(&mut self.fresh) => {}
                 Poll::Pending => return Ok(()),
                 // An error, or the end: of what it has to say, or of itself.
                 Poll::Ready(Ok(())) if !room.filled().is_empty() => self.send(cx, room.filled()),
                 Poll::Ready(_) => return Err(Trouble::Client),
+            }
+        }
+    }
+
+    /// Reads what the client has sent so far, as much as there is room for.
+    fn poll_client(&mut self, cx: &mut Context<'_>, room: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+        loop {
+            let before = room.filled().len();
+            let read = Pin::new(&mut *self.client).poll_read(cx, room);
+            let more = room.filled().len() > before && room.remaining() > 0 && !self.client.is_at_end();
+            match read {
+                Poll::Ready(Ok(())) if more => {}
+                // What went wrong is told to who reads again.
+                _ if room.filled().is_empty() => return read,
+                _ => return Poll::Ready(Ok(())),
             }
         }
     }

@@ -1,13 +1,16 @@
 //! Heads of HTTP/1.1 between bytes and what filters see.
 
+use std::io::Write as _;
 use std::mem::MaybeUninit;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
 use httparse::{Header, ParserConfig, Status};
 use pingora::http::{RequestHeader, ResponseHeader, header_value_from_raw};
+use pingora::protocols::http::date::get_cached_date;
 
 use crate::door::Chunks;
+use crate::proxy::response::content_length;
 
 /// Most fields of a head; those with more are Pingora's, which has the same limit.
 const MAX_FIELDS: usize = 256;
@@ -33,12 +36,20 @@ pub(super) fn request(head: &Bytes) -> Option<RequestHeader> {
 
 /// An upstream's answer: its head, and how what follows is to be read.
 pub(super) struct Answer {
-    pub(super) head: Box<ResponseHeader>,
+    pub(super) head: AnswerHead,
     pub(super) body: Framing,
     /// Its connection takes another request when this one is over.
     pub(super) reusable: bool,
     /// What came with the head.
     pub(super) rest: Bytes,
+}
+
+/// The head of an answer.
+pub(super) enum AnswerHead {
+    /// As filters see it.
+    Whole(Box<ResponseHeader>),
+    /// As it is sent on, where no filter sees it: a final one, without its end. In chunks, if it says so.
+    Lines { status: u16, lines: Vec<u8>, chunked: bool },
 }
 
 /// How a body ends.
@@ -53,11 +64,15 @@ pub(super) enum Framing {
     Close,
 }
 
-/// Reads the head that these bytes begin with; `None` while it is not whole.
+/// Reads the head that these bytes begin with; `None` while it is not whole. If filters see it, as they do.
 ///
 /// # Errors
 /// What is wrong with it.
-pub(super) fn answer(bytes: &mut Vec<u8>, method: &Method) -> Result<Option<Answer>, &'static str> {
+pub(super) fn answer(
+    bytes: &mut Vec<u8>,
+    method: &Method,
+    seen: bool,
+) -> Result<Option<Answer>, &'static str> {
     let mut room = [const { MaybeUninit::<Header<'_>>::uninit() }; MAX_FIELDS];
     let mut parsed = httparse::Response::new(&mut []);
     // What is refused from clients is read from origins, as Pingora does, and sent on as it should be.
@@ -70,6 +85,14 @@ pub(super) fn answer(bytes: &mut Vec<u8>, method: &Method) -> Result<Option<Answ
         Status::Partial if bytes.len() < MAX_HEAD => return Ok(None),
         Status::Partial => return Err("the head of the upstream's answer is too long"),
     };
+    if !seen
+        && *method != Method::HEAD
+        && let Some((head, body, reusable)) = lines(&parsed)
+    {
+        let rest = Bytes::copy_from_slice(&bytes[length..]);
+        bytes.clear();
+        return Ok(Some(Answer { head, body, reusable, rest }));
+    }
     let at = |part: &[u8]| part.as_ptr().addr() - bytes.as_ptr().addr();
     let fields = parsed.headers.iter().map(|field| {
         let (name, value) = (at(field.name.as_bytes()), at(field.value));
@@ -88,7 +111,73 @@ pub(super) fn answer(bytes: &mut Vec<u8>, method: &Method) -> Result<Option<Answ
     }
     let (body, twice) = framing(&mut head, method);
     let reusable = !old && !twice && !matches!(body, Framing::Close) && !says_close(&head.headers);
-    Ok(Some(Answer { head: Box::new(head), body, reusable, rest: bytes.slice(length..) }))
+    Ok(Some(Answer { head: AnswerHead::Whole(Box::new(head)), body, reusable, rest: bytes.slice(length..) }))
+}
+
+/// Takes the lines of a final answer that says nothing out of the ordinary, without those that concern one
+/// connection only.
+fn lines(answer: &httparse::Response<'_, '_>) -> Option<(AnswerHead, Framing, bool)> {
+    let status = answer.code.filter(|status| *status >= 200 && !matches!(status, 204 | 205 | 304))?;
+    if answer.version != Some(1) {
+        return None;
+    }
+    let mut lines = Vec::with_capacity(512);
+    let reason = answer.reason.unwrap_or_default();
+    let written = write!(lines, "HTTP/1.1 {status} {reason}\r\n");
+    debug_assert!(written.is_ok(), "a vector takes all");
+    let (mut length, mut chunked, mut reusable, mut dated) = (None, false, true, false);
+    for field in answer.headers.iter() {
+        let is = |name: &str| field.name.eq_ignore_ascii_case(name);
+        match field.name.len() {
+            4 if is("date") => dated = true,
+            7 if is("upgrade") => continue,
+            7 if is("trailer") => return None,
+            10 if is("keep-alive") => continue,
+            10 if is("connection") && field.value.eq_ignore_ascii_case(b"keep-alive") => continue,
+            10 if is("connection") && field.value.eq_ignore_ascii_case(b"close") => {
+                reusable = false;
+                continue;
+            }
+            10 if is("connection") => return None,
+            12 if is("content-type") && begins_with(field.value, EVENTS) => return None,
+            14 if is("content-length") => {
+                let once = length.replace(content_length(field.value)?).is_none();
+                once.then_some(())?;
+            }
+            16 if is("proxy-connection") => continue,
+            17 if is("transfer-encoding") => {
+                let once = !std::mem::replace(&mut chunked, true);
+                (once && field.value.eq_ignore_ascii_case(b"chunked")).then_some(())?;
+            }
+            _ => {}
+        }
+        if memchr::memchr3(b'\r', b'\n', 0, field.value).is_some() {
+            return None;
+        }
+        write_line(field.name.as_bytes(), field.value, &mut lines);
+    }
+    if !dated {
+        write_line(b"Date", get_cached_date().as_bytes(), &mut lines);
+    }
+    let body = match (length, chunked) {
+        (Some(0), false) => Framing::None,
+        (Some(length), false) => Framing::Length(length),
+        (None, true) => Framing::Chunked(Chunks::of_origin()),
+        _ => return None,
+    };
+    Some((AnswerHead::Lines { status, lines, chunked }, body, reusable))
+}
+
+const EVENTS: &[u8] = b"text/event-stream";
+
+fn begins_with(value: &[u8], start: &[u8]) -> bool {
+    value.get(..start.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(start))
+}
+
+fn write_line(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
+    for part in [name, b": ", value, b"\r\n"] {
+        out.extend_from_slice(part);
+    }
 }
 
 /// How the body of an answer ends (RFC 9112 s6.3), and whether its head says that twice: then the length is
@@ -106,13 +195,12 @@ fn framing(head: &mut ResponseHeader, method: &Method) -> (Framing, bool) {
     if chunked {
         return (Framing::Chunked(Chunks::of_origin()), twice);
     }
-    let length = head.headers.get(header::CONTENT_LENGTH).map(HeaderValue::to_str);
-    // One that is not a number is refused before any of the body is read.
-    let length = length.map(|text| text.ok().and_then(|text| text.parse().ok()).unwrap_or_default());
-    let body = match length {
-        Some(0) => Framing::None,
-        Some(length) => Framing::Length(length),
-        None => Framing::Close,
+    let body = match head.headers.get(header::CONTENT_LENGTH).map(|length| content_length(length.as_bytes()))
+    {
+        Some(Some(0)) => Framing::None,
+        Some(Some(length)) => Framing::Length(length),
+        // What is no number is refused before any of the body is read; if it were not, the connection would end.
+        Some(None) | None => Framing::Close,
     };
     (body, twice)
 }
@@ -144,6 +232,11 @@ pub(super) fn write_answer(answer: &ResponseHeader, last: bool, out: &mut Vec<u8
     out.extend_from_slice(answer.get_reason_phrase().unwrap_or_default().as_bytes());
     out.extend_from_slice(b"\r\n");
     answer.header_to_h1_wire(out);
+    end_answer(last, out);
+}
+
+/// Ends an answer's head.
+pub(super) fn end_answer(last: bool, out: &mut Vec<u8>) {
     if last {
         out.extend_from_slice(b"Connection: close\r\n");
     }

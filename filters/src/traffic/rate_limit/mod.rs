@@ -21,6 +21,9 @@
 //! Budgets belong to the written list item: routes that use it through a chain share them. They survive
 //! reloads, changes of their own rates included, and upgrades.
 //!
+//! With `store`, all gateways that share it share the budgets; requests are counted there, by its clock.
+//! While it is away, limits hold as its `on_failure` says.
+//!
 //! For `per: ip`, all addresses of an IPv6 network of 64 bits are one client. Requests that lack what
 //! `per` names share one budget: a limit cannot be passed by leaving a field out. Who may choose his key
 //! freely gets a new budget with each, so a field that nothing verifies is no protection on its own.
@@ -47,8 +50,8 @@ use crate::outcome::{FilterError, Outcome};
 use crate::phase::{OnRequest, OnResponse, Phases};
 use crate::problem::{Problem, RATE_LIMITED};
 use crate::selector::Selector;
-use crate::values::Rate;
-use crate::world::{Charge, ScopedState};
+use crate::values::{Name, Rate};
+use crate::world::{Charge, Ledger, Spent};
 
 /// How often requests may come; over it: 429.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -65,13 +68,16 @@ pub struct Options {
     pub cost: Option<NonZeroU32>,
     /// Several limits, all of which hold, instead of the keys above.
     pub rules: Vec<LimitRule>,
+    /// The store that budgets are kept in, for all gateways that share it; by default each counts for itself.
+    pub store: Option<Name>,
     /// Whether answers have `RateLimit` and `RateLimit-Policy`; `Retry-After` they have anyway.
     pub headers: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { per: None, limit: None, burst: None, cost: None, rules: Vec::new(), headers: true }
+        let (per, limit, burst, cost, store) = (None, None, None, None, None);
+        Self { per, limit, burst, cost, rules: Vec::new(), store, headers: true }
     }
 }
 
@@ -99,7 +105,7 @@ fn one() -> NonZeroU32 {
 /// See the [module](self).
 pub struct RateLimit {
     rules: Box<[Rule]>,
-    state: ScopedState,
+    ledger: Ledger,
     headers: bool,
 }
 
@@ -111,11 +117,12 @@ impl Filter for RateLimit {
 
     fn build(options: Options, build: &mut Build<'_>) -> Result<Phases, BuildError> {
         let headers = options.headers;
+        let ledger = build.ledger("store", options.store.as_ref().map(Name::as_str))?;
         let rules = rule::rules(options, build.instance())?;
         for fact in rules.iter().flat_map(Rule::needs) {
             build.needs(fact);
         }
-        let filter = Arc::new(Self { rules: rules.into(), state: build.state(), headers });
+        let filter = Arc::new(Self { rules: rules.into(), ledger, headers });
         let phases = Phases::new().on_request(filter.clone());
         Ok(if headers { phases.on_response(filter) } else { phases })
     }
@@ -138,16 +145,19 @@ impl OnRequest for RateLimit {
         let parts = starts.zip(&ends).map(|(start, end)| &keys[*start..*end]);
         let mut charges: Vec<Charge<'_>> =
             self.rules.iter().zip(parts).map(|(rule, key)| rule.charge(key)).collect();
-        let passes = self.state.spend(ctx.tenant, &mut charges).await;
-        let passes = passes.map_err(|error| FilterError::Unavailable(error.to_string()))?;
-        self.note(&charges, passes, ctx);
-        if passes { Ok(Outcome::Continue) } else { Ok(self.refusal(&charges, ctx).into()) }
+        let spent = self.ledger.spend(ctx.tenant, &mut charges).await;
+        let spent = spent.map_err(|error| FilterError::Unavailable(error.to_string()))?;
+        self.note(&charges, spent, ctx);
+        if spent == Spent::No { Ok(self.refusal(&charges, ctx).into()) } else { Ok(Outcome::Continue) }
     }
 }
 
 impl RateLimit {
     /// Leaves what was found for the answer, and for who asks why.
-    fn note(&self, charges: &[Charge<'_>], passes: bool, ctx: &mut Context) {
+    fn note(&self, charges: &[Charge<'_>], spent: Spent, ctx: &mut Context) {
+        if spent == Spent::Uncounted {
+            return ctx.decide(Verdict::Passed, "the store is away, so nothing is counted", &[]);
+        }
         if self.headers {
             let standing = |(rule, charge): (&Rule, &Charge<'_>)| Standing {
                 policy: rule.policy.clone(),
@@ -156,7 +166,7 @@ impl RateLimit {
             ctx.limits.extend(self.rules.iter().zip(charges).map(standing));
         }
         if ctx.keeps_decisions() {
-            let verdict = if passes { Verdict::Passed } else { Verdict::Changed };
+            let verdict = if spent == Spent::Yes { Verdict::Passed } else { Verdict::Changed };
             for (rule, charge) in self.rules.iter().zip(charges) {
                 let left = charge.balance.available.to_string();
                 let reason = format!("limit `{}` leaves {left}", rule.name);
