@@ -29,6 +29,7 @@ pub mod consumers;
 pub mod door;
 pub mod engine;
 pub mod handover;
+pub mod ledger;
 pub mod manual;
 pub mod observe;
 pub mod proxy;

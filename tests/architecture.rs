@@ -6,10 +6,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each module of the gateway may import. `observe` is a leaf that everyone may import.
-const MAY_IMPORT: [(&str, &[&str]); 16] = [
+const MAY_IMPORT: [(&str, &[&str]); 17] = [
     ("observe", &[]),
     ("config", &[]),
     ("handover", &[]),
+    ("ledger", &["config"]),
     ("source", &["config"]),
     ("routing", &["config"]),
     ("tls", &["config"]),
@@ -51,13 +52,14 @@ const MAY_IMPORT: [(&str, &[&str]); 16] = [
             "store",
             "tls",
             "upstream",
+            "ledger",
         ],
     ),
     (
         "cli",
         &[
             "handover", "server", "admin", "door", "proxy", "engine", "snapshot", "source", "config",
-            "routing", "tls", "upstream",
+            "routing", "tls", "upstream", "ledger",
         ],
     ),
 ];

@@ -6,7 +6,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::HeaderValue;
 use pingora_http::RequestHeader;
@@ -14,7 +14,7 @@ use pingora_http::RequestHeader;
 use crate::condition::RequestView;
 use crate::limits::Standing;
 use crate::path::{Captures, NormalPath};
-use crate::values::hex;
+use crate::values::{IpSet, hex};
 use crate::world::TenantId;
 
 /// One request as filters see it, from the first filter to the last.
@@ -51,12 +51,18 @@ pub struct Context {
     pub principal: Option<Arc<Principal>>,
     /// The verified caller, as this gateway knows it.
     pub consumer: Option<Arc<Consumer>>,
+    /// The identity by which it is known.
+    pub identity: Option<Arc<str>>,
     /// The name of the upstream that the request goes to.
     pub upstream: Option<Arc<str>>,
     /// What filters asked the core to do.
     pub policies: Policies,
     /// The limits that the request was counted against, for who answers to tell.
     pub limits: Vec<Standing>,
+    /// How long it waited for its turn where more came than may.
+    pub waited: Duration,
+    /// Whether the running step only tells what it would do.
+    pub dry_run: bool,
     /// The step that ended the request, and why.
     pub ended_by: Option<EndedBy>,
     slots: Vec<(u32, Box<dyn Any + Send + Sync>)>,
@@ -81,6 +87,12 @@ impl Client {
     #[must_use]
     pub fn certificate(&self) -> Option<&ClientCertificate> {
         self.tls.as_ref()?.certificate.as_ref()
+    }
+
+    /// Whether its address is in this set; who comes over a Unix socket has none, nor a port.
+    #[must_use]
+    pub fn is_in(&self, set: &IpSet) -> bool {
+        (!self.address.is_unspecified() || self.port.is_some()) && set.contains(self.address)
     }
 }
 
@@ -205,6 +217,8 @@ pub struct Consumer {
     pub name: Arc<str>,
     /// Its groups.
     pub groups: Arc<[Arc<str>]>,
+    /// The name of the plan that says how much it may.
+    pub plan: Option<Arc<str>>,
 }
 
 /// What filters asked the core to do; a policy is the filter's, the mechanism the core's.
@@ -318,9 +332,12 @@ impl Context {
             tenant: TenantId::default(),
             principal: None,
             consumer: None,
+            identity: None,
             upstream: None,
             policies: Policies::default(),
             limits: Vec::new(),
+            waited: Duration::ZERO,
+            dry_run: false,
             ended_by: None,
             slots: Vec::new(),
             log: None,

@@ -11,7 +11,9 @@ use serde::de::DeserializeOwned;
 use crate::context::Slot;
 use crate::identity::{Identities, Identity};
 use crate::phase::Phases;
+use crate::plan::Plans;
 use crate::tree::{Path, suggest};
+use crate::values::hex;
 use crate::world::{Clock, Ledger, Metrics, Rng, ScopedState, Stores, UpstreamId, World};
 
 /// One kind of filter: what users write in a `filters` list.
@@ -94,6 +96,10 @@ pub trait Surroundings {
     fn stores(&self) -> Option<&Stores> {
         None
     }
+    /// The plans of the document; none where there is no document.
+    fn plans(&self) -> Option<&Plans> {
+        None
+    }
     /// The text of a file, relative to the document, which is reloaded when the file changes; an empty
     /// text for a document that may not make this machine read its files. Else why it cannot be read.
     fn file(&self, path: &str) -> Result<String, String> {
@@ -168,6 +174,12 @@ impl<'a> Build<'a> {
         })
     }
 
+    /// The plans of the document; none where there is no document.
+    #[must_use]
+    pub fn plans(&self) -> Option<&Plans> {
+        self.surroundings.plans()
+    }
+
     /// Whether some identity of the document looks for credentials in this field.
     #[must_use]
     pub fn has_credentials(&self, field: &HeaderName) -> bool {
@@ -230,6 +242,13 @@ impl<'a> Build<'a> {
             error
         })?;
         Ok(Ledger::new(self.state(), Some(store)))
+    }
+
+    /// What this instance shares with the one of the same id before it, such as counts of what is under way; made
+    /// if there is none, and kept as long as anybody holds it. `part` tells several of one type apart.
+    pub fn retained<T: std::any::Any + Send + Sync>(&self, part: &[u8], make: impl FnOnce() -> T) -> Arc<T> {
+        let shape = format!("{}\n{}\n{}", self.instance, std::any::type_name::<T>(), hex(part));
+        self.world.retained.get_or_make(&shape, || Arc::new(make()))
     }
 
     /// The client for side calls to upstreams.

@@ -4,6 +4,7 @@
 //! it was given when it was built ([`filter::Build`]): it can be tested, dry-run and replayed.
 
 pub mod access;
+pub mod caller;
 pub mod coding;
 pub mod condition;
 pub mod context;
@@ -15,6 +16,7 @@ pub mod outcome;
 pub mod path;
 pub mod phase;
 pub mod pipeline;
+pub mod plan;
 pub mod problem;
 pub mod registry;
 pub mod selector;
@@ -36,10 +38,14 @@ use registry::Registry;
 pub fn builtin() -> Registry {
     Registry::new()
         .with::<access::authenticate::Authenticate>()
+        .with::<access::authorize::Authorize>()
         .with::<access::cors::Cors>()
         .with::<access::forward_auth::ForwardAuth>()
         .with::<access::ip_access::IpAccess>()
         .with::<traffic::body_limit::BodyLimit>()
+        .with::<traffic::concurrency::Concurrency>()
+        .with::<traffic::plan_limits::PlanLimits>()
+        .with::<traffic::quota::Quota>()
         .with::<traffic::rate_limit::RateLimit>()
         .with::<transform::buffer::Buffer>()
         .with::<transform::compress::Compress>()

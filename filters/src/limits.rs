@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use pingora_http::ResponseHeader;
 
+use crate::context::{Context, Verdict};
 use crate::outcome::FilterError;
+use crate::problem::{Kind, Problem};
 use crate::values::Rate;
 use crate::world::Balance;
 
@@ -32,22 +34,36 @@ pub struct Standing {
 }
 
 impl Policy {
-    /// A limit of this name. Letters that such a String cannot hold are left out (RFC 9651 s3.3.3).
-    ///
-    /// `q` and `w` are the rate as it is written. What else belongs to the limit has the prefix that the
-    /// draft asks of parameters of one's own (s3.1).
+    /// A rate of this name. `q` and `w` are the rate as it is written. What else belongs to the limit has the
+    /// prefix that the draft asks of parameters of one's own (s3.1).
     #[must_use]
     pub fn new(name: &str, rate: Rate, burst: u32, cost: u32) -> Self {
+        let seconds = rate.period().duration().as_secs();
+        let burst = (burst != rate.count().get()).then_some(burst);
+        Self::of(name, rate.count().get().into(), Some(seconds), burst, cost)
+    }
+
+    /// A quota of this name, of so many units in a window of so many seconds. Months and years are of no one
+    /// length, and have no `w`.
+    #[must_use]
+    pub fn of_quota(name: &str, units: u64, seconds: Option<u64>, cost: u32) -> Self {
+        Self::of(name, units, seconds, None, cost)
+    }
+
+    /// Letters that a String cannot hold are left out (RFC 9651 s3.3.3).
+    fn of(name: &str, units: u64, seconds: Option<u64>, burst: Option<u32>, cost: u32) -> Self {
         let printable = name.chars().filter(|c| matches!(c, ' '..='~'));
         let escaped: String =
             printable.flat_map(|c| matches!(c, '"' | '\\').then_some('\\').into_iter().chain([c])).collect();
         let name = format!("\"{escaped}\"");
-        let mut item = format!("{name};q={};w={}", rate.count(), rate.period().duration().as_secs());
-        if burst != rate.count().get() {
-            item.push_str(&format!(";tollhouse-burst={burst}"));
-        }
-        if cost != 1 {
-            item.push_str(&format!(";tollhouse-cost={cost}"));
+        let mut item = format!("{name};q={units}");
+        let parameters = [
+            ("w", seconds),
+            ("tollhouse-burst", burst.map(u64::from)),
+            ("tollhouse-cost", Some(u64::from(cost)).filter(|cost| *cost != 1)),
+        ];
+        for (parameter, value) in parameters {
+            item.extend(value.map(|value| format!(";{parameter}={value}")));
         }
         Self { name, item, cost }
     }
@@ -55,8 +71,8 @@ impl Policy {
 
 impl Standing {
     /// Fewer requests before longer waits.
-    fn looseness(&self) -> (u32, Reverse<Duration>) {
-        (self.balance.available / self.policy.cost.max(1), Reverse(self.balance.more_in))
+    fn looseness(&self) -> (u64, Reverse<Duration>) {
+        (self.balance.available / u64::from(self.policy.cost.max(1)), Reverse(self.balance.more_in))
     }
 }
 
@@ -72,6 +88,37 @@ pub fn tell(standings: &[Standing], response: &mut ResponseHeader) -> Result<(),
     let limit = format!("{};r={available};t={}", tightest.policy.name, seconds(more_in));
     response.append_header("RateLimit", limit)?;
     Ok(())
+}
+
+/// Has the answer tell all limits, if the first of them is one of these: the first filter on the way in is the
+/// last one on the way out, and speaks for all.
+pub(crate) fn tell_if_first<'a>(
+    mut own: impl Iterator<Item = &'a Arc<Policy>>,
+    response: &mut ResponseHeader,
+    ctx: &mut Context,
+) -> Result<(), FilterError> {
+    let Some(first) = ctx.limits.first() else { return Ok(()) };
+    if own.any(|policy| Arc::ptr_eq(policy, &first.policy)) {
+        tell(&std::mem::take(&mut ctx.limits), response)?;
+    }
+    Ok(())
+}
+
+/// Notes where the request stands with a limit, for who asks why.
+pub(crate) fn explain(name: &str, balance: Balance, passes: bool, ctx: &mut Context) {
+    if ctx.keeps_decisions() {
+        let verdict = if passes { Verdict::Passed } else { Verdict::Changed };
+        let left = balance.available.to_string();
+        ctx.decide(verdict, format!("limit `{name}` leaves {left}"), &[("limit", name), ("left", &left)]);
+    }
+}
+
+/// A refusal by the limit of this name, with when a request would keep that and every limit on its way so far.
+pub(crate) fn refusal(kind: &'static Kind, what: &str, name: &str, wait: Duration, ctx: &Context) -> Problem {
+    let wait = ctx.limits.iter().map(|standing| standing.balance.wait).fold(wait, Duration::max);
+    let mut problem = Problem::new(kind).detail(format!("the {what} `{name}` is used up"));
+    problem.retry_after = Some(seconds(wait).max(1));
+    problem
 }
 
 /// Whole seconds, rounded up: who comes after them does not come too early.

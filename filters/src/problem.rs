@@ -54,6 +54,10 @@ registry! {
     MISDIRECTED = 421 "misdirected-request" "Misdirected request";
     /// A limit on how often requests may come is used up (RFC 6585 s4).
     RATE_LIMITED = 429 "rate-limited" "Too many requests", retry;
+    /// A quota of a day, a month or another long time is used up.
+    QUOTA_EXCEEDED = 429 "quota-exceeded" "Quota exceeded", retry;
+    /// The caller has as many requests under way as it may.
+    TOO_MANY_IN_FLIGHT = 429 "too-many-in-flight" "Too many requests at once", retry;
     /// The header section is larger than allowed.
     HEADERS_TOO_LARGE = 431 "headers-too-large" "Header fields too large";
     /// The client went away first; seen in logs only.
@@ -93,6 +97,8 @@ pub struct Problem {
     pub kind: &'static Kind,
     /// What is particular to this occurrence; never internals, never secrets.
     pub detail: Option<Cow<'static, str>>,
+    /// Why, for the log alone.
+    pub reason: Option<Cow<'static, str>>,
     /// Further fields of the answer, such as `Allow` or `WWW-Authenticate`.
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// Seconds for `Retry-After` (RFC 9110 s10.2.3), at least 1.
@@ -106,13 +112,20 @@ impl Problem {
     #[must_use]
     pub fn new(kind: &'static Kind) -> Self {
         let retry_after = kind.retry_after.then_some(1);
-        Self { kind, detail: None, headers: Vec::new(), retry_after, grpc_status: None }
+        Self { kind, detail: None, reason: None, headers: Vec::new(), retry_after, grpc_status: None }
     }
 
     /// Adds what is particular to this occurrence.
     #[must_use]
     pub fn detail(mut self, detail: impl Into<Cow<'static, str>>) -> Self {
         self.detail = Some(detail.into());
+        self
+    }
+
+    /// Adds why, for the log alone.
+    #[must_use]
+    pub fn reason(mut self, reason: impl Into<Cow<'static, str>>) -> Self {
+        self.reason = Some(reason.into());
         self
     }
 

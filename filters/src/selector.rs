@@ -72,6 +72,16 @@ impl Selector {
         self.write(request, Some(ctx), network_bytes, key)
     }
 
+    /// As [`Selector::write_network_key`]; what lacks what is asked for has one key in common, which no other has.
+    pub fn write_limit_key(&self, request: &RequestHeader, ctx: &Context, key: &mut Vec<u8>) {
+        let start = key.len();
+        key.push(1);
+        if !self.write_network_key(request, ctx, key) {
+            key.truncate(start);
+            key.push(0);
+        }
+    }
+
     /// As [`Selector::write_key`], for a request of our own: it has a head, but no client, route or consumer.
     pub fn write_head_key(&self, request: &RequestHeader, key: &mut Vec<u8>) -> bool {
         self.write(request, None, address_bytes, key)

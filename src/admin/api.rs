@@ -259,7 +259,7 @@ pub(super) async fn explain(
         let live = state.live.load();
         let loaded = Arc::new(live.packed.unpack());
         let snapshot: Arc<Snapshot> =
-            dry::snapshot_for(&loaded, &state.registry, Some(live.consumers.clone()))?;
+            dry::snapshot_now(&loaded, &state.registry, Some(live.consumers.clone()))?;
         let explained = dry::block_on(explain_request(&snapshot, &question));
         Ok::<_, Problems>(explained.map(|explained| {
             explained.map(|mut explanation| {

@@ -22,6 +22,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use tollhouse_filters::identity::IdentitySpec;
+use tollhouse_filters::plan::PlanSpec;
 use tollhouse_filters::spec::Item;
 
 pub use address::{Address, AddressError};
@@ -32,7 +33,7 @@ pub use listener::{Listener, Protocol};
 pub use observability::Observability;
 pub use route::{Match, Route, RouteTimeouts};
 pub use schema::schema;
-pub use server::{Limits, Server, Threads, UpgradeSocket};
+pub use server::{Limits, QuotaFile, Server, Threads, UpgradeSocket};
 pub use service::Service;
 pub use store::Store;
 pub use tests::{Expect, Test, TestRequest};
@@ -71,6 +72,9 @@ pub struct Document {
     #[serde(default)]
     #[schemars(extend("default" = []))]
     pub consumers: ConsumerList,
+    /// How much consumers may; the filter `plan_limits` enforces it.
+    #[serde(default)]
+    pub plans: BTreeMap<Name, PlanSpec>,
     /// APIs: what their routes share.
     #[serde(default)]
     pub services: Vec<Service>,

@@ -26,6 +26,10 @@ pub struct Server {
     pub upgrade_socket: Option<UpgradeSocket>,
     /// How long in-flight work may finish on shutdown or upgrade.
     pub drain: Duration,
+    /// The file that keeps what was used of quotas over restarts: an absolute path, or `none`. Default:
+    /// `quotas.sqlite` in `$STATE_DIRECTORY`, else a file for this document in `$XDG_STATE_HOME/tollhouse` or
+    /// `~/.local/state/tollhouse`. It is made when a quota is first used. Changes need an upgrade.
+    pub quotas: Option<QuotaFile>,
     /// What one client, or all of them, may use.
     pub limits: Limits,
     /// How request paths are normalised before anything looks at them.
@@ -41,6 +45,7 @@ impl Default for Server {
             trusted_proxies: IpSet::default(),
             upgrade_socket: None,
             drain: Duration::from_secs(30),
+            quotas: None,
             limits: Limits::default(),
             paths: PathRules::default(),
             dns: Dns::default(),
@@ -80,6 +85,40 @@ impl Scalar for UpgradeSocket {
 }
 
 scalar!(UpgradeSocket);
+
+/// Where quotas are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum QuotaFile {
+    /// In memory alone.
+    None,
+    /// In this file, too.
+    At(PathBuf),
+}
+
+impl fmt::Display for QuotaFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("none"),
+            Self::At(path) => path.display().fmt(f),
+        }
+    }
+}
+
+impl Scalar for QuotaFile {
+    const EXPECTED: &'static str = "`none` or an absolute path such as `/var/lib/tollhouse/quotas.sqlite`";
+    const PATTERN: Option<&'static str> = Some("^(none|/.*[^/])$");
+    const EXAMPLE: &'static str = "/var/lib/tollhouse/quotas.sqlite";
+
+    fn read(text: &str) -> Option<Self> {
+        let is_path = text.starts_with('/') && !text.ends_with('/') && !text.contains('\0');
+        match text {
+            "none" => Some(Self::None),
+            _ => is_path.then(|| Self::At(text.into())),
+        }
+    }
+}
+
+scalar!(QuotaFile);
 
 /// What one client, or all of them, may use.
 #[derive(Debug, Clone, serde::Deserialize, JsonSchema)]

@@ -35,7 +35,7 @@ fn read(folder: &TempDir, text: &str) -> (Arc<Roster>, Faults) {
         consumers: {file: consumers.jsonl}}";
     let node = parse(document, FileId(0), &Limits::default()).expect("YAML");
     let document: Document = from_node_all(&node).expect("a document");
-    let layout = tollhouse_filters::identity::layout(&document.identities);
+    let layout = tollhouse_filters::identity::layout(&document.identities, &Default::default());
     Roster::of(document.consumers, layout, Some(folder.path()), None)
 }
 

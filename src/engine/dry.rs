@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{Method, Version, header};
@@ -16,7 +16,7 @@ use tollhouse_filters::problem::{self, Problem};
 use tollhouse_filters::registry::Registry;
 use tollhouse_filters::tree::{Node, Path};
 use tollhouse_filters::values::FieldName;
-use tollhouse_filters::world::World;
+use tollhouse_filters::world::{ManualClock, World};
 
 use super::{Connection, Decision, Exchange, Forwarding, strip_hop_by_hop};
 use crate::config::{Expect, Test, TestRequest};
@@ -58,19 +58,27 @@ impl Outcome {
 
 /// A snapshot of the document on a fake world: fixed clock, fresh state, no network.
 pub fn snapshot(loaded: &Arc<Loaded>, registry: &Registry) -> Result<Arc<Snapshot>, Problems> {
-    snapshot_for(loaded, registry, None)
+    snapshot_in(&World::dry(), loaded, registry, None)
 }
 
-/// As [`snapshot`], with consumers that were read before.
-pub fn snapshot_for(
+/// As [`snapshot`], at the time it is now and with consumers that were read before: for who asks what would happen
+/// to a request.
+pub fn snapshot_now(
     loaded: &Arc<Loaded>,
     registry: &Registry,
     roster: Option<Arc<Roster>>,
 ) -> Result<Arc<Snapshot>, Problems> {
-    let world = World::dry();
-    Compiler { registry, world: &world, previous: None, mode: Mode::Dry, roster }
-        .compile(loaded)
-        .map(Arc::new)
+    let clock = ManualClock::starting(SystemTime::now());
+    snapshot_in(&World::dry_at(Arc::new(clock)), loaded, registry, roster)
+}
+
+fn snapshot_in(
+    world: &World,
+    loaded: &Arc<Loaded>,
+    registry: &Registry,
+    roster: Option<Arc<Roster>>,
+) -> Result<Arc<Snapshot>, Problems> {
+    Compiler { registry, world, previous: None, mode: Mode::Dry, roster }.compile(loaded).map(Arc::new)
 }
 
 /// Runs a made-up request through the engine; the world it reaches is the snapshot's.
@@ -157,8 +165,8 @@ fn run_tests_for(
     registry: &Registry,
     roster: Option<Arc<Roster>>,
 ) -> Result<Vec<TestResult>, Problems> {
-    let first = snapshot_for(loaded, registry, roster)?;
-    let again = || snapshot_for(loaded, registry, Some(first.consumers.clone()));
+    let first = snapshot_in(&World::dry(), loaded, registry, roster)?;
+    let again = || snapshot_in(&World::dry(), loaded, registry, Some(first.consumers.clone()));
     let mut results = Vec::with_capacity(first.tests.len());
     for (at, test) in first.tests.iter().enumerate() {
         // The next test must not see what this one left; the first snapshot is still fresh.
@@ -206,8 +214,10 @@ fn last_outcome(snapshot: &Arc<Snapshot>, request: &TestRequest) -> Result<Outco
         block_on(run(snapshot, made_up(snapshot, request)?))
             .ok_or_else(|| format!("took longer than {PATIENCE:?}"))
     };
+    let mut under_way = Vec::new();
     for _ in 1..request.times {
-        send()?;
+        let outcome = send()?;
+        under_way.extend(request.at_once.then_some(outcome));
     }
     send()
 }

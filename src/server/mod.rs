@@ -23,7 +23,7 @@ use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server};
 use tollhouse_filters::registry::Registry;
 use tollhouse_filters::tree::from_node_all;
-use tollhouse_filters::world::{State, World};
+use tollhouse_filters::world::{Revocations, State, Tasks, World};
 
 use self::lifetime::Lifetime;
 use self::signals::Signals;
@@ -33,9 +33,10 @@ use self::upgrade::Upgrades;
 use crate::admin::{self, AdminState};
 use crate::config::{AdminAddress, Observability, Protocol};
 use crate::door::{self, Desk, Door, Draining, HandshakeFailure, Permits, Refusals, Refused, Rule};
-use crate::engine::SideCalls;
 use crate::engine::dry;
+use crate::engine::{Background, SideCalls};
 use crate::handover::Sockets;
+use crate::ledger::{self, Ledger};
 use crate::observe::{self, Observe};
 use crate::proxy::{Budget, Front, Gateway};
 use crate::snapshot::{Compiler, Live, Mode, Reloader, Snapshot, apart};
@@ -107,10 +108,11 @@ fn first_snapshot(
     path: &Path,
     registry: &Registry,
     calls: &Arc<SideCalls>,
+    background: &Arc<Background>,
 ) -> Result<(Snapshot, World, Arc<Observe>), StartError> {
     let loaded = Arc::new(source::load(path)?);
     let observe = start_observing(&loaded)?;
-    let world = World::live(calls.clone(), observe.registry.clone());
+    let world = World::live(calls.clone(), observe.registry.clone()).with_tasks(background.clone());
     let snapshot = Compiler { registry, world: &world, previous: None, mode: Mode::Live, roster: None }
         .compile(&loaded)?;
     report(&snapshot, &loaded, registry);
@@ -143,12 +145,15 @@ fn report(snapshot: &Snapshot, loaded: &Arc<Loaded>, registry: &Registry) {
 struct Parts {
     path: PathBuf,
     state: Arc<dyn State>,
+    revocations: Arc<Revocations>,
     live: Arc<Live>,
     reloader: Arc<Reloader>,
     desk: Desk,
     budget: Arc<Budget>,
     bound: Vec<door::Bound>,
     admin: Option<(SocketAddr, TcpListener)>,
+    /// Writes down what is used of quotas, until the process ends.
+    ledger: Option<Ledger>,
 }
 
 impl Parts {
@@ -159,8 +164,10 @@ impl Parts {
         mut before: Option<&mut Predecessor>,
     ) -> Result<Self, StartError> {
         let calls = Arc::new(SideCalls::new());
-        let (snapshot, world, observe) = apart(|| first_snapshot(&path, &registry, &calls))?;
-        let monitor = Monitor::start(calls.caller().clone(), observe.registry.clone())
+        let background = Background::start()
+            .map_err(|error| StartError::Runtime(format!("cannot start a thread: {error}")))?;
+        let (snapshot, world, observe) = apart(|| first_snapshot(&path, &registry, &calls, &background))?;
+        let monitor = Monitor::start(calls.caller().clone(), calls.origins(), observe.registry.clone())
             .map_err(|error| StartError::Runtime(format!("cannot watch backends: {error}")))?;
         let monitor = Arc::new(monitor);
         monitor.watch(&snapshot.upstreams, &snapshot.server.dns);
@@ -173,14 +180,18 @@ impl Parts {
         }
         let mut sockets =
             before.as_mut().map(|before| std::mem::take(&mut before.sockets)).unwrap_or_default();
-        let state = world.state.clone();
-        let parts =
+        let (state, revocations) = (world.state.clone(), world.revocations.clone());
+        let ledger = keep_quotas(&snapshot, &path, &state, &observe)?;
+        let mut parts =
             Self::new(snapshot, path, registry, world, observe, (monitor.clone(), keeper), &mut sockets)?;
+        parts.ledger = ledger;
         calls.follow(&parts.live);
+        background.begin();
         // Connections wait meanwhile; none is given to a backend that nothing is known about.
         monitor.warm_up();
+        background.settle();
         if let Some(before) = before {
-            before.remember(&*state)?;
+            before.remember(&*state, &revocations)?;
         }
         Ok(parts)
     }
@@ -229,15 +240,20 @@ impl Parts {
             draining: Draining::default(),
             over: Draining::default(),
         };
-        let state = world.state.clone();
+        let (state, revocations) = (world.state.clone(), world.revocations.clone());
         let reloader = Reloader::new(path.clone(), registry, world, live.clone(), dry::verify);
         let reloader = Arc::new(reloader.watched_by(monitor).connected_by(keeper));
-        Ok(Self { path, state, live, reloader, desk, budget, bound, admin })
+        Ok(Self { path, state, revocations, live, reloader, desk, budget, bound, admin, ledger: None })
     }
 
     fn serve(self, signals: Signals, origin: Origin, before: Option<Predecessor>) -> Result<(), StartError> {
-        let upgrades =
-            Upgrades::new(self.path.clone(), self.live.clone(), self.state.clone(), self.shared()?);
+        let upgrades = Upgrades::new(
+            self.path.clone(),
+            self.live.clone(),
+            self.state.clone(),
+            self.revocations.clone(),
+            self.shared()?,
+        );
         let upgrades = Arc::new(upgrades);
         let snapshot = self.live.load();
         let opened = Lifetime { origin, before, upgrades: upgrades.clone() }.begin(&snapshot.server)?;
@@ -264,6 +280,7 @@ impl Parts {
             observe: self.desk.observe.clone(),
             stopping: stopping.clone(),
             registry: self.reloader.registry().clone(),
+            revocations: self.revocations.clone(),
         };
         let admin = self.admin.map(|(_, listener)| admin::start(listener, state)).transpose();
         let admin = admin
@@ -277,7 +294,10 @@ impl Parts {
             drain::Leaving { desk: self.desk.clone(), live: self.live, admin, upgrades, stops, stopping };
         // Held on, it would keep what later ones have no more: connections to stores, for one.
         drop(snapshot);
+        let ledger = self.ledger;
         server.run(RunArgs { shutdown_signal: Box::new(leaving) });
+        // What the last requests used is written down.
+        drop(ledger);
         self.desk.observe.flush();
         Ok(())
     }
@@ -326,12 +346,27 @@ impl Parts {
             let labels = [("reason", failure.name())];
             registry.register_counter_fn(name, help, &labels, move || handshakes.count(failure));
         }
+        let revocations = self.revocations.clone();
+        let help = "Entries about tokens that no longer hold.";
+        registry.register_gauge_fn("tollhouse_revocations", help, &[], move || count(revocations.len()));
         let budget = self.budget.clone();
         let help = "Bytes of request bodies buffered for filters.";
         registry.register_gauge_fn("tollhouse_buffered_bytes", help, &[], move || {
             i64::try_from(budget.used()).unwrap_or(i64::MAX)
         });
     }
+}
+
+/// Knows again what was used of quotas, and writes down what will be.
+fn keep_quotas(
+    snapshot: &Snapshot,
+    document: &Path,
+    state: &Arc<dyn State>,
+    observe: &Observe,
+) -> Result<Option<Ledger>, StartError> {
+    let place = ledger::place(snapshot.server.quotas.as_ref(), document);
+    let ledger = place.map(|path| Ledger::start(ledger::File::at(path), state.clone(), &*observe.registry));
+    ledger.transpose().map_err(|error| StartError::Runtime(format!("cannot keep quotas: {error}")))
 }
 
 /// Windows that keep one upload over a long line going, without letting a client hold much memory.

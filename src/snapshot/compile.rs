@@ -118,10 +118,14 @@ impl Compiler<'_> {
         let upstreams = self.upstreams(&document.upstreams, base, &mut faults);
         let ids = ids(&document.upstreams, self.previous);
         let folder = (self.mode != Mode::Afar).then_some(base);
-        let (roster, unread) = identities::roster(&mut document, folder, self.roster.as_ref(), &mut faults);
-        let identities = identities::build(&mut document, &roster, &mut faults);
+        let plans = identities::plans(&document, &mut faults);
+        let (roster, unread) =
+            identities::roster(&mut document, &plans, folder, self.roster.as_ref(), &mut faults);
+        let around = (&ids.by_name, &plans);
+        let identities = identities::build(&mut document, &roster, self.world, around, &mut faults);
         let (stores, by_name) = stores::build(self, &document.stores, base, &mut faults);
-        let named = Named { upstreams: &ids.by_name, identities: &identities, stores: &by_name };
+        let named =
+            Named { upstreams: &ids.by_name, identities: &identities, plans: &plans, stores: &by_name };
         let mut pipelines = Pipelines::new(self.registry, self.world, named, folder, files);
         pipelines.build_chains(document.chains, &mut faults);
         let (listeners, unusual) =
@@ -149,6 +153,7 @@ impl Compiler<'_> {
             server: document.server,
             admin: document.admin,
             identity_headers: identity_headers(&listeners, &routes),
+            identities,
             listeners,
             router: crate::routing::Router::build(built.matches),
             unrouted,

@@ -1,12 +1,16 @@
 //! From written identities and consumers to what `authenticate` is given.
 
+use std::collections::BTreeMap;
 use std::path::Path as FilePath;
 use std::sync::Arc;
 
-use tollhouse_filters::identity::{self, Identities, Source};
+use tollhouse_filters::filter::Surroundings;
+use tollhouse_filters::identity::{self, Identities, Site, Source};
+use tollhouse_filters::plan::{self, Plans};
 use tollhouse_filters::tree::Path;
+use tollhouse_filters::world::{UpstreamId, World};
 
-use super::compile::Faults;
+use super::compile::{Faults, did_you_mean};
 use crate::config::Document;
 use crate::config::observability::Redaction;
 use crate::consumers::Roster;
@@ -16,11 +20,13 @@ use crate::source::Problems;
 /// of a file.
 pub(super) fn roster(
     document: &mut Document,
+    plans: &Plans,
     base: Option<&FilePath>,
     kept: Option<&Arc<Roster>>,
     faults: &mut Faults<'_>,
 ) -> (Arc<Roster>, Problems) {
-    let (written, layout) = (std::mem::take(&mut document.consumers), identity::layout(&document.identities));
+    let (written, layout) =
+        (std::mem::take(&mut document.consumers), identity::layout(&document.identities, plans));
     let (roster, found) = Roster::of(written, layout, base, kept);
     for error in found.document {
         let path = Path::default().join("consumers").concat(&error.path);
@@ -29,10 +35,43 @@ pub(super) fn roster(
     (roster, found.file)
 }
 
+/// What a document has for its identities: upstreams by name, and plans.
+struct Around<'a>(&'a BTreeMap<Arc<str>, UpstreamId>, &'a Plans);
+
+impl Surroundings for Around<'_> {
+    fn plans(&self) -> Option<&Plans> {
+        Some(self.1)
+    }
+
+    fn upstream(&self, name: &str) -> Option<UpstreamId> {
+        self.0.get(name).copied()
+    }
+
+    fn nearest_upstream(&self, name: &str) -> Option<String> {
+        did_you_mean(name, self.0.keys().map(|name| &**name))
+    }
+}
+
+/// Builds the plans of a document.
+pub(super) fn plans(document: &Document, faults: &mut Faults<'_>) -> Plans {
+    let (plans, errors) = plan::build(&document.plans);
+    for error in errors {
+        faults.add_with_hint(&error.path, error.message, error.hint);
+    }
+    plans
+}
+
 /// Builds the identities of a document, and has its logs hide what they take credentials from. Cookies are
 /// always hidden.
-pub(super) fn build(document: &mut Document, roster: &Roster, faults: &mut Faults<'_>) -> Identities {
-    let (identities, errors) = identity::build(&document.identities, roster.consumers());
+pub(super) fn build(
+    document: &mut Document,
+    roster: &Roster,
+    world: &World,
+    (upstreams, plans): (&BTreeMap<Arc<str>, UpstreamId>, &Plans),
+    faults: &mut Faults<'_>,
+) -> Identities {
+    let site = Site { world, surroundings: &Around(upstreams, plans) };
+    let (identities, errors) = identity::build(&document.identities, roster.consumers(), &site);
     for error in errors {
         faults.add_with_hint(&error.path, error.message, error.hint);
     }

@@ -10,6 +10,7 @@ use tollhouse_filters::filter::{Build, Surroundings};
 use tollhouse_filters::identity::Identities;
 use tollhouse_filters::phase::Phases;
 use tollhouse_filters::pipeline::{MAX_STEPS, Pipeline, Siblings, Step};
+use tollhouse_filters::plan::Plans;
 use tollhouse_filters::registry::{Entry, Registry};
 use tollhouse_filters::spec::{FilterSpec, Item, OnError};
 use tollhouse_filters::tree::{Node, Path};
@@ -39,6 +40,7 @@ pub(super) struct Pipelines<'a> {
 pub(super) struct Named<'a> {
     pub(super) upstreams: &'a BTreeMap<Arc<str>, UpstreamId>,
     pub(super) identities: &'a Identities,
+    pub(super) plans: &'a Plans,
     pub(super) stores: &'a Stores,
 }
 
@@ -176,13 +178,12 @@ impl<'a> Pipelines<'a> {
         let instance = self.instance(owner, ordinal, &spec, path, faults);
         let mut options_path = path.clone();
         options_path.push(spec.filter.as_str());
-        let (phases, declared) =
+        let (phases, mut declared) =
             self.phases(entry, &spec.options.0, instance.clone(), &options_path, faults)?;
-        let siblings = Siblings {
-            when: spec.when.map(When::new),
-            continue_on_error: spec.on_error == OnError::Continue,
-            dry_run: spec.dry_run,
-        };
+        let when = spec.when.map(When::new);
+        declared.needs.extend(when.as_ref().and_then(When::needs));
+        let siblings =
+            Siblings { when, continue_on_error: spec.on_error == OnError::Continue, dry_run: spec.dry_run };
         Some(Arc::new(Step::new(entry.name, instance, phases, declared, siblings, &*self.world.metrics)))
     }
 
@@ -241,6 +242,10 @@ impl Surroundings for Pipelines<'_> {
 
     fn stores(&self) -> Option<&Stores> {
         Some(self.named.stores)
+    }
+
+    fn plans(&self) -> Option<&Plans> {
+        Some(self.named.plans)
     }
 
     fn file(&self, path: &str) -> Result<String, String> {

@@ -105,6 +105,7 @@ impl Reloader {
         if let Err(error) = self.keeper.keep(&snapshot.stores) {
             log::error!("cannot connect to stores: {error}");
         }
+        self.world.tasks.settle();
         let Some(monitor) = &self.monitor else { return self.live.swap(snapshot) };
         monitor.prepare(&snapshot.upstreams, &snapshot.server.dns);
         monitor.warm_up();
@@ -165,6 +166,7 @@ fn needs_upgrade(old: &Snapshot, new: &Snapshot) -> Vec<&'static str> {
         (old.server.threads != new.server.threads, "server.threads"),
         (old.admin.address != new.admin.address, "admin.address"),
         (old.server.limits.h2_streams != new.server.limits.h2_streams, "server.limits.h2_streams"),
+        (old.server.quotas != new.server.quotas, "server.quotas"),
         (old.server.upgrade_socket != new.server.upgrade_socket, "server.upgrade_socket"),
     ];
     changes.into_iter().filter(|(changed, _)| *changed).map(|(_, name)| name).collect()

@@ -14,11 +14,12 @@ const MAX_DEPTH: usize = 8;
 
 /// What an included file may hold: key, whether it is a list, and what an entry is called. The
 /// names of a list's entries are unique over all files.
-const SECTIONS: [(&str, bool, &str); 7] = [
+const SECTIONS: [(&str, bool, &str); 8] = [
     ("upstreams", true, "upstream"),
     ("identities", false, "identity"),
     ("chains", false, "chain"),
     ("consumers", true, "consumer"),
+    ("plans", false, "plan"),
     ("services", true, "service"),
     ("routes", true, "route"),
     ("tests", true, "test"),

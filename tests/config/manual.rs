@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::{project, read, schema};
 
 /// Headings of tables of keys, and the definitions they show; filters are found by name.
-const SECTIONS: [(&str, &str); 38] = [
+const SECTIONS: [(&str, &str); 41] = [
     ("the document", "Document"),
     ("server", "Server"),
     ("server.limits", "Limits"),
@@ -29,11 +29,14 @@ const SECTIONS: [(&str, &str); 38] = [
     ("stores.NAME", "Store"),
     ("stores.NAME.tls", "StoreTls"),
     ("identities.NAME, type api_key", "ApiKeyIdentity"),
+    ("identities.NAME, type introspection", "IntrospectionIdentity"),
     ("identities.NAME, type jwt", "JwtIdentity"),
     ("consumers, in a file", "ConsumerFile"),
     ("consumers[]", "Consumer"),
     ("consumers[].match[]", "ConsumerMatch"),
     ("consumers[].credentials[]", "Credential"),
+    ("plans.NAME", "Plan"),
+    ("plans.NAME.limits[]", "PlanLimit"),
     ("services[]", "Service"),
     ("routes[]", "Route"),
     ("routes[].match", "Match"),

@@ -1,6 +1,7 @@
 //! Filters that decide who may call.
 
 pub mod authenticate;
+pub mod authorize;
 pub mod cors;
 mod fields;
 pub mod forward_auth;

@@ -2,18 +2,23 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::HeaderName;
 use serde::de::DeserializeOwned;
 
 use super::api_key::{self, ApiKeys};
 use super::consumers::{Clerk, Consumers, Index, Layout, Matches, Record};
+use super::introspection::Introspection;
 use super::jwt::Jwt;
+use super::remote::Remote;
 use super::spec::{ConsumerSpec, IdentitySpec, Kind};
 use super::{Broken, Identity, Source};
-use crate::filter::BuildError;
+use crate::filter::{BuildError, Surroundings};
+use crate::plan::Plans;
 use crate::tree::{self, Node, Path, suggest};
-use crate::values::Name;
+use crate::values::{Name, Url};
+use crate::world::{UpstreamId, World};
 
 /// The identities of a document, by name.
 #[derive(Default)]
@@ -33,6 +38,11 @@ impl Identities {
         self.by_name.keys().map(|name| &**name)
     }
 
+    /// All of them, by name.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<dyn Identity>> {
+        self.by_name.values()
+    }
+
     /// Where any of them looks for credentials; logs must not show what is there.
     pub fn sources(&self) -> impl Iterator<Item = &Source> {
         self.by_name.values().flat_map(|identity| identity.sources())
@@ -45,16 +55,53 @@ impl Identities {
     }
 }
 
+/// Where a document's identities are built: the world that they reach, and what the document has besides.
+pub struct Site<'a> {
+    /// The world.
+    pub world: &'a World,
+    /// The document.
+    pub surroundings: &'a dyn Surroundings,
+}
+
+impl Site<'_> {
+    /// The upstream that the option `upstream` names.
+    pub(super) fn via(&self, name: Option<&str>) -> Result<Option<UpstreamId>, BuildError> {
+        let Some(name) = name else { return Ok(None) };
+        let found = self.surroundings.upstream(name).ok_or_else(|| {
+            let error = BuildError::at("upstream", format!("no upstream is named `{name}`"));
+            let near = self.surroundings.nearest_upstream(name);
+            BuildError { hint: near, ..error }
+        });
+        found.map(Some)
+    }
+
+    /// The place at a URL that an option names. What is secret does not go over a network in the clear.
+    pub(super) fn remote(
+        &self,
+        option: &str,
+        url: &Url,
+        via: Option<UpstreamId>,
+        timeout: Duration,
+    ) -> Result<Remote, BuildError> {
+        if !url.is_https() && !url.is_loopback() && via.is_none() {
+            let message = "expected an https URL; one on this machine, or through an `upstream`, may be http";
+            return Err(BuildError::at(option, message));
+        }
+        Ok(Remote::new(&self.world.client, url, via, timeout))
+    }
+}
+
 /// Builds the identities of a document; their problems have paths from its root. They look up in `consumers`,
 /// of this very [`layout`].
 #[must_use]
 pub fn build(
     identities: &BTreeMap<Name, IdentitySpec>,
     consumers: &Arc<Consumers>,
+    site: &Site<'_>,
 ) -> (Identities, Vec<BuildError>) {
     let (mut built, mut errors) = (Identities::default(), Vec::new());
     for (name, spec) in identities {
-        let identity = identity(name, spec, consumers).unwrap_or_else(|found| {
+        let identity = identity(name, spec, consumers, site).unwrap_or_else(|found| {
             let path: Path = ["identities", name.as_str()].into_iter().collect();
             errors.extend(
                 found.into_iter().map(|error| BuildError { path: path.concat(&error.path), ..error }),
@@ -66,10 +113,11 @@ pub fn build(
     (built, errors)
 }
 
-/// The identities that consumers refer to.
+/// The identities and plans that consumers refer to.
 #[must_use]
-pub fn layout(identities: &BTreeMap<Name, IdentitySpec>) -> Layout {
-    Layout::new(identities.iter().map(|(name, spec)| (name.shared(), spec.kind())))
+pub fn layout(identities: &BTreeMap<Name, IdentitySpec>, plans: &Plans) -> Layout {
+    let identities = identities.iter().map(|(name, spec)| (name.shared(), spec.kind()));
+    Layout::new(identities, plans.names().cloned())
 }
 
 /// The consumers of a list; their problems have paths from the list.
@@ -95,6 +143,7 @@ fn identity(
     name: &Name,
     spec: &IdentitySpec,
     consumers: &Arc<Consumers>,
+    site: &Site<'_>,
 ) -> Result<Arc<dyn Identity>, Vec<BuildError>> {
     let (node, name) = (&spec.0.0, name.shared());
     match spec.kind() {
@@ -108,13 +157,18 @@ fn identity(
         }
         Some(Kind::Jwt) => {
             let matches = Matches::new(consumers.clone(), &name);
-            let jwt = Jwt::new(name, options(node)?, matches).map_err(|error| vec![error])?;
+            let jwt = Jwt::new(name, options(node)?, matches, site).map_err(|error| vec![error])?;
             Ok(Arc::new(jwt))
+        }
+        Some(Kind::Introspection) => {
+            let matches = Matches::new(consumers.clone(), &name);
+            let built = Introspection::new(name, options(node)?, matches, site);
+            Ok(Arc::new(built.map_err(|error| vec![error])?))
         }
         None => {
             let written = node.get("type").and_then(|node| node.as_str()).unwrap_or_default();
             let hint = suggest(written, Kind::NAMES).map(|near| format!("did you mean `{near}`?"));
-            let error = BuildError::at("type", "expected the type `api_key` or `jwt`");
+            let error = BuildError::at("type", "expected the type `api_key`, `introspection` or `jwt`");
             Err(vec![BuildError { hint, ..error }])
         }
     }

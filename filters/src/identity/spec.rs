@@ -7,7 +7,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer};
 
 use super::api_key::KeyHash;
-use super::{api_key, jwt};
+use super::{api_key, introspection, jwt};
 use crate::tree::Raw;
 use crate::values::{Date, Name};
 
@@ -26,23 +26,25 @@ impl IdentitySpec {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kind {
     ApiKey,
+    Introspection,
     Jwt,
 }
 
 impl Kind {
-    pub(super) const NAMES: [&'static str; 2] = ["api_key", "jwt"];
+    pub(super) const NAMES: [&'static str; 3] = ["api_key", "introspection", "jwt"];
 
     /// Whether what it verifies has claims, by which consumers can be known.
     pub(super) fn has_claims(self) -> bool {
         match self {
             Self::ApiKey => false,
-            Self::Jwt => true,
+            Self::Introspection | Self::Jwt => true,
         }
     }
 
     pub(super) fn read(text: &str) -> Option<Self> {
         match text {
             "api_key" => Some(Self::ApiKey),
+            "introspection" => Some(Self::Introspection),
             "jwt" => Some(Self::Jwt),
             _ => None,
         }
@@ -53,6 +55,7 @@ impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::ApiKey => "api_key",
+            Self::Introspection => "introspection",
             Self::Jwt => "jwt",
         })
     }
@@ -70,8 +73,11 @@ impl JsonSchema for IdentitySpec {
     }
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        let kinds =
-            [generator.subschema_for::<api_key::Options>(), generator.subschema_for::<jwt::Options>()];
+        let kinds = [
+            generator.subschema_for::<api_key::Options>(),
+            generator.subschema_for::<introspection::Options>(),
+            generator.subschema_for::<jwt::Options>(),
+        ];
         json_schema!({"description": "A way to prove who is calling.", "oneOf": kinds})
     }
 }
@@ -86,6 +92,9 @@ pub struct ConsumerSpec {
     /// Groups it belongs to.
     #[serde(default)]
     pub groups: Vec<Name>,
+    /// The plan that says how much it may; `plan_limits` enforces it.
+    #[serde(default)]
+    pub plan: Option<Name>,
     /// Whether nothing it proves itself with counts.
     #[serde(default)]
     pub disabled: bool,
@@ -102,7 +111,7 @@ pub struct ConsumerSpec {
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "ConsumerMatch")]
 pub struct MatchSpec {
-    /// The identity that verifies the claim, of type `jwt`.
+    /// The identity that verifies the claim, of type `jwt` or `introspection`.
     pub identity: Name,
     /// The claim's name.
     pub claim: String,

@@ -1,4 +1,7 @@
 //! Filters that decide how much may be sent.
 
 pub mod body_limit;
+pub mod concurrency;
+pub mod plan_limits;
+pub mod quota;
 pub mod rate_limit;

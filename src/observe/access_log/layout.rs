@@ -45,7 +45,10 @@ enum Field {
     /// `-` instead of 0, as `%b` of Apache.
     BytesOutOrDash,
     Elapsed,
+    Throttled,
     UpstreamElapsed,
+    Consumer,
+    Identity,
     DeniedBy,
     Reason,
     UserAgent,
@@ -54,7 +57,7 @@ enum Field {
 }
 
 /// What fields are called in templates; where other templates have the same value, by the same name.
-const FIELDS: [(&str, Field); 27] = [
+const FIELDS: [(&str, Field); 30] = [
     ("time", Field::Time),
     ("time.common", Field::TimeCommon),
     ("request.id", Field::RequestId),
@@ -76,7 +79,10 @@ const FIELDS: [(&str, Field); 27] = [
     ("bytes_in", Field::BytesIn),
     ("bytes_out", Field::BytesOut),
     ("elapsed_ms", Field::Elapsed),
+    ("throttled_ms", Field::Throttled),
     ("upstream_ms", Field::UpstreamElapsed),
+    ("consumer", Field::Consumer),
+    ("identity", Field::Identity),
     ("denied_by", Field::DeniedBy),
     ("reason", Field::Reason),
     ("user_agent", Field::UserAgent),
@@ -183,10 +189,10 @@ impl Line<'_> {
             Field::BytesOutOrDash if access.bytes_out == 0 => self.text("-"),
             Field::BytesOut | Field::BytesOutOrDash => self.show(access.bytes_out),
             Field::Elapsed => self.show(format_args!("{:.3}", millis(access.elapsed))),
-            Field::UpstreamElapsed => match access.upstream_elapsed {
-                Some(elapsed) => self.show(format_args!("{:.3}", millis(elapsed))),
-                None => self.text("-"),
-            },
+            Field::Throttled => self.time(access.throttled),
+            Field::UpstreamElapsed => self.time(access.upstream_elapsed),
+            Field::Consumer => self.optional(access.consumer),
+            Field::Identity => self.optional(access.identity),
             Field::DeniedBy => self.optional(access.denied_by),
             Field::Reason => self.optional(access.reason),
             Field::UserAgent => self.header(&USER_AGENT, access.user_agent),
@@ -241,6 +247,13 @@ impl Line<'_> {
 
     fn present(&mut self, bytes: &[u8]) {
         self.bytes(if bytes.is_empty() { b"-" } else { bytes });
+    }
+
+    fn time(&mut self, time: Option<std::time::Duration>) {
+        match time {
+            Some(time) => self.show(format_args!("{:.3}", millis(time))),
+            None => self.text("-"),
+        }
     }
 
     fn optional(&mut self, text: Option<&str>) {

@@ -59,8 +59,14 @@ pub struct Access<'a> {
     pub bytes_out: u64,
     /// From the head to the end of the response; written as `elapsed_ms`.
     pub elapsed: Duration,
+    /// How long it waited where more came than may; written as `throttled_ms`.
+    pub throttled: Option<Duration>,
     /// From the first attempt to the upstream's last byte; written as `upstream_ms`.
     pub upstream_elapsed: Option<Duration>,
+    /// The consumer that called, as far as a filter knows it.
+    pub consumer: Option<&'a str>,
+    /// The identity by which it is known.
+    pub identity: Option<&'a str>,
     /// The filter that answered in the route's place.
     pub denied_by: Option<&'a str>,
     /// Why it did.
@@ -127,11 +133,14 @@ impl Line<'_> {
         map.serialize_entry("bytes_in", &access.bytes_in)?;
         map.serialize_entry("bytes_out", &access.bytes_out)?;
         map.serialize_entry("elapsed_ms", &millis(access.elapsed))?;
+        optional(map, "throttled_ms", access.throttled.map(millis))?;
         optional(map, "upstream_ms", access.upstream_elapsed.map(millis))
     }
 
     fn remarks<M: SerializeMap>(&self, map: &mut M) -> Result<(), M::Error> {
         let Self { access, redactor } = self;
+        optional(map, "consumer", access.consumer.map(|name| Text(name.as_bytes())))?;
+        optional(map, "identity", access.identity)?;
         optional(map, "denied_by", access.denied_by)?;
         optional(map, "reason", access.reason.map(|text| Text(text.as_bytes())))?;
         self.field(map, "user_agent", &USER_AGENT, access.user_agent.map(Text).as_ref())?;
@@ -222,7 +231,10 @@ impl Access<'_> {
             bytes_in: 0,
             bytes_out: 512,
             elapsed: Duration::from_micros(12_345),
+            throttled: None,
             upstream_elapsed: Some(Duration::from_millis(11)),
+            consumer: None,
+            identity: None,
             denied_by: None,
             reason: None,
             user_agent: Some(b"curl/8"),

@@ -101,7 +101,7 @@ fn an_included_file_holds_only_entities() {
     let problems = temp.problems();
     assert!(problems[0].starts_with("a.yaml:1:1: version: `version` cannot be in an included file; move it"));
     assert!(problems[0].ends_with(
-        "(included files hold upstreams, identities, chains, consumers, services, routes, tests)"
+        "(included files hold upstreams, identities, chains, consumers, plans, services, routes, tests)"
     ));
     assert!(problems[1].starts_with("a.yaml:2:1: server: "));
     assert!(problems[2].ends_with("(did you mean `routes`?)"));

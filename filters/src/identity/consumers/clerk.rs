@@ -51,7 +51,8 @@ impl<'a> Clerk<'a> {
             matches.push(self.matched(wanted, &path, &mut errors));
         }
         let groups: Vec<_> = spec.groups.iter().map(|group| self.text(group.shared())).collect();
-        let consumer = Arc::new(Consumer { name: spec.name.shared(), groups: self.groups(groups) });
+        let plan = spec.plan.map(|plan| self.plan(&plan, &mut errors));
+        let consumer = Arc::new(Consumer { name: spec.name.shared(), groups: self.groups(groups), plan });
         let (credentials, matches) = (credentials.into(), matches.into());
         let record = Record { consumer, credentials, matches, disabled: spec.disabled };
         (Arc::new(record), errors)
@@ -78,7 +79,9 @@ impl<'a> Clerk<'a> {
         let Some(wanted) = wanted else {
             let message = match fitting.as_slice() {
                 [only] => return Ok(*only),
-                [] if self.layout.0.iter().any(|(_, kind)| kind.is_none()) => return Ok(IdentityNo::NONE),
+                [] if self.layout.identities.iter().any(|(_, kind)| kind.is_none()) => {
+                    return Ok(IdentityNo::NONE);
+                }
                 [] => format!("no identity is of type `{kind}`, so this credential opens nothing"),
                 _ => {
                     let names = names().collect::<Vec<_>>().join("`, `");
@@ -129,6 +132,15 @@ impl<'a> Clerk<'a> {
                 Err(refused(path, format!("no identity is named `{name}`"), hint))
             }
         }
+    }
+
+    fn plan(&self, plan: &Name, errors: &mut Vec<BuildError>) -> Arc<str> {
+        let plans = &self.layout.plans;
+        plans.get(plan.as_str()).cloned().unwrap_or_else(|| {
+            let hint = did_you_mean(plan.as_str(), plans.iter().map(|name| &**name));
+            errors.push(refused(Path::default().join("plan"), format!("no plan is named `{plan}`"), hint));
+            plan.shared()
+        })
     }
 
     fn text(&mut self, text: Arc<str>) -> Arc<str> {

@@ -11,6 +11,7 @@ mod record;
 mod tests;
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Guard};
@@ -33,42 +34,52 @@ impl IdentityNo {
     const NONE: Self = Self(u16::MAX);
 }
 
-/// The identities of a document, as consumers refer to them: names and types, sorted by name.
+/// What consumers of a document refer to.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Layout(Vec<(Arc<str>, Option<Kind>)>);
+pub struct Layout {
+    /// Identities by name, and their types.
+    identities: Vec<(Arc<str>, Option<Kind>)>,
+    plans: BTreeSet<Arc<str>>,
+}
 
 impl Layout {
-    /// These identities; those whose type is not known have none.
-    pub(super) fn new(identities: impl IntoIterator<Item = (Arc<str>, Option<Kind>)>) -> Self {
-        let mut list: Vec<_> = identities.into_iter().collect();
-        list.sort();
-        list.truncate(usize::from(u16::MAX));
-        Self(list)
+    /// These identities, of which those whose type is not known have none, and these plans.
+    pub(super) fn new(
+        identities: impl IntoIterator<Item = (Arc<str>, Option<Kind>)>,
+        plans: impl IntoIterator<Item = Arc<str>>,
+    ) -> Self {
+        let mut identities: Vec<_> = identities.into_iter().collect();
+        identities.sort();
+        identities.truncate(usize::from(u16::MAX));
+        Self { identities, plans: plans.into_iter().collect() }
     }
 
     /// The number of the identity of this name.
     #[must_use]
     pub fn number(&self, name: &str) -> Option<IdentityNo> {
-        let at = self.0.binary_search_by(|(known, _)| (**known).cmp(name)).ok()?;
+        let at = self.identities.binary_search_by(|(known, _)| (**known).cmp(name)).ok()?;
         u16::try_from(at).ok().map(IdentityNo)
     }
 
     /// The name of the identity of this number, which is of this layout.
     #[must_use]
     pub fn name(&self, number: IdentityNo) -> &Arc<str> {
-        &self.0[usize::from(number.0)].0
+        &self.identities[usize::from(number.0)].0
     }
 
     fn kind(&self, number: IdentityNo) -> Option<Kind> {
-        self.0[usize::from(number.0)].1
+        self.identities[usize::from(number.0)].1
     }
 
     fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map(|(name, _)| &**name)
+        self.identities.iter().map(|(name, _)| &**name)
     }
 
     fn of_kind(&self, kind: Kind) -> impl Iterator<Item = IdentityNo> {
-        (0..).zip(&self.0).filter(move |(_, (_, other))| *other == Some(kind)).map(|(at, _)| IdentityNo(at))
+        (0..)
+            .zip(&self.identities)
+            .filter(move |(_, (_, other))| *other == Some(kind))
+            .map(|(at, _)| IdentityNo(at))
     }
 }
 

@@ -6,7 +6,7 @@ use crate::testing::yaml;
 use crate::world::{Clock, ManualClock};
 
 fn layout() -> Layout {
-    Layout::new([(Arc::from("keys"), Some(Kind::ApiKey)), (Arc::from("corp"), Some(Kind::Jwt))])
+    Layout::new([(Arc::from("keys"), Some(Kind::ApiKey)), (Arc::from("corp"), Some(Kind::Jwt))], [])
 }
 
 /// A record of a consumer written as in a document; `KEY(x)` stands for the hash of x.

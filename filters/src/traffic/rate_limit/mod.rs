@@ -28,11 +28,28 @@
 //! `per` names share one budget: a limit cannot be passed by leaving a field out. Who may choose his key
 //! freely gets a new budget with each, so a field that nothing verifies is no protection on its own.
 //!
+//! With `over`, requests over the limit wait for their turn instead, in a line of their key, first come first
+//! served. Whoever would wait longer than `delay`, or finds `queue` others waiting, is refused at once; whoever
+//! goes away gives up his place at once.
+//!
+//! ```yaml
+//! - rate_limit: {per: ip, limit: 10/s, over: {delay: 500ms, queue: 20}}
+//! ```
+//!
+//! `strategy: estimate` counts in 512 KiB for each rule, however many keys there are: a count-min sketch for each
+//! of two periods (pingora-limits). A key is never counted too low. It is counted too high by more than `0.00034`
+//! of all requests of a period with a chance of less than 2 %, so that only a limit that small beside all traffic
+//! refuses who kept it. Between periods the last one counts by the share of it that is less than a period ago
+//! (a sliding window): in the long run `limit` passes, and at most twice that in any one period. For keeping
+//! floods away it is cheap; for what was sold use the exact one.
+//!
 //! Answers tell what is left, unless `headers: false`: `RateLimit-Policy` lists the limits of all filters
 //! on the way, `RateLimit` says where the request stands with the tightest
 //! (draft-ietf-httpapi-ratelimit-headers-11). 429 has `Retry-After` (RFC 6585 s4, RFC 9110 s10.2.3).
 
-mod rule;
+mod estimate;
+mod line;
+pub(crate) mod rule;
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -40,18 +57,23 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use pingora_http::{RequestHeader, ResponseHeader};
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
+use self::estimate::Estimate;
+use self::line::Lines;
 use self::rule::Rule;
 use crate::context::{Context, Verdict};
 use crate::filter::{Build, BuildError, Filter};
-use crate::limits::{self, Standing, seconds};
+use crate::limits::{self, Standing};
 use crate::outcome::{FilterError, Outcome};
 use crate::phase::{OnRequest, OnResponse, Phases};
 use crate::problem::{Problem, RATE_LIMITED};
 use crate::selector::Selector;
-use crate::values::{Name, Rate};
-use crate::world::{Charge, Ledger, Spent};
+use crate::values::{Duration, Name, Rate};
+use crate::world::{Charge, Ledger, ScopedState, Spent, StateError};
+
+/// The longest that a request may wait.
+const LONGEST_DELAY: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// How often requests may come; over it: 429.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -70,15 +92,57 @@ pub struct Options {
     pub rules: Vec<LimitRule>,
     /// The store that budgets are kept in, for all gateways that share it; by default each counts for itself.
     pub store: Option<Name>,
+    /// How exactly requests are counted.
+    pub strategy: Strategy,
+    /// Lets requests over the limit wait for their turn; only with one limit. By default they are refused.
+    pub over: Option<Over>,
     /// Whether answers have `RateLimit` and `RateLimit-Policy`; `Retry-After` they have anyway.
     pub headers: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        let (per, limit, burst, cost, store) = (None, None, None, None, None);
-        Self { per, limit, burst, cost, rules: Vec::new(), store, headers: true }
+        Self {
+            per: None,
+            limit: None,
+            burst: None,
+            cost: None,
+            rules: Vec::new(),
+            store: None,
+            strategy: Strategy::Exact,
+            over: None,
+            headers: true,
+        }
     }
+}
+
+/// How exactly requests are counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Strategy {
+    /// To the request, in 16 bytes or so for each key that is in debt.
+    #[default]
+    Exact,
+    /// Never too low and seldom too high, in the same memory for any number of keys; without `burst`.
+    Estimate,
+}
+
+/// What becomes of requests over the limit.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "RateLimitOver")]
+pub struct Over {
+    /// How long a request may wait, at most `1m`; who would wait longer is refused at once.
+    pub delay: Duration,
+    /// How many requests with one key may wait.
+    pub queue: NonZeroU32,
+    /// How many requests may wait in all; 1000 by default.
+    #[serde(default = "thousand")]
+    pub total: NonZeroU32,
+}
+
+fn thousand() -> NonZeroU32 {
+    const { NonZeroU32::new(1000).expect("not zero") }
 }
 
 /// One of several limits.
@@ -105,8 +169,18 @@ fn one() -> NonZeroU32 {
 /// See the [module](self).
 pub struct RateLimit {
     rules: Box<[Rule]>,
-    ledger: Ledger,
+    means: Means,
     headers: bool,
+}
+
+/// How requests are counted.
+enum Means {
+    /// Exactly.
+    Exact(Ledger),
+    /// Exactly, and those over the limit wait.
+    Patient(ScopedState, Lines),
+    /// By estimates, one for each rule.
+    Estimate(Box<[Arc<Estimate>]>),
 }
 
 impl Filter for RateLimit {
@@ -116,16 +190,55 @@ impl Filter for RateLimit {
     type Options = Options;
 
     fn build(options: Options, build: &mut Build<'_>) -> Result<Phases, BuildError> {
-        let headers = options.headers;
+        check(&options)?;
+        let (headers, strategy, over) = (options.headers, options.strategy, options.over.clone());
         let ledger = build.ledger("store", options.store.as_ref().map(Name::as_str))?;
         let rules = rule::rules(options, build.instance())?;
         for fact in rules.iter().flat_map(Rule::needs) {
             build.needs(fact);
         }
-        let filter = Arc::new(Self { rules: rules.into(), ledger, headers });
+        let means = match (strategy, over) {
+            (Strategy::Estimate, _) => {
+                let estimate = |rule: &Rule| {
+                    let (part, period) = rule.window();
+                    build.retained(&part, || Estimate::new(period, build.clock()))
+                };
+                Means::Estimate(rules.iter().map(estimate).collect())
+            }
+            (Strategy::Exact, None) => Means::Exact(ledger),
+            (Strategy::Exact, Some(over)) => {
+                Means::Patient(build.state(), Lines::new(&over, build.clock(), build.metrics()))
+            }
+        };
+        let filter = Arc::new(Self { rules: rules.into(), means, headers });
         let phases = Phases::new().on_request(filter.clone());
         Ok(if headers { phases.on_response(filter) } else { phases })
     }
+}
+
+/// What the options have to do with each other.
+fn check(options: &Options) -> Result<(), BuildError> {
+    if options.strategy == Strategy::Estimate {
+        let burst = options.burst.is_some() || options.rules.iter().any(|rule| rule.burst.is_some());
+        if burst || options.over.is_some() {
+            return Err(BuildError::at("strategy", "`estimate` has no `burst`, and nobody waits for it"));
+        }
+    }
+    if options.store.is_some() && (options.strategy == Strategy::Estimate || options.over.is_some()) {
+        return Err(BuildError::at(
+            "store",
+            "is for exact limits without `over`: others are each gateway's own",
+        ));
+    }
+    let Some(over) = &options.over else { return Ok(()) };
+    if !options.rules.is_empty() {
+        return Err(BuildError::at("over", "is for one limit: make each of the `rules` a filter of its own"));
+    }
+    if over.delay.get() > LONGEST_DELAY {
+        let path = ["over", "delay"].into_iter().collect();
+        return Err(BuildError { path, message: "expected at most `1m`".to_owned(), hint: None });
+    }
+    Ok(())
 }
 
 #[async_trait]
@@ -145,7 +258,7 @@ impl OnRequest for RateLimit {
         let parts = starts.zip(&ends).map(|(start, end)| &keys[*start..*end]);
         let mut charges: Vec<Charge<'_>> =
             self.rules.iter().zip(parts).map(|(rule, key)| rule.charge(key)).collect();
-        let spent = self.ledger.spend(ctx.tenant, &mut charges).await;
+        let spent = self.spend(&mut charges, ctx).await;
         let spent = spent.map_err(|error| FilterError::Unavailable(error.to_string()))?;
         self.note(&charges, spent, ctx);
         if spent == Spent::No { Ok(self.refusal(&charges, ctx).into()) } else { Ok(Outcome::Continue) }
@@ -153,6 +266,25 @@ impl OnRequest for RateLimit {
 }
 
 impl RateLimit {
+    /// Spends all of these charges or none, perhaps later.
+    async fn spend(&self, charges: &mut [Charge<'_>], ctx: &mut Context) -> Result<Spent, StateError> {
+        let spent = |passes| if passes { Spent::Yes } else { Spent::No };
+        match (&self.means, charges) {
+            (Means::Patient(state, lines), [charge]) if !ctx.dry_run => {
+                let left = ctx.deadline.map(|deadline| deadline.saturating_duration_since(lines.now()));
+                let most = left.unwrap_or(LONGEST_DELAY);
+                let (passes, waited) = lines.spend(state, ctx.tenant, charge, most).await?;
+                ctx.waited += waited;
+                Ok(spent(passes))
+            }
+            (Means::Exact(ledger), charges) => ledger.spend(ctx.tenant, charges).await,
+            (Means::Patient(state, _), charges) => state.spend(ctx.tenant, charges).await.map(spent),
+            (Means::Estimate(estimates), charges) => {
+                Ok(spent(estimate::spend(estimates, ctx.tenant, charges)))
+            }
+        }
+    }
+
     /// Leaves what was found for the answer, and for who asks why.
     fn note(&self, charges: &[Charge<'_>], spent: Spent, ctx: &mut Context) {
         if spent == Spent::Uncounted {
@@ -165,28 +297,16 @@ impl RateLimit {
             };
             ctx.limits.extend(self.rules.iter().zip(charges).map(standing));
         }
-        if ctx.keeps_decisions() {
-            let verdict = if spent == Spent::Yes { Verdict::Passed } else { Verdict::Changed };
-            for (rule, charge) in self.rules.iter().zip(charges) {
-                let left = charge.balance.available.to_string();
-                let reason = format!("limit `{}` leaves {left}", rule.name);
-                ctx.decide(verdict, reason, &[("limit", &rule.name), ("left", &left)]);
-            }
+        for (rule, charge) in self.rules.iter().zip(charges) {
+            limits::explain(&rule.name, charge.balance, spent == Spent::Yes, ctx);
         }
     }
 
     /// 429, with when a request would keep every limit on its way so far.
     fn refusal(&self, charges: &[Charge<'_>], ctx: &Context) -> Problem {
-        let own = self.rules.iter().zip(charges).map(|(rule, charge)| (charge.balance.wait, rule));
-        let longest = own.max_by_key(|(wait, _)| *wait);
-        let others = ctx.limits.iter().map(|standing| standing.balance.wait);
-        let wait = others.chain(longest.map(|(wait, _)| wait)).max().unwrap_or_default();
-        let mut problem = Problem::new(&RATE_LIMITED);
-        if let Some((_, rule)) = longest {
-            problem = problem.detail(format!("the limit `{}` is used up", rule.name));
-        }
-        problem.retry_after = Some(seconds(wait).max(1));
-        problem
+        let own = self.rules.iter().zip(charges).map(|(rule, charge)| (charge.balance.wait, &*rule.name));
+        let (wait, name) = own.max_by_key(|(wait, _)| *wait).unwrap_or_default();
+        limits::refusal(&RATE_LIMITED, "limit", name, wait, ctx)
     }
 }
 
@@ -198,12 +318,7 @@ impl OnResponse for RateLimit {
         response: &mut ResponseHeader,
         ctx: &mut Context,
     ) -> Result<(), FilterError> {
-        // The first one on the way in is the last one on the way out, and speaks for all.
-        let first = ctx.limits.first().is_some_and(|standing| self.rules[0].is_of(&standing.policy));
-        if first {
-            limits::tell(&std::mem::take(&mut ctx.limits), response)?;
-        }
-        Ok(())
+        limits::tell_if_first(self.rules.iter().map(|rule| &rule.policy), response, ctx)
     }
 }
 

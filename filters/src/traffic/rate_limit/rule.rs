@@ -20,16 +20,17 @@ const FASTEST: u64 = 1_000_000;
 const LONGEST_NAME: usize = 128;
 
 /// One limit, checked.
-pub(super) struct Rule {
+pub(crate) struct Rule {
     /// What it is called in answers and logs.
-    pub(super) name: Box<str>,
+    pub(crate) name: Box<str>,
     /// What clients are told.
-    pub(super) policy: Arc<Policy>,
+    pub(crate) policy: Arc<Policy>,
     /// What its keys begin with: no two rules of a filter share a budget, and a rule with a name keeps its
     /// own wherever it is moved to.
     prefix: Box<[u8]>,
     per: Selector,
     budget: Budget,
+    period: Duration,
     cost: u32,
 }
 
@@ -40,24 +41,19 @@ impl Rule {
     }
 
     /// Appends the request's key; of requests without one it is always the same.
-    pub(super) fn write_key(&self, request: &RequestHeader, ctx: &Context, key: &mut Vec<u8>) {
+    pub(crate) fn write_key(&self, request: &RequestHeader, ctx: &Context, key: &mut Vec<u8>) {
         key.extend_from_slice(&self.prefix);
-        let start = key.len();
-        key.push(1);
-        if !self.per.write_network_key(request, ctx, key) {
-            key.truncate(start);
-            key.push(0);
-        }
+        self.per.write_limit_key(request, ctx, key);
+    }
+
+    /// What tells it from the other rules of its filter and other periods, and its period.
+    pub(super) fn window(&self) -> (Vec<u8>, Duration) {
+        ([&self.prefix, &self.period.as_secs().to_be_bytes()[..]].concat(), self.period)
     }
 
     /// What one request takes of the budget of this key.
-    pub(super) fn charge<'a>(&self, key: &'a [u8]) -> Charge<'a> {
+    pub(crate) fn charge<'a>(&self, key: &'a [u8]) -> Charge<'a> {
         Charge::new(key, self.budget, self.cost)
-    }
-
-    /// Whether this is the policy of this very rule.
-    pub(super) fn is_of(&self, policy: &Arc<Policy>) -> bool {
-        Arc::ptr_eq(&self.policy, policy)
     }
 }
 
@@ -104,7 +100,8 @@ fn prefix(name: Option<&str>, at: usize) -> Vec<u8> {
     [&[length], name.as_bytes()].concat()
 }
 
-fn rule(written: LimitRule, prefix: Vec<u8>, path: &Path) -> Result<Rule, BuildError> {
+/// One limit, whose keys begin with `prefix`, or what is wrong with it.
+pub(crate) fn rule(written: LimitRule, prefix: Vec<u8>, path: &Path) -> Result<Rule, BuildError> {
     let LimitRule { name, per, limit, burst, cost } = written;
     let wrong = |key: &str, message: String| BuildError { path: path.join(key), message, hint: None };
     let name = name.unwrap_or_else(|| limit.to_string());
@@ -127,7 +124,15 @@ fn rule(written: LimitRule, prefix: Vec<u8>, path: &Path) -> Result<Rule, BuildE
         ));
     }
     let policy = Arc::new(Policy::new(&name, limit, burst, cost.get()));
-    Ok(Rule { name: name.into(), policy, prefix: prefix.into(), per, budget, cost: cost.get() })
+    Ok(Rule {
+        name: name.into(),
+        policy,
+        prefix: prefix.into(),
+        per,
+        budget,
+        period: limit.period().duration(),
+        cost: cost.get(),
+    })
 }
 
 /// The time in which one unit comes back, rounded up to nanoseconds: never more than the limit.

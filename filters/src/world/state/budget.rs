@@ -34,6 +34,12 @@ impl Budget {
         self.burst
     }
 
+    /// The time in which one unit comes back.
+    #[must_use]
+    pub fn interval(self) -> Duration {
+        Duration::from_nanos(self.interval)
+    }
+
     /// Nanoseconds in which all of it comes back.
     #[must_use]
     pub fn whole(self) -> u64 {
@@ -58,7 +64,7 @@ pub struct Charge<'a> {
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Balance {
     /// Whole units that could be spent at once.
-    pub available: u32,
+    pub available: u64,
     /// Until there is one more of them; zero when the budget is whole.
     pub more_in: Duration,
     /// Until the cost of the charge could be spent the next time; zero if at once.
@@ -96,7 +102,7 @@ impl<'a> Charge<'a> {
         let missing_for = |units: u64| (debt + units * interval).saturating_sub(whole);
         let more_in = if debt == 0 { 0 } else { missing_for(units + 1) };
         self.balance = Balance {
-            available: u32::try_from(units).unwrap_or(self.budget.burst),
+            available: units,
             more_in: Duration::from_nanos(more_in),
             wait: Duration::from_nanos(self.after(debt).saturating_sub(whole)),
         };

@@ -10,8 +10,10 @@ use indexmap::IndexMap;
 use parking_lot::Mutex;
 
 use super::budgets::Budgets;
+use super::tallies::Tallies;
 use super::{
-    Change, Charge, MAX_KEY, MAX_VALUE, State, StateEntry, StateError, StateKey, StateValue, TenantId,
+    Change, Charge, MAX_KEY, MAX_VALUE, State, StateEntry, StateError, StateKey, StateValue, Tally, TallyRow,
+    TenantId,
 };
 use crate::world::Clock;
 
@@ -30,6 +32,7 @@ pub struct MemoryState {
     shards: Box<[Mutex<Shard>]>,
     capacity: usize,
     budgets: Budgets,
+    tallies: Tallies,
 }
 
 #[derive(Default)]
@@ -51,13 +54,20 @@ enum Value {
 
 impl MemoryState {
     /// An empty store of at most about `max_entries` entries (each of 16 shards holds its share, rounded up),
-    /// and as many budgets.
+    /// and as many budgets and quotas.
     #[must_use]
     pub fn new(clock: Arc<dyn Clock>, max_entries: usize) -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
         let budgets = Budgets::new(clock.clone(), max_entries);
         let capacity = max_entries.div_ceil(SHARDS).max(1);
-        Self { clock, hasher: RandomState::new(), shards, capacity, budgets }
+        Self {
+            clock,
+            hasher: RandomState::new(),
+            shards,
+            capacity,
+            budgets,
+            tallies: Tallies::new(max_entries),
+        }
     }
 
     /// Entries held, including expired ones that nothing has removed yet.
@@ -224,9 +234,35 @@ impl State for MemoryState {
         Ok(self.budgets.spend(tenant, scope, charges))
     }
 
+    async fn tally(
+        &self,
+        tenant: TenantId,
+        scope: &str,
+        tallies: &mut [Tally<'_>],
+    ) -> Result<bool, StateError> {
+        Ok(self.tallies.count(tenant, scope, tallies))
+    }
+
+    fn give_back(&self, tenant: TenantId, scope: &str, key: &[u8], slot: u64, cost: u64) {
+        self.tallies.give_back(tenant, scope, key, slot, cost);
+    }
+
+    fn take_unsaved(&self) -> Vec<TallyRow> {
+        self.tallies.take_unsaved()
+    }
+
+    fn unsave(&self, rows: &[TallyRow]) {
+        self.tallies.unsave(rows);
+    }
+
+    fn learn(&self, rows: &[TallyRow]) {
+        self.tallies.learn(rows);
+    }
+
     fn export(&self) -> Vec<StateEntry> {
         let now = self.clock.now();
         let mut exported = self.budgets.export();
+        exported.extend(self.tallies.export());
         for shard in &self.shards {
             let shard = shard.lock();
             let alive = shard.entries.iter().filter(|(_, entry)| entry.expires > now);
@@ -243,6 +279,10 @@ impl State for MemoryState {
                 StateValue::Bytes(bytes) => Value::Bytes(bytes.into()),
                 StateValue::Budgets { secret, debts } => {
                     self.budgets.import(secret, debts);
+                    continue;
+                }
+                StateValue::Tallies(rows) => {
+                    self.tallies.learn(&rows);
                     continue;
                 }
             };

@@ -3,6 +3,8 @@
 mod budget;
 mod budgets;
 mod memory;
+mod tallies;
+mod tally;
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use budget::{Balance, Budget, Charge};
 pub use memory::MemoryState;
+pub use tally::{Tally, TallyRow, Window};
 
 /// Longest key accepted, in bytes.
 pub(crate) const MAX_KEY: usize = 4096;
@@ -74,6 +77,29 @@ pub trait State: Send + Sync {
         scope: &str,
         charges: &mut [Charge<'_>],
     ) -> Result<bool, StateError>;
+
+    /// Counts all of these tallies on quotas of a scope, or none of them, in one atomic step. Says whether it
+    /// did, and leaves in each what is left and the slot it was counted in. Each key stands there once.
+    async fn tally(
+        &self,
+        tenant: TenantId,
+        scope: &str,
+        tallies: &mut [Tally<'_>],
+    ) -> Result<bool, StateError>;
+
+    /// Gives back units that were counted in this slot. Must not block: it is called where a request is dropped.
+    fn give_back(&self, tenant: TenantId, scope: &str, key: &[u8], slot: u64, cost: u64);
+
+    /// Takes what was counted and is not in a file yet, as differences to what is.
+    fn take_unsaved(&self) -> Vec<TallyRow> {
+        Vec::new()
+    }
+
+    /// Puts back what was taken and could not be saved.
+    fn unsave(&self, _rows: &[TallyRow]) {}
+
+    /// Takes over what a file knows, where that is more than what is known here.
+    fn learn(&self, _rows: &[TallyRow]) {}
 
     /// Every entry that would be gone with this process, for another one to [`import`](Self::import).
     fn export(&self) -> Vec<StateEntry> {
@@ -142,6 +168,8 @@ pub enum StateValue {
         /// Digests, and nanoseconds.
         debts: Vec<(u64, u64)>,
     },
+    /// What was used of quotas.
+    Tallies(Vec<TallyRow>),
 }
 
 /// The part of a store that belongs to one filter instance. The tenant is given with each call, so none is forgotten.
@@ -210,6 +238,22 @@ impl ScopedState {
     /// As [`State::spend`].
     pub async fn spend(&self, tenant: TenantId, charges: &mut [Charge<'_>]) -> Result<bool, StateError> {
         self.state.spend(tenant, &self.scope, charges).await
+    }
+
+    /// As [`State::tally`].
+    pub async fn tally(&self, tenant: TenantId, tallies: &mut [Tally<'_>]) -> Result<bool, StateError> {
+        self.state.tally(tenant, &self.scope, tallies).await
+    }
+
+    /// As [`State::give_back`].
+    pub fn give_back(&self, tenant: TenantId, key: &[u8], slot: u64, cost: u64) {
+        self.state.give_back(tenant, &self.scope, key, slot, cost);
+    }
+
+    /// The part of the same store that belongs to another scope.
+    #[must_use]
+    pub fn of(&self, scope: impl Into<Arc<str>>) -> Self {
+        Self { state: self.state.clone(), scope: scope.into() }
     }
 
     fn key(&self, tenant: TenantId, key: &[u8]) -> StateKey {

@@ -1,27 +1,38 @@
 //! Test harness for filters: a pipeline from YAML, a fake world.
 
+mod answer;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use pingora_http::{RequestHeader, ResponseHeader};
 use serde::de::DeserializeOwned;
+use tokio::sync::Semaphore;
+
+pub use answer::Answer;
+use answer::joined;
 
 use crate::builtin;
 use crate::context::Context;
-use crate::filter::{Build, Surroundings};
+use crate::filter::{Build, BuildError, Surroundings};
 use crate::identity::consumers::Consumers;
-use crate::identity::{self, ConsumerSpec, Identities, IdentitySpec};
+use crate::identity::{self, ConsumerSpec, Identities, IdentitySpec, Site};
 use crate::outcome::{Body, Reply};
 use crate::path::{PathRules, normalize};
 use crate::pipeline::{Entered, Pipeline, Siblings, Stack, Step};
+use crate::plan::{self, PlanSpec, Plans};
 use crate::registry::Registry;
 use crate::spec::{Item, OnError};
 use crate::tree::{self, FileId, Limits, suggest};
 use crate::values::Name;
 use crate::when::When;
-use crate::world::{Client, ManualClock, UpstreamId, World};
+use crate::world::{
+    Client, ClientError, ClientReply, ManualClock, Origin, ScriptedClient, UpstreamId, World,
+};
 
 /// Parses a value from YAML.
 ///
@@ -99,29 +110,77 @@ impl Request {
 #[derive(Default)]
 struct Around {
     identities: Identities,
+    plans: Plans,
 }
 
-/// The sections of a document that identities are made of.
+/// The sections of a document that surround its filters.
 #[derive(Default, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Document {
     identities: BTreeMap<Name, IdentitySpec>,
     consumers: Vec<ConsumerSpec>,
+    plans: BTreeMap<Name, PlanSpec>,
 }
 
-/// The identities of a document, or the first thing that is wrong with it.
-fn identities(document: &str) -> Result<Identities, String> {
+/// What a document surrounds its filters with, or the first thing that is wrong with it.
+fn around(document: &str, world: &World) -> Result<Around, String> {
     let node =
         tree::parse(document, FileId(0), &Limits::default()).map_err(|errors| errors[0].message.clone())?;
     let document: Document =
         tree::from_node(&node).map_err(|error| format!("{}: {}", error.path, error.message))?;
-    let layout = identity::layout(&document.identities);
-    let (index, mut errors) = identity::index(&layout, document.consumers);
-    let (built, wrong) = identity::build(&document.identities, &Arc::new(Consumers::new(layout, index)));
-    errors.extend(wrong);
+    let (plans, mut errors) = plan::build(&document.plans);
+    let layout = identity::layout(&document.identities, &plans);
+    let (index, more) = identity::index(&layout, document.consumers);
+    errors.extend(more.into_iter().map(|error| {
+        let path = tree::Path::default().join("consumers").concat(&error.path);
+        BuildError { path, ..error }
+    }));
+    let mut around = Around { identities: Identities::default(), plans };
+    let site = Site { world, surroundings: &around };
+    let consumers = Arc::new(Consumers::new(layout, index));
+    let (identities, more) = identity::build(&document.identities, &consumers, &site);
+    errors.extend(more);
     match errors.first() {
         Some(error) => Err(format!("{}: {}", error.path, error.message)),
-        None => Ok(built),
+        None => {
+            around.identities = identities;
+            Ok(around)
+        }
+    }
+}
+
+/// Has a scripted client answer only as often as it is let.
+pub struct Slow(pub Arc<ScriptedClient>, pub Arc<Semaphore>);
+
+#[async_trait]
+impl Client for Slow {
+    async fn send(
+        &self,
+        upstream: UpstreamId,
+        head: RequestHeader,
+        body: Bytes,
+        timeout: Option<Duration>,
+    ) -> Result<ClientReply, ClientError> {
+        let reply = self.0.send(upstream, head, body, timeout).await;
+        self.1.acquire().await.expect("open").forget();
+        reply
+    }
+
+    fn origin(&self, origin: &Origin) -> Option<UpstreamId> {
+        self.0.origin(origin)
+    }
+}
+
+/// Surrounds what is under test with one upstream, `main`.
+pub struct Alone;
+
+impl Surroundings for Alone {
+    fn upstream(&self, name: &str) -> Option<UpstreamId> {
+        (name == "main").then_some(UpstreamId(0))
+    }
+
+    fn nearest_upstream(&self, name: &str) -> Option<String> {
+        suggest(name, ["main"]).map(str::to_owned)
     }
 }
 
@@ -130,12 +189,16 @@ impl Surroundings for Around {
         Some(&self.identities)
     }
 
+    fn plans(&self) -> Option<&Plans> {
+        Some(&self.plans)
+    }
+
     fn upstream(&self, name: &str) -> Option<UpstreamId> {
-        (name == "main").then_some(UpstreamId(0))
+        Alone.upstream(name)
     }
 
     fn nearest_upstream(&self, name: &str) -> Option<String> {
-        suggest(name, ["main"]).map(str::to_owned)
+        Alone.nearest_upstream(name)
     }
 
     fn file(&self, path: &str) -> Result<String, String> {
@@ -166,24 +229,27 @@ pub fn refused(filters: &str) -> String {
     chain_of(&builtin(), filters).err().expect("the filters do not build")
 }
 
-/// As [`chain`], in a document with these `identities` and `consumers`.
+/// As [`chain`], in a document with these `identities`, `consumers` and `plans`.
 ///
 /// # Panics
 /// When anything does not build.
 #[must_use]
 pub fn chain_with(document: &str, filters: &str) -> Chain {
-    let identities = identities(document).unwrap_or_else(|error| panic!("{error}"));
-    build(&builtin(), &Around { identities }, filters).unwrap_or_else(|error| panic!("{error}"))
+    let clock = Arc::new(ManualClock::new());
+    let world = World::dry_at(clock.clone());
+    let around = around(document, &world).unwrap_or_else(|error| panic!("{error}"));
+    build(&builtin(), &around, filters, world, clock).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// As [`refused`], for a document with these `identities` and `consumers`, which may be what is wrong.
+/// As [`refused`], for a document with these sections, which may be what is wrong.
 ///
 /// # Panics
 /// When all is well.
 #[must_use]
 pub fn refused_with(document: &str, filters: &str) -> String {
-    let built =
-        identities(document).and_then(|identities| build(&builtin(), &Around { identities }, filters));
+    let clock = Arc::new(ManualClock::new());
+    let world = World::dry_at(clock.clone());
+    let built = around(document, &world).and_then(|around| build(&builtin(), &around, filters, world, clock));
     built.err().expect("the document or the filters do not build")
 }
 
@@ -195,26 +261,21 @@ pub fn refused_with(document: &str, filters: &str) -> String {
 pub fn chain_calling(client: Arc<dyn Client>, filters: &str) -> Chain {
     let clock = Arc::new(ManualClock::new());
     let world = World { client, ..World::dry_at(clock.clone()) };
-    build_in(&world, clock, &builtin(), &Around::default(), filters).unwrap_or_else(|error| panic!("{error}"))
+    build(&builtin(), &Around::default(), filters, world, clock).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Filters of a registry of your own, or why they do not build.
 pub fn chain_of(registry: &Registry, filters: &str) -> Result<Chain, String> {
-    build(registry, &Around::default(), filters)
-}
-
-fn build(registry: &Registry, around: &Around, filters: &str) -> Result<Chain, String> {
     let clock = Arc::new(ManualClock::new());
-    let world = World::dry_at(clock.clone());
-    build_in(&world, clock, registry, around, filters)
+    build(registry, &Around::default(), filters, World::dry_at(clock.clone()), clock)
 }
 
-fn build_in(
-    world: &World,
-    clock: Arc<ManualClock>,
+fn build(
     registry: &Registry,
     around: &Around,
     filters: &str,
+    world: World,
+    clock: Arc<ManualClock>,
 ) -> Result<Chain, String> {
     let slots = AtomicU32::new(0);
     let mut steps = Vec::new();
@@ -226,7 +287,7 @@ fn build_in(
         let entry = registry.get(&spec.filter).ok_or_else(|| format!("no filter `{}`", spec.filter))?;
         let instance: Arc<str> =
             spec.name.clone().unwrap_or_else(|| format!("test/{}#{at}", spec.filter)).into();
-        let mut build = Build::new(world, around, &slots, instance.clone());
+        let mut build = Build::new(&world, around, &slots, instance.clone());
         let phases = entry
             .build(&spec.options.0, &mut build)
             .map_err(|errors| format!("{}: {}", errors[0].path, errors[0].message))?;
@@ -284,6 +345,15 @@ impl Sent {
     pub fn continues(self) -> Self {
         assert!(self.reply.is_none(), "answered: {:?}", self.reply);
         self
+    }
+
+    /// What callers are told in the detail of a problem, if it is answered with one.
+    #[must_use]
+    pub fn detail(&self) -> Option<&str> {
+        match self.reply.as_ref()? {
+            Reply::Problem(problem) => problem.detail.as_deref(),
+            Reply::Message(_) => None,
+        }
     }
 
     /// Asserts that the request was answered with this status; the answer passes the response filters.
@@ -383,57 +453,4 @@ impl Sent {
         let mut piece = Some(Bytes::copy_from_slice(piece));
         self.entered.response_chunk(&self.stack, &mut piece, false, &mut self.ctx).is_ok()
     }
-}
-
-/// An answer under test.
-pub struct Answer {
-    head: ResponseHeader,
-    body: Bytes,
-}
-
-impl Answer {
-    /// The status.
-    #[must_use]
-    pub fn status(&self) -> u16 {
-        self.head.status.as_u16()
-    }
-
-    /// A field; several lines are joined.
-    #[must_use]
-    pub fn field(&self, name: &str) -> Option<String> {
-        joined(&self.head.headers, name)
-    }
-
-    /// Asserts a field; several lines are joined.
-    ///
-    /// # Panics
-    /// When it is another.
-    pub fn header(self, name: &str, value: &str) -> Self {
-        assert_eq!(joined(&self.head.headers, name).as_deref(), Some(value), "{name}");
-        self
-    }
-
-    /// Asserts that a field is not there.
-    ///
-    /// # Panics
-    /// When it is.
-    pub fn no_header(self, name: &str) -> Self {
-        assert_eq!(joined(&self.head.headers, name), None, "{name}");
-        self
-    }
-
-    /// Asserts the body.
-    ///
-    /// # Panics
-    /// When it is another.
-    pub fn body(self, text: &str) -> Self {
-        assert_eq!(String::from_utf8_lossy(&self.body), text);
-        self
-    }
-}
-
-fn joined(headers: &http::HeaderMap, name: &str) -> Option<String> {
-    let lines: Vec<_> =
-        headers.get_all(name).iter().map(|line| String::from_utf8_lossy(line.as_bytes())).collect();
-    (!lines.is_empty()).then(|| lines.join(", "))
 }

@@ -1,0 +1,195 @@
+//! `quota`: how much may be used in a day, a month, or another long time.
+//!
+//! ```yaml
+//! - quota: {per: consumer, limit: 5000/day, time_zone: Europe/Berlin}
+//! ```
+//!
+//! Requests with the same key share the quota of each `day`, `week` (from Monday), `month` or `year` of the
+//! calendar of `time_zone`. Over it, a request is answered 429 with another problem than that of a rate,
+//! `quota-exceeded`, and `Retry-After` says when the next stretch begins.
+//!
+//! A `window` rolls instead: in any time of that length at most `limit` is used. It is counted in 60 parts, and
+//! what was used comes back at most one part (of 30 days, 12 hours) later than it could, never earlier.
+//!
+//! ```yaml
+//! - quota: {per: consumer, limit: 100000, window: 30d}
+//! ```
+//!
+//! What counts is what was served: a request that was sent to a backend, or answered below 400. Units of others
+//! are given back: of those that a later filter refuses, that find no backend, or that fail by a fault of the
+//! gateway. A client that goes away once the request was sent has used its units.
+//!
+//! Counts belong to the written list item, are kept over reloads and upgrades, and, by the file of
+//! `server.quotas`, over restarts. They are written to that file in the background; requests never wait for it.
+//! For `per: ip`, all addresses of an IPv6 network of 64 bits are one client, and requests that lack what `per`
+//! names share one quota, as with `rate_limit`.
+
+pub(crate) mod calendar;
+pub(crate) mod rule;
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use pingora_http::{RequestHeader, ResponseHeader};
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use self::rule::{Reservation, Rule, Written};
+use crate::context::{Context, Slot};
+use crate::filter::{Build, BuildError, Filter};
+use crate::limits;
+use crate::outcome::{FilterError, Outcome};
+use crate::phase::{OnRequest, OnResponse, OnUpstreamRequest, Phases};
+use crate::problem::QUOTA_EXCEEDED;
+use crate::selector::Selector;
+use crate::tree::Path;
+use crate::values::{Duration, Name, Quota as Amount};
+use crate::world::{Clock, ScopedState};
+
+/// How much may be used in a long time; over it: 429.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "QuotaOptions")]
+pub struct Options {
+    /// Whose requests share a quota, such as `consumer`; those that lack it share one. For an IPv6 client, `ip`
+    /// is its network of 64 bits.
+    pub per: Selector,
+    /// How much may be used, such as `5000/day` or `1000000/month`; a bare count with `window`.
+    pub limit: Amount,
+    /// A time that rolls, such as `30d`, instead of a stretch of the calendar.
+    #[serde(default)]
+    pub window: Option<Duration>,
+    /// Where the calendar is kept, by its IANA name such as `Europe/Berlin`; `UTC` by default.
+    #[serde(default)]
+    pub time_zone: Option<String>,
+    /// How much each request uses; 1 by default.
+    #[serde(default = "one")]
+    pub cost: NonZeroU32,
+    /// Whether answers have `RateLimit` and `RateLimit-Policy`; `Retry-After` they have anyway.
+    #[serde(default = "yes")]
+    pub headers: bool,
+}
+
+fn one() -> NonZeroU32 {
+    NonZeroU32::MIN
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// See the [module](self).
+pub struct Quota {
+    per: Selector,
+    rule: Rule,
+    headers: bool,
+    state: ScopedState,
+    clock: Arc<dyn Clock>,
+    held: Slot<Option<Reservation>>,
+}
+
+impl Filter for Quota {
+    const NAME: &'static str = "quota";
+    const GUARD: bool = true;
+    const DECIDES: bool = true;
+    type Options = Options;
+
+    fn build(options: Options, build: &mut Build<'_>) -> Result<Phases, BuildError> {
+        for fact in options.per.needs() {
+            build.needs(fact);
+        }
+        let name = build.instance().clone();
+        let rule = Rule::new(&Written {
+            path: Path::new(),
+            key: "limit",
+            // Only the ids of filters without a name are no names.
+            name: Name::is_valid(&name).then_some(&*name),
+            quota: options.limit,
+            window: options.window,
+            time_zone: options.time_zone.as_deref(),
+            cost: options.cost,
+        })?;
+        let filter = Arc::new(Self {
+            per: options.per,
+            rule,
+            headers: options.headers,
+            state: build.state(),
+            clock: build.clock(),
+            held: build.slot(),
+        });
+        Ok(Phases::new().on_request(filter.clone()).on_upstream_request(filter.clone()).on_response(filter))
+    }
+}
+
+#[async_trait]
+impl OnRequest for Quota {
+    async fn on_request(
+        &self,
+        request: &mut RequestHeader,
+        ctx: &mut Context,
+    ) -> Result<Outcome, FilterError> {
+        let mut key = Vec::with_capacity(64);
+        self.rule.begin_key(&mut key);
+        self.per.write_limit_key(request, ctx, &mut key);
+        let ends = [key.len()];
+        let reserved = rule::reserve([&self.rule], (key, &ends), (&self.state, &*self.clock), ctx).await;
+        let reserved = reserved.map_err(|error| FilterError::Unavailable(error.to_string()))?;
+        let passes = reserved.held.is_some();
+        for (rule, standing) in reserved.standings {
+            limits::explain(&rule.name, standing.balance, passes, ctx);
+            if !passes {
+                let wait = standing.balance.wait;
+                ctx.limits.extend(self.headers.then_some(standing));
+                return Ok(limits::refusal(&QUOTA_EXCEEDED, "quota", &rule.name, wait, ctx).into());
+            }
+            ctx.limits.extend(self.headers.then_some(standing));
+        }
+        if let Some(mut held) = reserved.held {
+            if ctx.dry_run {
+                // A dry run is not seen again, and is to count as if it were none.
+                held.settle();
+            }
+            ctx.set_slot(self.held, Some(held));
+        }
+        Ok(Outcome::Continue)
+    }
+}
+
+/// What was reserved counts.
+pub(crate) fn settle(slot: Slot<Option<Reservation>>, ctx: &mut Context) {
+    if let Some(held) = ctx.slot_mut(slot) {
+        held.settle();
+    }
+}
+
+#[async_trait]
+impl OnUpstreamRequest for Quota {
+    async fn on_upstream_request(
+        &self,
+        _: &mut RequestHeader,
+        _: u32,
+        ctx: &mut Context,
+    ) -> Result<(), FilterError> {
+        settle(self.held, ctx);
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl OnResponse for Quota {
+    async fn on_response(
+        &self,
+        _: &RequestHeader,
+        response: &mut ResponseHeader,
+        ctx: &mut Context,
+    ) -> Result<(), FilterError> {
+        if response.status.as_u16() < 400 {
+            settle(self.held, ctx);
+        }
+        limits::tell_if_first(std::iter::once(&self.rule.policy), response, ctx)
+    }
+}
+
+#[cfg(test)]
+mod tests;
