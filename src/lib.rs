@@ -25,6 +25,7 @@
 pub mod admin;
 pub mod cli;
 pub mod config;
+pub mod consumers;
 pub mod door;
 pub mod engine;
 pub mod handover;

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each module of the gateway may import. `observe` is a leaf that everyone may import.
-const MAY_IMPORT: [(&str, &[&str]); 16] = [
+const MAY_IMPORT: [(&str, &[&str]); 17] = [
     ("observe", &[]),
     ("config", &[]),
     ("handover", &[]),
@@ -16,16 +16,43 @@ const MAY_IMPORT: [(&str, &[&str]); 16] = [
     ("tls", &["config"]),
     ("store", &["config", "tls"]),
     ("upstream", &["config", "tls"]),
-    ("snapshot", &["source", "config", "routing", "store", "tls", "upstream"]),
-    ("engine", &["snapshot", "source", "config", "routing", "tls", "upstream"]),
+    ("consumers", &["source", "config"]),
+    ("snapshot", &["consumers", "source", "config", "routing", "store", "tls", "upstream"]),
+    ("engine", &["consumers", "snapshot", "source", "config", "routing", "tls", "upstream"]),
     ("door", &["handover", "engine", "snapshot", "source", "config", "routing", "tls", "upstream"]),
     ("proxy", &["door", "engine", "snapshot", "source", "config", "routing", "tls", "upstream"]),
-    ("admin", &["door", "engine", "snapshot", "source", "config", "routing", "store", "tls", "upstream"]),
+    (
+        "admin",
+        &[
+            "consumers",
+            "door",
+            "engine",
+            "snapshot",
+            "source",
+            "config",
+            "routing",
+            "store",
+            "tls",
+            "upstream",
+        ],
+    ),
     (
         "server",
         &[
-            "handover", "admin", "door", "proxy", "engine", "snapshot", "source", "config", "routing",
-            "store", "tls", "upstream", "ledger",
+            "consumers",
+            "handover",
+            "admin",
+            "door",
+            "proxy",
+            "engine",
+            "snapshot",
+            "source",
+            "config",
+            "routing",
+            "store",
+            "tls",
+            "upstream",
+            "ledger",
         ],
     ),
     (

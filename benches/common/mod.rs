@@ -58,7 +58,7 @@ pub(crate) fn load(text: &str) -> Arc<Loaded> {
 
 /// Compiles a document that was read, with the built-in filters and a dry world.
 pub(crate) fn compile(loaded: &Arc<Loaded>, registry: &Registry, world: &World) -> Snapshot {
-    let compiler = Compiler { registry, world, previous: None, mode: Mode::Dry };
+    let compiler = Compiler { registry, world, previous: None, mode: Mode::Dry, roster: None };
     compiler.compile(loaded).expect("a valid document")
 }
 

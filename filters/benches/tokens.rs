@@ -11,8 +11,10 @@ use futures_util::FutureExt;
 use pingora_http::RequestHeader;
 use tollhouse_filters::context::Context;
 use tollhouse_filters::filter::Surroundings;
-use tollhouse_filters::identity::{self, ConsumerSpec, Identity, IdentitySpec, Presented, Site};
+use tollhouse_filters::identity::consumers::{Consumers, Index};
+use tollhouse_filters::identity::{self, Identity, IdentitySpec, Presented, Site};
 use tollhouse_filters::path::{PathRules, normalize};
+use tollhouse_filters::plan::Plans;
 use tollhouse_filters::tree::{FileId, Limits, from_node, parse};
 use tollhouse_filters::values::Name;
 use tollhouse_filters::world::{NoClient, NoMetrics, UpstreamId, World};
@@ -51,9 +53,10 @@ impl Case {
         let node = parse(&text, FileId(0), &Limits::default()).expect("YAML");
         let identities: BTreeMap<Name, IdentitySpec> = from_node(&node).expect("identities");
         let world = World::live(Arc::new(NoClient), Arc::new(NoMetrics));
-        let consumers: [ConsumerSpec; 0] = [];
+        let layout = identity::layout(&identities, &Plans::default());
+        let nobody = Arc::new(Consumers::new(layout, Index::default()));
         let (built, errors) =
-            identity::build(&identities, &consumers, &Site { world: &world, surroundings: &Nothing });
+            identity::build(&identities, &nobody, &Site { world: &world, surroundings: &Nothing });
         assert!(errors.is_empty(), "{errors:?}");
         let mut request = RequestHeader::build("GET", b"/", None).expect("valid");
         request.insert_header("authorization", format!("Bearer {token}")).expect("valid");

@@ -216,7 +216,7 @@ pub struct Consumer {
     /// Its name.
     pub name: Arc<str>,
     /// Its groups.
-    pub groups: Vec<Arc<str>>,
+    pub groups: Arc<[Arc<str>]>,
     /// The name of the plan that says how much it may.
     pub plan: Option<Arc<str>>,
 }

@@ -40,6 +40,7 @@ pub fn builtin() -> Registry {
         .with::<access::authenticate::Authenticate>()
         .with::<access::authorize::Authorize>()
         .with::<access::cors::Cors>()
+        .with::<access::forward_auth::ForwardAuth>()
         .with::<access::ip_access::IpAccess>()
         .with::<traffic::body_limit::BodyLimit>()
         .with::<traffic::concurrency::Concurrency>()

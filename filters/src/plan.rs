@@ -81,6 +81,11 @@ impl Plans {
         })
     }
 
+    /// Their names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.by_name.keys()
+    }
+
     /// The plan of this name.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Arc<Plan>> {

@@ -84,8 +84,11 @@ mod tests {
 
     fn acme() -> Request {
         get("/").with(|ctx| {
-            ctx.consumer =
-                Some(Arc::new(Consumer { name: "acme".into(), groups: vec!["partners".into()], plan: None }));
+            ctx.consumer = Some(Arc::new(Consumer {
+                name: "acme".into(),
+                groups: Arc::from(["partners".into()]),
+                plan: None,
+            }));
             let serde_json::Value::Object(claims) = serde_json::json!({"roles": ["dev"], "level": 3}) else {
                 unreachable!("an object")
             };

@@ -226,8 +226,13 @@ pub(super) async fn check(
     let checked = off_the_runtime(place, move || {
         let loaded = Arc::new(source::load_str(&text, "document", None, &|_| None)?);
         let world = World::dry();
-        let compiler =
-            Compiler { registry: &state.registry, world: &world, previous: None, mode: Mode::Afar };
+        let compiler = Compiler {
+            registry: &state.registry,
+            world: &world,
+            previous: None,
+            mode: Mode::Afar,
+            roster: None,
+        };
         compiler.compile(&loaded).map(|snapshot| snapshot.warnings)
     });
     match checked.await {
@@ -251,8 +256,10 @@ pub(super) async fn explain(
         Err(rejection) => return problem(rejection.status(), &rejection.body_text()),
     };
     let explained = off_the_runtime(place, move || {
-        let loaded = Arc::new(state.live.load().packed.unpack());
-        let snapshot: Arc<Snapshot> = dry::snapshot_now(&loaded, &state.registry)?;
+        let live = state.live.load();
+        let loaded = Arc::new(live.packed.unpack());
+        let snapshot: Arc<Snapshot> =
+            dry::snapshot_now(&loaded, &state.registry, Some(live.consumers.clone()))?;
         let explained = dry::block_on(explain_request(&snapshot, &question));
         Ok::<_, Problems>(explained.map(|explained| {
             explained.map(|mut explanation| {

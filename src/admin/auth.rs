@@ -107,7 +107,8 @@ mod tests {
         );
         let loaded = Arc::new(source::load_str(&text, "document", None, &|_| None).unwrap());
         let (registry, world) = (tollhouse_filters::builtin(), tollhouse_filters::world::World::dry());
-        let compiler = Compiler { registry: &registry, world: &world, previous: None, mode: Mode::Dry };
+        let compiler =
+            Compiler { registry: &registry, world: &world, previous: None, mode: Mode::Dry, roster: None };
         let live = Arc::new(Live::new(compiler.compile(&loaded).unwrap()));
         Guard { live, on_loopback: false, write: false }
     }

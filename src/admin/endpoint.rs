@@ -166,11 +166,11 @@ impl Endpoint<'_> {
         self
     }
 
-    /// Takes a parameter in the query.
-    pub(super) fn query(mut self, name: &str, required: bool, description: &str) -> Self {
+    /// Takes a parameter in the query, of this type.
+    pub(super) fn query(mut self, name: &str, kind: &str, required: bool, description: &str) -> Self {
         let mut parameters = self.document["parameters"].as_array().cloned().unwrap_or_default();
         parameters.push(json!({
-            "name": name, "in": "query", "required": required, "schema": {"type": "string"},
+            "name": name, "in": "query", "required": required, "schema": {"type": kind},
             "description": description,
         }));
         self.document["parameters"] = parameters.into();

@@ -4,6 +4,7 @@ mod admission;
 mod api;
 mod auth;
 mod conditional;
+mod consumers;
 mod endpoint;
 mod identities;
 mod problem;
@@ -27,7 +28,7 @@ use tollhouse_filters::registry::Registry;
 use tollhouse_filters::world::Revocations;
 
 use self::admission::Admission;
-use self::endpoint::Api;
+use self::endpoint::{Api, Endpoint};
 use self::problem::{Details, Extended};
 use self::serve::Limits;
 
@@ -113,6 +114,7 @@ fn router(state: AdminState, on_loopback: bool) -> Router {
     let mut api = Api::new(guard, Admission::new());
     register_health(&mut api);
     register_views(&mut api);
+    register_consumers(&mut api);
     register_stores(&mut api);
     register_revocations(&mut api);
     register_work(&mut api);
@@ -175,7 +177,7 @@ fn register_revocations(api: &mut Api) {
     let path = "/api/revocations";
     api.get(path, "revocations", "Tokens that no longer hold.")
         .write()
-        .query("identity", false, "The identity whose entries are wanted; all by default.")
+        .query("identity", "string", false, "The identity whose entries are wanted; all by default.")
         .answers::<revocations::RevocationList>(200, "The entries.")
         .fails::<Details>(400, "They are not asked for like that.")
         .to(revocations::all);
@@ -192,10 +194,11 @@ fn register_revocations(api: &mut Api) {
         .to(revocations::add);
     api.delete(path, "unrevoke", "Takes an entry out.")
         .write()
-        .query("identity", true, "The identity whose entry it is.")
-        .query("jti", false, "The `jti` that the entry is about.")
+        .query("identity", "string", true, "The identity whose entry it is.")
+        .query("jti", "string", false, "The `jti` that the entry is about.")
         .query(
             "sub",
+            "string",
             false,
             "The `sub` that the entry is about; without either it is the one about all tokens.",
         )
@@ -204,6 +207,43 @@ fn register_revocations(api: &mut Api) {
         .fails::<Details>(404, "There is none.")
         .fails::<Details>(503, "Another process is taking over; ask again.")
         .to(revocations::remove);
+}
+
+fn register_consumers(api: &mut Api) {
+    api.get("/api/consumers", "consumers", "Consumers, a page at a time.")
+        .query("after", "string", false, "The name before the first one wanted.")
+        .query("limit", "integer", false, "How many are wanted: 1 to 1000, 100 by default.")
+        .answers::<consumers::ConsumerPage>(200, "Sorted by name.")
+        .fails::<Details>(400, "The page is not asked for like that.")
+        .to(consumers::all);
+    api.get("/api/consumers/{name}", "consumer", "One consumer, without secrets.")
+        .answers::<consumers::ConsumerView>(200, "The consumer.")
+        .fails::<Details>(400, "The name is not in UTF-8.")
+        .fails::<Details>(404, "No consumer has this name.")
+        .conditional()
+        .to(consumers::one);
+    let path = "/api/consumers/{name}/disable";
+    switch(api, path, "disableConsumer", "Nothing that a consumer proves itself with counts any more.")
+        .to(consumers::switch_consumer::<true>);
+    let path = "/api/consumers/{name}/enable";
+    switch(api, path, "enableConsumer", "What a consumer proves itself with counts again.")
+        .to(consumers::switch_consumer::<false>);
+    let path = "/api/consumers/{name}/credentials/{id}/disable";
+    switch(api, path, "disableCredential", "A credential does not count any more.")
+        .to(consumers::switch_credential::<true>);
+    let path = "/api/consumers/{name}/credentials/{id}/enable";
+    switch(api, path, "enableCredential", "A credential counts again.")
+        .to(consumers::switch_credential::<false>);
+}
+
+fn switch<'a>(api: &'a mut Api, path: &'static str, name: &str, summary: &str) -> Endpoint<'a> {
+    api.post(path, name, summary)
+        .write()
+        .answers::<consumers::ConsumerView>(200, "The consumer as it is now, and as it is on the disk.")
+        .fails::<Details>(400, "A name is not in UTF-8.")
+        .fails::<Details>(404, "There is no such consumer or credential.")
+        .fails::<Details>(409, "The consumers are in the document, or their file has problems.")
+        .fails::<Details>(500, "The file cannot be written.")
 }
 
 fn register_stores(api: &mut Api) {

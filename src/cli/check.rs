@@ -22,7 +22,8 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: Arguments, registry: &Registry, output: Output) -> Result<(), Failure> {
     let loaded = Arc::new(source::load(&arguments.file)?);
     let world = World::dry();
-    let snapshot = Compiler { registry, world: &world, previous: None, mode: Mode::Dry }.compile(&loaded)?;
+    let snapshot = Compiler { registry, world: &world, previous: None, mode: Mode::Dry, roster: None }
+        .compile(&loaded)?;
     if output == Output::Json {
         let warnings = &snapshot.warnings;
         return print_json(&json!({"ok": true, "routes": snapshot.routes.len(), "warnings": warnings}));

@@ -3,6 +3,7 @@
 mod address;
 mod admin;
 pub mod balance;
+mod consumers;
 pub mod dns;
 pub mod health;
 mod listener;
@@ -20,12 +21,13 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
-use tollhouse_filters::identity::{ConsumerSpec, IdentitySpec};
+use tollhouse_filters::identity::IdentitySpec;
 use tollhouse_filters::plan::PlanSpec;
 use tollhouse_filters::spec::Item;
 
 pub use address::{Address, AddressError};
 pub use admin::{Admin, AdminAddress};
+pub use consumers::{ConsumerFile, ConsumerList};
 pub use dns::Dns;
 pub use listener::{Listener, Protocol};
 pub use observability::Observability;
@@ -68,7 +70,8 @@ pub struct Document {
     pub chains: BTreeMap<Name, Vec<Item>>,
     /// Who calls, and how they are known.
     #[serde(default)]
-    pub consumers: Vec<ConsumerSpec>,
+    #[schemars(extend("default" = []))]
+    pub consumers: ConsumerList,
     /// How much consumers may; the filter `plan_limits` enforces it.
     #[serde(default)]
     pub plans: BTreeMap<Name, PlanSpec>,

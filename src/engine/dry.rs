@@ -20,6 +20,7 @@ use tollhouse_filters::world::{ManualClock, World};
 
 use super::{Connection, Decision, Exchange, Forwarding, strip_hop_by_hop};
 use crate::config::{Expect, Test, TestRequest};
+use crate::consumers::Roster;
 use crate::routing::ListenerId;
 use crate::snapshot::{Compiler, Mode, Snapshot, fault};
 use crate::source::{Loaded, Problems};
@@ -57,17 +58,27 @@ impl Outcome {
 
 /// A snapshot of the document on a fake world: fixed clock, fresh state, no network.
 pub fn snapshot(loaded: &Arc<Loaded>, registry: &Registry) -> Result<Arc<Snapshot>, Problems> {
-    snapshot_in(&World::dry(), loaded, registry)
+    snapshot_in(&World::dry(), loaded, registry, None)
 }
 
-/// As [`snapshot`], at the time it is now: for who asks what would happen to a request.
-pub fn snapshot_now(loaded: &Arc<Loaded>, registry: &Registry) -> Result<Arc<Snapshot>, Problems> {
+/// As [`snapshot`], at the time it is now and with consumers that were read before: for who asks what would happen
+/// to a request.
+pub fn snapshot_now(
+    loaded: &Arc<Loaded>,
+    registry: &Registry,
+    roster: Option<Arc<Roster>>,
+) -> Result<Arc<Snapshot>, Problems> {
     let clock = ManualClock::starting(SystemTime::now());
-    snapshot_in(&World::dry_at(Arc::new(clock)), loaded, registry)
+    snapshot_in(&World::dry_at(Arc::new(clock)), loaded, registry, roster)
 }
 
-fn snapshot_in(world: &World, loaded: &Arc<Loaded>, registry: &Registry) -> Result<Arc<Snapshot>, Problems> {
-    Compiler { registry, world, previous: None, mode: Mode::Dry }.compile(loaded).map(Arc::new)
+fn snapshot_in(
+    world: &World,
+    loaded: &Arc<Loaded>,
+    registry: &Registry,
+    roster: Option<Arc<Roster>>,
+) -> Result<Arc<Snapshot>, Problems> {
+    Compiler { registry, world, previous: None, mode: Mode::Dry, roster }.compile(loaded).map(Arc::new)
 }
 
 /// Runs a made-up request through the engine; the world it reaches is the snapshot's.
@@ -145,19 +156,33 @@ pub struct TestResult {
 
 /// Runs the tests of a document, each on fresh state.
 pub fn run_tests(loaded: &Arc<Loaded>, registry: &Registry) -> Result<Vec<TestResult>, Problems> {
-    let first = snapshot(loaded, registry)?;
+    run_tests_for(loaded, registry, None)
+}
+
+/// As [`run_tests`], with consumers that were read before.
+fn run_tests_for(
+    loaded: &Arc<Loaded>,
+    registry: &Registry,
+    roster: Option<Arc<Roster>>,
+) -> Result<Vec<TestResult>, Problems> {
+    let first = snapshot_in(&World::dry(), loaded, registry, roster)?;
+    let again = || snapshot_in(&World::dry(), loaded, registry, Some(first.consumers.clone()));
     let mut results = Vec::with_capacity(first.tests.len());
     for (at, test) in first.tests.iter().enumerate() {
         // The next test must not see what this one left; the first snapshot is still fresh.
-        let fresh = if at == 0 { first.clone() } else { snapshot(loaded, registry)? };
+        let fresh = if at == 0 { first.clone() } else { again()? };
         results.push(TestResult { name: test.name.clone(), failures: run_test(&fresh, test) });
     }
     Ok(results)
 }
 
 /// Runs the tests of a candidate; each failure is a problem of its document.
-pub fn verify(loaded: &Arc<Loaded>, registry: &Registry) -> Result<(), Problems> {
-    let results = run_tests(loaded, registry)?;
+pub fn verify(
+    loaded: &Arc<Loaded>,
+    registry: &Registry,
+    roster: Option<Arc<Roster>>,
+) -> Result<(), Problems> {
+    let results = run_tests_for(loaded, registry, roster)?;
     let failed = results.iter().enumerate().filter(|(_, result)| !result.failures.is_empty());
     let errors: Vec<_> = failed
         .map(|(at, result)| {

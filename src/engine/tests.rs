@@ -65,7 +65,7 @@ fn compiled(listeners: &str, previous: Option<&Snapshot>) -> Arc<Snapshot> {
         format!("{{version: 1, listeners: [{listeners}], routes: [{{name: r, respond: {{status: 200}}}}]}}");
     let loaded = Arc::new(source::load_str(&text, "test", None, &|_| None).expect("loads"));
     let (registry, world) = (builtin(), World::dry());
-    let compiler = Compiler { registry: &registry, world: &world, previous, mode: Mode::Dry };
+    let compiler = Compiler { registry: &registry, world: &world, previous, mode: Mode::Dry, roster: None };
     Arc::new(compiler.compile(&loaded).expect("compiles"))
 }
 
@@ -125,8 +125,9 @@ routes: [{name: any, upstream: u}]
 ";
     let loaded = Arc::new(source::load_str(text, "test", None, &|_| None).expect("loads"));
     let (registry, world) = (builtin(), World::dry());
-    let compile =
-        |mode| Compiler { registry: &registry, world: &world, previous: None, mode }.compile(&loaded);
+    let compile = |mode| {
+        Compiler { registry: &registry, world: &world, previous: None, mode, roster: None }.compile(&loaded)
+    };
     assert!(compile(Mode::Afar).is_ok() && compile(Mode::Dry).is_err());
 }
 
@@ -155,7 +156,7 @@ tests: [{{name: t, request: {{path: /}}, expect: {{headers_to_upstream: {{x-key:
     );
     let environment = |name: &str| (name == "KEY").then(|| "hunter2".to_owned());
     let loaded = Arc::new(source::load_str(&text, "test", None, &environment).expect("loads"));
-    let problems = dry::verify(&loaded, &builtin()).expect_err("the test fails").to_string();
+    let problems = dry::verify(&loaded, &builtin(), None).expect_err("the test fails").to_string();
     assert!(problems.contains("x-key") && !problems.contains("hunter2"), "{problems}");
 }
 
@@ -173,7 +174,8 @@ fn secure_snapshot() -> Arc<Snapshot> {
     let loaded = source::load_str(SECURE, "test", None, &|_| None).expect("loads");
     let (registry, world) = (builtin(), World::dry());
     // From afar no file is read.
-    let compiler = Compiler { registry: &registry, world: &world, previous: None, mode: Mode::Afar };
+    let compiler =
+        Compiler { registry: &registry, world: &world, previous: None, mode: Mode::Afar, roster: None };
     Arc::new(compiler.compile(&Arc::new(loaded)).expect("compiles"))
 }
 

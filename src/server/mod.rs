@@ -2,6 +2,7 @@
 
 mod drain;
 mod lifetime;
+mod people;
 mod reloading;
 mod signals;
 mod succession;
@@ -112,7 +113,8 @@ fn first_snapshot(
     let loaded = Arc::new(source::load(path)?);
     let observe = start_observing(&loaded)?;
     let world = World::live(calls.clone(), observe.registry.clone()).with_tasks(background.clone());
-    let snapshot = Compiler { registry, world: &world, previous: None, mode: Mode::Live }.compile(&loaded)?;
+    let snapshot = Compiler { registry, world: &world, previous: None, mode: Mode::Live, roster: None }
+        .compile(&loaded)?;
     report(&snapshot, &loaded, registry);
     Ok((snapshot, world, observe))
 }
@@ -131,7 +133,7 @@ fn start_observing(loaded: &Loaded) -> Result<Arc<Observe>, StartError> {
 fn report(snapshot: &Snapshot, loaded: &Arc<Loaded>, registry: &Registry) {
     // At a start they only warn: a gateway that comes up is worth more than a perfect one.
     if !snapshot.tests.is_empty()
-        && let Err(problems) = dry::verify(loaded, registry)
+        && let Err(problems) = dry::verify(loaded, registry, Some(snapshot.consumers.clone()))
     {
         for problem in &problems.list {
             log::warn!("{problem}");
@@ -269,7 +271,9 @@ impl Parts {
         proxy.server_options = Some(http_options(&snapshot));
         proxy.h2_options = Some(h2_options(&snapshot));
         self.export();
-        let applied = reloading::Applied { desk: self.desk.clone(), budget: self.budget.clone() };
+        people::export(&self.desk.observe.registry, &self.live);
+        let people = people::start(self.live.clone());
+        let applied = reloading::Applied { desk: self.desk.clone(), budget: self.budget.clone(), people };
         let reloads = reloading::start(self.reloader.clone(), applied, &snapshot, signals.hangups);
         let stopping = Draining::default();
         let state = AdminState {

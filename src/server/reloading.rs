@@ -9,12 +9,12 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 
-use super::tls;
+use super::{people, tls};
 use crate::door::{self, Desk, HeadLimits};
 use crate::observe::metrics;
 use crate::proxy::Budget;
 use crate::snapshot::{Reloaded, Reloader, Snapshot};
-use crate::source::{Problems, Watch};
+use crate::source::{Problems, Stir, Watch};
 
 /// When memory that compiling took is free for long enough.
 const SETTLED: Duration = Duration::from_millis(1500);
@@ -26,6 +26,8 @@ const REMIND: Duration = Duration::from_secs(24 * 60 * 60);
 pub(super) struct Applied {
     pub(super) desk: Desk,
     pub(super) budget: Arc<Budget>,
+    /// Who follows the consumers' file.
+    pub(super) people: people::Stirs,
 }
 
 /// Asks for a reload and, if wanted, for its outcome.
@@ -91,6 +93,8 @@ impl Applied {
     fn note(&self, snapshot: &Snapshot) {
         self.desk.permits.set_limits(door_limits(snapshot));
         self.desk.limits.store(Arc::new(head_limits(snapshot)));
+        // Its thread lives as long as the process.
+        let _ = self.people.send(Stir::Written);
         self.desk.tls.store(Arc::new(tls::by_id(snapshot)));
         tls::export(snapshot, &self.desk.observe.registry);
         self.budget.set_limit(snapshot.server.limits.buffered_bytes.get());
@@ -171,7 +175,7 @@ fn remind_of_certificates(reloader: Arc<Reloader>) {
     });
 }
 
-fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {
+pub(super) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {
     if let Err(error) = thread::Builder::new().name(name.to_owned()).spawn(work) {
         log::error!(thread = name; "cannot start a thread: {error}");
     }

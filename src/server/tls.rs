@@ -70,7 +70,8 @@ mod tests {
         std::fs::write(&file, text).unwrap();
         let loaded = Arc::new(source::load(&file).unwrap());
         let (registry, world) = (tollhouse_filters::builtin(), World::dry());
-        let compiler = Compiler { registry: &registry, world: &world, previous: None, mode: Mode::Dry };
+        let compiler =
+            Compiler { registry: &registry, world: &world, previous: None, mode: Mode::Dry, roster: None };
         compiler.compile(&loaded).unwrap()
     }
 

@@ -291,7 +291,7 @@ mod tests {
         std::fs::write(&path, "{version: 1, listeners: [{name: web, address: '127.0.0.1:0'}]}").unwrap();
         let loaded = Arc::new(source::load(&path).unwrap());
         let registry = tollhouse_filters::builtin();
-        let compiler = Compiler { registry: &registry, world, previous: None, mode: Mode::Dry };
+        let compiler = Compiler { registry: &registry, world, previous: None, mode: Mode::Dry, roster: None };
         let live = Arc::new(Live::new(compiler.compile(&loaded).unwrap()));
         let pause = Pause::default();
         Upgrades::new(path, live, world.state.clone(), world.revocations.clone(), pause, sockets)

@@ -15,6 +15,7 @@ use super::pipelines::{Named, Pipelines};
 use super::{ListenerPlan, NamedFiles, Snapshot, UpstreamIds};
 use super::{identities, listeners, routes, stores};
 use crate::config::{self, Document};
+use crate::consumers::Roster;
 use crate::source::{Files, Loaded, Problems};
 use crate::store::files_of;
 use crate::upstream::Upstream;
@@ -43,6 +44,8 @@ pub struct Compiler<'a> {
     pub previous: Option<&'a Snapshot>,
     /// Whether it is to serve.
     pub mode: Mode,
+    /// Consumers that were read before, for a document that asks for the same ones.
+    pub roster: Option<Arc<Roster>>,
 }
 
 /// Loads and compiles on a thread of its own: what only that needed goes back to the system with the
@@ -116,7 +119,10 @@ impl Compiler<'_> {
         let ids = ids(&document.upstreams, self.previous);
         let folder = (self.mode != Mode::Afar).then_some(base);
         let plans = identities::plans(&document, &mut faults);
-        let identities = identities::build(&mut document, self.world, (&ids.by_name, &plans), &mut faults);
+        let (roster, unread) =
+            identities::roster(&mut document, &plans, folder, self.roster.as_ref(), &mut faults);
+        let around = (&ids.by_name, &plans);
+        let identities = identities::build(&mut document, &roster, self.world, around, &mut faults);
         let (stores, by_name) = stores::build(self, &document.stores, base, &mut faults);
         let named =
             Named { upstreams: &ids.by_name, identities: &identities, plans: &plans, stores: &by_name };
@@ -133,10 +139,8 @@ impl Compiler<'_> {
         check_dns(&document.server.dns, &mut faults);
         let files = pipelines.into_files();
         faults.found.extend(loaded.duplicates.iter().cloned());
-        if !faults.found.is_empty() {
-            faults.found.sort_by_key(|error| (error.at.file, error.at.line, error.at.column));
-            let inputs = loaded.inputs.iter().chain(files.paths()).cloned().collect();
-            return Err(Problems { inputs, ..Problems::located(faults.found, &loaded.files) });
+        if !faults.found.is_empty() || !unread.list.is_empty() {
+            return Err(problems(faults.found, unread, loaded, &files));
         }
         let routes = built.resolve(&upstreams_by_id(&ids, &upstreams), listeners.len());
         let mut warnings = Problems::located(unusual, &loaded.files);
@@ -160,6 +164,7 @@ impl Compiler<'_> {
             observability: document.observability,
             tests: document.tests,
             warnings,
+            consumers: roster,
             packed: loaded.pack(),
         })
     }
@@ -210,6 +215,15 @@ impl Compiler<'_> {
         }
         built
     }
+}
+
+/// All that is wrong with a document, and what is to be watched until somebody repairs it.
+fn problems(mut found: Vec<Error>, unread: Problems, loaded: &Loaded, files: &NamedFiles) -> Problems {
+    found.sort_by_key(|error| (error.at.file, error.at.line, error.at.column));
+    let mut problems = Problems::located(found, &loaded.files);
+    problems.list.extend(unread.list);
+    problems.inputs = loaded.inputs.iter().chain(files.paths()).chain(&unread.inputs).cloned().collect();
+    problems
 }
 
 fn check_dns(dns: &config::Dns, faults: &mut Faults<'_>) {

@@ -1,16 +1,39 @@
 //! From written identities and consumers to what `authenticate` is given.
 
 use std::collections::BTreeMap;
+use std::path::Path as FilePath;
 use std::sync::Arc;
 
 use tollhouse_filters::filter::Surroundings;
 use tollhouse_filters::identity::{self, Identities, Site, Source};
 use tollhouse_filters::plan::{self, Plans};
+use tollhouse_filters::tree::Path;
 use tollhouse_filters::world::{UpstreamId, World};
 
 use super::compile::{Faults, did_you_mean};
 use crate::config::Document;
 use crate::config::observability::Redaction;
+use crate::consumers::Roster;
+use crate::source::Problems;
+
+/// Finds the consumers of a document, whose files are below `base` if it may name any; what is wrong with those
+/// of a file.
+pub(super) fn roster(
+    document: &mut Document,
+    plans: &Plans,
+    base: Option<&FilePath>,
+    kept: Option<&Arc<Roster>>,
+    faults: &mut Faults<'_>,
+) -> (Arc<Roster>, Problems) {
+    let (written, layout) =
+        (std::mem::take(&mut document.consumers), identity::layout(&document.identities, plans));
+    let (roster, found) = Roster::of(written, layout, base, kept);
+    for error in found.document {
+        let path = Path::default().join("consumers").concat(&error.path);
+        faults.add_with_hint(&path, error.message, error.hint);
+    }
+    (roster, found.file)
+}
 
 /// What a document has for its identities: upstreams by name, and plans.
 struct Around<'a>(&'a BTreeMap<Arc<str>, UpstreamId>, &'a Plans);
@@ -42,12 +65,13 @@ pub(super) fn plans(document: &Document, faults: &mut Faults<'_>) -> Plans {
 /// always hidden.
 pub(super) fn build(
     document: &mut Document,
+    roster: &Roster,
     world: &World,
     (upstreams, plans): (&BTreeMap<Arc<str>, UpstreamId>, &Plans),
     faults: &mut Faults<'_>,
 ) -> Identities {
     let site = Site { world, surroundings: &Around(upstreams, plans) };
-    let (identities, errors) = identity::build(&document.identities, &document.consumers, &site);
+    let (identities, errors) = identity::build(&document.identities, roster.consumers(), &site);
     for error in errors {
         faults.add_with_hint(&error.path, error.message, error.hint);
     }

@@ -24,6 +24,7 @@ use tollhouse_filters::pipeline::{Pipeline, Stack};
 use tollhouse_filters::world::UpstreamId;
 
 use crate::config::{Admin, Listener, Observability, RouteTimeouts, Server, Test};
+use crate::consumers::Roster;
 use crate::observe::RouteSeries;
 use crate::routing::{ListenerId, RouteId, Router};
 use crate::source::{Fingerprint, Packed, Problems};
@@ -72,6 +73,8 @@ pub struct Snapshot {
     pub tests: Vec<Test>,
     /// What is suspicious but not wrong.
     pub warnings: Problems,
+    /// Who calls; they change without the document.
+    pub consumers: Arc<Roster>,
     /// The document it was compiled from, with the files it came from.
     pub packed: Packed,
 }

@@ -8,6 +8,7 @@ use tollhouse_filters::registry::Registry;
 use tollhouse_filters::world::World;
 
 use super::{Compiler, Live, Mode, Snapshot, apart};
+use crate::consumers::Roster;
 use crate::source::{self, Loaded, Problems};
 use crate::store::Keeper;
 use crate::upstream::Monitor;
@@ -34,7 +35,7 @@ pub enum Reloaded {
 }
 
 /// Runs a candidate's own tests; its failures refuse the candidate.
-pub type Verify = fn(&Arc<Loaded>, &Registry) -> Result<(), Problems>;
+pub type Verify = fn(&Arc<Loaded>, &Registry, Option<Arc<Roster>>) -> Result<(), Problems>;
 
 /// Compiles the document again when asked to.
 pub struct Reloader {
@@ -124,10 +125,11 @@ impl Reloader {
             world: &self.world,
             previous: Some(previous),
             mode: Mode::Live,
+            roster: Some(previous.consumers.clone()),
         };
         let snapshot = compiler.compile(&loaded)?;
         if !snapshot.tests.is_empty() {
-            (self.verify)(&loaded, &self.registry)?;
+            (self.verify)(&loaded, &self.registry, Some(snapshot.consumers.clone()))?;
         }
         Ok(Some(snapshot))
     }
@@ -190,9 +192,10 @@ mod tests {
         std::fs::write(&list, "10.0.0.0/8\n").expect("written");
         let (registry, world) = (Arc::new(builtin()), World::dry());
         let loaded = Arc::new(source::load(&path).expect("loads"));
-        let compiler = Compiler { registry: &registry, world: &world, previous: None, mode: Mode::Live };
+        let compiler =
+            Compiler { registry: &registry, world: &world, previous: None, mode: Mode::Live, roster: None };
         let live = Arc::new(Live::new(compiler.compile(&loaded).expect("compiles")));
-        let reloader = Reloader::new(path, registry, World::dry(), live.clone(), |_, _| Ok(()));
+        let reloader = Reloader::new(path, registry, World::dry(), live.clone(), |_, _, _| Ok(()));
 
         assert!(live.load().inputs().contains(&list), "the file is watched");
         assert!(matches!(reloader.reload(), Reloaded::Unchanged));
@@ -216,9 +219,10 @@ mod tests {
         std::fs::write(&ca, authority()).expect("written");
         let (registry, world) = (Arc::new(builtin()), World::dry());
         let loaded = Arc::new(source::load(&path).expect("loads"));
-        let compiler = Compiler { registry: &registry, world: &world, previous: None, mode: Mode::Live };
+        let compiler =
+            Compiler { registry: &registry, world: &world, previous: None, mode: Mode::Live, roster: None };
         let live = Arc::new(Live::new(compiler.compile(&loaded).expect("compiles")));
-        let reloader = Reloader::new(path, registry, World::dry(), live.clone(), |_, _| Ok(()));
+        let reloader = Reloader::new(path, registry, World::dry(), live.clone(), |_, _, _| Ok(()));
 
         assert!(matches!(reloader.reload(), Reloaded::Unchanged));
         std::fs::write(&ca, authority()).expect("written");

@@ -79,7 +79,8 @@ fn compile(text: &str) -> Result<Arc<Snapshot>, Vec<String>> {
     let world = World::dry();
     let problems = |problems: Problems| problems.list.iter().map(ToString::to_string).collect::<Vec<_>>();
     let loaded = Arc::new(load_str(text, "t.yaml", None, &|_| None).map_err(problems)?);
-    let compiler = Compiler { registry: &registry, world: &world, previous: None, mode: Mode::Dry };
+    let compiler =
+        Compiler { registry: &registry, world: &world, previous: None, mode: Mode::Dry, roster: None };
     compiler.compile(&loaded).map(Arc::new).map_err(problems)
 }
 

@@ -24,7 +24,7 @@ use tollhouse_filters::tree::{Error, FileId, Frozen, Limits, Mark, Node, Resolve
 pub use fingerprint::Fingerprint;
 use fingerprint::Recorder;
 pub use problems::{Place, Problem, Problems};
-pub use watch::{Timing, Watch};
+pub use watch::{Stir, Tap, Timing, Watch};
 
 /// Most files that one document is made of.
 const MAX_FILES: usize = 4096;

@@ -5,15 +5,18 @@
 //! call. While a directory is missing or cannot be watched, contents are compared every two seconds.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use notify::event::{AccessKind, AccessMode, EventKind};
+use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind, RenameMode};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use parking_lot::Mutex;
 
 use super::Fingerprint;
 
@@ -76,7 +79,7 @@ impl Watch {
         let mut worker = Worker::new(orders.clone(), timing, Box::new(changed));
         worker.inputs = inputs;
         // Before the thread runs: what changes after this call is noticed.
-        worker.arm();
+        worker.directories.arm(&worker.inputs);
         worker.seen = Fingerprint::of_inputs(&worker.inputs);
         thread::Builder::new().name("watch".to_owned()).spawn(move || worker.run(&received))?;
         Ok(Watch { orders })
@@ -102,31 +105,22 @@ struct Worker {
     inputs: Vec<PathBuf>,
     /// What the inputs held when `changed` was last told.
     seen: Fingerprint,
-    watcher: Option<RecommendedWatcher>,
-    /// Directories watched, by canonical path, with device and inode: a path may come to mean
-    /// another directory.
-    armed: BTreeMap<PathBuf, (u64, u64)>,
-    /// Whether some directory cannot be watched.
-    lost: bool,
+    directories: Directories,
 }
 
 impl Worker {
     fn new(orders: Sender<Order>, timing: Timing, changed: Box<dyn FnMut() + Send>) -> Worker {
-        let tell = move |event: notify::Result<notify::Event>| {
-            if event.as_ref().map_or(true, |event| is_change(&event.kind)) {
-                let _ = orders.send(Order::Changed);
-            }
-        };
-        let watcher = notify::recommended_watcher(tell)
-            .inspect_err(|error| log::warn!(error:%; "cannot watch files, comparing them instead"))
-            .ok();
+        let directories = Directories::new(move |_| {
+            // The thread ends only with its watch.
+            let _ = orders.send(Order::Changed);
+        });
         let seen = Fingerprint::of_inputs(&[]);
-        Worker { timing, changed, inputs: Vec::new(), seen, watcher, armed: BTreeMap::new(), lost: false }
+        Worker { timing, changed, inputs: Vec::new(), seen, directories }
     }
 
     fn run(mut self, orders: &Receiver<Order>) {
         loop {
-            let order = if self.lost {
+            let order = if self.directories.lost {
                 orders.recv_timeout(self.timing.poll)
             } else {
                 orders.recv().map_err(|_| RecvTimeoutError::Disconnected)
@@ -169,7 +163,7 @@ impl Worker {
         }
         let missed = Fingerprint::of_inputs(&self.inputs) != self.seen;
         self.inputs = inputs;
-        self.arm();
+        self.directories.arm(&self.inputs);
         self.seen = Fingerprint::of_inputs(&self.inputs);
         if missed {
             (self.changed)();
@@ -177,17 +171,87 @@ impl Worker {
     }
 
     fn compare(&mut self) {
-        self.arm();
+        self.directories.arm(&self.inputs);
         let now = Fingerprint::of_inputs(&self.inputs);
         if now != self.seen {
             self.seen = now;
             (self.changed)();
         }
     }
+}
+
+/// Tells of every event around a file as it happens, whatever the file holds.
+pub struct Tap {
+    directories: Directories,
+    /// What the file is called in its directory.
+    name: Arc<Mutex<OsString>>,
+}
+
+/// What happened around a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stir {
+    /// Something was written, and more may follow.
+    Written,
+    /// Another file took its place, or its writer closed it.
+    Settled,
+}
+
+impl Tap {
+    /// A tap that watches nothing yet; `tell` is called on a thread of the watcher's.
+    pub fn new(tell: impl Fn(Stir) + Send + 'static) -> Tap {
+        let name = Arc::<Mutex<OsString>>::default();
+        let watched = name.clone();
+        let directories = Directories::new(move |event| {
+            let settled = event.is_some_and(|event| is_end(event, &watched.lock()));
+            tell(if settled { Stir::Settled } else { Stir::Written });
+        });
+        Tap { directories, name }
+    }
+
+    /// Watches what is around this file from now on; whether that can be done.
+    pub fn watch(&mut self, file: Option<&Path>) -> bool {
+        *self.name.lock() = file.and_then(Path::file_name).unwrap_or_default().to_owned();
+        let inputs: Vec<PathBuf> = file.map(Path::to_owned).into_iter().collect();
+        self.directories.arm(&inputs);
+        !self.directories.lost
+    }
+}
+
+/// Whether an event says that a file of this name is whole.
+fn is_end(event: &notify::Event, name: &OsStr) -> bool {
+    let is_last = match event.kind {
+        EventKind::Modify(ModifyKind::Name(mode)) => mode != RenameMode::From,
+        EventKind::Access(_) => true,
+        _ => false,
+    };
+    is_last && event.paths.iter().any(|path| path.file_name() == Some(name))
+}
+
+/// The directories that are watched.
+struct Directories {
+    watcher: Option<RecommendedWatcher>,
+    /// By canonical path, with device and inode: a path may come to mean another directory.
+    armed: BTreeMap<PathBuf, (u64, u64)>,
+    /// Whether some directory cannot be watched.
+    lost: bool,
+}
+
+impl Directories {
+    /// `tell` is given the event, or nothing when some may have been lost.
+    fn new(tell: impl Fn(Option<&notify::Event>) + Send + 'static) -> Directories {
+        let tell = move |event: notify::Result<notify::Event>| match &event {
+            Ok(event) if !is_change(&event.kind) => {}
+            event => tell(event.as_ref().ok()),
+        };
+        let watcher = notify::recommended_watcher(tell)
+            .inspect_err(|error| log::warn!(error:%; "cannot watch files, comparing them instead"))
+            .ok();
+        Directories { watcher, armed: BTreeMap::new(), lost: false }
+    }
 
     /// Watches exactly the directories that matter now.
-    fn arm(&mut self) {
-        let (wanted, mut lost) = directories(&self.inputs);
+    fn arm(&mut self, inputs: &[PathBuf]) {
+        let (wanted, mut lost) = directories(inputs);
         let Some(watcher) = &mut self.watcher else {
             self.lost = true;
             return;

@@ -79,6 +79,25 @@ impl Admin {
         &self.file
     }
 
+    /// Moves the consumer of the document into a file, with two others.
+    pub(crate) fn move_consumers(&self) {
+        let text = std::fs::read_to_string(&self.file).expect("readable");
+        let (before, after) = text.split_once("consumers:\n").expect("in the document");
+        let admin = &after[after.find("admin:").expect("behind them")..];
+        let hash = "sha256:f52fbd32b2b3b86ff88ef6c490628285f482af15ddcb29541f94bcf526a3f6c7";
+        let credential = json!({"type": "api_key", "id": "k", "hash": hash});
+        let lines = [
+            json!({"name": "globex"}),
+            json!({"name": "acme", "credentials": [credential]}),
+            json!({"name": "b"}),
+        ];
+        let lines: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        std::fs::write(self.file.with_file_name("consumers.jsonl"), lines).expect("written");
+        std::fs::write(&self.file, format!("{before}consumers: {{file: consumers.jsonl}}\n{admin}"))
+            .expect("written");
+        assert_eq!(self.reload().status(), 200);
+    }
+
     pub(crate) fn reload(&self) -> Message {
         self.ask("POST", "/api/reload", &[("authorization", "Bearer hunter2-token")], "")
     }

@@ -68,13 +68,46 @@ fn the_document_is_openapi_3_1_and_its_schemas_are_valid() {
     }
 }
 
+const CREDENTIAL_OFF: &str = "/api/consumers/{name}/credentials/{id}/disable";
+const CREDENTIAL_ON: &str = "/api/consumers/{name}/credentials/{id}/enable";
+
 /// Method, path, target, fields, body, and the status of the answer.
 type Call<'a> = (&'a str, &'a str, &'a str, &'a [(&'a str, &'a str)], &'a str, u16);
+
+fn consumer_calls<'a>(token: &'a [(&'a str, &'a str)]) -> Vec<Call<'a>> {
+    let switch = "/api/consumers/{name}/disable";
+    vec![
+        ("GET", "/api/consumers", "/api/consumers", &[], "", 200),
+        ("GET", "/api/consumers", "/api/consumers?after=acme&limit=1", &[], "", 200),
+        ("GET", "/api/consumers", "/api/consumers?limit=0", &[], "", 400),
+        ("GET", "/api/consumers/{name}", "/api/consumers/acme", &[], "", 200),
+        ("GET", "/api/consumers/{name}", "/api/consumers/nobody", &[], "", 404),
+        ("POST", switch, "/api/consumers/acme/disable", token, "", 200),
+        ("POST", switch, "/api/consumers/nobody/disable", token, "", 404),
+        ("POST", switch, "/api/consumers/acme/disable", &[], "", 401),
+        ("POST", "/api/consumers/{name}/enable", "/api/consumers/acme/enable", token, "", 200),
+        ("POST", CREDENTIAL_OFF, "/api/consumers/acme/credentials/k/disable", token, "", 200),
+        ("POST", CREDENTIAL_OFF, "/api/consumers/acme/credentials/l/disable", token, "", 404),
+        ("POST", CREDENTIAL_ON, "/api/consumers/acme/credentials/k/enable", token, "", 200),
+    ]
+}
+
+#[test]
+fn consumers_of_the_document_are_not_changed_by_the_api() {
+    let admin = Admin::with_token();
+    let document = described(&admin);
+    let bearer = format!("Bearer {TOKEN}");
+    let switch = "/api/consumers/{name}/disable";
+    let refused = admin.ask("POST", "/api/consumers/acme/disable", &[("authorization", &bearer)], "");
+    assert_eq!(refused.status(), 409, "the consumers are in the document: {refused:?}");
+    assert_described(&document, "POST", switch, &refused);
+}
 
 #[test]
 fn every_path_answers_as_it_is_described() {
     let admin = Admin::with_token();
     let document = described(&admin);
+    admin.move_consumers();
     let wrong = "version: 1\nlistener: []\nlistener: []\n";
     let fine = "version: 1\nlisteners: [{name: m, address: \"127.0.0.1:1\"}]\n";
     let question = json!({"method": "GET", "url": "/users/7", "headers": [["x-a", "1"]]}).to_string();
@@ -109,7 +142,7 @@ fn every_path_answers_as_it_is_described() {
     ];
     calls.extend(about_revocations(&token, &json, &both, &entry, &large));
     let mut succeeded = BTreeSet::new();
-    for (method, path, target, headers, body, status) in calls {
+    for (method, path, target, headers, body, status) in calls.into_iter().chain(consumer_calls(&token)) {
         let answer = admin.ask(method, target, headers, body);
         assert_eq!(answer.status(), status, "{method} {target}: {answer:?}");
         assert_described(&document, method, path, &answer);
@@ -154,6 +187,29 @@ fn about_revocations<'a>(
         ("DELETE", "/api/revocations", "/api/revocations?identity=corp&jti=1", token, "", 404),
         ("DELETE", "/api/revocations", "/api/revocations?jti=1", token, "", 400),
     ]
+}
+
+#[test]
+fn consumers_are_told_a_page_at_a_time_and_without_secrets() {
+    let admin = Admin::with_token();
+    admin.move_consumers();
+    let page = admin.get("/api/consumers?limit=2").json();
+    let names = |page: &Value| -> Vec<String> {
+        let all = page["consumers"].as_array().expect("a list").iter();
+        all.map(|consumer| consumer["name"].as_str().unwrap_or_default().to_owned()).collect()
+    };
+    assert_eq!(
+        (names(&page), &page["total"], &page["next"]),
+        (vec!["acme".into(), "b".into()], &json!(3), &json!("b"))
+    );
+    let rest = admin.get("/api/consumers?limit=2&after=b");
+    assert_eq!((names(&rest.json()), rest.json().get("next")), (vec!["globex".to_owned()], None));
+    let one = admin.get("/api/consumers/acme");
+    assert_eq!(
+        one.json()["credentials"],
+        json!([{"type": "api_key", "id": "k", "identity": "keys", "disabled": false}])
+    );
+    assert!(!one.text().contains("f52fbd32"), "{one:?}");
 }
 
 #[test]

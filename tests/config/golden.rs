@@ -80,7 +80,8 @@ impl Case {
         let name = base.join("document").display().to_string();
         let loaded = Arc::new(source::load_str(&self.document, &name, Some(base), &environment)?);
         let (registry, world) = (tollhouse_filters::builtin(), World::dry());
-        Compiler { registry: &registry, world: &world, previous: None, mode: Mode::Dry }.compile(&loaded)
+        Compiler { registry: &registry, world: &world, previous: None, mode: Mode::Dry, roster: None }
+            .compile(&loaded)
     }
 
     /// What the schema says; nothing where the document is no YAML or needs its environment.

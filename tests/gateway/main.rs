@@ -4,6 +4,7 @@ mod access_log;
 mod balancing;
 mod bodies;
 mod compression;
+mod consumers;
 mod decompression;
 mod direct;
 mod failures;

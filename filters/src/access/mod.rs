@@ -3,4 +3,6 @@
 pub mod authenticate;
 pub mod authorize;
 pub mod cors;
+mod fields;
+pub mod forward_auth;
 pub mod ip_access;

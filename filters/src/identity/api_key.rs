@@ -1,6 +1,5 @@
 //! `api_key`: a random text that only its consumer knows; the document holds its hash.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -12,8 +11,9 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Deserializer, de::Error as _};
 use sha2::{Digest, Sha256};
 
+use super::consumers::{Consumers, IdentityNo, Key, Lapse};
 use super::{Identity, IdentityState, Presented, Refusal, Source, Verified, challenge, only_one};
-use crate::context::{Consumer, Context, Principal};
+use crate::context::{Context, Principal};
 use crate::values::Scalar;
 use crate::values::scalar;
 
@@ -46,13 +46,18 @@ pub(super) enum Type {
 
 /// SHA-256 of a key. Neither printed nor shown: weak keys could be guessed from it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct KeyHash([u8; 32]);
+pub struct KeyHash(pub(super) [u8; 32]);
 
 impl KeyHash {
     /// The hash of a key.
     #[must_use]
     pub fn of(key: &[u8]) -> Self {
         Self(Sha256::digest(key).into())
+    }
+
+    /// What it begins with.
+    pub(super) fn prefix(&self) -> u64 {
+        u64::from_le_bytes(self.0[..8].try_into().expect("eight bytes"))
     }
 }
 
@@ -106,48 +111,42 @@ impl fmt::Debug for KeyHash {
     }
 }
 
-/// One key of a consumer.
-#[derive(Debug, Clone)]
-pub(super) struct Key {
-    pub(super) consumer: Arc<Consumer>,
-    pub(super) id: Arc<str>,
-    pub(super) expires: Option<SystemTime>,
-}
-
 /// See the [module](self).
 pub(super) struct ApiKeys {
     name: Arc<str>,
     sources: Vec<Source>,
     hide: bool,
-    keys: HashMap<KeyHash, (Key, Arc<Principal>)>,
+    consumers: Arc<Consumers>,
+    number: Option<IdentityNo>,
 }
 
 impl ApiKeys {
-    pub(super) fn new(name: Arc<str>, options: Options, keys: HashMap<KeyHash, Key>) -> Self {
-        let principal = |key: &Key| {
-            Arc::new(Principal { subject: key.consumer.name.to_string(), claims: Default::default() })
-        };
-        let keys = keys.into_iter().map(|(hash, key)| {
-            let principal = principal(&key);
-            (hash, (key, principal))
-        });
-        Self { name, sources: options.from, hide: options.hide, keys: keys.collect() }
+    pub(super) fn new(name: Arc<str>, options: Options, consumers: Arc<Consumers>) -> Self {
+        let number = consumers.layout().number(&name);
+        Self { name, sources: options.from, hide: options.hide, consumers, number }
     }
 
     /// Looked up by its hash: how long that takes says nothing about any key.
     fn verify(&self, key: &[u8], now: SystemTime) -> Result<Verified, Refusal> {
+        const UNKNOWN: Refusal = Refusal::new("the API key is not known");
         if key.is_empty() || key.len() > LONGEST {
-            return Err(Refusal::new("the API key is not known"));
+            return Err(UNKNOWN);
         }
-        let found = self.keys.get(&KeyHash::of(key)).ok_or(Refusal::new("the API key is not known"))?;
-        let (Key { consumer, id, expires }, principal) = found;
-        if expires.is_some_and(|end| now >= end) {
-            return Err(Refusal::new("the API key has expired"));
+        let number = self.number.ok_or(UNKNOWN)?;
+        let index = self.consumers.load();
+        let found = index.find(number, Key::ApiKey(KeyHash::of(key))).ok_or(UNKNOWN)?;
+        match found.lapse(now) {
+            None => {}
+            Some(Lapse::Expired) => return Err(Refusal::new("the API key has expired")),
+            Some(Lapse::Disabled) => return Err(Refusal::new("the API key is disabled")),
+            Some(Lapse::Consumer) => return Err(Refusal::new("the consumer is disabled")),
         }
+        let consumer = found.consumer();
+        let principal = Principal { subject: consumer.name.to_string(), claims: Default::default() };
         Ok(Verified {
-            principal: principal.clone(),
+            principal: Arc::new(principal),
             consumer: Some(consumer.clone()),
-            credential: Some(id.clone()),
+            credential: found.credential().map(|credential| credential.id().clone()),
         })
     }
 }

@@ -7,14 +7,13 @@ use std::time::Duration;
 use http::HeaderName;
 use serde::de::DeserializeOwned;
 
-use super::api_key::{self, ApiKeys, Key, KeyHash};
-use super::claims::Matches;
-use super::introspection::{self, Introspection};
-use super::jwt::{self, Jwt};
+use super::api_key::{self, ApiKeys};
+use super::consumers::{Clerk, Consumers, Index, Layout, Matches, Record};
+use super::introspection::Introspection;
+use super::jwt::Jwt;
 use super::remote::Remote;
-use super::spec::{ConsumerSpec, CredentialKind, CredentialSpec, IdentitySpec, Kind, MatchSpec};
+use super::spec::{ConsumerSpec, IdentitySpec, Kind};
 use super::{Broken, Identity, Source};
-use crate::context::Consumer;
 use crate::filter::{BuildError, Surroundings};
 use crate::plan::Plans;
 use crate::tree::{self, Node, Path, suggest};
@@ -92,207 +91,94 @@ impl Site<'_> {
     }
 }
 
-/// Builds the identities of a document; their problems have paths from its root.
+/// Builds the identities of a document; their problems have paths from its root. They look up in `consumers`,
+/// of this very [`layout`].
 #[must_use]
 pub fn build(
     identities: &BTreeMap<Name, IdentitySpec>,
-    consumers: &[ConsumerSpec],
+    consumers: &Arc<Consumers>,
     site: &Site<'_>,
 ) -> (Identities, Vec<BuildError>) {
-    let mut builder = Builder::default();
+    let (mut built, mut errors) = (Identities::default(), Vec::new());
     for (name, spec) in identities {
-        builder.identity(name, spec);
+        let identity = identity(name, spec, consumers, site).unwrap_or_else(|found| {
+            let path: Path = ["identities", name.as_str()].into_iter().collect();
+            errors.extend(
+                found.into_iter().map(|error| BuildError { path: path.concat(&error.path), ..error }),
+            );
+            Arc::new(Broken { name: name.shared() })
+        });
+        built.by_name.insert(name.shared(), identity);
     }
-    let none = Plans::default();
-    let plans = site.surroundings.plans().unwrap_or(&none);
-    for (at, consumer) in consumers.iter().enumerate() {
-        builder.consumer(at, consumer, plans);
-    }
-    builder.finish(site)
+    (built, errors)
 }
 
-#[derive(Default)]
-struct Builder {
-    identities: BTreeMap<Arc<str>, Draft>,
-    /// Where each key stands, by the identity it is for.
-    keys: HashMap<(Arc<str>, KeyHash), Path>,
-    /// Where each claim and value stands, by the identity that verifies them.
-    matches: HashMap<[String; 3], Path>,
-    errors: Vec<BuildError>,
+/// The identities and plans that consumers refer to.
+#[must_use]
+pub fn layout(identities: &BTreeMap<Name, IdentitySpec>, plans: &Plans) -> Layout {
+    let identities = identities.iter().map(|(name, spec)| (name.shared(), spec.kind()));
+    Layout::new(identities, plans.names().cloned())
 }
 
-/// An identity that waits for its consumers; one with mistakes has no options.
-enum Draft {
-    ApiKey(Option<api_key::Options>, HashMap<KeyHash, Key>),
-    Introspection(Option<Box<introspection::Options>>, Matches),
-    Jwt(Option<Box<jwt::Options>>, Matches),
-    /// Of no type there is.
-    Unknown,
-}
-
-impl Draft {
-    fn kind(&self) -> Option<Kind> {
-        match self {
-            Self::ApiKey(..) => Some(Kind::ApiKey),
-            Self::Introspection(..) => Some(Kind::Introspection),
-            Self::Jwt(..) => Some(Kind::Jwt),
-            Self::Unknown => None,
+/// The consumers of a list; their problems have paths from the list.
+#[must_use]
+pub fn index(layout: &Layout, consumers: Vec<ConsumerSpec>) -> (Index, Vec<BuildError>) {
+    let (mut index, mut clerk, mut errors) = (Index::default(), Clerk::new(layout), Vec::new());
+    let mut places: HashMap<*const Record, usize> = HashMap::new();
+    for (at, spec) in consumers.into_iter().enumerate() {
+        let (record, found) = clerk.record(spec);
+        let path = Path::default().join(at);
+        errors.extend(found.into_iter().map(|error| BuildError { path: path.concat(&error.path), ..error }));
+        places.insert(Arc::as_ptr(&record), at);
+        for clash in index.add(&record) {
+            let other = Path::default().join(places[&Arc::as_ptr(&clash.other)]).concat(&clash.other_path);
+            let message = format!("consumers{other} {}", clash.what);
+            errors.push(BuildError { path: path.concat(&clash.path), message, hint: None });
         }
     }
+    (index, errors)
 }
 
-fn place(parts: &[&str]) -> Path {
-    parts.iter().copied().collect()
-}
-
-fn did_you_mean<'a>(wanted: &str, names: impl IntoIterator<Item = &'a str>) -> Option<String> {
-    suggest(wanted, names).map(|near| format!("did you mean `{near}`?"))
-}
-
-impl Builder {
-    fn refuse(&mut self, path: Path, message: impl Into<String>, hint: Option<String>) {
-        self.errors.push(BuildError { path, message: message.into(), hint });
-    }
-
-    fn identity(&mut self, name: &Name, spec: &IdentitySpec) {
-        let path = place(&["identities", name.as_str()]);
-        let node = &spec.0.0;
-        let written = node.get("type").and_then(|node| node.as_str());
-        let draft = match written.and_then(Kind::read) {
-            Some(Kind::ApiKey) => Draft::ApiKey(self.options(node, &path), HashMap::new()),
-            Some(Kind::Introspection) => {
-                Draft::Introspection(self.options(node, &path).map(Box::new), Matches::default())
+fn identity(
+    name: &Name,
+    spec: &IdentitySpec,
+    consumers: &Arc<Consumers>,
+    site: &Site<'_>,
+) -> Result<Arc<dyn Identity>, Vec<BuildError>> {
+    let (node, name) = (&spec.0.0, name.shared());
+    match spec.kind() {
+        Some(Kind::ApiKey) => {
+            let options: api_key::Options = options(node)?;
+            if options.from.is_empty() {
+                let message = "no key could ever be found; add `header:x-api-key`";
+                return Err(vec![BuildError::at("from", message)]);
             }
-            Some(Kind::Jwt) => Draft::Jwt(self.options(node, &path).map(Box::new), Matches::default()),
-            None => {
-                let hint = did_you_mean(written.unwrap_or_default(), Kind::NAMES);
-                self.refuse(path.join("type"), "expected the type `api_key`, `introspection` or `jwt`", hint);
-                Draft::Unknown
-            }
-        };
-        self.identities.insert(name.shared(), draft);
-    }
-
-    fn options<T: DeserializeOwned>(&mut self, node: &Arc<Node>, path: &Path) -> Option<T> {
-        let errors = match tree::from_node_all(node) {
-            Ok(options) => return Some(options),
-            Err(errors) => errors,
-        };
-        self.errors.extend(errors.into_iter().map(|error| BuildError {
-            path: path.concat(&error.path),
-            message: error.message,
-            hint: error.hint,
-        }));
-        None
-    }
-
-    fn consumer(&mut self, at: usize, spec: &ConsumerSpec, plans: &Plans) {
-        let path = place(&["consumers"]).join(at);
-        let groups = spec.groups.iter().map(Name::shared).collect();
-        let plan = spec.plan.as_ref().map(Name::shared);
-        if let Some(error) = plan.as_deref().and_then(|plan| plans.find(plan).err()) {
-            self.refuse(path.join("plan"), error.message, error.hint);
+            Ok(Arc::new(ApiKeys::new(name, options, consumers.clone())))
         }
-        let consumer = Arc::new(Consumer { name: spec.name.shared(), groups, plan });
-        for (nth, wanted) in spec.matches.iter().enumerate() {
-            self.matched(&consumer, wanted, &path.join("match").join(nth));
+        Some(Kind::Jwt) => {
+            let matches = Matches::new(consumers.clone(), &name);
+            let jwt = Jwt::new(name, options(node)?, matches, site).map_err(|error| vec![error])?;
+            Ok(Arc::new(jwt))
         }
-        for (nth, credential) in spec.credentials.iter().enumerate() {
-            let path = path.join("credentials").join(nth);
-            if spec.credentials[..nth].iter().any(|other| other.id == credential.id) {
-                let message = format!("another credential of this consumer is called `{}`", credential.id);
-                self.refuse(path.join("id"), message, None);
-            }
-            let CredentialKind::ApiKey = credential.kind;
-            self.key(&consumer, credential, &path);
+        Some(Kind::Introspection) => {
+            let matches = Matches::new(consumers.clone(), &name);
+            let built = Introspection::new(name, options(node)?, matches, site);
+            Ok(Arc::new(built.map_err(|error| vec![error])?))
+        }
+        None => {
+            let written = node.get("type").and_then(|node| node.as_str()).unwrap_or_default();
+            let hint = suggest(written, Kind::NAMES).map(|near| format!("did you mean `{near}`?"));
+            let error = BuildError::at("type", "expected the type `api_key`, `introspection` or `jwt`");
+            Err(vec![BuildError { hint, ..error }])
         }
     }
+}
 
-    fn matched(&mut self, consumer: &Arc<Consumer>, wanted: &MatchSpec, path: &Path) {
-        let name = wanted.identity.as_str();
-        let message = match self.identities.get_mut(name) {
-            Some(Draft::Introspection(_, matches) | Draft::Jwt(_, matches)) => {
-                matches.add(wanted, consumer);
-                let key = [name.to_owned(), wanted.claim.clone(), wanted.value.clone()];
-                let Some(other) = self.matches.insert(key, path.clone()) else { return };
-                let message = format!("{other} has the same claim and value");
-                return self.refuse(path.join("value"), message, None);
-            }
-            Some(Draft::ApiKey(..)) => format!("`{name}` is of type `api_key`, which has no claims"),
-            Some(Draft::Unknown) => return,
-            None => format!("no identity is named `{name}`"),
-        };
-        let hint = did_you_mean(name, self.identities.keys().map(|name| &**name));
-        self.refuse(path.join("identity"), message, hint.filter(|_| !self.identities.contains_key(name)));
-    }
-
-    fn key(&mut self, consumer: &Arc<Consumer>, spec: &CredentialSpec, path: &Path) {
-        let Some(identity) = self.identity_of(spec, path) else { return };
-        let Some(Draft::ApiKey(_, keys)) = self.identities.get_mut(&identity) else { return };
-        let expires = spec.expires.map(crate::values::Date::get);
-        keys.insert(spec.hash, Key { consumer: consumer.clone(), id: spec.id.shared(), expires });
-        if let Some(other) = self.keys.insert((identity, spec.hash), path.clone()) {
-            self.refuse(path.join("hash"), format!("{other} is the same key"), None);
-        }
-    }
-
-    /// The identity that a key is for: the one it names, else the only one there is.
-    fn identity_of(&mut self, spec: &CredentialSpec, path: &Path) -> Option<Arc<str>> {
-        let of_keys = self.identities.iter().filter(|(_, draft)| draft.kind() == Some(Kind::ApiKey));
-        let names: Vec<Arc<str>> = of_keys.map(|(name, _)| name.clone()).collect();
-        let Some(wanted) = &spec.identity else {
-            let message = match names.as_slice() {
-                [only] => return Some(only.clone()),
-                [] if self.identities.values().any(|draft| draft.kind().is_none()) => return None,
-                [] => "no identity is of type `api_key`, so this key opens nothing".to_owned(),
-                several => {
-                    let names = several.join("`, `");
-                    format!("several identities are of type `api_key`: add `identity`, one of `{names}`")
-                }
-            };
-            self.refuse(path.clone(), message, None);
-            return None;
-        };
-        if names.contains(&wanted.shared()) {
-            return Some(wanted.shared());
-        }
-        let message = match self.identities.get(wanted.as_str()) {
-            Some(Draft::Unknown) => return None,
-            Some(_) => format!("`{wanted}` is not of type `api_key`"),
-            None => format!("no identity is named `{wanted}`"),
-        };
-        let hint = did_you_mean(wanted.as_str(), names.iter().map(|name| &**name));
-        self.refuse(path.join("identity"), message, hint);
-        None
-    }
-
-    fn finish(mut self, site: &Site<'_>) -> (Identities, Vec<BuildError>) {
-        let mut built = Identities::default();
-        for (name, draft) in std::mem::take(&mut self.identities) {
-            let identity: Result<Arc<dyn Identity>, BuildError> = match draft {
-                Draft::ApiKey(Some(options), _) if options.from.is_empty() => {
-                    Err(BuildError::at("from", "no key could ever be found; add `header:x-api-key`"))
-                }
-                Draft::ApiKey(Some(options), keys) => Ok(Arc::new(ApiKeys::new(name.clone(), options, keys))),
-                Draft::Introspection(Some(options), matches) => {
-                    Introspection::new(name.clone(), *options, matches, site)
-                        .map(|built| Arc::new(built) as _)
-                }
-                Draft::Jwt(Some(options), matches) => {
-                    Jwt::new(name.clone(), *options, matches, site).map(|jwt| Arc::new(jwt) as _)
-                }
-                Draft::ApiKey(None, _)
-                | Draft::Introspection(None, _)
-                | Draft::Jwt(None, _)
-                | Draft::Unknown => Ok(Arc::new(Broken { name: name.clone() })),
-            };
-            let identity = identity.unwrap_or_else(|error| {
-                let path = place(&["identities", &name]).concat(&error.path);
-                self.errors.push(BuildError { path, ..error });
-                Arc::new(Broken { name: name.clone() })
-            });
-            built.by_name.insert(name, identity);
-        }
-        (built, self.errors)
-    }
+fn options<T: DeserializeOwned>(node: &Arc<Node>) -> Result<T, Vec<BuildError>> {
+    tree::from_node_all(node).map_err(|errors| {
+        let errors = errors.into_iter();
+        errors
+            .map(|error| BuildError { path: error.path, message: error.message, hint: error.hint })
+            .collect()
+    })
 }

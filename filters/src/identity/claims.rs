@@ -1,15 +1,11 @@
-//! What has to be true of the claims of tokens (RFC 7519 s4.1), and which consumer they name.
+//! What has to be true of the claims of tokens (RFC 7519 s4.1).
 
-use std::borrow::Cow;
-use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Map, Value};
 
+use super::Refusal;
 use super::cache::seconds;
-use super::{MatchSpec, Refusal};
-use crate::context::Consumer;
 use crate::filter::BuildError;
 use crate::values::DurationOrZero;
 use crate::world::{Matched, Revocations};
@@ -106,36 +102,4 @@ fn date(claims: &Map<String, Value>, name: &str) -> Result<Option<f64>, Refusal>
 
 fn text<'a>(claims: &'a Map<String, Value>, name: &str) -> Result<Option<&'a str>, Refusal> {
     claims.get(name).map(|value| value.as_str().ok_or(BAD_CLAIM)).transpose()
-}
-
-/// Consumers by the claims that they are known by.
-#[derive(Default)]
-pub(super) struct Matches(Vec<(String, HashMap<String, Arc<Consumer>>)>);
-
-impl Matches {
-    /// Adds a consumer; no other one has the same claim and value.
-    pub(super) fn add(&mut self, wanted: &MatchSpec, consumer: &Arc<Consumer>) {
-        let at = self.0.iter().position(|(claim, _)| *claim == wanted.claim).unwrap_or_else(|| {
-            self.0.push((wanted.claim.clone(), HashMap::new()));
-            self.0.len() - 1
-        });
-        self.0[at].1.insert(wanted.value.clone(), consumer.clone());
-    }
-
-    /// The consumer whom these claims name; two at once are none.
-    pub(super) fn find(&self, claims: &Map<String, Value>) -> Result<Option<Arc<Consumer>>, Refusal> {
-        let mut found: Option<&Arc<Consumer>> = None;
-        for (claim, by_value) in &self.0 {
-            let text: Cow<'_, str> = match claims.get(claim) {
-                Some(Value::String(text)) => text.into(),
-                Some(value @ (Value::Number(_) | Value::Bool(_))) => value.to_string().into(),
-                _ => continue,
-            };
-            let Some(consumer) = by_value.get(&*text) else { continue };
-            if found.replace(consumer).is_some_and(|other| other.name != consumer.name) {
-                return Err(Refusal::new("the claims of the token name several consumers"));
-            }
-        }
-        Ok(found.cloned())
-    }
 }

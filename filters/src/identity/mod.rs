@@ -7,6 +7,7 @@ mod bearer;
 mod build;
 mod cache;
 mod claims;
+pub mod consumers;
 mod introspection;
 mod json;
 mod jwt;
@@ -26,7 +27,7 @@ use pingora_http::RequestHeader;
 use crate::context::{Consumer, Context, Principal};
 
 pub use api_key::KeyHash;
-pub use build::{Identities, Site, build};
+pub use build::{Identities, Site, build, index, layout};
 pub use source::Source;
 pub use spec::{ConsumerSpec, CredentialKind, CredentialSpec, IdentitySpec, MatchSpec};
 

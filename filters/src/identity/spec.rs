@@ -15,8 +15,15 @@ use crate::values::{Date, Name};
 #[derive(Debug, Clone)]
 pub struct IdentitySpec(pub(super) Raw);
 
+impl IdentitySpec {
+    /// Its type, if there is such a one.
+    pub(super) fn kind(&self) -> Option<Kind> {
+        self.0.0.get("type").and_then(|node| node.as_str()).and_then(Kind::read)
+    }
+}
+
 /// The types of identities.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kind {
     ApiKey,
     Introspection,
@@ -25,6 +32,14 @@ pub(super) enum Kind {
 
 impl Kind {
     pub(super) const NAMES: [&'static str; 3] = ["api_key", "introspection", "jwt"];
+
+    /// Whether what it verifies has claims, by which consumers can be known.
+    pub(super) fn has_claims(self) -> bool {
+        match self {
+            Self::ApiKey => false,
+            Self::Introspection | Self::Jwt => true,
+        }
+    }
 
     pub(super) fn read(text: &str) -> Option<Self> {
         match text {
@@ -80,6 +95,9 @@ pub struct ConsumerSpec {
     /// The plan that says how much it may; `plan_limits` enforces it.
     #[serde(default)]
     pub plan: Option<Name>,
+    /// Whether nothing it proves itself with counts.
+    #[serde(default)]
+    pub disabled: bool,
     /// Claims by which it is known; any one is enough.
     #[serde(default, rename = "match")]
     pub matches: Vec<MatchSpec>,
@@ -119,6 +137,9 @@ pub struct CredentialSpec {
     /// When it ends; never by default.
     #[serde(default)]
     pub expires: Option<Date>,
+    /// Whether it does not count.
+    #[serde(default)]
+    pub disabled: bool,
 }
 
 /// What a credential is.

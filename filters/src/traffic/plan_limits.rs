@@ -228,7 +228,7 @@ mod tests {
     }
 
     fn by(name: &str, plan: Option<&str>) -> Request {
-        let consumer = Consumer { name: name.into(), groups: Vec::new(), plan: plan.map(Arc::from) };
+        let consumer = Consumer { name: name.into(), groups: Arc::default(), plan: plan.map(Arc::from) };
         get("/").with(|ctx| ctx.consumer = Some(Arc::new(consumer)))
     }
 

@@ -58,7 +58,7 @@ impl Caller {
 /// A caller whom the document has no consumer for; no name of the document has a colon.
 fn of_its_own(identity: &Arc<dyn Identity>, principal: &Principal) -> Arc<Consumer> {
     let name = format!("{}:{}", identity.name(), principal.subject).into();
-    Arc::new(Consumer { name, groups: Vec::new(), plan: None })
+    Arc::new(Consumer { name, groups: Arc::default(), plan: None })
 }
 
 /// A text as the value of a field; none for what another reader could take for something else: control

@@ -30,6 +30,7 @@ use pingora_http::RequestHeader;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::fields::has_meaning;
 use crate::context::{Context, Slot, Verdict};
 use crate::filter::{Build, BuildError, Fact, Filter};
 use crate::identity::{Identity, Presented, Refusal, Unavailable};
@@ -70,27 +71,6 @@ pub struct Authenticate {
 }
 
 type Fields = Vec<(HeaderName, HeaderValue)>;
-
-/// Fields that have a meaning of their own, which no claim may take.
-const TAKEN: [HeaderName; 16] = [
-    header::AUTHORIZATION,
-    header::CONNECTION,
-    header::CONTENT_LENGTH,
-    header::CONTENT_TYPE,
-    header::COOKIE,
-    header::EXPECT,
-    header::FORWARDED,
-    header::HOST,
-    header::ORIGIN,
-    header::PROXY_AUTHORIZATION,
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    header::VIA,
-    HeaderName::from_static("traceparent"),
-];
-const TAKEN_PREFIXES: [&str; 2] = ["x-forwarded-", "x-tollhouse-"];
 
 impl Filter for Authenticate {
     const NAME: &'static str = "authenticate";
@@ -158,9 +138,7 @@ fn declare(
             key.into_iter().for_each(|key| error.path.push(key));
             error
         };
-        let is_taken =
-            TAKEN.contains(field) || TAKEN_PREFIXES.iter().any(|prefix| field.as_str().starts_with(prefix));
-        if is_taken {
+        if has_meaning(field) {
             return Err(refused("the field has a meaning of its own; choose another one"));
         }
         if build.has_credentials(field) {

@@ -16,7 +16,8 @@ use http::HeaderValue;
 use pingora_http::RequestHeader;
 use sha2::{Digest, Sha256};
 
-use super::claims::{self, Matches, Rules};
+use super::claims::{self, Rules};
+use super::consumers::Matches;
 use super::{Failure, Identity, IdentityState, Presented, Refusal, Site, Source, Verified, bearer, only_one};
 use crate::context::Context;
 use crate::filter::BuildError;

@@ -9,7 +9,9 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
-use crate::identity::{ConsumerSpec, Identity, IdentitySpec, Presented, Site, build};
+use crate::identity::consumers::Consumers;
+use crate::identity::{ConsumerSpec, Identity, IdentitySpec, Presented, Site, build, index, layout};
+use crate::plan::Plans;
 use crate::testing::{Alone, Slow, request, yaml};
 use crate::values::Name;
 use crate::world::{
@@ -43,7 +45,11 @@ impl Place {
         let consumers: Vec<ConsumerSpec> =
             yaml("[{name: acme, match: [{identity: opaque, claim: client_id, value: acme-app}]}]");
         let site = Site { world: &self.world, surroundings: &Alone };
-        let (built, errors) = build(&identities, &consumers, &site);
+        let layout = layout(&identities, &Plans::default());
+        let (index, mut errors) = index(&layout, consumers);
+        let consumers = Arc::new(Consumers::new(layout, index));
+        let (built, wrong) = build(&identities, &consumers, &site);
+        errors.extend(wrong);
         match errors.first() {
             Some(error) => Err(format!("{}: {}", error.path, error.message)),
             None => Ok(built.get("opaque").expect("an identity").clone()),

@@ -24,7 +24,8 @@ use pingora_http::RequestHeader;
 use serde_json::Value;
 
 use super::cache::{Cached, TokenCache, TokenHash, seconds};
-use super::claims::{self, Matches, Rules};
+use super::claims::{self, Rules};
+use super::consumers::Matches;
 use super::{Failure, Identity, IdentityState, Presented, Refusal, Site, Source, Verified, bearer, only_one};
 use crate::context::{Context, Principal};
 use crate::filter::BuildError;

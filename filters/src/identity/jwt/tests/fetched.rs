@@ -3,13 +3,12 @@
 mod cached;
 mod discovery;
 
-use std::sync::Arc;
-
 use futures_util::future::{BoxFuture, join_all};
 use tokio::sync::Semaphore;
 
 use super::*;
 use crate::identity::Identity;
+use crate::identity::consumers::Index;
 use crate::world::{
     ClientError, Clock, ManualClock, MemoryMetrics, Revocation, Revoked, ScriptedClient, Tasks, UpstreamId,
 };
@@ -57,7 +56,8 @@ impl Place {
     fn build(&self, options: &str) -> Arc<dyn Identity> {
         let identities: BTreeMap<Name, IdentitySpec> = yaml(&format!("{{corp: {{type: jwt, {options}}}}}"));
         let site = Site { world: &self.world, surroundings: &Alone };
-        let (built, errors) = build(&identities, &[], &site);
+        let nobody = Arc::new(Consumers::new(layout(&identities, &Plans::default()), Index::default()));
+        let (built, errors) = build(&identities, &nobody, &site);
         assert!(errors.is_empty(), "{errors:?}");
         built.get("corp").expect("an identity").clone()
     }

@@ -3,6 +3,7 @@
 mod fetched;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
@@ -11,7 +12,9 @@ use futures_util::FutureExt;
 use jsonwebtoken::{Algorithm, EncodingKey, crypto};
 use serde_json::{Value, json};
 
-use crate::identity::{ConsumerSpec, Identities, IdentitySpec, Presented, Site, build};
+use crate::identity::consumers::Consumers;
+use crate::identity::{ConsumerSpec, Identities, IdentitySpec, Presented, Site, build, index, layout};
+use crate::plan::Plans;
 use crate::testing::{Alone, Slow, request, yaml};
 use crate::values::Name;
 use crate::world::World;
@@ -50,8 +53,12 @@ fn built(options: &str) -> Result<Identities, String> {
         "[{name: acme, match: [{identity: corp, claim: azp, value: acme-app}, {identity: corp, claim: n, value: '5'}]},
           {name: other, match: [{identity: corp, claim: tenant, value: other}]}]",
     );
+    let layout = layout(&identities, &Plans::default());
+    let (index, mut errors) = index(&layout, consumers);
     let world = World::dry();
-    let (built, errors) = build(&identities, &consumers, &Site { world: &world, surroundings: &Alone });
+    let site = Site { world: &world, surroundings: &Alone };
+    let (built, wrong) = build(&identities, &Arc::new(Consumers::new(layout, index)), &site);
+    errors.extend(wrong);
     match errors.first() {
         Some(error) => Err(format!("{}: {}", error.path, error.message)),
         None => Ok(built),

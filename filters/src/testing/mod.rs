@@ -1,5 +1,7 @@
 //! Test harness for filters: a pipeline from YAML, a fake world.
 
+mod answer;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
@@ -11,9 +13,13 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 
+pub use answer::Answer;
+use answer::joined;
+
 use crate::builtin;
 use crate::context::Context;
-use crate::filter::{Build, Surroundings};
+use crate::filter::{Build, BuildError, Surroundings};
+use crate::identity::consumers::Consumers;
 use crate::identity::{self, ConsumerSpec, Identities, IdentitySpec, Site};
 use crate::outcome::{Body, Reply};
 use crate::path::{PathRules, normalize};
@@ -123,9 +129,16 @@ fn around(document: &str, world: &World) -> Result<Around, String> {
     let document: Document =
         tree::from_node(&node).map_err(|error| format!("{}: {}", error.path, error.message))?;
     let (plans, mut errors) = plan::build(&document.plans);
+    let layout = identity::layout(&document.identities, &plans);
+    let (index, more) = identity::index(&layout, document.consumers);
+    errors.extend(more.into_iter().map(|error| {
+        let path = tree::Path::default().join("consumers").concat(&error.path);
+        BuildError { path, ..error }
+    }));
     let mut around = Around { identities: Identities::default(), plans };
     let site = Site { world, surroundings: &around };
-    let (identities, more) = identity::build(&document.identities, &document.consumers, &site);
+    let consumers = Arc::new(Consumers::new(layout, index));
+    let (identities, more) = identity::build(&document.identities, &consumers, &site);
     errors.extend(more);
     match errors.first() {
         Some(error) => Err(format!("{}: {}", error.path, error.message)),
@@ -238,6 +251,17 @@ pub fn refused_with(document: &str, filters: &str) -> String {
     let world = World::dry_at(clock.clone());
     let built = around(document, &world).and_then(|around| build(&builtin(), &around, filters, world, clock));
     built.err().expect("the document or the filters do not build")
+}
+
+/// As [`chain`], with this client for side calls.
+///
+/// # Panics
+/// When they do not build.
+#[must_use]
+pub fn chain_calling(client: Arc<dyn Client>, filters: &str) -> Chain {
+    let clock = Arc::new(ManualClock::new());
+    let world = World { client, ..World::dry_at(clock.clone()) };
+    build(&builtin(), &Around::default(), filters, world, clock).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Filters of a registry of your own, or why they do not build.
@@ -429,57 +453,4 @@ impl Sent {
         let mut piece = Some(Bytes::copy_from_slice(piece));
         self.entered.response_chunk(&self.stack, &mut piece, false, &mut self.ctx).is_ok()
     }
-}
-
-/// An answer under test.
-pub struct Answer {
-    head: ResponseHeader,
-    body: Bytes,
-}
-
-impl Answer {
-    /// The status.
-    #[must_use]
-    pub fn status(&self) -> u16 {
-        self.head.status.as_u16()
-    }
-
-    /// A field; several lines are joined.
-    #[must_use]
-    pub fn field(&self, name: &str) -> Option<String> {
-        joined(&self.head.headers, name)
-    }
-
-    /// Asserts a field; several lines are joined.
-    ///
-    /// # Panics
-    /// When it is another.
-    pub fn header(self, name: &str, value: &str) -> Self {
-        assert_eq!(joined(&self.head.headers, name).as_deref(), Some(value), "{name}");
-        self
-    }
-
-    /// Asserts that a field is not there.
-    ///
-    /// # Panics
-    /// When it is.
-    pub fn no_header(self, name: &str) -> Self {
-        assert_eq!(joined(&self.head.headers, name), None, "{name}");
-        self
-    }
-
-    /// Asserts the body.
-    ///
-    /// # Panics
-    /// When it is another.
-    pub fn body(self, text: &str) -> Self {
-        assert_eq!(String::from_utf8_lossy(&self.body), text);
-        self
-    }
-}
-
-fn joined(headers: &http::HeaderMap, name: &str) -> Option<String> {
-    let lines: Vec<_> =
-        headers.get_all(name).iter().map(|line| String::from_utf8_lossy(line.as_bytes())).collect();
-    (!lines.is_empty()).then(|| lines.join(", "))
 }

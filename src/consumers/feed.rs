@@ -1,0 +1,399 @@
+//! The consumers' file: what it says now, and what changed since it was last read.
+
+use std::fs::File;
+use std::hash::BuildHasher;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use foldhash::quality::RandomState;
+use tollhouse_filters::identity::consumers::{Clash, Clerk, Index, Layout, Record};
+use tollhouse_filters::tree::Path;
+
+use super::entry::{self, Entry};
+use super::lines::{HashMap, HashSet, Line, LineReader, NOBODY, difference, last_lines, length};
+use crate::source::{Place, Problem, Problems};
+
+/// Most problems that are told.
+const MOST_PROBLEMS: usize = 100;
+/// A file changed so recently may change again without looking different.
+const RECENT: Duration = Duration::from_secs(1);
+/// Who has written nothing for so long is done.
+pub const QUIET: Duration = Duration::from_millis(300);
+
+/// What a file looks like from outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+}
+
+impl Stamp {
+    fn of(about: &std::fs::Metadata) -> Self {
+        let (device, inode, size) = (about.dev(), about.ino(), about.size());
+        Self { device, inode, size, modified: (about.mtime(), about.mtime_nsec()) }
+    }
+
+    fn is_same_file(&self, other: &Self) -> bool {
+        (self.device, self.inode) == (other.device, other.inode)
+    }
+}
+
+/// What was last read of a file.
+#[derive(Debug)]
+pub(super) struct Feed {
+    path: PathBuf,
+    /// How messages call it.
+    shown: String,
+    hasher: RandomState,
+    lines: Vec<Line>,
+    /// How far `lines` reach, in bytes.
+    length: u64,
+    stamp: Option<Stamp>,
+}
+
+/// How urgent a look at the file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// Somebody may be writing: lines at the end are taken at once, and what changed in its place; anything else
+    /// is left until the writer is done.
+    Early,
+    /// Whoever wrote is done; if there are more lines, those are taken before anything else.
+    Settled,
+    /// Whoever wrote is done if nothing was written for a while; then all is looked at.
+    Quiet,
+}
+
+/// What a look came to.
+#[derive(Debug)]
+pub(super) enum Seen {
+    /// Nothing has to be looked at.
+    Same,
+    /// What came at the end, and other consumers if it says so; the rest was not looked at.
+    Partly(Option<Index>),
+    /// All of it, and other consumers if it says so.
+    Whole(Option<Index>),
+    /// Not to be taken yet: another look is needed when the writer is done.
+    Unsettled,
+}
+
+/// What a file says differently.
+#[derive(Default)]
+struct Change {
+    without: Vec<Arc<str>>,
+    with: Vec<Arc<Record>>,
+}
+
+/// Lines that were seen in the place of others.
+struct Update {
+    /// Which ones of those that there were.
+    of: Range<usize>,
+    lines: Vec<Line>,
+}
+
+/// What a line said, once it has been read.
+#[derive(Clone)]
+enum Said {
+    Consumer(Arc<Record>),
+    Gone,
+}
+
+impl Feed {
+    pub(super) fn new(path: PathBuf) -> Self {
+        let shown = path.display().to_string();
+        let (hasher, lines, length, stamp) = (RandomState::default(), Vec::new(), 0, None);
+        Self { path, shown, hasher, lines, length, stamp }
+    }
+
+    /// Looks at the file, and makes what it says of the consumers that there are. Only what is given out as
+    /// changed is remembered as seen.
+    pub(super) fn look(&mut self, index: &Index, layout: &Layout, look: Look) -> Result<Seen, Problems> {
+        let mut file = self.open()?;
+        let about = file.metadata().map_err(|error| self.unreadable(&error))?;
+        let stamp = Stamp::of(&about);
+        let age = about.modified().ok().and_then(|at| SystemTime::now().duration_since(at).ok());
+        let is_whole = stamp.size == self.length;
+        if self.stamp == Some(stamp) && is_whole && age.is_some_and(|age| age > RECENT) {
+            return Ok(Seen::Same);
+        }
+        if look == Look::Quiet && age.is_some_and(|age| age < QUIET) {
+            return Ok(Seen::Unsettled);
+        }
+        let mut reading = Reading::new(self, index, layout);
+        let is_same_file = self.stamp.is_some_and(|seen| seen.is_same_file(&stamp));
+        let may_be_more = look != Look::Quiet && is_same_file && stamp.size > self.length;
+        if may_be_more && self.ends_as_before(&mut file) {
+            // Not worth a word before all was looked at.
+            let Ok(changed) = reading.appended(&mut file) else { return Ok(Seen::Unsettled) };
+            return self.take(index, changed, stamp).map(Seen::Partly).or(Ok(Seen::Unsettled));
+        }
+        let is_same_size = is_same_file && is_whole;
+        if look == Look::Early && !is_same_size && self.stamp.is_some() {
+            return Ok(Seen::Unsettled);
+        }
+        let changed = reading.whole(&mut file)?;
+        self.take(index, changed, stamp).map(Seen::Whole)
+    }
+
+    /// Applies a change, and remembers what was seen if it can be.
+    fn take(
+        &mut self,
+        index: &Index,
+        (change, seen): Changed,
+        stamp: Stamp,
+    ) -> Result<Option<Index>, Problems> {
+        let (start, count) = (seen.of.start, seen.lines.len());
+        let old: Vec<Line> = self.lines.splice(seen.of, seen.lines).collect();
+        if change.with.is_empty() && change.without.is_empty() {
+            self.seen(stamp);
+            return Ok(None);
+        }
+        match index.changed(change.without.iter().map(|name| &**name), &change.with) {
+            Ok(next) => {
+                self.seen(stamp);
+                Ok(Some(next))
+            }
+            Err(clashes) => {
+                let problems = self.clashes(index, &clashes);
+                drop(self.lines.splice(start..start + count, old));
+                Err(problems)
+            }
+        }
+    }
+
+    fn seen(&mut self, stamp: Stamp) {
+        self.length = length(&self.lines);
+        self.stamp = Some(stamp);
+    }
+
+    /// The last line about a consumer, if it is still where it was.
+    pub(super) fn line_of(&self, index: &Index, name: &str) -> io::Result<Option<Vec<u8>>> {
+        let hash = index.hash_of(name);
+        let Some((at, line)) = last_lines(&[&self.lines], &HashSet::from_iter([hash])).get(&hash).copied()
+        else {
+            return Ok(None);
+        };
+        let mut file = File::open(&self.path)?;
+        let text = read_line(&mut file, length(&self.lines[..at]), line.length)?;
+        Ok((self.hasher.hash_one(&*text) == line.hash).then_some(text))
+    }
+
+    fn open(&self) -> Result<File, Problems> {
+        let file = File::open(&self.path).map_err(|error| self.unreadable(&error))?;
+        let is_file = file.metadata().is_ok_and(|about| about.is_file());
+        is_file.then_some(file).ok_or_else(|| self.unreadable(&io::Error::other("not a file")))
+    }
+
+    fn unreadable(&self, error: &io::Error) -> Problems {
+        let message = format!("cannot read {}: {error}", self.shown);
+        self.problems(vec![self.problem(0, 0, &Path::default(), message)])
+    }
+
+    fn problems(&self, list: Vec<Problem>) -> Problems {
+        Problems { list, inputs: vec![self.path.clone()] }
+    }
+
+    fn problem(&self, line: usize, column: u32, path: &Path, message: String) -> Problem {
+        let line = u32::try_from(line).unwrap_or(u32::MAX);
+        let place = Place { file: self.shown.clone(), line, column };
+        Problem { place, path: path.to_string(), message, hint: None, first: None }
+    }
+
+    /// Whether the last line seen before is still there, with its end.
+    fn ends_as_before(&self, file: &mut File) -> bool {
+        let Some(last) = self.lines.last() else { return true };
+        let offset = self.length - u64::from(last.length);
+        let line = read_line(file, offset, last.length);
+        line.is_ok_and(|line| line.ends_with(b"\n") && self.hasher.hash_one(&*line) == last.hash)
+    }
+
+    fn clashes(&self, index: &Index, clashes: &[Clash]) -> Problems {
+        let names = clashes.iter().flat_map(|clash| [&clash.record, &clash.other]);
+        let names: HashSet<u64> = names.map(|record| index.hash_of(&record.consumer().name)).collect();
+        let lines = last_lines(&[&self.lines], &names);
+        let line =
+            |record: &Record| lines.get(&index.hash_of(&record.consumer().name)).map_or(0, |(at, _)| at + 1);
+        let list = clashes.iter().take(MOST_PROBLEMS).map(|clash| {
+            let other = format!("line {}: {}", line(&clash.other), clash.other_path);
+            self.problem(line(&clash.record), 1, &clash.path, format!("{other} {}", clash.what))
+        });
+        self.problems(list.collect())
+    }
+}
+
+fn read_line(file: &mut File, offset: u64, length: u32) -> io::Result<Vec<u8>> {
+    let mut line = vec![0; length as usize];
+    file.seek(SeekFrom::Start(offset))?;
+    file.read_exact(&mut line)?;
+    Ok(line)
+}
+
+/// A reading of the file under way.
+struct Reading<'a> {
+    feed: &'a Feed,
+    index: &'a Index,
+    clerk: Clerk<'a>,
+    problems: Vec<Problem>,
+    /// Problems beyond those told.
+    more: usize,
+}
+
+type Changed = (Change, Update);
+
+impl<'a> Reading<'a> {
+    fn new(feed: &'a Feed, index: &'a Index, layout: &'a Layout) -> Self {
+        Self { feed, index, clerk: Clerk::new(layout), problems: Vec::new(), more: 0 }
+    }
+
+    /// Reads what was added at the end; a last line in the making is left there.
+    fn appended(&mut self, file: &mut File) -> Result<Changed, Problems> {
+        let unreadable = |error: io::Error| self.feed.unreadable(&error);
+        file.seek(SeekFrom::Start(self.feed.length)).map_err(unreadable)?;
+        let (mut lines, mut said) = (Vec::new(), HashMap::default());
+        let mut reader = LineReader::new(file);
+        while let Some(line) = reader.next().map_err(|error| self.feed.unreadable(&error))? {
+            if !line.ends_with(b"\n") && entry::read(line).is_err() {
+                break;
+            }
+            let (name, what) = self.line(self.feed.lines.len() + lines.len() + 1, line);
+            let hash = self.feed.hasher.hash_one(line);
+            lines.push(Line { hash, name, length: u32::try_from(line.len()).unwrap_or(u32::MAX) });
+            said.extend(what.map(|what| (name, (lines.len(), what))));
+        }
+        let mut change = Change::default();
+        let mut said: Vec<(u64, (usize, Said))> = said.into_iter().collect();
+        said.sort_unstable_by_key(|(_, (at, _))| *at);
+        said.into_iter().for_each(|(name, (_, what))| self.note(name, Some(what), &mut change));
+        let end = self.feed.lines.len();
+        self.done((change, Update { of: end..end, lines }))
+    }
+
+    /// Reads all of the file, and what differs twice.
+    fn whole(&mut self, file: &mut File) -> Result<Changed, Problems> {
+        let feed = self.feed;
+        let unreadable = |error: io::Error| feed.unreadable(&error);
+        file.seek(SeekFrom::Start(0)).map_err(unreadable)?;
+        let found = difference(&mut *file, &feed.lines, &feed.hasher).map_err(unreadable)?;
+        let old_middle = &feed.lines[found.before..feed.lines.len() - found.after];
+        let known: HashMap<u64, u64> = old_middle.iter().map(|line| (line.hash, line.name)).collect();
+        let mut middle = found.middle;
+        file.seek(SeekFrom::Start(found.offset)).map_err(unreadable)?;
+        let mut reader = LineReader::new(&mut *file);
+        let mut said: Vec<Option<Said>> = Vec::with_capacity(middle.len());
+        for (at, seen) in middle.iter_mut().enumerate() {
+            if let Some(name) = known.get(&seen.hash) {
+                seen.name = *name;
+                reader.next().map_err(unreadable)?;
+                said.push(None);
+                continue;
+            }
+            let line = reader.next().map_err(unreadable)?.unwrap_or_default();
+            if feed.hasher.hash_one(line) != seen.hash {
+                return Err(feed.unreadable(&io::Error::other("it changes while it is read")));
+            }
+            let (name, what) = self.line(found.before + at + 1, line);
+            seen.name = name;
+            said.push(what);
+        }
+        let names: HashSet<u64> =
+            old_middle.iter().chain(&middle).map(|line| line.name).filter(|name| *name != NOBODY).collect();
+        let kept = feed.lines.len() - found.after;
+        let parts = [&feed.lines[..found.before], &middle, &feed.lines[kept..]];
+        let change = self.changed(file, &names, &parts, said).map_err(unreadable)?;
+        self.done((change, Update { of: found.before..kept, lines: middle }))
+    }
+
+    /// What is said of these consumers other than before. Of the lines now, those in the middle have been read.
+    fn changed(
+        &mut self,
+        file: &mut File,
+        names: &HashSet<u64>,
+        parts: &[&[Line]; 3],
+        said: Vec<Option<Said>>,
+    ) -> io::Result<Change> {
+        let mut change = Change::default();
+        let (old, new) = (last_lines(&[&self.feed.lines], names), last_lines(parts, names));
+        let gone = names.iter().filter(|name| !new.contains_key(name));
+        gone.for_each(|name| self.note(*name, None, &mut change));
+        // In the file's order: of two that clash, the later one is at fault.
+        let mut there: Vec<(usize, Line)> = new.into_values().collect();
+        there.sort_unstable_by_key(|(at, _)| *at);
+        for (at, line) in there {
+            if old.get(&line.name).is_some_and(|(_, before)| before.hash == line.hash) {
+                continue;
+            }
+            let read = at.checked_sub(parts[0].len()).and_then(|at| said.get(at).cloned().flatten());
+            let what = match read {
+                Some(what) => Some(what),
+                // A line from before that counts again.
+                None => {
+                    let text =
+                        read_line(file, length(parts.iter().copied().flatten().take(at)), line.length)?;
+                    self.line(at + 1, &text).1
+                }
+            };
+            self.note(line.name, what, &mut change);
+        }
+        Ok(change)
+    }
+
+    /// Notes what is said of a consumer; one that is gone may never have been there.
+    fn note(&self, name: u64, said: Option<Said>, change: &mut Change) {
+        match said {
+            Some(Said::Consumer(record)) => change.with.push(record),
+            Some(Said::Gone) | None => {
+                let there = self.index.named_by(name);
+                change.without.extend(there.map(|record| record.consumer().name.clone()));
+            }
+        }
+    }
+
+    /// Whom a line is about and what it says; problems are noted.
+    fn line(&mut self, number: usize, line: &[u8]) -> (u64, Option<Said>) {
+        match entry::read(line) {
+            Ok(None) => (NOBODY, None),
+            Ok(Some(Entry::Gone(name))) => (self.index.hash_of(name.as_str()), Some(Said::Gone)),
+            Ok(Some(Entry::Consumer(spec))) => {
+                let (record, errors) = self.clerk.record(*spec);
+                for error in errors {
+                    let column = entry::column(line, &error.path);
+                    let problem = self.feed.problem(number, column, &error.path, error.message);
+                    self.add(Problem { hint: error.hint, ..problem });
+                }
+                (self.index.hash_of(&record.consumer().name), Some(Said::Consumer(record)))
+            }
+            Err(errors) => {
+                for error in errors {
+                    let problem = self.feed.problem(number, error.at.column, &error.path, error.message);
+                    self.add(Problem { hint: error.hint, ..problem });
+                }
+                (NOBODY, None)
+            }
+        }
+    }
+
+    fn add(&mut self, problem: Problem) {
+        if self.problems.len() < MOST_PROBLEMS {
+            self.problems.push(problem);
+        } else {
+            self.more += 1;
+        }
+    }
+
+    fn done<T>(&mut self, read: T) -> Result<T, Problems> {
+        if self.problems.is_empty() {
+            return Ok(read);
+        }
+        let mut list = std::mem::take(&mut self.problems);
+        if self.more > 0 {
+            let message = format!("{} more problems are not shown", self.more);
+            list.push(self.feed.problem(0, 0, &Path::default(), message));
+        }
+        Err(self.feed.problems(list))
+    }
+}

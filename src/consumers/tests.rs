@@ -1,0 +1,245 @@
+//! What a file of consumers comes to, and what its changes come to.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use tempfile::TempDir;
+use tollhouse_filters::identity::KeyHash;
+use tollhouse_filters::identity::consumers::Key;
+use tollhouse_filters::tree::{FileId, Limits, from_node_all, parse};
+
+use super::*;
+use crate::config::Document;
+
+/// SHA-256 of `key-one`, `key-two` and `key-three`.
+const ONE: &str = "9b346041bc9a49574eb2665b2ad2a0a3f9f9cce4e42f5d1f26deb8a256b5966a";
+const TWO: &str = "c8df51469c308a59bfbd48a3e0bdd228ca922d6032035f5ef6e4ad45f473a9f3";
+
+struct Place {
+    folder: TempDir,
+    roster: Arc<Roster>,
+}
+
+fn consumer(name: &str, hash: &str) -> String {
+    format!(
+        "{{\"name\":\"{name}\",\"credentials\":[{{\"type\":\"api_key\",\"id\":\"k\",\"hash\":\"sha256:{hash}\"}}]}}\n"
+    )
+}
+
+/// The roster of a document with these lines in its file, or what is wrong with them.
+fn read(folder: &TempDir, text: &str) -> (Arc<Roster>, Faults) {
+    fs::write(folder.path().join("consumers.jsonl"), text).expect("written");
+    let document = "{version: 1, identities: {keys: {type: api_key, from: [header:x-key]}},
+        consumers: {file: consumers.jsonl}}";
+    let node = parse(document, FileId(0), &Limits::default()).expect("YAML");
+    let document: Document = from_node_all(&node).expect("a document");
+    let layout = tollhouse_filters::identity::layout(&document.identities, &Default::default());
+    Roster::of(document.consumers, layout, Some(folder.path()), None)
+}
+
+impl Place {
+    fn with(text: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (roster, faults) = read(&folder, text);
+        assert!(faults.document.is_empty() && faults.file.list.is_empty(), "{faults:?}");
+        Self { folder, roster }
+    }
+
+    fn file(&self) -> PathBuf {
+        self.folder.path().join("consumers.jsonl")
+    }
+
+    fn text(&self) -> String {
+        fs::read_to_string(self.file()).expect("readable")
+    }
+
+    fn append(&self, text: &str) {
+        let mut file = OpenOptions::new().append(true).open(self.file()).expect("there");
+        file.write_all(text.as_bytes()).expect("written");
+    }
+
+    /// Puts another file in the place of this one.
+    fn rename(&self, text: &str) {
+        let next = self.folder.path().join("next");
+        fs::write(&next, text).expect("written");
+        fs::rename(next, self.file()).expect("renamed");
+    }
+
+    fn look(&self, look: Look) -> String {
+        match self.roster.look(look) {
+            Looked::Same => "same".to_owned(),
+            Looked::Changed { count, .. } => format!("{count} consumers"),
+            Looked::Unsettled => "unsettled".to_owned(),
+            Looked::Refused { problems, .. } => {
+                problems.to_string().replace(&format!("{}/", self.folder.path().display()), "")
+            }
+        }
+    }
+
+    /// Whom a key opens a door for.
+    fn owner(&self, key: &str) -> Option<String> {
+        let consumers = self.roster.consumers();
+        let (index, keys) = (consumers.load(), consumers.layout().number("keys").expect("there"));
+        let found = index.find(keys, Key::ApiKey(KeyHash::of(key.as_bytes())))?;
+        let counts = found.lapse(std::time::SystemTime::UNIX_EPOCH).is_none();
+        counts.then(|| found.consumer().name.to_string())
+    }
+}
+
+#[test]
+fn all_that_is_wrong_with_a_file_is_told_at_once_by_line_and_column() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let text = format!(
+        "{}\n{{\"name\": \"a\", \"grops\": []}}\n{{\"name\": \"b\", \"match\": [{{\"identity\": \"kyes\", \
+         \"claim\": \"c\", \"value\": \"v\"}}]}}\n{}nonsense",
+        consumer("acme", ONE),
+        consumer("globex", TWO)
+    );
+    let (_, faults) = read(&folder, &text);
+    let told = faults.file.to_string().replace(&format!("{}/", folder.path().display()), "");
+    let expected = [
+        "consumers.jsonl:3:15: grops: unknown key `grops` (did you mean `groups`?)",
+        "consumers.jsonl:4:38: match[0].identity: no identity is named `kyes` (did you mean `keys`?)",
+        "consumers.jsonl:6:2: expected a consumer as JSON in one line, such as `{\"name\": \"acme\"}`",
+    ];
+    assert_eq!(told.lines().collect::<Vec<_>>(), expected);
+    let (_, faults) = read(&folder, &format!("{}{}", consumer("acme", ONE), consumer("globex", ONE)));
+    let told = faults.file.to_string();
+    assert!(told.ends_with(":2:1: credentials[0].hash: line 1: credentials[0] is the same key"), "{told}");
+}
+
+#[test]
+fn many_problems_are_counted_rather_than_told() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (_, faults) = read(&folder, &"x\n".repeat(1000));
+    assert_eq!(faults.file.list.len(), 101);
+    assert!(faults.file.to_string().ends_with("900 more problems are not shown"));
+}
+
+#[test]
+fn a_file_that_is_not_there_is_a_problem() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (roster, _) = read(&folder, "");
+    fs::remove_file(folder.path().join("consumers.jsonl")).expect("removed");
+    let Looked::Refused { problems, again: false } = roster.look(Look::Settled) else { panic!("read") };
+    assert!(problems.to_string().contains("cannot read"), "{problems}");
+    assert!(matches!(roster.look(Look::Settled), Looked::Refused { again: true, .. }));
+}
+
+#[test]
+fn later_lines_win_and_end_consumers() {
+    let place = Place::with(&format!(
+        "{}{}{{\"name\":\"globex\",\"deleted\":true}}\n",
+        consumer("acme", ONE),
+        consumer("globex", TWO)
+    ));
+    assert_eq!((place.owner("key-one").as_deref(), place.owner("key-two")), (Some("acme"), None));
+    place.append(&consumer("acme", TWO));
+    assert_eq!(place.look(Look::Early), "1 consumers");
+    assert_eq!((place.owner("key-one"), place.owner("key-two").as_deref()), (None, Some("acme")));
+    // The line from before counts again once the later one is gone.
+    place.rename(&consumer("acme", ONE));
+    assert_eq!(place.look(Look::Settled), "1 consumers");
+    assert_eq!((place.owner("key-one").as_deref(), place.owner("key-two")), (Some("acme"), None));
+}
+
+#[test]
+fn a_line_at_the_end_counts_once_it_is_whole() {
+    let place = Place::with(&consumer("acme", ONE));
+    let line = consumer("globex", TWO);
+    let (begin, end) = line.split_at(40);
+    place.append(begin);
+    assert_eq!(place.look(Look::Early), "same");
+    place.append(end);
+    assert_eq!(
+        (place.look(Look::Early).as_str(), place.owner("key-two").as_deref()),
+        ("2 consumers", Some("globex"))
+    );
+    place.append("{\"name\":\"acme\",\"deleted\":true}");
+    assert_eq!((place.look(Look::Early).as_str(), place.owner("key-one")), ("1 consumers", None));
+    place.append("\n{\"name\":\"globex\",\"del");
+    assert_eq!(place.look(Look::Early), "unsettled");
+    let told = place.look(Look::Settled);
+    assert!(told.starts_with("consumers.jsonl:4:"), "{told}");
+    assert_eq!(place.owner("key-two").as_deref(), Some("globex"), "what was good counts on");
+}
+
+#[test]
+fn a_consumer_is_changed_in_its_place() {
+    let place = Place::with(&format!("{}{}", consumer("acme", ONE), consumer("globex", TWO)));
+    let file = OpenOptions::new().write(true).open(place.file()).expect("there");
+    let at = place.text().find(ONE).expect("there");
+    file.write_all_at(b"00", u64::try_from(at).expect("short")).expect("written");
+    assert_eq!(place.look(Look::Early), "2 consumers");
+    assert_eq!((place.owner("key-one"), place.owner("key-two").as_deref()), (None, Some("globex")));
+}
+
+#[test]
+fn a_file_that_is_being_written_anew_is_left_alone_until_that_is_done() {
+    let place = Place::with(&format!("{}{}", consumer("acme", ONE), consumer("globex", TWO)));
+    let file = OpenOptions::new().write(true).truncate(true).open(place.file()).expect("there");
+    assert_eq!(place.look(Look::Early), "unsettled");
+    assert_eq!(place.look(Look::Quiet), "unsettled", "the writer may go on");
+    assert_eq!(place.owner("key-one").as_deref(), Some("acme"));
+    (&file).write_all(consumer("acme", ONE).as_bytes()).expect("written");
+    drop(file);
+    assert_eq!(place.look(Look::Settled), "1 consumers");
+    assert_eq!((place.owner("key-one").as_deref(), place.owner("key-two")), (Some("acme"), None));
+}
+
+#[test]
+fn what_is_refused_changes_nothing_until_it_is_mended() {
+    let place = Place::with(&consumer("acme", ONE));
+    place.rename(&format!("{}{{\"name\":\"acme\",\"deleted\":true}}\n{{\n", consumer("globex", TWO)));
+    let told = place.look(Look::Settled);
+    assert!(told.starts_with("consumers.jsonl:3:"), "{told}");
+    assert_eq!(place.owner("key-one").as_deref(), Some("acme"));
+    assert_eq!(place.roster.refused().map(|problems| problems.list.len()), Some(1));
+    place.rename(&format!("{}{}", consumer("globex", TWO), consumer("initech", TWO)));
+    assert!(place.look(Look::Settled).contains("is the same key"));
+    place.rename(&consumer("globex", TWO));
+    assert_eq!(place.look(Look::Settled), "1 consumers");
+    assert_eq!((place.owner("key-one"), place.roster.refused()), (None, None));
+    assert_eq!(place.roster.counts(), (2, 2));
+}
+
+#[test]
+fn switching_is_written_to_the_file_and_survives_reading_it_again() {
+    let text = format!("{}{}", consumer("acme", ONE), consumer("globex", TWO));
+    let place = Place::with(text.trim_end());
+    place.roster.switch("acme", Some("k"), true).expect("written");
+    place.roster.switch("globex", None, true).expect("written");
+    assert_eq!((place.owner("key-one"), place.owner("key-two")), (None, None));
+    assert_eq!(place.text().lines().count(), 4);
+    place.roster.switch("globex", None, true).expect("is so already");
+    assert_eq!(place.text().lines().count(), 4);
+    let (again, faults) = read(&place.folder, &place.text());
+    assert!(faults.file.list.is_empty(), "{}", faults.file);
+    let place = Place { roster: again, ..place };
+    assert_eq!((place.owner("key-one"), place.owner("key-two")), (None, None));
+    place.roster.switch("acme", Some("k"), false).expect("written");
+    assert_eq!(place.owner("key-one").as_deref(), Some("acme"));
+    assert!(matches!(place.roster.switch("nobody", None, true), Err(WriteError::NoConsumer)));
+    assert!(matches!(place.roster.switch("acme", Some("x"), true), Err(WriteError::NoCredential)));
+}
+
+#[test]
+fn switching_works_on_a_file_that_changed_or_has_problems() {
+    let place = Place::with(&consumer("acme", ONE));
+    place.rename(&format!("\n{}{}", consumer("globex", TWO), consumer("acme", ONE)));
+    place.roster.switch("acme", None, true).expect("read again, and written");
+    assert_eq!((place.owner("key-one"), place.owner("key-two").as_deref()), (None, Some("globex")));
+    place.append("nonsense\n");
+    place.roster.switch("globex", None, true).expect("written");
+    assert_eq!(place.owner("key-two"), None, "at once, although the file is refused");
+    assert!(place.text().ends_with("\"disabled\":true}\n"));
+}
+
+#[test]
+fn consumers_of_the_document_are_its_authors_to_change() {
+    let list = ConsumerList::default();
+    let (roster, _) = Roster::of(list, Layout::default(), None, None);
+    assert!(matches!(roster.switch("acme", None, true), Err(WriteError::Inline)));
+}
