@@ -56,7 +56,7 @@ impl Outcome {
     }
 }
 
-/// A snapshot of the document on a fake world: fixed clock, fresh state, no network.
+/// A snapshot of the document on a fake world: a clock that moves only with who sleeps, fresh state, no network.
 pub fn snapshot(loaded: &Arc<Loaded>, registry: &Registry) -> Result<Arc<Snapshot>, Problems> {
     snapshot_in(&World::dry(), loaded, registry, None)
 }
@@ -68,7 +68,7 @@ pub fn snapshot_now(
     registry: &Registry,
     roster: Option<Arc<Roster>>,
 ) -> Result<Arc<Snapshot>, Problems> {
-    let clock = ManualClock::starting(SystemTime::now());
+    let clock = ManualClock::starting(SystemTime::now()).skipping();
     snapshot_in(&World::dry_at(Arc::new(clock)), loaded, registry, roster)
 }
 

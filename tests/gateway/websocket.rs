@@ -338,3 +338,27 @@ async fn a_client_that_reads_slowly_holds_the_origin_back() {
         assert_eq!(next(&mut socket).await.len(), 1 << 20);
     }
 }
+
+#[tokio::test]
+async fn a_socket_is_under_way_until_it_ends() {
+    let origin = echo().await;
+    let gateway = Gateway::start(&format!(
+        "upstreams: [{{name: origin, backends: [{{address: \"{}\"}}]}}]\n\
+         routes: [{{name: all, upstream: origin, filters: [{{concurrency: {{per: ip, limit: 1}}}}]}}]",
+        origin.address
+    ))
+    .await;
+    let mut socket = connect(&gateway).await;
+    socket.send(Message::text("hello")).await.expect("sent");
+    assert!(next(&mut socket).await == Message::text("hello"), "another message came back");
+    let refused = crate::harness::get(gateway.address(), "/chat").await;
+    assert_eq!((refused.status, refused.field("retry-after")), (429, Some("1")));
+    // Without a close: the client is simply gone.
+    drop(socket);
+    soon("its end", async {
+        while crate::harness::get(gateway.address(), "/chat").await.status == 429 {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}

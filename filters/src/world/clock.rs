@@ -42,6 +42,8 @@ pub struct ManualClock {
     base: Instant,
     start: SystemTime,
     elapsed: watch::Sender<Duration>,
+    /// Whoever sleeps moves the time on.
+    skips: bool,
 }
 
 impl ManualClock {
@@ -54,7 +56,14 @@ impl ManualClock {
     /// A clock that stands at this time of the calendar.
     #[must_use]
     pub fn starting(start: SystemTime) -> Self {
-        Self { base: Instant::now(), start, elapsed: watch::Sender::new(Duration::ZERO) }
+        Self { base: Instant::now(), start, elapsed: watch::Sender::new(Duration::ZERO), skips: false }
+    }
+
+    /// The same clock, moved on by whoever sleeps: for where one thing happens after the other, and nobody
+    /// would wake him.
+    #[must_use]
+    pub fn skipping(self) -> Self {
+        Self { skips: true, ..self }
     }
 
     /// Moves time on and wakes the sleepers whose time has come.
@@ -85,6 +94,12 @@ impl Clock for ManualClock {
 
     fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
         let deadline = self.elapsed().saturating_add(duration);
+        if self.skips {
+            let elapsed = self.elapsed.clone();
+            return Box::pin(async move {
+                elapsed.send_modify(|now| *now = deadline.max(*now));
+            });
+        }
         let mut elapsed = self.elapsed.subscribe();
         Box::pin(async move {
             if elapsed.wait_for(|now| *now >= deadline).await.is_err() {
@@ -110,6 +125,17 @@ mod tests {
         assert_eq!(clock.now(), start);
         clock.advance(Duration::from_millis(1500));
         assert_eq!(clock.now() - start, Duration::from_millis(1500));
+    }
+
+    #[test]
+    fn a_clock_that_skips_is_moved_on_by_who_sleeps_and_never_back() {
+        let clock = ManualClock::new().skipping();
+        let start = clock.now();
+        let (long, short) = (clock.sleep(Duration::from_secs(3)), clock.sleep(Duration::from_secs(1)));
+        assert_eq!(clock.now(), start);
+        assert_eq!(long.now_or_never(), Some(()));
+        assert_eq!(short.now_or_never(), Some(()));
+        assert_eq!(clock.now() - start, Duration::from_secs(3));
     }
 
     #[test]

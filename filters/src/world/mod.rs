@@ -71,10 +71,10 @@ impl World {
         Self { tasks, ..self }
     }
 
-    /// A world without effects: a clock that stands still, fresh state, no network, the same randomness each time.
+    /// A world without effects: a clock that moves only with those that sleep, fresh state, no network, the same randomness each time.
     #[must_use]
     pub fn dry() -> Self {
-        Self::dry_at(Arc::new(ManualClock::new()))
+        Self::dry_at(Arc::new(ManualClock::new().skipping()))
     }
 
     /// A dry world whose clock the caller moves.
