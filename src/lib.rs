@@ -15,8 +15,8 @@
 //! ```text
 //! main -> cli -> server -> { door, proxy, admin }
 //! door, proxy, admin, cli -> engine -> snapshot
-//! snapshot -> { source, config, routing, tls, upstream, filters }
-//! upstream -> { config, tls }                                   tls -> config
+//! snapshot -> { source, config, routing, store, tls, upstream, filters }
+//! store, upstream -> { config, tls }                            tls -> config
 //! door, server, cli -> handover
 //! ```
 //!
@@ -28,14 +28,15 @@ pub mod config;
 pub mod door;
 pub mod engine;
 pub mod handover;
-pub mod ledger;
 pub mod manual;
 pub mod observe;
 pub mod proxy;
+pub mod quotas;
 pub mod routing;
 pub mod server;
 pub mod snapshot;
 pub mod source;
+pub mod store;
 pub mod tls;
 pub mod upstream;
 

@@ -6,32 +6,33 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each module of the gateway may import. `observe` is a leaf that everyone may import.
-const MAY_IMPORT: [(&str, &[&str]); 15] = [
+const MAY_IMPORT: [(&str, &[&str]); 16] = [
     ("observe", &[]),
     ("config", &[]),
     ("handover", &[]),
-    ("ledger", &["config"]),
+    ("quotas", &["config"]),
     ("source", &["config"]),
     ("routing", &["config"]),
     ("tls", &["config"]),
+    ("store", &["config", "tls"]),
     ("upstream", &["config", "tls"]),
-    ("snapshot", &["source", "config", "routing", "tls", "upstream"]),
+    ("snapshot", &["source", "config", "routing", "store", "tls", "upstream"]),
     ("engine", &["snapshot", "source", "config", "routing", "tls", "upstream"]),
     ("door", &["handover", "engine", "snapshot", "source", "config", "routing", "tls", "upstream"]),
     ("proxy", &["door", "engine", "snapshot", "source", "config", "routing", "tls", "upstream"]),
-    ("admin", &["door", "engine", "snapshot", "source", "config", "routing", "tls", "upstream"]),
+    ("admin", &["door", "engine", "snapshot", "source", "config", "routing", "store", "tls", "upstream"]),
     (
         "server",
         &[
-            "handover", "admin", "door", "proxy", "engine", "snapshot", "source", "config", "routing", "tls",
-            "upstream", "ledger",
+            "handover", "admin", "door", "proxy", "engine", "snapshot", "source", "config", "quotas",
+            "routing", "store", "tls", "upstream",
         ],
     ),
     (
         "cli",
         &[
             "handover", "server", "admin", "door", "proxy", "engine", "snapshot", "source", "config",
-            "routing", "tls", "upstream", "ledger",
+            "quotas", "routing", "tls", "upstream",
         ],
     ),
 ];

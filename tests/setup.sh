@@ -8,7 +8,7 @@
 set -euo pipefail
 
 build_packages=(build-essential cmake pkg-config)
-test_packages=(curl haproxy nginx-light nghttp2-client openssl python3-venv)
+test_packages=(curl haproxy nginx-light nghttp2-client openssl python3-venv redis-server)
 # Where tests look for Python packages (tests/requirements.txt).
 python=${XDG_CACHE_HOME:-$HOME/.cache}/tollhouse/python
 

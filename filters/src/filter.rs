@@ -13,7 +13,7 @@ use crate::identity::{Identities, Identity};
 use crate::phase::Phases;
 use crate::plan::Plans;
 use crate::tree::{Path, suggest};
-use crate::world::{Clock, Metrics, Rng, ScopedState, UpstreamId, World};
+use crate::world::{Clock, Ledger, Metrics, Rng, ScopedState, Stores, UpstreamId, World};
 
 /// One kind of filter: what users write in a `filters` list.
 ///
@@ -93,6 +93,10 @@ pub trait Surroundings {
     }
     /// The plans of the document; none where there is no document.
     fn plans(&self) -> Option<&Plans> {
+        None
+    }
+    /// The stores of the document; none where there is no document.
+    fn stores(&self) -> Option<&Stores> {
         None
     }
     /// The text of a file, relative to the document, which is reloaded when the file changes; an empty
@@ -229,6 +233,20 @@ impl<'a> Build<'a> {
     /// if there is none, and kept as long as anybody holds it. `part` tells several of one type apart.
     pub fn retained<T: std::any::Any + Send + Sync>(&self, part: &[u8], make: impl FnOnce() -> T) -> Arc<T> {
         self.world.retained.get(&self.instance, part, make)
+    }
+
+    /// Where this instance's budgets are kept: in the store of this name, which `option` holds, or else in
+    /// the process.
+    pub fn ledger(&self, option: &str, store: Option<&str>) -> Result<Ledger, BuildError> {
+        let Some(name) = store else { return Ok(Ledger::new(self.state(), None)) };
+        let stores = self.surroundings.stores();
+        let store = stores.and_then(|all| all.get(name)).cloned().ok_or_else(|| {
+            let mut error = BuildError::at(option, format!("no store is named `{name}`"));
+            let names = stores.into_iter().flat_map(Stores::keys).map(|name| &**name);
+            error.hint = suggest(name, names).map(|near| format!("did you mean `{near}`?"));
+            error
+        })?;
+        Ok(Ledger::new(self.state(), Some(store)))
     }
 
     /// The client for side calls to upstreams.

@@ -55,8 +55,11 @@ fn refusal(guard: &Guard, headers: &HeaderMap) -> Option<(StatusCode, &'static s
         ));
     }
     // A page in a browser on this machine could be made to ask under a name of its own.
-    (!asks_for_loopback(headers))
-        .then_some((StatusCode::FORBIDDEN, "ask for a loopback address, or send the token"))
+    if !asks_for_loopback(headers) {
+        return Some((StatusCode::FORBIDDEN, "ask for a loopback address, or send the token"));
+    }
+    // Or to ask under ours, which it may do though it may not read the answer.
+    of_foreign_page(headers).then_some((StatusCode::FORBIDDEN, "a page from elsewhere asks; send the token"))
 }
 
 /// Compares digests, so that the time taken says nothing about the token.
@@ -68,8 +71,21 @@ fn bears(headers: &HeaderMap, token: &str) -> bool {
     given.is_some_and(|(_, given)| Sha256::digest(given.trim()) == Sha256::digest(token))
 }
 
+/// Whether a browser asks on behalf of a page that did not come from loopback (RFC 6454 s7; Fetch Metadata s2.3).
+fn of_foreign_page(headers: &HeaderMap) -> bool {
+    let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or_default());
+    let site = text("sec-fetch-site").is_some_and(|site| !matches!(site, "none" | "same-origin"));
+    let origin = text("origin")
+        .is_some_and(|origin| !origin.split_once("://").is_some_and(|(_, authority)| is_loopback(authority)));
+    site || origin
+}
+
 fn asks_for_loopback(headers: &HeaderMap) -> bool {
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    is_loopback(headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default())
+}
+
+/// Whether an authority names this machine.
+fn is_loopback(host: &str) -> bool {
     let name = match host.strip_prefix('[') {
         Some(rest) => rest.split(']').next().unwrap_or_default(),
         None => host.split(':').next().unwrap_or_default(),
@@ -108,6 +124,31 @@ mod tests {
         assert_eq!(status(&guard, None), Some(401));
         assert_eq!(status(&guard, Some("Bearer abd")), Some(401));
         assert_eq!(status(&guard, Some("Bearer abc")), None);
+    }
+
+    #[test]
+    fn a_page_from_elsewhere_asks_in_vain() {
+        let guard = Guard { on_loopback: true, ..guard("") };
+        let status = |fields: &[(&'static str, &'static str)]| {
+            let fields = [&[("host", "127.0.0.1:9900")], fields].concat();
+            let name = header::HeaderName::from_static;
+            let headers = fields.into_iter().map(|(field, value)| (name(field), value.parse().unwrap()));
+            refusal(&guard, &headers.collect()).map(|(status, _)| status.as_u16())
+        };
+        for foreign in [
+            ("origin", "https://evil.example"),
+            ("origin", "null"),
+            ("origin", "http://127.0.0.1.evil.example"),
+            ("sec-fetch-site", "cross-site"),
+            ("sec-fetch-site", "same-site"),
+        ] {
+            assert_eq!(status(&[foreign]), Some(403), "{foreign:?}");
+        }
+        for own in
+            [("origin", "http://localhost:9900"), ("origin", "http://[::1]:9900"), ("sec-fetch-site", "none")]
+        {
+            assert_eq!(status(&[own]), None, "{own:?}");
+        }
     }
 
     #[test]

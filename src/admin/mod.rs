@@ -8,6 +8,7 @@ mod endpoint;
 mod problem;
 mod redact;
 mod serve;
+mod stores;
 mod upstreams;
 
 use std::io;
@@ -105,6 +106,7 @@ fn router(state: AdminState, on_loopback: bool) -> Router {
     let mut api = Api::new(guard, Admission::new());
     register_health(&mut api);
     register_views(&mut api);
+    register_stores(&mut api);
     register_work(&mut api);
     let document = Arc::<OnceLock<Value>>::default();
     let served = document.clone();
@@ -155,6 +157,13 @@ fn register_views(api: &mut Api) {
         .fails::<Details>(404, "No upstream has this name.")
         .conditional()
         .to(upstreams::one);
+}
+
+fn register_stores(api: &mut Api) {
+    api.get("/api/stores", "stores", "Every store, and whether it decides.")
+        .answers::<stores::StoreList>(200, "The stores, by name.")
+        .conditional()
+        .to(stores::all);
 }
 
 fn register_work(api: &mut Api) {

@@ -11,6 +11,7 @@ mod route;
 mod schema;
 mod server;
 mod service;
+pub mod store;
 mod tests;
 pub mod tls;
 pub mod upstream;
@@ -32,6 +33,7 @@ pub use route::{Match, Route, RouteTimeouts};
 pub use schema::schema;
 pub use server::{Limits, QuotaFile, Server, Threads, UpgradeSocket};
 pub use service::Service;
+pub use store::Store;
 pub use tests::{Expect, Test, TestRequest};
 pub use tls::ListenerTls;
 pub use tollhouse_filters::values::Name;
@@ -55,6 +57,9 @@ pub struct Document {
     /// Named groups of backends.
     #[serde(default)]
     pub upstreams: Vec<Upstream>,
+    /// Places that several gateways share, such as a Redis for limits.
+    #[serde(default)]
+    pub stores: BTreeMap<Name, Store>,
     /// Ways to prove who is calling.
     #[serde(default)]
     pub identities: BTreeMap<Name, IdentitySpec>,

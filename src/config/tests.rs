@@ -50,6 +50,9 @@ pub struct TestRequest {
     #[serde(default = "once", deserialize_with = "times")]
     #[schemars(range(min = 1, max = 1000))]
     pub times: u16,
+    /// Whether the earlier ones are still under way when the last is sent; else each is over before the next.
+    #[serde(default)]
+    pub at_once: bool,
 }
 
 fn once() -> u16 {

@@ -24,6 +24,8 @@ pub(super) struct Scanner {
     length: Option<u64>,
     chunked: bool,
     upgrade: bool,
+    /// `Connection` names it.
+    nominated: bool,
     /// Says something that few clients do and that changes how a request is served.
     odd: bool,
 }
@@ -147,6 +149,11 @@ impl Scanner {
             let chunked = value.eq_ignore_ascii_case(b"chunked");
             return if another || !chunked { Err(Rule::Coding) } else { Ok(()) };
         }
+        if is(b"connection") {
+            let mut options = value.split(|byte| *byte == b',');
+            self.nominated |= options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"upgrade"));
+            return Ok(());
+        }
         self.odd |= is(b"expect") || is(b"upgrade");
         // The one upgrade there is; others are ignored (RFC 9110 s7.8).
         self.upgrade |= is(b"upgrade") && value.eq_ignore_ascii_case(b"websocket");
@@ -171,7 +178,7 @@ impl Scanner {
             (Some(_), true) => return Err(Rule::LengthAndCoding),
             (None, true) if line.minor == 0 => return Err(Rule::Coding),
             (None, true) => Body::Chunked,
-            (None | Some(0), false) if self.upgrade && line.minor > 0 => Body::Open,
+            (None | Some(0), false) if self.upgrade && self.nominated && line.minor > 0 => Body::Open,
             (length, false) => Body::Length(length.unwrap_or(0)),
         };
         let higher_minor = (line.minor > 1).then_some(line.minor_at);

@@ -180,8 +180,10 @@ fn last_outcome(snapshot: &Arc<Snapshot>, request: &TestRequest) -> Result<Outco
         block_on(run(snapshot, made_up(snapshot, request)?))
             .ok_or_else(|| format!("took longer than {PATIENCE:?}"))
     };
+    let mut under_way = Vec::new();
     for _ in 1..request.times {
-        send()?;
+        let outcome = send()?;
+        under_way.extend(request.at_once.then_some(outcome));
     }
     send()
 }

@@ -88,10 +88,11 @@ fn over_limits(snapshot: &Snapshot, request: &RequestHeader) -> Option<Problem> 
 }
 
 /// Drops what only this gateway, its filters and trusted proxies may say; in any spelling that an
-/// upstream behind CGI's rules takes for the same name (RFC 3875 s4.1.18: `-` and `_` are one).
+/// upstream behind CGI's rules takes for the same name: RFC 3875 s4.1.18 makes `-` and `_` one, and some
+/// servers all that is neither a letter nor a digit.
 fn drop_forged(snapshot: &Snapshot, request: &mut RequestHeader, trusted: bool) {
     let forged = |name: &&HeaderName| {
-        let alias = name.as_str().contains('_');
+        let alias = name.as_str().bytes().any(|byte| byte != b'-' && is_symbol(byte));
         let said = |own: &HeaderName| same_variable(own.as_str(), name.as_str());
         ((alias || !trusted) && FORWARDING.iter().any(said))
             || (alias && FRAMING.iter().any(said))
@@ -107,8 +108,12 @@ fn drop_forged(snapshot: &Snapshot, request: &mut RequestHeader, trusted: bool) 
 
 /// Whether both field names, in lower case, make the same variable of CGI.
 fn same_variable(a: &str, b: &str) -> bool {
-    let plain = |byte: u8| if byte == b'_' { b'-' } else { byte };
+    let plain = |byte: u8| if is_symbol(byte) { b'-' } else { byte };
     a.len() == b.len() && a.bytes().zip(b.bytes()).all(|(a, b)| plain(a) == plain(b))
+}
+
+const fn is_symbol(byte: u8) -> bool {
+    !byte.is_ascii_alphanumeric()
 }
 
 /// The path as sent: `*` for `OPTIONS *`, `/` where a URI has none.

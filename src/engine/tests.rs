@@ -99,12 +99,17 @@ async fn forged_fields_are_dropped_in_every_spelling_that_cgi_takes_for_theirs()
         ("x_real_ip", "192.0.2.9"),
         ("x_tollhouse_user", "root"),
         ("x-tollhouse-user", "root"),
+        // lighttpd makes `_` of all that is neither a letter nor a digit.
+        ("x.forwarded+for", "192.0.2.9"),
+        ("x~tollhouse.user", "root"),
+        ("content.length", "3"),
         ("x_kept", "1"),
     ];
     for peer in ["192.0.2.1", "10.0.0.1"] {
         let outcome = send("routes: [{name: any, upstream: u}]", peer, &forged, "GET").await;
         let sent = &outcome.upstream_request.as_ref().expect("forwarded").headers;
-        let odd: Vec<_> = sent.keys().map(|name| name.as_str()).filter(|name| name.contains('_')).collect();
+        let plain = |name: &&str| name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+        let odd: Vec<_> = sent.keys().map(|name| name.as_str()).filter(|name| !plain(name)).collect();
         assert_eq!(odd, ["x_kept"]);
         assert!(!sent.contains_key("x-tollhouse-user"));
     }

@@ -140,7 +140,7 @@ fn unusable(response: &ResponseHeader, upgrade: bool) -> Option<&'static str> {
         return Some("the upstream switched to another protocol");
     }
     let mut lengths = response.headers.get_all(header::CONTENT_LENGTH).iter();
-    let one = |length: &HeaderValue| !length.is_empty() && length.as_bytes().iter().all(u8::is_ascii_digit);
+    let one = |length: &HeaderValue| content_length(length.as_bytes()).is_some();
     if !lengths.next().is_none_or(one) || lengths.next().is_some() {
         return Some("the upstream's `Content-Length` is not one number");
     }
@@ -149,6 +149,13 @@ fn unusable(response: &ResponseHeader, upgrade: bool) -> Option<&'static str> {
     let known =
         coding.is_none_or(|coding| coding.eq_ignore_ascii_case(b"chunked")) && codings.next().is_none();
     (!known).then_some("the upstream used an unknown transfer coding")
+}
+
+/// A length as RFC 9110 s8.6 writes it, and not more than can be counted.
+pub(super) fn content_length(value: &[u8]) -> Option<u64> {
+    let text =
+        std::str::from_utf8(value).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?;
+    text.parse().ok().filter(|length| *length <= i64::MAX as u64)
 }
 
 /// Whether the answer has no natural end (WHATWG HTML s9.2, Server-Sent Events).

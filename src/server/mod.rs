@@ -35,11 +35,12 @@ use crate::door::{self, Desk, Door, Draining, HandshakeFailure, Permits, Refusal
 use crate::engine::SideCalls;
 use crate::engine::dry;
 use crate::handover::Sockets;
-use crate::ledger::{self, Ledger};
 use crate::observe::{self, Observe};
 use crate::proxy::{Budget, Front, Gateway};
+use crate::quotas::{self, Bookkeeper};
 use crate::snapshot::{Compiler, Live, Mode, Reloader, Snapshot, apart};
 use crate::source::{self, Loaded, Problems};
+use crate::store::Keeper;
 use crate::upstream::Monitor;
 
 /// Why the gateway did not start.
@@ -148,7 +149,7 @@ struct Parts {
     bound: Vec<door::Bound>,
     admin: Option<(SocketAddr, TcpListener)>,
     /// Writes down what is used of quotas, until the process ends.
-    ledger: Option<Ledger>,
+    quotas: Option<Bookkeeper>,
 }
 
 impl Parts {
@@ -164,15 +165,20 @@ impl Parts {
             .map_err(|error| StartError::Runtime(format!("cannot watch backends: {error}")))?;
         let monitor = Arc::new(monitor);
         monitor.watch(&snapshot.upstreams, &snapshot.server.dns);
+        let keeper = Keeper::default();
+        keeper
+            .keep(&snapshot.stores)
+            .map_err(|error| StartError::Runtime(format!("cannot connect to stores: {error}")))?;
         if let Some(before) = &mut before {
             before.resume(&snapshot);
         }
         let mut sockets =
             before.as_mut().map(|before| std::mem::take(&mut before.sockets)).unwrap_or_default();
         let state = world.state.clone();
-        let ledger = keep_quotas(&snapshot, &path, &state, &observe)?;
-        let mut parts = Self::new(snapshot, path, registry, world, observe, monitor.clone(), &mut sockets)?;
-        parts.ledger = ledger;
+        let quotas = keep_quotas(&snapshot, &path, &state, &observe)?;
+        let watching = (monitor.clone(), keeper);
+        let mut parts = Self::new(snapshot, path, registry, world, observe, watching, &mut sockets)?;
+        parts.quotas = quotas;
         calls.follow(&parts.live);
         // Connections wait meanwhile; none is given to a backend that nothing is known about.
         monitor.warm_up();
@@ -189,7 +195,7 @@ impl Parts {
         registry: Arc<Registry>,
         world: World,
         observe: Arc<Observe>,
-        monitor: Arc<Monitor>,
+        (monitor, keeper): (Arc<Monitor>, Keeper),
         sockets: &mut Sockets,
     ) -> Result<Self, StartError> {
         let listeners: Vec<door::Listener> = (0u16..)
@@ -228,8 +234,8 @@ impl Parts {
         };
         let state = world.state.clone();
         let reloader = Reloader::new(path.clone(), registry, world, live.clone(), dry::verify);
-        let reloader = Arc::new(reloader.watched_by(monitor));
-        Ok(Self { path, state, live, reloader, desk, budget, bound, admin, ledger: None })
+        let reloader = Arc::new(reloader.watched_by(monitor).connected_by(keeper));
+        Ok(Self { path, state, live, reloader, desk, budget, bound, admin, quotas: None })
     }
 
     fn serve(self, signals: Signals, origin: Origin, before: Option<Predecessor>) -> Result<(), StartError> {
@@ -270,10 +276,12 @@ impl Parts {
         let stops = tokio::sync::Mutex::new(signals.stops);
         let leaving =
             drain::Leaving { desk: self.desk.clone(), live: self.live, admin, upgrades, stops, stopping };
-        let ledger = self.ledger;
+        let quotas = self.quotas;
+        // Held on, it would keep what later ones have no more: connections to stores, for one.
+        drop(snapshot);
         server.run(RunArgs { shutdown_signal: Box::new(leaving) });
         // What the last requests used is written down.
-        drop(ledger);
+        drop(quotas);
         self.desk.observe.flush();
         Ok(())
     }
@@ -336,10 +344,10 @@ fn keep_quotas(
     document: &Path,
     state: &Arc<dyn State>,
     observe: &Observe,
-) -> Result<Option<Ledger>, StartError> {
-    let place = ledger::place(snapshot.server.quotas.as_ref(), document);
-    let ledger = place.map(|path| Ledger::start(ledger::File::at(path), state.clone(), &*observe.registry));
-    ledger.transpose().map_err(|error| StartError::Runtime(format!("cannot keep quotas: {error}")))
+) -> Result<Option<Bookkeeper>, StartError> {
+    let place = quotas::place(snapshot.server.quotas.as_ref(), document);
+    let kept = place.map(|path| Bookkeeper::start(quotas::File::at(path), state.clone(), &*observe.registry));
+    kept.transpose().map_err(|error| StartError::Runtime(format!("cannot keep quotas: {error}")))
 }
 
 /// Windows that keep one upload over a long line going, without letting a client hold much memory.

@@ -11,11 +11,12 @@ use tollhouse_filters::registry::Registry;
 use tollhouse_filters::tree::{Error, FileId, Mark, Node, Path, Scalar, from_node_all, suggest};
 use tollhouse_filters::world::{UpstreamId, World};
 
-use super::pipelines::Pipelines;
+use super::pipelines::{Named, Pipelines};
 use super::{ListenerPlan, NamedFiles, Snapshot, UpstreamIds};
-use super::{identities, listeners, routes};
+use super::{identities, listeners, routes, stores};
 use crate::config::{self, Document};
 use crate::source::{Files, Loaded, Problems};
+use crate::store::files_of;
 use crate::upstream::Upstream;
 
 /// Shortest `min_ttl`: some answers hold for no time at all.
@@ -116,8 +117,10 @@ impl Compiler<'_> {
         let folder = (self.mode != Mode::Afar).then_some(base);
         let plans = identities::plans(&document, &mut faults);
         let identities = identities::build(&mut document, &plans, &mut faults);
-        let mut pipelines =
-            Pipelines::new(self.registry, self.world, &ids.by_name, (&identities, &plans), folder, files);
+        let (stores, by_name) = stores::build(self, &document.stores, base, &mut faults);
+        let named =
+            Named { upstreams: &ids.by_name, identities: &identities, plans: &plans, stores: &by_name };
+        let mut pipelines = Pipelines::new(self.registry, self.world, named, folder, files);
         pipelines.build_chains(document.chains, &mut faults);
         let (listeners, unusual) =
             listeners::build(self, document.listeners, base, &document.server, &mut pipelines, &mut faults);
@@ -152,6 +155,7 @@ impl Compiler<'_> {
             routes,
             upstreams,
             upstream_ids: ids,
+            stores,
             observability: document.observability,
             tests: document.tests,
             warnings,
@@ -159,7 +163,7 @@ impl Compiler<'_> {
         })
     }
 
-    /// The files that upstreams and listeners name: certificates and keys.
+    /// The files that upstreams, listeners and stores name: certificates and keys.
     fn files(&self, document: &Document, base: &FilePath) -> NamedFiles {
         let mut files = NamedFiles::default();
         if self.mode == Mode::Afar {
@@ -168,7 +172,8 @@ impl Compiler<'_> {
         let upstreams = document.upstreams.iter().filter_map(|upstream| upstream.tls.as_ref());
         let upstreams = upstreams.flat_map(|tls| [&tls.ca, &tls.client_cert, &tls.client_key]).flatten();
         let listeners = document.listeners.iter().filter_map(|listener| listener.tls.as_ref());
-        let paths = upstreams.chain(listeners.flat_map(config::ListenerTls::files));
+        let stores = document.stores.values().flat_map(files_of);
+        let paths = upstreams.chain(listeners.flat_map(config::ListenerTls::files)).chain(stores);
         paths.for_each(|path| files.note(base.join(path)));
         files
     }

@@ -7,6 +7,7 @@ mod listeners;
 mod pipelines;
 mod reload;
 mod routes;
+mod stores;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +26,7 @@ use crate::config::{Admin, Listener, Observability, RouteTimeouts, Server, Test}
 use crate::observe::RouteSeries;
 use crate::routing::{ListenerId, RouteId, Router};
 use crate::source::{Fingerprint, Packed, Problems};
+use crate::store::RedisStore;
 use crate::tls::ServerTls;
 use crate::upstream::Upstream;
 
@@ -57,6 +59,8 @@ pub struct Snapshot {
     pub upstreams: Vec<Arc<Upstream>>,
     /// What filters call them.
     pub upstream_ids: UpstreamIds,
+    /// Stores, by name; none in a snapshot that is not to serve.
+    pub stores: Vec<Arc<RedisStore>>,
     /// Fields that filters write for upstreams; a client's own copies are dropped.
     pub identity_headers: Vec<HeaderName>,
     /// Logs and metrics.

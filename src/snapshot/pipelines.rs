@@ -15,7 +15,7 @@ use tollhouse_filters::registry::{Entry, Registry};
 use tollhouse_filters::spec::{FilterSpec, Item, OnError};
 use tollhouse_filters::tree::{Node, Path};
 use tollhouse_filters::when::When;
-use tollhouse_filters::world::{UpstreamId, World};
+use tollhouse_filters::world::{Stores, UpstreamId, World};
 
 use super::NamedFiles;
 use super::compile::{Faults, did_you_mean};
@@ -26,9 +26,7 @@ use crate::source::read_text;
 pub(super) struct Pipelines<'a> {
     registry: &'a Registry,
     world: &'a World,
-    upstreams: &'a BTreeMap<Arc<str>, UpstreamId>,
-    identities: &'a Identities,
-    plans: &'a Plans,
+    named: Named<'a>,
     /// Where paths of files begin; none for a document that makes nobody read files.
     folder: Option<&'a FilePath>,
     files: RefCell<NamedFiles>,
@@ -36,6 +34,14 @@ pub(super) struct Pipelines<'a> {
     names: HashSet<String>,
     chains: BTreeMap<Arc<str>, Vec<Arc<Step>>>,
     shared: HashMap<Vec<*const Step>, Arc<Pipeline>>,
+}
+
+/// What filters may name.
+pub(super) struct Named<'a> {
+    pub(super) upstreams: &'a BTreeMap<Arc<str>, UpstreamId>,
+    pub(super) identities: &'a Identities,
+    pub(super) plans: &'a Plans,
+    pub(super) stores: &'a Stores,
 }
 
 /// Numbers the filters of one list, each kind on its own: a new filter of another kind before it
@@ -55,8 +61,7 @@ impl<'a> Pipelines<'a> {
     pub(super) fn new(
         registry: &'a Registry,
         world: &'a World,
-        upstreams: &'a BTreeMap<Arc<str>, UpstreamId>,
-        (identities, plans): (&'a Identities, &'a Plans),
+        named: Named<'a>,
         folder: Option<&'a FilePath>,
         files: NamedFiles,
     ) -> Self {
@@ -64,9 +69,7 @@ impl<'a> Pipelines<'a> {
         Self {
             registry,
             world,
-            upstreams,
-            identities,
-            plans,
+            named,
             folder,
             files: RefCell::new(files),
             slots: AtomicU32::new(0),
@@ -227,19 +230,23 @@ impl<'a> Pipelines<'a> {
 
 impl Surroundings for Pipelines<'_> {
     fn upstream(&self, name: &str) -> Option<UpstreamId> {
-        self.upstreams.get(name).copied()
+        self.named.upstreams.get(name).copied()
     }
 
     fn nearest_upstream(&self, name: &str) -> Option<String> {
-        did_you_mean(name, self.upstreams.keys().map(|name| &**name))
+        did_you_mean(name, self.named.upstreams.keys().map(|name| &**name))
     }
 
     fn identities(&self) -> Option<&Identities> {
-        Some(self.identities)
+        Some(self.named.identities)
+    }
+
+    fn stores(&self) -> Option<&Stores> {
+        Some(self.named.stores)
     }
 
     fn plans(&self) -> Option<&Plans> {
-        Some(self.plans)
+        Some(self.named.plans)
     }
 
     fn file(&self, path: &str) -> Result<String, String> {

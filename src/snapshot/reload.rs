@@ -9,6 +9,7 @@ use tollhouse_filters::world::World;
 
 use super::{Compiler, Live, Mode, Snapshot, apart};
 use crate::source::{self, Loaded, Problems};
+use crate::store::Keeper;
 use crate::upstream::Monitor;
 
 /// What a reload came to.
@@ -44,6 +45,8 @@ pub struct Reloader {
     verify: Verify,
     /// Watches the backends of what is swapped in.
     monitor: Option<Arc<Monitor>>,
+    /// Connects the stores of what is swapped in.
+    keeper: Keeper,
     /// Why the last candidate was refused, if it was; held while a reload is under way.
     refused: Mutex<Option<Problems>>,
 }
@@ -58,7 +61,14 @@ impl Reloader {
         live: Arc<Live>,
         verify: Verify,
     ) -> Self {
-        Self { path, registry, world, live, verify, monitor: None, refused: Mutex::new(None) }
+        let (monitor, keeper, refused) = (None, Keeper::default(), Mutex::new(None));
+        Self { path, registry, world, live, verify, monitor, keeper, refused }
+    }
+
+    /// Has stores connected by this one, which may have connected some already.
+    #[must_use]
+    pub fn connected_by(self, keeper: Keeper) -> Self {
+        Self { keeper, ..self }
     }
 
     /// Has the backends of each new snapshot looked up and probed once before it is swapped in.
@@ -91,6 +101,9 @@ impl Reloader {
 
     /// Swaps a snapshot in once its backends are known; those of the one that serves meanwhile are watched on.
     fn swap(&self, snapshot: Snapshot) {
+        if let Err(error) = self.keeper.keep(&snapshot.stores) {
+            log::error!("cannot connect to stores: {error}");
+        }
         let Some(monitor) = &self.monitor else { return self.live.swap(snapshot) };
         monitor.prepare(&snapshot.upstreams, &snapshot.server.dns);
         monitor.warm_up();

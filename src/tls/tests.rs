@@ -129,12 +129,12 @@ fn one_host_has_one_certificate_of_each_type_of_key() {
 fn hosts_are_taken_from_the_certificate_unless_they_are_written() {
     let folder = folder();
     let (built, remarks) = build(folder.path(), &tls(vec![certificate("b.pem", "b.key")]));
-    assert_eq!(*built.unwrap().certificates()[0].hosts, ["*.b.test".into()]);
+    assert_eq!(*built.unwrap().certificates()[0].hosts, [Box::<str>::from("*.b.test")]);
     assert!(remarks.warnings.is_empty(), "{remarks:?}");
     let mut other = certificate("b.pem", "b.key");
     other.hosts = ["x.b.test", "b.test"].map(|host| host.parse_pattern()).into();
     let (built, remarks) = build(folder.path(), &tls(vec![other]));
-    assert_eq!(*built.unwrap().certificates()[0].hosts, ["x.b.test".into(), "b.test".into()]);
+    assert_eq!(*built.unwrap().certificates()[0].hosts, ["x.b.test", "b.test"].map(Box::<str>::from));
     let warning =
         ("tls.certificates[0].hosts[1]".to_owned(), "the certificate is not for `b.test`".to_owned());
     assert_eq!(remarks.warnings, [warning]);

@@ -90,6 +90,7 @@ fn every_path_answers_as_it_is_described() {
         ("GET", "/api/config", "/api/config", &[], "", 200),
         ("GET", "/api/config", "/api/config", &[("host", "evil.example")], "", 403),
         ("GET", "/api/routes", "/api/routes", &[], "", 200),
+        ("GET", "/api/stores", "/api/stores", &[], "", 200),
         ("GET", "/api/upstreams", "/api/upstreams", &[], "", 200),
         ("GET", "/api/upstreams/{name}", "/api/upstreams/users", &[], "", 200),
         ("GET", "/api/upstreams/{name}", "/api/upstreams/nobody", &[], "", 404),

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::{project, read, schema};
 
 /// Headings of tables of keys, and the definitions they show; filters are found by name.
-const SECTIONS: [(&str, &str); 37] = [
+const SECTIONS: [(&str, &str); 39] = [
     ("the document", "Document"),
     ("server", "Server"),
     ("server.limits", "Limits"),
@@ -26,6 +26,8 @@ const SECTIONS: [(&str, &str); 37] = [
     ("upstreams[].timeouts", "Timeouts"),
     ("upstreams[].retries", "Retries"),
     ("upstreams[].pool", "Pool"),
+    ("stores.NAME", "Store"),
+    ("stores.NAME.tls", "StoreTls"),
     ("identities.NAME, type api_key", "ApiKeyIdentity"),
     ("identities.NAME, type jwt", "JwtIdentity"),
     ("consumers[]", "Consumer"),
@@ -104,6 +106,7 @@ fn every_metric_and_field_of_the_log_is_in_the_manual() {
     let mut all =
         names("src/observe/metrics/mod.rs", "const [A-Z_]+: &str = \"((?:tollhouse|process)_[a-z_]+)\"");
     all.extend(names("src/server/mod.rs", "\"(tollhouse_[a-z_]+)\""));
+    all.extend(names("src/store/numbers.rs", "\"(tollhouse_[a-z_]+)\""));
     all.extend(names("src/server/tls.rs", "\"(tollhouse_[a-z_]+)\""));
     let fields = names(
         "src/observe/access_log/line.rs",

@@ -83,6 +83,8 @@ async fn ask(gateway: &Gateway, taken: &mut Taken, way: &str, request: &[u8], re
     .await;
     let kept = answer.is_ok() && goes_on(&mut client, way).await;
     let answer = answer.map(|answer| {
+        // RFC 9110 s6.6.1.
+        assert!(answer.field("date").is_some(), "{:?}", answer.head);
         let (line, mut fields) = essence(&answer.head);
         let mut body = String::from_utf8_lossy(&answer.body).into_owned();
         if answer.head.field("content-type") == Some("application/problem+json") {
@@ -263,6 +265,8 @@ async fn both_ways_pass_on_the_same_of_what_origins_answer() {
         "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok",
         "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\nok",
         "HTTP/1.1 200 OK\r\nContent-Length: -2\r\n\r\nok",
+        "HTTP/1.1 200 OK\r\nContent-Length: 9223372036854775808\r\n\r\nok",
+        "HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999999\r\n\r\nok",
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n",
         "HTTP/1.1 200 OK\r\nX-Folded: a\r\n b\r\nContent-Length: 2\r\n\r\nok",
         "HTTP/1.1 200 OK\r\nX-Spaced : a\r\nContent-Length: 2\r\n\r\nok",

@@ -1,6 +1,7 @@
 //! The gateway as its clients and origins see it: the real binary, over real sockets.
 
 mod access_log;
+mod amounts;
 mod balancing;
 mod bodies;
 mod compression;
@@ -25,6 +26,7 @@ mod reload;
 mod slow;
 mod sse;
 mod start;
+mod stores;
 mod tls;
 mod upgrade;
 mod upstream_tls;

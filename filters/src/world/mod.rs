@@ -8,6 +8,7 @@ mod metrics;
 mod retained;
 mod rng;
 mod state;
+mod store;
 
 use std::sync::Arc;
 
@@ -23,6 +24,7 @@ pub use state::{
     Balance, Budget, Change, Charge, MemoryState, ScopedState, State, StateEntry, StateError, StateKey,
     StateValue, Tally, TallyRow, TenantId, Window,
 };
+pub use store::{Away, Ledger, OnFailure, OwnStore, Spent, Store, Stores};
 
 /// Entries the default memory state holds before it evicts.
 pub const DEFAULT_STATE_ENTRIES: usize = 1_000_000;

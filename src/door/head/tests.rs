@@ -109,11 +109,15 @@ fn the_end_of_a_request_is_said_once_as_rfc_9112_s6_says() {
 
 #[test]
 fn only_an_upgrade_without_a_body_leaves_the_end_open() {
-    assert_eq!(body("Upgrade: websocket\r\n"), Ok(Body::Open));
-    assert_eq!(body("Upgrade: websocket\r\nContent-Length: 0\r\n"), Ok(Body::Open));
-    assert_eq!(body("Upgrade: h2c\r\n"), Ok(Body::Length(0)), "RFC 9110 s7.8: it may be ignored");
-    assert_eq!(body("Upgrade: websocket\r\nContent-Length: 5\r\n"), Ok(Body::Length(5)));
-    assert_eq!(scan("GET / HTTP/1.0\r\nUpgrade: websocket\r\n\r\n").unwrap().unwrap().body, Body::Length(0));
+    let asks = |lines: &str| body(&format!("Connection: keep-alive, Upgrade\r\n{lines}"));
+    assert_eq!(asks("Upgrade: websocket\r\n"), Ok(Body::Open));
+    assert_eq!(asks("Upgrade: websocket\r\nContent-Length: 0\r\n"), Ok(Body::Open));
+    assert_eq!(asks("Upgrade: h2c\r\n"), Ok(Body::Length(0)), "RFC 9110 s7.8: it may be ignored");
+    assert_eq!(asks("Upgrade: websocket\r\nContent-Length: 5\r\n"), Ok(Body::Length(5)));
+    let unnamed = "Upgrade: websocket\r\nConnection: keep-alive\r\n";
+    assert_eq!(body(unnamed), Ok(Body::Length(0)), "RFC 9110 s7.8: `Connection` must name it");
+    let old = "GET / HTTP/1.0\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+    assert_eq!(scan(old).unwrap().unwrap().body, Body::Length(0));
 }
 
 #[test]

@@ -2,9 +2,10 @@
 
 use std::time::Instant;
 
-use http::StatusCode;
+use http::{StatusCode, header};
 use pingora::http::ResponseHeader;
 use pingora::prelude::timeout;
+use pingora::protocols::http::date::get_cached_date;
 use tokio::net::TcpStream;
 use tollhouse_filters::outcome::Reply;
 use tollhouse_filters::problem::{self, Problem};
@@ -254,10 +255,14 @@ impl Job<'_> {
         response::strip_hop_by_hop(&mut head);
         self.call.exchange().response(&self.request, &mut head).await?;
         response::frame(&self.request.method, &mut head, self.call.version);
+        if !head.headers.contains_key(header::DATE) {
+            // RFC 9110 s6.6.1.
+            let _ = head.insert_header("Date", get_cached_date());
+        }
         self.begins(head.status.as_u16(), relay);
         let mut out = Vec::with_capacity(1024);
         wire::write_answer(&head, !self.keep, &mut out);
-        Ok((out, head.headers.contains_key(http::header::TRANSFER_ENCODING)))
+        Ok((out, head.headers.contains_key(header::TRANSFER_ENCODING)))
     }
 
     /// The final answer is about to go out.

@@ -7,8 +7,10 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
 use httparse::{Header, ParserConfig, Status};
 use pingora::http::{RequestHeader, ResponseHeader, header_value_from_raw};
+use pingora::protocols::http::date::get_cached_date;
 
 use crate::door::Chunks;
+use crate::proxy::response::content_length;
 
 /// Most fields of a head; those with more are Pingora's, which has the same limit.
 const MAX_FIELDS: usize = 256;
@@ -123,10 +125,11 @@ fn lines(answer: &httparse::Response<'_, '_>) -> Option<(AnswerHead, Framing, bo
     let reason = answer.reason.unwrap_or_default();
     let written = write!(lines, "HTTP/1.1 {status} {reason}\r\n");
     debug_assert!(written.is_ok(), "a vector takes all");
-    let (mut length, mut chunked, mut reusable) = (None, false, true);
+    let (mut length, mut chunked, mut reusable, mut dated) = (None, false, true, false);
     for field in answer.headers.iter() {
         let is = |name: &str| field.name.eq_ignore_ascii_case(name);
         match field.name.len() {
+            4 if is("date") => dated = true,
             7 if is("upgrade") => continue,
             7 if is("trailer") => return None,
             10 if is("keep-alive") => continue,
@@ -138,8 +141,8 @@ fn lines(answer: &httparse::Response<'_, '_>) -> Option<(AnswerHead, Framing, bo
             10 if is("connection") => return None,
             12 if is("content-type") && begins_with(field.value, EVENTS) => return None,
             14 if is("content-length") => {
-                let text = std::str::from_utf8(field.value).ok().filter(|_| length.is_none())?;
-                length = Some(text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())??);
+                let once = length.replace(content_length(field.value)?).is_none();
+                once.then_some(())?;
             }
             16 if is("proxy-connection") => continue,
             17 if is("transfer-encoding") => {
@@ -152,6 +155,9 @@ fn lines(answer: &httparse::Response<'_, '_>) -> Option<(AnswerHead, Framing, bo
             return None;
         }
         write_line(field.name.as_bytes(), field.value, &mut lines);
+    }
+    if !dated {
+        write_line(b"Date", get_cached_date().as_bytes(), &mut lines);
     }
     let body = match (length, chunked) {
         (Some(0), false) => Framing::None,
@@ -189,13 +195,12 @@ fn framing(head: &mut ResponseHeader, method: &Method) -> (Framing, bool) {
     if chunked {
         return (Framing::Chunked(Chunks::of_origin()), twice);
     }
-    let length = head.headers.get(header::CONTENT_LENGTH).map(HeaderValue::to_str);
-    // One that is not a number is refused before any of the body is read.
-    let length = length.map(|text| text.ok().and_then(|text| text.parse().ok()).unwrap_or_default());
-    let body = match length {
-        Some(0) => Framing::None,
-        Some(length) => Framing::Length(length),
-        None => Framing::Close,
+    let body = match head.headers.get(header::CONTENT_LENGTH).map(|length| content_length(length.as_bytes()))
+    {
+        Some(Some(0)) => Framing::None,
+        Some(Some(length)) => Framing::Length(length),
+        // What is no number is refused before any of the body is read; if it were not, the connection would end.
+        Some(None) | None => Framing::Close,
     };
     (body, twice)
 }

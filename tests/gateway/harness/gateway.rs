@@ -242,7 +242,7 @@ impl Gateway {
     }
 }
 
-fn kill(signal: &str, pid: u32) -> bool {
+pub(super) fn kill(signal: &str, pid: u32) -> bool {
     let mut command = Command::new("kill");
     command.arg(format!("-{signal}")).arg(pid.to_string()).stderr(Stdio::null());
     command.status().expect("kill runs").success()

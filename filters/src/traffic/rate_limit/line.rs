@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::Mutex as Turn;
 
 use super::Over;
-use crate::world::{Balance, Charge, Clock, Counter, Gauge, Metrics, ScopedState, StateError, TenantId};
+use crate::world::{Balance, Charge, Clock, Counter, Gauge, Ledger, Metrics, Spent, StateError, TenantId};
 
 /// The lines of one filter.
 pub(super) struct Lines {
@@ -82,18 +82,21 @@ impl Lines {
     /// it may wait besides.
     pub(super) async fn spend(
         &self,
-        state: &ScopedState,
+        ledger: &Ledger,
         tenant: TenantId,
         charge: &mut Charge<'_>,
         most: Duration,
-    ) -> Result<(bool, Duration), StateError> {
+    ) -> Result<(Spent, Duration), StateError> {
         let at_once = !self.has_line(charge.key);
-        if at_once && state.spend(tenant, std::slice::from_mut(charge)).await? {
-            return Ok((true, Duration::ZERO));
+        if at_once {
+            let spent = ledger.spend(tenant, std::slice::from_mut(charge)).await?;
+            if spent != Spent::No {
+                return Ok((spent, Duration::ZERO));
+            }
         }
         if !at_once {
             // Who waits before it comes first; this one only looks.
-            self.look(state, tenant, charge).await?;
+            self.look(ledger, tenant, charge).await?;
         }
         let patience = self.delay.min(most);
         let Some(place) = self.join(charge.key) else { return Ok(self.refused(charge, self.queue)) };
@@ -103,40 +106,43 @@ impl Lines {
         }
         let begun = self.clock.now();
         let due = self.clock.sleep(patience);
-        let turn = Box::pin(self.turn(&place, state, tenant, charge));
-        let passed = match select(turn, due).await {
-            Either::Left((spent, _)) => spent.map(|()| true)?,
-            Either::Right(_) => false,
+        let turn = Box::pin(self.turn(&place, ledger, tenant, charge));
+        let spent = match select(turn, due).await {
+            Either::Left((spent, _)) => spent?,
+            Either::Right(_) => Spent::No,
         };
         let waited = self.clock.now().saturating_duration_since(begun);
-        place.settle(passed, waited);
-        Ok((passed, waited))
+        place.settle(spent != Spent::No, waited);
+        Ok((spent, waited))
     }
 
     /// Waits until it is its turn, and then until there is enough.
     async fn turn(
         &self,
         place: &Place<'_>,
-        state: &ScopedState,
+        ledger: &Ledger,
         tenant: TenantId,
         charge: &mut Charge<'_>,
-    ) -> Result<(), StateError> {
+    ) -> Result<Spent, StateError> {
         let _turn = place.line.turn.lock().await;
-        while !state.spend(tenant, std::slice::from_mut(charge)).await? {
+        loop {
+            let spent = ledger.spend(tenant, std::slice::from_mut(charge)).await?;
+            if spent != Spent::No {
+                return Ok(spent);
+            }
             self.clock.sleep(charge.balance.wait).await;
         }
-        Ok(())
     }
 
     /// What is left, without spending.
     async fn look(
         &self,
-        state: &ScopedState,
+        ledger: &Ledger,
         tenant: TenantId,
         charge: &mut Charge<'_>,
     ) -> Result<(), StateError> {
         let mut nothing = [Charge::new(charge.key, charge.budget, 0)];
-        state.spend(tenant, &mut nothing).await?;
+        ledger.spend(tenant, &mut nothing).await?;
         let Balance { available, more_in, .. } = nothing[0].balance;
         let missing = u64::from(charge.cost).saturating_sub(available);
         let further = u32::try_from(missing.saturating_sub(1)).unwrap_or(u32::MAX);
@@ -146,10 +152,10 @@ impl Lines {
         Ok(())
     }
 
-    fn refused(&self, charge: &mut Charge<'_>, ahead: usize) -> (bool, Duration) {
+    fn refused(&self, charge: &mut Charge<'_>, ahead: usize) -> (Spent, Duration) {
         self.metrics.refused.inc();
         charge.balance.wait = charge.balance.wait.saturating_add(service(charge, ahead));
-        (false, Duration::ZERO)
+        (Spent::No, Duration::ZERO)
     }
 
     fn has_line(&self, key: &[u8]) -> bool {

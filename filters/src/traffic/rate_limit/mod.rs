@@ -21,6 +21,9 @@
 //! Budgets belong to the written list item: routes that use it through a chain share them. They survive
 //! reloads, changes of their own rates included, and upgrades.
 //!
+//! With `store`, all gateways that share it share the budgets; requests are counted there, by its clock.
+//! While it is away, limits hold as its `on_failure` says.
+//!
 //! For `per: ip`, all addresses of an IPv6 network of 64 bits are one client. Requests that lack what
 //! `per` names share one budget: a limit cannot be passed by leaving a field out. Who may choose his key
 //! freely gets a new budget with each, so a field that nothing verifies is no protection on its own.
@@ -59,15 +62,15 @@ use serde::{Deserialize, Serialize};
 use self::estimate::Estimate;
 use self::line::Lines;
 use self::rule::Rule;
-use crate::context::Context;
+use crate::context::{Context, Verdict};
 use crate::filter::{Build, BuildError, Filter};
 use crate::limits::{self, Standing};
 use crate::outcome::{FilterError, Outcome};
 use crate::phase::{OnRequest, OnResponse, Phases};
 use crate::problem::{Problem, RATE_LIMITED};
 use crate::selector::Selector;
-use crate::values::{Duration, Rate};
-use crate::world::{Charge, ScopedState, StateError};
+use crate::values::{Duration, Name, Rate};
+use crate::world::{Charge, Ledger, Spent, StateError};
 
 /// The longest that a request may wait.
 const LONGEST_DELAY: std::time::Duration = std::time::Duration::from_secs(60);
@@ -91,6 +94,8 @@ pub struct Options {
     pub strategy: Strategy,
     /// Lets requests over the limit wait for their turn; only with one limit. By default they are refused.
     pub over: Option<Over>,
+    /// The store that budgets are kept in, for all gateways that share it; by default each counts for itself.
+    pub store: Option<Name>,
     /// Whether answers have `RateLimit` and `RateLimit-Policy`; `Retry-After` they have anyway.
     pub headers: bool,
 }
@@ -105,6 +110,7 @@ impl Default for Options {
             rules: Vec::new(),
             strategy: Strategy::Exact,
             over: None,
+            store: None,
             headers: true,
         }
     }
@@ -170,9 +176,9 @@ pub struct RateLimit {
 /// How requests are counted.
 enum Means {
     /// Exactly.
-    Exact(ScopedState),
+    Exact(Ledger),
     /// Exactly, and those over the limit wait.
-    Patient(ScopedState, Lines),
+    Patient(Ledger, Lines),
     /// By estimates, one for each rule.
     Estimate(Box<[Arc<Estimate>]>),
 }
@@ -186,6 +192,7 @@ impl Filter for RateLimit {
     fn build(options: Options, build: &mut Build<'_>) -> Result<Phases, BuildError> {
         check(&options)?;
         let (headers, strategy, over) = (options.headers, options.strategy, options.over.clone());
+        let ledger = build.ledger("store", options.store.as_ref().map(Name::as_str))?;
         let rules = rule::rules(options, build.instance())?;
         for fact in rules.iter().flat_map(Rule::needs) {
             build.needs(fact);
@@ -198,9 +205,9 @@ impl Filter for RateLimit {
                 };
                 Means::Estimate(rules.iter().map(estimate).collect())
             }
-            (Strategy::Exact, None) => Means::Exact(build.state()),
+            (Strategy::Exact, None) => Means::Exact(ledger),
             (Strategy::Exact, Some(over)) => {
-                Means::Patient(build.state(), Lines::new(&over, build.clock(), build.metrics()))
+                Means::Patient(ledger, Lines::new(&over, build.clock(), build.metrics()))
             }
         };
         let filter = Arc::new(Self { rules: rules.into(), means, headers });
@@ -215,6 +222,9 @@ fn check(options: &Options) -> Result<(), BuildError> {
         let burst = options.burst.is_some() || options.rules.iter().any(|rule| rule.burst.is_some());
         if burst || options.over.is_some() {
             return Err(BuildError::at("strategy", "`estimate` has no `burst`, and nobody waits for it"));
+        }
+        if options.store.is_some() {
+            return Err(BuildError::at("store", "`estimate` is kept by each gateway for itself"));
         }
     }
     let Some(over) = &options.over else { return Ok(()) };
@@ -245,33 +255,39 @@ impl OnRequest for RateLimit {
         let parts = starts.zip(&ends).map(|(start, end)| &keys[*start..*end]);
         let mut charges: Vec<Charge<'_>> =
             self.rules.iter().zip(parts).map(|(rule, key)| rule.charge(key)).collect();
-        let passes = self.spend(&mut charges, ctx).await;
-        let passes = passes.map_err(|error| FilterError::Unavailable(error.to_string()))?;
-        self.note(&charges, passes, ctx);
-        if passes { Ok(Outcome::Continue) } else { Ok(self.refusal(&charges, ctx).into()) }
+        let spent = self.spend(&mut charges, ctx).await;
+        let spent = spent.map_err(|error| FilterError::Unavailable(error.to_string()))?;
+        self.note(&charges, spent, ctx);
+        if spent == Spent::No { Ok(self.refusal(&charges, ctx).into()) } else { Ok(Outcome::Continue) }
     }
 }
 
 impl RateLimit {
     /// Spends all of these charges or none, perhaps later; whether it did.
-    async fn spend(&self, charges: &mut [Charge<'_>], ctx: &mut Context) -> Result<bool, StateError> {
+    async fn spend(&self, charges: &mut [Charge<'_>], ctx: &mut Context) -> Result<Spent, StateError> {
         match (&self.means, charges) {
-            (Means::Patient(state, lines), [charge]) if !ctx.dry_run => {
+            (Means::Patient(ledger, lines), [charge]) if !ctx.dry_run => {
                 let left = ctx.deadline.map(|deadline| deadline.saturating_duration_since(lines.now()));
                 let most = left.unwrap_or(LONGEST_DELAY);
-                let (passes, waited) = lines.spend(state, ctx.tenant, charge, most).await?;
+                let (spent, waited) = lines.spend(ledger, ctx.tenant, charge, most).await?;
                 ctx.waited += waited;
-                Ok(passes)
+                Ok(spent)
             }
-            (Means::Exact(state) | Means::Patient(state, _), charges) => {
-                state.spend(ctx.tenant, charges).await
+            (Means::Exact(ledger) | Means::Patient(ledger, _), charges) => {
+                ledger.spend(ctx.tenant, charges).await
             }
-            (Means::Estimate(estimates), charges) => Ok(estimate::spend(estimates, ctx.tenant, charges)),
+            (Means::Estimate(estimates), charges) => {
+                let passes = estimate::spend(estimates, ctx.tenant, charges);
+                Ok(if passes { Spent::Yes } else { Spent::No })
+            }
         }
     }
 
     /// Leaves what was found for the answer, and for who asks why.
-    fn note(&self, charges: &[Charge<'_>], passes: bool, ctx: &mut Context) {
+    fn note(&self, charges: &[Charge<'_>], spent: Spent, ctx: &mut Context) {
+        if spent == Spent::Uncounted {
+            return ctx.decide(Verdict::Passed, "the store is away, so nothing is counted", &[]);
+        }
         if self.headers {
             let standing = |(rule, charge): (&Rule, &Charge<'_>)| Standing {
                 policy: rule.policy.clone(),
@@ -280,7 +296,7 @@ impl RateLimit {
             ctx.limits.extend(self.rules.iter().zip(charges).map(standing));
         }
         for (rule, charge) in self.rules.iter().zip(charges) {
-            limits::explain(&rule.name, charge.balance, passes, ctx);
+            limits::explain(&rule.name, charge.balance, spent == Spent::Yes, ctx);
         }
     }
 

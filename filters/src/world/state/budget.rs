@@ -41,7 +41,8 @@ impl Budget {
     }
 
     /// Nanoseconds in which all of it comes back.
-    fn whole(self) -> u64 {
+    #[must_use]
+    pub fn whole(self) -> u64 {
         self.interval * u64::from(self.burst)
     }
 }
@@ -77,6 +78,12 @@ impl<'a> Charge<'a> {
         Self { key, budget, cost, balance: Balance::default() }
     }
 
+    /// Nanoseconds in which what it spends comes back.
+    #[must_use]
+    pub fn price(&self) -> u64 {
+        self.budget.interval.saturating_mul(self.cost.into())
+    }
+
     /// Whether the cost can be spent of a budget that is whole in `debt` nanoseconds.
     pub(super) fn fits(&self, debt: u64) -> bool {
         self.after(debt) <= self.budget.whole()
@@ -84,11 +91,11 @@ impl<'a> Charge<'a> {
 
     /// In how many nanoseconds the budget is whole once the cost was spent.
     pub(super) fn after(&self, debt: u64) -> u64 {
-        debt.saturating_add(self.budget.interval.saturating_mul(self.cost.into()))
+        debt.saturating_add(self.price())
     }
 
     /// Notes what is left of a budget that is whole in `debt` nanoseconds.
-    pub(super) fn settle(&mut self, debt: u64) {
+    pub fn settle(&mut self, debt: u64) {
         let (whole, interval) = (self.budget.whole(), self.budget.interval);
         // The debt is larger than the budget where the budget was made smaller.
         let units = whole.saturating_sub(debt) / interval;

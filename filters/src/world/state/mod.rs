@@ -186,6 +186,12 @@ impl ScopedState {
         Self { state, scope }
     }
 
+    /// The retained id of the filter instance.
+    #[must_use]
+    pub fn scope(&self) -> &str {
+        &self.scope
+    }
+
     /// As [`State::get`].
     pub async fn get(&self, tenant: TenantId, key: &[u8]) -> Result<Option<Bytes>, StateError> {
         self.state.get(&self.key(tenant, key)).await

@@ -28,13 +28,13 @@ const PRUNE_EVERY: Duration = Duration::from_secs(3600);
 const REMIND_EVERY: Duration = Duration::from_secs(60);
 
 /// Writes down what is counted until it is dropped.
-pub struct Ledger {
+pub struct Bookkeeper {
     /// Dropped to have the thread write once more and end.
     running: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Ledger {
+impl Bookkeeper {
     /// Has the state learn what the file knows, and writes down what is counted from now on.
     ///
     /// # Errors
@@ -49,7 +49,7 @@ impl Ledger {
     }
 }
 
-impl Drop for Ledger {
+impl Drop for Bookkeeper {
     fn drop(&mut self) {
         drop(self.running.take());
         if let Some(thread) = self.thread.take() {

@@ -1,0 +1,88 @@
+//! Stores over reloads, and in dry runs.
+
+use std::net::TcpListener;
+use std::process::Command;
+
+use crate::harness::{Gateway, Redis, get, soon, until};
+
+fn document(url: &str, store: &str, generation: usize) -> String {
+    format!(
+        "stores: {{main: {{type: redis, url: \"{url}\", timeout: 1s, {store}}}}}\n\
+         routes:\n\
+         - {{name: generation, match: {{paths: [/generation]}}, respond: {{body: \"{generation}\"}}}}\n\
+         - {{name: all, filters: [{{rate_limit: {{per: ip, limit: 3/h, store: main}}}}], respond: {{}}}}\n"
+    )
+}
+
+async fn reloaded(gateway: &Gateway, rest: &str, generation: usize) {
+    std::fs::write(gateway.file(), gateway.text(rest)).expect("written");
+    soon("the new document", async {
+        while get(gateway.address(), "/generation").await.text() != generation.to_string() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_store_keeps_its_connection_unless_it_changes() {
+    let redis = Redis::start().await;
+    let gateway = Gateway::start(&document(&redis.url(), "", 0)).await;
+    gateway.says("a store is there store=main").await;
+    let before = redis.clients();
+    assert_eq!(before.len(), 1);
+    reloaded(&gateway, &document(&redis.url(), "", 1), 1).await;
+    assert_eq!(redis.clients(), before, "nothing changed in the store");
+    assert_eq!(gateway.said("a store is"), 1);
+
+    reloaded(&gateway, &document(&redis.url(), "prefix: other", 2), 2).await;
+    until("the old connection's end", || {
+        let now = redis.clients();
+        (now.len() == 1 && now != before).then_some(())
+    })
+    .await;
+    assert_eq!(get(gateway.address(), "/").await.status, 200);
+    let keys: Vec<String> = redis.ask(&["KEYS", "other:0:*"]);
+    assert!(!keys.is_empty());
+
+    let rest = "routes: [{name: generation, match: {paths: [/generation]}, respond: {body: \"3\"}}]\n";
+    reloaded(&gateway, rest, 3).await;
+    until("no connection", || redis.clients().is_empty().then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_document_that_is_refused_connects_to_nothing() {
+    let (redis, other) = (Redis::start().await, TcpListener::bind("127.0.0.1:0").expect("a port"));
+    other.set_nonblocking(true).expect("a socket");
+    let gateway = Gateway::start(&document(&redis.url(), "", 0)).await;
+    let url = format!("redis://{}", other.local_addr().expect("an address"));
+    let failing = "tests: [{name: a, request: {path: /generation}, expect: {status: 418}}]\n";
+    std::fs::write(gateway.file(), gateway.text(&format!("{}{failing}", document(&url, "", 1))))
+        .expect("written");
+    gateway.says("the changed configuration is refused").await;
+    assert!(other.accept().is_err(), "somebody connected");
+}
+
+#[test]
+fn check_test_and_explain_reach_no_store() {
+    let store = TcpListener::bind("127.0.0.1:0").expect("a port");
+    store.set_nonblocking(true).expect("a socket");
+    let url = format!("redis://{}", store.local_addr().expect("an address"));
+    let tests = "tests:\n- {name: a, request: {path: /, times: 3}, expect: {status: 200, headers: {ratelimit: {regex: '.*r=0.*'}}}}\n\
+                 - {name: b, request: {path: /, times: 4}, expect: {status: 429}}\n";
+    let text = format!(
+        "version: 1\nlisteners: [{{name: main, address: \"127.0.0.1:0\"}}]\n{}{tests}",
+        document(&url, "on_failure: closed", 0)
+    );
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("tollhouse.yaml");
+    std::fs::write(&file, text).expect("written");
+    let file = file.to_str().expect("UTF-8");
+    for arguments in
+        [&["check", file][..], &["test", file], &["explain", "-c", file, "GET", "http://localhost/"]]
+    {
+        let output = Command::new(env!("CARGO_BIN_EXE_tollhouse")).args(arguments).output().expect("it runs");
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+        assert!(store.accept().is_err(), "{arguments:?} connected");
+    }
+}
