@@ -10,7 +10,7 @@ const MAY_IMPORT: [(&str, &[&str]); 16] = [
     ("observe", &[]),
     ("config", &[]),
     ("handover", &[]),
-    ("quotas", &["config"]),
+    ("ledger", &["config"]),
     ("source", &["config"]),
     ("routing", &["config"]),
     ("tls", &["config"]),
@@ -24,15 +24,15 @@ const MAY_IMPORT: [(&str, &[&str]); 16] = [
     (
         "server",
         &[
-            "handover", "admin", "door", "proxy", "engine", "snapshot", "source", "config", "quotas",
-            "routing", "store", "tls", "upstream",
+            "handover", "admin", "door", "proxy", "engine", "snapshot", "source", "config", "routing",
+            "store", "tls", "upstream", "ledger",
         ],
     ),
     (
         "cli",
         &[
             "handover", "server", "admin", "door", "proxy", "engine", "snapshot", "source", "config",
-            "quotas", "routing", "tls", "upstream",
+            "routing", "tls", "upstream", "ledger",
         ],
     ),
 ];

@@ -8,9 +8,11 @@
 set -euo pipefail
 
 build_packages=(build-essential cmake pkg-config)
-test_packages=(curl haproxy nginx-light nghttp2-client openssl python3-venv redis-server)
+test_packages=(curl haproxy nginx-light nghttp2-client nodejs npm openssl python3-venv redis-server)
 # Where tests look for Python packages (tests/requirements.txt).
 python=${XDG_CACHE_HOME:-$HOME/.cache}/tollhouse/python
+# Where they look for modules of Node (tests/oidc/package-lock.json).
+node=${XDG_CACHE_HOME:-$HOME/.cache}/tollhouse/node
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 
@@ -29,6 +31,7 @@ commands_of() {
         build-essential) echo cc c++ make ;;
         nginx-light) echo nginx ;;
         nghttp2-client) echo h2load nghttp ;;
+        nodejs) echo node ;;
         python3-venv) echo python3 ;;
         *) echo "$1" ;;
     esac
@@ -81,6 +84,18 @@ need_python() {
     cp "$wanted" "$python/installed"
 }
 
+need_node() {
+    local wanted
+    wanted=$(dirname "$0")/oidc
+    cmp --quiet "$wanted/package-lock.json" "$node/installed" 2>/dev/null && return 0
+    say "installing modules of Node for the tests into $node"
+    mkdir -p "$node"
+    cp "$wanted/package.json" "$wanted/package-lock.json" "$node"
+    (cd "$node" && npm ci --ignore-scripts --no-audit --no-fund --silent) ||
+        fail "npm cannot install what $wanted/package-lock.json lists"
+    cp "$wanted/package-lock.json" "$node/installed"
+}
+
 case ${1:-} in
     build)
         need_packages "${build_packages[@]}"
@@ -91,6 +106,7 @@ case ${1:-} in
         need_rust
         need_nextest
         need_python
+        need_node
         ;;
     *) fail "usage: tests/setup.sh build|test" ;;
 esac

@@ -14,7 +14,7 @@ use pingora_http::RequestHeader;
 use crate::condition::RequestView;
 use crate::limits::Standing;
 use crate::path::{Captures, NormalPath};
-use crate::values::hex;
+use crate::values::{IpSet, hex};
 use crate::world::TenantId;
 
 /// One request as filters see it, from the first filter to the last.
@@ -51,6 +51,8 @@ pub struct Context {
     pub principal: Option<Arc<Principal>>,
     /// The verified caller, as this gateway knows it.
     pub consumer: Option<Arc<Consumer>>,
+    /// The identity by which it is known.
+    pub identity: Option<Arc<str>>,
     /// The name of the upstream that the request goes to.
     pub upstream: Option<Arc<str>>,
     /// What filters asked the core to do.
@@ -85,6 +87,12 @@ impl Client {
     #[must_use]
     pub fn certificate(&self) -> Option<&ClientCertificate> {
         self.tls.as_ref()?.certificate.as_ref()
+    }
+
+    /// Whether its address is in this set; who comes over a Unix socket has none, nor a port.
+    #[must_use]
+    pub fn is_in(&self, set: &IpSet) -> bool {
+        (!self.address.is_unspecified() || self.port.is_some()) && set.contains(self.address)
     }
 }
 
@@ -324,6 +332,7 @@ impl Context {
             tenant: TenantId::default(),
             principal: None,
             consumer: None,
+            identity: None,
             upstream: None,
             policies: Policies::default(),
             limits: Vec::new(),

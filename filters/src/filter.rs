@@ -13,6 +13,7 @@ use crate::identity::{Identities, Identity};
 use crate::phase::Phases;
 use crate::plan::Plans;
 use crate::tree::{Path, suggest};
+use crate::values::hex;
 use crate::world::{Clock, Ledger, Metrics, Rng, ScopedState, Stores, UpstreamId, World};
 
 /// One kind of filter: what users write in a `filters` list.
@@ -91,12 +92,12 @@ pub trait Surroundings {
     fn identities(&self) -> Option<&Identities> {
         None
     }
-    /// The plans of the document; none where there is no document.
-    fn plans(&self) -> Option<&Plans> {
-        None
-    }
     /// The stores of the document; none where there is no document.
     fn stores(&self) -> Option<&Stores> {
+        None
+    }
+    /// The plans of the document; none where there is no document.
+    fn plans(&self) -> Option<&Plans> {
         None
     }
     /// The text of a file, relative to the document, which is reloaded when the file changes; an empty
@@ -229,12 +230,6 @@ impl<'a> Build<'a> {
         ScopedState::new(self.world.state.clone(), self.instance.clone())
     }
 
-    /// What this instance shares with the one of the same id before it, such as counts of what is under way; made
-    /// if there is none, and kept as long as anybody holds it. `part` tells several of one type apart.
-    pub fn retained<T: std::any::Any + Send + Sync>(&self, part: &[u8], make: impl FnOnce() -> T) -> Arc<T> {
-        self.world.retained.get(&self.instance, part, make)
-    }
-
     /// Where this instance's budgets are kept: in the store of this name, which `option` holds, or else in
     /// the process.
     pub fn ledger(&self, option: &str, store: Option<&str>) -> Result<Ledger, BuildError> {
@@ -247,6 +242,13 @@ impl<'a> Build<'a> {
             error
         })?;
         Ok(Ledger::new(self.state(), Some(store)))
+    }
+
+    /// What this instance shares with the one of the same id before it, such as counts of what is under way; made
+    /// if there is none, and kept as long as anybody holds it. `part` tells several of one type apart.
+    pub fn retained<T: std::any::Any + Send + Sync>(&self, part: &[u8], make: impl FnOnce() -> T) -> Arc<T> {
+        let shape = format!("{}\n{}\n{}", self.instance, std::any::type_name::<T>(), hex(part));
+        self.world.retained.get_or_make(&shape, || Arc::new(make()))
     }
 
     /// The client for side calls to upstreams.

@@ -4,6 +4,7 @@
 //! it was given when it was built ([`filter::Build`]): it can be tested, dry-run and replayed.
 
 pub mod access;
+pub mod caller;
 pub mod coding;
 pub mod condition;
 pub mod context;
@@ -37,6 +38,7 @@ use registry::Registry;
 pub fn builtin() -> Registry {
     Registry::new()
         .with::<access::authenticate::Authenticate>()
+        .with::<access::authorize::Authorize>()
         .with::<access::cors::Cors>()
         .with::<access::ip_access::IpAccess>()
         .with::<traffic::body_limit::BodyLimit>()

@@ -92,6 +92,13 @@ impl fmt::Debug for Body {
 pub enum FilterError {
     /// Something the filter depends on is down: 503 `filter-unavailable`.
     Unavailable(String),
+    /// As `Unavailable`, and it is known when it is worth to try again.
+    Later {
+        /// What is down.
+        what: String,
+        /// Seconds until then, at least 1.
+        seconds: u64,
+    },
     /// A fault of the filter itself: 500 `internal`.
     Internal(String),
 }
@@ -99,7 +106,7 @@ pub enum FilterError {
 impl fmt::Display for FilterError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unavailable(what) => write!(f, "unavailable: {what}"),
+            Self::Unavailable(what) | Self::Later { what, .. } => write!(f, "unavailable: {what}"),
             Self::Internal(what) => write!(f, "fault: {what}"),
         }
     }

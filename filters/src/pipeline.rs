@@ -93,11 +93,14 @@ impl Step {
         }
         ctx.decide(Verdict::Failed, error.to_string(), &[]);
         self.ended(ctx, Some("the filter failed".into()));
-        let kind = match error {
-            FilterError::Unavailable(_) => &FILTER_UNAVAILABLE,
+        let mut problem = Problem::new(match error {
+            FilterError::Unavailable(_) | FilterError::Later { .. } => &FILTER_UNAVAILABLE,
             FilterError::Internal(_) => &INTERNAL,
-        };
-        Some(Problem::new(kind).into())
+        });
+        if let FilterError::Later { seconds, .. } = error {
+            problem.retry_after = Some(*seconds);
+        }
+        Some(problem.into())
     }
 
     /// At most one line a second and step, however many requests fail.
@@ -122,7 +125,10 @@ impl Step {
         self.counters.answered.inc();
         ctx.decide(Verdict::Answered, format!("answered {}", reply.status()), &[]);
         let reason = match &reply {
-            Reply::Problem(problem) => problem.detail.clone().or(Some(problem.kind.code.into())),
+            Reply::Problem(problem) => {
+                let said = problem.reason.clone().or_else(|| problem.detail.clone());
+                said.or(Some(problem.kind.code.into()))
+            }
             Reply::Message(_) => None,
         };
         self.ended(ctx, reason);
@@ -154,14 +160,15 @@ async fn dry(
     request: &RequestHeader,
     ctx: &mut Context,
 ) -> Result<Outcome, FilterError> {
-    let before = (ctx.policies.clone(), ctx.principal.clone(), ctx.consumer.clone(), ctx.tenant);
+    let before =
+        (ctx.policies.clone(), ctx.principal.clone(), ctx.consumer.clone(), ctx.identity.clone(), ctx.tenant);
     let chosen = (ctx.version.clone(), ctx.variant.clone(), ctx.upstream.clone(), ctx.deadline);
     let limits = ctx.limits.len();
     ctx.dry_run = true;
     let outcome = filter.on_request(&mut request.clone(), ctx).await;
     ctx.dry_run = false;
     ctx.limits.truncate(limits);
-    (ctx.policies, ctx.principal, ctx.consumer, ctx.tenant) = before;
+    (ctx.policies, ctx.principal, ctx.consumer, ctx.identity, ctx.tenant) = before;
     (ctx.version, ctx.variant, ctx.upstream, ctx.deadline) = chosen;
     outcome
 }

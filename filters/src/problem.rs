@@ -97,6 +97,8 @@ pub struct Problem {
     pub kind: &'static Kind,
     /// What is particular to this occurrence; never internals, never secrets.
     pub detail: Option<Cow<'static, str>>,
+    /// Why, for the log alone.
+    pub reason: Option<Cow<'static, str>>,
     /// Further fields of the answer, such as `Allow` or `WWW-Authenticate`.
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// Seconds for `Retry-After` (RFC 9110 s10.2.3), at least 1.
@@ -110,13 +112,20 @@ impl Problem {
     #[must_use]
     pub fn new(kind: &'static Kind) -> Self {
         let retry_after = kind.retry_after.then_some(1);
-        Self { kind, detail: None, headers: Vec::new(), retry_after, grpc_status: None }
+        Self { kind, detail: None, reason: None, headers: Vec::new(), retry_after, grpc_status: None }
     }
 
     /// Adds what is particular to this occurrence.
     #[must_use]
     pub fn detail(mut self, detail: impl Into<Cow<'static, str>>) -> Self {
         self.detail = Some(detail.into());
+        self
+    }
+
+    /// Adds why, for the log alone.
+    #[must_use]
+    pub fn reason(mut self, reason: impl Into<Cow<'static, str>>) -> Self {
+        self.reason = Some(reason.into());
         self
     }
 

@@ -3,15 +3,18 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use pingora_http::{RequestHeader, ResponseHeader};
 use serde::de::DeserializeOwned;
+use tokio::sync::Semaphore;
 
 use crate::builtin;
 use crate::context::Context;
 use crate::filter::{Build, Surroundings};
-use crate::identity::{self, ConsumerSpec, Identities, IdentitySpec};
+use crate::identity::{self, ConsumerSpec, Identities, IdentitySpec, Site};
 use crate::outcome::{Body, Reply};
 use crate::path::{PathRules, normalize};
 use crate::pipeline::{Entered, Pipeline, Siblings, Stack, Step};
@@ -21,7 +24,9 @@ use crate::spec::{Item, OnError};
 use crate::tree::{self, FileId, Limits, suggest};
 use crate::values::Name;
 use crate::when::When;
-use crate::world::{ManualClock, UpstreamId, World};
+use crate::world::{
+    Client, ClientError, ClientReply, ManualClock, Origin, ScriptedClient, UpstreamId, World,
+};
 
 /// Parses a value from YAML.
 ///
@@ -112,17 +117,57 @@ struct Document {
 }
 
 /// What a document surrounds its filters with, or the first thing that is wrong with it.
-fn around(document: &str) -> Result<Around, String> {
+fn around(document: &str, world: &World) -> Result<Around, String> {
     let node =
         tree::parse(document, FileId(0), &Limits::default()).map_err(|errors| errors[0].message.clone())?;
     let document: Document =
         tree::from_node(&node).map_err(|error| format!("{}: {}", error.path, error.message))?;
     let (plans, mut errors) = plan::build(&document.plans);
-    let (identities, more) = identity::build(&document.identities, &document.consumers, &plans);
+    let mut around = Around { identities: Identities::default(), plans };
+    let site = Site { world, surroundings: &around };
+    let (identities, more) = identity::build(&document.identities, &document.consumers, &site);
     errors.extend(more);
     match errors.first() {
         Some(error) => Err(format!("{}: {}", error.path, error.message)),
-        None => Ok(Around { identities, plans }),
+        None => {
+            around.identities = identities;
+            Ok(around)
+        }
+    }
+}
+
+/// Has a scripted client answer only as often as it is let.
+pub struct Slow(pub Arc<ScriptedClient>, pub Arc<Semaphore>);
+
+#[async_trait]
+impl Client for Slow {
+    async fn send(
+        &self,
+        upstream: UpstreamId,
+        head: RequestHeader,
+        body: Bytes,
+        timeout: Option<Duration>,
+    ) -> Result<ClientReply, ClientError> {
+        let reply = self.0.send(upstream, head, body, timeout).await;
+        self.1.acquire().await.expect("open").forget();
+        reply
+    }
+
+    fn origin(&self, origin: &Origin) -> Option<UpstreamId> {
+        self.0.origin(origin)
+    }
+}
+
+/// Surrounds what is under test with one upstream, `main`.
+pub struct Alone;
+
+impl Surroundings for Alone {
+    fn upstream(&self, name: &str) -> Option<UpstreamId> {
+        (name == "main").then_some(UpstreamId(0))
+    }
+
+    fn nearest_upstream(&self, name: &str) -> Option<String> {
+        suggest(name, ["main"]).map(str::to_owned)
     }
 }
 
@@ -136,11 +181,11 @@ impl Surroundings for Around {
     }
 
     fn upstream(&self, name: &str) -> Option<UpstreamId> {
-        (name == "main").then_some(UpstreamId(0))
+        Alone.upstream(name)
     }
 
     fn nearest_upstream(&self, name: &str) -> Option<String> {
-        suggest(name, ["main"]).map(str::to_owned)
+        Alone.nearest_upstream(name)
     }
 
     fn file(&self, path: &str) -> Result<String, String> {
@@ -177,8 +222,10 @@ pub fn refused(filters: &str) -> String {
 /// When anything does not build.
 #[must_use]
 pub fn chain_with(document: &str, filters: &str) -> Chain {
-    let around = around(document).unwrap_or_else(|error| panic!("{error}"));
-    build(&builtin(), &around, filters).unwrap_or_else(|error| panic!("{error}"))
+    let clock = Arc::new(ManualClock::new());
+    let world = World::dry_at(clock.clone());
+    let around = around(document, &world).unwrap_or_else(|error| panic!("{error}"));
+    build(&builtin(), &around, filters, world, clock).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// As [`refused`], for a document with these sections, which may be what is wrong.
@@ -187,18 +234,25 @@ pub fn chain_with(document: &str, filters: &str) -> Chain {
 /// When all is well.
 #[must_use]
 pub fn refused_with(document: &str, filters: &str) -> String {
-    let built = around(document).and_then(|around| build(&builtin(), &around, filters));
+    let clock = Arc::new(ManualClock::new());
+    let world = World::dry_at(clock.clone());
+    let built = around(document, &world).and_then(|around| build(&builtin(), &around, filters, world, clock));
     built.err().expect("the document or the filters do not build")
 }
 
 /// Filters of a registry of your own, or why they do not build.
 pub fn chain_of(registry: &Registry, filters: &str) -> Result<Chain, String> {
-    build(registry, &Around::default(), filters)
+    let clock = Arc::new(ManualClock::new());
+    build(registry, &Around::default(), filters, World::dry_at(clock.clone()), clock)
 }
 
-fn build(registry: &Registry, around: &Around, filters: &str) -> Result<Chain, String> {
-    let clock = Arc::new(ManualClock::new());
-    let world = World::dry_at(clock.clone());
+fn build(
+    registry: &Registry,
+    around: &Around,
+    filters: &str,
+    world: World,
+    clock: Arc<ManualClock>,
+) -> Result<Chain, String> {
     let slots = AtomicU32::new(0);
     let mut steps = Vec::new();
     let node =
@@ -267,6 +321,15 @@ impl Sent {
     pub fn continues(self) -> Self {
         assert!(self.reply.is_none(), "answered: {:?}", self.reply);
         self
+    }
+
+    /// What callers are told in the detail of a problem, if it is answered with one.
+    #[must_use]
+    pub fn detail(&self) -> Option<&str> {
+        match self.reply.as_ref()? {
+            Reply::Problem(problem) => problem.detail.as_deref(),
+            Reply::Message(_) => None,
+        }
     }
 
     /// Asserts that the request was answered with this status; the answer passes the response filters.

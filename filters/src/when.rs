@@ -6,8 +6,10 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
+use crate::caller::CallerConditions;
 use crate::condition::{Conditions, MethodName, ValueMatch};
 use crate::context::Context;
+use crate::filter::Fact;
 use crate::path::PathPattern;
 use crate::values::{FieldName, IpSet};
 
@@ -27,6 +29,12 @@ pub struct WhenSpec {
     pub cookies: BTreeMap<String, ValueMatch>,
     /// The client's address is in one of these ranges.
     pub client: Option<IpSet>,
+    /// It is one of these consumers.
+    pub consumer: Vec<String>,
+    /// The consumer is in one of these groups.
+    pub groups: Vec<String>,
+    /// Each of these claims matches; of a claim that is a list, one entry.
+    pub claims: BTreeMap<String, ValueMatch>,
 }
 
 /// A compiled `when`.
@@ -34,7 +42,7 @@ pub struct WhenSpec {
 pub struct When {
     paths: Vec<PathPattern>,
     conditions: Conditions,
-    client: Option<IpSet>,
+    caller: CallerConditions,
 }
 
 impl When {
@@ -43,10 +51,12 @@ impl When {
     pub fn new(spec: WhenSpec) -> Self {
         let methods = spec.methods.into_iter().map(Method::from).collect();
         let headers = spec.headers.into_iter().map(|(name, value)| (name.into(), value));
+        let any_of = |names: Vec<String>| (!names.is_empty()).then_some(names);
+        let (consumers, groups) = (any_of(spec.consumer), any_of(spec.groups));
         Self {
             paths: spec.paths,
             conditions: Conditions::new(methods, headers, spec.query, spec.cookies),
-            client: spec.client,
+            caller: CallerConditions { consumers, groups, claims: spec.claims, clients: spec.client },
         }
     }
 
@@ -54,7 +64,54 @@ impl When {
     #[must_use]
     pub fn holds(&self, request: &RequestHeader, ctx: &Context) -> bool {
         (self.paths.is_empty() || self.paths.iter().any(|pattern| pattern.matches(&ctx.path).is_some()))
-            && self.client.as_ref().is_none_or(|set| set.contains(ctx.client.address))
             && self.conditions.matches(&ctx.view(request))
+            && self.caller.unmet(ctx).is_none()
+    }
+
+    /// The fact that must be established before it is decided.
+    #[must_use]
+    pub fn needs(&self) -> Option<Fact> {
+        self.caller.needs()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use crate::context::{Consumer, Principal};
+    use crate::testing::{Request, chain, get};
+
+    fn acme() -> Request {
+        get("/").with(|ctx| {
+            ctx.consumer =
+                Some(Arc::new(Consumer { name: "acme".into(), groups: vec!["partners".into()], plan: None }));
+            let serde_json::Value::Object(claims) = serde_json::json!({"roles": ["dev"], "level": 3}) else {
+                unreachable!("an object")
+            };
+            ctx.principal = Some(Arc::new(Principal { subject: "acme".to_owned(), claims }));
+        })
+    }
+
+    async fn runs(when: &str, request: Request) -> bool {
+        let chain = chain(&format!("- respond: {{status: 204}}\n  when: {when}"));
+        chain.send(request).await.ctx.ended_by.is_some()
+    }
+
+    #[tokio::test]
+    async fn who_calls_is_a_condition_too() {
+        for (when, holds) in [
+            ("{consumer: [globex, acme]}", true),
+            ("{consumer: [globex]}", false),
+            ("{groups: [partners]}", true),
+            ("{groups: [staff]}", false),
+            ("{claims: {roles: dev, level: '3'}}", true),
+            ("{claims: {roles: dev, level: '4'}}", false),
+            ("{consumer: [acme], client: [198.51.100.0/24]}", false),
+            ("{consumer: [acme], client: [192.0.2.0/24]}", true),
+        ] {
+            assert_eq!(runs(when, acme()).await, holds, "{when}");
+            assert!(!runs(when, get("/")).await, "nobody is nobody in particular: {when}");
+        }
     }
 }

@@ -252,7 +252,7 @@ pub(super) async fn explain(
     };
     let explained = off_the_runtime(place, move || {
         let loaded = Arc::new(state.live.load().packed.unpack());
-        let snapshot: Arc<Snapshot> = dry::snapshot(&loaded, &state.registry)?;
+        let snapshot: Arc<Snapshot> = dry::snapshot_now(&loaded, &state.registry)?;
         let explained = dry::block_on(explain_request(&snapshot, &question));
         Ok::<_, Problems>(explained.map(|explained| {
             explained.map(|mut explanation| {

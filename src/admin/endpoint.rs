@@ -1,6 +1,7 @@
 //! Registers endpoints: the router and the OpenAPI document grow from the same calls.
 
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
 use axum::handler::Handler;
 use axum::http::Method;
 use axum::middleware::{from_fn, from_fn_with_state};
@@ -43,6 +44,7 @@ pub(super) struct Endpoint<'a> {
     access: Access,
     conditional: bool,
     admitted: Option<usize>,
+    longest: Option<usize>,
     document: Value,
 }
 
@@ -73,6 +75,11 @@ impl Api {
         self.endpoint(Method::POST, path, name, summary)
     }
 
+    /// An endpoint that takes something away.
+    pub(super) fn delete(&mut self, path: &'static str, name: &str, summary: &str) -> Endpoint<'_> {
+        self.endpoint(Method::DELETE, path, name, summary)
+    }
+
     fn endpoint(&mut self, method: Method, path: &'static str, name: &str, summary: &str) -> Endpoint<'_> {
         let mut document = json!({"operationId": name, "summary": summary, "responses": {}});
         let parameters: Vec<Value> = path.split('/').filter_map(parameter).collect();
@@ -86,6 +93,7 @@ impl Api {
             access: Access::Read,
             conditional: false,
             admitted: None,
+            longest: None,
             document,
         }
     }
@@ -158,6 +166,26 @@ impl Endpoint<'_> {
         self
     }
 
+    /// Takes a parameter in the query.
+    pub(super) fn query(mut self, name: &str, required: bool, description: &str) -> Self {
+        let mut parameters = self.document["parameters"].as_array().cloned().unwrap_or_default();
+        parameters.push(json!({
+            "name": name, "in": "query", "required": required, "schema": {"type": "string"},
+            "description": description,
+        }));
+        self.document["parameters"] = parameters.into();
+        self
+    }
+
+    /// Takes JSON of this type, of at most so many bytes, which is no work at all.
+    pub(super) fn takes_little<T: JsonSchema>(mut self, bytes: usize) -> Self {
+        let schema = self.api.questions.subschema_for::<T>();
+        self.longest = Some(bytes);
+        self.document["requestBody"] =
+            json!({"required": true, "content": {"application/json": {"schema": schema}}});
+        self.fails::<Details>(413, "The body is too large.")
+    }
+
     /// Takes JSON of this type, of at most so many bytes; few such requests run at a time.
     pub(super) fn takes<T: JsonSchema>(self, bytes: usize) -> Self {
         let schema = self.api.questions.subschema_for::<T>();
@@ -187,7 +215,7 @@ impl Endpoint<'_> {
 
     /// Routes it to this handler, and adds it to the document.
     pub(super) fn to<T: 'static>(mut self, handler: impl Handler<T, AdminState>) {
-        let filter = MethodFilter::try_from(self.method.clone()).expect("GET and POST have filters");
+        let filter = MethodFilter::try_from(self.method.clone()).expect("GET, POST and DELETE have filters");
         let mut route: MethodRouter<AdminState> = on(filter, handler);
         if self.conditional {
             route = route.route_layer(from_fn(conditional::answer));
@@ -195,6 +223,9 @@ impl Endpoint<'_> {
         if let Some(bytes) = self.admitted {
             let admission = self.api.admission.clone().at_most(bytes);
             route = route.route_layer(from_fn_with_state(admission, admission::admit));
+        }
+        if let Some(bytes) = self.longest {
+            route = route.route_layer(DefaultBodyLimit::max(bytes));
         }
         if self.access != Access::Open {
             let guard = Guard { write: self.access == Access::Write, ..self.api.guard.clone() };

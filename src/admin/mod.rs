@@ -5,8 +5,10 @@ mod api;
 mod auth;
 mod conditional;
 mod endpoint;
+mod identities;
 mod problem;
 mod redact;
+mod revocations;
 mod serve;
 mod stores;
 mod upstreams;
@@ -22,6 +24,7 @@ use axum::{Json, Router};
 use serde_json::Value;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tollhouse_filters::registry::Registry;
+use tollhouse_filters::world::Revocations;
 
 use self::admission::Admission;
 use self::endpoint::Api;
@@ -37,6 +40,8 @@ use crate::snapshot::{Live, Reloaded};
 const LARGEST_DOCUMENT: usize = 16 << 20;
 /// The largest question that `/api/explain` takes, in bytes.
 const LARGEST_QUESTION: usize = 1 << 20;
+/// The largest entry that `/api/revocations` takes, in bytes.
+const LARGEST_ENTRY: usize = 16 << 10;
 /// What clients are held to: traffic needs the descriptors and the memory more.
 const LIMITS: Limits =
     Limits { connections: 256, head: Duration::from_secs(10), stall: Duration::from_secs(60) };
@@ -54,6 +59,8 @@ pub struct AdminState {
     pub stopping: Draining,
     /// The filters that exist.
     pub registry: Arc<Registry>,
+    /// Tokens that no longer hold.
+    pub revocations: Arc<Revocations>,
 }
 
 /// A running admin listener.
@@ -107,6 +114,7 @@ fn router(state: AdminState, on_loopback: bool) -> Router {
     register_health(&mut api);
     register_views(&mut api);
     register_stores(&mut api);
+    register_revocations(&mut api);
     register_work(&mut api);
     let document = Arc::<OnceLock<Value>>::default();
     let served = document.clone();
@@ -157,6 +165,45 @@ fn register_views(api: &mut Api) {
         .fails::<Details>(404, "No upstream has this name.")
         .conditional()
         .to(upstreams::one);
+    api.get("/api/identities", "identities", "Every identity, with what it knows now.")
+        .answers::<identities::IdentityList>(200, "The identities, by name.")
+        .conditional()
+        .to(identities::all);
+}
+
+fn register_revocations(api: &mut Api) {
+    let path = "/api/revocations";
+    api.get(path, "revocations", "Tokens that no longer hold.")
+        .write()
+        .query("identity", false, "The identity whose entries are wanted; all by default.")
+        .answers::<revocations::RevocationList>(200, "The entries.")
+        .fails::<Details>(400, "They are not asked for like that.")
+        .to(revocations::all);
+    api.post(path, "revoke", "Has tokens hold no longer, from the moment of the answer.")
+        .write()
+        .takes_little::<revocations::Wish>(LARGEST_ENTRY)
+        .answers::<revocations::RevocationView>(201, "The entry, which is new.")
+        .answers::<revocations::RevocationView>(200, "The entry, in the place of one about the same tokens.")
+        .fails::<Details>(400, "It is no JSON.")
+        .fails::<Details>(415, "The content is not said to be JSON.")
+        .fails::<Details>(422, "It is no entry.")
+        .fails::<Details>(503, "Another process is taking over; ask again.")
+        .fails::<Details>(507, "There are as many entries as there may be.")
+        .to(revocations::add);
+    api.delete(path, "unrevoke", "Takes an entry out.")
+        .write()
+        .query("identity", true, "The identity whose entry it is.")
+        .query("jti", false, "The `jti` that the entry is about.")
+        .query(
+            "sub",
+            false,
+            "The `sub` that the entry is about; without either it is the one about all tokens.",
+        )
+        .answers::<revocations::RevocationList>(200, "The entries that are left for the identity.")
+        .fails::<Details>(400, "It is not said which one.")
+        .fails::<Details>(404, "There is none.")
+        .fails::<Details>(503, "Another process is taking over; ask again.")
+        .to(revocations::remove);
 }
 
 fn register_stores(api: &mut Api) {

@@ -39,7 +39,7 @@ fn header(text: &str) -> Result<(String, String), String> {
 
 pub(super) fn run(arguments: Arguments, registry: &Registry, output: Output) -> Result<(), Failure> {
     let loaded = Arc::new(source::load(&arguments.config)?);
-    let snapshot = dry::snapshot(&loaded, registry)?;
+    let snapshot = dry::snapshot_now(&loaded, registry)?;
     let question = Question {
         method: arguments.method,
         url: arguments.url,

@@ -119,6 +119,8 @@ fn record<A>(common: &Common<A>, facts: &ConnFacts, rule: Rule, seen: &Seen<'_>)
             elapsed: started.elapsed(),
             throttled: None,
             upstream_elapsed: None,
+            consumer: None,
+            identity: None,
             denied_by: None,
             reason: Some(rule.detail()),
             user_agent: None,

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{Method, Version, header};
@@ -16,7 +16,7 @@ use tollhouse_filters::problem::{self, Problem};
 use tollhouse_filters::registry::Registry;
 use tollhouse_filters::tree::{Node, Path};
 use tollhouse_filters::values::FieldName;
-use tollhouse_filters::world::World;
+use tollhouse_filters::world::{ManualClock, World};
 
 use super::{Connection, Decision, Exchange, Forwarding, strip_hop_by_hop};
 use crate::config::{Expect, Test, TestRequest};
@@ -57,8 +57,17 @@ impl Outcome {
 
 /// A snapshot of the document on a fake world: fixed clock, fresh state, no network.
 pub fn snapshot(loaded: &Arc<Loaded>, registry: &Registry) -> Result<Arc<Snapshot>, Problems> {
-    let world = World::dry();
-    Compiler { registry, world: &world, previous: None, mode: Mode::Dry }.compile(loaded).map(Arc::new)
+    snapshot_in(&World::dry(), loaded, registry)
+}
+
+/// As [`snapshot`], at the time it is now: for who asks what would happen to a request.
+pub fn snapshot_now(loaded: &Arc<Loaded>, registry: &Registry) -> Result<Arc<Snapshot>, Problems> {
+    let clock = ManualClock::starting(SystemTime::now());
+    snapshot_in(&World::dry_at(Arc::new(clock)), loaded, registry)
+}
+
+fn snapshot_in(world: &World, loaded: &Arc<Loaded>, registry: &Registry) -> Result<Arc<Snapshot>, Problems> {
+    Compiler { registry, world, previous: None, mode: Mode::Dry }.compile(loaded).map(Arc::new)
 }
 
 /// Runs a made-up request through the engine; the world it reaches is the snapshot's.

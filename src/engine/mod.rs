@@ -2,6 +2,7 @@
 //!
 //! The proxy, `tollhouse test`, `tollhouse explain` and the admin API all run this engine.
 
+mod background;
 mod client;
 pub mod dry;
 pub mod explain;
@@ -32,6 +33,7 @@ use crate::routing::{Find, ListenerId, View};
 use crate::snapshot::{Action, Route, Snapshot};
 use crate::upstream::Upstream;
 
+pub use background::Background;
 pub use forward::{Forwarding, strip_hop_by_hop};
 pub use reply::{Rendered, grpc_trailers, problem_reply, render, speaks_grpc};
 pub use side_calls::SideCalls;

@@ -6,14 +6,16 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use pingora::http::RequestHeader;
-use tollhouse_filters::world::{Client, ClientBody, ClientError, ClientReply, UpstreamId};
+use tollhouse_filters::world::{Client, ClientBody, ClientError, ClientReply, Origin, UpstreamId};
 
 use crate::snapshot::Live;
 use crate::upstream::call::{BodyStream, CallError, CallOptions, Caller};
+use crate::upstream::{Origins, Upstream};
 
 /// Makes side calls for filters.
 pub struct SideCalls {
     caller: Caller,
+    origins: Origins,
     /// Known only after the first snapshot was compiled, by filters that hold this.
     live: OnceLock<Weak<Live>>,
 }
@@ -22,7 +24,7 @@ impl SideCalls {
     /// With a pool of its own.
     #[must_use]
     pub fn new() -> Self {
-        Self { caller: Caller::new(), live: OnceLock::new() }
+        Self { caller: Caller::new(), origins: Origins::new(), live: OnceLock::new() }
     }
 
     /// What makes the calls.
@@ -31,9 +33,26 @@ impl SideCalls {
         &self.caller
     }
 
+    /// Where calls go that no upstream of a document stands for.
+    #[must_use]
+    pub fn origins(&self) -> &Origins {
+        &self.origins
+    }
+
     /// Calls the upstreams of this from now on.
     pub fn follow(&self, live: &Arc<Live>) {
         let _ = self.live.set(Arc::downgrade(live));
+    }
+}
+
+impl SideCalls {
+    /// The upstream of this id in the document that serves.
+    fn named(&self, id: UpstreamId) -> Result<Arc<Upstream>, ClientError> {
+        let live = self.live.get().and_then(Weak::upgrade);
+        let live = live.ok_or_else(|| ClientError::Unavailable("the gateway is not serving".into()))?;
+        let snapshot = live.load();
+        let upstream = snapshot.upstream(id).cloned();
+        upstream.ok_or_else(|| ClientError::Unavailable("the upstream is gone".into()))
     }
 }
 
@@ -52,15 +71,17 @@ impl Client for SideCalls {
         body: Bytes,
         timeout: Option<Duration>,
     ) -> Result<ClientReply, ClientError> {
-        let live = self.live.get().and_then(Weak::upgrade);
-        let live = live.ok_or_else(|| ClientError::Unavailable("the gateway is not serving".into()))?;
-        let snapshot = live.load();
-        let upstream = snapshot.upstream(upstream);
-        let upstream =
-            upstream.ok_or_else(|| ClientError::Unavailable("the upstream is gone".into()))?.clone();
+        let upstream = match self.origins.upstream(upstream).await {
+            Some(origin) => origin.map_err(failed)?,
+            None => self.named(upstream)?,
+        };
         let options = CallOptions { timeout, ..CallOptions::default() };
         let reply = self.caller.send(&upstream, head, body, options).await.map_err(failed)?;
         Ok(ClientReply { head: reply.head, body: Box::new(Body(reply.body)) })
+    }
+
+    fn origin(&self, origin: &Origin) -> Option<UpstreamId> {
+        self.origins.id(origin)
     }
 }
 

@@ -109,6 +109,8 @@ impl Gateway {
             elapsed: completed.elapsed,
             throttled: (!ctx.waited.is_zero()).then_some(ctx.waited),
             upstream_elapsed: attempts.started.map(|started| started.elapsed()),
+            consumer: ctx.consumer.as_ref().map(|consumer| &*consumer.name),
+            identity: ctx.identity.as_deref(),
             denied_by: ended_by.map(|ended| ended.filter),
             reason: ended_by.and_then(|ended| ended.reason.as_deref()).or(broken).or(call.reason.as_deref()),
             user_agent: field(header::USER_AGENT),

@@ -22,7 +22,7 @@ use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server};
 use tollhouse_filters::registry::Registry;
 use tollhouse_filters::tree::from_node_all;
-use tollhouse_filters::world::{State, World};
+use tollhouse_filters::world::{Revocations, State, Tasks, World};
 
 use self::lifetime::Lifetime;
 use self::signals::Signals;
@@ -32,12 +32,12 @@ use self::upgrade::Upgrades;
 use crate::admin::{self, AdminState};
 use crate::config::{AdminAddress, Observability, Protocol};
 use crate::door::{self, Desk, Door, Draining, HandshakeFailure, Permits, Refusals, Refused, Rule};
-use crate::engine::SideCalls;
 use crate::engine::dry;
+use crate::engine::{Background, SideCalls};
 use crate::handover::Sockets;
+use crate::ledger::{self, Ledger};
 use crate::observe::{self, Observe};
 use crate::proxy::{Budget, Front, Gateway};
-use crate::quotas::{self, Bookkeeper};
 use crate::snapshot::{Compiler, Live, Mode, Reloader, Snapshot, apart};
 use crate::source::{self, Loaded, Problems};
 use crate::store::Keeper;
@@ -107,10 +107,11 @@ fn first_snapshot(
     path: &Path,
     registry: &Registry,
     calls: &Arc<SideCalls>,
+    background: &Arc<Background>,
 ) -> Result<(Snapshot, World, Arc<Observe>), StartError> {
     let loaded = Arc::new(source::load(path)?);
     let observe = start_observing(&loaded)?;
-    let world = World::live(calls.clone(), observe.registry.clone());
+    let world = World::live(calls.clone(), observe.registry.clone()).with_tasks(background.clone());
     let snapshot = Compiler { registry, world: &world, previous: None, mode: Mode::Live }.compile(&loaded)?;
     report(&snapshot, &loaded, registry);
     Ok((snapshot, world, observe))
@@ -142,6 +143,7 @@ fn report(snapshot: &Snapshot, loaded: &Arc<Loaded>, registry: &Registry) {
 struct Parts {
     path: PathBuf,
     state: Arc<dyn State>,
+    revocations: Arc<Revocations>,
     live: Arc<Live>,
     reloader: Arc<Reloader>,
     desk: Desk,
@@ -149,7 +151,7 @@ struct Parts {
     bound: Vec<door::Bound>,
     admin: Option<(SocketAddr, TcpListener)>,
     /// Writes down what is used of quotas, until the process ends.
-    quotas: Option<Bookkeeper>,
+    ledger: Option<Ledger>,
 }
 
 impl Parts {
@@ -160,8 +162,10 @@ impl Parts {
         mut before: Option<&mut Predecessor>,
     ) -> Result<Self, StartError> {
         let calls = Arc::new(SideCalls::new());
-        let (snapshot, world, observe) = apart(|| first_snapshot(&path, &registry, &calls))?;
-        let monitor = Monitor::start(calls.caller().clone(), observe.registry.clone())
+        let background = Background::start()
+            .map_err(|error| StartError::Runtime(format!("cannot start a thread: {error}")))?;
+        let (snapshot, world, observe) = apart(|| first_snapshot(&path, &registry, &calls, &background))?;
+        let monitor = Monitor::start(calls.caller().clone(), calls.origins(), observe.registry.clone())
             .map_err(|error| StartError::Runtime(format!("cannot watch backends: {error}")))?;
         let monitor = Arc::new(monitor);
         monitor.watch(&snapshot.upstreams, &snapshot.server.dns);
@@ -174,16 +178,18 @@ impl Parts {
         }
         let mut sockets =
             before.as_mut().map(|before| std::mem::take(&mut before.sockets)).unwrap_or_default();
-        let state = world.state.clone();
-        let quotas = keep_quotas(&snapshot, &path, &state, &observe)?;
-        let watching = (monitor.clone(), keeper);
-        let mut parts = Self::new(snapshot, path, registry, world, observe, watching, &mut sockets)?;
-        parts.quotas = quotas;
+        let (state, revocations) = (world.state.clone(), world.revocations.clone());
+        let ledger = keep_quotas(&snapshot, &path, &state, &observe)?;
+        let mut parts =
+            Self::new(snapshot, path, registry, world, observe, (monitor.clone(), keeper), &mut sockets)?;
+        parts.ledger = ledger;
         calls.follow(&parts.live);
+        background.begin();
         // Connections wait meanwhile; none is given to a backend that nothing is known about.
         monitor.warm_up();
+        background.settle();
         if let Some(before) = before {
-            before.remember(&*state)?;
+            before.remember(&*state, &revocations)?;
         }
         Ok(parts)
     }
@@ -232,15 +238,20 @@ impl Parts {
             draining: Draining::default(),
             over: Draining::default(),
         };
-        let state = world.state.clone();
+        let (state, revocations) = (world.state.clone(), world.revocations.clone());
         let reloader = Reloader::new(path.clone(), registry, world, live.clone(), dry::verify);
         let reloader = Arc::new(reloader.watched_by(monitor).connected_by(keeper));
-        Ok(Self { path, state, live, reloader, desk, budget, bound, admin, quotas: None })
+        Ok(Self { path, state, revocations, live, reloader, desk, budget, bound, admin, ledger: None })
     }
 
     fn serve(self, signals: Signals, origin: Origin, before: Option<Predecessor>) -> Result<(), StartError> {
-        let upgrades =
-            Upgrades::new(self.path.clone(), self.live.clone(), self.state.clone(), self.shared()?);
+        let upgrades = Upgrades::new(
+            self.path.clone(),
+            self.live.clone(),
+            self.state.clone(),
+            self.revocations.clone(),
+            self.shared()?,
+        );
         let upgrades = Arc::new(upgrades);
         let snapshot = self.live.load();
         let opened = Lifetime { origin, before, upgrades: upgrades.clone() }.begin(&snapshot.server)?;
@@ -265,6 +276,7 @@ impl Parts {
             observe: self.desk.observe.clone(),
             stopping: stopping.clone(),
             registry: self.reloader.registry().clone(),
+            revocations: self.revocations.clone(),
         };
         let admin = self.admin.map(|(_, listener)| admin::start(listener, state)).transpose();
         let admin = admin
@@ -276,12 +288,12 @@ impl Parts {
         let stops = tokio::sync::Mutex::new(signals.stops);
         let leaving =
             drain::Leaving { desk: self.desk.clone(), live: self.live, admin, upgrades, stops, stopping };
-        let quotas = self.quotas;
         // Held on, it would keep what later ones have no more: connections to stores, for one.
         drop(snapshot);
+        let ledger = self.ledger;
         server.run(RunArgs { shutdown_signal: Box::new(leaving) });
         // What the last requests used is written down.
-        drop(quotas);
+        drop(ledger);
         self.desk.observe.flush();
         Ok(())
     }
@@ -330,6 +342,9 @@ impl Parts {
             let labels = [("reason", failure.name())];
             registry.register_counter_fn(name, help, &labels, move || handshakes.count(failure));
         }
+        let revocations = self.revocations.clone();
+        let help = "Entries about tokens that no longer hold.";
+        registry.register_gauge_fn("tollhouse_revocations", help, &[], move || count(revocations.len()));
         let budget = self.budget.clone();
         let help = "Bytes of request bodies buffered for filters.";
         registry.register_gauge_fn("tollhouse_buffered_bytes", help, &[], move || {
@@ -344,10 +359,10 @@ fn keep_quotas(
     document: &Path,
     state: &Arc<dyn State>,
     observe: &Observe,
-) -> Result<Option<Bookkeeper>, StartError> {
-    let place = quotas::place(snapshot.server.quotas.as_ref(), document);
-    let kept = place.map(|path| Bookkeeper::start(quotas::File::at(path), state.clone(), &*observe.registry));
-    kept.transpose().map_err(|error| StartError::Runtime(format!("cannot keep quotas: {error}")))
+) -> Result<Option<Ledger>, StartError> {
+    let place = ledger::place(snapshot.server.quotas.as_ref(), document);
+    let ledger = place.map(|path| Ledger::start(ledger::File::at(path), state.clone(), &*observe.registry));
+    ledger.transpose().map_err(|error| StartError::Runtime(format!("cannot keep quotas: {error}")))
 }
 
 /// Windows that keep one upload over a long line going, without letting a client hold much memory.

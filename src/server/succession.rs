@@ -4,7 +4,7 @@
 //! Fields may be added; one that is missing has its default, so that versions understand each other.
 
 use serde::{Deserialize, Serialize};
-use tollhouse_filters::world::StateEntry;
+use tollhouse_filters::world::{Revocation, StateEntry};
 
 use crate::tls::TicketKeys;
 
@@ -30,6 +30,9 @@ pub(super) struct Offer {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Memory {
     pub(super) entries: Vec<StateEntry>,
+    /// Tokens that no longer hold; all of them come at once.
+    #[serde(default)]
+    pub(super) revocations: Vec<Revocation>,
     /// Whether nothing follows.
     pub(super) last: bool,
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use tollhouse_filters::world::State;
+use tollhouse_filters::world::{Revocations, State};
 
 use super::StartError;
 use super::succession::{Memory, ORPHANED, Offer, Step, TAKE_OVER};
@@ -77,12 +77,17 @@ impl Predecessor {
     ///
     /// # Errors
     /// It went away.
-    pub(super) fn remember(&mut self, state: &dyn State) -> Result<(), StartError> {
+    pub(super) fn remember(
+        &mut self,
+        state: &dyn State,
+        revocations: &Revocations,
+    ) -> Result<(), StartError> {
         let mut remember = || {
             self.channel.send(&Step::Prepared)?;
             loop {
                 let memory: Memory = self.channel.receive()?;
                 state.import(memory.entries);
+                revocations.import(memory.revocations);
                 if memory.last {
                     return io::Result::Ok(());
                 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::sync::Notify;
-use tollhouse_filters::world::State;
+use tollhouse_filters::world::{Revocations, State};
 
 use super::succession::{BATCH, Memory, Offer, Step, TAKE_OVER};
 use crate::handover::{Answer, Ask, Channel, Place, pair};
@@ -34,6 +34,7 @@ pub(super) struct Upgrades {
     path: PathBuf,
     live: Arc<Live>,
     state: Arc<dyn State>,
+    revocations: Arc<Revocations>,
     stand: Mutex<Stand>,
     replaced: Notify,
 }
@@ -79,10 +80,11 @@ impl Upgrades {
         path: PathBuf,
         live: Arc<Live>,
         state: Arc<dyn State>,
+        revocations: Arc<Revocations>,
         sockets: Vec<(String, OwnedFd)>,
     ) -> Self {
         let stand = Stand { sockets: Some(Arc::new(sockets)), under_way: None, place: None };
-        Self { path, live, state, stand: Mutex::new(stand), replaced: Notify::new() }
+        Self { path, live, state, revocations, stand: Mutex::new(stand), replaced: Notify::new() }
     }
 
     /// Waits until another process serves.
@@ -156,6 +158,7 @@ impl Upgrades {
                 if let Some(process) = process {
                     let _ = pidfd_send_signal(process, Signal::KILL);
                 }
+                self.revocations.take_back();
                 return Err(failure);
             }
         };
@@ -209,10 +212,12 @@ impl Upgrades {
         reached(channel.receive()?)?;
         let entries = self.state.export();
         let mut batches = entries.chunks(BATCH).peekable();
+        let mut revocations = self.revocations.hand_over();
         loop {
             let entries = batches.next().unwrap_or_default().to_vec();
             let last = batches.peek().is_none();
-            channel.send(&Memory { entries, last })?;
+            let revocations = std::mem::take(&mut revocations);
+            channel.send(&Memory { entries, revocations, last })?;
             if last {
                 return reached(channel.receive()?);
             }
@@ -266,7 +271,7 @@ fn ended(child: &mut Child) -> io::Result<ExitStatus> {
 mod tests {
     use std::net::TcpListener;
 
-    use tollhouse_filters::world::{StateKey, TenantId, World};
+    use tollhouse_filters::world::{Full, Revocation, Revoked, StateKey, TenantId, World};
 
     use super::*;
     use crate::snapshot::{Compiler, Mode};
@@ -280,7 +285,7 @@ mod tests {
         let registry = tollhouse_filters::builtin();
         let compiler = Compiler { registry: &registry, world, previous: None, mode: Mode::Dry };
         let live = Arc::new(Live::new(compiler.compile(&loaded).unwrap()));
-        Upgrades::new(path, live, world.state.clone(), sockets)
+        Upgrades::new(path, live, world.state.clone(), world.revocations.clone(), sockets)
     }
 
     #[tokio::test]
@@ -291,6 +296,9 @@ mod tests {
         for n in 0..entries {
             world.state.add(&key(n), i64::from(n), Duration::from_secs(60)).await.unwrap();
         }
+        let (identity, which) = ("corp".into(), Revoked::Jti("1".into()));
+        let revoked = Revocation { identity, which, issued_before: None, expires: 4_102_444_800 };
+        world.revocations.add(revoked.clone()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let upgrades = upgrades(&world, vec![("web".to_owned(), listener.into())]);
@@ -304,9 +312,10 @@ mod tests {
         new.send(&Step::Prepared).unwrap();
         let mut parts = Vec::new();
         loop {
-            let Memory { entries, last } = new.receive().unwrap();
+            let Memory { entries, revocations, last } = new.receive().unwrap();
             parts.push(entries.len());
             next.state.import(entries);
+            next.revocations.import(revocations);
             if last {
                 break;
             }
@@ -314,6 +323,8 @@ mod tests {
         new.send(&Step::Ready).unwrap();
         assert!(old.join().unwrap());
         assert_eq!(parts, [BATCH, BATCH, 1]);
+        assert_eq!(next.revocations.list(None), std::slice::from_ref(&revoked));
+        assert_eq!(world.revocations.add(revoked), Err(Full::HandedOver), "nobody would know of it");
         for n in [0, 1, entries - 1] {
             let sum = next.state.add(&key(n), 1, Duration::from_secs(60)).await.unwrap();
             assert_eq!(sum, i64::from(n) + 1);

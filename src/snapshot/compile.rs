@@ -116,7 +116,7 @@ impl Compiler<'_> {
         let ids = ids(&document.upstreams, self.previous);
         let folder = (self.mode != Mode::Afar).then_some(base);
         let plans = identities::plans(&document, &mut faults);
-        let identities = identities::build(&mut document, &plans, &mut faults);
+        let identities = identities::build(&mut document, self.world, (&ids.by_name, &plans), &mut faults);
         let (stores, by_name) = stores::build(self, &document.stores, base, &mut faults);
         let named =
             Named { upstreams: &ids.by_name, identities: &identities, plans: &plans, stores: &by_name };
@@ -149,6 +149,7 @@ impl Compiler<'_> {
             server: document.server,
             admin: document.admin,
             identity_headers: identity_headers(&listeners, &routes),
+            identities,
             listeners,
             router: crate::routing::Router::build(built.matches),
             unrouted,

@@ -1,11 +1,33 @@
 //! From written identities and consumers to what `authenticate` is given.
 
-use tollhouse_filters::identity::{self, Identities, Source};
-use tollhouse_filters::plan::{self, Plans};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use super::compile::Faults;
+use tollhouse_filters::filter::Surroundings;
+use tollhouse_filters::identity::{self, Identities, Site, Source};
+use tollhouse_filters::plan::{self, Plans};
+use tollhouse_filters::world::{UpstreamId, World};
+
+use super::compile::{Faults, did_you_mean};
 use crate::config::Document;
 use crate::config::observability::Redaction;
+
+/// What a document has for its identities: upstreams by name, and plans.
+struct Around<'a>(&'a BTreeMap<Arc<str>, UpstreamId>, &'a Plans);
+
+impl Surroundings for Around<'_> {
+    fn plans(&self) -> Option<&Plans> {
+        Some(self.1)
+    }
+
+    fn upstream(&self, name: &str) -> Option<UpstreamId> {
+        self.0.get(name).copied()
+    }
+
+    fn nearest_upstream(&self, name: &str) -> Option<String> {
+        did_you_mean(name, self.0.keys().map(|name| &**name))
+    }
+}
 
 /// Builds the plans of a document.
 pub(super) fn plans(document: &Document, faults: &mut Faults<'_>) -> Plans {
@@ -18,8 +40,14 @@ pub(super) fn plans(document: &Document, faults: &mut Faults<'_>) -> Plans {
 
 /// Builds the identities of a document, and has its logs hide what they take credentials from. Cookies are
 /// always hidden.
-pub(super) fn build(document: &mut Document, plans: &Plans, faults: &mut Faults<'_>) -> Identities {
-    let (identities, errors) = identity::build(&document.identities, &document.consumers, plans);
+pub(super) fn build(
+    document: &mut Document,
+    world: &World,
+    (upstreams, plans): (&BTreeMap<Arc<str>, UpstreamId>, &Plans),
+    faults: &mut Faults<'_>,
+) -> Identities {
+    let site = Site { world, surroundings: &Around(upstreams, plans) };
+    let (identities, errors) = identity::build(&document.identities, &document.consumers, &site);
     for error in errors {
         faults.add_with_hint(&error.path, error.message, error.hint);
     }

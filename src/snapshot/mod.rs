@@ -18,6 +18,7 @@ use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use http::HeaderName;
+use tollhouse_filters::identity::Identities;
 use tollhouse_filters::phase::OnRequest;
 use tollhouse_filters::pipeline::{Pipeline, Stack};
 use tollhouse_filters::world::UpstreamId;
@@ -61,6 +62,8 @@ pub struct Snapshot {
     pub upstream_ids: UpstreamIds,
     /// Stores, by name; none in a snapshot that is not to serve.
     pub stores: Vec<Arc<RedisStore>>,
+    /// Ways to prove who is calling.
+    pub identities: Identities,
     /// Fields that filters write for upstreams; a client's own copies are dropped.
     pub identity_headers: Vec<HeaderName>,
     /// Logs and metrics.

@@ -178,13 +178,12 @@ impl<'a> Pipelines<'a> {
         let instance = self.instance(owner, ordinal, &spec, path, faults);
         let mut options_path = path.clone();
         options_path.push(spec.filter.as_str());
-        let (phases, declared) =
+        let (phases, mut declared) =
             self.phases(entry, &spec.options.0, instance.clone(), &options_path, faults)?;
-        let siblings = Siblings {
-            when: spec.when.map(When::new),
-            continue_on_error: spec.on_error == OnError::Continue,
-            dry_run: spec.dry_run,
-        };
+        let when = spec.when.map(When::new);
+        declared.needs.extend(when.as_ref().and_then(When::needs));
+        let siblings =
+            Siblings { when, continue_on_error: spec.on_error == OnError::Continue, dry_run: spec.dry_run };
         Some(Arc::new(Step::new(entry.name, instance, phases, declared, siblings, &*self.world.metrics)))
     }
 

@@ -104,6 +104,7 @@ impl Reloader {
         if let Err(error) = self.keeper.keep(&snapshot.stores) {
             log::error!("cannot connect to stores: {error}");
         }
+        self.world.tasks.settle();
         let Some(monitor) = &self.monitor else { return self.live.swap(snapshot) };
         monitor.prepare(&snapshot.upstreams, &snapshot.server.dns);
         monitor.warm_up();

@@ -7,6 +7,7 @@ mod health;
 mod idle;
 mod monitor;
 mod names;
+mod origin;
 mod peer;
 mod probe;
 mod resolve;
@@ -36,6 +37,7 @@ use crate::observe::{Registry, UpstreamSeries};
 pub use self::backend::Backend;
 pub use self::balance::{Picked, Tried};
 pub use self::monitor::Monitor;
+pub use self::origin::Origins;
 pub use self::stats::InFlight;
 
 /// Heaviest weight.

@@ -81,8 +81,10 @@ fn every_path_answers_as_it_is_described() {
     let bearer = format!("Bearer {TOKEN}");
     let token = [("authorization", bearer.as_str())];
     let json = [("content-type", "application/json")];
+    let both = [token[0], json[0]];
+    let entry = json!({"identity": "corp", "jti": "1", "expires": 4_102_444_800_u64}).to_string();
     let large = " ".repeat((1 << 20) + 1);
-    let calls: Vec<Call<'_>> = vec![
+    let mut calls: Vec<Call<'_>> = vec![
         ("GET", "/healthz", "/healthz", &[], "", 200),
         ("GET", "/readyz", "/readyz", &[], "", 200),
         ("GET", "/metrics", "/metrics", &[], "", 200),
@@ -94,6 +96,7 @@ fn every_path_answers_as_it_is_described() {
         ("GET", "/api/upstreams", "/api/upstreams", &[], "", 200),
         ("GET", "/api/upstreams/{name}", "/api/upstreams/users", &[], "", 200),
         ("GET", "/api/upstreams/{name}", "/api/upstreams/nobody", &[], "", 404),
+        ("GET", "/api/identities", "/api/identities", &[], "", 200),
         ("POST", "/api/reload", "/api/reload", &token, "", 200),
         ("POST", "/api/reload", "/api/reload", &[], "", 401),
         ("POST", "/api/check", "/api/check", &[], fine, 200),
@@ -104,6 +107,7 @@ fn every_path_answers_as_it_is_described() {
         ("POST", "/api/explain", "/api/explain", &[("content-type", "text/plain")], &question, 415),
         ("POST", "/api/explain", "/api/explain", &json, &large, 413),
     ];
+    calls.extend(about_revocations(&token, &json, &both, &entry, &large));
     let mut succeeded = BTreeSet::new();
     for (method, path, target, headers, body, status) in calls {
         let answer = admin.ask(method, target, headers, body);
@@ -123,6 +127,33 @@ fn every_path_answers_as_it_is_described() {
         })
         .collect();
     assert_eq!(succeeded, all, "every operation is called");
+}
+
+type Fields<'a> = &'a [(&'a str, &'a str)];
+
+fn about_revocations<'a>(
+    token: Fields<'a>,
+    json: Fields<'a>,
+    both: Fields<'a>,
+    entry: &'a str,
+    large: &'a str,
+) -> Vec<Call<'a>> {
+    vec![
+        ("GET", "/api/revocations", "/api/revocations", &[], "", 401),
+        ("GET", "/api/revocations", "/api/revocations?identity=corp", token, "", 200),
+        ("GET", "/api/revocations", "/api/revocations?x=y", token, "", 400),
+        ("POST", "/api/revocations", "/api/revocations", json, entry, 401),
+        ("POST", "/api/revocations", "/api/revocations", both, entry, 201),
+        ("POST", "/api/revocations", "/api/revocations", both, entry, 200),
+        ("POST", "/api/revocations", "/api/revocations", both, "{", 400),
+        ("POST", "/api/revocations", "/api/revocations", both, "{}", 422),
+        ("POST", "/api/revocations", "/api/revocations", token, entry, 415),
+        ("POST", "/api/revocations", "/api/revocations", both, large, 413),
+        ("DELETE", "/api/revocations", "/api/revocations?identity=corp&jti=1", &[], "", 401),
+        ("DELETE", "/api/revocations", "/api/revocations?identity=corp&jti=1", token, "", 200),
+        ("DELETE", "/api/revocations", "/api/revocations?identity=corp&jti=1", token, "", 404),
+        ("DELETE", "/api/revocations", "/api/revocations?jti=1", token, "", 400),
+    ]
 }
 
 #[test]

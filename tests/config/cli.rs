@@ -184,6 +184,29 @@ fn explain_says_the_same_in_json() {
 }
 
 #[test]
+fn explain_says_what_would_happen_now_and_tests_what_happens_at_their_own_time() {
+    let ended = "
+version: 1
+listeners: [{name: main, address: '127.0.0.1:0'}]
+identities: {keys: {type: api_key, from: [header:x-api-key]}}
+consumers:
+  - name: acme
+    credentials:
+      - type: api_key
+        id: k1
+        hash: 'sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad'
+        expires: 2026-01-02
+routes: [{name: a, filters: [{authenticate: {any_of: [keys]}}], respond: {}}]
+tests: [{name: open, request: {path: /, headers: {x-api-key: abc}}, expect: {status: 200}}]
+";
+    let (_folder, file) = document(ended);
+    assert_eq!(code(&run(&["test", text(&file)])), 0);
+    let output = run(&["explain", "-c", text(&file), "GET", "/", "-H", "x-api-key: abc"]);
+    let said = stdout(&output);
+    assert!(said.contains("the API key has expired"), "{said}");
+}
+
+#[test]
 fn explain_refuses_what_is_no_request() {
     let (_folder, file) = document(RIGHT);
     for arguments in [["GET", "nonsense"], ["GET", "ftp://a/"], ["G T", "/"]] {

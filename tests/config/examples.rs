@@ -14,11 +14,12 @@ use crate::tls::Certificates;
 use crate::{project, read, stem, yaml_files};
 
 /// Examples that show more than one filter.
-const OVERVIEWS: [&str; 10] = [
+const OVERVIEWS: [&str; 11] = [
     "access_log",
     "balancing",
     "grpc",
     "health",
+    "jwks",
     "matching",
     "proxy_protocol",
     "services",
@@ -151,6 +152,9 @@ fn redirect_to_origins(document: &mut Value) -> HashMap<String, Origin> {
         // The tests' requests come without a proxy.
         listener.as_object_mut().expect("a map").remove("accept_proxy_protocol");
     }
+    for identity in document.get_mut("identities").and_then(Value::as_object_mut).into_iter().flatten() {
+        ask_nobody(identity.1);
+    }
     let mut origins = HashMap::new();
     for upstream in document.get_mut("upstreams").and_then(Value::as_array_mut).into_iter().flatten() {
         let origin = Origin::start();
@@ -176,6 +180,16 @@ fn redirect_to_no_store(document: &mut Value) {
         .flat_map(serde_json::Map::values_mut)
     {
         store["url"] = json!("unix:///nonexistent/redis.sock");
+    }
+}
+
+/// Whoever vouches for callers is at a port on which nobody listens.
+fn ask_nobody(identity: &mut Value) {
+    identity.as_object_mut().expect("a map").remove("upstream");
+    for key in ["issuer", "jwks_uri", "endpoint"] {
+        if identity[key].as_str().is_some_and(|text| text.starts_with("http")) {
+            identity[key] = json!("http://127.0.0.1:1/");
+        }
     }
 }
 

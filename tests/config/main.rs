@@ -10,6 +10,7 @@ mod gateway;
 mod golden;
 mod http;
 mod manual;
+mod revocations;
 mod schema;
 mod tls;
 

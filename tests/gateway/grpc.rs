@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Gateway, H2c, Origin, Python, refusing, soon};
+use crate::harness::{Gateway, H2c, Origin, Program, refusing, soon};
 
 /// How the gateway reaches the origin.
 #[derive(Clone, Copy, Debug)]
@@ -14,7 +14,7 @@ enum Link {
 }
 
 struct Setup {
-    origin: Python,
+    origin: Program,
     gateway: Gateway,
     _files: tempfile::TempDir,
 }
@@ -39,7 +39,7 @@ impl Setup {
                 format!("protocol: h2, tls: {{sni: grpc.test, ca: \"{certificate}\"}}"),
             ),
         };
-        let origin = Python::run("grpc/origin.py", &arguments);
+        let origin = Program::python("grpc/origin.py", &arguments);
         let port = origin.says(|line| line["port"].is_u64()).await["port"].clone();
         let gateway = Gateway::start(&format!(
             "upstreams: [{{name: origin, {how}, backends: [{{address: \"127.0.0.1:{port}\"}}]{more}}}]\n\
@@ -49,8 +49,8 @@ impl Setup {
         Self { origin, gateway, _files: files }
     }
 
-    fn client(&self, scenario: &str) -> Python {
-        Python::run("grpc/client.py", &[&self.gateway.address().to_string(), scenario])
+    fn client(&self, scenario: &str) -> Program {
+        Program::python("grpc/client.py", &[&self.gateway.address().to_string(), scenario])
     }
 
     async fn outcome(&self, scenario: &str) -> Value {
@@ -73,7 +73,7 @@ impl Setup {
     }
 }
 
-fn sent(python: &Python) -> u64 {
+fn sent(python: &Program) -> u64 {
     python.said().iter().filter_map(|line| line["mib"].as_u64()).max().unwrap_or(0)
 }
 
@@ -172,10 +172,10 @@ async fn a_client_that_cancels_cancels_the_origins_call() {
         let setup = Setup::new(link, "").await;
         let mut client = setup.client("cancel");
         setup.origin.says(|line| line["event"] == "asked").await;
-        client.tell();
+        client.tell("");
         let over = setup.origin.says(|line| line["event"] == "over").await;
         assert_eq!(over["active"], false, "{link:?}");
-        client.tell();
+        client.tell("");
         assert_eq!(client.outcome().await, json!({"cancelled": true}), "{link:?}");
     }
 }
@@ -227,7 +227,7 @@ async fn an_origin_that_is_not_there_is_unavailable() {
          routes: [{{name: all, upstream: origin}}]"
     ))
     .await;
-    let mut client = Python::run("grpc/client.py", &[&gateway.address().to_string(), "echo"]);
+    let mut client = Program::python("grpc/client.py", &[&gateway.address().to_string(), "echo"]);
     let outcome = client.outcome().await;
     assert_eq!(
         (&outcome["code"], &outcome["details"]),
@@ -258,7 +258,7 @@ async fn a_client_that_reads_slowly_holds_the_origin_back_and_not_the_gateways_m
     let grown = setup.gateway.memory().saturating_sub(before) / 1024;
     // 128 MiB wait; one stream's window of 8 MiB and the buffers of four sockets are not much of that.
     assert!(stalled < 48 && grown < 32, "{stalled} MiB left the origin, the gateway grew by {grown} MiB");
-    client.tell();
+    client.tell("");
     assert_eq!(client.outcome().await, json!({"bytes": 2048 * 65536}));
 }
 
@@ -271,7 +271,7 @@ async fn an_origin_that_reads_slowly_holds_the_client_back_and_not_the_gateways_
     let stalled = setup.stalls(|| sent(&client)).await;
     let grown = setup.gateway.memory().saturating_sub(before) / 1024;
     assert!(stalled < 48 && grown < 32, "{stalled} MiB left the client, the gateway grew by {grown} MiB");
-    setup.origin.tell();
+    setup.origin.tell("");
     assert_eq!(client.outcome().await, json!({"bytes": 1536 * 65536}));
 }
 

@@ -68,6 +68,15 @@ async fn who_shows_no_credentials_is_told_how_to() {
 }
 
 #[tokio::test]
+async fn the_log_says_who_called_and_by_what() {
+    let origin = Origin::echo().await;
+    let gateway = Gateway::start(&document(&origin, &[ONE])).await;
+    assert_eq!(request(gateway.address(), "GET /a", "X-Key: key-one\r\n").await.status, 200);
+    let line = gateway.log_line(|line| line["status"] == 200).await;
+    assert_eq!((&line["consumer"], &line["identity"]), (&"acme".into(), &"keys".into()));
+}
+
+#[tokio::test]
 async fn the_upstream_sees_who_calls_and_neither_the_key_nor_what_the_client_made_up() {
     let origin = Origin::echo().await;
     let gateway = Gateway::start(&document(&origin, &[ONE])).await;

@@ -12,7 +12,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::{accept_async, client_async};
 use tollhouse::handover::{Answer, Ask, Place};
 
-use crate::harness::{Broken, Gateway, H2c, Origin, Python, Wire, get, refused_to_start, soon, until};
+use crate::harness::{Broken, Gateway, H2c, Origin, Program, Wire, get, refused_to_start, soon, until};
 
 /// Clients that ask without a pause and try nothing twice; each says what failed.
 struct Traffic {
@@ -450,17 +450,17 @@ async fn the_service_manager_is_told_who_serves() {
 
 #[tokio::test]
 async fn a_grpc_stream_outlives_an_upgrade() {
-    let origin = Python::run("grpc/origin.py", &[]);
+    let origin = Program::python("grpc/origin.py", &[]);
     let port = origin.says(|line| line["port"].is_u64()).await["port"].clone();
     let mut gateway = Gateway::start(&format!(
         "upstreams: [{{name: origin, protocol: h2c, backends: [{{address: \"127.0.0.1:{port}\"}}]}}]\n\
          routes: [{{name: all, upstream: origin}}]"
     ))
     .await;
-    let mut client = Python::run("grpc/client.py", &[&gateway.address().to_string(), "talk"]);
+    let mut client = Program::python("grpc/client.py", &[&gateway.address().to_string(), "talk"]);
     client.says(|line| line["event"] == "heard").await;
     upgraded(&mut gateway).await;
-    client.tell();
+    client.tell("");
     assert_eq!(client.outcome().await["said"], 2);
     assert_eq!(gateway.ended().await.code(), Some(0));
 }

@@ -103,14 +103,9 @@ fn set(
 #[async_trait]
 impl OnRequest for IpAccess {
     async fn on_request(&self, _: &mut RequestHeader, ctx: &mut Context) -> Result<Outcome, FilterError> {
-        // Who comes over a Unix socket has neither.
-        let has_port = ctx.client.port.is_some();
-        let address = Some(ctx.client.address).filter(|address| !address.is_unspecified() || has_port);
-        let reason = if address.is_some_and(|address| self.deny.contains(address)) {
+        let reason = if ctx.client.is_in(&self.deny) {
             "the address is denied"
-        } else if let Some(allow) = &self.allow
-            && !address.is_some_and(|address| allow.contains(address))
-        {
+        } else if self.allow.as_ref().is_some_and(|allow| !ctx.client.is_in(allow)) {
             "the address is not allowed"
         } else {
             return Ok(Outcome::Continue);

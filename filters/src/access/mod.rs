@@ -1,5 +1,6 @@
 //! Filters that decide who may call.
 
 pub mod authenticate;
+pub mod authorize;
 pub mod cors;
 pub mod ip_access;

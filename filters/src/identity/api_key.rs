@@ -5,13 +5,14 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use async_trait::async_trait;
 use http::HeaderValue;
 use pingora_http::RequestHeader;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Deserializer, de::Error as _};
 use sha2::{Digest, Sha256};
 
-use super::{Identity, Presented, Refusal, Source, Verified, challenge, only_one};
+use super::{Identity, IdentityState, Presented, Refusal, Source, Verified, challenge, only_one};
 use crate::context::{Consumer, Context, Principal};
 use crate::values::Scalar;
 use crate::values::scalar;
@@ -151,12 +152,13 @@ impl ApiKeys {
     }
 }
 
+#[async_trait]
 impl Identity for ApiKeys {
     fn name(&self) -> &Arc<str> {
         &self.name
     }
 
-    fn check(&self, request: &RequestHeader, _: &Context, now: SystemTime) -> Presented {
+    async fn check(&self, request: &RequestHeader, _: &Context, now: SystemTime) -> Presented {
         let several = "the request has several API keys";
         let verified = match only_one(&self.sources, request, |_, value| Some(value), several) {
             Ok(None) => return Presented::Nothing,
@@ -183,6 +185,10 @@ impl Identity for ApiKeys {
 
     fn has_claims(&self) -> bool {
         false
+    }
+
+    fn state(&self) -> IdentityState {
+        IdentityState { kind: "api_key", ..IdentityState::default() }
     }
 }
 

@@ -2,19 +2,24 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::HeaderName;
 use serde::de::DeserializeOwned;
 
 use super::api_key::{self, ApiKeys, Key, KeyHash};
-use super::jwt::{self, Jwt, Matches};
+use super::claims::Matches;
+use super::introspection::{self, Introspection};
+use super::jwt::{self, Jwt};
+use super::remote::Remote;
 use super::spec::{ConsumerSpec, CredentialKind, CredentialSpec, IdentitySpec, Kind, MatchSpec};
 use super::{Broken, Identity, Source};
 use crate::context::Consumer;
-use crate::filter::BuildError;
+use crate::filter::{BuildError, Surroundings};
 use crate::plan::Plans;
 use crate::tree::{self, Node, Path, suggest};
-use crate::values::Name;
+use crate::values::{Name, Url};
+use crate::world::{UpstreamId, World};
 
 /// The identities of a document, by name.
 #[derive(Default)]
@@ -34,6 +39,11 @@ impl Identities {
         self.by_name.keys().map(|name| &**name)
     }
 
+    /// All of them, by name.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<dyn Identity>> {
+        self.by_name.values()
+    }
+
     /// Where any of them looks for credentials; logs must not show what is there.
     pub fn sources(&self) -> impl Iterator<Item = &Source> {
         self.by_name.values().flat_map(|identity| identity.sources())
@@ -46,21 +56,59 @@ impl Identities {
     }
 }
 
+/// Where a document's identities are built: the world that they reach, and what the document has besides.
+pub struct Site<'a> {
+    /// The world.
+    pub world: &'a World,
+    /// The document.
+    pub surroundings: &'a dyn Surroundings,
+}
+
+impl Site<'_> {
+    /// The upstream that the option `upstream` names.
+    pub(super) fn via(&self, name: Option<&str>) -> Result<Option<UpstreamId>, BuildError> {
+        let Some(name) = name else { return Ok(None) };
+        let found = self.surroundings.upstream(name).ok_or_else(|| {
+            let error = BuildError::at("upstream", format!("no upstream is named `{name}`"));
+            let near = self.surroundings.nearest_upstream(name);
+            BuildError { hint: near, ..error }
+        });
+        found.map(Some)
+    }
+
+    /// The place at a URL that an option names. What is secret does not go over a network in the clear.
+    pub(super) fn remote(
+        &self,
+        option: &str,
+        url: &Url,
+        via: Option<UpstreamId>,
+        timeout: Duration,
+    ) -> Result<Remote, BuildError> {
+        if !url.is_https() && !url.is_loopback() && via.is_none() {
+            let message = "expected an https URL; one on this machine, or through an `upstream`, may be http";
+            return Err(BuildError::at(option, message));
+        }
+        Ok(Remote::new(&self.world.client, url, via, timeout))
+    }
+}
+
 /// Builds the identities of a document; their problems have paths from its root.
 #[must_use]
 pub fn build(
     identities: &BTreeMap<Name, IdentitySpec>,
     consumers: &[ConsumerSpec],
-    plans: &Plans,
+    site: &Site<'_>,
 ) -> (Identities, Vec<BuildError>) {
     let mut builder = Builder::default();
     for (name, spec) in identities {
         builder.identity(name, spec);
     }
+    let none = Plans::default();
+    let plans = site.surroundings.plans().unwrap_or(&none);
     for (at, consumer) in consumers.iter().enumerate() {
         builder.consumer(at, consumer, plans);
     }
-    builder.finish()
+    builder.finish(site)
 }
 
 #[derive(Default)]
@@ -76,6 +124,7 @@ struct Builder {
 /// An identity that waits for its consumers; one with mistakes has no options.
 enum Draft {
     ApiKey(Option<api_key::Options>, HashMap<KeyHash, Key>),
+    Introspection(Option<Box<introspection::Options>>, Matches),
     Jwt(Option<Box<jwt::Options>>, Matches),
     /// Of no type there is.
     Unknown,
@@ -85,6 +134,7 @@ impl Draft {
     fn kind(&self) -> Option<Kind> {
         match self {
             Self::ApiKey(..) => Some(Kind::ApiKey),
+            Self::Introspection(..) => Some(Kind::Introspection),
             Self::Jwt(..) => Some(Kind::Jwt),
             Self::Unknown => None,
         }
@@ -110,10 +160,13 @@ impl Builder {
         let written = node.get("type").and_then(|node| node.as_str());
         let draft = match written.and_then(Kind::read) {
             Some(Kind::ApiKey) => Draft::ApiKey(self.options(node, &path), HashMap::new()),
+            Some(Kind::Introspection) => {
+                Draft::Introspection(self.options(node, &path).map(Box::new), Matches::default())
+            }
             Some(Kind::Jwt) => Draft::Jwt(self.options(node, &path).map(Box::new), Matches::default()),
             None => {
                 let hint = did_you_mean(written.unwrap_or_default(), Kind::NAMES);
-                self.refuse(path.join("type"), "expected the type `api_key` or `jwt`", hint);
+                self.refuse(path.join("type"), "expected the type `api_key`, `introspection` or `jwt`", hint);
                 Draft::Unknown
             }
         };
@@ -158,7 +211,7 @@ impl Builder {
     fn matched(&mut self, consumer: &Arc<Consumer>, wanted: &MatchSpec, path: &Path) {
         let name = wanted.identity.as_str();
         let message = match self.identities.get_mut(name) {
-            Some(Draft::Jwt(_, matches)) => {
+            Some(Draft::Introspection(_, matches) | Draft::Jwt(_, matches)) => {
                 matches.add(wanted, consumer);
                 let key = [name.to_owned(), wanted.claim.clone(), wanted.value.clone()];
                 let Some(other) = self.matches.insert(key, path.clone()) else { return };
@@ -213,7 +266,7 @@ impl Builder {
         None
     }
 
-    fn finish(mut self) -> (Identities, Vec<BuildError>) {
+    fn finish(mut self, site: &Site<'_>) -> (Identities, Vec<BuildError>) {
         let mut built = Identities::default();
         for (name, draft) in std::mem::take(&mut self.identities) {
             let identity: Result<Arc<dyn Identity>, BuildError> = match draft {
@@ -221,12 +274,17 @@ impl Builder {
                     Err(BuildError::at("from", "no key could ever be found; add `header:x-api-key`"))
                 }
                 Draft::ApiKey(Some(options), keys) => Ok(Arc::new(ApiKeys::new(name.clone(), options, keys))),
+                Draft::Introspection(Some(options), matches) => {
+                    Introspection::new(name.clone(), *options, matches, site)
+                        .map(|built| Arc::new(built) as _)
+                }
                 Draft::Jwt(Some(options), matches) => {
-                    Jwt::new(name.clone(), *options, matches).map(|jwt| Arc::new(jwt) as _)
+                    Jwt::new(name.clone(), *options, matches, site).map(|jwt| Arc::new(jwt) as _)
                 }
-                Draft::ApiKey(None, _) | Draft::Jwt(None, _) | Draft::Unknown => {
-                    Ok(Arc::new(Broken { name: name.clone() }))
-                }
+                Draft::ApiKey(None, _)
+                | Draft::Introspection(None, _)
+                | Draft::Jwt(None, _)
+                | Draft::Unknown => Ok(Arc::new(Broken { name: name.clone() })),
             };
             let identity = identity.unwrap_or_else(|error| {
                 let path = place(&["identities", &name]).concat(&error.path);

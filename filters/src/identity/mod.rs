@@ -3,9 +3,14 @@
 //! They are built with the document; the filter `authenticate` is given them by name.
 
 mod api_key;
+mod bearer;
 mod build;
+mod cache;
+mod claims;
+mod introspection;
 mod json;
 mod jwt;
+mod remote;
 mod source;
 mod spec;
 
@@ -14,22 +19,24 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use async_trait::async_trait;
 use http::HeaderValue;
 use pingora_http::RequestHeader;
 
 use crate::context::{Consumer, Context, Principal};
 
 pub use api_key::KeyHash;
-pub use build::{Identities, build};
+pub use build::{Identities, Site, build};
 pub use source::Source;
 pub use spec::{ConsumerSpec, CredentialKind, CredentialSpec, IdentitySpec, MatchSpec};
 
 /// A way to prove who is calling.
+#[async_trait]
 pub trait Identity: Send + Sync {
     /// What the document calls it.
     fn name(&self) -> &Arc<str>;
     /// Looks for its credential and verifies it; what is only there is never taken for verified.
-    fn check(&self, request: &RequestHeader, ctx: &Context, now: SystemTime) -> Presented;
+    async fn check(&self, request: &RequestHeader, ctx: &Context, now: SystemTime) -> Presented;
     /// Takes its credentials out of the request, if they are not for the upstream.
     fn hide(&self, request: &mut RequestHeader, ctx: &mut Context);
     /// How a caller is to prove itself, for `WWW-Authenticate` (RFC 9110 s11.6.1).
@@ -38,6 +45,8 @@ pub trait Identity: Send + Sync {
     fn sources(&self) -> &[Source];
     /// Whether its credentials have claims.
     fn has_claims(&self) -> bool;
+    /// What it knows now, for whoever operates the gateway.
+    fn state(&self) -> IdentityState;
 }
 
 /// What a request has of one identity's credentials.
@@ -49,6 +58,46 @@ pub enum Presented {
     Valid(Verified),
     /// One that does not.
     Refused(Refusal),
+    /// One of which nobody can tell now.
+    Unknown(Unavailable),
+}
+
+/// Why a credential is not taken: it is wrong, or nobody can tell.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    Refused(Refusal),
+    Unknown(Unavailable),
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<Unavailable> for Failure {
+    fn from(unavailable: Unavailable) -> Self {
+        Self::Unknown(unavailable)
+    }
+}
+
+impl From<Result<Verified, Failure>> for Presented {
+    fn from(verified: Result<Verified, Failure>) -> Self {
+        match verified {
+            Ok(verified) => Self::Valid(verified),
+            Err(Failure::Refused(refusal)) => Self::Refused(refusal),
+            Err(Failure::Unknown(unavailable)) => Self::Unknown(unavailable),
+        }
+    }
+}
+
+/// Why nobody can tell whether a credential holds: what it takes to tell is not there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unavailable {
+    /// For the log; nothing of the credential.
+    pub reason: Cow<'static, str>,
+    /// Seconds until it is worth to try again, at least 1.
+    pub retry_after: u64,
 }
 
 /// A credential that holds.
@@ -60,6 +109,41 @@ pub struct Verified {
     pub consumer: Option<Arc<Consumer>>,
     /// What logs call it.
     pub credential: Option<Arc<str>>,
+}
+
+/// What an identity knows now.
+#[derive(Debug, Clone, Default)]
+pub struct IdentityState {
+    /// Its type.
+    pub kind: &'static str,
+    /// Its keys, if they are fetched.
+    pub keys: Option<KeysState>,
+    /// Whom it asks about tokens, if it does.
+    pub endpoint: Option<EndpointState>,
+}
+
+/// A place that is asked about tokens.
+#[derive(Debug, Clone)]
+pub struct EndpointState {
+    /// Where it is.
+    pub url: String,
+    /// Why it did not answer the last time, and since when.
+    pub failing: Option<(String, SystemTime)>,
+}
+
+/// Keys that are fetched.
+#[derive(Debug, Clone)]
+pub struct KeysState {
+    /// Where they come from: a set of keys, or the issuer whose document says where that is.
+    pub from: String,
+    /// How many there are that this identity verifies with.
+    pub count: usize,
+    /// When they were last fetched; never, if they were not.
+    pub fetched: Option<SystemTime>,
+    /// When they are fetched next.
+    pub next: Option<SystemTime>,
+    /// Why they cannot be fetched now, and since when.
+    pub failing: Option<(String, SystemTime)>,
 }
 
 /// Why a credential does not hold.
@@ -122,12 +206,13 @@ struct Broken {
     name: Arc<str>,
 }
 
+#[async_trait]
 impl Identity for Broken {
     fn name(&self) -> &Arc<str> {
         &self.name
     }
 
-    fn check(&self, _: &RequestHeader, _: &Context, _: SystemTime) -> Presented {
+    async fn check(&self, _: &RequestHeader, _: &Context, _: SystemTime) -> Presented {
         Presented::Refused(Refusal::new("the identity cannot be used"))
     }
 
@@ -143,5 +228,9 @@ impl Identity for Broken {
 
     fn has_claims(&self) -> bool {
         true
+    }
+
+    fn state(&self) -> IdentityState {
+        IdentityState { kind: "broken", ..IdentityState::default() }
     }
 }

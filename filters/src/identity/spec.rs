@@ -7,7 +7,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer};
 
 use super::api_key::KeyHash;
-use super::{api_key, jwt};
+use super::{api_key, introspection, jwt};
 use crate::tree::Raw;
 use crate::values::{Date, Name};
 
@@ -19,15 +19,17 @@ pub struct IdentitySpec(pub(super) Raw);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     ApiKey,
+    Introspection,
     Jwt,
 }
 
 impl Kind {
-    pub(super) const NAMES: [&'static str; 2] = ["api_key", "jwt"];
+    pub(super) const NAMES: [&'static str; 3] = ["api_key", "introspection", "jwt"];
 
     pub(super) fn read(text: &str) -> Option<Self> {
         match text {
             "api_key" => Some(Self::ApiKey),
+            "introspection" => Some(Self::Introspection),
             "jwt" => Some(Self::Jwt),
             _ => None,
         }
@@ -38,6 +40,7 @@ impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::ApiKey => "api_key",
+            Self::Introspection => "introspection",
             Self::Jwt => "jwt",
         })
     }
@@ -55,8 +58,11 @@ impl JsonSchema for IdentitySpec {
     }
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        let kinds =
-            [generator.subschema_for::<api_key::Options>(), generator.subschema_for::<jwt::Options>()];
+        let kinds = [
+            generator.subschema_for::<api_key::Options>(),
+            generator.subschema_for::<introspection::Options>(),
+            generator.subschema_for::<jwt::Options>(),
+        ];
         json_schema!({"description": "A way to prove who is calling.", "oneOf": kinds})
     }
 }
@@ -87,7 +93,7 @@ pub struct ConsumerSpec {
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "ConsumerMatch")]
 pub struct MatchSpec {
-    /// The identity that verifies the claim, of type `jwt`.
+    /// The identity that verifies the claim, of type `jwt` or `introspection`.
     pub identity: Name,
     /// The claim's name.
     pub claim: String,

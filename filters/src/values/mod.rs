@@ -15,6 +15,7 @@ pub mod scalar;
 mod secret;
 mod status;
 mod text;
+mod url;
 
 pub use self::bytes::{ByteRate, ByteSize};
 pub use self::date::Date;
@@ -28,3 +29,4 @@ pub use self::scalar::{Refused, Scalar};
 pub use self::secret::Secret;
 pub use self::status::StatusRange;
 pub use self::text::{address_text, hex};
+pub use self::url::Url;

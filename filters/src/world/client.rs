@@ -14,6 +14,20 @@ use pingora_http::{RequestHeader, ResponseHeader};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UpstreamId(pub u32);
 
+/// Scheme, host and port of a URL (RFC 6454 s4): where calls can go without an upstream of the document.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Origin {
+    /// Over TLS, verified by the system's authorities.
+    pub tls: bool,
+    /// A name in lower case, or an address without brackets.
+    pub host: Box<str>,
+    /// The port.
+    pub port: u16,
+    /// Somebody else than the document's author named it: it may lead to addresses only that are public,
+    /// so that nobody has the gateway call what is near it.
+    pub public_only: bool,
+}
+
 /// Sends requests to upstreams by their own policies (TLS, pool, timeouts); follows no redirects.
 #[async_trait]
 pub trait Client: Send + Sync {
@@ -25,6 +39,11 @@ pub trait Client: Send + Sync {
         body: Bytes,
         timeout: Option<Duration>,
     ) -> Result<ClientReply, ClientError>;
+
+    /// The upstream that stands for an origin; none where there is no network, or of too many.
+    fn origin(&self, _origin: &Origin) -> Option<UpstreamId> {
+        None
+    }
 }
 
 /// A body that is read piece by piece.
@@ -148,6 +167,7 @@ pub struct SentRequest {
 pub struct ScriptedClient {
     replies: Mutex<VecDeque<Result<ClientReply, ClientError>>>,
     requests: Mutex<Vec<SentRequest>>,
+    origins: Mutex<Vec<Origin>>,
 }
 
 impl ScriptedClient {
@@ -178,6 +198,12 @@ impl ScriptedClient {
         self.replies.lock().push_back(Err(error));
     }
 
+    /// The origins that calls were prepared for; the first one's upstream is 1000, and so on.
+    #[must_use]
+    pub fn origins(&self) -> Vec<Origin> {
+        self.origins.lock().clone()
+    }
+
     /// What was sent so far, in order.
     #[must_use]
     pub fn requests(&self) -> Vec<SentRequest> {
@@ -197,6 +223,15 @@ impl Client for ScriptedClient {
         self.requests.lock().push(SentRequest { upstream, head, body, timeout });
         let reply = self.replies.lock().pop_front();
         reply.unwrap_or_else(|| Err(ClientError::Unavailable("the script has no further reply".into())))
+    }
+
+    fn origin(&self, origin: &Origin) -> Option<UpstreamId> {
+        let mut origins = self.origins.lock();
+        let at = origins.iter().position(|known| known == origin).unwrap_or_else(|| {
+            origins.push(origin.clone());
+            origins.len() - 1
+        });
+        u32::try_from(at).ok().map(|at| UpstreamId(1000 + at))
     }
 }
 

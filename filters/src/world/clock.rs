@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 
-/// 2026-01-01T00:00:00Z, where every [`ManualClock`] starts.
+/// 2026-01-01T00:00:00Z, where a [`ManualClock`] starts.
 const MANUAL_START: Duration = Duration::from_secs(1_767_225_600);
 
 /// A source of time.
@@ -36,10 +36,11 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that stands still until it is advanced; its calendar starts at 2026-01-01T00:00:00Z.
+/// A clock that stands still until it is advanced; its calendar starts at 2026-01-01T00:00:00Z, or when told.
 #[derive(Debug)]
 pub struct ManualClock {
     base: Instant,
+    start: SystemTime,
     elapsed: watch::Sender<Duration>,
 }
 
@@ -47,7 +48,13 @@ impl ManualClock {
     /// A clock at its start.
     #[must_use]
     pub fn new() -> Self {
-        Self { base: Instant::now(), elapsed: watch::Sender::new(Duration::ZERO) }
+        Self::starting(SystemTime::UNIX_EPOCH + MANUAL_START)
+    }
+
+    /// A clock that stands at this time of the calendar.
+    #[must_use]
+    pub fn starting(start: SystemTime) -> Self {
+        Self { base: Instant::now(), start, elapsed: watch::Sender::new(Duration::ZERO) }
     }
 
     /// Moves time on and wakes the sleepers whose time has come.
@@ -73,8 +80,7 @@ impl Clock for ManualClock {
     }
 
     fn wall(&self) -> SystemTime {
-        let since_epoch = MANUAL_START.saturating_add(self.elapsed());
-        SystemTime::UNIX_EPOCH.checked_add(since_epoch).unwrap_or(SystemTime::UNIX_EPOCH)
+        self.start.checked_add(self.elapsed()).unwrap_or(SystemTime::UNIX_EPOCH)
     }
 
     fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {

@@ -1,4 +1,4 @@
-//! The world a filter may reach: clock, state, client, metrics, randomness.
+//! The world a filter may reach: clock, state, client, metrics, randomness, and work beside requests.
 //!
 //! A filter holds these traits and nothing else, so the same filter runs live, in a dry run and in a test.
 
@@ -6,25 +6,29 @@ mod client;
 mod clock;
 mod metrics;
 mod retained;
+mod revocations;
 mod rng;
 mod state;
 mod store;
+mod tasks;
 
 use std::sync::Arc;
 
 pub use client::{
-    BufferedBody, Client, ClientBody, ClientError, ClientReply, NoClient, ScriptedClient, SentRequest,
-    UpstreamId,
+    BufferedBody, Client, ClientBody, ClientError, ClientReply, NoClient, Origin, ScriptedClient,
+    SentRequest, UpstreamId,
 };
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use metrics::{Counter, Gauge, MemoryMetrics, Metrics, NoMetrics};
 pub use retained::Retained;
+pub use revocations::{Full, Matched, Revocation, Revocations, Revoked};
 pub use rng::{Rng, SeededRng, SystemRng};
 pub use state::{
     Balance, Budget, Change, Charge, MemoryState, ScopedState, State, StateEntry, StateError, StateKey,
     StateValue, Tally, TallyRow, TenantId, Window,
 };
 pub use store::{Away, Ledger, OnFailure, OwnStore, Spent, Store, Stores};
+pub use tasks::{NoTasks, Tasks};
 
 /// Entries the default memory state holds before it evicts.
 pub const DEFAULT_STATE_ENTRIES: usize = 1_000_000;
@@ -42,8 +46,12 @@ pub struct World {
     pub metrics: Arc<dyn Metrics>,
     /// Randomness, not for secrets.
     pub rng: Arc<dyn Rng>,
-    /// What instances of filters share with those before them.
+    /// Work beside requests.
+    pub tasks: Arc<dyn Tasks>,
+    /// What outlives a reload.
     pub retained: Arc<Retained>,
+    /// Tokens that no longer hold.
+    pub revocations: Arc<Revocations>,
 }
 
 impl World {
@@ -52,7 +60,15 @@ impl World {
     pub fn live(client: Arc<dyn Client>, metrics: Arc<dyn Metrics>) -> Self {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let state = Arc::new(MemoryState::new(clock.clone(), DEFAULT_STATE_ENTRIES));
-        Self { clock, state, client, metrics, rng: Arc::new(SystemRng), retained: Arc::default() }
+        let revocations = Arc::new(Revocations::new(clock.clone()));
+        let (rng, tasks, retained) = (Arc::new(SystemRng), Arc::new(NoTasks), Arc::default());
+        Self { clock, state, client, metrics, rng, tasks, retained, revocations }
+    }
+
+    /// Runs its tasks there.
+    #[must_use]
+    pub fn with_tasks(self, tasks: Arc<dyn Tasks>) -> Self {
+        Self { tasks, ..self }
     }
 
     /// A world without effects: a clock that stands still, fresh state, no network, the same randomness each time.
@@ -66,10 +82,12 @@ impl World {
     pub fn dry_at(clock: Arc<ManualClock>) -> Self {
         Self {
             state: Arc::new(MemoryState::new(clock.clone(), DEFAULT_STATE_ENTRIES)),
+            revocations: Arc::new(Revocations::new(clock.clone())),
             clock,
             client: Arc::new(NoClient),
             metrics: Arc::new(NoMetrics),
             rng: Arc::new(SeededRng::new(0)),
+            tasks: Arc::new(NoTasks),
             retained: Arc::default(),
         }
     }

@@ -23,7 +23,7 @@ use tollhouse_filters::spec::{Item, OnError};
 use tollhouse_filters::tree::{self, FileId, Limits};
 use tollhouse_filters::when::When;
 use tollhouse_filters::world::{
-    Gauge, ManualClock, MemoryMetrics, MemoryState, ScriptedClient, SeededRng, TenantId, UpstreamId, World,
+    Gauge, ManualClock, MemoryMetrics, MemoryState, ScriptedClient, TenantId, UpstreamId, World,
 };
 
 /// What a probe does in a phase, once it has written the phase down.
@@ -244,12 +244,10 @@ pub(super) fn gateway(registry: &Registry, lists: [&str; 3]) -> Gateway {
     let clock = Arc::new(ManualClock::new());
     let (client, metrics) = (Arc::new(ScriptedClient::new()), Arc::new(MemoryMetrics::new()));
     let world = World {
-        clock: clock.clone(),
-        state: Arc::new(MemoryState::new(clock, 100)),
+        state: Arc::new(MemoryState::new(clock.clone(), 100)),
         client: client.clone(),
         metrics: metrics.clone(),
-        rng: Arc::new(SeededRng::new(0)),
-        retained: Arc::default(),
+        ..World::dry_at(clock)
     };
     let slots = AtomicU32::new(0);
     let pipeline = |list| Arc::new(Pipeline::new(steps(registry, &world, &slots, list)));

@@ -47,6 +47,8 @@ enum Field {
     Elapsed,
     Throttled,
     UpstreamElapsed,
+    Consumer,
+    Identity,
     DeniedBy,
     Reason,
     UserAgent,
@@ -55,7 +57,7 @@ enum Field {
 }
 
 /// What fields are called in templates; where other templates have the same value, by the same name.
-const FIELDS: [(&str, Field); 28] = [
+const FIELDS: [(&str, Field); 30] = [
     ("time", Field::Time),
     ("time.common", Field::TimeCommon),
     ("request.id", Field::RequestId),
@@ -79,6 +81,8 @@ const FIELDS: [(&str, Field); 28] = [
     ("elapsed_ms", Field::Elapsed),
     ("throttled_ms", Field::Throttled),
     ("upstream_ms", Field::UpstreamElapsed),
+    ("consumer", Field::Consumer),
+    ("identity", Field::Identity),
     ("denied_by", Field::DeniedBy),
     ("reason", Field::Reason),
     ("user_agent", Field::UserAgent),
@@ -187,6 +191,8 @@ impl Line<'_> {
             Field::Elapsed => self.show(format_args!("{:.3}", millis(access.elapsed))),
             Field::Throttled => self.time(access.throttled),
             Field::UpstreamElapsed => self.time(access.upstream_elapsed),
+            Field::Consumer => self.optional(access.consumer),
+            Field::Identity => self.optional(access.identity),
             Field::DeniedBy => self.optional(access.denied_by),
             Field::Reason => self.optional(access.reason),
             Field::UserAgent => self.header(&USER_AGENT, access.user_agent),

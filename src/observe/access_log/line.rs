@@ -63,6 +63,10 @@ pub struct Access<'a> {
     pub throttled: Option<Duration>,
     /// From the first attempt to the upstream's last byte; written as `upstream_ms`.
     pub upstream_elapsed: Option<Duration>,
+    /// The consumer that called, as far as a filter knows it.
+    pub consumer: Option<&'a str>,
+    /// The identity by which it is known.
+    pub identity: Option<&'a str>,
     /// The filter that answered in the route's place.
     pub denied_by: Option<&'a str>,
     /// Why it did.
@@ -135,6 +139,8 @@ impl Line<'_> {
 
     fn remarks<M: SerializeMap>(&self, map: &mut M) -> Result<(), M::Error> {
         let Self { access, redactor } = self;
+        optional(map, "consumer", access.consumer.map(|name| Text(name.as_bytes())))?;
+        optional(map, "identity", access.identity)?;
         optional(map, "denied_by", access.denied_by)?;
         optional(map, "reason", access.reason.map(|text| Text(text.as_bytes())))?;
         self.field(map, "user_agent", &USER_AGENT, access.user_agent.map(Text).as_ref())?;
@@ -227,6 +233,8 @@ impl Access<'_> {
             elapsed: Duration::from_micros(12_345),
             throttled: None,
             upstream_elapsed: Some(Duration::from_millis(11)),
+            consumer: None,
+            identity: None,
             denied_by: None,
             reason: None,
             user_agent: Some(b"curl/8"),

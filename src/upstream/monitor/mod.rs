@@ -23,12 +23,12 @@ use tokio::task::AbortHandle;
 use self::lanes::{Lane, Lanes};
 use self::members::{Member, Seeds, joined, members};
 use self::probing::Probing;
-use super::Upstream;
 use super::backend::Endpoint;
 use super::call::Caller;
 use super::names::Name;
 use super::probe::{Key, Prober};
-use super::resolve::{Lookup, Resolver};
+use super::resolve::Lookup;
+use super::{Origins, Upstream};
 use crate::config::Dns;
 use crate::observe::Registry;
 
@@ -86,12 +86,12 @@ impl<T> Drop for Task<T> {
 
 impl Monitor {
     /// Starts the thread; nothing is watched yet. Probes share the caller's certificate authorities, not
-    /// its connections.
+    /// its connections; names are looked up as those of origins are.
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub fn start(caller: Caller, registry: Arc<Registry>) -> io::Result<Self> {
-        Self::start_with(Arc::<Resolver>::default(), Arc::new(caller), registry)
+    pub fn start(caller: Caller, origins: &Origins, registry: Arc<Registry>) -> io::Result<Self> {
+        Self::start_with(origins.lookup(), Arc::new(caller), registry)
     }
 
     fn start_with(

@@ -86,6 +86,42 @@ impl Gateway {
         Self::launch(directory).await
     }
 
+    /// As [`start`](Self::start), with an admin listener for who has [`TOKEN`](Self::TOKEN).
+    pub(crate) async fn administered(rest: &str) -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        std::fs::write(directory.path().join("tollhouse.yaml"), Self::administered_text(&directory, rest))
+            .expect("write");
+        Self::launch(directory).await
+    }
+
+    /// Writes the document anew for an [`administered`](Self::administered) gateway.
+    pub(crate) fn rewrite_administered(&self, rest: &str) {
+        std::fs::write(self.file(), Self::administered_text(&self.directory, rest)).expect("write");
+    }
+
+    fn administered_text(directory: &TempDir, rest: &str) -> String {
+        let admin = format!("admin: {{address: \"127.0.0.1:0\", token: {}}}", Self::TOKEN);
+        document(directory.path(), rest).replace("admin: {address: none}", &admin)
+    }
+
+    /// What opens the admin listener.
+    pub(crate) const TOKEN: &str = "an-admin-token";
+
+    /// Asks the admin listener, with JSON as the body if there is some.
+    pub(crate) async fn ask_admin(&self, line: &str, body: &str) -> super::Answer {
+        let head = format!("{line} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\n", Self::TOKEN);
+        let length = format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len());
+        let bytes = format!("{head}{length}Connection: close\r\n\r\n{body}");
+        super::exchange(self.admin().await, bytes).await.unwrap_or_else(|error| panic!("{line}: {error:?}"))
+    }
+
+    /// The address of the admin listener.
+    async fn admin(&self) -> SocketAddr {
+        let bound = self.says("admin bound address=").await;
+        let address = bound.rsplit('=').next().and_then(|address| address.trim().parse().ok());
+        address.expect("an address")
+    }
+
     /// Starts with one route that sends everything to this address, and these further keys.
     pub(crate) async fn to(address: SocketAddr, rest: &str) -> Self {
         Self::start(&all_to(address, rest)).await
@@ -225,10 +261,8 @@ impl Gateway {
 
     /// How many requests and connections were refused by this rule.
     pub(crate) async fn refused(&self, rule: &str) -> u64 {
-        let bound = self.says("admin bound address=").await;
-        let admin = bound.rsplit('=').next().and_then(|address| address.trim().parse().ok());
         let ask = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-        let text = super::exchange(admin.expect("an address"), ask).await.expect("metrics").text();
+        let text = super::exchange(self.admin().await, ask).await.expect("metrics").text();
         let line = format!("tollhouse_requests_refused_total{{reason=\"{rule}\"}} ");
         let count = text.lines().find_map(|of| of.strip_prefix(&line));
         count.unwrap_or_else(|| panic!("{line}: {text}")).parse().expect("a number")

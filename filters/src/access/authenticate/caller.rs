@@ -13,9 +13,10 @@ use crate::identity::{Identity, Verified};
 pub(super) struct Caller {
     pub(super) principal: Arc<Principal>,
     pub(super) consumer: Arc<Consumer>,
-    /// No two credentials are of different consumers of the document.
+    /// All credentials are of the same consumer; one that no consumer of the document has is of a caller of its
+    /// own, whom no other credential can stand in for.
     pub(super) is_one: bool,
-    identity: Arc<str>,
+    pub(super) identity: Arc<str>,
     credential: Option<Arc<str>>,
 }
 
@@ -26,9 +27,12 @@ impl Caller {
         let (identity, first) = &verified[0];
         let claiming = verified.iter().find(|(identity, _)| identity.has_claims());
         let principal = claiming.map_or(&first.principal, |(_, one)| &one.principal).clone();
-        let mut known = verified.iter().filter_map(|(_, one)| one.consumer.as_ref());
-        let consumer = known.next().cloned();
-        let is_one = known.all(|other| consumer.as_ref().is_some_and(|consumer| consumer.name == other.name));
+        let consumer = verified.iter().find_map(|(_, one)| one.consumer.clone());
+        let is_same = |one: &Verified| match (&consumer, &one.consumer) {
+            (Some(consumer), Some(other)) => consumer.name == other.name,
+            _ => false,
+        };
+        let is_one = verified.len() == 1 || verified.iter().all(|(_, one)| is_same(one));
         let consumer = consumer.unwrap_or_else(|| of_its_own(identity, &first.principal));
         let credential = verified.iter().find_map(|(_, one)| one.credential.clone());
         Self { principal, consumer, is_one, identity: identity.name().clone(), credential }

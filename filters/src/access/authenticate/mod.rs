@@ -32,7 +32,7 @@ use serde::Deserialize;
 
 use crate::context::{Context, Slot, Verdict};
 use crate::filter::{Build, BuildError, Fact, Filter};
-use crate::identity::{Identity, Presented, Refusal};
+use crate::identity::{Identity, Presented, Refusal, Unavailable};
 use crate::outcome::{FilterError, Outcome};
 use crate::phase::{OnRequest, OnUpstreamRequest, Phases};
 use crate::problem::{BAD_REQUEST, FORBIDDEN, Problem, UNAUTHORIZED};
@@ -47,7 +47,8 @@ use caller::Caller;
 pub struct Options {
     /// Identities of which one is enough; the first one that holds counts.
     pub any_of: Vec<String>,
-    /// Identities that are all needed, for the same consumer.
+    /// Identities that are all needed, for the same consumer: credentials of several consumers, or of one and of
+    /// a caller whom the document has no consumer for, do not go together (403).
     pub all_of: Vec<String>,
     /// Whether a request without any credential passes too; one with a wrong credential never does.
     pub optional: bool,
@@ -174,43 +175,61 @@ fn declare(
 }
 
 /// Why a request does not pass.
+enum Denied {
+    /// It does not prove who calls.
+    Refused(Refused),
+    /// Nobody can tell now whether it does.
+    Unknown(Unavailable),
+}
+
 struct Refused {
     reason: &'static str,
     /// By identity: what was wrong with its credential, if there was one.
     refusals: Vec<(usize, Option<Refusal>)>,
 }
 
+impl From<Unavailable> for FilterError {
+    fn from(unavailable: Unavailable) -> Self {
+        Self::Later { what: unavailable.reason.into_owned(), seconds: unavailable.retry_after }
+    }
+}
+
 impl Authenticate {
     /// Who calls; nobody where that is enough.
-    fn verify(
+    async fn verify(
         &self,
         request: &RequestHeader,
         ctx: &Context,
         now: SystemTime,
-    ) -> Result<Option<Caller>, Refused> {
-        let (mut verified, mut refusals) = (Vec::new(), Vec::new());
+    ) -> Result<Option<Caller>, Denied> {
+        let (mut verified, mut refusals, mut unknown) = (Vec::new(), Vec::new(), None);
         for (at, identity) in self.identities.iter().enumerate() {
-            match identity.check(request, ctx, now) {
+            match identity.check(request, ctx, now).await {
                 Presented::Valid(one) => verified.push((identity.clone(), one)),
                 Presented::Refused(refusal) => refusals.push((at, Some(refusal))),
                 Presented::Nothing => refusals.push((at, None)),
+                Presented::Unknown(why) => unknown = unknown.or(Some(why)),
             }
             if !self.all && !verified.is_empty() {
                 break;
             }
         }
-        let is_enough = !verified.is_empty() && (!self.all || refusals.is_empty());
-        if is_enough {
+        let is_complete = refusals.is_empty() && unknown.is_none();
+        if !verified.is_empty() && (!self.all || is_complete) {
             return Ok(Some(Caller::new(verified)));
         }
         let wrong = refusals.iter().find_map(|(_, refusal)| refusal.as_ref());
+        // Of several that are needed, one that is wrong cannot be made up for.
+        if let Some(unknown) = unknown.filter(|_| !self.all || wrong.is_none()) {
+            return Err(Denied::Unknown(unknown));
+        }
         let reason = match wrong {
             Some(refusal) => refusal.reason,
             None if verified.is_empty() && self.optional => return Ok(None),
             None if verified.is_empty() => "no credentials were given",
             None => "a further credential is needed",
         };
-        Err(Refused { reason, refusals })
+        Err(Denied::Refused(Refused { reason, refusals }))
     }
 
     /// The answer to who cannot prove it: all the ways that there are.
@@ -249,9 +268,10 @@ impl OnRequest for Authenticate {
         request: &mut RequestHeader,
         ctx: &mut Context,
     ) -> Result<Outcome, FilterError> {
-        let caller = match self.verify(request, ctx, self.clock.wall()) {
+        let caller = match self.verify(request, ctx, self.clock.wall()).await {
             Ok(caller) => caller,
-            Err(refused) => return Ok(self.refuse(refused, ctx)),
+            Err(Denied::Refused(refused)) => return Ok(self.refuse(refused, ctx)),
+            Err(Denied::Unknown(why)) => return Err(why.into()),
         };
         // Also those of identities that were not asked any more.
         self.identities.iter().for_each(|identity| identity.hide(request, ctx));
@@ -261,7 +281,7 @@ impl OnRequest for Authenticate {
         };
         let told = match self.fields(&caller) {
             Some(fields) if caller.is_one => Ok(fields),
-            Some(_) => Err("the credentials are of different consumers"),
+            Some(_) => Err("the credentials are of different callers"),
             None => Err("a claim cannot be told in a header field"),
         };
         let fields = match told {
@@ -277,6 +297,7 @@ impl OnRequest for Authenticate {
         caller.note(ctx);
         ctx.principal = Some(caller.principal);
         ctx.consumer = Some(caller.consumer);
+        ctx.identity = Some(caller.identity);
         Ok(Outcome::Continue)
     }
 }

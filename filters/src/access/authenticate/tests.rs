@@ -225,6 +225,31 @@ async fn where_all_are_needed_one_is_not_enough() {
 }
 
 #[tokio::test]
+async fn a_token_of_nobody_known_does_not_go_with_the_key_of_a_consumer() {
+    let stranger = || get("/").header("authorization", &bearer(json!({"sub": "mallory"})));
+    let sent = chain("{all_of: [corp, keys]}").send(stranger().header("x-api-key", "key-one")).await;
+    assert!(sent.ctx.consumer.is_none());
+    assert_eq!(sent.detail(), Some("the credentials are of different callers"));
+    sent.responds(403);
+    chain("{all_of: [keys, corp]}").send(stranger().header("x-api-key", "key-one")).await.responds(403);
+    let sent = chain("{all_of: [corp]}").send(stranger()).await.continues();
+    assert_eq!(consumer(&sent).as_deref(), Some("corp:mallory"));
+}
+
+#[tokio::test]
+async fn a_malformed_credential_of_a_known_scheme_is_not_none() {
+    let chain = chain("{any_of: [corp], optional: true}");
+    for value in ["Bearer\tabc", "Bearer,abc", "Bearer=abc", "Bearer \tabc", "Bearer", "bearer\"abc\""] {
+        chain.send(get("/").header("authorization", value)).await.responds(401);
+    }
+    let tab = bearer(json!({"sub": "alice"})).replace(' ', "\t");
+    chain.send(get("/").header("authorization", &tab)).await.responds(401);
+    for other in ["Bearerx abc", "Bearer-2 abc", "Basic abc"] {
+        chain.send(get("/").header("authorization", other)).await.continues();
+    }
+}
+
+#[tokio::test]
 async fn optional_is_for_who_shows_nothing() {
     for options in ["{any_of: [corp, keys], optional: true}", "{all_of: [corp, keys], optional: true}"] {
         let chain = chain(options);

@@ -4,6 +4,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey, crypto};
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 
 use super::options::{AlgorithmName, KeySet, Options};
 use crate::filter::BuildError;
@@ -27,7 +28,17 @@ const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 
 /// The keys of one identity.
 #[derive(Debug)]
-pub(super) struct Keys(Vec<Key>);
+pub(super) struct Keys {
+    keys: Vec<Key>,
+    epoch: u64,
+}
+
+/// Why a signature is not taken.
+pub(super) struct Unverified {
+    pub(super) refusal: Refusal,
+    /// Keys that are newer than these could verify it.
+    pub(super) may_be_newer: bool,
+}
 
 #[derive(Debug)]
 struct Key {
@@ -38,27 +49,69 @@ struct Key {
 }
 
 impl Keys {
-    pub(super) fn new(options: &Options) -> Result<Self, BuildError> {
+    /// The keys that the document holds.
+    pub(super) fn written(options: &Options) -> Result<Self, BuildError> {
         let keys = match (&options.secret, &options.public_key, &options.jwks) {
             (Some(secret), None, None) => vec![from_secret(secret.expose(), &options.algorithms)?],
             (None, Some(pem), None) => vec![from_pem(pem)?],
             (None, None, Some(set)) => from_set(set)?,
             _ => return Err(BuildError::new("needs one of `secret`, `public_key` and `jwks`")),
         };
-        let allowed = |algorithm: &Algorithm| options.algorithms.contains(&AlgorithmName(*algorithm));
-        let keys = keys.into_iter().map(|mut key| {
-            key.algorithms.retain(allowed);
-            key
-        });
-        let keys: Vec<Key> = keys.filter(|key| !key.algorithms.is_empty()).collect();
+        let keys = Self::allowed(keys, &options.algorithms, 1);
         for (at, name) in options.algorithms.iter().enumerate() {
-            if !keys.iter().any(|key| key.algorithms.contains(&name.0)) {
+            if !keys.keys.iter().any(|key| key.algorithms.contains(&name.0)) {
                 let path = ["algorithms"].into_iter().collect::<crate::tree::Path>().join(at);
                 let message = format!("no key here can verify `{name}`");
                 return Err(BuildError { path, message, hint: None });
             }
         }
-        Ok(Self(keys))
+        Ok(keys)
+    }
+
+    /// The keys of a set that was fetched, for these algorithms. Those that cannot be used are passed over
+    /// (RFC 7517 s5), and so are secrets: what was published is none.
+    pub(super) fn from_answer(
+        set: &Map<String, Value>,
+        algorithms: &[AlgorithmName],
+    ) -> Result<Self, String> {
+        let list = set.get("keys").and_then(Value::as_array).ok_or("the answer is no set of keys")?;
+        if list.len() > MOST {
+            return Err(format!("the set has more than {MOST} keys"));
+        }
+        let maps = list.iter().filter_map(Value::as_object);
+        let public = maps.filter(|key| key.get("kty").is_none_or(|kind| kind != "oct"));
+        let keys = public.filter_map(|key| from_jwk(key).ok().flatten()).collect();
+        let digest: [u8; 32] = Sha256::digest(serde_json::to_vec(list).unwrap_or_default()).into();
+        let (epoch, _) = digest.split_first_chunk().expect("32 bytes hold 8");
+        let keys = Self::allowed(keys, algorithms, u64::from_be_bytes(*epoch));
+        match keys.keys.is_empty() {
+            true => Err("the set has no key that these algorithms could be verified with".to_owned()),
+            false => Ok(keys),
+        }
+    }
+
+    fn allowed(keys: Vec<Key>, algorithms: &[AlgorithmName], epoch: u64) -> Self {
+        let allowed = |algorithm: &Algorithm| algorithms.contains(&AlgorithmName(*algorithm));
+        let keys = keys.into_iter().map(|mut key| {
+            key.algorithms.retain(allowed);
+            key
+        });
+        Self { keys: keys.filter(|key| !key.algorithms.is_empty()).collect(), epoch }
+    }
+
+    /// What they are known by: other keys have another number.
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Whether one of them has this id.
+    pub(super) fn has(&self, id: &str) -> bool {
+        self.keys.iter().any(|key| key.id.as_deref() == Some(id))
+    }
+
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.keys.len()
     }
 
     /// Verifies a signature with the key of this id, or with those that fit if it names none of them.
@@ -68,22 +121,23 @@ impl Keys {
         id: Option<&str>,
         message: &str,
         signature: &str,
-    ) -> Result<(), Refusal> {
-        let is_known = id.is_some() && self.0.iter().any(|key| key.id.as_deref() == id);
+    ) -> Result<(), Unverified> {
+        let is_known = id.is_some_and(|id| self.has(id));
+        let refused = |reason, may_be_newer| Unverified { refusal: Refusal::new(reason), may_be_newer };
         let fits = |key: &&Key| {
             let named = if is_known { key.id.as_deref() == id } else { id.is_none() || key.id.is_none() };
             named && key.algorithms.contains(&algorithm)
         };
-        let mut keys = self.0.iter().filter(fits).peekable();
+        let mut keys = self.keys.iter().filter(fits).peekable();
         if keys.peek().is_none() {
-            return Err(Refusal::new("no key is known that could verify the token"));
+            return Err(refused("no key is known that could verify the token", !is_known));
         }
         let verifies = |key: &Key| {
             crypto::verify(signature, message.as_bytes(), &key.key, algorithm).is_ok_and(|valid| valid)
         };
         match keys.any(verifies) {
             true => Ok(()),
-            false => Err(Refusal::new("the signature of the token is wrong")),
+            false => Err(refused("the signature of the token is wrong", !is_known)),
         }
     }
 }

@@ -1,61 +1,42 @@
 //! `jwt`: signed tokens (RFC 7519), by the advice of RFC 8725.
 //!
-//! The document says which algorithms there are and with which keys; of what a token says about itself only
-//! `alg` and `kid` are looked at, and only to choose among those. No token makes the gateway fetch anything.
+//! The document says which algorithms there are and with which keys, or where those are; of what a token says
+//! about itself only `alg` and `kid` are looked at, and only to choose among those. No token makes the gateway
+//! call any place it names; one that names an unknown key has the keys of its issuer fetched once more, at most
+//! once in five seconds.
 
+mod fetched;
 mod keys;
 mod options;
+mod place;
 #[cfg(test)]
 mod tests;
 mod token;
+#[cfg(test)]
+mod wycheproof;
 
-use std::borrow::Cow;
-use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use http::header::{AUTHORIZATION, HeaderValue};
+use async_trait::async_trait;
+use http::header::HeaderValue;
 use pingora_http::RequestHeader;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use super::{Identity, MatchSpec, Presented, Refusal, Source, Verified, challenge, only_one};
-use crate::context::{Consumer, Context, Principal};
+use super::cache::{Cached, TokenCache, TokenHash, seconds};
+use super::claims::{self, Matches, Rules};
+use super::{Failure, Identity, IdentityState, Presented, Refusal, Site, Source, Verified, bearer, only_one};
+use crate::context::{Context, Principal};
 use crate::filter::BuildError;
+use crate::values::{Scalar, Url};
+use crate::world::Revocations;
 
+use fetched::FetchedKeys;
+use keys::Keys;
+use options::KeySet;
 pub(super) use options::Options;
-use token::Verifier;
-
-/// Consumers by the claims that they are known by.
-#[derive(Default)]
-pub(super) struct Matches(Vec<(String, HashMap<String, Arc<Consumer>>)>);
-
-impl Matches {
-    /// Adds a consumer; no other one has the same claim and value.
-    pub(super) fn add(&mut self, wanted: &MatchSpec, consumer: &Arc<Consumer>) {
-        let at = self.0.iter().position(|(claim, _)| *claim == wanted.claim).unwrap_or_else(|| {
-            self.0.push((wanted.claim.clone(), HashMap::new()));
-            self.0.len() - 1
-        });
-        self.0[at].1.insert(wanted.value.clone(), consumer.clone());
-    }
-
-    /// The consumer whom these claims name; two at once are none.
-    fn find(&self, claims: &Map<String, Value>) -> Result<Option<Arc<Consumer>>, Refusal> {
-        let mut found: Option<&Arc<Consumer>> = None;
-        for (claim, by_value) in &self.0 {
-            let text: Cow<'_, str> = match claims.get(claim) {
-                Some(Value::String(text)) => text.into(),
-                Some(value @ (Value::Number(_) | Value::Bool(_))) => value.to_string().into(),
-                _ => continue,
-            };
-            let Some(consumer) = by_value.get(&*text) else { continue };
-            if found.replace(consumer).is_some_and(|other| other.name != consumer.name) {
-                return Err(Refusal::new("the claims of the token name several consumers"));
-            }
-        }
-        Ok(found.cloned())
-    }
-}
+use place::{Discovery, Place};
+use token::{KeyRing, Verifier};
 
 /// See the [module](self).
 pub(super) struct Jwt {
@@ -64,59 +45,131 @@ pub(super) struct Jwt {
     hide: bool,
     verifier: Verifier,
     matches: Matches,
+    cache: TokenCache,
+    revocations: Arc<Revocations>,
 }
 
+/// Longest fetch of keys, answer included.
+const FETCH: Duration = Duration::from_secs(5);
+
+const NO_KEYS: &str =
+    "is no URL that could be asked for keys; add `jwks_uri`, or `jwks`, `public_key` or `secret`";
+
 impl Jwt {
-    pub(super) fn new(name: Arc<str>, options: Options, matches: Matches) -> Result<Self, BuildError> {
+    pub(super) fn new(
+        name: Arc<str>,
+        options: Options,
+        matches: Matches,
+        site: &Site<'_>,
+    ) -> Result<Self, BuildError> {
         if options.from.is_empty() {
             return Err(BuildError::at("from", "no token could ever be found; add `header:authorization`"));
         }
-        let (sources, hide) = (options.from.clone(), options.hide);
-        Ok(Self { name, sources, hide, verifier: Verifier::new(options)?, matches })
+        if options.algorithms.is_empty() {
+            return Err(BuildError::at("algorithms", "expected at least one, such as `RS256`"));
+        }
+        let keys = ring(&name, &options, site)?;
+        let leeway = claims::leeway(options.leeway)?;
+        let Options { issuer, audiences, required_claims: required, algorithms, .. } = options;
+        let rules = Rules { issuer, audiences, required, leeway };
+        Ok(Self {
+            cache: TokenCache::new(options.token_cache, &name, &*site.world.metrics),
+            revocations: site.world.revocations.clone(),
+            sources: options.from,
+            hide: options.hide,
+            verifier: Verifier { keys, algorithms, rules },
+            matches,
+            name,
+        })
     }
 
-    fn verify(&self, token: &[u8], now: SystemTime) -> Result<Verified, Refusal> {
-        let claims = self.verifier.claims(token, now)?;
-        let consumer = self.matches.find(&claims)?;
+    async fn verify(&self, token: &[u8], now: SystemTime) -> Result<Verified, Failure> {
+        let hash = self.cache.hash(token);
+        let epoch = self.verifier.keys.epoch();
+        let known = self.cache.get(hash.as_ref(), epoch, now).and_then(|known| known.principal);
+        let principal = match known {
+            Some(principal) => principal,
+            None => self.look_into(token, hash, now).await?,
+        };
+        claims::check_revoked(&self.revocations, &self.name, &principal.claims, now)?;
+        let consumer = self.matches.find(&principal.claims)?;
+        Ok(Verified { principal, consumer, credential: None })
+    }
+
+    async fn look_into(
+        &self,
+        token: &[u8],
+        hash: Option<TokenHash>,
+        now: SystemTime,
+    ) -> Result<Arc<Principal>, Failure> {
+        let (claims, keys) = self.verifier.claims(token, now).await?;
+        let until = claims::end(&claims).unwrap_or_default();
         let subject = claims.get("sub").and_then(Value::as_str).unwrap_or_default().to_owned();
-        Ok(Verified { principal: Arc::new(Principal { subject, claims }), consumer, credential: None })
+        let principal = Arc::new(Principal { subject, claims });
+        let holds = (seconds(now), until);
+        self.cache.put(hash, Cached { principal: Some(principal.clone()), holds, keys, length: token.len() });
+        Ok(principal)
     }
 }
 
+/// What the tokens of an identity are verified with.
+fn ring(name: &Arc<str>, options: &Options, site: &Site<'_>) -> Result<KeyRing, BuildError> {
+    let Options { secret, public_key, jwks, jwks_uri, issuer, .. } = options;
+    let written = secret.is_some() || public_key.is_some() || (jwks.is_some() && jwks_uri.is_none());
+    if let Some(option) = [("jwks_uri", jwks_uri.is_some()), ("upstream", options.upstream.is_some())]
+        .into_iter()
+        .find_map(|(option, there)| (written && there).then_some(option))
+    {
+        return Err(BuildError::at(option, "the keys are written here, so none are fetched"));
+    }
+    if written {
+        return Keys::written(options).map(|keys| KeyRing::Written(Arc::new(keys)));
+    }
+    let first = jwks.is_some().then(|| Keys::written(options)).transpose()?;
+    let via = site.via(options.upstream.as_deref())?;
+    let place = match (jwks_uri, issuer) {
+        (Some(url), _) => Place::Set(site.remote("jwks_uri", url, via, FETCH)?),
+        (None, Some(issuer)) => {
+            let wrong = || BuildError::at("issuer", NO_KEYS);
+            let url = Url::read(issuer).ok_or_else(wrong)?;
+            let remote = site.remote("issuer", &url, via, FETCH)?;
+            Place::Issuer(Box::new(Discovery::new(issuer, &remote, via.is_some()).ok_or_else(wrong)?))
+        }
+        (None, None) => {
+            let needs =
+                "needs one of `secret`, `public_key`, `jwks` and `jwks_uri`, or an `issuer` that is asked";
+            return Err(BuildError::new(needs));
+        }
+    };
+    let lifetime = options.refresh.get();
+    let (algorithms, written) = (&options.algorithms, jwks.as_ref().map(KeySet::digest));
+    let shape = format!("jwt {name} {} {via:?} {algorithms:?} {lifetime:?} {written:?}", place.name());
+    let start = || FetchedKeys::start(name.clone(), place, algorithms.clone(), lifetime, first, site.world);
+    Ok(KeyRing::Fetched(site.world.retained.get_or_make(&shape, start)))
+}
+
+#[async_trait]
 impl Identity for Jwt {
     fn name(&self) -> &Arc<str> {
         &self.name
     }
 
-    fn check(&self, request: &RequestHeader, _: &Context, now: SystemTime) -> Presented {
-        let verified = match only_one(&self.sources, request, read, "the request has several tokens") {
-            Ok(None) => return Presented::Nothing,
-            Ok(Some(token)) => self.verify(&token, now),
-            Err(refusal) => Err(refusal),
-        };
-        verified.map_or_else(Presented::Refused, Presented::Valid)
-    }
-
-    fn hide(&self, request: &mut RequestHeader, ctx: &mut Context) {
-        for source in self.sources.iter().filter(|_| self.hide) {
-            let has_one = source.values(request).into_iter().any(|value| read(source, value).is_some());
-            // Another scheme is for somebody else.
-            if has_one {
-                source.remove(request, ctx);
-            }
+    async fn check(&self, request: &RequestHeader, _: &Context, now: SystemTime) -> Presented {
+        match only_one(&self.sources, request, bearer::read, bearer::SEVERAL) {
+            Ok(None) => Presented::Nothing,
+            Ok(Some(token)) => self.verify(&token, now).await.into(),
+            Err(refusal) => Presented::Refused(refusal),
         }
     }
 
-    /// RFC 6750 s3: a request without token is told no error.
+    fn hide(&self, request: &mut RequestHeader, ctx: &mut Context) {
+        if self.hide {
+            bearer::hide(&self.sources, request, ctx);
+        }
+    }
+
     fn challenge(&self, refusal: Option<&Refusal>) -> HeaderValue {
-        let realm = &self.name;
-        challenge(&match refusal {
-            None => format!("Bearer realm=\"{realm}\""),
-            Some(Refusal { reason, ambiguous }) => {
-                let error = if *ambiguous { "invalid_request" } else { "invalid_token" };
-                format!("Bearer realm=\"{realm}\", error=\"{error}\", error_description=\"{reason}\"")
-            }
-        })
+        bearer::challenge(&self.name, refusal)
     }
 
     fn sources(&self) -> &[Source] {
@@ -126,18 +179,12 @@ impl Identity for Jwt {
     fn has_claims(&self) -> bool {
         true
     }
-}
 
-/// The token in a value; `Authorization` has one only under the scheme `Bearer` (RFC 6750 s2.1).
-fn read<'a>(source: &Source, value: Cow<'a, [u8]>) -> Option<Cow<'a, [u8]>> {
-    const SCHEME: usize = "bearer".len();
-    if !matches!(source, Source::Header(name) if *name == AUTHORIZATION) {
-        return Some(value);
+    fn state(&self) -> IdentityState {
+        let keys = match &self.verifier.keys {
+            KeyRing::Written(_) => None,
+            KeyRing::Fetched(keys) => Some(keys.state()),
+        };
+        IdentityState { kind: "jwt", keys, endpoint: None }
     }
-    let is_bearer = value.get(..SCHEME)?.eq_ignore_ascii_case(b"bearer");
-    let ends = value.get(SCHEME).is_none_or(|byte| *byte == b' ');
-    (is_bearer && ends).then(|| match value {
-        Cow::Borrowed(value) => value[SCHEME..].trim_ascii().into(),
-        Cow::Owned(value) => value[SCHEME..].trim_ascii().to_vec().into(),
-    })
 }

@@ -7,12 +7,14 @@ use http::header::AUTHORIZATION;
 use jsonwebtoken::Algorithm;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer};
+use sha2::{Digest, Sha256};
 
 use crate::identity::Source;
 use crate::tree::Raw;
-use crate::values::{DurationOrZero, Scalar, Secret};
+use crate::values::{ByteSize, Duration, DurationOrZero, Scalar, Secret, Url};
 
-/// Signed tokens (RFC 7519). Exactly one of `secret`, `public_key` and `jwks` says what they are verified with.
+/// Signed tokens (RFC 7519). What they are verified with is one of `secret`, `public_key`, `jwks` and `jwks_uri`,
+/// or what an `issuer` alone says of itself.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "JwtIdentity")]
@@ -22,7 +24,8 @@ pub(in crate::identity) struct Options {
     pub(in crate::identity) _kind: Type,
     /// The only algorithms that signatures may have; a key of another kind verifies none of them.
     pub(in crate::identity) algorithms: Vec<AlgorithmName>,
-    /// What `iss` has to be; by default it is not looked at.
+    /// What `iss` has to be; by default it is not looked at. Without any keys here, a URL whose document says
+    /// where the keys are (OpenID Connect Discovery, RFC 8414).
     #[serde(default)]
     pub(in crate::identity) issuer: Option<String>,
     /// Of which `aud` has to name at least one; without any, tokens that have an `aud` are refused.
@@ -34,21 +37,44 @@ pub(in crate::identity) struct Options {
     /// A public key in PEM, as in `${file:corp.pem}`.
     #[serde(default)]
     pub(in crate::identity) public_key: Option<String>,
-    /// A set of keys (RFC 7517), as a map or as JSON, as in `${file:jwks.json}`.
+    /// A set of keys (RFC 7517), as a map or as JSON, as in `${file:jwks.json}`. With `jwks_uri` or an issuer that
+    /// is asked, only until keys were fetched, and in dry runs, which fetch none.
     #[serde(default)]
     pub(in crate::identity) jwks: Option<KeySet>,
+    /// Where a set of keys is fetched from; https, except from this machine or through an `upstream`. It is fetched
+    /// again before it ends, and when a token names a key that is not in it.
+    #[serde(default)]
+    pub(in crate::identity) jwks_uri: Option<Url>,
+    /// The upstream through which keys are fetched; by default that is the host of the URL itself.
+    #[serde(default)]
+    pub(in crate::identity) upstream: Option<String>,
+    /// How long fetched keys are good for, if their answer does not say (`Cache-Control: max-age`, of which 60s to
+    /// 24h are taken).
+    #[serde(default = "ten_minutes")]
+    pub(in crate::identity) refresh: Duration,
     /// Where tokens are looked for; those in `Authorization` follow `Bearer`. A request may have one only.
     #[serde(default = "authorization")]
     pub(in crate::identity) from: Vec<Source>,
     /// Whether tokens are taken out of the request before it goes on.
     #[serde(default)]
     pub(in crate::identity) hide: bool,
-    /// How far clocks may differ, for `exp`, which tokens must have, and `nbf`.
+    /// How far clocks may differ, at most an hour, for `exp`, which tokens must have, and `nbf`.
     #[serde(default = "thirty_seconds")]
     pub(in crate::identity) leeway: DurationOrZero,
     /// Further claims that tokens must have.
     #[serde(default)]
     pub(in crate::identity) required_claims: Vec<String>,
+    /// Memory for tokens that were verified, about: none of them is verified twice. `0B` keeps none.
+    #[serde(default = "token_cache")]
+    pub(in crate::identity) token_cache: ByteSize,
+}
+
+fn token_cache() -> ByteSize {
+    ByteSize::from_mib(16)
+}
+
+fn ten_minutes() -> Duration {
+    Duration::from_secs(600)
 }
 
 fn authorization() -> Vec<Source> {
@@ -95,6 +121,13 @@ impl fmt::Display for AlgorithmName {
 /// A set of keys, as a map or as JSON in a text.
 #[derive(Debug, Clone)]
 pub(in crate::identity) struct KeySet(pub(super) Raw);
+
+impl KeySet {
+    /// Tells one set from another, without telling what is in it.
+    pub(super) fn digest(&self) -> [u8; 32] {
+        Sha256::digest(serde_json::to_vec(&*self.0.0).unwrap_or_default()).into()
+    }
+}
 
 impl<'de> Deserialize<'de> for KeySet {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

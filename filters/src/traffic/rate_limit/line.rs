@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::Mutex as Turn;
 
 use super::Over;
-use crate::world::{Balance, Charge, Clock, Counter, Gauge, Ledger, Metrics, Spent, StateError, TenantId};
+use crate::world::{Balance, Charge, Clock, Counter, Gauge, Metrics, ScopedState, StateError, TenantId};
 
 /// The lines of one filter.
 pub(super) struct Lines {
@@ -82,21 +82,18 @@ impl Lines {
     /// it may wait besides.
     pub(super) async fn spend(
         &self,
-        ledger: &Ledger,
+        state: &ScopedState,
         tenant: TenantId,
         charge: &mut Charge<'_>,
         most: Duration,
-    ) -> Result<(Spent, Duration), StateError> {
+    ) -> Result<(bool, Duration), StateError> {
         let at_once = !self.has_line(charge.key);
-        if at_once {
-            let spent = ledger.spend(tenant, std::slice::from_mut(charge)).await?;
-            if spent != Spent::No {
-                return Ok((spent, Duration::ZERO));
-            }
+        if at_once && state.spend(tenant, std::slice::from_mut(charge)).await? {
+            return Ok((true, Duration::ZERO));
         }
         if !at_once {
             // Who waits before it comes first; this one only looks.
-            self.look(ledger, tenant, charge).await?;
+            self.look(state, tenant, charge).await?;
         }
         let patience = self.delay.min(most);
         let Some(place) = self.join(charge.key) else { return Ok(self.refused(charge, self.queue)) };
@@ -106,43 +103,40 @@ impl Lines {
         }
         let begun = self.clock.now();
         let due = self.clock.sleep(patience);
-        let turn = Box::pin(self.turn(&place, ledger, tenant, charge));
-        let spent = match select(turn, due).await {
-            Either::Left((spent, _)) => spent?,
-            Either::Right(_) => Spent::No,
+        let turn = Box::pin(self.turn(&place, state, tenant, charge));
+        let passed = match select(turn, due).await {
+            Either::Left((spent, _)) => spent.map(|()| true)?,
+            Either::Right(_) => false,
         };
         let waited = self.clock.now().saturating_duration_since(begun);
-        place.settle(spent != Spent::No, waited);
-        Ok((spent, waited))
+        place.settle(passed, waited);
+        Ok((passed, waited))
     }
 
     /// Waits until it is its turn, and then until there is enough.
     async fn turn(
         &self,
         place: &Place<'_>,
-        ledger: &Ledger,
+        state: &ScopedState,
         tenant: TenantId,
         charge: &mut Charge<'_>,
-    ) -> Result<Spent, StateError> {
+    ) -> Result<(), StateError> {
         let _turn = place.line.turn.lock().await;
-        loop {
-            let spent = ledger.spend(tenant, std::slice::from_mut(charge)).await?;
-            if spent != Spent::No {
-                return Ok(spent);
-            }
+        while !state.spend(tenant, std::slice::from_mut(charge)).await? {
             self.clock.sleep(charge.balance.wait).await;
         }
+        Ok(())
     }
 
     /// What is left, without spending.
     async fn look(
         &self,
-        ledger: &Ledger,
+        state: &ScopedState,
         tenant: TenantId,
         charge: &mut Charge<'_>,
     ) -> Result<(), StateError> {
         let mut nothing = [Charge::new(charge.key, charge.budget, 0)];
-        ledger.spend(tenant, &mut nothing).await?;
+        state.spend(tenant, &mut nothing).await?;
         let Balance { available, more_in, .. } = nothing[0].balance;
         let missing = u64::from(charge.cost).saturating_sub(available);
         let further = u32::try_from(missing.saturating_sub(1)).unwrap_or(u32::MAX);
@@ -152,10 +146,10 @@ impl Lines {
         Ok(())
     }
 
-    fn refused(&self, charge: &mut Charge<'_>, ahead: usize) -> (Spent, Duration) {
+    fn refused(&self, charge: &mut Charge<'_>, ahead: usize) -> (bool, Duration) {
         self.metrics.refused.inc();
         charge.balance.wait = charge.balance.wait.saturating_add(service(charge, ahead));
-        (Spent::No, Duration::ZERO)
+        (false, Duration::ZERO)
     }
 
     fn has_line(&self, key: &[u8]) -> bool {

@@ -70,7 +70,7 @@ use crate::phase::{OnRequest, OnResponse, Phases};
 use crate::problem::{Problem, RATE_LIMITED};
 use crate::selector::Selector;
 use crate::values::{Duration, Name, Rate};
-use crate::world::{Charge, Ledger, Spent, StateError};
+use crate::world::{Charge, Ledger, ScopedState, Spent, StateError};
 
 /// The longest that a request may wait.
 const LONGEST_DELAY: std::time::Duration = std::time::Duration::from_secs(60);
@@ -90,12 +90,12 @@ pub struct Options {
     pub cost: Option<NonZeroU32>,
     /// Several limits, all of which hold, instead of the keys above.
     pub rules: Vec<LimitRule>,
+    /// The store that budgets are kept in, for all gateways that share it; by default each counts for itself.
+    pub store: Option<Name>,
     /// How exactly requests are counted.
     pub strategy: Strategy,
     /// Lets requests over the limit wait for their turn; only with one limit. By default they are refused.
     pub over: Option<Over>,
-    /// The store that budgets are kept in, for all gateways that share it; by default each counts for itself.
-    pub store: Option<Name>,
     /// Whether answers have `RateLimit` and `RateLimit-Policy`; `Retry-After` they have anyway.
     pub headers: bool,
 }
@@ -108,9 +108,9 @@ impl Default for Options {
             burst: None,
             cost: None,
             rules: Vec::new(),
+            store: None,
             strategy: Strategy::Exact,
             over: None,
-            store: None,
             headers: true,
         }
     }
@@ -178,7 +178,7 @@ enum Means {
     /// Exactly.
     Exact(Ledger),
     /// Exactly, and those over the limit wait.
-    Patient(Ledger, Lines),
+    Patient(ScopedState, Lines),
     /// By estimates, one for each rule.
     Estimate(Box<[Arc<Estimate>]>),
 }
@@ -207,7 +207,7 @@ impl Filter for RateLimit {
             }
             (Strategy::Exact, None) => Means::Exact(ledger),
             (Strategy::Exact, Some(over)) => {
-                Means::Patient(ledger, Lines::new(&over, build.clock(), build.metrics()))
+                Means::Patient(build.state(), Lines::new(&over, build.clock(), build.metrics()))
             }
         };
         let filter = Arc::new(Self { rules: rules.into(), means, headers });
@@ -223,9 +223,12 @@ fn check(options: &Options) -> Result<(), BuildError> {
         if burst || options.over.is_some() {
             return Err(BuildError::at("strategy", "`estimate` has no `burst`, and nobody waits for it"));
         }
-        if options.store.is_some() {
-            return Err(BuildError::at("store", "`estimate` is kept by each gateway for itself"));
-        }
+    }
+    if options.store.is_some() && (options.strategy == Strategy::Estimate || options.over.is_some()) {
+        return Err(BuildError::at(
+            "store",
+            "is for exact limits without `over`: others are each gateway's own",
+        ));
     }
     let Some(over) = &options.over else { return Ok(()) };
     if !options.rules.is_empty() {
@@ -263,22 +266,21 @@ impl OnRequest for RateLimit {
 }
 
 impl RateLimit {
-    /// Spends all of these charges or none, perhaps later; whether it did.
+    /// Spends all of these charges or none, perhaps later.
     async fn spend(&self, charges: &mut [Charge<'_>], ctx: &mut Context) -> Result<Spent, StateError> {
+        let spent = |passes| if passes { Spent::Yes } else { Spent::No };
         match (&self.means, charges) {
-            (Means::Patient(ledger, lines), [charge]) if !ctx.dry_run => {
+            (Means::Patient(state, lines), [charge]) if !ctx.dry_run => {
                 let left = ctx.deadline.map(|deadline| deadline.saturating_duration_since(lines.now()));
                 let most = left.unwrap_or(LONGEST_DELAY);
-                let (spent, waited) = lines.spend(ledger, ctx.tenant, charge, most).await?;
+                let (passes, waited) = lines.spend(state, ctx.tenant, charge, most).await?;
                 ctx.waited += waited;
-                Ok(spent)
+                Ok(spent(passes))
             }
-            (Means::Exact(ledger) | Means::Patient(ledger, _), charges) => {
-                ledger.spend(ctx.tenant, charges).await
-            }
+            (Means::Exact(ledger), charges) => ledger.spend(ctx.tenant, charges).await,
+            (Means::Patient(state, _), charges) => state.spend(ctx.tenant, charges).await.map(spent),
             (Means::Estimate(estimates), charges) => {
-                let passes = estimate::spend(estimates, ctx.tenant, charges);
-                Ok(if passes { Spent::Yes } else { Spent::No })
+                Ok(spent(estimate::spend(estimates, ctx.tenant, charges)))
             }
         }
     }

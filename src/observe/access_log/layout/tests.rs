@@ -72,6 +72,8 @@ fn what_could_not_be_read_is_a_dash_and_hides_its_user() {
 fn a_template_has_every_field_of_the_json_line() {
     let access = Access {
         service: Some("s"),
+        consumer: Some("acme"),
+        identity: Some("keys"),
         denied_by: Some("acl"),
         reason: Some("r"),
         referer: Some(b"x"),
@@ -81,7 +83,7 @@ fn a_template_has_every_field_of_the_json_line() {
     let mut json = Vec::new();
     format_line(&access, &Redactor::new([]), &mut json);
     let json: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&json).unwrap();
-    assert_eq!(json.len(), 25);
+    assert_eq!(json.len(), 27);
     for (key, value) in &json {
         let names = ["request.", "client.", ""].map(|prefix| match prefix {
             "client." if key == "client" => "client.address".to_owned(),

@@ -71,7 +71,7 @@ fn what_was_written_is_known_after_a_restart_and_the_rest_is_lost() {
 fn an_orderly_end_writes_everything_down() {
     let (_folder, path) = folder();
     let one = process(path.clone());
-    let keeper = Bookkeeper::start(one.file, one.state.clone(), &one.metrics).expect("a thread");
+    let ledger = Ledger::start(one.file, one.state.clone(), &one.metrics).expect("a thread");
     let window = Window {
         now: Duration::from_secs(1_000_000_000),
         slot: 7,
@@ -81,7 +81,7 @@ fn an_orderly_end_writes_everything_down() {
     };
     let mut tally = [Tally::new(b"acme", 100, 40, window)];
     one.state.tally(TenantId(0), "test", &mut tally).now_or_never().expect("memory").expect("works");
-    drop(keeper);
+    drop(ledger);
     assert_eq!(process(path).left(), 59);
 }
 

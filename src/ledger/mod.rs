@@ -28,13 +28,13 @@ const PRUNE_EVERY: Duration = Duration::from_secs(3600);
 const REMIND_EVERY: Duration = Duration::from_secs(60);
 
 /// Writes down what is counted until it is dropped.
-pub struct Bookkeeper {
+pub struct Ledger {
     /// Dropped to have the thread write once more and end.
     running: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Bookkeeper {
+impl Ledger {
     /// Has the state learn what the file knows, and writes down what is counted from now on.
     ///
     /// # Errors
@@ -49,7 +49,7 @@ impl Bookkeeper {
     }
 }
 
-impl Drop for Bookkeeper {
+impl Drop for Ledger {
     fn drop(&mut self) {
         drop(self.running.take());
         if let Some(thread) = self.thread.take() {

@@ -1,16 +1,20 @@
 //! Tokens of the RFCs, and every attack on tokens that is known.
 
+mod fetched;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use futures_util::FutureExt;
 use jsonwebtoken::{Algorithm, EncodingKey, crypto};
 use serde_json::{Value, json};
 
-use super::super::{ConsumerSpec, Identities, IdentitySpec, Presented, build};
-use crate::testing::{request, yaml};
+use crate::identity::{ConsumerSpec, Identities, IdentitySpec, Presented, Site, build};
+use crate::testing::{Alone, Slow, request, yaml};
 use crate::values::Name;
+use crate::world::World;
 
 /// RFC 7515 A.1: HS256.
 const A1: &str = "eyJ0eXAiOiJKV1QiLA0KICJhbGciOiJIUzI1NiJ9.\
@@ -46,7 +50,8 @@ fn built(options: &str) -> Result<Identities, String> {
         "[{name: acme, match: [{identity: corp, claim: azp, value: acme-app}, {identity: corp, claim: n, value: '5'}]},
           {name: other, match: [{identity: corp, claim: tenant, value: other}]}]",
     );
-    let (built, errors) = build(&identities, &consumers, &crate::plan::Plans::default());
+    let world = World::dry();
+    let (built, errors) = build(&identities, &consumers, &Site { world: &world, surroundings: &Alone });
     match errors.first() {
         Some(error) => Err(format!("{}: {}", error.path, error.message)),
         None => Ok(built),
@@ -60,7 +65,9 @@ fn ask(options: &str, fields: &[(&'static str, &str)], now: u64) -> Result<(Stri
     for (name, value) in fields {
         request.append_header(*name, *value).expect("a valid field");
     }
-    match identities.get("corp").expect("an identity").check(&request, &ctx, at(now)) {
+    let checked = identities.get("corp").expect("an identity").check(&request, &ctx, at(now)).now_or_never();
+    match checked.expect("nothing to wait for") {
+        Presented::Unknown(why) => Err(why.reason.into_owned()),
         Presented::Nothing => Err("nothing".to_owned()),
         Presented::Refused(refusal) => Err(refusal.reason.to_owned()),
         Presented::Valid(verified) => {
@@ -369,7 +376,7 @@ fn a_request_has_one_token() {
 fn keys_that_cannot_work_are_refused() {
     let pem = "public_key: \"-----BEGIN CERTIFICATE-----\"";
     for (options, told) in [
-        ("algorithms: [RS256]", "needs one of `secret`, `public_key` and `jwks`"),
+        ("algorithms: [RS256]", "needs one of `secret`, `public_key`, `jwks` and `jwks_uri`"),
         ("algorithms: [HS256], secret: short", "secret: HS256 needs a secret of at least 32 bytes"),
         (&format!("algorithms: [RS256], {pem}"), "public_key: expected a public key in PEM"),
         ("algorithms: [RS256], public_key: corp.pem", "public_key: expected a public key in PEM"),

@@ -1,0 +1,141 @@
+//! What has to be true of the claims of tokens (RFC 7519 s4.1), and which consumer they name.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use serde_json::{Map, Value};
+
+use super::cache::seconds;
+use super::{MatchSpec, Refusal};
+use crate::context::Consumer;
+use crate::filter::BuildError;
+use crate::values::DurationOrZero;
+use crate::world::{Matched, Revocations};
+
+const BAD_CLAIM: Refusal = Refusal::new("a registered claim of the token has the wrong type");
+
+/// What claims have to be.
+#[derive(Debug)]
+pub(super) struct Rules {
+    pub(super) issuer: Option<String>,
+    pub(super) audiences: Vec<String>,
+    pub(super) required: Vec<String>,
+    pub(super) leeway: Duration,
+}
+
+/// How far clocks may differ, within bounds: revocations last this much longer than what they revoke.
+pub(super) fn leeway(written: DurationOrZero) -> Result<Duration, BuildError> {
+    let leeway = written.get();
+    match leeway > Duration::from_secs(3600) {
+        true => Err(BuildError::at("leeway", "expected at most 1h")),
+        false => Ok(leeway),
+    }
+}
+
+impl Rules {
+    /// Checks all that there is; `exp` may be absent.
+    pub(super) fn check(&self, claims: &Map<String, Value>, now: SystemTime) -> Result<(), Refusal> {
+        let (now, leeway) = (seconds(now), self.leeway.as_secs_f64());
+        if date(claims, "exp")?.is_some_and(|end| now >= end + leeway) {
+            return Err(Refusal::new("the token has expired"));
+        }
+        if date(claims, "nbf")?.is_some_and(|begin| now + leeway < begin) {
+            return Err(Refusal::new("the token is not valid yet"));
+        }
+        date(claims, "iat")?;
+        text(claims, "sub")?;
+        let issuer = text(claims, "iss")?;
+        if self.issuer.is_some() && issuer != self.issuer.as_deref() {
+            return Err(Refusal::new("the token is from another issuer"));
+        }
+        self.check_audience(claims)?;
+        let absent = |name: &&String| claims.get(*name).is_none_or(Value::is_null);
+        match self.required.iter().find(absent) {
+            Some(_) => Err(Refusal::new("the token lacks a required claim")),
+            None => Ok(()),
+        }
+    }
+
+    /// A token that is for somebody must be for us (RFC 7519 s4.1.3).
+    fn check_audience(&self, claims: &Map<String, Value>) -> Result<(), Refusal> {
+        let is_ours = |name: &Value| match name {
+            Value::String(name) => Ok(self.audiences.contains(name)),
+            _ => Err(BAD_CLAIM),
+        };
+        let ours = match claims.get("aud") {
+            None => self.audiences.is_empty(),
+            Some(Value::Array(names)) => {
+                names.iter().try_fold(false, |any, name| is_ours(name).map(|ours| ours || any))?
+            }
+            Some(name) => is_ours(name)?,
+        };
+        if ours { Ok(()) } else { Err(Refusal::new("the token is for another audience")) }
+    }
+}
+
+/// The end of a token, in Unix seconds, if it has one.
+pub(super) fn end(claims: &Map<String, Value>) -> Option<f64> {
+    date(claims, "exp").ok().flatten()
+}
+
+/// Refuses a token that was revoked.
+pub(super) fn check_revoked(
+    revocations: &Revocations,
+    identity: &str,
+    claims: &Map<String, Value>,
+    now: SystemTime,
+) -> Result<(), Refusal> {
+    if revocations.is_empty() {
+        return Ok(());
+    }
+    let text = |name: &str| claims.get(name).and_then(Value::as_str);
+    let issued = date(claims, "iat").ok().flatten();
+    let token = Matched { id: text("jti"), subject: text("sub"), issued };
+    match revocations.revokes(identity, token, now) {
+        true => Err(Refusal::new("the token was revoked")),
+        false => Ok(()),
+    }
+}
+
+/// A `NumericDate` (RFC 7519 s2), in seconds.
+fn date(claims: &Map<String, Value>, name: &str) -> Result<Option<f64>, Refusal> {
+    claims.get(name).map(|value| value.as_f64().ok_or(BAD_CLAIM)).transpose()
+}
+
+fn text<'a>(claims: &'a Map<String, Value>, name: &str) -> Result<Option<&'a str>, Refusal> {
+    claims.get(name).map(|value| value.as_str().ok_or(BAD_CLAIM)).transpose()
+}
+
+/// Consumers by the claims that they are known by.
+#[derive(Default)]
+pub(super) struct Matches(Vec<(String, HashMap<String, Arc<Consumer>>)>);
+
+impl Matches {
+    /// Adds a consumer; no other one has the same claim and value.
+    pub(super) fn add(&mut self, wanted: &MatchSpec, consumer: &Arc<Consumer>) {
+        let at = self.0.iter().position(|(claim, _)| *claim == wanted.claim).unwrap_or_else(|| {
+            self.0.push((wanted.claim.clone(), HashMap::new()));
+            self.0.len() - 1
+        });
+        self.0[at].1.insert(wanted.value.clone(), consumer.clone());
+    }
+
+    /// The consumer whom these claims name; two at once are none.
+    pub(super) fn find(&self, claims: &Map<String, Value>) -> Result<Option<Arc<Consumer>>, Refusal> {
+        let mut found: Option<&Arc<Consumer>> = None;
+        for (claim, by_value) in &self.0 {
+            let text: Cow<'_, str> = match claims.get(claim) {
+                Some(Value::String(text)) => text.into(),
+                Some(value @ (Value::Number(_) | Value::Bool(_))) => value.to_string().into(),
+                _ => continue,
+            };
+            let Some(consumer) = by_value.get(&*text) else { continue };
+            if found.replace(consumer).is_some_and(|other| other.name != consumer.name) {
+                return Err(Refusal::new("the claims of the token name several consumers"));
+            }
+        }
+        Ok(found.cloned())
+    }
+}

@@ -1,0 +1,257 @@
+//! The issuer who is asked: once about each token at a time, and not by too many at once.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Either, Shared, select};
+use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
+use parking_lot::Mutex;
+use serde_json::{Map, Value};
+use tokio::sync::Semaphore;
+
+use super::options::{ClientAuth, Options};
+use crate::context::Principal;
+use crate::identity::cache::{self, Cached, TokenCache, TokenHash, seconds};
+use crate::identity::claims;
+use crate::identity::remote::Remote;
+use crate::identity::{EndpointState, Unavailable};
+use crate::world::{Clock, Counter, Metrics, World};
+
+/// Calls under way at a time.
+const CALLS: usize = 64;
+
+/// The issuer of tokens, and what it said about them.
+pub(super) struct Issuer {
+    name: Arc<str>,
+    remote: Remote,
+    /// The client's id and secret, in the form that they are sent in.
+    credentials: Credentials,
+    timeout: Duration,
+    ttl: (Duration, Duration),
+    clock: Arc<dyn Clock>,
+    cache: TokenCache,
+    calls: Semaphore,
+    under_way: Mutex<HashMap<TokenHash, Call>>,
+    failing: Mutex<Option<(String, SystemTime)>>,
+    meters: Meters,
+}
+
+/// What the issuer says: what is claimed of a token that holds, nothing of one that does not; or why it says
+/// nothing.
+type Said = Result<Option<Arc<Principal>>, Arc<str>>;
+
+/// A call that is made for all who wait for it.
+type Call = Shared<BoxFuture<'static, Said>>;
+
+enum Credentials {
+    Field(HeaderValue),
+    Form(String),
+}
+
+struct Meters {
+    active: Counter,
+    inactive: Counter,
+    failed: Counter,
+}
+
+impl Meters {
+    fn new(identity: &str, metrics: &dyn Metrics) -> Self {
+        let count = |outcome| {
+            let help = "Questions to issuers about tokens, by what they said.";
+            let labels = [("identity", identity), ("outcome", outcome)];
+            metrics.counter("tollhouse_identity_introspections_total", help, &labels)
+        };
+        Self { active: count("active"), inactive: count("inactive"), failed: count("failed") }
+    }
+}
+
+impl Issuer {
+    pub(super) fn new(name: Arc<str>, remote: Remote, options: &Options, world: &World) -> Self {
+        Self {
+            remote,
+            credentials: Credentials::new(options),
+            timeout: options.timeout.get(),
+            ttl: (options.ttl.get(), options.negative_ttl.get()),
+            clock: world.clock.clone(),
+            cache: TokenCache::new(options.token_cache, &name, &*world.metrics),
+            calls: Semaphore::new(CALLS),
+            under_way: Mutex::default(),
+            failing: Mutex::default(),
+            meters: Meters::new(&name, &*world.metrics),
+            name,
+        }
+    }
+
+    /// What is claimed of a token; none of one that does not hold.
+    pub(super) async fn ask(
+        self: &Arc<Self>,
+        token: &str,
+        now: SystemTime,
+    ) -> Result<Option<Arc<Principal>>, Unavailable> {
+        let hash = cache::hash(token.as_bytes());
+        if let Some(known) = self.cache.get(Some(&hash), 0, now) {
+            return Ok(known.principal);
+        }
+        let waiter = Waiter { call: Some(self.call(hash, token)), hash, issuer: self };
+        let said = waiter.call.clone().expect("taken at the end only").await;
+        said.map_err(|why| {
+            let reason = format!("the issuer cannot be asked about tokens: {why}").into();
+            Unavailable { reason, retry_after: 1 }
+        })
+    }
+
+    /// The call about this token, which somebody else may wait for already.
+    fn call(self: &Arc<Self>, hash: TokenHash, token: &str) -> Call {
+        match self.under_way.lock().entry(hash) {
+            Entry::Occupied(call) => call.get().clone(),
+            Entry::Vacant(place) => {
+                let (issuer, form, length) = (Arc::clone(self), self.form(token), token.len());
+                let call = async move {
+                    let said = issuer.say(form, hash, length).await;
+                    issuer.under_way.lock().remove(&hash);
+                    said
+                };
+                place.insert(call.boxed().shared()).clone()
+            }
+        }
+    }
+
+    fn form(&self, token: &str) -> String {
+        let form = format!("token={}&token_type_hint=access_token", encoded(token));
+        match &self.credentials {
+            Credentials::Field(_) => form,
+            Credentials::Form(credentials) => format!("{form}&{credentials}"),
+        }
+    }
+
+    async fn say(&self, form: String, hash: TokenHash, length: usize) -> Said {
+        match self.answer(form).await {
+            Ok(principal) => {
+                if self.failing.lock().take().is_some() {
+                    log::info!(identity = &*self.name; "the issuer of an identity answers again");
+                }
+                let is_active = principal.is_some();
+                if is_active { &self.meters.active } else { &self.meters.inactive }.inc();
+                self.remember(hash, length, principal.clone());
+                Ok(principal)
+            }
+            Err(why) => {
+                self.meters.failed.inc();
+                let mut failing = self.failing.lock();
+                if failing.is_none() {
+                    log::warn!(
+                        identity = &*self.name, error = why.as_str();
+                        "cannot ask the issuer of an identity; its tokens are answered 503"
+                    );
+                }
+                let since = failing.take().map_or_else(|| self.clock.wall(), |(_, since)| since);
+                *failing = Some((why.clone(), since));
+                Err(why.into())
+            }
+        }
+    }
+
+    async fn answer(&self, form: String) -> Result<Option<Arc<Principal>>, String> {
+        let patience = self.clock.sleep(self.timeout);
+        let _permit = match select(std::pin::pin!(self.calls.acquire()), patience).await {
+            Either::Left((permit, _)) => permit.map_err(|error| error.to_string())?,
+            Either::Right(_) => return Err("too many questions are under way".to_owned()),
+        };
+        let fields = match &self.credentials {
+            Credentials::Field(value) => vec![(AUTHORIZATION, value.clone())],
+            Credentials::Form(_) => Vec::<(HeaderName, HeaderValue)>::new(),
+        };
+        let answer = self.remote.post(form, fields).await?;
+        let mut claims = answer.object()?;
+        match claims.shift_remove("active") {
+            Some(Value::Bool(true)) => Ok(Some(Arc::new(Principal { subject: subject(&claims), claims }))),
+            Some(Value::Bool(false)) => Ok(None),
+            _ => Err("the answer does not tell whether the token is `active`".to_owned()),
+        }
+    }
+
+    fn remember(&self, hash: TokenHash, length: usize, principal: Option<Arc<Principal>>) {
+        let now = seconds(self.clock.wall());
+        let (positive, negative) = self.ttl;
+        let until = match &principal {
+            Some(principal) => {
+                let end = claims::end(&principal.claims).unwrap_or(f64::INFINITY);
+                end.min(now + positive.as_secs_f64())
+            }
+            None => now + negative.as_secs_f64(),
+        };
+        // Claims that are not in the token take room as well.
+        let length = principal.as_ref().map_or(length, |known| length + 64 * known.claims.len());
+        self.cache.put(Some(hash), Cached { principal, holds: (now, until), keys: 0, length });
+    }
+
+    /// For whoever operates the gateway.
+    pub(super) fn state(&self) -> EndpointState {
+        EndpointState { url: self.remote.url().to_string(), failing: self.failing.lock().clone() }
+    }
+}
+
+/// Who the token is about. Where that is no person, it is the client; no subject is taken for one.
+fn subject(claims: &Map<String, Value>) -> String {
+    let text = |name: &str| claims.get(name).and_then(Value::as_str);
+    match (text("sub"), text("client_id")) {
+        (Some(subject), _) => subject.to_owned(),
+        (None, Some(client)) => format!("client:{client}"),
+        (None, None) => String::new(),
+    }
+}
+
+/// Whoever waits for a call. The last one to go away ends it.
+struct Waiter<'a> {
+    call: Option<Call>,
+    hash: TokenHash,
+    issuer: &'a Arc<Issuer>,
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        let mut under_way = self.issuer.under_way.lock();
+        self.call = None;
+        let is_last = under_way.get(&self.hash).is_some_and(|call| call.strong_count() == Some(1));
+        let call = if is_last { under_way.remove(&self.hash) } else { None };
+        // What the call holds may look here as it is dropped.
+        drop(under_way);
+        drop(call);
+    }
+}
+
+impl Credentials {
+    /// RFC 6749 s2.3.1: both are encoded as in forms, also in the field.
+    fn new(options: &Options) -> Self {
+        let (id, secret) = (encoded(&options.client_id), encoded(options.client_secret.expose()));
+        match options.client_auth {
+            ClientAuth::Post => Self::Form(format!("client_id={id}&client_secret={secret}")),
+            ClientAuth::Basic => {
+                let text = format!("Basic {}", STANDARD.encode(format!("{id}:{secret}")));
+                let mut value = HeaderValue::try_from(text).expect("base64 is visible ASCII");
+                value.set_sensitive(true);
+                Self::Field(value)
+            }
+        }
+    }
+}
+
+/// A value as in `application/x-www-form-urlencoded`.
+fn encoded(text: &str) -> String {
+    let mut form = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'*' => {
+                form.push(char::from(byte))
+            }
+            b' ' => form.push('+'),
+            _ => form.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    form
+}

@@ -1,0 +1,122 @@
+//! Where the keys of an issuer are: a set of keys, or a document of the issuer that says where that is.
+
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use serde_json::{Map, Value};
+
+use crate::identity::remote::Remote;
+use crate::values::{Scalar, Url};
+
+/// How long what a document said of the place of the keys is gone by.
+const KEEP: Duration = Duration::from_secs(24 * 3600);
+
+/// Where the keys are.
+pub(super) enum Place {
+    /// In the set at this place.
+    Set(Remote),
+    /// Where the issuer says.
+    Issuer(Box<Discovery>),
+}
+
+/// An issuer that says where its keys are (OpenID Connect Discovery 1.0 s4, RFC 8414 s3).
+pub(super) struct Discovery {
+    issuer: String,
+    /// Where its document may be, in the order in which it is looked for.
+    documents: [Remote; 2],
+    /// All calls go through an upstream of the document.
+    confined: bool,
+    found: Mutex<Option<(Remote, Instant)>>,
+}
+
+/// A set of keys, as it came.
+pub(super) struct KeySetAnswer {
+    pub(super) set: Map<String, Value>,
+    /// How long it says that it is good for.
+    pub(super) max_age: Option<Duration>,
+}
+
+impl Place {
+    /// Fetches the keys.
+    pub(super) async fn fetch(&self, now: Instant) -> Result<KeySetAnswer, String> {
+        let set = match self {
+            Self::Set(set) => return fetch(set).await,
+            Self::Issuer(discovery) => discovery.locate(now).await?,
+        };
+        let fetched = fetch(&set).await;
+        if let (Err(_), Self::Issuer(discovery)) = (&fetched, self) {
+            // They may have moved.
+            *discovery.found.lock() = None;
+        }
+        fetched
+    }
+
+    /// As an operator knows it.
+    pub(super) fn name(&self) -> &str {
+        match self {
+            Self::Set(set) => set.url().as_str(),
+            Self::Issuer(discovery) => &discovery.issuer,
+        }
+    }
+}
+
+async fn fetch(set: &Remote) -> Result<KeySetAnswer, String> {
+    let failed = |why| format!("{}: {why}", set.url());
+    let answer = set.get().await.map_err(failed)?;
+    Ok(KeySetAnswer { set: answer.object().map_err(failed)?, max_age: answer.max_age() })
+}
+
+impl Discovery {
+    /// `issuer` is a URL, called by `remote`; the names of its documents are put to its path, behind it by
+    /// OpenID Connect and in front of it by RFC 8414.
+    pub(super) fn new(issuer: &str, remote: &Remote, confined: bool) -> Option<Self> {
+        let url = Url::read(issuer).filter(|url| url.target().query().is_none())?;
+        let path = url.target().path().trim_end_matches('/');
+        let behind = url.with_path(&format!("{path}/.well-known/openid-configuration"))?;
+        let before = url.with_path(&format!("/.well-known/oauth-authorization-server{path}"))?;
+        let documents = [remote.beside(&behind), remote.beside(&before)];
+        Some(Self { issuer: issuer.to_owned(), documents, confined, found: Mutex::default() })
+    }
+
+    /// Where the keys are, asked for once a day.
+    async fn locate(&self, now: Instant) -> Result<Remote, String> {
+        if let Some((set, until)) = &*self.found.lock()
+            && now < *until
+        {
+            return Ok(set.clone());
+        }
+        let [first, second] = &self.documents;
+        let mut document = first;
+        let mut answer = first.get().await.map_err(|why| format!("{}: {why}", first.url()))?;
+        if answer.status == http::StatusCode::NOT_FOUND {
+            document = second;
+            answer = second.get().await.map_err(|why| format!("{}: {why}", second.url()))?;
+        }
+        let failed = |why: &str| format!("{}: {why}", document.url());
+        let set = self.named_by(&answer.object().map_err(|why| failed(&why))?, document);
+        let set = set.map_err(|why| failed(&why))?;
+        if let Some(until) = now.checked_add(KEEP) {
+            *self.found.lock() = Some((set.clone(), until));
+        }
+        Ok(set)
+    }
+
+    /// Where a document says that the keys are.
+    fn named_by(&self, document: &Map<String, Value>, from: &Remote) -> Result<Remote, String> {
+        let text = |name: &str| document.get(name).and_then(Value::as_str);
+        // Or who serves one issuer's document could speak for another (RFC 8414 s3.3).
+        if text("issuer") != Some(&self.issuer) {
+            return Err("the document is of another `issuer`".to_owned());
+        }
+        let url = text("jwks_uri").and_then(Url::read).ok_or("the document has no usable `jwks_uri`")?;
+        if from.url().is_https() && !url.is_https() {
+            return Err("the `jwks_uri` of the document is not https".to_owned());
+        }
+        if self.confined && url.origin() != from.url().origin() {
+            return Err(
+                "the `jwks_uri` of the document is on another host; write it in the identity".to_owned()
+            );
+        }
+        Ok(from.beside(&url))
+    }
+}
