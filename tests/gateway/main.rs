@@ -1,6 +1,7 @@
 //! The gateway as its clients and origins see it: the real binary, over real sockets.
 
 mod access_log;
+mod amounts;
 mod balancing;
 mod bodies;
 mod compression;

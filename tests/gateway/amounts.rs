@@ -1,0 +1,158 @@
+//! Quotas, waits and requests under way, over sockets: what restarts, upgrades and clients that leave do to them.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::harness::{Gateway, Origin, Wire, get, request, soon, until};
+
+/// Ten a day, kept in this file.
+fn daily(file: &Path) -> String {
+    format!(
+        "server: {{quotas: \"{}\", drain: 2s}}\n\
+         routes: [{{name: all, filters: [{{quota: {{per: ip, limit: 10/day}}, name: daily}}], respond: {{}}}}]\n",
+        file.display()
+    )
+}
+
+/// What is left of the day after one more request.
+async fn left(gateway: &Gateway) -> u64 {
+    let answer = get(gateway.address(), "/").await;
+    let field = answer.field("ratelimit").and_then(|field| field.strip_prefix("\"daily\";r="));
+    let (left, _) = field.and_then(|field| field.split_once(";t=")).expect("where the client stands");
+    left.parse().expect("a number")
+}
+
+/// Units that the file knows of.
+fn written(file: &Path) -> i64 {
+    let Ok(connection) = rusqlite::Connection::open(file) else { return 0 };
+    connection.query_row("SELECT sum(used) FROM used", [], |row| row.get(0)).unwrap_or(0)
+}
+
+#[tokio::test]
+async fn what_was_written_down_survives_a_kill_and_an_orderly_end_loses_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("state/quotas.sqlite");
+    let mut first = Gateway::start(&daily(&file)).await;
+    assert!(!file.exists(), "nothing was used");
+    assert_eq!((left(&first).await, left(&first).await), (9, 8));
+    until("the write", || (written(&file) == 2).then_some(())).await;
+    first.signal("KILL");
+    first.ended().await;
+    let mut second = Gateway::start(&daily(&file)).await;
+    assert_eq!(left(&second).await, 7);
+    second.signal("TERM");
+    second.ended().await;
+    assert_eq!(written(&file), 3);
+    let third = Gateway::start(&daily(&file)).await;
+    assert_eq!(left(&third).await, 6);
+}
+
+#[tokio::test]
+async fn an_upgrade_loses_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("quotas.sqlite");
+    let mut gateway = Gateway::start(&daily(&file)).await;
+    assert_eq!(left(&gateway).await, 9);
+    assert_eq!(gateway.upgrade().await.0, Some(0));
+    assert_eq!(left(&gateway).await, 8);
+    gateway.ended().await;
+    until("both writes", || (written(&file) == 2).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_file_that_is_damaged_keeps_nobody_from_serving() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("quotas.sqlite");
+    std::fs::write(&file, "no database").expect("written");
+    let gateway = Gateway::start(&daily(&file)).await;
+    assert_eq!(left(&gateway).await, 9);
+    gateway.says("was put aside").await;
+    until("a new file", || (written(&file) == 1).then_some(())).await;
+}
+
+/// One request under way at a time, and these further routes.
+fn held(origin: &Origin, more: &str) -> String {
+    format!(
+        "upstreams: [{{name: origin, backends: [{{address: \"{}\"}}]}}]\n\
+         routes:\n- {{name: all, filters: [{{concurrency: {{per: ip, limit: 1}}}}], upstream: origin}}\n{more}",
+        origin.address
+    )
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_is_no_longer_under_way() {
+    let (origin, mut events) = Origin::silent().await;
+    let gateway = Gateway::start(&held(&origin, "")).await;
+    let mut first = Wire::connect(gateway.address()).await;
+    first.send("GET / HTTP/1.1\r\nHost: example.test\r\n\r\n").await;
+    assert_eq!(soon("the request", events.recv()).await, Some("asked"));
+    let refused = get(gateway.address(), "/").await;
+    assert_eq!((refused.status, refused.field("retry-after")), (429, Some("1")));
+    assert!(refused.text().contains("urn:tollhouse:problem:too-many-in-flight"));
+    drop(first);
+    assert_eq!(soon("the end", events.recv()).await, Some("closed"));
+    gateway.log_line(|line| line["status"] == 499).await;
+    let mut next = Wire::connect(gateway.address()).await;
+    next.send("GET / HTTP/1.1\r\nHost: example.test\r\n\r\n").await;
+    assert_eq!(soon("the next request", events.recv()).await, Some("asked"));
+}
+
+#[tokio::test]
+async fn a_websocket_is_under_way_until_it_is_closed_and_over_a_reload() {
+    let (origin, mut taken) = Origin::handing_over().await;
+    let gateway = Gateway::start(&held(&origin, "")).await;
+    let mut client = Wire::connect(gateway.address()).await;
+    client
+        .send(
+            "GET / HTTP/1.1\r\nHost: example.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+        )
+        .await;
+    let mut server = soon("a connection", taken.recv()).await.expect("a connection");
+    server.head().await.expect("a request");
+    server
+        .send(
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n",
+        )
+        .await;
+    assert!(!client.some().await.is_empty());
+    assert_eq!(get(gateway.address(), "/").await.status, 429);
+    let more = "- {name: new, match: {paths: [/new]}, respond: {}}\n";
+    std::fs::write(gateway.file(), gateway.text(&held(&origin, more))).expect("written");
+    soon("the new document", async {
+        while get(gateway.address(), "/new").await.status != 200 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    assert_eq!(get(gateway.address(), "/").await.status, 429);
+    drop(client);
+    drop(server);
+    gateway.log_line(|line| line["path"] == "/" && line["status"] == 101).await;
+    let again = tokio::spawn({
+        let address = gateway.address();
+        async move { get(address, "/").await.status }
+    });
+    let mut server = soon("a connection", taken.recv()).await.expect("a connection");
+    server.head().await.expect("a request");
+    server.send("HTTP/1.1 204 No Content\r\n\r\n").await;
+    assert_eq!(again.await.expect("no panic"), 204);
+}
+
+#[tokio::test]
+async fn who_waited_passes_and_the_log_tells_how_long() {
+    let gateway = Gateway::start(
+        "routes: [{name: all, filters: [{rate_limit: {per: ip, limit: 10/s, burst: 1, \
+         over: {delay: 10s, queue: 5}}}], respond: {}}]\n",
+    )
+    .await;
+    for _ in 0..3 {
+        assert_eq!(request(gateway.address(), "GET /", "").await.status, 200);
+    }
+    let line = gateway.log_line(|line| line["throttled_ms"].is_f64()).await;
+    assert!(
+        line["throttled_ms"].as_f64() > Some(0.0)
+            && line["elapsed_ms"].as_f64() >= line["throttled_ms"].as_f64()
+    );
+}
