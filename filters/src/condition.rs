@@ -206,7 +206,7 @@ pub fn query_values<'a>(query: &'a str, name: &'a str) -> impl Iterator<Item = C
     pairs.filter(move |(key, _)| decode_query(key) == name).map(|(_, value)| decode_query(value))
 }
 
-fn decode_query(text: &str) -> Cow<'_, str> {
+pub(crate) fn decode_query(text: &str) -> Cow<'_, str> {
     if text.contains('+') {
         decode_segment(&text.replace('+', " ")).into_owned().into()
     } else {
