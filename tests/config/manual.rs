@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::{project, read, schema};
 
 /// Headings of tables of keys, and the definitions they show; filters are found by name.
-const SECTIONS: [(&str, &str); 42] = [
+const SECTIONS: &[(&str, &str)] = &[
     ("the document", "Document"),
     ("server", "Server"),
     ("server.limits", "Limits"),
@@ -29,6 +29,9 @@ const SECTIONS: [(&str, &str); 42] = [
     ("stores.NAME", "Store"),
     ("stores.NAME.tls", "StoreTls"),
     ("identities.NAME, type api_key", "ApiKeyIdentity"),
+    ("identities.NAME, type basic", "BasicIdentity"),
+    ("identities.NAME, type hmac", "HmacIdentity"),
+    ("identities.NAME, type mtls", "MtlsIdentity"),
     ("identities.NAME, type introspection", "IntrospectionIdentity"),
     ("identities.NAME, type jwt", "JwtIdentity"),
     ("consumers, in a file", "ConsumerFile"),
