@@ -88,7 +88,7 @@ fn rows(definition: &Value) -> Vec<(String, String)> {
 fn every_key_is_in_the_manual_with_its_default() {
     let tables = tables();
     let definitions = &schema::schema()["$defs"];
-    for (heading, name) in SECTIONS {
+    for &(heading, name) in SECTIONS {
         assert_eq!(tables.get(heading), Some(&rows(&definitions[name])), "{heading}");
     }
     for filter in tollhouse_filters::builtin().names() {
