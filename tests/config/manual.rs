@@ -32,6 +32,7 @@ const SECTIONS: &[(&str, &str)] = &[
     ("identities.NAME, type basic", "BasicIdentity"),
     ("identities.NAME, type hmac", "HmacIdentity"),
     ("identities.NAME, type mtls", "MtlsIdentity"),
+    ("identities.NAME, type oidc", "OidcIdentity"),
     ("identities.NAME, type introspection", "IntrospectionIdentity"),
     ("identities.NAME, type jwt", "JwtIdentity"),
     ("consumers, in a file", "ConsumerFile"),

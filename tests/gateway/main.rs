@@ -19,6 +19,7 @@ mod harness;
 mod health;
 mod identity;
 mod limits;
+mod login;
 mod names;
 mod oidc;
 mod paths;

@@ -111,6 +111,13 @@ impl Answer {
         json::object(&self.body).ok_or_else(|| "the answer is no JSON object".to_owned())
     }
 
+    /// The code of an error of OAuth that it is (RFC 6749 s5.2).
+    pub(super) fn refusal(&self) -> Option<String> {
+        let is_one = [StatusCode::BAD_REQUEST, StatusCode::UNAUTHORIZED].contains(&self.status);
+        let object = json::object(&self.body).filter(|_| is_one)?;
+        object.get("error").and_then(Value::as_str).map(str::to_owned)
+    }
+
     /// How long it says that it is good for; none if it does not say.
     pub(super) fn max_age(&self) -> Option<Duration> {
         max_age(&self.fields)

@@ -5,19 +5,17 @@ use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Either, Shared, select};
-use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::sync::Semaphore;
 
-use super::options::{ClientAuth, Options};
+use super::options::Options;
 use crate::context::Principal;
 use crate::identity::cache::{self, Cached, TokenCache, TokenHash, seconds};
 use crate::identity::claims;
+use crate::identity::client::{ClientCredentials, form};
 use crate::identity::remote::Remote;
 use crate::identity::{EndpointState, Unavailable};
 use crate::world::{Clock, Counter, Metrics, World};
@@ -30,7 +28,7 @@ pub(super) struct Issuer {
     name: Arc<str>,
     remote: Remote,
     /// The client's id and secret, in the form that they are sent in.
-    credentials: Credentials,
+    credentials: ClientCredentials,
     timeout: Duration,
     ttl: (Duration, Duration),
     clock: Arc<dyn Clock>,
@@ -47,11 +45,6 @@ type Said = Result<Option<Arc<Principal>>, Arc<str>>;
 
 /// A call that is made for all who wait for it.
 type Call = Shared<BoxFuture<'static, Said>>;
-
-enum Credentials {
-    Field(HeaderValue),
-    Form(String),
-}
 
 struct Meters {
     active: Counter,
@@ -74,7 +67,11 @@ impl Issuer {
     pub(super) fn new(name: Arc<str>, remote: Remote, options: &Options, world: &World) -> Self {
         Self {
             remote,
-            credentials: Credentials::new(options),
+            credentials: ClientCredentials::new(
+                &options.client_id,
+                Some(&options.client_secret),
+                options.client_auth,
+            ),
             timeout: options.timeout.get(),
             ttl: (options.ttl.get(), options.negative_ttl.get()),
             clock: world.clock.clone(),
@@ -122,11 +119,7 @@ impl Issuer {
     }
 
     fn form(&self, token: &str) -> String {
-        let form = format!("token={}&token_type_hint=access_token", encoded(token));
-        match &self.credentials {
-            Credentials::Field(_) => form,
-            Credentials::Form(credentials) => format!("{form}&{credentials}"),
-        }
+        self.credentials.form(form(&[("token", token), ("token_type_hint", "access_token")]))
     }
 
     async fn say(&self, form: String, hash: TokenHash, length: usize) -> Said {
@@ -162,11 +155,7 @@ impl Issuer {
             Either::Left((permit, _)) => permit.map_err(|error| error.to_string())?,
             Either::Right(_) => return Err("too many questions are under way".to_owned()),
         };
-        let fields = match &self.credentials {
-            Credentials::Field(value) => vec![(AUTHORIZATION, value.clone())],
-            Credentials::Form(_) => Vec::<(HeaderName, HeaderValue)>::new(),
-        };
-        let answer = self.remote.post(form, fields).await?;
+        let answer = self.remote.post(form, self.credentials.fields()).await?;
         let mut claims = answer.object()?;
         match claims.shift_remove("active") {
             Some(Value::Bool(true)) => {
@@ -215,35 +204,4 @@ impl Drop for Waiter<'_> {
         drop(under_way);
         drop(call);
     }
-}
-
-impl Credentials {
-    /// RFC 6749 s2.3.1: both are encoded as in forms, also in the field.
-    fn new(options: &Options) -> Self {
-        let (id, secret) = (encoded(&options.client_id), encoded(options.client_secret.expose()));
-        match options.client_auth {
-            ClientAuth::Post => Self::Form(format!("client_id={id}&client_secret={secret}")),
-            ClientAuth::Basic => {
-                let text = format!("Basic {}", STANDARD.encode(format!("{id}:{secret}")));
-                let mut value = HeaderValue::try_from(text).expect("base64 is visible ASCII");
-                value.set_sensitive(true);
-                Self::Field(value)
-            }
-        }
-    }
-}
-
-/// A value as in `application/x-www-form-urlencoded`.
-fn encoded(text: &str) -> String {
-    let mut form = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'*' => {
-                form.push(char::from(byte))
-            }
-            b' ' => form.push('+'),
-            _ => form.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    form
 }
