@@ -42,6 +42,7 @@ pub fn builtin() -> Registry {
         .with::<access::cors::Cors>()
         .with::<access::forward_auth::ForwardAuth>()
         .with::<access::ip_access::IpAccess>()
+        .with::<access::upstream_auth::UpstreamAuth>()
         .with::<traffic::body_limit::BodyLimit>()
         .with::<traffic::concurrency::Concurrency>()
         .with::<traffic::plan_limits::PlanLimits>()

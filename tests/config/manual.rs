@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::{project, read, schema};
 
 /// Headings of tables of keys, and the definitions they show; filters are found by name.
-const SECTIONS: [(&str, &str); 42] = [
+const SECTIONS: [(&str, &str); 46] = [
     ("the document", "Document"),
     ("server", "Server"),
     ("server.limits", "Limits"),
@@ -43,6 +43,10 @@ const SECTIONS: [(&str, &str); 42] = [
     ("routes[].timeouts", "RouteTimeouts"),
     ("when", "WhenSpec"),
     ("filter forward_auth: cache", "ForwardAuthCache"),
+    ("filter upstream_auth: client_credentials", "ClientCredentials"),
+    ("filter upstream_auth: basic", "UpstreamBasic"),
+    ("filter upstream_auth: header", "UpstreamField"),
+    ("filter upstream_auth: aws", "UpstreamAws"),
     ("observability", "Observability"),
     ("observability.access_log", "AccessLog"),
     ("observability.metrics", "Metrics"),

@@ -33,6 +33,7 @@ mod start;
 mod stores;
 mod tls;
 mod upgrade;
+mod upstream_auth;
 mod upstream_tls;
 mod websocket;
 

@@ -98,6 +98,12 @@ impl Request {
         self
     }
 
+    /// The request and its context.
+    #[must_use]
+    pub fn into_parts(self) -> (RequestHeader, Context) {
+        (self.head, self.ctx)
+    }
+
     /// Changes the context.
     #[must_use]
     pub fn with(mut self, change: impl FnOnce(&mut Context)) -> Self {
@@ -427,10 +433,14 @@ impl Sent {
     /// # Panics
     /// When the attempt was answered.
     pub async fn attempt(&mut self, attempt: u32) -> RequestHeader {
+        self.try_attempt(attempt).await.unwrap_or_else(|reply| panic!("answered: {reply:?}"))
+    }
+
+    /// As [`attempt`](Self::attempt), or the answer that it ended with.
+    pub async fn try_attempt(&mut self, attempt: u32) -> Result<RequestHeader, Reply> {
         let mut head = self.head.clone();
         let reply = self.entered.upstream_request(&self.stack, &mut head, attempt, &mut self.ctx).await;
-        assert!(reply.is_none(), "answered: {reply:?}");
-        head
+        reply.map_or(Ok(head), Err)
     }
 
     /// Passes the head of the upstream's answer.
