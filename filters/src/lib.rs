@@ -8,6 +8,11 @@ pub mod caller;
 pub mod coding;
 pub mod condition;
 pub mod context;
+#[cfg(feature = "cel")]
+pub mod expression;
+#[cfg(not(feature = "cel"))]
+#[path = "expression/absent.rs"]
+pub mod expression;
 pub mod filter;
 pub mod host;
 pub mod identity;
