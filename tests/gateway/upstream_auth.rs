@@ -103,7 +103,7 @@ async fn without_a_token_nothing_is_sent_and_no_secret_is_told() {
     let gateway = Gateway::start(&document(origin.address, &grant(&issuer, "wr0ng"))).await;
     let answer = request(gateway.address(), "GET /a", "Authorization: Bearer mine\r\n").await;
     assert_eq!((answer.status, answer.problem().as_str()), (503, "filter-unavailable"));
-    assert_eq!((origin.connections(), given.load(Ordering::SeqCst)), (0, 0));
+    assert_eq!((origin.heads().len(), given.load(Ordering::SeqCst)), (0, 0));
     gateway.says("no token for an upstream is given out").await;
     let told = format!("{}{}{}", gateway.stderr().join("\n"), gateway.log_text(), answer.text());
     // `gw:wr0ng` in Base64 as well.
@@ -112,9 +112,9 @@ async fn without_a_token_nothing_is_sent_and_no_secret_is_told() {
 
 #[tokio::test]
 async fn nginx_takes_the_user_and_the_password() {
-    let directives = "location = /private { auth_basic who; auth_basic_user_file users; return 204; }";
-    let nginx = Nginx::with(&[("users", b"gw:{PLAIN}s3 cret")], "", directives).await;
-    for (password, status) in [("s3 cret", 204), ("other", 401)] {
+    let directives = "location = /private { auth_basic who; auth_basic_user_file users; }";
+    let nginx = Nginx::with(&[("users", b"gw:{PLAIN}s3 cret"), ("private", b"news")], "", directives).await;
+    for (password, status) in [("s3 cret", 200), ("other", 401)] {
         let filter = format!("{{basic: {{username: gw, password: {password}}}}}");
         let gateway = Gateway::start(&document(nginx.address, &filter)).await;
         let fields = "Authorization: Basic Z3c6bWluZQ==\r\n";

@@ -1,5 +1,7 @@
 //! Compiling expressions: what they name exists, and what they can cost is bounded.
 
+use std::thread;
+
 use cel::common::ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, LiteralValue, SourceInfo, operators};
 use cel::parser::Expression as Tree;
 use regex::{Regex, RegexBuilder};
@@ -35,8 +37,19 @@ const CALLS: [&str; 12] = [
 const TYPES: [&str; 10] =
     ["bool", "int", "uint", "double", "string", "bytes", "list", "map", "null_type", "type"];
 
+/// Stack to compile with, of which little is touched: the parser descends once for each part, and looks at how deep
+/// they are too late.
+const STACK: usize = 64 << 20;
+
 /// Compiles an expression, or says what is wrong and where.
 pub(super) fn compile(text: &str) -> Result<Compiled, String> {
+    let owned = text.to_owned();
+    let compiler = thread::Builder::new().name("expression".to_owned()).stack_size(STACK);
+    let compiled = compiler.spawn(move || compile_here(&owned)).map_err(|error| error.to_string())?;
+    compiled.join().unwrap_or_else(|_| Err("no expression: its reader broke off".to_owned()))
+}
+
+fn compile_here(text: &str) -> Result<Compiled, String> {
     let parser = FUNCTIONS.parser().enable_optional_syntax(false);
     let (mut tree, source) = parser.parse_with_source_info(text).map_err(|errors| {
         let first = errors.errors.first();
