@@ -216,7 +216,7 @@ async fn a_signature_covers_the_body_and_none_of_what_the_client_made_up() {
         async move {
             let sent = chain.send(request).await.continues();
             assert_eq!(sent.wants_body(), Some(1 << 20));
-            sent.body(body).await.continues().attempt(1).await
+            sent.with_body(body).await.continues().attempt(1).await
         }
     };
     let (one, other) = (request(b"{}").await, request(b"[]").await);
