@@ -35,6 +35,7 @@ mod start;
 mod stores;
 mod tls;
 mod upgrade;
+mod upstream_auth;
 mod upstream_tls;
 mod websocket;
 

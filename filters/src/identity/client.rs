@@ -11,7 +11,7 @@ use crate::values::Secret;
 /// How a client shows what proves who it is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum ClientAuth {
+pub(crate) enum ClientAuth {
     /// In `Authorization`.
     #[default]
     Basic,
@@ -20,16 +20,16 @@ pub(super) enum ClientAuth {
 }
 
 /// A client's id and what proves it, in the form that they are sent in.
-pub(super) enum ClientCredentials {
+pub(crate) enum Credentials {
     /// In a field.
     Field(HeaderValue),
     /// In a form.
     Form(String),
 }
 
-impl ClientCredentials {
+impl Credentials {
     /// Both are encoded as in forms, also in the field. A client without a secret only says who it is.
-    pub(super) fn new(id: &str, secret: Option<&Secret>, auth: ClientAuth) -> Self {
+    pub(crate) fn new(id: &str, secret: Option<&Secret>, auth: ClientAuth) -> Self {
         let id = encoded(id);
         let Some(secret) = secret.map(|secret| encoded(secret.expose())) else {
             return Self::Form(format!("client_id={id}"));
@@ -46,7 +46,7 @@ impl ClientCredentials {
     }
 
     /// The form with what goes in there.
-    pub(super) fn form(&self, form: String) -> String {
+    pub(crate) fn form(&self, form: String) -> String {
         match self {
             Self::Field(_) => form,
             Self::Form(credentials) => format!("{form}&{credentials}"),
@@ -54,7 +54,7 @@ impl ClientCredentials {
     }
 
     /// The fields that go beside the form.
-    pub(super) fn fields(&self) -> Vec<(HeaderName, HeaderValue)> {
+    pub(crate) fn fields(&self) -> Vec<(HeaderName, HeaderValue)> {
         match self {
             Self::Field(value) => vec![(AUTHORIZATION, value.clone())],
             Self::Form(_) => Vec::new(),
@@ -63,12 +63,12 @@ impl ClientCredentials {
 }
 
 /// Pairs as in `application/x-www-form-urlencoded`.
-pub(super) fn form(pairs: &[(&str, &str)]) -> String {
+pub(crate) fn form(pairs: &[(&str, &str)]) -> String {
     pairs.iter().map(|(name, value)| format!("{name}={}", encoded(value))).collect::<Vec<_>>().join("&")
 }
 
 /// A value as in `application/x-www-form-urlencoded`.
-pub(super) fn encoded(text: &str) -> String {
+fn encoded(text: &str) -> String {
     let mut form = String::with_capacity(text.len());
     for byte in text.bytes() {
         match byte {

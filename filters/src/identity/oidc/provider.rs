@@ -8,7 +8,7 @@ use tokio::sync::Mutex;
 
 use super::options::Options;
 use crate::filter::BuildError;
-use crate::identity::client::{ClientCredentials, form};
+use crate::identity::client::{Credentials, form};
 use crate::identity::remote::Remote;
 use crate::identity::{Site, Unavailable};
 use crate::values::{Scalar, Url};
@@ -25,7 +25,7 @@ pub(super) struct Provider {
     document: Remote,
     /// All calls go through an upstream of the document.
     confined: bool,
-    credentials: ClientCredentials,
+    credentials: Credentials,
     clock: Arc<dyn Clock>,
     /// One asks at a time; the others wait for what it learns.
     known: Mutex<Option<Known>>,
@@ -77,7 +77,7 @@ impl Provider {
             issuer: issuer.as_str().to_owned(),
             document: remote.beside(&document),
             confined: via.is_some(),
-            credentials: ClientCredentials::new(
+            credentials: Credentials::new(
                 &options.client_id,
                 options.client_secret.as_ref(),
                 options.client_auth,
