@@ -8,6 +8,7 @@ pub mod dns;
 pub mod health;
 mod listener;
 pub mod observability;
+pub mod retries;
 mod route;
 mod schema;
 mod server;

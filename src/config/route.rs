@@ -12,6 +12,7 @@ use tollhouse_filters::tree::Raw;
 use tollhouse_filters::values::{Duration, FieldName, Timeout};
 
 use super::Name;
+use super::retries::RouteRetries;
 
 /// Which requests, and what to do with them: exactly one of `upstream`, `respond` and `redirect`,
 /// or what the service gives.
@@ -41,6 +42,9 @@ pub struct Route {
     /// Timeouts instead of the upstream's.
     #[serde(default)]
     pub timeouts: RouteTimeouts,
+    /// Retries instead of the upstream's; the budget stays the upstream's.
+    #[serde(default)]
+    pub retries: Option<RouteRetries>,
 }
 
 /// Which requests a route takes; all that is written must hold.

@@ -7,11 +7,12 @@ use std::path::PathBuf;
 use http::uri::Authority;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tollhouse_filters::values::{Duration, Scalar, Timeout};
+use tollhouse_filters::values::{Duration, FieldName, Scalar, Timeout};
 
 use super::Name;
 use super::balance::Balance;
 use super::health::Health;
+use super::retries::Retries;
 
 /// A named group of backends that serve the same requests.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -40,7 +41,7 @@ pub struct Upstream {
     /// How long to wait for a backend. Default: `{connect: 2s, read: 60s, total: none}`. Example: `{read: 5m}`.
     #[serde(default)]
     pub timeouts: Timeouts,
-    /// What is tried again, and how often. Default: `{max: 1}`. Example: `{max: 2}`.
+    /// What is tried again, and how often. Default: `{max: 1, conditions: [connect, refused_stream, stale]}`. Example: `{max: 2, conditions: [connect, reset, 503]}`.
     #[serde(default)]
     pub retries: Retries,
     /// Connections kept for later requests. Default: `{idle: 1024, idle_timeout: 30s}`. Example: `{idle_timeout: 4s}`.
@@ -138,16 +139,9 @@ pub struct Timeouts {
     pub read: Timeout,
     /// For the whole exchange, retries included; upgrades and streams of events (`text/event-stream`) are exempt. Default: `none`. Example: `30s`.
     pub total: Timeout,
-}
-
-/// What is tried again.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Retries {
-    /// Further attempts after a connection could not be made, on another backend while there is one; whatever the
-    /// method, as nothing was sent. Default: `1`. Example: `2`.
-    #[schemars(range(max = 10))]
-    pub max: u8,
+    /// The field that tells backends how many milliseconds are left of `total`, or of an attempt's `retries.per_try` where that is less. Default: none. Example: `x-time-left-ms`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remaining_header: Option<FieldName>,
 }
 
 /// Connections kept for later requests.
@@ -172,13 +166,8 @@ impl Default for Timeouts {
             connect: Duration::from_secs(2),
             read: Timeout::after(Duration::from_secs(60)),
             total: Timeout::NONE,
+            remaining_header: None,
         }
-    }
-}
-
-impl Default for Retries {
-    fn default() -> Self {
-        Self { max: 1 }
     }
 }
 
@@ -295,7 +284,12 @@ mod tests {
                 "backends": [{"address": "127.0.0.1:9001", "weight": 1}],
                 "host": "preserve", "balance": {"algorithm": "round_robin"},
                 "timeouts": {"connect": "2s", "read": "1m", "total": "none"},
-                "retries": {"max": 1}, "pool": {"idle": 1024, "idle_timeout": "30s"},
+                "retries": {
+                    "max": 1, "conditions": ["connect", "refused_stream", "stale"], "methods": "idempotent",
+                    "idempotency_key": false, "backoff": "25ms..250ms", "per_try": "none", "budget": "20%",
+                    "body_bytes": "64KiB",
+                },
+                "pool": {"idle": 1024, "idle_timeout": "30s"},
             })
         );
     }
@@ -309,8 +303,13 @@ mod tests {
             "tls": {"verify": false, "sni": "a", "ca": "ca.pem", "client_cert": "c.pem", "client_key": "k.pem"},
             "balance": {"algorithm": "consistent_hash", "hash_on": ["cookie:uid", {"all": ["ip", "header:x-a"]}]},
             "health": {"active": {"type": "tcp", "interval": "5s", "timeout": "1s", "healthy": 2, "unhealthy": 3}},
-            "timeouts": {"connect": "500ms", "read": "none", "total": "5s"},
-            "retries": {"max": 0}, "pool": {"idle": 0, "idle_timeout": "4s"},
+            "timeouts": {"connect": "500ms", "read": "none", "total": "5s", "remaining_header": "x-left"},
+            "retries": {
+                "max": 0, "conditions": ["connect", "reset", "502-504", "grpc:unavailable"], "methods": ["GET"],
+                "idempotency_key": true, "backoff": "0s..1s", "per_try": "500ms", "budget": "5%",
+                "body_bytes": "1KiB",
+            },
+            "pool": {"idle": 0, "idle_timeout": "4s"},
         });
         let upstream: Upstream = serde_json::from_value(written.clone()).unwrap();
         assert_eq!(serde_json::to_value(upstream).unwrap(), written);
@@ -322,8 +321,6 @@ mod tests {
             let written = json!({"name": "u", "backends": [], key: {}});
             assert!(serde_json::from_value::<Upstream>(written).is_err(), "{key}");
         }
-        let written = json!({"name": "u", "backends": [], "retries": {"conditions": ["connect"]}});
-        assert!(serde_json::from_value::<Upstream>(written).is_err());
         for health in [json!({}), json!({"active": {"type": "tcp"}, "outlier": {}})] {
             let written = json!({"name": "u", "backends": [], "health": health});
             assert!(serde_json::from_value::<Upstream>(written).is_err());

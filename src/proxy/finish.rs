@@ -81,6 +81,7 @@ impl Gateway {
     ) {
         let (ctx, attempts) = (&exchange.ctx, &call.attempts);
         let request_id = ctx.request_id.to_string();
+        let tries = call.tries(ended.outcome, completed.status);
         let backend = attempts.picked.as_ref().map(|picked| picked.address.to_string());
         let field = |name| request.headers.get(name).map(http::HeaderValue::as_bytes);
         let authority = request.uri.authority().map(|authority| authority.as_str().as_bytes());
@@ -103,6 +104,7 @@ impl Gateway {
             upstream: ctx.upstream.as_deref(),
             backend: backend.as_deref(),
             attempts: attempts.made,
+            tries: tries.as_deref(),
             status: completed.status,
             bytes_in: completed.bytes_in,
             bytes_out: completed.bytes_out,
@@ -123,6 +125,7 @@ impl Gateway {
 fn outcome(call: &Call, error: Option<&Error>) -> AttemptOutcome {
     match error.map(|error| (error.esource(), error.etype())) {
         None => AttemptOutcome::Answered,
+        Some((_, kind)) if *kind == replay::PER_TRY => AttemptOutcome::TimedOut,
         Some((pingora::ErrorSource::Downstream, _)) => AttemptOutcome::Cancelled,
         Some((_, ErrorType::ConnectTimedout | ErrorType::ReadTimedout | ErrorType::WriteTimedout)) => {
             AttemptOutcome::TimedOut
@@ -135,6 +138,7 @@ fn outcome(call: &Call, error: Option<&Error>) -> AttemptOutcome {
 /// An error after the answer had begun, by whose fault.
 fn code(error: &Error) -> &'static str {
     match error.esource() {
+        _ if *error.etype() == replay::PER_TRY => "upstream-protocol",
         pingora::ErrorSource::Downstream => CLIENT_CLOSED.code,
         pingora::ErrorSource::Upstream => "upstream-protocol",
         _ => "internal",

@@ -35,6 +35,9 @@ impl Gateway {
             in_time(call)?;
             return if call.interim <= MAX_INTERIM { Ok(()) } else { Err(flooded()) };
         }
+        if let Some(error) = self.answer_is_fault(session, response, call) {
+            return Err(error);
+        }
         if let Err(problem) = accept(response, call) {
             return failure::refuse(call, problem.into());
         }

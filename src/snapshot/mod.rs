@@ -23,6 +23,7 @@ use tollhouse_filters::phase::OnRequest;
 use tollhouse_filters::pipeline::{Pipeline, Stack};
 use tollhouse_filters::world::UpstreamId;
 
+use crate::config::retries::RouteRetries;
 use crate::config::{Admin, Listener, Observability, RouteTimeouts, Server, Test};
 use crate::consumers::Roster;
 use crate::observe::RouteSeries;
@@ -145,6 +146,8 @@ pub struct Route {
     pub action: Action,
     /// Timeouts instead of the upstream's.
     pub timeouts: RouteTimeouts,
+    /// Retries instead of the upstream's.
+    pub retries: Option<RouteRetries>,
     /// Its metrics, by listener, made on first use.
     pub series: Box<[OnceLock<Arc<RouteSeries>>]>,
 }

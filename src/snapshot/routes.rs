@@ -15,11 +15,12 @@ use tollhouse_filters::world::UpstreamId;
 use super::compile::{Faults, did_you_mean, entity, fault};
 use super::pipelines::Pipelines;
 use super::{Action, ListenerPlan, Route, facts};
+use crate::config::retries::RouteRetries;
 use crate::config::{self, Match, Name, RouteTimeouts, Test};
 use crate::observe::RouteSeries;
 use crate::routing::{ListenerId, RouteId, RouteMatch, shadowed};
 use crate::source::{Loaded, Problems};
-use crate::upstream::Upstream;
+use crate::upstream::{MAX_RETRIES, Upstream};
 
 /// The names that others can refer to.
 pub(super) struct Names<'a> {
@@ -107,6 +108,7 @@ struct Unresolved {
     own: Arc<Pipeline>,
     target: Target,
     timeouts: RouteTimeouts,
+    retries: Option<RouteRetries>,
 }
 
 #[derive(Clone)]
@@ -144,6 +146,7 @@ pub(super) fn build(
             route.service.as_ref().and_then(|name| names.service(name, &path.join("service"), faults));
         let service = service.map(|at| &services[at]);
         let target = target(&route, service, names, pipelines, &path, faults);
+        check_retries(route.retries.as_ref(), &path, faults);
         let owner = format!("route:{}", route.name);
         let unresolved = Unresolved {
             name: route.name.shared(),
@@ -152,6 +155,7 @@ pub(super) fn build(
             own: pipelines.build(&owner, route.filters, &path.join("filters"), faults),
             target,
             timeouts: route.timeouts,
+            retries: route.retries,
         };
         let matched = matches(route.matches, names, &path.join("match"), faults);
         check_facts(&unresolved, &matched, names, &path, faults);
@@ -159,6 +163,12 @@ pub(super) fn build(
         built.routes.push(unresolved);
     }
     built
+}
+
+fn check_retries(retries: Option<&RouteRetries>, path: &Path, faults: &mut Faults<'_>) {
+    if retries.and_then(|retries| retries.max).is_some_and(|max| max > MAX_RETRIES) {
+        faults.add(&path.join("retries").join("max"), format!("expected 0 to {MAX_RETRIES}"));
+    }
 }
 
 fn build_service(
@@ -297,6 +307,7 @@ impl Built {
                     own: route.own.clone(),
                     action: action(&route.target),
                     timeouts: route.timeouts,
+                    retries: route.retries.clone(),
                     series: series(listeners),
                 })
             })
@@ -318,6 +329,7 @@ pub(super) fn unrouted(listeners: usize) -> Route {
         own: none,
         action: Action::NotFound,
         timeouts: RouteTimeouts::default(),
+        retries: None,
         series: series(listeners),
     }
 }

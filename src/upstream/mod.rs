@@ -10,6 +10,7 @@ mod names;
 mod origin;
 mod peer;
 mod probe;
+mod resilience;
 mod resolve;
 mod stats;
 mod trust;
@@ -21,16 +22,19 @@ mod tests;
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pingora::http::RequestHeader;
 use sha2::{Digest, Sha256};
 use tollhouse_filters::context::Context;
+use tollhouse_filters::values::ByteSize;
 
 use self::balance::Balancer;
+use self::resilience::Memory;
 use self::trust::Trust;
 use crate::config::balance::{Algorithm, Balance};
 use crate::config::health::{Active, ProbeKind, ProbeMethod};
+use crate::config::retries::RouteRetries;
 use crate::config::upstream::{self as written, Host, Protocol};
 use crate::observe::{Registry, UpstreamSeries};
 
@@ -38,6 +42,7 @@ pub use self::backend::Backend;
 pub use self::balance::{Picked, Tried};
 pub use self::monitor::Monitor;
 pub use self::origin::Origins;
+pub use self::resilience::{Asked, Fault, Keep, Progress, Rules};
 pub use self::stats::InFlight;
 
 /// Heaviest weight.
@@ -45,7 +50,22 @@ const MAX_WEIGHT: u16 = 1000;
 /// Most backends of an upstream: some algorithms look at each for every request.
 const MAX_BACKENDS: usize = 10_000;
 /// Most further attempts.
-const MAX_RETRIES: u8 = 10;
+pub const MAX_RETRIES: u8 = 10;
+/// The most of a body that is kept for another attempt; Pingora keeps no more.
+const MAX_KEPT: ByteSize = ByteSize::from_kib(64);
+/// Fields that every message needs for itself.
+const OF_MESSAGES: [&str; 10] = [
+    "host",
+    "connection",
+    "content-length",
+    "content-type",
+    "transfer-encoding",
+    "te",
+    "trailer",
+    "upgrade",
+    "expect",
+    "via",
+];
 /// Shortest interval between probes.
 const MIN_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -58,6 +78,7 @@ pub struct Upstream {
     group_key: u64,
     balancer: Balancer,
     check: Option<Arc<Active>>,
+    memory: Arc<Memory>,
     series: OnceLock<UpstreamSeries>,
 }
 
@@ -93,6 +114,7 @@ impl Upstream {
             check: written.health.as_ref().map(|health| Arc::new(health.active.clone())),
             written: written.clone(),
             trust,
+            memory: retained.map_or_else(Memory::new, |old| Arc::clone(&old.memory)),
             series: OnceLock::new(),
         })
     }
@@ -126,9 +148,19 @@ impl Upstream {
         self.series.get_or_init(|| registry.upstream(&self.name))
     }
 
-    /// Further attempts allowed after a connection could not be made.
-    pub const fn retries(&self) -> u8 {
-        self.written.retries.max
+    /// What is tried again, for a route that has rules of its own or not.
+    pub fn rules<'a>(&'a self, route: Option<&'a RouteRetries>) -> Rules<'a> {
+        Rules::new(&self.written.retries, route, &self.memory)
+    }
+
+    /// Counts a request, which pays for retries.
+    pub fn asked(&self, now: Instant) {
+        self.memory.budget.deposit(now);
+    }
+
+    /// The field that says how much time is left, if one does.
+    pub fn remaining_header(&self) -> Option<&http::HeaderName> {
+        self.written.timeouts.remaining_header.as_ref().map(|name| name.get())
     }
 
     /// The limit on a whole exchange, retries included.
@@ -199,6 +231,14 @@ fn check_backends(written: &written::Upstream, problems: &mut Problems) {
     }
     if written.retries.max > MAX_RETRIES {
         problems.add("retries.max", format!("expected 0 to {MAX_RETRIES}"));
+    }
+    if let Some(name) = &written.timeouts.remaining_header
+        && OF_MESSAGES.contains(&name.get().as_str())
+    {
+        problems.add("timeouts.remaining_header", "is a field that says something else");
+    }
+    if written.retries.body_bytes > MAX_KEPT {
+        problems.add("retries.body_bytes", format!("expected at most {MAX_KEPT}"));
     }
 }
 

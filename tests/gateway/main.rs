@@ -25,6 +25,7 @@ mod proxy_protocol;
 mod proxying;
 mod rate_limit;
 mod reload;
+mod retries;
 mod revocations;
 mod slow;
 mod sse;

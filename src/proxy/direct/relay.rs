@@ -17,44 +17,15 @@ use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep_until};
 
 use super::held::{Held, LAST_CHUNK, ToClient};
+use super::trouble::Trouble;
 use super::wire::{self, Answer, Framing};
 use crate::door::DoorStream;
+use crate::proxy::failure::PER_TRY;
+use crate::upstream::Keep;
 
 /// What is read at once, and so the most that is held for a client that reads slowly; `loadtest/hostile` has a
 /// goal for what thousands of them take.
 const ROOM: usize = 16 * 1024;
-/// The largest body that is kept for another attempt.
-const MOST_KEPT: u64 = 64 * 1024;
-
-/// What ended an exchange before its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Trouble {
-    /// The client went away, or what it sent broke a rule, which its stream knows.
-    Client,
-    /// The client keeps the gateway waiting for its body.
-    SlowClient,
-    /// The backend closed the connection before it said anything.
-    Unanswered,
-    /// The backend broke the answer off.
-    Cut,
-    /// What the backend says is not HTTP.
-    Protocol(&'static str),
-    /// The backend takes too long: which timeout is over.
-    Timeout(&'static str),
-}
-
-impl Trouble {
-    /// What the log says of it.
-    pub(super) const fn reason(self) -> &'static str {
-        match self {
-            Self::Client => "the client went away",
-            Self::SlowClient => "the client is too slow",
-            Self::Unanswered => "the upstream closed the connection before it answered",
-            Self::Cut => "the upstream broke its answer off",
-            Self::Protocol(reason) | Self::Timeout(reason) => reason,
-        }
-    }
-}
 
 /// How long is waited.
 #[derive(Debug, Clone, Copy)]
@@ -63,6 +34,8 @@ pub(super) struct Waits {
     pub(super) idle: Option<Duration>,
     /// For all of it.
     pub(super) deadline: Option<Instant>,
+    /// For the head of the answer.
+    pub(super) head: Option<Instant>,
 }
 
 /// One exchange on its way.
@@ -75,8 +48,13 @@ pub(super) struct Relay<'a> {
     up: Held,
     /// Nothing was written to the backend yet.
     fresh: bool,
-    /// All that was sent, as long as it could be sent again.
+    /// All of the body that was read, as long as it can be sent again.
     kept: Option<Vec<u8>>,
+    keep: Keep,
+    /// The backend took something.
+    written: bool,
+    /// The backend said something.
+    heard: bool,
     down: Down,
     /// Since when the backend is waited for.
     since: Option<Instant>,
@@ -122,18 +100,19 @@ struct Body {
 }
 
 impl<'a> Relay<'a> {
-    /// An exchange that begins with this head; `repeatable` if what is sent is to be kept for another attempt.
+    /// An exchange that begins with this head and the part of the body that was read already.
     pub(super) fn new(
         client: &'a mut DoorStream,
         server: TcpStream,
         head: Vec<u8>,
         waits: Waits,
-        again: Again,
+        body: Vec<u8>,
+        keep: Keep,
     ) -> Self {
         let upload = if client.is_at_end() { Upload::Over } else { Upload::Open };
         let mut up = Held::from(head);
-        let taken = again.body.len() as u64;
-        up.add(&again.body);
+        let taken = body.len() as u64;
+        up.add(&body);
         Self {
             client,
             server,
@@ -141,7 +120,10 @@ impl<'a> Relay<'a> {
             upload,
             up,
             fresh: true,
-            kept: again.keep.then_some(again.body),
+            kept: Some(body),
+            keep,
+            written: false,
+            heard: false,
             down: Down {
                 out: Held::default(),
                 head: Vec::new(),
@@ -179,6 +161,7 @@ impl<'a> Relay<'a> {
         rest: Bytes,
         chunked: bool,
     ) -> Result<(), Trouble> {
+        (self.kept, self.waits.head) = (None, None);
         let over = matches!(framing, Framing::None);
         let stray = over && !rest.is_empty();
         let down = &mut self.down;
@@ -202,9 +185,19 @@ impl<'a> Relay<'a> {
         self.down.sent
     }
 
-    /// What another attempt begins with; none if that cannot be.
+    /// The part of the body that another attempt begins with; none if it is lost.
     pub(super) fn again(self) -> Option<Vec<u8>> {
         self.kept
+    }
+
+    /// Whether all that was sent can be sent again.
+    pub(super) fn is_repeatable(&self) -> bool {
+        self.kept.is_some()
+    }
+
+    /// Whether the backend took any of the request.
+    pub(super) fn is_begun(&self) -> bool {
+        self.written
     }
 
     /// The backend's connection, if nothing more is on its way there or from there.
@@ -233,10 +226,10 @@ impl<'a> Relay<'a> {
                 return self.poll_time(cx).map(Err);
             };
             if read.is_err() || room.filled().is_empty() {
-                let nothing = self.down.head.is_empty();
+                let nothing = self.down.head.is_empty() && !self.heard;
                 return Poll::Ready(Err(if nothing { Trouble::Unanswered } else { Trouble::Cut }));
             }
-            self.since = None;
+            (self.since, self.heard) = (None, true);
             self.down.head.extend_from_slice(room.filled());
             if let Some(answer) = self.read_head(method, seen)? {
                 return Poll::Ready(Ok(answer));
@@ -245,8 +238,6 @@ impl<'a> Relay<'a> {
     }
 
     fn read_head(&mut self, method: &Method, seen: bool) -> Result<Option<Answer>, Trouble> {
-        // Whatever comes now, the backend has seen the request.
-        self.kept = None;
         wire::answer(&mut self.down.head, method, seen).map_err(Trouble::Protocol)
     }
 
@@ -396,7 +387,10 @@ impl<'a> Relay<'a> {
         while !self.up.is_empty() {
             match Pin::new(&mut self.server).poll_write(cx, self.up.rest()) {
                 Poll::Pending => return false,
-                Poll::Ready(Ok(n)) if n > 0 => self.up.took(n),
+                Poll::Ready(Ok(n)) if n > 0 => {
+                    self.written = true;
+                    self.up.took(n);
+                }
                 Poll::Ready(_) => self.refuse(),
             }
             self.since = None;
@@ -417,22 +411,33 @@ impl<'a> Relay<'a> {
         if self.client.is_at_end() {
             self.upload = Upload::Over;
         }
-        if self.taken > MOST_KEPT {
-            self.kept = None;
-        }
-        if let Some(kept) = &mut self.kept {
-            kept.extend_from_slice(bytes);
-        }
         self.fresh = false;
         let held = self.up.rest().len();
         let pieces = [IoSlice::new(self.up.rest()), IoSlice::new(bytes)];
         match Pin::new(&mut self.server).poll_write_vectored(cx, &pieces) {
             Poll::Ready(Ok(n)) if n > 0 => {
+                self.written = true;
                 self.up.took(n.min(held));
                 self.up.add(&bytes[n.saturating_sub(held)..]);
             }
             Poll::Ready(_) => self.refuse(),
             Poll::Pending => self.up.add(bytes),
+        }
+        self.keep(bytes);
+    }
+
+    /// Keeps a piece of the body that was read, for another attempt.
+    fn keep(&mut self, bytes: &[u8]) {
+        let Some(kept) = &mut self.kept else { return };
+        let room = match self.keep {
+            Keep::All(most) => self.taken <= most,
+            Keep::Unsent => !self.written,
+            Keep::Nothing => false,
+        };
+        if room {
+            kept.extend_from_slice(bytes);
+        } else {
+            self.kept = None;
         }
     }
 
@@ -445,6 +450,10 @@ impl<'a> Relay<'a> {
             let since = *self.since.get_or_insert_with(now);
             let which = if self.up.is_empty() { "read timeout" } else { "write timeout" };
             (self.waits.idle.map(|idle| since + idle), Trouble::Timeout(which))
+        };
+        let (due, trouble) = match self.waits.head {
+            Some(head) if due.is_none_or(|due| head < due) => (Some(head), Trouble::Timeout(PER_TRY)),
+            _ => (due, trouble),
         };
         let (due, trouble) = match self.waits.deadline {
             Some(deadline) if due.is_none_or(|due| deadline < due) => {
@@ -466,13 +475,4 @@ impl<'a> Relay<'a> {
         }
         Poll::Ready(trouble)
     }
-}
-
-/// What an attempt begins with, after one that failed.
-#[derive(Default)]
-pub(super) struct Again {
-    /// The part of the body that was read already.
-    pub(super) body: Vec<u8>,
-    /// Whether there may be yet another.
-    pub(super) keep: bool,
 }
