@@ -135,9 +135,11 @@ impl Call {
 
     /// Tells the backend's numbers what became of the attempt; an answer that is passed on tells it itself.
     fn blame(&mut self, fault: Fault, last: bool) {
-        let Some(picked) = &mut self.attempts.picked else { return };
+        let Attempts { upstream: Some(upstream), picked: Some(picked), .. } = &mut self.attempts else {
+            return;
+        };
         match fault {
-            Fault::Connect => picked.connect_failed(),
+            Fault::Connect => upstream.connect_failed(picked),
             // Without another attempt it is known no better than any that broke off.
             Fault::Unsent | Fault::Stale if !last => picked.guard.unseen(),
             Fault::Unsent | Fault::Stale | Fault::Refused | Fault::Reset => picked.guard.failed(),

@@ -1,20 +1,21 @@
 //! When a request is over: filters settle, numbers are counted, one line is logged.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use http::{Version, header};
 use pingora::ErrorType;
 use pingora::http::RequestHeader;
 use pingora::prelude::*;
 use tollhouse_filters::phase::Completed;
-use tollhouse_filters::problem::CLIENT_CLOSED;
+use tollhouse_filters::problem::{CLIENT_CLOSED, NO_BACKEND};
 
 use super::direct::Ended;
 use super::{Call, Gateway, failure, replay};
 use crate::door;
 use crate::engine::Exchange;
 use crate::observe::{Access, AttemptOutcome, metrics};
+use crate::upstream::Verdict;
 
 impl Gateway {
     /// Runs once for every request, however it ended.
@@ -48,6 +49,7 @@ impl Gateway {
             bytes_in,
             bytes_out,
         };
+        settle(call, &mut exchange);
         exchange.finish(&completed);
         self.count(call, ended, &exchange, &completed);
         if self.observe.logs_access() {
@@ -119,6 +121,18 @@ impl Gateway {
             referer: field(header::REFERER),
             error: call.problem.or(ended.error),
         });
+    }
+}
+
+/// Tells the upstream's breaker what became of the request; nothing, if it was given up.
+fn settle(call: &Call, exchange: &mut Exchange) {
+    let ended = match &call.attempts.picked {
+        Some(picked) => picked.guard.ended(),
+        // Nobody was asked, as there was nobody.
+        None => (call.problem == Some(NO_BACKEND.code)).then(|| (Verdict::Failed, Instant::now())),
+    };
+    if let Some((verdict, at)) = ended {
+        exchange.admission.settle(verdict, at);
     }
 }
 

@@ -31,7 +31,7 @@ use crate::routing::{ListenerId, RouteId, Router};
 use crate::source::{Fingerprint, Packed, Problems};
 use crate::store::RedisStore;
 use crate::tls::ServerTls;
-use crate::upstream::Upstream;
+use crate::upstream::{Bulkhead, Upstream};
 
 pub(crate) use compile::fault;
 pub use compile::{Compiler, Mode, apart};
@@ -148,6 +148,8 @@ pub struct Route {
     pub timeouts: RouteTimeouts,
     /// Retries instead of the upstream's.
     pub retries: Option<RouteRetries>,
+    /// Places for its requests, besides the upstream's.
+    pub bulkhead: Option<Arc<Bulkhead>>,
     /// Its metrics, by listener, made on first use.
     pub series: Box<[OnceLock<Arc<RouteSeries>>]>,
 }

@@ -3,6 +3,7 @@
 mod backend;
 mod balance;
 pub mod call;
+mod export;
 mod health;
 mod idle;
 mod monitor;
@@ -33,6 +34,7 @@ use self::balance::Balancer;
 use self::resilience::Memory;
 use self::trust::Trust;
 use crate::config::balance::{Algorithm, Balance};
+use crate::config::circuit_breaker::CircuitBreaker;
 use crate::config::health::{Active, ProbeKind, ProbeMethod};
 use crate::config::retries::RouteRetries;
 use crate::config::upstream::{self as written, Host, Protocol};
@@ -42,7 +44,7 @@ pub use self::backend::Backend;
 pub use self::balance::{Picked, Tried};
 pub use self::monitor::Monitor;
 pub use self::origin::Origins;
-pub use self::resilience::{Asked, Fault, Keep, Progress, Rules};
+pub use self::resilience::{Admission, Asked, Bulkhead, Fault, Keep, Progress, Refusal, Rules, Verdict};
 pub use self::stats::InFlight;
 
 /// Heaviest weight.
@@ -78,7 +80,7 @@ pub struct Upstream {
     group_key: u64,
     balancer: Balancer,
     check: Option<Arc<Active>>,
-    memory: Arc<Memory>,
+    memory: Memory,
     series: OnceLock<UpstreamSeries>,
 }
 
@@ -103,18 +105,25 @@ impl Upstream {
         check_balance(&written.balance, &mut problems);
         check_protocol(written, &mut problems);
         check_health(written, &mut problems);
+        check_breaker(written.circuit_breaker.as_ref(), &mut problems);
         let trust = written.tls.as_ref().and_then(|tls| Trust::load(tls, base, &mut problems));
         if !problems.0.is_empty() {
             return Err(problems.0);
         }
+        let name = written.name.shared();
+        let memory = Memory::build(written, &name, retained.map(|old| &old.memory));
+        let health = written.health.as_ref();
+        let outlier = health.and_then(|health| health.outlier.clone());
+        let warm_up = health.and_then(|health| health.slow_start).map(|time| time.get());
         Ok(Self {
-            name: written.name.shared(),
             group_key: group_key(written.protocol, trust.as_ref()),
-            balancer: Balancer::new(written.balance.algorithm, backends(written, retained)),
-            check: written.health.as_ref().map(|health| Arc::new(health.active.clone())),
+            balancer: Balancer::new(written.balance.algorithm, backends(written, retained))
+                .judged_by(outlier, warm_up, &name),
+            check: health.and_then(|health| health.active.clone()).map(Arc::new),
+            name,
             written: written.clone(),
             trust,
-            memory: retained.map_or_else(Memory::new, |old| Arc::clone(&old.memory)),
+            memory,
             series: OnceLock::new(),
         })
     }
@@ -150,7 +159,7 @@ impl Upstream {
 
     /// What is tried again, for a route that has rules of its own or not.
     pub fn rules<'a>(&'a self, route: Option<&'a RouteRetries>) -> Rules<'a> {
-        Rules::new(&self.written.retries, route, &self.memory)
+        Rules::new(&self.written.retries, route, &self.memory.budget)
     }
 
     /// Counts a request, which pays for retries.
@@ -192,6 +201,20 @@ impl Upstream {
     /// round and its counts, may stay. File contents count, not file names alone.
     pub fn same_shape(&self, other: &Self) -> bool {
         self.written == other.written && self.group_key == other.group_key
+    }
+
+    /// A backend was found to be well again: it begins with a small share, if that is written.
+    fn warm_up(&self, backend: &Backend) {
+        let slow_start = self.written.health.as_ref().and_then(|health| health.slow_start);
+        if slow_start.is_some() && backend.has_one_address() {
+            backend.stats.standing.warm(Instant::now());
+        }
+    }
+
+    /// Notes that a chosen backend could not be connected to.
+    pub fn connect_failed(&self, picked: &mut Picked) {
+        picked.backend.connect_failed(picked.address);
+        self.balancer.unreachable(picked);
     }
 
     /// How its backends are probed.
@@ -291,8 +314,34 @@ fn check_protocol(written: &written::Upstream, problems: &mut Problems) {
     }
 }
 
+fn check_breaker(breaker: Option<&CircuitBreaker>, problems: &mut Problems) {
+    let Some(breaker) = breaker else { return };
+    let here = |key: &str| format!("circuit_breaker.{key}");
+    match (breaker.slow, breaker.slow_ratio) {
+        (Some(_), None) => problems.add(here("slow"), "needs `slow_ratio`: how many may be slow"),
+        (None, Some(_)) => problems.add(here("slow_ratio"), "needs `slow`: what is slow"),
+        _ => {}
+    }
+    let Some(fallback) = &breaker.fallback else { return };
+    if !(200..=599).contains(&fallback.status) {
+        problems.add(here("fallback.status"), "expected 200 to 599");
+    }
+    for (name, value) in &fallback.headers {
+        let place = here(&format!("fallback.headers.{name}"));
+        if OF_MESSAGES.contains(&name.get().as_str()) && name.get() != http::header::CONTENT_TYPE {
+            problems.add(place, "is made by the gateway");
+        } else if http::HeaderValue::from_str(value).is_err() {
+            problems.add(place, "expected text on one line");
+        }
+    }
+}
+
 fn check_health(written: &written::Upstream, problems: &mut Problems) {
-    let Some(active) = written.health.as_ref().map(|health| &health.active) else { return };
+    let Some(health) = &written.health else { return };
+    if health.active.is_none() && health.outlier.is_none() && health.slow_start.is_none() {
+        problems.add("health", "says nothing; add `active` or `outlier`");
+    }
+    let Some(active) = &health.active else { return };
     let (http, grpc) = (active.kind == ProbeKind::Http, active.kind == ProbeKind::Grpc);
     let here = |key: &str| format!("health.active.{key}");
     for (key, is_written, fits, kinds) in [

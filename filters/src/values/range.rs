@@ -1,4 +1,4 @@
-//! Ranges of durations: `25ms..250ms`.
+//! Ranges of durations: `25ms..250ms`, or `25ms` alone.
 
 use std::fmt;
 use std::time::Duration as Time;
@@ -6,7 +6,7 @@ use std::time::Duration as Time;
 use super::duration::DurationOrZero;
 use super::scalar::Scalar;
 
-/// From the shorter one to the longer one; both may be the same.
+/// From the shorter one to the longer one; a single one is both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct DurationRange {
     first: DurationOrZero,
@@ -32,12 +32,13 @@ impl DurationRange {
 }
 
 impl Scalar for DurationRange {
-    const EXPECTED: &'static str = "a range of durations, the shorter one first, such as `25ms..250ms`";
-    const PATTERN: Option<&'static str> = Some(r"^[0-9]+(ms|s|m|h|d)\.\.[0-9]+(ms|s|m|h|d)$");
+    const EXPECTED: &'static str =
+        "a duration such as `25ms`, or a range, the shorter one first, such as `25ms..250ms`";
+    const PATTERN: Option<&'static str> = Some(r"^[0-9]+(ms|s|m|h|d)(\.\.[0-9]+(ms|s|m|h|d))?$");
     const EXAMPLE: &'static str = "25ms..250ms";
 
     fn read(text: &str) -> Option<Self> {
-        let (first, last) = text.split_once("..")?;
+        let (first, last) = text.split_once("..").unwrap_or((text, text));
         let (first, last) = (DurationOrZero::read(first)?, DurationOrZero::read(last)?);
         (first <= last).then_some(Self { first, last })
     }
@@ -47,6 +48,9 @@ crate::scalar!(DurationRange);
 
 impl fmt::Display for DurationRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.first == self.last {
+            return self.first.fmt(f);
+        }
         write!(f, "{}..{}", self.first, self.last)
     }
 }
@@ -59,15 +63,16 @@ mod tests {
     fn a_range_has_the_shorter_duration_first_and_reads_back() {
         let range: DurationRange = "25ms..1s".parse().unwrap();
         assert_eq!((range.first().as_millis(), range.last().as_millis()), (25, 1000));
-        for text in ["25ms..1s", "0s..0s", "1s..1s"] {
+        for text in ["25ms..1s", "0s", "1s"] {
             assert_eq!(text.parse::<DurationRange>().unwrap().to_string(), text);
         }
+        assert_eq!("1s..1s".parse::<DurationRange>().unwrap().to_string(), "1s");
         assert_eq!(DurationRange::from_millis(25, 250).to_string(), "25ms..250ms");
     }
 
     #[test]
     fn anything_else_is_refused() {
-        for text in ["", "25ms", "1s..25ms", "25..250ms", "25ms...1s", "25ms..", "..1s", "25ms .. 1s"] {
+        for text in ["", "25", "1s..25ms", "25..250ms", "25ms...1s", "25ms..", "..1s", "25ms .. 1s"] {
             assert!(text.parse::<DurationRange>().is_err(), "{text}");
         }
     }

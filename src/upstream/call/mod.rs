@@ -168,7 +168,7 @@ impl Call<'_> {
             let (session, reused) = match self.connect(&peer).await {
                 Ok(connected) => connected,
                 Err(error) => {
-                    picked.connect_failed();
+                    self.upstream.connect_failed(&mut picked);
                     tried.insert(picked.index);
                     self.again(Fault::Connect, &mut progress).await.ok_or(error)?;
                     continue;

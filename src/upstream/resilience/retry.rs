@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderMap, HeaderName, Method};
 
-use super::Memory;
+use super::budget::Budget;
 use crate::config::retries::{Condition, Methods, Retries, RouteRetries};
 
 /// Retries that `max` does not count: the backend did not process the request, or only a connection was old.
@@ -68,7 +68,7 @@ pub enum Keep {
 pub struct Rules<'a> {
     upstream: &'a Retries,
     route: Option<&'a RouteRetries>,
-    memory: &'a Memory,
+    budget: &'a Budget,
 }
 
 impl Fault {
@@ -119,9 +119,9 @@ impl<'a> Rules<'a> {
     pub(in crate::upstream) const fn new(
         upstream: &'a Retries,
         route: Option<&'a RouteRetries>,
-        memory: &'a Memory,
+        budget: &'a Budget,
     ) -> Self {
-        Self { upstream, route, memory }
+        Self { upstream, route, budget }
     }
 
     /// The limit on the wait for the head of an attempt's answer.
@@ -206,7 +206,7 @@ impl<'a> Rules<'a> {
         if asked.left.is_some_and(|left| left <= after) {
             return Err(false);
         }
-        if !self.memory.budget.withdraw(now, self.upstream.budget) {
+        if !self.budget.withdraw(now, self.upstream.budget) {
             return Err(true);
         }
         if fault.is_free() {
@@ -258,11 +258,12 @@ mod tests {
         progress: &mut Progress,
         left: Option<Duration>,
     ) -> Result<Duration, bool> {
-        let (retries, memory) = (serde_json::from_value(written.clone()).unwrap(), Memory::new());
+        let (retries, budget) =
+            (serde_json::from_value(written.clone()).unwrap(), Budget::new(Instant::now()));
         let headers = fields.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
         let headers = headers.collect();
         let asked = Asked { method, headers: &headers, repeatable: true, left };
-        Rules::new(&retries, None, &memory).judge(fault, &asked, progress, Instant::now(), 1.0)
+        Rules::new(&retries, None, &budget).judge(fault, &asked, progress, Instant::now(), 1.0)
     }
 
     const FAULTS: [Fault; 7] = [
@@ -356,12 +357,12 @@ mod tests {
 
     #[test]
     fn answers_are_only_faults_where_the_rules_name_them() {
-        let memory = Memory::new();
+        let budget = Budget::new(Instant::now());
         let of = |conditions: Value, status, grpc: Option<&str>| {
             let retries: Retries = serde_json::from_value(json!({"conditions": conditions})).unwrap();
             let mut headers = HeaderMap::new();
             grpc.map(|status| headers.insert(GRPC_STATUS.clone(), status.parse().unwrap()));
-            Rules::new(&retries, None, &memory).fault_of(status, Some(&headers))
+            Rules::new(&retries, None, &budget).fault_of(status, Some(&headers))
         };
         assert_eq!(of(json!(["connect"]), 503, Some("14")), None);
         assert_eq!(of(json!([503]), 503, None), Some(Fault::Status(503)));
@@ -373,10 +374,10 @@ mod tests {
 
     #[test]
     fn a_body_is_kept_only_where_it_may_be_needed() {
-        let (memory, none) = (Memory::new(), HeaderMap::new());
+        let (budget, none) = (Budget::new(Instant::now()), HeaderMap::new());
         let keep = |conditions: Value, method, reused| {
             let retries: Retries = serde_json::from_value(json!({"conditions": conditions})).unwrap();
-            Rules::new(&retries, None, &memory).keep(&method, &none, reused)
+            Rules::new(&retries, None, &budget).keep(&method, &none, reused)
         };
         let all = Keep::All(64 * 1024);
         assert_eq!(keep(json!(["connect", "stale"]), Method::PUT, false), Keep::Nothing);
@@ -388,11 +389,11 @@ mod tests {
 
     #[test]
     fn what_is_out_of_budget_is_told_apart() {
-        let (memory, headers) = (Memory::new(), HeaderMap::new());
+        let (budget, headers) = (Budget::new(Instant::now()), HeaderMap::new());
         let retries: Retries = serde_json::from_value(json!({"budget": "0%", "backoff": "0s..0s"})).unwrap();
         let asked = Asked { method: &Method::GET, headers: &headers, repeatable: true, left: None };
         let now = Instant::now();
-        let rules = Rules::new(&retries, None, &memory);
+        let rules = Rules::new(&retries, None, &budget);
         let judge = || rules.judge(Fault::Connect, &asked, &mut Progress::default(), now, 0.5);
         let judged: Vec<_> = (0..11).map(|_| judge()).collect();
         assert_eq!(judged[9], Ok(Duration::ZERO));
