@@ -47,6 +47,7 @@ const SECTIONS: &[(&str, &str)] = &[
     ("routes[].timeouts", "RouteTimeouts"),
     ("routes[].retries", "RouteRetries"),
     ("when", "WhenSpec"),
+    ("filter forward_auth: cache", "ForwardAuthCache"),
     ("observability", "Observability"),
     ("observability.access_log", "AccessLog"),
     ("observability.metrics", "Metrics"),

@@ -12,6 +12,7 @@ mod failures;
 mod faults;
 mod filters;
 mod floods;
+mod forward_auth;
 mod forwarding;
 mod grpc;
 mod harness;

@@ -294,17 +294,17 @@ async fn no_idempotent_request_fails_while_backends_are_killed_frozen_and_restar
         })
         .await;
     };
-    more(300).await;
+    more(120).await;
     for at in 0..3 {
         backends[at].signal("KILL");
         backends[at].ended().await;
-        more(300).await;
+        more(120).await;
         backends[at] = backend(Some(addresses[at])).await;
-        more(300).await;
+        more(120).await;
         backends[at].signal("STOP");
-        more(300).await;
+        more(120).await;
         backends[at].signal("CONT");
-        more(300).await;
+        more(120).await;
     }
     stop.store(true, Ordering::SeqCst);
     for client in clients {

@@ -12,8 +12,8 @@ use tollhouse_filters::outcome::Reply;
 use tollhouse_filters::problem::{self, Problem};
 
 use super::Job;
-use super::relay::{Relay, Waits};
-use super::trouble::Trouble;
+use super::relay::Relay;
+use super::trouble::{Trouble, Waits};
 use super::wire::{self, Answer, AnswerHead};
 use crate::door::{DoorStream, Rule};
 use crate::engine::{Forwarding, strip_hop_by_hop};

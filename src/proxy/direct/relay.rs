@@ -8,35 +8,24 @@ use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::Method;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Sleep, sleep_until};
 
-use super::held::{Held, LAST_CHUNK, ToClient};
-use super::trouble::Trouble;
+use super::held::{self, Held, Kept, LAST_CHUNK, ToClient};
+use super::trouble::{Trouble, Waits};
 use super::wire::{self, Answer, Framing};
 use crate::door::DoorStream;
 use crate::proxy::failure::PER_TRY;
 use crate::upstream::Keep;
 
-/// What is read at once, and so the most that is held for a client that reads slowly; `loadtest/hostile` has a
-/// goal for what thousands of them take.
+/// What is read at once, and so the most that is held for a side that takes it slowly, where many do.
 const ROOM: usize = 16 * 1024;
-
-/// How long is waited.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Waits {
-    /// For the backend to take or send something.
-    pub(super) idle: Option<Duration>,
-    /// For all of it.
-    pub(super) deadline: Option<Instant>,
-    /// For the head of the answer.
-    pub(super) head: Option<Instant>,
-}
+/// What is read at once of long bodies, as long as [little is held](held::is_little).
+const MUCH_ROOM: usize = 64 * 1024;
 
 /// One exchange on its way.
 pub(super) struct Relay<'a> {
@@ -44,13 +33,14 @@ pub(super) struct Relay<'a> {
     server: TcpStream,
     waits: Waits,
     upload: Upload,
+    /// What of the body came with the head, and is not on its way yet.
+    early: Bytes,
     /// On its way to the backend; first of all the head.
     up: Held,
     /// Nothing was written to the backend yet.
     fresh: bool,
     /// All of the body that was read, as long as it can be sent again.
-    kept: Option<Vec<u8>>,
-    keep: Keep,
+    kept: Kept,
     /// The backend took something.
     written: bool,
     /// The backend said something.
@@ -58,7 +48,6 @@ pub(super) struct Relay<'a> {
     down: Down,
     /// Since when the backend is waited for.
     since: Option<Instant>,
-    alarm: Option<Pin<Box<Sleep>>>,
     /// Bytes of content, to the backend.
     pub(super) taken: u64,
 }
@@ -114,14 +103,14 @@ impl<'a> Relay<'a> {
         let taken = body.len() as u64;
         up.add(&body);
         Self {
+            early: client.take_early(),
             client,
             server,
             waits,
             upload,
             up,
             fresh: true,
-            kept: Some(body),
-            keep,
+            kept: Kept::new(body, keep),
             written: false,
             heard: false,
             down: Down {
@@ -133,7 +122,6 @@ impl<'a> Relay<'a> {
                 sent: 0,
             },
             since: None,
-            alarm: None,
             taken,
         }
     }
@@ -161,7 +149,8 @@ impl<'a> Relay<'a> {
         rest: Bytes,
         chunked: bool,
     ) -> Result<(), Trouble> {
-        (self.kept, self.waits.head) = (None, None);
+        self.kept.drop();
+        self.waits.head = None;
         let over = matches!(framing, Framing::None);
         let stray = over && !rest.is_empty();
         let down = &mut self.down;
@@ -187,12 +176,12 @@ impl<'a> Relay<'a> {
 
     /// The part of the body that another attempt begins with; none if it is lost.
     pub(super) fn again(self) -> Option<Vec<u8>> {
-        self.kept
+        self.kept.bytes
     }
 
     /// Whether all that was sent can be sent again.
     pub(super) fn is_repeatable(&self) -> bool {
-        self.kept.is_some()
+        self.kept.bytes.is_some()
     }
 
     /// Whether the backend took any of the request.
@@ -213,8 +202,9 @@ impl<'a> Relay<'a> {
         seen: bool,
     ) -> Poll<Result<Answer, Trouble>> {
         // What came after an interim head.
-        if !self.down.head.is_empty()
-            && let Some(answer) = self.read_head(method, seen)?
+        let rest = std::mem::take(&mut self.down.head);
+        if !rest.is_empty()
+            && let Some(answer) = self.read_head(&rest, method, seen)?
         {
             return Poll::Ready(Ok(answer));
         }
@@ -230,15 +220,27 @@ impl<'a> Relay<'a> {
                 return Poll::Ready(Err(if nothing { Trouble::Unanswered } else { Trouble::Cut }));
             }
             (self.since, self.heard) = (None, true);
-            self.down.head.extend_from_slice(room.filled());
-            if let Some(answer) = self.read_head(method, seen)? {
+            if let Some(answer) = self.read_head(room.filled(), method, seen)? {
                 return Poll::Ready(Ok(answer));
             }
         }
     }
 
-    fn read_head(&mut self, method: &Method, seen: bool) -> Result<Option<Answer>, Trouble> {
-        wire::answer(&mut self.down.head, method, seen).map_err(Trouble::Protocol)
+    /// Reads a head that goes on with these bytes.
+    fn read_head(&mut self, bytes: &[u8], method: &Method, seen: bool) -> Result<Option<Answer>, Trouble> {
+        let head = &mut self.down.head;
+        // Nearly all heads come at once.
+        if !head.is_empty() {
+            head.extend_from_slice(bytes);
+        }
+        let whole = if head.is_empty() { bytes } else { &head[..] };
+        let answer = wire::answer(whole, method, seen).map_err(Trouble::Protocol)?;
+        match (&answer, head.is_empty()) {
+            (None, true) => head.extend_from_slice(bytes),
+            (None, false) => {}
+            (Some(_), _) => *head = Vec::new(),
+        }
+        Ok(answer)
     }
 
     fn poll_flushed(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Trouble>> {
@@ -248,33 +250,50 @@ impl<'a> Relay<'a> {
 
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Trouble>> {
         self.poll_up(cx)?;
+        let sized = self.down.body.as_ref().is_some_and(|body| matches!(body.framing, Framing::Length(_)));
         loop {
-            ready!(self.poll_out(cx))?;
+            // What came with the head goes out with it, if nothing can be wrong with it.
+            if !sized {
+                ready!(self.poll_out(cx))?;
+            }
             if !self.down.early.is_empty() {
                 let early = std::mem::take(&mut self.down.early);
                 self.pass(cx, &early)?;
                 continue;
             }
+            ready!(self.poll_out(cx))?;
             if self.down.body.as_ref().is_none_or(|body| body.over) {
                 return Pin::new(&mut *self.client).poll_flush(cx).map_err(|_| Trouble::Client);
             }
-            let mut room = [const { MaybeUninit::uninit() }; ROOM];
-            let mut room = ReadBuf::uninit(&mut room);
-            let Poll::Ready(read) = Pin::new(&mut self.server).poll_read(cx, &mut room) else {
-                if self.down.unflushed
-                    && Pin::new(&mut *self.client).poll_flush(cx).map_err(|_| Trouble::Client)?.is_ready()
-                {
-                    self.down.unflushed = false;
-                }
-                return self.poll_time(cx).map(Err);
+            let much = self.down.body.as_ref().is_some_and(|body| body.framing.may_exceed(ROOM as u64));
+            let piece = if much && held::is_little() {
+                self.poll_piece::<MUCH_ROOM>(cx)
+            } else {
+                self.poll_piece::<ROOM>(cx)
             };
-            self.since = None;
-            match read {
-                Ok(()) if room.filled().is_empty() => self.end()?,
-                Ok(()) => self.pass(cx, room.filled())?,
-                Err(_) => return Poll::Ready(Err(Trouble::Cut)),
-            }
+            ready!(piece)?;
         }
+    }
+
+    /// Reads a piece of the answer and passes it on; its room is on the stack only while it runs.
+    #[inline(never)]
+    fn poll_piece<const SIZE: usize>(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Trouble>> {
+        let mut room = [const { MaybeUninit::uninit() }; SIZE];
+        let mut room = ReadBuf::uninit(&mut room);
+        let Poll::Ready(read) = Pin::new(&mut self.server).poll_read(cx, &mut room) else {
+            if self.down.unflushed
+                && Pin::new(&mut *self.client).poll_flush(cx).map_err(|_| Trouble::Client)?.is_ready()
+            {
+                self.down.unflushed = false;
+            }
+            return self.poll_time(cx).map(Err);
+        };
+        self.since = None;
+        Poll::Ready(match read {
+            Ok(()) if room.filled().is_empty() => self.end(),
+            Ok(()) => self.pass(cx, room.filled()),
+            Err(_) => Err(Trouble::Cut),
+        })
     }
 
     /// The backend closed its side.
@@ -337,7 +356,7 @@ impl<'a> Relay<'a> {
         };
         body.stray |= taken < bytes.len();
         if body.over && chunked {
-            to_client.send(LAST_CHUNK);
+            to_client.write(LAST_CHUNK);
         }
         if to_client.failed { Err(Trouble::Client) } else { Ok(()) }
     }
@@ -354,16 +373,34 @@ impl<'a> Relay<'a> {
             if self.upload == Upload::Refused {
                 return Ok(());
             }
-            let mut room = [const { MaybeUninit::uninit() }; ROOM];
-            let mut room = ReadBuf::uninit(&mut room);
-            match self.poll_client(cx, &mut room) {
+            if !self.early.is_empty() {
+                let early = std::mem::take(&mut self.early);
+                self.send(cx, &early);
+                continue;
+            }
+            let much = self.client.unread().is_some_and(|unread| unread > ROOM as u64) && held::is_little();
+            let piece = if much { self.poll_upload::<MUCH_ROOM>(cx) } else { self.poll_upload::<ROOM>(cx) };
+            match piece {
                 Poll::Pending if std::mem::take(&mut self.fresh) => {}
                 Poll::Pending => return Ok(()),
-                // An error, or the end: of what it has to say, or of itself.
-                Poll::Ready(Ok(())) if !room.filled().is_empty() => self.send(cx, room.filled()),
-                Poll::Ready(_) => return Err(Trouble::Client),
+                Poll::Ready(sent) => sent?,
             }
         }
+    }
+
+    /// Reads a piece of the body and sends it; its room is on the stack only while it runs.
+    #[inline(never)]
+    fn poll_upload<const SIZE: usize>(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Trouble>> {
+        let mut room = [const { MaybeUninit::uninit() }; SIZE];
+        let mut room = ReadBuf::uninit(&mut room);
+        Poll::Ready(match ready!(self.poll_client(cx, &mut room)) {
+            Ok(()) if !room.filled().is_empty() => {
+                self.send(cx, room.filled());
+                Ok(())
+            }
+            // An error, or the end: of what it has to say, or of itself.
+            _ => Err(Trouble::Client),
+        })
     }
 
     /// Reads what the client has sent so far, as much as there is room for.
@@ -423,22 +460,7 @@ impl<'a> Relay<'a> {
             Poll::Ready(_) => self.refuse(),
             Poll::Pending => self.up.add(bytes),
         }
-        self.keep(bytes);
-    }
-
-    /// Keeps a piece of the body that was read, for another attempt.
-    fn keep(&mut self, bytes: &[u8]) {
-        let Some(kept) = &mut self.kept else { return };
-        let room = match self.keep {
-            Keep::All(most) => self.taken <= most,
-            Keep::Unsent => !self.written,
-            Keep::Nothing => false,
-        };
-        if room {
-            kept.extend_from_slice(bytes);
-        } else {
-            self.kept = None;
-        }
+        self.kept.add(bytes, self.taken, self.written);
     }
 
     /// Minds the time while nothing moves.
@@ -462,17 +484,7 @@ impl<'a> Relay<'a> {
             _ => (due, trouble),
         };
         let Some(due) = due else { return Poll::Pending };
-        let due = tokio::time::Instant::from_std(due);
-        let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep_until(due)));
-        if alarm.deadline() > due {
-            alarm.as_mut().reset(due);
-        }
-        ready!(alarm.as_mut().poll(cx));
-        if alarm.deadline() < due {
-            // Set in an earlier wait, which is over.
-            alarm.as_mut().reset(due);
-            ready!(alarm.as_mut().poll(cx));
-        }
+        ready!(self.client.alarm().poll(cx, due));
         Poll::Ready(trouble)
     }
 }

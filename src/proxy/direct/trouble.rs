@@ -1,4 +1,6 @@
-//! What goes wrong between a client and a backend.
+//! What ends an exchange before its end, and how long it may take.
+
+use std::time::{Duration, Instant};
 
 /// What ended an exchange before its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,4 +30,15 @@ impl Trouble {
             Self::Protocol(reason) | Self::Timeout(reason) => reason,
         }
     }
+}
+
+/// How long is waited.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Waits {
+    /// For the backend to take or send something.
+    pub(super) idle: Option<Duration>,
+    /// For all of it.
+    pub(super) deadline: Option<Instant>,
+    /// For the head of the answer.
+    pub(super) head: Option<Instant>,
 }
