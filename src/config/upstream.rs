@@ -85,6 +85,12 @@ pub struct Backend {
     #[serde(default = "one")]
     #[schemars(range(max = 1000))]
     pub weight: u16,
+    /// Its group: those of a lower number get requests first, and the next ones when those fail. Default: `0`. Example: `1`.
+    #[serde(default)]
+    pub priority: u8,
+    /// Where it is, for `balance.zone`. Default: none. Example: `eu-west-1a`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
 }
 
 /// The host of an [`Address`].
@@ -289,8 +295,8 @@ mod tests {
             serde_json::to_value(upstream).unwrap(),
             json!({
                 "name": "users", "protocol": "http/1.1",
-                "backends": [{"address": "127.0.0.1:9001", "weight": 1}],
-                "host": "preserve", "balance": {"algorithm": "round_robin"},
+                "backends": [{"address": "127.0.0.1:9001", "weight": 1, "priority": 0}],
+                "host": "preserve", "balance": {"algorithm": "round_robin", "failover_below": "70%"},
                 "timeouts": {"connect": "2s", "read": "1m", "total": "none"},
                 "retries": {
                     "max": 1, "conditions": ["connect", "refused_stream", "stale"], "methods": "idempotent",
@@ -306,10 +312,13 @@ mod tests {
     fn everything_written_reads_back() {
         let written = json!({
             "name": "users", "protocol": "h2",
-            "backends": [{"address": "users.internal:9001", "weight": 3}, {"address": "[::1]:80", "weight": 0}],
+            "backends": [{"address": "users.internal:9001", "weight": 3, "priority": 1, "zone": "a"}, {"address": "[::1]:80", "weight": 0, "priority": 0}],
             "host": "users.internal:8443",
             "tls": {"verify": false, "sni": "a", "ca": "ca.pem", "client_cert": "c.pem", "client_key": "k.pem"},
-            "balance": {"algorithm": "consistent_hash", "hash_on": ["cookie:uid", {"all": ["ip", "header:x-a"]}]},
+            "balance": {
+                "algorithm": "consistent_hash", "hash_on": ["cookie:uid", {"all": ["ip", "header:x-a"]}],
+                "zone": "a", "failover_below": "50%",
+            },
             "health": {
                 "active": {"type": "tcp", "interval": "5s", "timeout": "1s", "healthy": 2, "unhealthy": 3},
                 "outlier": {

@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pingora::http::RequestHeader;
+use http::header::SET_COOKIE;
+use pingora::http::{RequestHeader, ResponseHeader};
 use tollhouse_filters::problem::{self, Problem};
 
 use super::Call;
@@ -19,6 +20,8 @@ pub(super) struct Attempts {
     pub(super) tried: Tried,
     /// What balancing goes by; empty for most.
     pub(super) key: Vec<u8>,
+    /// The backend that the client's cookie is for, by its place in the written list.
+    pub(super) stuck: Option<usize>,
     pub(super) picked: Option<Picked>,
     pub(super) made: u32,
     /// The last attempt is in the metrics already.
@@ -49,7 +52,7 @@ impl Call {
         let attempts = &mut self.attempts;
         // The last attempt is over, and must not count against its backend.
         attempts.picked = None;
-        let Some(picked) = upstream.pick(&attempts.key, &attempts.tried) else {
+        let Some(picked) = upstream.pick_for(attempts.stuck, &attempts.key, &attempts.tried) else {
             return Err(Problem::new(&problem::NO_BACKEND).detail(upstream.unavailable()));
         };
         attempts.tried.insert(picked.index);
@@ -62,6 +65,20 @@ impl Call {
         attempts.made += 1;
         attempts.counted = false;
         Ok(upstream)
+    }
+
+    /// Has the client stay with the backend that answers, if clients do that and it is not so already.
+    pub(super) fn stick(&mut self, answer: &mut ResponseHeader) {
+        let Attempts { upstream: Some(upstream), picked: Some(picked), stuck, .. } = &self.attempts else {
+            return;
+        };
+        if !upstream.is_sticky() || *stuck == Some(picked.index) {
+            return;
+        }
+        let tls = self.exchange.as_ref().is_some_and(|exchange| exchange.ctx.scheme.as_str() == "https");
+        if let Some(cookie) = upstream.stick(picked.index, tls) {
+            let _ = answer.append_header(SET_COOKIE, cookie);
+        }
     }
 
     /// When the wait for the head of this attempt's answer is over.

@@ -5,6 +5,7 @@
 //! share that it has among those left.
 
 mod draws;
+mod levels;
 mod rendezvous;
 #[cfg(test)]
 mod tests;
@@ -16,7 +17,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tollhouse_filters::values::Percent;
+
 use self::draws::Draws;
+use self::levels::Levels;
 use self::rendezvous::Rendezvous;
 use self::turns::Turns;
 use super::backend::Backend;
@@ -25,6 +29,7 @@ use super::stats::{InFlight, Judge, Stats, Tick};
 use crate::config::balance::Algorithm;
 use crate::config::outlier::Outlier;
 
+pub(super) use self::levels::Place;
 pub use self::tried::Tried;
 
 /// Turns that are let pass when they are those of backends that cannot be chosen, before all backends
@@ -55,6 +60,8 @@ pub(super) struct Balancer {
     outliers: Arc<Outliers>,
     /// Whether more is judged than connections.
     judges: bool,
+    /// Groups that get requests one after the other; none for most.
+    levels: Option<Levels>,
 }
 
 struct Member {
@@ -84,6 +91,7 @@ impl Balancer {
         Self {
             outliers: Arc::new(Outliers::new(None, None, Arc::from(""), pool(&members))),
             judges: false,
+            levels: None,
             rule: Rule::new(algorithm, &members),
             members,
             backends: backends.into_iter().map(|(backend, _)| backend).collect(),
@@ -100,6 +108,20 @@ impl Balancer {
         let judges = rules.is_some();
         let outliers = Outliers::new(rules, warm_up, Arc::clone(upstream), pool(&self.members));
         Self { outliers: Arc::new(outliers), judges, ..self }
+    }
+
+    /// Has groups of backends get requests one after the other; `places` are those of all backends, in written order.
+    pub(super) fn grouped(self, places: &[Place], below: Percent) -> Self {
+        let of_members: Vec<Place> =
+            self.members.iter().filter_map(|member| places.get(member.index).copied()).collect();
+        Self { levels: Levels::new(&of_members, below), ..self }
+    }
+
+    /// The backend at this place of the written list, if it can get requests.
+    pub(super) fn pick_this(&self, index: usize, tried: &Tried) -> Option<Picked> {
+        let at = self.members.iter().position(|member| member.index == index)?;
+        let well = !tried.contains(index) && !self.members[at].stats.standing.is_out();
+        if well { self.take(at, false) } else { None }
     }
 
     /// A chosen backend could not be connected to: it is passed over for a while, if it has no other address.
@@ -122,9 +144,41 @@ impl Balancer {
             [_] => return self.take(0, false),
             _ => {}
         }
+        if let Some(levels) = &self.levels
+            && let Some(picked) = self.pick_by_level(key, tried, levels)
+        {
+            return Some(picked);
+        }
         let first = self.choose(key, |at| !tried.contains(self.members[at].index));
         let well = first.filter(|at| self.members[*at].stats.standing.is_in());
         well.and_then(|at| self.take(at, false)).or_else(|| self.pick_around(key, tried, first))
+    }
+
+    /// Chooses among those of the first group that has enough to choose from.
+    #[cold]
+    fn pick_by_level(&self, key: &[u8], tried: &Tried, levels: &Levels) -> Option<Picked> {
+        let standing = |at: usize| &self.members[at].stats.standing;
+        let open = |at: usize| self.members[at].backend.next_address().is_some();
+        (0..levels.count()).find_map(|level| {
+            let here = |at: usize| levels.holds(level, at) && !tried.contains(self.members[at].index);
+            let usable = (0..self.members.len())
+                .filter(|at| levels.holds(level, *at) && open(*at) && !standing(*at).is_out());
+            let first = self.choose(key, here)?;
+            let turn = standing(first).turn(Instant::now(), self.outliers.warm_up(), fastrand::f64());
+            if turn == Turn::Trial {
+                return self.take(first, true);
+            }
+            if !levels.keeps(level, usable.count(), fastrand::f64()) {
+                return None;
+            }
+            let chosen = if turn == Turn::Yes { self.take(first, false) } else { None };
+            let choose = |accept: &dyn Fn(usize) -> bool| {
+                self.choose(key, |at| here(at) && open(at) && accept(at)).and_then(|at| self.take(at, false))
+            };
+            chosen
+                .or_else(|| choose(&|at| standing(at).is_in()))
+                .or_else(|| choose(&|at| !standing(at).is_out()))
+        })
     }
 
     /// Chooses where the first choice is none, or not well, or has no address: those that are out and those that

@@ -14,6 +14,7 @@ mod probe;
 mod resilience;
 mod resolve;
 mod stats;
+mod sticky;
 mod trust;
 pub mod view;
 
@@ -32,6 +33,7 @@ use tollhouse_filters::values::ByteSize;
 
 use self::balance::Balancer;
 use self::resilience::Memory;
+use self::sticky::Sticky;
 use self::trust::Trust;
 use crate::config::balance::{Algorithm, Balance};
 use crate::config::circuit_breaker::CircuitBreaker;
@@ -81,6 +83,7 @@ pub struct Upstream {
     balancer: Balancer,
     check: Option<Arc<Active>>,
     memory: Memory,
+    sticky: Option<Sticky>,
     series: OnceLock<UpstreamSeries>,
 }
 
@@ -118,7 +121,9 @@ impl Upstream {
         Ok(Self {
             group_key: group_key(written.protocol, trust.as_ref()),
             balancer: Balancer::new(written.balance.algorithm, backends(written, retained))
-                .judged_by(outlier, warm_up, &name),
+                .judged_by(outlier, warm_up, &name)
+                .grouped(&places(written), written.balance.failover_below),
+            sticky: sticky(written, &name),
             check: health.and_then(|health| health.active.clone()).map(Arc::new),
             name,
             written: written.clone(),
@@ -132,6 +137,27 @@ impl Upstream {
     /// no backend can get requests. `key` is what [`Upstream::write_key`] made of the request.
     pub fn pick(&self, key: &[u8], tried: &Tried) -> Option<Picked> {
         self.balancer.pick(key, tried)
+    }
+
+    /// As [`Upstream::pick`], with the backend that a cookie is for first, if it can be used.
+    pub fn pick_for(&self, stuck: Option<usize>, key: &[u8], tried: &Tried) -> Option<Picked> {
+        let stuck = stuck.and_then(|index| self.balancer.pick_this(index, tried));
+        stuck.or_else(|| self.pick(key, tried))
+    }
+
+    /// The backend that this request's cookie is for, if clients stay with theirs.
+    pub fn stuck_to(&self, request: &RequestHeader) -> Option<usize> {
+        self.sticky.as_ref()?.backend(&request.headers)
+    }
+
+    /// Whether clients stay with their backends by a cookie.
+    pub const fn is_sticky(&self) -> bool {
+        self.sticky.is_some()
+    }
+
+    /// The `Set-Cookie` by which a client stays with this backend, if clients do.
+    pub fn stick(&self, backend: usize, tls: bool) -> Option<http::HeaderValue> {
+        self.sticky.as_ref()?.set(backend, tls)
     }
 
     /// Appends what balancing goes by for this request, if the upstream balances by a key and the request
@@ -265,7 +291,26 @@ fn check_backends(written: &written::Upstream, problems: &mut Problems) {
     }
 }
 
+/// Where backends are among the groups.
+fn places(written: &written::Upstream) -> Vec<balance::Place> {
+    let zone = written.balance.zone.as_ref();
+    let elsewhere = |backend: &written::Backend| zone.is_some() && backend.zone.as_ref() != zone;
+    written.backends.iter().map(|backend| (backend.priority, elsewhere(backend))).collect()
+}
+
+fn sticky(written: &written::Upstream, name: &str) -> Option<Sticky> {
+    let addresses = written.backends.iter().map(|backend| backend.address.to_string());
+    written.balance.sticky.as_ref().map(|sticky| Sticky::new(sticky, name, addresses))
+}
+
 fn check_balance(balance: &Balance, problems: &mut Problems) {
+    let token = |name: &str| {
+        !name.is_empty()
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
+    };
+    if balance.sticky.as_ref().is_some_and(|sticky| !token(&sticky.cookie)) {
+        problems.add("balance.sticky.cookie", "expected the name of a cookie (RFC 6265 s4.1.1)");
+    }
     let by_key = balance.algorithm == Algorithm::ConsistentHash;
     match &balance.hash_on {
         None if by_key => {

@@ -21,6 +21,7 @@ const SECTIONS: &[(&str, &str)] = &[
     ("upstreams[].backends[]", "Backend"),
     ("upstreams[].tls", "Tls"),
     ("upstreams[].balance", "Balance"),
+    ("upstreams[].balance.sticky", "Sticky"),
     ("upstreams[].health", "Health"),
     ("upstreams[].health.active", "Active"),
     ("upstreams[].health.outlier", "Outlier"),

@@ -313,3 +313,78 @@ async fn no_idempotent_request_fails_while_backends_are_killed_frozen_and_restar
     }
     assert_eq!(get(gateway.address(), "/").await.status, 404, "it goes on");
 }
+
+/// Answers with its own name.
+async fn named(name: &'static str) -> Origin {
+    Origin::answering(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{name}", name.len())).await
+}
+
+/// The names of those who answer so many requests, each once.
+async fn who(gateway: &Gateway, way: &str, count: usize) -> Vec<String> {
+    let mut names = Vec::new();
+    for _ in 0..count {
+        names.push(ask(gateway, way, "GET /").await.text());
+    }
+    names.sort();
+    names.dedup();
+    names
+}
+
+fn groups(backends: &[(SocketAddr, &str)], upstream: &str) -> String {
+    let list: Vec<_> =
+        backends.iter().map(|(address, more)| format!("{{address: \"{address}\", {more}}}")).collect();
+    document(&[], upstream, "").replace("backends: []", &format!("backends: [{}]", list.join(", ")))
+}
+
+#[tokio::test]
+async fn the_next_group_gets_requests_when_the_first_one_fails_and_a_zone_is_preferred() {
+    for way in WAYS {
+        let (first, spare, far) = (named("first").await, named("spare").await, named("far").await);
+        let backends =
+            [(far.address, "zone: b"), (first.address, "zone: a"), (spare.address, "priority: 1, zone: a")];
+        let rules = "balance: {zone: a}, retries: {max: 2}";
+        let gateway = Gateway::administered(&groups(&backends, rules)).await;
+        assert_eq!(who(&gateway, way, 12).await, ["first"], "{way}");
+        drop(first);
+        assert_eq!(who(&gateway, way, 12).await, ["far"], "{way}");
+        drop(far);
+        assert_eq!(who(&gateway, way, 12).await, ["spare"], "{way}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_stays_with_its_backend_by_a_cookie_as_long_as_that_is_there() {
+    for way in WAYS {
+        let (one, two) = (named("one").await, named("two").await);
+        let rules = "balance: {sticky: {cookie: lb, secret: s3cret}}";
+        let gateway = before(&[one.address, two.address], rules, "").await;
+        let with = async |cookie: &str| {
+            let mut client = Wire::connect(gateway.address()).await;
+            client.send(format!("GET / HTTP/1.1\r\nHost: {way}\r\nCookie: a=b; {cookie}\r\n\r\n")).await;
+            client.answer().await.expect("an answer")
+        };
+        let mut cookies = Vec::new();
+        for _ in 0..2 {
+            let answer = ask(&gateway, way, "GET /").await;
+            let set = answer.field("set-cookie").expect("a cookie").to_owned();
+            assert!(set.starts_with("lb=") && set.ends_with("; Path=/; HttpOnly; SameSite=Lax"), "{set}");
+            cookies.push((set.split(';').next().expect("a cookie").to_owned(), answer.text()));
+        }
+        assert_ne!(cookies[0], cookies[1], "{way}");
+        for (cookie, name) in &cookies {
+            for _ in 0..4 {
+                let answer = with(cookie).await;
+                assert_eq!((&answer.text(), answer.field("set-cookie")), (name, None), "{way}");
+            }
+        }
+        // A forged one is as none.
+        let id = cookies[0].0.split('.').next().expect("an id").to_owned();
+        assert!(with(&format!("{id}.00112233445566778899aabbccddeeff")).await.field("set-cookie").is_some());
+        // Who has lost his backend gets another one, and stays with that.
+        drop(one);
+        let lost = cookies.iter().find(|(_, name)| name == "one").expect("of one").0.clone();
+        let answer = with(&lost).await;
+        assert_eq!(answer.text(), "two", "{way}");
+        assert!(answer.field("set-cookie").is_some(), "{way}");
+    }
+}

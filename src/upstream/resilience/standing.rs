@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 /// How long a backend is out after it could not be connected to; twice as long each further time, up to the longest.
 const COOLING: Duration = Duration::from_secs(1);
 const LONGEST_COOLING: Duration = Duration::from_secs(10);
-/// One request tries a backend that was out; another one may as long after.
-const TRIAL: Duration = Duration::from_secs(1);
+/// One request at a time tries a backend that was out; who says nothing for as long is not waited for.
+const TRIAL: Duration = Duration::from_secs(60);
 /// The least share that a backend gets that begins to warm up.
 const COLDEST: f64 = 0.1;
 
@@ -198,7 +198,7 @@ mod tests {
         assert!(standing.is_in());
         assert!(standing.cool("refused", now));
         let turn = |seconds| standing.turn(after(now, seconds), None, 0.0);
-        assert_eq!([turn(0), turn(1), turn(1), turn(2)], [Turn::No, Turn::Trial, Turn::No, Turn::Trial]);
+        assert_eq!([turn(0), turn(1), turn(1), turn(9)], [Turn::No, Turn::Trial, Turn::No, Turn::No]);
         assert!(!standing.cool("refused", after(now, 2)), "it was out already");
         assert_eq!([turn(3), turn(4)], [Turn::No, Turn::Trial], "twice as long");
         assert_eq!(standing.shown().state, "ejected");
