@@ -50,6 +50,7 @@ pub fn builtin() -> Registry {
         .with::<access::upstream_auth::UpstreamAuth>()
         .with::<traffic::body_limit::BodyLimit>()
         .with::<traffic::concurrency::Concurrency>()
+        .with::<traffic::fault::Fault>()
         .with::<traffic::plan_limits::PlanLimits>()
         .with::<traffic::quota::Quota>()
         .with::<traffic::rate_limit::RateLimit>()

@@ -101,7 +101,7 @@ pub async fn run(snapshot: &Arc<Snapshot>, mut made: MadeUp) -> Outcome {
             strip_hop_by_hop(&mut head);
             let peer = made.connection.peer.map(|peer| peer.ip());
             let forwarding =
-                Forwarding { peer, version: Version::HTTP_11, upstream: &upstream, picked: None };
+                Forwarding { peer, version: Version::HTTP_11, upstream: &upstream, picked: None, left: None };
             match exchange.upstream_request(&mut head, &forwarding, 1).await {
                 Some(reply) => (Some(answer(&mut exchange, reply, &made.head).await), None),
                 None => (None, Some(head)),
