@@ -8,6 +8,7 @@ pub mod caller;
 pub mod coding;
 pub mod condition;
 pub mod context;
+pub mod draw;
 pub mod filter;
 pub mod host;
 pub mod identity;

@@ -35,6 +35,8 @@ pub struct WhenSpec {
     pub groups: Vec<String>,
     /// Each of these claims matches; of a claim that is a list, one entry.
     pub claims: BTreeMap<String, ValueMatch>,
+    /// The request is for one of these versions of its service.
+    pub version: Vec<String>,
 }
 
 /// A compiled `when`.
@@ -43,6 +45,7 @@ pub struct When {
     paths: Vec<PathPattern>,
     conditions: Conditions,
     caller: CallerConditions,
+    versions: Vec<String>,
 }
 
 impl When {
@@ -57,6 +60,7 @@ impl When {
             paths: spec.paths,
             conditions: Conditions::new(methods, headers, spec.query, spec.cookies),
             caller: CallerConditions { consumers, groups, claims: spec.claims, clients: spec.client },
+            versions: spec.version,
         }
     }
 
@@ -66,6 +70,12 @@ impl When {
         (self.paths.is_empty() || self.paths.iter().any(|pattern| pattern.matches(&ctx.path).is_some()))
             && self.conditions.matches(&ctx.view(request))
             && self.caller.unmet(ctx).is_none()
+            && (self.versions.is_empty() || self.is_for_version(ctx))
+    }
+
+    fn is_for_version(&self, ctx: &Context) -> bool {
+        let wanted = |asked: &str| self.versions.iter().any(|version| *version == *asked);
+        ctx.version.as_deref().is_some_and(wanted)
     }
 
     /// The fact that must be established before it is decided.
@@ -99,6 +109,14 @@ mod tests {
     async fn runs(when: &str, request: Request) -> bool {
         let chain = chain(&format!("- respond: {{status: 204}}\n  when: {when}"));
         chain.send(request).await.ctx.ended_by.is_some()
+    }
+
+    #[tokio::test]
+    async fn the_version_asked_for_is_a_condition() {
+        let second = || get("/").with(|ctx| ctx.version = Some("2".into()));
+        assert!(runs("{version: ['1', '2']}", second()).await);
+        assert!(!runs("{version: ['1']}", second()).await);
+        assert!(!runs("{version: ['1']}", get("/")).await, "a service without versions has none");
     }
 
     #[tokio::test]

@@ -298,6 +298,10 @@ fn failures(expect: &Expect, outcome: &Outcome) -> Vec<String> {
         expect.status.map(|status| status.to_string()),
         status.map(|status| status.to_string()),
     );
+    let ctx = &outcome.exchange.ctx;
+    let shown = |name: Option<&Arc<str>>| name.map(ToString::to_string);
+    compare("version", expect.version.as_ref().map(ToString::to_string), shown(ctx.version.as_ref()));
+    compare("variant", expect.variant.as_ref().map(ToString::to_string), shown(ctx.variant.as_ref()));
     compare("upstream", expect.upstream.as_ref().map(ToString::to_string), upstream.map(ToString::to_string));
     let target =
         outcome.upstream_request.as_ref().and_then(|head| head.uri.path_and_query()).map(ToString::to_string);

@@ -14,7 +14,7 @@ use crate::tls::Certificates;
 use crate::{project, read, stem, yaml_files};
 
 /// Examples that show more than one filter.
-const OVERVIEWS: [&str; 11] = [
+const OVERVIEWS: [&str; 13] = [
     "access_log",
     "balancing",
     "grpc",
@@ -23,9 +23,11 @@ const OVERVIEWS: [&str; 11] = [
     "matching",
     "proxy_protocol",
     "services",
+    "split",
     "stores",
     "tls",
     "upstream_tls",
+    "versions",
 ];
 
 fn examples() -> Vec<std::path::PathBuf> {

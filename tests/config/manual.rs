@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::{project, read, schema};
 
 /// Headings of tables of keys, and the definitions they show; filters are found by name.
-const SECTIONS: [(&str, &str); 41] = [
+const SECTIONS: [(&str, &str); 46] = [
     ("the document", "Document"),
     ("server", "Server"),
     ("server.limits", "Limits"),
@@ -38,8 +38,13 @@ const SECTIONS: [(&str, &str); 41] = [
     ("plans.NAME", "Plan"),
     ("plans.NAME.limits[]", "PlanLimit"),
     ("services[]", "Service"),
+    ("services[].versioning", "Versioning"),
+    ("services[].versions.NAME", "ApiVersion"),
+    ("services[].versions.NAME.brownouts[]", "Brownout"),
     ("routes[]", "Route"),
     ("routes[].match", "Match"),
+    ("routes[].split", "Split"),
+    ("routes[].split.force", "Force"),
     ("routes[].timeouts", "RouteTimeouts"),
     ("when", "WhenSpec"),
     ("observability", "Observability"),
@@ -108,6 +113,7 @@ fn every_metric_and_field_of_the_log_is_in_the_manual() {
     let mut all =
         names("src/observe/metrics/mod.rs", "const [A-Z_]+: &str = \"((?:tollhouse|process)_[a-z_]+)\"");
     all.extend(names("src/server/mod.rs", "\"(tollhouse_[a-z_]+)\""));
+    all.extend(names("src/release/calls.rs", "\"(tollhouse_[a-z_]+)\""));
     all.extend(names("src/server/people.rs", "\"(tollhouse_[a-z_]+)\""));
     all.extend(names("src/store/numbers.rs", "\"(tollhouse_[a-z_]+)\""));
     all.extend(names("src/server/tls.rs", "\"(tollhouse_[a-z_]+)\""));

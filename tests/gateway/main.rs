@@ -24,6 +24,7 @@ mod protocols;
 mod proxy_protocol;
 mod proxying;
 mod rate_limit;
+mod releases;
 mod reload;
 mod revocations;
 mod slow;
