@@ -16,7 +16,7 @@
 //! main -> cli -> server -> { door, proxy, admin }
 //! door, proxy, admin, cli -> engine -> snapshot
 //! snapshot -> { source, config, release, routing, store, tls, upstream, filters }
-//! release -> config
+//! release -> { config, ledger }
 //! store, upstream -> { config, tls }                            tls -> config
 //! door, server, cli -> handover
 //! ```

@@ -12,7 +12,7 @@ const MAY_IMPORT: [(&str, &[&str]); 18] = [
     ("handover", &[]),
     ("ledger", &["config"]),
     ("source", &["config"]),
-    ("release", &["config"]),
+    ("release", &["config", "ledger"]),
     ("routing", &["config"]),
     ("tls", &["config"]),
     ("store", &["config", "tls"]),
@@ -21,7 +21,7 @@ const MAY_IMPORT: [(&str, &[&str]); 18] = [
     ("snapshot", &["consumers", "source", "config", "release", "routing", "store", "tls", "upstream"]),
     ("engine", &["consumers", "snapshot", "source", "config", "release", "routing", "tls", "upstream"]),
     ("door", &["handover", "engine", "snapshot", "source", "config", "routing", "tls", "upstream"]),
-    ("proxy", &["door", "engine", "snapshot", "source", "config", "routing", "tls", "upstream"]),
+    ("proxy", &["door", "engine", "snapshot", "release", "source", "config", "routing", "tls", "upstream"]),
     (
         "admin",
         &[
@@ -31,6 +31,7 @@ const MAY_IMPORT: [(&str, &[&str]); 18] = [
             "snapshot",
             "source",
             "config",
+            "release",
             "routing",
             "store",
             "tls",
@@ -49,6 +50,7 @@ const MAY_IMPORT: [(&str, &[&str]); 18] = [
             "snapshot",
             "source",
             "config",
+            "release",
             "routing",
             "store",
             "tls",

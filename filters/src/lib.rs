@@ -45,6 +45,7 @@ pub fn builtin() -> Registry {
         .with::<access::ip_access::IpAccess>()
         .with::<traffic::body_limit::BodyLimit>()
         .with::<traffic::concurrency::Concurrency>()
+        .with::<traffic::mirror::Mirror>()
         .with::<traffic::plan_limits::PlanLimits>()
         .with::<traffic::quota::Quota>()
         .with::<traffic::rate_limit::RateLimit>()

@@ -36,7 +36,7 @@ pub use route::{Match, Route, RouteTimeouts};
 pub use schema::schema;
 pub use server::{Limits, QuotaFile, Server, Threads, UpgradeSocket};
 pub use service::{ApiVersion, Brownout, Service, VersionSource, Versioning};
-pub use split::{Force, Split};
+pub use split::{AbortIf, Force, Ramp, Split, Times};
 pub use store::Store;
 pub use tests::{Expect, Test, TestRequest};
 pub use tls::ListenerTls;

@@ -2,6 +2,7 @@
 //!
 //! The proxy, `tollhouse test`, `tollhouse explain` and the admin API all run this engine.
 
+mod asides;
 mod background;
 mod client;
 pub mod dry;
@@ -290,6 +291,7 @@ impl Exchange {
         self.entered.finish(&self.stack, completed, &mut self.ctx);
         if let Some(release) = &self.release {
             release.count(&self.route, &self.ctx);
+            self.note_for_ramp(completed);
         }
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use http::HeaderName;
 use pingora::http::{RequestHeader, ResponseHeader};
 use tollhouse_filters::context::Context;
+use tollhouse_filters::phase::Completed;
 use tollhouse_filters::problem::{self, Problem};
 
 use super::Exchange;
@@ -12,6 +13,9 @@ use super::find::{InPath, is_preflight};
 use crate::release::{Asked, Why};
 use crate::snapshot::{Action, Route, Snapshot};
 use crate::upstream::Upstream;
+
+/// Ends that are the client's doing: it was too slow, sent too much, or went away.
+const OF_CLIENTS: [u16; 3] = [408, 413, 499];
 
 /// The version and the variant of a request, for routes that have any.
 #[derive(Debug, Default)]
@@ -95,6 +99,16 @@ impl Release {
 }
 
 impl Exchange {
+    /// Notes for a ramp how a request ended that went to one of its variants; an end that is the client's doing
+    /// tells nothing of them.
+    pub fn note_for_ramp(&self, completed: &Completed) {
+        let Action::Split(split) = &self.route.action else { return };
+        let (Some(ramp), Some(_)) = (split.split.ramp(), &self.ctx.upstream) else { return };
+        let variant = self.branch().checked_sub(1).filter(|at| *at < split.upstreams.len());
+        let Some(variant) = variant.filter(|_| !OF_CLIENTS.contains(&completed.status)) else { return };
+        ramp.note(variant, completed.status >= 500, completed.elapsed);
+    }
+
     /// Which of its route's ways the request goes.
     #[must_use]
     pub fn branch(&self) -> usize {

@@ -14,11 +14,14 @@ use tollhouse_filters::selector::Selector;
 use tollhouse_filters::when::When;
 use tollhouse_filters::world::Rng;
 
+use super::Ramp;
+
 /// A share of the requests for each of several variants.
 pub struct Split {
     variants: Box<[Variant]>,
     sticky_by: Option<Selector>,
     force: Option<Force>,
+    ramp: Option<Ramp>,
     rng: Arc<dyn Rng>,
 }
 
@@ -86,7 +89,19 @@ impl Split {
             let seed = seed(&format!("{salt}\n{name}"), 0);
             Variant { name, weight, seed }
         });
-        Self { variants: variants.collect(), sticky_by, force, rng }
+        Self { variants: variants.collect(), sticky_by, force, ramp: None, rng }
+    }
+
+    /// With a weight that moves.
+    #[must_use]
+    pub fn ramping(self, ramp: Option<Ramp>) -> Self {
+        Self { ramp, ..self }
+    }
+
+    /// The weight that moves.
+    #[must_use]
+    pub fn ramp(&self) -> Option<&Ramp> {
+        self.ramp.as_ref()
     }
 
     /// The variants, in order.
@@ -122,11 +137,25 @@ impl Split {
 
     /// The variant of a key.
     fn of(&self, key: u64) -> usize {
-        let drawn = self.variants.iter().enumerate().filter(|(_, variant)| variant.weight > 0);
+        let weighed = self.variants.iter().enumerate().map(|(at, variant)| (at, variant, self.weight(at)));
+        let drawn = weighed.filter(|(_, _, weight)| *weight > 0);
         let scored = drawn
-            .map(|(at, variant)| (at, -fraction(mix(key ^ variant.seed)).ln() / f64::from(variant.weight)));
+            .map(|(at, variant, weight)| (at, -fraction(mix(key ^ variant.seed)).ln() / f64::from(weight)));
         // A document whose weights are all 0 is refused.
-        scored.min_by(|one, two| one.1.total_cmp(&two.1)).map_or(0, |(at, _)| at)
+        let best = scored.min_by(|one, two| one.1.total_cmp(&two.1)).map_or(0, |(at, _)| at);
+        match &self.ramp {
+            Some(ramp) if ramp.from == best => ramp.side(key),
+            _ => best,
+        }
+    }
+
+    /// The two variants of a ramp are one here, so that what moves between them touches no other.
+    fn weight(&self, at: usize) -> u32 {
+        match &self.ramp {
+            Some(ramp) if ramp.from == at => ramp.weight,
+            Some(ramp) if ramp.to == at => 0,
+            _ => u32::from(self.variants[at].weight),
+        }
     }
 
     fn named(&self, name: &HeaderValue) -> Option<usize> {

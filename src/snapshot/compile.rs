@@ -129,6 +129,7 @@ impl Compiler<'_> {
         let versions = releases::version_names(&document.services);
         let named = named(&ids, (&identities, &plans, &by_name), &versions);
         let mut pipelines = Pipelines::new(self.registry, self.world, named, folder, files);
+        pipelines.live = self.mode == Mode::Live;
         pipelines.build_chains(document.chains, &mut faults);
         let (listeners, unusual) =
             listeners::build(self, document.listeners, base, &document.server, &mut pipelines, &mut faults);

@@ -22,12 +22,13 @@ use http::HeaderName;
 use tollhouse_filters::identity::Identities;
 use tollhouse_filters::phase::OnRequest;
 use tollhouse_filters::pipeline::{Pipeline, Stack};
+use tollhouse_filters::traffic::mirror::Report;
 use tollhouse_filters::world::UpstreamId;
 
 use crate::config::{Admin, Listener, Observability, RouteTimeouts, Server, Test};
 use crate::consumers::Roster;
 use crate::observe::RouteSeries;
-use crate::release::{Split, Versions};
+use crate::release::{Ramp, Split, Versions};
 use crate::routing::{ListenerId, RouteId, Router};
 use crate::source::{Fingerprint, Packed, Problems};
 use crate::store::RedisStore;
@@ -286,6 +287,28 @@ impl Snapshot {
     pub fn upstream(&self, id: UpstreamId) -> Option<&Arc<Upstream>> {
         let (name, _) = self.upstream_ids.by_name.iter().find(|(_, known)| **known == id)?;
         self.upstream_named(name)
+    }
+
+    /// What came of the copies that filters make, each once.
+    pub fn mirrors(&self) -> Vec<Arc<Report>> {
+        let listeners = self.listeners.iter().map(|listener| &listener.pipeline);
+        let routes = self.routes.iter().flat_map(|route| [&route.shared, &route.own]);
+        let steps = listeners.chain(routes).flat_map(|pipeline| pipeline.steps());
+        let mut reports: Vec<Arc<Report>> = Vec::new();
+        for report in steps.filter_map(|step| step.declared.mirror.as_ref()) {
+            if !reports.iter().any(|known| Arc::ptr_eq(known, report)) {
+                reports.push(report.clone());
+            }
+        }
+        reports
+    }
+
+    /// Weights that move, by their routes.
+    pub fn ramps(&self) -> impl Iterator<Item = (&Arc<Route>, &Ramp)> {
+        self.routes.iter().filter_map(|route| match &route.action {
+            Action::Split(split) => Some((route, split.split.ramp()?)),
+            _ => None,
+        })
     }
 
     /// The pipelines of a request on this listener and route.

@@ -27,6 +27,8 @@ pub(super) struct Pipelines<'a> {
     registry: &'a Registry,
     world: &'a World,
     named: Named<'a>,
+    /// Whether the document is to serve.
+    pub(super) live: bool,
     /// Where paths of files begin; none for a document that makes nobody read files.
     folder: Option<&'a FilePath>,
     files: RefCell<NamedFiles>,
@@ -72,6 +74,7 @@ impl<'a> Pipelines<'a> {
             registry,
             world,
             named,
+            live: false,
             folder,
             files: RefCell::new(files),
             slots: AtomicU32::new(0),

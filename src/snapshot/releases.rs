@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tollhouse_filters::filter::Fact;
 use tollhouse_filters::selector::Selector;
@@ -12,7 +13,11 @@ use tollhouse_filters::world::{UpstreamId, World};
 use super::compile::{Faults, did_you_mean};
 use super::routes::{Names, Service};
 use crate::config::{self, ApiVersion, Name};
-use crate::release::{Force, Split, Versions, bare};
+use crate::release::{Force, Ramp, Split, Versions, bare};
+
+/// The shortest and the longest time over which a ramp is watched.
+const MIN_WINDOW: Duration = Duration::from_secs(1);
+const MAX_WINDOW: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The versions of a service, and where the requests of each go if it says so.
 pub(super) struct BuiltVersions {
@@ -167,7 +172,7 @@ pub(super) fn split(
     route: &Name,
     service: Option<&Service>,
     names: &Names<'_>,
-    world: &World,
+    (world, live): (&World, bool),
     (path, faults): (&Path, &mut Faults<'_>),
 ) -> Option<SplitPlan> {
     let weights = match (written.to.is_empty(), written.versions.is_empty()) {
@@ -200,7 +205,56 @@ pub(super) fn split(
     let salt = written.salt.as_deref().unwrap_or(route.as_str());
     let variants = weights.iter().map(|(name, weight)| (name.shared(), *weight));
     let split = Split::new(variants, salt, written.sticky_by.clone(), force, world.rng.clone());
+    let ramp = written.ramp.as_ref().and_then(|ramp| {
+        let between = check_ramp(ramp, weights, &path.join("ramp"), faults)?;
+        Some(Ramp::new(ramp, route.as_str(), between, world, !live))
+    });
+    let split = split.ramping(ramp);
     Some(SplitPlan { split: Arc::new(split), upstreams, versions, needs })
+}
+
+/// The place and the weight of a variant.
+type Weighed = (usize, u16);
+
+/// The variants between which a ramp goes.
+fn check_ramp(
+    ramp: &config::Ramp,
+    weights: &BTreeMap<Name, u16>,
+    path: &Path,
+    faults: &mut Faults<'_>,
+) -> Option<(Weighed, Weighed)> {
+    let mut find = |key: &str, name: &Name| {
+        let found = weights.iter().enumerate().find(|(_, (known, _))| *known == name);
+        if found.is_none() {
+            let hint = did_you_mean(name.as_str(), weights.keys().map(Name::as_str));
+            faults.add_with_hint(&path.join(key), format!("the split has no variant `{name}`"), hint);
+        }
+        found.map(|(at, (_, weight))| (at, *weight))
+    };
+    let (from, to) = (find("from", &ramp.from), find("to", &ramp.to));
+    if ramp.from == ramp.to {
+        faults.add(&path.join("to"), "is the same as `from`");
+    }
+    if !(1..=1000).contains(&ramp.steps) {
+        faults.add(&path.join("steps"), "expected 1 to 1000");
+    }
+    if let Some(abort_if) = &ramp.abort_if {
+        let path = path.join("abort_if");
+        if abort_if.error_ratio.is_none() && abort_if.p99.is_none() {
+            faults.add(&path, "one of `error_ratio` and `p99` is needed");
+        }
+        let window = abort_if.window.get();
+        if !(MIN_WINDOW..=MAX_WINDOW).contains(&window) {
+            faults.add(&path.join("window"), "expected 1s to 1d");
+        }
+    }
+    let (from, to) = (from?, to?);
+    let (weight, sum) = (u32::from(to.1), u32::from(from.1) + u32::from(to.1));
+    if u32::from(ramp.until.hundredths()) * sum <= weight * 10_000 {
+        let message = format!("is no more than `{}` has by its weight", ramp.to);
+        faults.add(&path.join("until"), message);
+    }
+    Some((from, to))
 }
 
 /// The versions that are variants, and the upstream of every version.

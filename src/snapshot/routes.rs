@@ -99,6 +99,9 @@ impl<'a> Names<'a> {
         if let Some(name) = &test.expect.upstream {
             self.upstream(name, &path.join("expect").join("upstream"), faults);
         }
+        for (nth, name) in test.expect.mirrors.iter().flatten().enumerate() {
+            self.upstream(name, &path.join("expect").join("mirrors").join(nth), faults);
+        }
         let versions = || self.versions.iter().map(|name| &**name);
         let variants = || versions().chain(self.upstreams.keys().map(|name| &**name));
         self.check_expected("version", test.expect.version.as_ref(), versions, &path, faults);
@@ -292,7 +295,8 @@ fn target(
     }
     if let Some(split) = &route.split {
         let at = (&path.join("split"), faults);
-        let plan = releases::split(split, &route.name, service, names, pipelines.world(), at);
+        let plan =
+            releases::split(split, &route.name, service, names, (pipelines.world(), pipelines.live), at);
         return plan.map_or(Target::Nothing, Target::Split);
     }
     if let Some(name) = &route.upstream {

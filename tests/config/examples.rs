@@ -14,7 +14,7 @@ use crate::tls::Certificates;
 use crate::{project, read, stem, yaml_files};
 
 /// Examples that show more than one filter.
-const OVERVIEWS: [&str; 13] = [
+const OVERVIEWS: [&str; 14] = [
     "access_log",
     "balancing",
     "grpc",
@@ -22,6 +22,7 @@ const OVERVIEWS: [&str; 13] = [
     "jwks",
     "matching",
     "proxy_protocol",
+    "ramp",
     "services",
     "split",
     "stores",

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::{project, read, schema};
 
 /// Headings of tables of keys, and the definitions they show; filters are found by name.
-const SECTIONS: [(&str, &str); 46] = [
+const SECTIONS: [(&str, &str); 49] = [
     ("the document", "Document"),
     ("server", "Server"),
     ("server.limits", "Limits"),
@@ -45,8 +45,11 @@ const SECTIONS: [(&str, &str); 46] = [
     ("routes[].match", "Match"),
     ("routes[].split", "Split"),
     ("routes[].split.force", "Force"),
+    ("routes[].split.ramp", "Ramp"),
+    ("routes[].split.ramp.abort_if", "AbortIf"),
     ("routes[].timeouts", "RouteTimeouts"),
     ("when", "WhenSpec"),
+    ("filter mirror, diff", "MirrorDiffOptions"),
     ("observability", "Observability"),
     ("observability.access_log", "AccessLog"),
     ("observability.metrics", "Metrics"),
@@ -113,6 +116,9 @@ fn every_metric_and_field_of_the_log_is_in_the_manual() {
     let mut all =
         names("src/observe/metrics/mod.rs", "const [A-Z_]+: &str = \"((?:tollhouse|process)_[a-z_]+)\"");
     all.extend(names("src/server/mod.rs", "\"(tollhouse_[a-z_]+)\""));
+    all.extend(names("src/release/ramp/mod.rs", "\"(tollhouse_[a-z_]+)\""));
+    all.extend(names("src/release/ramp/keeper.rs", "\"(tollhouse_[a-z_]+)\""));
+    all.extend(names("filters/src/traffic/mirror/report.rs", "\"(tollhouse_[a-z_]+)\""));
     all.extend(names("src/release/calls.rs", "\"(tollhouse_[a-z_]+)\""));
     all.extend(names("src/server/people.rs", "\"(tollhouse_[a-z_]+)\""));
     all.extend(names("src/store/numbers.rs", "\"(tollhouse_[a-z_]+)\""));
