@@ -291,7 +291,6 @@ impl Exchange {
         self.entered.finish(&self.stack, completed, &mut self.ctx);
         if let Some(release) = &self.release {
             release.count(&self.route, &self.ctx);
-            self.note_for_ramp(completed);
         }
     }
 }

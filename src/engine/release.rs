@@ -99,14 +99,14 @@ impl Release {
 }
 
 impl Exchange {
-    /// Notes for a ramp how a request ended that went to one of its variants; an end that is the client's doing
-    /// tells nothing of them.
-    pub fn note_for_ramp(&self, completed: &Completed) {
+    /// Notes for a ramp how a request ended that went to one of its variants, whose answer may have broken off; an
+    /// end that is the client's doing tells nothing of them.
+    pub fn note_for_ramp(&self, completed: &Completed, broke_off: bool) {
         let Action::Split(split) = &self.route.action else { return };
         let (Some(ramp), Some(_)) = (split.split.ramp(), &self.ctx.upstream) else { return };
         let variant = self.branch().checked_sub(1).filter(|at| *at < split.upstreams.len());
         let Some(variant) = variant.filter(|_| !OF_CLIENTS.contains(&completed.status)) else { return };
-        ramp.note(variant, completed.status >= 500, completed.elapsed);
+        ramp.note(variant, broke_off || completed.status >= 500, completed.elapsed);
     }
 
     /// Which of its route's ways the request goes.

@@ -7,7 +7,7 @@ use pingora::ErrorType;
 use pingora::http::RequestHeader;
 use pingora::prelude::*;
 use tollhouse_filters::phase::Completed;
-use tollhouse_filters::problem::CLIENT_CLOSED;
+use tollhouse_filters::problem::{self, CLIENT_CLOSED};
 
 use super::direct::Ended;
 use super::{Call, Gateway, failure, replay};
@@ -48,6 +48,7 @@ impl Gateway {
             bytes_out,
         };
         exchange.finish(&completed);
+        exchange.note_for_ramp(&completed, ended.error == Some(problem::UPSTREAM_PROTOCOL.code));
         self.count(call, ended, &exchange, &completed);
         if self.observe.logs_access() {
             self.log(request, call, broken, ended, &exchange, &completed);

@@ -153,10 +153,8 @@ struct Parts {
     budget: Arc<Budget>,
     bound: Vec<door::Bound>,
     admin: Option<(SocketAddr, TcpListener)>,
-    /// Writes down what is used of quotas, until the process ends.
-    ledger: Option<Ledger>,
-    /// Keeps how far ramps are, as long.
-    ramps: Option<ramp::Keeper>,
+    /// What writes down, until the process ends, what is used of quotas, and how far ramps are.
+    kept: (Option<Ledger>, Option<ramp::Keeper>),
 }
 
 impl Parts {
@@ -187,8 +185,7 @@ impl Parts {
         let ledger = keep_quotas(&snapshot, &path, &state, &observe)?;
         let mut parts =
             Self::new(snapshot, path, registry, world, observe, (monitor.clone(), keeper), &mut sockets)?;
-        parts.ledger = ledger;
-        parts.ramps = Some(keep_ramps(&parts)?);
+        parts.kept = (ledger, Some(keep_ramps(&parts)?));
         calls.follow(&parts.live);
         background.begin();
         // Connections wait meanwhile; none is given to a backend that nothing is known about.
@@ -248,19 +245,7 @@ impl Parts {
         let (state, revocations) = (world.state.clone(), world.revocations.clone());
         let reloader = Reloader::new(path.clone(), registry, world, live.clone(), dry::verify);
         let reloader = Arc::new(reloader.watched_by(monitor).connected_by(keeper));
-        Ok(Self {
-            path,
-            state,
-            revocations,
-            live,
-            reloader,
-            desk,
-            budget,
-            bound,
-            admin,
-            ledger: None,
-            ramps: None,
-        })
+        Ok(Self { path, state, revocations, live, reloader, desk, budget, bound, admin, kept: (None, None) })
     }
 
     fn serve(self, signals: Signals, origin: Origin, before: Option<Predecessor>) -> Result<(), StartError> {
@@ -312,10 +297,10 @@ impl Parts {
             drain::Leaving { desk: self.desk.clone(), live: self.live, admin, upgrades, stops, stopping };
         // Held on, it would keep what later ones have no more: connections to stores, for one.
         drop(snapshot);
-        let (ledger, ramps) = (self.ledger, self.ramps);
+        let kept = self.kept;
         server.run(RunArgs { shutdown_signal: Box::new(leaving) });
         // What the last requests used is written down.
-        drop((ledger, ramps));
+        drop(kept);
         self.desk.observe.flush();
         Ok(())
     }

@@ -230,7 +230,7 @@ fn failures(test: &Test, answer: &http::Message, origins: &HashMap<String, Origi
     let reached: Vec<(&str, http::Message)> = origins
         .iter()
         .flat_map(|(name, origin)| origin.take().into_iter().map(|seen| (name.as_str(), seen)))
-        .filter(|(_, seen)| !seen.is_probe())
+        .filter(|(_, seen)| !seen.is_probe() && !seen.is_copy())
         .collect();
     let forwards = expect.upstream.is_some()
         || expect.path_to_upstream.is_some()

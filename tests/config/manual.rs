@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::{project, read, schema};
 
 /// Headings of tables of keys, and the definitions they show; filters are found by name.
-const SECTIONS: [(&str, &str); 49] = [
+const SECTIONS: [(&str, &str); 50] = [
     ("the document", "Document"),
     ("server", "Server"),
     ("server.limits", "Limits"),
@@ -49,7 +49,8 @@ const SECTIONS: [(&str, &str); 49] = [
     ("routes[].split.ramp.abort_if", "AbortIf"),
     ("routes[].timeouts", "RouteTimeouts"),
     ("when", "WhenSpec"),
-    ("filter mirror, diff", "MirrorDiffOptions"),
+    ("filter forward_auth: cache", "ForwardAuthCache"),
+    ("filter mirror: diff", "MirrorDiffOptions"),
     ("observability", "Observability"),
     ("observability.access_log", "AccessLog"),
     ("observability.metrics", "Metrics"),

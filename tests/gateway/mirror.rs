@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::harness::{Gateway, Origin, Wire, get, noise, refusing, request, until};
+use crate::harness::{Gateway, Origin, Wire, get, noise, refusing, request};
 
 /// A route whose requests are copied. Its way is direct for requests without a body, unless answers are compared.
 async fn mirrored(origin: &Origin, target: std::net::SocketAddr, options: &str) -> Gateway {

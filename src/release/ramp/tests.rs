@@ -85,7 +85,8 @@ fn failures_that_the_old_variant_has_too_are_nobodys_fault() {
     let (world, _clock) = world();
     let ramp = ramp_in(&world, WATCHED);
     note(&ramp, 0, 1000, 500, 10);
-    note(&ramp, 1, 100, 50, 10);
+    note(&ramp, 1, 50, 0, 10);
+    note(&ramp, 1, 50, 50, 10);
     assert_eq!(ramp.standing().aborted, None);
     note(&ramp, 1, 100, 100, 10);
     assert!(ramp.standing().aborted.is_some());
