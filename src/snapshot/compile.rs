@@ -67,8 +67,9 @@ pub(super) struct Faults<'a> {
 }
 
 impl<'a> Faults<'a> {
-    fn new(root: &'a Node) -> Self {
-        Self { root, found: Vec::new() }
+    /// Those that were found while the document was loaded.
+    fn new(loaded: &'a Loaded) -> Self {
+        Self { root: &loaded.root, found: loaded.duplicates.clone() }
     }
 
     /// Something suspicious at this place, which is not wrong.
@@ -113,7 +114,7 @@ impl Compiler<'_> {
     /// Compiles a loaded document.
     pub fn compile(&self, loaded: &Arc<Loaded>) -> Result<Snapshot, Problems> {
         let mut document: Document = parse(loaded)?;
-        let mut faults = Faults::new(&loaded.root);
+        let mut faults = Faults::new(loaded);
         let base = FilePath::new(loaded.files.name(FileId(0))).parent().unwrap_or(FilePath::new(""));
         // Noted before they are read: what changes after this is noticed.
         let files = self.files(&document, base);
@@ -139,7 +140,6 @@ impl Compiler<'_> {
         names.check_tests(&document.tests, &mut faults);
         check_dns(&document.server.dns, &mut faults);
         let files = pipelines.into_files();
-        faults.found.extend(loaded.duplicates.iter().cloned());
         if !faults.found.is_empty() || !unread.list.is_empty() {
             return Err(problems(faults.found, unread, loaded, &files));
         }
