@@ -407,7 +407,7 @@ impl Sent {
     }
 
     /// Shows the whole of the request body; the status it was answered with, if it was.
-    pub async fn body(&mut self, body: &[u8]) -> Option<u16> {
+    pub async fn whole_body(&mut self, body: &[u8]) -> Option<u16> {
         let mut body = Bytes::copy_from_slice(body);
         let reply = self.entered.request_body(&self.stack, &mut self.head, &mut body, &mut self.ctx).await;
         reply.map(|reply| reply.status())
