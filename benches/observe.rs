@@ -24,6 +24,8 @@ fn access() -> Access<'static> {
         tls: None,
         route: "users-read",
         service: Some("users"),
+        version: None,
+        variant: None,
         upstream: Some("users"),
         backend: Some("127.0.0.1:9001"),
         attempts: 1,

@@ -15,7 +15,8 @@
 //! ```text
 //! main -> cli -> server -> { door, proxy, admin }
 //! door, proxy, admin, cli -> engine -> snapshot
-//! snapshot -> { source, config, routing, store, tls, upstream, filters }
+//! snapshot -> { source, config, release, routing, store, tls, upstream, filters }
+//! release -> { config, ledger }
 //! store, upstream -> { config, tls }                            tls -> config
 //! door, server, cli -> handover
 //! ```
@@ -33,6 +34,7 @@ pub mod ledger;
 pub mod manual;
 pub mod observe;
 pub mod proxy;
+pub mod release;
 pub mod routing;
 pub mod server;
 pub mod snapshot;

@@ -6,21 +6,22 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each module of the gateway may import. `observe` is a leaf that everyone may import.
-const MAY_IMPORT: [(&str, &[&str]); 17] = [
+const MAY_IMPORT: [(&str, &[&str]); 18] = [
     ("observe", &[]),
     ("config", &[]),
     ("handover", &[]),
     ("ledger", &["config"]),
     ("source", &["config"]),
+    ("release", &["config", "ledger"]),
     ("routing", &["config"]),
     ("tls", &["config"]),
     ("store", &["config", "tls"]),
     ("upstream", &["config", "tls"]),
     ("consumers", &["source", "config"]),
-    ("snapshot", &["consumers", "source", "config", "routing", "store", "tls", "upstream"]),
-    ("engine", &["consumers", "snapshot", "source", "config", "routing", "tls", "upstream"]),
+    ("snapshot", &["consumers", "source", "config", "release", "routing", "store", "tls", "upstream"]),
+    ("engine", &["consumers", "snapshot", "source", "config", "release", "routing", "tls", "upstream"]),
     ("door", &["handover", "engine", "snapshot", "source", "config", "routing", "tls", "upstream"]),
-    ("proxy", &["door", "engine", "snapshot", "source", "config", "routing", "tls", "upstream"]),
+    ("proxy", &["door", "engine", "snapshot", "release", "source", "config", "routing", "tls", "upstream"]),
     (
         "admin",
         &[
@@ -30,6 +31,7 @@ const MAY_IMPORT: [(&str, &[&str]); 17] = [
             "snapshot",
             "source",
             "config",
+            "release",
             "routing",
             "store",
             "tls",
@@ -48,6 +50,7 @@ const MAY_IMPORT: [(&str, &[&str]); 17] = [
             "snapshot",
             "source",
             "config",
+            "release",
             "routing",
             "store",
             "tls",

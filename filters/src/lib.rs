@@ -8,6 +8,7 @@ pub mod caller;
 pub mod coding;
 pub mod condition;
 pub mod context;
+pub mod draw;
 #[cfg(feature = "cel")]
 pub mod expression;
 #[cfg(not(feature = "cel"))]
@@ -51,6 +52,7 @@ pub fn builtin() -> Registry {
         .with::<traffic::body_limit::BodyLimit>()
         .with::<traffic::concurrency::Concurrency>()
         .with::<traffic::fault::Fault>()
+        .with::<traffic::mirror::Mirror>()
         .with::<traffic::plan_limits::PlanLimits>()
         .with::<traffic::quota::Quota>()
         .with::<traffic::rate_limit::RateLimit>()

@@ -323,6 +323,20 @@ impl Entered {
         None
     }
 
+    /// Enters the steps of the listener and the service that see answers, for a request that is answered before any
+    /// step runs.
+    pub fn answered_early(&mut self, stack: &Stack, request: &RequestHeader, ctx: &Context) {
+        for (nth, pipeline) in stack.0.iter().enumerate().take(2) {
+            for at in pipeline.response.iter().chain(&pipeline.response_chunk) {
+                let step = &pipeline.steps[usize::from(*at)];
+                let runs = step.when.as_ref().is_none_or(|when| when.holds(request, ctx) == Ok(true));
+                if runs && !step.dry_run {
+                    self.add(nth, usize::from(*at));
+                }
+            }
+        }
+    }
+
     /// The largest body that every entered step which wants the whole of it takes; `None` when none does.
     #[must_use]
     pub fn wants_body(self, stack: &Stack, ctx: &Context) -> Option<u64> {

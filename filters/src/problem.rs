@@ -42,8 +42,14 @@ registry! {
     NO_ROUTE = 404 "no-route" "No route";
     /// A route matches all but the method; the answer lists the others in `Allow`.
     METHOD_NOT_ALLOWED = 405 "method-not-allowed" "Method not allowed";
+    /// No version of the API is acceptable; `versions` lists those that exist.
+    NO_SUCH_VERSION = 406 "no-such-version" "No such version";
     /// The request body came too slowly.
     REQUEST_TIMEOUT = 408 "request-timeout" "Request timeout";
+    /// The version of the API has ended (RFC 8594); another one is there.
+    VERSION_GONE = 410 "version-gone" "Version is gone";
+    /// The version of the API is refused for a while, since it ends soon.
+    VERSION_BROWNOUT = 410 "version-brownout" "Version ends soon", retry;
     /// The request body is larger than allowed here.
     BODY_TOO_LARGE = 413 "body-too-large" "Body too large";
     /// The request target is longer than allowed.
@@ -105,6 +111,8 @@ pub struct Problem {
     pub reason: Option<Cow<'static, str>>,
     /// Further fields of the answer, such as `Allow` or `WWW-Authenticate`.
     pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// Further members of the document (RFC 9457 s3.2), such as what there is instead.
+    pub members: Vec<(&'static str, serde_json::Value)>,
     /// Seconds for `Retry-After` (RFC 9110 s10.2.3), at least 1.
     pub retry_after: Option<u64>,
     /// What gRPC clients are told, where that is more exact than what their mapping makes of the status.
@@ -116,7 +124,15 @@ impl Problem {
     #[must_use]
     pub fn new(kind: &'static Kind) -> Self {
         let retry_after = kind.retry_after.then_some(1);
-        Self { kind, detail: None, reason: None, headers: Vec::new(), retry_after, grpc_status: None }
+        Self {
+            kind,
+            detail: None,
+            reason: None,
+            headers: Vec::new(),
+            members: Vec::new(),
+            retry_after,
+            grpc_status: None,
+        }
     }
 
     /// Adds what is particular to this occurrence.
@@ -137,6 +153,13 @@ impl Problem {
     #[must_use]
     pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.headers.push((name, value));
+        self
+    }
+
+    /// Adds a member to the document.
+    #[must_use]
+    pub fn member(mut self, name: &'static str, value: impl Into<serde_json::Value>) -> Self {
+        self.members.push((name, value.into()));
         self
     }
 

@@ -36,6 +36,8 @@ pub struct WhenSpec {
     pub groups: Vec<String>,
     /// Each of these claims matches; of a claim that is a list, one entry.
     pub claims: BTreeMap<String, ValueMatch>,
+    /// The request is for one of these versions of its service.
+    pub version: Vec<String>,
     /// This expression in CEL holds, such as `request.path.startsWith('/old/')`.
     pub cel: Option<Expression>,
 }
@@ -46,6 +48,7 @@ pub struct When {
     paths: Vec<PathPattern>,
     conditions: Conditions,
     caller: CallerConditions,
+    versions: Vec<String>,
     cel: Option<Expression>,
 }
 
@@ -61,6 +64,7 @@ impl When {
             paths: spec.paths,
             conditions: Conditions::new(methods, headers, spec.query, spec.cookies),
             caller: CallerConditions { consumers, groups, claims: spec.claims, clients: spec.client },
+            versions: spec.version,
             cel: spec.cel,
         }
     }
@@ -70,11 +74,17 @@ impl When {
         let holds = (self.paths.is_empty()
             || self.paths.iter().any(|pattern| pattern.matches(&ctx.path).is_some()))
             && self.conditions.matches(&ctx.view(request))
-            && self.caller.unmet(ctx).is_none();
+            && self.caller.unmet(ctx).is_none()
+            && (self.versions.is_empty() || self.is_for_version(ctx));
         match self.cel.as_ref().filter(|_| holds) {
             Some(cel) => cel.holds(request, ctx),
             None => Ok(holds),
         }
+    }
+
+    fn is_for_version(&self, ctx: &Context) -> bool {
+        let wanted = |asked: &str| self.versions.iter().any(|version| *version == *asked);
+        ctx.version.as_deref().is_some_and(wanted)
     }
 
     /// The fact that must be established before it is decided.
@@ -125,6 +135,14 @@ mod tests {
         let others =
             format!("- respond: {{status: 204}}\n  when: {{methods: [POST], cel: 'claims.age > 3'}}");
         chain(&others).send(acme()).await.continues();
+    }
+
+    #[tokio::test]
+    async fn the_version_asked_for_is_a_condition() {
+        let second = || get("/").with(|ctx| ctx.version = Some("2".into()));
+        assert!(runs("{version: ['1', '2']}", second()).await);
+        assert!(!runs("{version: ['1']}", second()).await);
+        assert!(!runs("{version: ['1']}", get("/")).await, "a service without versions has none");
     }
 
     #[tokio::test]

@@ -29,9 +29,9 @@ pub struct Server {
     pub upgrade_socket: Option<UpgradeSocket>,
     /// How long in-flight work may finish on shutdown or upgrade.
     pub drain: Duration,
-    /// The file that keeps what was used of quotas over restarts: an absolute path, or `none`. Default:
+    /// The file that keeps what was used of quotas, and how far ramps are, over restarts: an absolute path, or `none`. Default:
     /// `quotas.sqlite` in `$STATE_DIRECTORY`, else a file for this document in `$XDG_STATE_HOME/tollhouse` or
-    /// `~/.local/state/tollhouse`. It is made when a quota is first used. Changes need an upgrade.
+    /// `~/.local/state/tollhouse`. It is made when a quota is first used or there is a ramp. Changes need an upgrade.
     pub quotas: Option<QuotaFile>,
     /// What one client, or all of them, may use.
     pub limits: Limits,

@@ -110,6 +110,8 @@ fn record<A>(common: &Common<A>, facts: &ConnFacts, rule: Rule, seen: &Seen<'_>)
             tls: facts.tls.as_deref(),
             route: UNROUTED,
             service: None,
+            version: None,
+            variant: None,
             upstream: None,
             backend: None,
             attempts: 0,

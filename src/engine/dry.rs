@@ -299,7 +299,15 @@ fn failures(expect: &Expect, outcome: &Outcome) -> Vec<String> {
         expect.status.map(|status| status.to_string()),
         status.map(|status| status.to_string()),
     );
+    let ctx = &outcome.exchange.ctx;
+    let shown = |name: Option<&Arc<str>>| name.map(ToString::to_string);
+    compare("version", expect.version.as_ref().map(ToString::to_string), shown(ctx.version.as_ref()));
+    compare("variant", expect.variant.as_ref().map(ToString::to_string), shown(ctx.variant.as_ref()));
     compare("upstream", expect.upstream.as_ref().map(ToString::to_string), upstream.map(ToString::to_string));
+    let list = |names: Vec<String>| if names.is_empty() { "nobody".to_owned() } else { names.join(", ") };
+    let wanted = expect.mirrors.as_ref().map(|names| list(names.iter().map(ToString::to_string).collect()));
+    let copied = list(ctx.policies.mirrors.iter().map(ToString::to_string).collect());
+    compare("copies to", wanted, Some(copied));
     let target =
         outcome.upstream_request.as_ref().and_then(|head| head.uri.path_and_query()).map(ToString::to_string);
     compare("path to upstream", expect.path_to_upstream.clone(), target);

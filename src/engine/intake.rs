@@ -101,9 +101,13 @@ fn drop_forged(snapshot: &Snapshot, request: &mut RequestHeader, trusted: bool) 
             || (alias && FRAMING.iter().any(said))
             || snapshot.identity_headers.iter().any(said)
             || said(&CLIENT_CERTIFICATE)
+            || snapshot.forcing_headers.iter().any(|own| own != *name && said(own))
             || name.as_str().get(..OWN.len()).is_some_and(|start| same_variable(OWN, start))
     };
-    let forged: Vec<HeaderName> = request.headers.keys().filter(forged).cloned().collect();
+    // What chooses a variant is judged when the route is known.
+    let chooses = |name: &&HeaderName| snapshot.forcing_headers.contains(name);
+    let names = request.headers.keys().filter(|name| forged(name) && !chooses(name));
+    let forged: Vec<HeaderName> = names.cloned().collect();
     for name in &forged {
         request.remove_header(name);
     }

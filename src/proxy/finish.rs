@@ -1,6 +1,5 @@
 //! When a request is over: filters settle, numbers are counted, one line is logged.
 
-use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use http::{Version, header};
@@ -8,7 +7,7 @@ use pingora::ErrorType;
 use pingora::http::RequestHeader;
 use pingora::prelude::*;
 use tollhouse_filters::phase::Completed;
-use tollhouse_filters::problem::{CLIENT_CLOSED, NO_BACKEND};
+use tollhouse_filters::problem::{self, CLIENT_CLOSED, NO_BACKEND};
 
 use super::direct::Ended;
 use super::{Call, Gateway, failure, replay};
@@ -51,6 +50,7 @@ impl Gateway {
         };
         settle(call, &mut exchange);
         exchange.finish(&completed);
+        exchange.note_for_ramp(&completed, ended.error == Some(problem::UPSTREAM_PROTOCOL.code));
         self.count(call, ended, &exchange, &completed);
         if self.observe.logs_access() {
             self.log(request, call, broken, ended, &exchange, &completed);
@@ -64,10 +64,10 @@ impl Gateway {
         if let Some(upstream) = attempts.upstream.as_ref().filter(|_| uncounted) {
             upstream.series(registry).attempt(ended.outcome);
         }
-        let series = &exchange.route.series[usize::from(exchange.listener.0)];
-        let series = series.get_or_init(|| {
-            let upstream = exchange.route.upstream().map_or(metrics::NONE, |upstream| &upstream.name);
-            Arc::new(registry.route(&exchange.ctx.listener, &exchange.route.name, upstream))
+        let series = exchange.route.series(exchange.listener, exchange.branch(), |variant, upstream| {
+            let upstream = upstream.map_or(metrics::NONE, |upstream| &upstream.name);
+            let variant = variant.map_or("", |variant| variant);
+            registry.variant(&exchange.ctx.listener, &exchange.route.name, upstream, variant)
         });
         series.record(completed.status, completed.elapsed, completed.bytes_in, completed.bytes_out);
     }
@@ -97,12 +97,14 @@ impl Gateway {
             method: request.method.as_str(),
             scheme: ctx.scheme.as_str(),
             host: authority.or_else(|| field(header::HOST)).unwrap_or_default(),
-            path: request.uri.path().as_bytes(),
+            path: exchange.sent_path(request).as_bytes(),
             query: request.uri.query().map(str::as_bytes),
             protocol: protocol(call.version),
             tls: ctx.client.tls.as_deref(),
             route: &ctx.route,
             service: ctx.service.as_deref(),
+            version: ctx.version.as_deref(),
+            variant: ctx.variant.as_deref(),
             upstream: ctx.upstream.as_deref(),
             backend: backend.as_deref(),
             attempts: attempts.made,

@@ -47,8 +47,15 @@ const SECTIONS: &[(&str, &str)] = &[
     ("plans.NAME", "Plan"),
     ("plans.NAME.limits[]", "PlanLimit"),
     ("services[]", "Service"),
+    ("services[].versioning", "Versioning"),
+    ("services[].versions.NAME", "ApiVersion"),
+    ("services[].versions.NAME.brownouts[]", "Brownout"),
     ("routes[]", "Route"),
     ("routes[].match", "Match"),
+    ("routes[].split", "Split"),
+    ("routes[].split.force", "Force"),
+    ("routes[].split.ramp", "Ramp"),
+    ("routes[].split.ramp.abort_if", "AbortIf"),
     ("routes[].timeouts", "RouteTimeouts"),
     ("routes[].retries", "RouteRetries"),
     ("when", "WhenSpec"),
@@ -57,6 +64,7 @@ const SECTIONS: &[(&str, &str)] = &[
     ("filter upstream_auth: basic", "UpstreamBasic"),
     ("filter upstream_auth: header", "UpstreamField"),
     ("filter upstream_auth: aws", "UpstreamAws"),
+    ("filter mirror: diff", "MirrorDiffOptions"),
     ("observability", "Observability"),
     ("observability.access_log", "AccessLog"),
     ("observability.metrics", "Metrics"),
@@ -123,6 +131,10 @@ fn every_metric_and_field_of_the_log_is_in_the_manual() {
     let mut all =
         names("src/observe/metrics/mod.rs", "const [A-Z_]+: &str = \"((?:tollhouse|process)_[a-z_]+)\"");
     all.extend(names("src/server/mod.rs", "\"(tollhouse_[a-z_]+)\""));
+    all.extend(names("src/release/ramp/mod.rs", "\"(tollhouse_[a-z_]+)\""));
+    all.extend(names("src/release/ramp/keeper.rs", "\"(tollhouse_[a-z_]+)\""));
+    all.extend(names("filters/src/traffic/mirror/report.rs", "\"(tollhouse_[a-z_]+)\""));
+    all.extend(names("src/release/calls.rs", "\"(tollhouse_[a-z_]+)\""));
     all.extend(names("src/server/people.rs", "\"(tollhouse_[a-z_]+)\""));
     all.extend(names("src/upstream/export.rs", "\"(tollhouse_[a-z_]+)\""));
     all.extend(names("src/store/numbers.rs", "\"(tollhouse_[a-z_]+)\""));

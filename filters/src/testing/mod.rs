@@ -23,6 +23,7 @@ use crate::identity::consumers::Consumers;
 use crate::identity::{self, ConsumerSpec, Identities, IdentitySpec, Site};
 use crate::outcome::{Body, Reply};
 use crate::path::{PathRules, normalize};
+use crate::phase::Completed;
 use crate::pipeline::{Entered, Pipeline, Siblings, Stack, Step};
 use crate::plan::{self, PlanSpec, Plans};
 use crate::registry::Registry;
@@ -448,6 +449,12 @@ impl Sent {
         let mut head = self.head.clone();
         let reply = self.entered.upstream_request(&self.stack, &mut head, attempt, &mut self.ctx).await;
         reply.map_or(Ok(head), Err)
+    }
+
+    /// Ends the request with this status.
+    pub fn finish(&mut self, status: u16) {
+        let completed = Completed { status, elapsed: Duration::ZERO, bytes_in: 0, bytes_out: 0 };
+        self.entered.finish(&self.stack, &completed, &mut self.ctx);
     }
 
     /// Passes the head of the upstream's answer.

@@ -15,8 +15,8 @@ mod tasks;
 use std::sync::Arc;
 
 pub use client::{
-    BufferedBody, Client, ClientBody, ClientError, ClientReply, NoClient, Origin, ScriptedClient,
-    SentRequest, UpstreamId,
+    Aside, BufferedBody, Client, ClientBody, ClientError, ClientReply, NoClient, Origin, ScriptedClient,
+    SentRequest, Told, UpstreamId,
 };
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use metrics::{Counter, Gauge, MemoryMetrics, Metrics, NoMetrics};

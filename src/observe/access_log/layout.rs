@@ -36,6 +36,8 @@ enum Field {
     Protocol,
     Route,
     Service,
+    Version,
+    Variant,
     Upstream,
     Backend,
     Attempts,
@@ -58,7 +60,7 @@ enum Field {
 }
 
 /// What fields are called in templates; where other templates have the same value, by the same name.
-const FIELDS: [(&str, Field); 31] = [
+const FIELDS: [(&str, Field); 33] = [
     ("time", Field::Time),
     ("time.common", Field::TimeCommon),
     ("request.id", Field::RequestId),
@@ -73,6 +75,8 @@ const FIELDS: [(&str, Field); 31] = [
     ("request.protocol", Field::Protocol),
     ("route", Field::Route),
     ("service", Field::Service),
+    ("version", Field::Version),
+    ("variant", Field::Variant),
     ("upstream", Field::Upstream),
     ("backend", Field::Backend),
     ("attempts", Field::Attempts),
@@ -183,6 +187,8 @@ impl Line<'_> {
             Field::Protocol => self.text(access.protocol),
             Field::Route => self.text(access.route),
             Field::Service => self.optional(access.service),
+            Field::Version => self.optional(access.version),
+            Field::Variant => self.optional(access.variant),
             Field::Upstream => self.optional(access.upstream),
             Field::Backend => self.optional(access.backend),
             Field::Attempts => self.show(access.attempts),

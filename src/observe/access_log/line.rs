@@ -45,6 +45,10 @@ pub struct Access<'a> {
     pub route: &'a str,
     /// The service's name.
     pub service: Option<&'a str>,
+    /// The version of the service.
+    pub version: Option<&'a str>,
+    /// The variant of the route's split.
+    pub variant: Option<&'a str>,
     /// The upstream's name.
     pub upstream: Option<&'a str>,
     /// The address of the last backend tried.
@@ -128,6 +132,8 @@ impl Line<'_> {
         let access = self.access;
         map.serialize_entry("route", access.route)?;
         optional(map, "service", access.service)?;
+        optional(map, "version", access.version)?;
+        optional(map, "variant", access.variant)?;
         optional(map, "upstream", access.upstream)?;
         optional(map, "backend", access.backend)?;
         map.serialize_entry("attempts", &access.attempts)?;
@@ -227,6 +233,8 @@ impl Access<'_> {
             tls: None,
             route: "users-read",
             service: None,
+            version: None,
+            variant: None,
             upstream: Some("users"),
             backend: Some("127.0.0.1:9001"),
             attempts: 1,

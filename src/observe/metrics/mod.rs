@@ -148,7 +148,13 @@ impl Registry {
     /// The numbers of a listener, route and upstream ([`NONE`] where there is none), to be kept by the caller.
     #[must_use]
     pub fn route(&self, listener: &str, route: &str, upstream: &str) -> RouteSeries {
-        self.routes.series([listener, route, upstream])
+        self.variant(listener, route, upstream, "")
+    }
+
+    /// As [`route`](Self::route), of one variant of a route that splits its requests.
+    #[must_use]
+    pub fn variant(&self, listener: &str, route: &str, upstream: &str, variant: &str) -> RouteSeries {
+        self.routes.series([listener, route, upstream, variant])
     }
 
     /// The numbers of an upstream, to be kept by the caller.

@@ -55,10 +55,10 @@ pub(super) struct RouteFamilies {
     bytes_out: Family<Counter>,
 }
 
-/// The numbers of one listener, route and upstream. The caller keeps it as long as the route exists.
+/// The numbers of one listener, route, upstream and variant. The caller keeps it as long as the route exists.
 pub struct RouteSeries {
     families: Arc<RouteFamilies>,
-    labels: [Box<str>; 3],
+    labels: [Box<str>; 4],
     classes: [OnceLock<Counter>; CLASSES.len()],
     duration: Histogram,
     bytes_in: Counter,
@@ -79,14 +79,14 @@ impl RouteSeries {
 impl RouteFamilies {
     pub(super) fn new(budget: &Arc<Budget>) -> Arc<Self> {
         Arc::new(Self {
-            requests: Family::new(budget.clone(), 4),
-            duration: Family::new(budget.clone(), 3),
-            bytes_in: Family::new(budget.clone(), 3),
-            bytes_out: Family::new(budget.clone(), 3),
+            requests: Family::new(budget.clone(), 5),
+            duration: Family::new(budget.clone(), 4),
+            bytes_in: Family::new(budget.clone(), 4),
+            bytes_out: Family::new(budget.clone(), 4),
         })
     }
 
-    pub(super) fn series(self: &Arc<Self>, labels: [&str; 3]) -> RouteSeries {
+    pub(super) fn series(self: &Arc<Self>, labels: [&str; 4]) -> RouteSeries {
         RouteSeries {
             families: self.clone(),
             labels: labels.map(Into::into),
@@ -97,8 +97,8 @@ impl RouteFamilies {
         }
     }
 
-    fn requests(&self, [listener, route, upstream]: &[Box<str>; 3], class: usize) -> Counter {
-        self.requests.series(&[listener, route, upstream, CLASSES[class]], |_| Counter::default())
+    fn requests(&self, [listener, route, upstream, variant]: &[Box<str>; 4], class: usize) -> Counter {
+        self.requests.series(&[listener, route, upstream, variant, CLASSES[class]], |_| Counter::default())
     }
 
     pub(super) fn sweep(&self, live: &Live<'_>) {
@@ -118,7 +118,7 @@ impl RouteFamilies {
     }
 
     pub(super) fn write(&self, page: &mut Page) {
-        let names = ["listener", "route", "upstream", "code_class"];
+        let names = ["listener", "route", "upstream", "variant", "code_class"];
         let counters = [
             (&self.requests, REQUESTS, "Requests finished, by class of status code."),
             (&self.bytes_in, BYTES_IN, "Bytes of content received from clients."),
@@ -271,7 +271,7 @@ fn class(status: u16) -> usize {
     }
 }
 
-/// Names with values; surplus names are left out.
+/// Names with values; surplus names are left out, and labels without a value, which is the same to Prometheus.
 fn zip<'a>(names: &[&'a str], values: &[&'a str]) -> Vec<(&'a str, &'a str)> {
-    names.iter().copied().zip(values.iter().copied()).collect()
+    names.iter().copied().zip(values.iter().copied()).filter(|(_, value)| !value.is_empty()).collect()
 }

@@ -263,7 +263,7 @@ impl Job<'_> {
 
     /// Sends the request and passes the answer on; true if the backend's connection takes another request.
     async fn relay(&mut self, relay: &mut Relay<'_>) -> Result<bool, Failure> {
-        let seen = self.call.exchange().stack.sees_response() || upstream(&self.call).is_sticky();
+        let seen = self.call.exchange().sees_response() || upstream(&self.call).is_sticky();
         loop {
             let Answer { head, body, reusable, rest } = relay.answer(&self.request.method, seen).await?;
             let mut head = match head {

@@ -140,6 +140,12 @@ impl Gateway {
         std::fs::write(self.file(), text).expect("write");
     }
 
+    /// Starts the program again, after it ended, with what it left.
+    pub(crate) async fn again(mut self) -> Self {
+        let none = TempDir::new().expect("a temporary directory");
+        Self::launch(std::mem::replace(&mut self.directory, none)).await
+    }
+
     async fn launch(directory: TempDir) -> Self {
         // The upgrade socket is in it.
         std::fs::set_permissions(directory.path(), Permissions::from_mode(0o700)).expect("our own folder");
