@@ -14,9 +14,10 @@ use crate::tls::Certificates;
 use crate::{project, read, stem, yaml_files};
 
 /// Examples that show more than one filter.
-const OVERVIEWS: [&str; 11] = [
+const OVERVIEWS: [&str; 12] = [
     "access_log",
     "balancing",
+    "credentials",
     "grpc",
     "health",
     "jwks",
