@@ -27,6 +27,7 @@ fn access() -> Access<'static> {
         upstream: Some("users"),
         backend: Some("127.0.0.1:9001"),
         attempts: 1,
+        tries: None,
         status: 200,
         bytes_in: 0,
         bytes_out: 4096,

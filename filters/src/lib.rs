@@ -8,6 +8,11 @@ pub mod caller;
 pub mod coding;
 pub mod condition;
 pub mod context;
+#[cfg(feature = "cel")]
+pub mod expression;
+#[cfg(not(feature = "cel"))]
+#[path = "expression/absent.rs"]
+pub mod expression;
 pub mod filter;
 pub mod host;
 pub mod identity;
@@ -42,8 +47,10 @@ pub fn builtin() -> Registry {
         .with::<access::cors::Cors>()
         .with::<access::forward_auth::ForwardAuth>()
         .with::<access::ip_access::IpAccess>()
+        .with::<access::upstream_auth::UpstreamAuth>()
         .with::<traffic::body_limit::BodyLimit>()
         .with::<traffic::concurrency::Concurrency>()
+        .with::<traffic::fault::Fault>()
         .with::<traffic::plan_limits::PlanLimits>()
         .with::<traffic::quota::Quota>()
         .with::<traffic::rate_limit::RateLimit>()

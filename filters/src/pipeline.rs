@@ -10,7 +10,7 @@ use crate::context::{Context, EndedBy, Verdict};
 use crate::filter::Declared;
 use crate::outcome::{FilterError, Outcome, Reply};
 use crate::phase::{Completed, Phases};
-use crate::problem::{FILTER_UNAVAILABLE, INTERNAL, Problem};
+use crate::problem::{FILTER_UNAVAILABLE, FORBIDDEN, INTERNAL, Problem};
 use crate::when::When;
 use crate::world::{Counter, Metrics};
 
@@ -101,6 +101,17 @@ impl Step {
             problem.retry_after = Some(*seconds);
         }
         Some(problem.into())
+    }
+
+    /// Nobody can tell whether it runs, so the request does not pass, unless failures let it.
+    fn undecided(&self, why: &str, ctx: &mut Context) -> Option<Reply> {
+        let reason = format!("`when` cannot be evaluated: {why}");
+        if self.continue_on_error {
+            self.counters.failed.inc();
+            ctx.decide(Verdict::FailedOpen, reason, &[]);
+            return None;
+        }
+        self.enforce(Problem::new(&FORBIDDEN).reason(reason).into(), ctx)
     }
 
     /// At most one line a second and step, however many requests fail.
@@ -285,9 +296,16 @@ impl Entered {
         for (nth, pipeline) in stack.0.iter().enumerate() {
             for (at, step) in pipeline.steps.iter().enumerate() {
                 ctx.enter_step(step.filter, &step.instance);
-                if step.when.as_ref().is_some_and(|when| !when.holds(request, ctx)) {
-                    ctx.decide(Verdict::Skipped, "`when` does not hold", &[]);
-                    continue;
+                match step.when.as_ref().map_or(Ok(true), |when| when.holds(request, ctx)) {
+                    Ok(true) => {}
+                    Ok(false) => {
+                        ctx.decide(Verdict::Skipped, "`when` does not hold", &[]);
+                        continue;
+                    }
+                    Err(why) => match step.undecided(&why, ctx) {
+                        Some(reply) => return Some(reply),
+                        None => continue,
+                    },
                 }
                 // A dry run decides here and is never seen again.
                 if !step.dry_run {

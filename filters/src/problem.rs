@@ -72,6 +72,10 @@ registry! {
     FILTER_UNAVAILABLE = 503 "filter-unavailable" "Filter unavailable", retry;
     /// The upstream has no backend that can be used.
     NO_BACKEND = 503 "no-backend" "No backend available", retry;
+    /// The upstream failed too often, and is left alone for a while.
+    CIRCUIT_OPEN = 503 "circuit-open" "Circuit breaker open", retry;
+    /// The upstream, or the route, has as many requests under way as it may.
+    UPSTREAM_BUSY = 503 "upstream-busy" "Upstream busy", retry;
     /// The gateway is out of a bounded resource.
     OVERLOADED = 503 "overloaded" "Overloaded", retry;
     /// The upstream took too long; `detail` names the timeout.
@@ -140,6 +144,13 @@ impl Problem {
     #[must_use]
     pub fn with_grpc_status(mut self, status: u8) -> Self {
         self.grpc_status = Some(status);
+        self
+    }
+
+    /// Says when to come back, in seconds.
+    #[must_use]
+    pub fn come_back_after(mut self, seconds: u64) -> Self {
+        self.retry_after = Some(seconds.max(1));
         self
     }
 

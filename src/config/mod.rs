@@ -3,11 +3,15 @@
 mod address;
 mod admin;
 pub mod balance;
+pub mod circuit_breaker;
+pub mod concurrency;
 mod consumers;
 pub mod dns;
 pub mod health;
 mod listener;
 pub mod observability;
+pub mod outlier;
+pub mod retries;
 mod route;
 mod schema;
 mod server;

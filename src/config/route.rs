@@ -12,6 +12,8 @@ use tollhouse_filters::tree::Raw;
 use tollhouse_filters::values::{Duration, FieldName, Timeout};
 
 use super::Name;
+use super::concurrency::Concurrency;
+use super::retries::RouteRetries;
 
 /// Which requests, and what to do with them: exactly one of `upstream`, `respond` and `redirect`,
 /// or what the service gives.
@@ -41,6 +43,12 @@ pub struct Route {
     /// Timeouts instead of the upstream's.
     #[serde(default)]
     pub timeouts: RouteTimeouts,
+    /// Retries instead of the upstream's; the budget stays the upstream's.
+    #[serde(default)]
+    pub retries: Option<RouteRetries>,
+    /// How many requests of the route may be under way to its upstream, besides what the upstream allows.
+    #[serde(default)]
+    pub concurrency: Option<Concurrency>,
 }
 
 /// Which requests a route takes; all that is written must hold.

@@ -113,6 +113,7 @@ fn record<A>(common: &Common<A>, facts: &ConnFacts, rule: Rule, seen: &Seen<'_>)
             upstream: None,
             backend: None,
             attempts: 0,
+            tries: None,
             status,
             bytes_in: 0,
             bytes_out: 0,

@@ -21,6 +21,7 @@ use tollhouse_filters::world::{ManualClock, World};
 use super::{Connection, Decision, Exchange, Forwarding, strip_hop_by_hop};
 use crate::config::{Expect, Test, TestRequest};
 use crate::consumers::Roster;
+use crate::observe::redact::MASK;
 use crate::routing::ListenerId;
 use crate::snapshot::{Compiler, Mode, Snapshot, fault};
 use crate::source::{Loaded, Problems};
@@ -100,7 +101,7 @@ pub async fn run(snapshot: &Arc<Snapshot>, mut made: MadeUp) -> Outcome {
             strip_hop_by_hop(&mut head);
             let peer = made.connection.peer.map(|peer| peer.ip());
             let forwarding =
-                Forwarding { peer, version: Version::HTTP_11, upstream: &upstream, picked: None };
+                Forwarding { peer, version: Version::HTTP_11, upstream: &upstream, picked: None, left: None };
             match exchange.upstream_request(&mut head, &forwarding, 1).await {
                 Some(reply) => (Some(answer(&mut exchange, reply, &made.head).await), None),
                 None => (None, Some(head)),
@@ -329,7 +330,10 @@ fn mismatches(
             let got: Vec<_> = seen
                 .get_all(http::HeaderName::from((*name).clone()))
                 .iter()
-                .map(|value| String::from_utf8_lossy(value.as_bytes()))
+                .map(|value| match value.is_sensitive() {
+                    true => MASK.into(),
+                    false => String::from_utf8_lossy(value.as_bytes()),
+                })
                 .collect();
             format!(
                 "expected {what} {name}: {value}, got {}",

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
-use http::header;
+use http::header::{self, HeaderValue};
 use pingora::http::RequestHeader;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -213,10 +213,11 @@ fn explanation(
 
 fn lines(head: &RequestHeader) -> Vec<String> {
     let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
-    let fields = head
-        .headers
-        .iter()
-        .map(|(name, value)| format!("{name}: {}", String::from_utf8_lossy(value.as_bytes())));
+    let shown = |value: &HeaderValue| match value.is_sensitive() {
+        true => HIDDEN.to_owned(),
+        false => String::from_utf8_lossy(value.as_bytes()).into_owned(),
+    };
+    let fields = head.headers.iter().map(|(name, value)| format!("{name}: {}", shown(value)));
     std::iter::once(format!("{} {target}", head.method)).chain(fields).collect()
 }
 

@@ -2,6 +2,7 @@
 //!
 //! The proxy, `tollhouse test`, `tollhouse explain` and the admin API all run this engine.
 
+mod admit;
 mod background;
 mod client;
 pub mod dry;
@@ -31,7 +32,7 @@ use tollhouse_filters::values::Timeout;
 
 use crate::routing::{Find, ListenerId, View};
 use crate::snapshot::{Action, Route, Snapshot};
-use crate::upstream::Upstream;
+use crate::upstream::{Admission, Upstream};
 
 pub use background::Background;
 pub use forward::{Forwarding, strip_hop_by_hop, write_line};
@@ -72,6 +73,8 @@ pub struct Exchange {
     pub entered: Entered,
     /// What its filters see.
     pub ctx: Context,
+    /// What it holds of its upstream's places.
+    pub admission: Admission,
     refused: Option<Problem>,
     not_allowed: Option<Problem>,
     /// A response filter failed; what is sent instead passes none.
@@ -109,6 +112,7 @@ impl Exchange {
             stack,
             entered: Entered::default(),
             ctx,
+            admission: Admission::default(),
             refused,
             not_allowed,
             response_failed: false,
@@ -147,7 +151,10 @@ impl Exchange {
                 }
                 self.ctx.upstream = Some(upstream.name.clone());
                 self.ctx.deadline = self.total_timeout(&upstream).map(|total| self.ctx.started + total);
-                Decision::Forward(upstream)
+                match self.admit(&upstream).await {
+                    Ok(()) => Decision::Forward(upstream),
+                    Err(reply) => Decision::Reply(reply),
+                }
             }
             Action::Answer(filter) => match filter.on_request(request, &mut self.ctx).await {
                 Ok(Outcome::Respond(reply)) => Decision::Reply(reply),

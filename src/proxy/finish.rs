@@ -1,20 +1,21 @@
 //! When a request is over: filters settle, numbers are counted, one line is logged.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use http::{Version, header};
 use pingora::ErrorType;
 use pingora::http::RequestHeader;
 use pingora::prelude::*;
 use tollhouse_filters::phase::Completed;
-use tollhouse_filters::problem::CLIENT_CLOSED;
+use tollhouse_filters::problem::{CLIENT_CLOSED, NO_BACKEND};
 
 use super::direct::Ended;
 use super::{Call, Gateway, failure, replay};
 use crate::door;
 use crate::engine::Exchange;
 use crate::observe::{Access, AttemptOutcome, metrics};
+use crate::upstream::Verdict;
 
 impl Gateway {
     /// Runs once for every request, however it ended.
@@ -48,6 +49,7 @@ impl Gateway {
             bytes_in,
             bytes_out,
         };
+        settle(call, &mut exchange);
         exchange.finish(&completed);
         self.count(call, ended, &exchange, &completed);
         if self.observe.logs_access() {
@@ -81,6 +83,7 @@ impl Gateway {
     ) {
         let (ctx, attempts) = (&exchange.ctx, &call.attempts);
         let request_id = ctx.request_id.to_string();
+        let tries = call.tries(ended.outcome, completed.status);
         let backend = attempts.picked.as_ref().map(|picked| picked.address.to_string());
         let field = |name| request.headers.get(name).map(http::HeaderValue::as_bytes);
         let authority = request.uri.authority().map(|authority| authority.as_str().as_bytes());
@@ -103,6 +106,7 @@ impl Gateway {
             upstream: ctx.upstream.as_deref(),
             backend: backend.as_deref(),
             attempts: attempts.made,
+            tries: tries.as_deref(),
             status: completed.status,
             bytes_in: completed.bytes_in,
             bytes_out: completed.bytes_out,
@@ -120,9 +124,22 @@ impl Gateway {
     }
 }
 
+/// Tells the upstream's breaker what became of the request; nothing, if it was given up.
+fn settle(call: &Call, exchange: &mut Exchange) {
+    let ended = match &call.attempts.picked {
+        Some(picked) => picked.guard.ended(),
+        // Nobody was asked, as there was nobody.
+        None => (call.problem == Some(NO_BACKEND.code)).then(|| (Verdict::Failed, Instant::now())),
+    };
+    if let Some((verdict, at)) = ended {
+        exchange.admission.settle(verdict, at);
+    }
+}
+
 fn outcome(call: &Call, error: Option<&Error>) -> AttemptOutcome {
     match error.map(|error| (error.esource(), error.etype())) {
         None => AttemptOutcome::Answered,
+        Some((_, kind)) if *kind == replay::PER_TRY => AttemptOutcome::TimedOut,
         Some((pingora::ErrorSource::Downstream, _)) => AttemptOutcome::Cancelled,
         Some((_, ErrorType::ConnectTimedout | ErrorType::ReadTimedout | ErrorType::WriteTimedout)) => {
             AttemptOutcome::TimedOut
@@ -135,6 +152,7 @@ fn outcome(call: &Call, error: Option<&Error>) -> AttemptOutcome {
 /// An error after the answer had begun, by whose fault.
 fn code(error: &Error) -> &'static str {
     match error.esource() {
+        _ if *error.etype() == replay::PER_TRY => "upstream-protocol",
         pingora::ErrorSource::Downstream => CLIENT_CLOSED.code,
         pingora::ErrorSource::Upstream => "upstream-protocol",
         _ => "internal",

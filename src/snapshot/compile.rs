@@ -131,6 +131,7 @@ impl Compiler<'_> {
         let (listeners, unusual) =
             listeners::build(self, document.listeners, base, &document.server, &mut pipelines, &mut faults);
         let names = routes::Names::new(&listeners, &ids.by_name, &document.services)
+            .with_bulkheads_of(self.previous)
             .with_keys_of(&document.upstreams);
         let built = routes::build(document.services, document.routes, &names, &mut pipelines, &mut faults);
         for (at, test) in document.tests.iter().enumerate() {

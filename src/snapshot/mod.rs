@@ -23,6 +23,7 @@ use tollhouse_filters::phase::OnRequest;
 use tollhouse_filters::pipeline::{Pipeline, Stack};
 use tollhouse_filters::world::UpstreamId;
 
+use crate::config::retries::RouteRetries;
 use crate::config::{Admin, Listener, Observability, RouteTimeouts, Server, Test};
 use crate::consumers::Roster;
 use crate::observe::RouteSeries;
@@ -30,7 +31,7 @@ use crate::routing::{ListenerId, RouteId, Router};
 use crate::source::{Fingerprint, Packed, Problems};
 use crate::store::RedisStore;
 use crate::tls::ServerTls;
-use crate::upstream::Upstream;
+use crate::upstream::{Bulkhead, Upstream};
 
 pub(crate) use compile::fault;
 pub use compile::{Compiler, Mode, apart};
@@ -145,6 +146,10 @@ pub struct Route {
     pub action: Action,
     /// Timeouts instead of the upstream's.
     pub timeouts: RouteTimeouts,
+    /// Retries instead of the upstream's.
+    pub retries: Option<RouteRetries>,
+    /// Places for its requests, besides the upstream's.
+    pub bulkhead: Option<Arc<Bulkhead>>,
     /// Its metrics, by listener, made on first use.
     pub series: Box<[OnceLock<Arc<RouteSeries>>]>,
 }

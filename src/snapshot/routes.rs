@@ -14,18 +14,21 @@ use tollhouse_filters::world::UpstreamId;
 
 use super::compile::{Faults, did_you_mean, entity, fault};
 use super::pipelines::Pipelines;
-use super::{Action, ListenerPlan, Route, facts};
+use super::{Action, ListenerPlan, Route, Snapshot, facts};
+use crate::config::retries::RouteRetries;
 use crate::config::{self, Match, Name, RouteTimeouts, Test};
 use crate::observe::RouteSeries;
 use crate::routing::{ListenerId, RouteId, RouteMatch, shadowed};
 use crate::source::{Loaded, Problems};
-use crate::upstream::Upstream;
+use crate::upstream::{Bulkhead, MAX_RETRIES, Upstream};
 
 /// The names that others can refer to.
 pub(super) struct Names<'a> {
     listeners: &'a [ListenerPlan],
     upstreams: &'a BTreeMap<Arc<str>, UpstreamId>,
     services: HashMap<Arc<str>, usize>,
+    /// Places of the routes that ran before, by name.
+    bulkheads: HashMap<Arc<str>, Arc<Bulkhead>>,
     /// Upstreams whose `hash_on` needs facts.
     keyed: HashMap<UpstreamId, (Arc<str>, Vec<Fact>)>,
 }
@@ -37,7 +40,15 @@ impl<'a> Names<'a> {
         services: &[config::Service],
     ) -> Self {
         let services = services.iter().enumerate().map(|(at, service)| (service.name.shared(), at)).collect();
-        Self { listeners, upstreams, services, keyed: HashMap::new() }
+        Self { listeners, upstreams, services, bulkheads: HashMap::new(), keyed: HashMap::new() }
+    }
+
+    /// Notes the places of routes that go on.
+    pub(super) fn with_bulkheads_of(mut self, previous: Option<&Snapshot>) -> Self {
+        let routes = previous.into_iter().flat_map(|snapshot| &snapshot.routes);
+        self.bulkheads =
+            routes.filter_map(|route| Some((route.name.clone(), route.bulkhead.clone()?))).collect();
+        self
     }
 
     /// Notes what the keys need that these upstreams balance by.
@@ -107,6 +118,8 @@ struct Unresolved {
     own: Arc<Pipeline>,
     target: Target,
     timeouts: RouteTimeouts,
+    retries: Option<RouteRetries>,
+    bulkhead: Option<Arc<Bulkhead>>,
 }
 
 #[derive(Clone)]
@@ -144,7 +157,9 @@ pub(super) fn build(
             route.service.as_ref().and_then(|name| names.service(name, &path.join("service"), faults));
         let service = service.map(|at| &services[at]);
         let target = target(&route, service, names, pipelines, &path, faults);
+        check_retries(route.retries.as_ref(), &path, faults);
         let owner = format!("route:{}", route.name);
+        let before = names.bulkheads.get(route.name.as_str());
         let unresolved = Unresolved {
             name: route.name.shared(),
             service: service.map(|service| service.name.clone()),
@@ -152,6 +167,8 @@ pub(super) fn build(
             own: pipelines.build(&owner, route.filters, &path.join("filters"), faults),
             target,
             timeouts: route.timeouts,
+            retries: route.retries,
+            bulkhead: route.concurrency.as_ref().map(|written| Bulkhead::retained(written, before)),
         };
         let matched = matches(route.matches, names, &path.join("match"), faults);
         check_facts(&unresolved, &matched, names, &path, faults);
@@ -159,6 +176,12 @@ pub(super) fn build(
         built.routes.push(unresolved);
     }
     built
+}
+
+fn check_retries(retries: Option<&RouteRetries>, path: &Path, faults: &mut Faults<'_>) {
+    if retries.and_then(|retries| retries.max).is_some_and(|max| max > MAX_RETRIES) {
+        faults.add(&path.join("retries").join("max"), format!("expected 0 to {MAX_RETRIES}"));
+    }
 }
 
 fn build_service(
@@ -297,6 +320,8 @@ impl Built {
                     own: route.own.clone(),
                     action: action(&route.target),
                     timeouts: route.timeouts,
+                    retries: route.retries.clone(),
+                    bulkhead: route.bulkhead.clone(),
                     series: series(listeners),
                 })
             })
@@ -318,6 +343,8 @@ pub(super) fn unrouted(listeners: usize) -> Route {
         own: none,
         action: Action::NotFound,
         timeouts: RouteTimeouts::default(),
+        retries: None,
+        bulkhead: None,
         series: series(listeners),
     }
 }

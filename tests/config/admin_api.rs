@@ -228,9 +228,11 @@ fn upstreams_tell_their_backends_as_they_are() {
     let admin = Admin::with_token();
     let expected = json!({
         "name": "users", "protocol": "http/1.1", "tls": false, "algorithm": "round_robin", "checked": false,
+        "circuit_breaker": null, "concurrency": null,
         "backends": [{
             "address": "127.0.0.1:9", "weight": 1, "usable": true,
             "in_flight": 0, "latency_ms": null, "requests": 0, "failures": 0,
+            "standing": {"state": "in", "reason": "", "since": null},
             "name": null, "addresses": [{"address": "127.0.0.1:9", "health": null}],
         }],
     });

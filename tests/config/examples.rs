@@ -14,13 +14,14 @@ use crate::tls::Certificates;
 use crate::{project, read, stem, yaml_files};
 
 /// Examples that show more than one filter.
-const OVERVIEWS: [&str; 12] = [
+const OVERVIEWS: [&str; 13] = [
     "access_log",
     "balancing",
     "credentials",
     "grpc",
     "health",
     "jwks",
+    "login",
     "matching",
     "proxy_protocol",
     "services",

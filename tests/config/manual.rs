@@ -21,10 +21,15 @@ const SECTIONS: &[(&str, &str)] = &[
     ("upstreams[].backends[]", "Backend"),
     ("upstreams[].tls", "Tls"),
     ("upstreams[].balance", "Balance"),
+    ("upstreams[].balance.sticky", "Sticky"),
     ("upstreams[].health", "Health"),
     ("upstreams[].health.active", "Active"),
+    ("upstreams[].health.outlier", "Outlier"),
     ("upstreams[].timeouts", "Timeouts"),
     ("upstreams[].retries", "Retries"),
+    ("upstreams[].circuit_breaker", "CircuitBreaker"),
+    ("upstreams[].circuit_breaker.fallback", "Fallback"),
+    ("upstreams[].concurrency", "UpstreamConcurrency"),
     ("upstreams[].pool", "Pool"),
     ("stores.NAME", "Store"),
     ("stores.NAME.tls", "StoreTls"),
@@ -32,6 +37,7 @@ const SECTIONS: &[(&str, &str)] = &[
     ("identities.NAME, type basic", "BasicIdentity"),
     ("identities.NAME, type hmac", "HmacIdentity"),
     ("identities.NAME, type mtls", "MtlsIdentity"),
+    ("identities.NAME, type oidc", "OidcIdentity"),
     ("identities.NAME, type introspection", "IntrospectionIdentity"),
     ("identities.NAME, type jwt", "JwtIdentity"),
     ("consumers, in a file", "ConsumerFile"),
@@ -44,8 +50,13 @@ const SECTIONS: &[(&str, &str)] = &[
     ("routes[]", "Route"),
     ("routes[].match", "Match"),
     ("routes[].timeouts", "RouteTimeouts"),
+    ("routes[].retries", "RouteRetries"),
     ("when", "WhenSpec"),
     ("filter forward_auth: cache", "ForwardAuthCache"),
+    ("filter upstream_auth: client_credentials", "ClientCredentials"),
+    ("filter upstream_auth: basic", "UpstreamBasic"),
+    ("filter upstream_auth: header", "UpstreamField"),
+    ("filter upstream_auth: aws", "UpstreamAws"),
     ("observability", "Observability"),
     ("observability.access_log", "AccessLog"),
     ("observability.metrics", "Metrics"),
@@ -113,6 +124,7 @@ fn every_metric_and_field_of_the_log_is_in_the_manual() {
         names("src/observe/metrics/mod.rs", "const [A-Z_]+: &str = \"((?:tollhouse|process)_[a-z_]+)\"");
     all.extend(names("src/server/mod.rs", "\"(tollhouse_[a-z_]+)\""));
     all.extend(names("src/server/people.rs", "\"(tollhouse_[a-z_]+)\""));
+    all.extend(names("src/upstream/export.rs", "\"(tollhouse_[a-z_]+)\""));
     all.extend(names("src/store/numbers.rs", "\"(tollhouse_[a-z_]+)\""));
     all.extend(names("src/server/tls.rs", "\"(tollhouse_[a-z_]+)\""));
     let fields = names(

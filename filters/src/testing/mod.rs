@@ -406,7 +406,7 @@ impl Sent {
     }
 
     /// Shows the whole of the request body; the status it was answered with, if it was.
-    pub async fn body(&mut self, body: &[u8]) -> Option<u16> {
+    pub async fn body_status(&mut self, body: &[u8]) -> Option<u16> {
         let mut body = Bytes::copy_from_slice(body);
         let reply = self.entered.request_body(&self.stack, &mut self.head, &mut body, &mut self.ctx).await;
         reply.map(|reply| reply.status())
@@ -414,7 +414,7 @@ impl Sent {
 
     /// Runs the body phase with this body.
     #[must_use]
-    pub async fn body(mut self, body: &[u8]) -> Self {
+    pub async fn with_body(mut self, body: &[u8]) -> Self {
         let mut body = Bytes::copy_from_slice(body);
         let Self { stack, entered, head, ctx, .. } = &mut self;
         self.reply = entered.request_body(stack, head, &mut body, ctx).await;
@@ -440,10 +440,14 @@ impl Sent {
     /// # Panics
     /// When the attempt was answered.
     pub async fn attempt(&mut self, attempt: u32) -> RequestHeader {
+        self.try_attempt(attempt).await.unwrap_or_else(|reply| panic!("answered: {reply:?}"))
+    }
+
+    /// As [`attempt`](Self::attempt), or the answer that it ended with.
+    pub async fn try_attempt(&mut self, attempt: u32) -> Result<RequestHeader, Reply> {
         let mut head = self.head.clone();
         let reply = self.entered.upstream_request(&self.stack, &mut head, attempt, &mut self.ctx).await;
-        assert!(reply.is_none(), "answered: {reply:?}");
-        head
+        reply.map_or(Ok(head), Err)
     }
 
     /// Passes the head of the upstream's answer.

@@ -40,6 +40,11 @@ pub trait Client: Send + Sync {
         timeout: Option<Duration>,
     ) -> Result<ClientReply, ClientError>;
 
+    /// Whether there is no network, so that nothing can be asked.
+    fn is_dry(&self) -> bool {
+        false
+    }
+
     /// The upstream that stands for an origin; none where there is no network, or of too many.
     fn origin(&self, _origin: &Origin) -> Option<UpstreamId> {
         None
@@ -146,6 +151,10 @@ impl Client for NoClient {
         _timeout: Option<Duration>,
     ) -> Result<ClientReply, ClientError> {
         Err(ClientError::Unavailable("no network in a dry run".into()))
+    }
+
+    fn is_dry(&self) -> bool {
+        true
     }
 }
 

@@ -27,7 +27,7 @@ pub use state::{
     Balance, Budget, Change, Charge, MemoryState, ScopedState, State, StateEntry, StateError, StateKey,
     StateValue, Tally, TallyRow, TenantId, Window,
 };
-pub use store::{Away, Ledger, OnFailure, OwnStore, Spent, Store, Stores};
+pub use store::{Away, Decided, Ledger, OnFailure, OwnStore, Spent, Store, Stores};
 pub use tasks::{NoTasks, Tasks};
 
 /// Entries the default memory state holds before it evicts.

@@ -39,6 +39,7 @@ enum Field {
     Upstream,
     Backend,
     Attempts,
+    Tries,
     Status,
     BytesIn,
     BytesOut,
@@ -57,7 +58,7 @@ enum Field {
 }
 
 /// What fields are called in templates; where other templates have the same value, by the same name.
-const FIELDS: [(&str, Field); 30] = [
+const FIELDS: [(&str, Field); 31] = [
     ("time", Field::Time),
     ("time.common", Field::TimeCommon),
     ("request.id", Field::RequestId),
@@ -75,6 +76,7 @@ const FIELDS: [(&str, Field); 30] = [
     ("upstream", Field::Upstream),
     ("backend", Field::Backend),
     ("attempts", Field::Attempts),
+    ("tries", Field::Tries),
     ("status", Field::Status),
     ("bytes_in", Field::BytesIn),
     ("bytes_out", Field::BytesOut),
@@ -184,6 +186,7 @@ impl Line<'_> {
             Field::Upstream => self.optional(access.upstream),
             Field::Backend => self.optional(access.backend),
             Field::Attempts => self.show(access.attempts),
+            Field::Tries => self.optional(access.tries),
             Field::Status => self.show(format_args!("{:03}", access.status)),
             Field::BytesIn => self.show(access.bytes_in),
             Field::BytesOutOrDash if access.bytes_out == 0 => self.text("-"),

@@ -51,6 +51,8 @@ pub struct Access<'a> {
     pub backend: Option<&'a str>,
     /// Attempts at backends.
     pub attempts: u32,
+    /// All of them with their outcome, where there was more than one.
+    pub tries: Option<&'a str>,
     /// The status sent; 499 when the client left before one was, 0 when unknown.
     pub status: u16,
     /// Bytes of content from the client.
@@ -129,6 +131,7 @@ impl Line<'_> {
         optional(map, "upstream", access.upstream)?;
         optional(map, "backend", access.backend)?;
         map.serialize_entry("attempts", &access.attempts)?;
+        optional(map, "tries", access.tries)?;
         map.serialize_entry("status", &access.status)?;
         map.serialize_entry("bytes_in", &access.bytes_in)?;
         map.serialize_entry("bytes_out", &access.bytes_out)?;
@@ -227,6 +230,7 @@ impl Access<'_> {
             upstream: Some("users"),
             backend: Some("127.0.0.1:9001"),
             attempts: 1,
+            tries: None,
             status: 200,
             bytes_in: 0,
             bytes_out: 512,

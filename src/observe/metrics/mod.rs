@@ -20,8 +20,8 @@ use self::custom::CustomFamilies;
 pub use self::page::CONTENT_TYPE;
 use self::page::Page;
 use self::series::{
-    ATTEMPTS, BACKEND_HEALTHY, BYTES_IN, BYTES_OUT, CONNECT_FAILURES, DURATION, HEALTH_CHANGES, REQUESTS,
-    RouteFamilies, UpstreamFamilies,
+    ATTEMPTS, BACKEND_HEALTHY, BYTES_IN, BYTES_OUT, CONNECT_FAILURES, DURATION, HEALTH_CHANGES,
+    OUT_OF_BUDGET, REQUESTS, RETRIES, RouteFamilies, UpstreamFamilies,
 };
 pub use self::series::{AttemptOutcome, BackendSeries, RouteSeries, UpstreamSeries};
 use super::labels::Budget;
@@ -51,6 +51,8 @@ const RESERVED: &[&str] = &[
     BYTES_OUT,
     ATTEMPTS,
     CONNECT_FAILURES,
+    RETRIES,
+    OUT_OF_BUDGET,
     BACKEND_HEALTHY,
     HEALTH_CHANGES,
     IN_FLIGHT,
