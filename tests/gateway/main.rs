@@ -6,6 +6,7 @@ mod balancing;
 mod bodies;
 mod compression;
 mod consumers;
+mod credentials;
 mod decompression;
 mod direct;
 mod failures;
