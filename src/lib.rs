@@ -24,6 +24,7 @@
 //! Build a gateway with filters of your own with [`run`].
 
 pub mod admin;
+pub mod cache;
 pub mod cli;
 pub mod config;
 pub mod consumers;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 /// What each module of the gateway may import. `observe` is a leaf that everyone may import.
 const MAY_IMPORT: [(&str, &[&str]); 18] = [
     ("observe", &[]),
+    ("cache", &[]),
     ("config", &[]),
     ("handover", &[]),
     ("ledger", &["config"]),
