@@ -4,6 +4,7 @@
 //! it was given when it was built ([`filter::Build`]): it can be tested, dry-run and replayed.
 
 pub mod access;
+pub mod caching;
 pub mod caller;
 pub mod coding;
 pub mod condition;
