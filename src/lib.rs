@@ -15,6 +15,7 @@
 //! ```text
 //! main -> cli -> server -> { door, proxy, admin }
 //! door, proxy, admin, cli -> engine -> snapshot
+//! proxy, admin -> cache -> { engine, upstream }
 //! snapshot -> { source, config, routing, store, tls, upstream, filters }
 //! store, upstream -> { config, tls }                            tls -> config
 //! door, server, cli -> handover
@@ -23,6 +24,7 @@
 //! Build a gateway with filters of your own with [`run`].
 
 pub mod admin;
+pub mod cache;
 pub mod cli;
 pub mod config;
 pub mod consumers;

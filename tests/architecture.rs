@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each module of the gateway may import. `observe` is a leaf that everyone may import.
-const MAY_IMPORT: [(&str, &[&str]); 17] = [
+const MAY_IMPORT: [(&str, &[&str]); 18] = [
     ("observe", &[]),
     ("config", &[]),
     ("handover", &[]),
@@ -19,11 +19,13 @@ const MAY_IMPORT: [(&str, &[&str]); 17] = [
     ("consumers", &["source", "config"]),
     ("snapshot", &["consumers", "source", "config", "routing", "store", "tls", "upstream"]),
     ("engine", &["consumers", "snapshot", "source", "config", "routing", "tls", "upstream"]),
+    ("cache", &["engine", "snapshot", "source", "config", "routing", "tls", "upstream"]),
     ("door", &["handover", "engine", "snapshot", "source", "config", "routing", "tls", "upstream"]),
-    ("proxy", &["door", "engine", "snapshot", "source", "config", "routing", "tls", "upstream"]),
+    ("proxy", &["cache", "door", "engine", "snapshot", "source", "config", "routing", "tls", "upstream"]),
     (
         "admin",
         &[
+            "cache",
             "consumers",
             "door",
             "engine",
@@ -39,6 +41,7 @@ const MAY_IMPORT: [(&str, &[&str]); 17] = [
     (
         "server",
         &[
+            "cache",
             "consumers",
             "handover",
             "admin",

@@ -21,6 +21,7 @@ pub mod plan;
 pub mod problem;
 pub mod registry;
 pub mod selector;
+mod slot;
 pub mod spec;
 pub mod template;
 #[cfg(any(test, feature = "testing"))]
@@ -44,6 +45,7 @@ pub fn builtin() -> Registry {
         .with::<access::forward_auth::ForwardAuth>()
         .with::<access::ip_access::IpAccess>()
         .with::<traffic::body_limit::BodyLimit>()
+        .with::<traffic::cache::Cache>()
         .with::<traffic::concurrency::Concurrency>()
         .with::<traffic::plan_limits::PlanLimits>()
         .with::<traffic::quota::Quota>()

@@ -3,6 +3,7 @@
 mod address;
 mod admin;
 pub mod balance;
+mod cache;
 mod consumers;
 pub mod dns;
 pub mod health;
@@ -27,6 +28,7 @@ use tollhouse_filters::spec::Item;
 
 pub use address::{Address, AddressError};
 pub use admin::{Admin, AdminAddress};
+pub use cache::Cache;
 pub use consumers::{ConsumerFile, ConsumerList};
 pub use dns::Dns;
 pub use listener::{Listener, Protocol};

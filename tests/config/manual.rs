@@ -7,12 +7,16 @@ use serde_json::Value;
 use crate::{project, read, schema};
 
 /// Headings of tables of keys, and the definitions they show; filters are found by name.
-const SECTIONS: [(&str, &str); 41] = [
+const SECTIONS: [(&str, &str); 45] = [
     ("the document", "Document"),
     ("server", "Server"),
     ("server.limits", "Limits"),
     ("server.paths", "PathRules"),
     ("server.dns", "Dns"),
+    ("server.cache", "Cache"),
+    ("filter cache: key", "CacheKey"),
+    ("filter cache: key.query", "CacheQuery"),
+    ("filter cache: purge", "CachePurge"),
     ("listeners[]", "Listener"),
     ("listeners[].tls", "ListenerTls"),
     ("listeners[].tls.certificates[]", "Certificate"),
@@ -108,6 +112,8 @@ fn every_metric_and_field_of_the_log_is_in_the_manual() {
     let mut all =
         names("src/observe/metrics/mod.rs", "const [A-Z_]+: &str = \"((?:tollhouse|process)_[a-z_]+)\"");
     all.extend(names("src/server/mod.rs", "\"(tollhouse_[a-z_]+)\""));
+    all.extend(names("src/cache/mod.rs", "\"(tollhouse_[a-z_]+)\""));
+    all.extend(names("filters/src/traffic/cache/numbers.rs", "\"(tollhouse_[a-z_]+)\""));
     all.extend(names("src/server/people.rs", "\"(tollhouse_[a-z_]+)\""));
     all.extend(names("src/store/numbers.rs", "\"(tollhouse_[a-z_]+)\""));
     all.extend(names("src/server/tls.rs", "\"(tollhouse_[a-z_]+)\""));

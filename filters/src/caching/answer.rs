@@ -1,8 +1,8 @@
 //! What of a stored answer a request gets: all, a part, or that it has it already (RFC 9111 s4.3.2).
 
 use http::header::{
-    DATE, ETAG, HeaderName, HeaderValue, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE,
-    LAST_MODIFIED, RANGE,
+    DATE, ETAG, HeaderName, HeaderValue, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE,
+    IF_UNMODIFIED_SINCE, LAST_MODIFIED, RANGE,
 };
 use http::{HeaderMap, Method, StatusCode};
 
@@ -71,7 +71,8 @@ fn is_known(request: &HeaderMap, stored: &HeaderMap) -> bool {
             return any_tag(request);
         };
         let lines = request.get_all(IF_NONE_MATCH).iter();
-        return any_tag(request) || lines.flat_map(|line| tags(line.as_bytes())).any(|asked| opaque(asked) == tag);
+        return any_tag(request)
+            || lines.flat_map(|line| tags(line.as_bytes())).any(|asked| opaque(asked) == tag);
     }
     let Some(since) = request.get(IF_MODIFIED_SINCE).and_then(date) else { return false };
     let changed = stored.get(LAST_MODIFIED).or_else(|| stored.get(DATE)).and_then(date);

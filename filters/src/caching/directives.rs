@@ -93,13 +93,12 @@ fn targeted(fields: &HeaderMap) -> Option<ResponseDirectives> {
     let mut said = ResponseDirectives { targeted: true, ..ResponseDirectives::default() };
     for (name, entry) in &dictionary {
         let ListEntry::Item(item) = entry else { return None };
-        let timed = ["max-age", "s-maxage", "stale-while-revalidate", "stale-if-error"].contains(&name.as_str());
+        let timed =
+            ["max-age", "s-maxage", "stale-while-revalidate", "stale-if-error"].contains(&name.as_str());
         let argument = match (&item.bare_item, timed) {
             (BareItem::Boolean(true), false) => None,
             (BareItem::Boolean(false), false) => continue,
-            (BareItem::Integer(number), true) => {
-                Some(u32::try_from((*number).min(i64::from(MOST))).ok())
-            }
+            (BareItem::Integer(number), true) => Some(u32::try_from((*number).min(i64::from(MOST))).ok()),
             (_, true) => return None,
             // `private="x"` and what nobody knows.
             (_, false) => None,
@@ -133,9 +132,8 @@ impl RequestDirectives {
         let mut asked = Self::default();
         let Some(text) = joined(fields, &CACHE_CONTROL) else {
             let pragma = joined(fields, &PRAGMA);
-            asked.no_cache = pragma.is_some_and(|text| {
-                directives(&text).any(|(name, _)| name.eq_ignore_ascii_case("no-cache"))
-            });
+            asked.no_cache = pragma
+                .is_some_and(|text| directives(&text).any(|(name, _)| name.eq_ignore_ascii_case("no-cache")));
             return asked;
         };
         for (name, argument) in directives(&text) {

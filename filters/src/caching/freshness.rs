@@ -71,8 +71,8 @@ pub enum Why {
     Request,
 }
 
-/// Judges a stored answer at a moment (milliseconds since 1970); `purged` if somebody said that it is not to be
-/// taken for fresh any more.
+/// Judges a stored answer at a moment (milliseconds since 1970); `purged` if somebody said that it is stale from
+/// now on.
 #[must_use]
 pub fn judge(facts: &Facts, asked: &RequestDirectives, purged: bool, now: u64) -> Judgement {
     let left = if purged { Err(0) } else { facts.left(now) };
@@ -84,7 +84,12 @@ pub fn judge(facts: &Facts, asked: &RequestDirectives, purged: bool, now: u64) -
     Judgement { age, ttl, serve: serve(facts, asked, (left, purged), age) }
 }
 
-fn serve(facts: &Facts, asked: &RequestDirectives, (left, purged): (Result<u64, u64>, bool), age: u64) -> Serve {
+fn serve(
+    facts: &Facts,
+    asked: &RequestDirectives,
+    (left, purged): (Result<u64, u64>, bool),
+    age: u64,
+) -> Serve {
     let too_old = asked.max_age.is_some_and(|most| age > u64::from(most));
     if asked.no_cache || too_old {
         return Serve::AfterValidation(Why::Request);
@@ -98,10 +103,14 @@ fn serve(facts: &Facts, asked: &RequestDirectives, (left, purged): (Result<u64, 
             Serve::AfterValidation(Why::Request)
         }
         Ok(_) => Serve::AsItIs,
-        Err(_) if facts.no_stale || purged => Serve::AfterValidation(Why::Stale),
-        Err(over) if asked.max_stale.is_some_and(|most| over <= u64::from(most) * 1000) => Serve::AsItIs,
+        Err(_) if facts.no_stale => Serve::AfterValidation(Why::Stale),
+        Err(over) if !purged && asked.max_stale.is_some_and(|most| over <= u64::from(most) * 1000) => {
+            Serve::AsItIs
+        }
         // Who asks for an age or for freshness does not want what is stale.
-        Err(over) if within(over, facts.while_revalidate) && asked.min_fresh.is_none() => Serve::AndRevalidate,
+        Err(over) if within(over, facts.while_revalidate) && asked.min_fresh.is_none() => {
+            Serve::AndRevalidate
+        }
         Err(_) => Serve::AfterValidation(Why::Stale),
     }
 }

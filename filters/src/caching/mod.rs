@@ -4,6 +4,7 @@
 //! Nothing here knows the time or keeps anything: all is decided from what is given.
 
 mod answer;
+mod ask;
 mod date;
 mod directives;
 mod freshness;
@@ -15,13 +16,14 @@ mod tests;
 mod vary;
 
 pub use answer::{Asks, Selected, select};
+pub use ask::{Ask, Plan, url};
 pub use date::http_date;
 pub use directives::{RequestDirectives, ResponseDirectives};
 pub use freshness::{Facts, Judgement, Serve, Why, judge, serves_on_error};
 pub use range::{Ranged, ranged};
 pub use status::{CacheStatus, Forwarded};
 pub use storable::{NotStored, Rules, Times, facts, may_be_understood};
-pub use vary::{MAX_NAMES, Vary, matches, variant};
+pub use vary::{MAX_NAMES, Vary, matches, names, variant};
 
 use http::HeaderMap;
 use http::header::{HeaderName, HeaderValue};

@@ -57,6 +57,16 @@ impl Forwarded {
     }
 }
 
+impl CacheStatus {
+    /// What the cache did, without its name.
+    pub fn parameters(&self) -> impl fmt::Display {
+        fmt::from_fn(|f| {
+            let whole = self.to_string();
+            f.write_str(whole.split_once("; ").map_or("", |(_, parameters)| parameters))
+        })
+    }
+}
+
 impl fmt::Display for CacheStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("tollhouse")?;

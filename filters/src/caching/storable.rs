@@ -1,7 +1,7 @@
 //! Whether an answer may be stored, and what is to be known of it (RFC 9111 s3, s4.2.1, s4.2.3).
 
 use http::header::{
-    AGE, AUTHORIZATION, DATE, EXPIRES, ETAG, HeaderName, HeaderValue, LAST_MODIFIED, SET_COOKIE,
+    AGE, AUTHORIZATION, DATE, ETAG, EXPIRES, HeaderName, HeaderValue, LAST_MODIFIED, SET_COOKIE,
 };
 use http::{HeaderMap, Method, StatusCode};
 
@@ -71,6 +71,8 @@ pub enum NotStored {
     NotFresh,
     /// It is larger than may be.
     TooLarge,
+    /// Nothing but the end of the connection says where it ends, so it may have been cut.
+    Endless,
 }
 
 impl NotStored {
@@ -90,6 +92,7 @@ impl NotStored {
             Self::NotUnderstood => "not-understood",
             Self::NotFresh => "not-fresh",
             Self::TooLarge => "too-large",
+            Self::Endless => "endless",
         }
     }
 

@@ -1,9 +1,7 @@
 //! `Vary`: which requests a stored answer is for (RFC 9111 s4.1).
 
 use http::HeaderMap;
-use http::header::{
-    ACCEPT, ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, HeaderName, HeaderValue, VARY,
-};
+use http::header::{ACCEPT, ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, HeaderName, HeaderValue, VARY};
 
 /// Most fields that an answer may vary by: with more, every request is another.
 pub const MAX_NAMES: usize = 16;
@@ -25,7 +23,8 @@ impl Vary {
     pub fn of(response: &HeaderMap) -> Self {
         let mut names: Vec<HeaderName> = Vec::new();
         let lines = response.get_all(VARY).iter();
-        let listed = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+        let listed =
+            lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
         for name in listed.filter(|name| !name.is_empty()) {
             match HeaderName::from_bytes(name) {
                 Ok(name) if name != "*" => names.push(name),
@@ -77,7 +76,9 @@ pub fn variant(names: &[HeaderName], request: &HeaderMap) -> Vec<u8> {
 pub fn matches(variant: &[u8], request: &HeaderMap) -> bool {
     let mut rest = variant;
     while !rest.is_empty() {
-        let Some(name) = take(&mut rest).and_then(|name| HeaderName::from_bytes(name).ok()) else { return false };
+        let Some(name) = take(&mut rest).and_then(|name| HeaderName::from_bytes(name).ok()) else {
+            return false;
+        };
         let Some((there, after)) = rest.split_first() else { return false };
         rest = after;
         let stored = if *there == 1 { take(&mut rest) } else { None };
@@ -91,7 +92,7 @@ pub fn matches(variant: &[u8], request: &HeaderMap) -> bool {
 
 /// The names that a variant is made of.
 #[must_use]
-pub(crate) fn names(variant: &[u8]) -> Vec<HeaderName> {
+pub fn names(variant: &[u8]) -> Vec<HeaderName> {
     let (mut rest, mut names) = (variant, Vec::new());
     while let Some(name) = take(&mut rest) {
         names.extend(HeaderName::from_bytes(name).ok());

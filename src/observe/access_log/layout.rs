@@ -47,6 +47,7 @@ enum Field {
     Elapsed,
     Throttled,
     UpstreamElapsed,
+    Cache,
     Consumer,
     Identity,
     DeniedBy,
@@ -57,7 +58,7 @@ enum Field {
 }
 
 /// What fields are called in templates; where other templates have the same value, by the same name.
-const FIELDS: [(&str, Field); 30] = [
+const FIELDS: [(&str, Field); 31] = [
     ("time", Field::Time),
     ("time.common", Field::TimeCommon),
     ("request.id", Field::RequestId),
@@ -81,6 +82,7 @@ const FIELDS: [(&str, Field); 30] = [
     ("elapsed_ms", Field::Elapsed),
     ("throttled_ms", Field::Throttled),
     ("upstream_ms", Field::UpstreamElapsed),
+    ("cache", Field::Cache),
     ("consumer", Field::Consumer),
     ("identity", Field::Identity),
     ("denied_by", Field::DeniedBy),
@@ -191,6 +193,7 @@ impl Line<'_> {
             Field::Elapsed => self.show(format_args!("{:.3}", millis(access.elapsed))),
             Field::Throttled => self.time(access.throttled),
             Field::UpstreamElapsed => self.time(access.upstream_elapsed),
+            Field::Cache => self.optional(access.cache),
             Field::Consumer => self.optional(access.consumer),
             Field::Identity => self.optional(access.identity),
             Field::DeniedBy => self.optional(access.denied_by),

@@ -23,7 +23,7 @@ use super::request::Left;
 use super::{Call, Gateway};
 use crate::config::upstream::Protocol;
 use crate::door::{self, Application, ConnFacts, Declined, DoorStream, Head, Served};
-use crate::engine::{Connection, Decision};
+use crate::engine::Connection;
 use crate::observe::AttemptOutcome;
 use crate::routing::ListenerId;
 use crate::upstream::Upstream;
@@ -78,8 +78,8 @@ impl Gateway {
         call.version = Version::HTTP_11;
         self.take_in(connection(stream.facts()), &mut request, &mut call);
         let sound = !call.exchange().is_refused();
-        let decision = call.exchange().decide(&mut request).await;
-        if let Decision::Forward(upstream) = &decision
+        let decision = self.decision(&mut call, &mut request).await;
+        if let Ok(upstream) = &decision
             && !is_plain(upstream, &mut call, stream.unread() == Some(0))
         {
             call.decided = Some(upstream.clone());
@@ -117,10 +117,14 @@ fn is_plain(upstream: &Upstream, call: &mut Call, bodiless: bool) -> bool {
 
 impl Job<'_> {
     /// Serves the request, and says what becomes of its connection.
-    async fn run(mut self, stream: &mut DoorStream, decision: Decision) -> door::Connection {
+    async fn run(
+        mut self,
+        stream: &mut DoorStream,
+        decision: Result<Arc<Upstream>, Reply>,
+    ) -> door::Connection {
         let ended = match decision {
-            Decision::Reply(reply) => self.answer(stream, reply).await,
-            Decision::Forward(upstream) => self.forward(stream, upstream).await,
+            Ok(upstream) => self.forward(stream, upstream).await,
+            Err(reply) => self.answer(stream, reply).await,
         };
         let broken = stream.broken();
         let Self { gateway, mut call, request, keep, whole, status, bytes_in, bytes_out } = self;

@@ -32,7 +32,10 @@ impl Job<'_> {
         if chunked {
             let _ = rendered.head.insert_header("Transfer-Encoding", "chunked");
         }
-        let _ = rendered.head.insert_header("Date", get_cached_date());
+        if !rendered.head.headers.contains_key(header::DATE) {
+            // RFC 9110 s6.6.1: what comes from a cache has one, which stays.
+            let _ = rendered.head.insert_header("Date", get_cached_date());
+        }
         let mut out = Vec::with_capacity(512);
         wire::write_answer(&mut rendered.head, !self.keep, &mut out);
         self.status = Some(rendered.head.status.as_u16());

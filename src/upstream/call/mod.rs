@@ -52,6 +52,10 @@ pub struct CallOptions {
     pub timeout: Option<Duration>,
     /// What balancing by key goes by, instead of the upstream's `hash_on` of the call's own head.
     pub key: Bytes,
+    /// The limit on connecting, instead of the upstream's `timeouts.connect`.
+    pub connect: Option<Duration>,
+    /// The limit between two reads of the answer, instead of the upstream's `timeouts.read`; none for no limit.
+    pub read: Option<Option<Duration>>,
 }
 
 /// A request body, sent with its length known.
@@ -65,6 +69,9 @@ pub struct Reply {
     pub head: ResponseHeader,
     /// The body.
     pub body: BodyStream,
+    /// Whether more than the end of the connection says where the body ends, so that one that was cut is known
+    /// (RFC 9112 s8).
+    pub delimited: bool,
 }
 
 /// Why an exchange failed, and whether it may go over a fresh connection.
@@ -101,7 +108,8 @@ impl Caller {
         if key.is_empty() {
             upstream.write_key(&head, None, &mut key);
         }
-        let call = Call { caller: self, upstream, head, body: body.into(), deadline };
+        let limits = (options.connect, options.read);
+        let call = Call { caller: self, upstream, head, body: body.into(), deadline, limits };
         within(deadline, Box::pin(call.attempts(&key))).await
     }
 
@@ -155,6 +163,8 @@ struct Call<'a> {
     head: RequestHeader,
     body: Payload,
     deadline: Option<Instant>,
+    /// On connecting, and between two reads.
+    limits: (Option<Duration>, Option<Option<Duration>>),
 }
 
 impl Call<'_> {
@@ -164,7 +174,8 @@ impl Call<'_> {
         loop {
             let mut picked = self.upstream.pick(key, &tried).ok_or(CallError::NoBackend)?;
             let request = head::request(&self.head, self.body.len(), self.upstream, &picked)?;
-            let peer = self.upstream.peer(&picked);
+            let mut peer = self.upstream.peer(&picked);
+            self.narrow(&mut peer);
             let (session, reused) = match self.connect(&peer).await {
                 Ok(connected) => connected,
                 Err(error) => {
@@ -190,6 +201,18 @@ impl Call<'_> {
                 return Err(failure.error);
             }
             stale -= 1;
+        }
+    }
+
+    fn narrow(&self, peer: &mut HttpPeer) {
+        let (connect, read) = self.limits;
+        if connect.is_some() {
+            peer.options.connection_timeout = connect;
+            peer.options.total_connection_timeout = connect;
+        }
+        if let Some(read) = read {
+            peer.options.read_timeout = read;
+            peer.options.write_timeout = read;
         }
     }
 
@@ -233,6 +256,7 @@ impl Call<'_> {
 
     async fn reply(&self, mut wire: Wire, head: ResponseHeader) -> Result<Reply, CallError> {
         wire.picked.guard.answered(head.status.as_u16());
+        let delimited = wire.is_delimited();
         let status_ends_it = wire.is_done().map_err(|failure| {
             wire.picked.guard.failed();
             failure.error
@@ -242,7 +266,7 @@ impl Call<'_> {
             // No body: give the connection back even if the caller never asks for one.
             body.next().await?;
         }
-        Ok(Reply { head, body })
+        Ok(Reply { head, body, delimited: delimited || status_ends_it })
     }
 
     async fn write_body(&self, session: &mut HttpSession) -> Result<(), Failure> {

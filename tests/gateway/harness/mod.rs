@@ -1,6 +1,7 @@
 //! What the tests are made of: the gateway as a child process, scripted origins, and clients that
 //! say exactly what they are told.
 
+pub(crate) mod cached;
 mod checked;
 mod client;
 mod dns;

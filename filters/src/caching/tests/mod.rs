@@ -27,7 +27,11 @@ fn directives_are_read_as_rfc_9111_s5_2_writes_them() {
     assert_eq!(response("Max-Age=60, PUBLIC").max_age, Some(60));
     assert!(response("max-age=60 , public").public);
     assert_eq!(response("max-age=\"60\"").max_age, Some(60), "s5.2: both forms are to be accepted");
-    assert_eq!(response("x=\"max-age=3600\", max-age=1").max_age, Some(1), "what is quoted is not a directive");
+    assert_eq!(
+        response("x=\"max-age=3600\", max-age=1").max_age,
+        Some(1),
+        "what is quoted is not a directive"
+    );
     assert_eq!(response("x=\"a\\\"b, max-age=9\"").max_age, None);
     assert_eq!(response("max-age=003600").max_age, Some(3600));
     assert_eq!(response("max-age=99999999999999999999").max_age, Some(1 << 31), "s1.2.2");
@@ -37,7 +41,8 @@ fn directives_are_read_as_rfc_9111_s5_2_writes_them() {
 
 #[test]
 fn what_is_no_number_is_over_and_of_two_the_shorter_counts_as_rfc_9111_s4_2_1_says() {
-    for value in ["max-age=abc", "max-age", "max-age='3600'", "max-age=-1", "max-age=3600.0", "max-age=3600a"] {
+    for value in ["max-age=abc", "max-age", "max-age='3600'", "max-age=-1", "max-age=3600.0", "max-age=3600a"]
+    {
         assert_eq!(response(value).max_age, Some(0), "{value}");
     }
     assert_eq!(response("max-age=1800, max-age=1").max_age, Some(1));
@@ -75,12 +80,20 @@ fn dates_have_three_forms_as_rfc_9110_s5_6_7_says() {
         "Sunday, 06-Nov-94 08:49:37 GMT",
         "Sun Nov  6 08:49:37 1994",
         "SUN, 06 nov 1994 08:49:37 gMt",
+        "Mon Nov  6 08:49:37 1994",
     ] {
         assert_eq!(http_date(date.as_bytes()), Some(784_111_777), "{date}");
     }
     for date in [
-        "0", "", "Sun, 06 Nov 1994 08:49:37 UTC", "Sun, 06 Nov 94 08:49:37 GMT", "Sun 06 Nov 1994 08:49:37 GMT",
-        "Sun, 06  Nov 1994 08:49:37 GMT", "Sun, 06-Nov-1994 08:49:37 GMT", "Sun, 06 Nov 1994 8:49:37 GMT", "\u{fc}",
+        "0",
+        "",
+        "Sun, 06 Nov 1994 08:49:37 UTC",
+        "Sun, 06 Nov 94 08:49:37 GMT",
+        "Sun 06 Nov 1994 08:49:37 GMT",
+        "Sun, 06  Nov 1994 08:49:37 GMT",
+        "Sun, 06-Nov-1994 08:49:37 GMT",
+        "Sun, 06 Nov 1994 8:49:37 GMT",
+        "\u{fc}",
     ] {
         assert_eq!(http_date(date.as_bytes()), None, "{date}");
     }
@@ -172,7 +185,11 @@ fn who_has_what_is_stored_is_told_so_as_rfc_9110_s13_says() {
     assert_eq!(selects(&[("if-modified-since", NEW)], &tagged), Selected::NotModified);
     assert_eq!(selects(&[("if-modified-since", OLD)], &tagged), Selected::Whole);
     assert_eq!(selects(&[("if-modified-since", "now")], &tagged), Selected::Whole);
-    assert_eq!(selects(&[("if-modified-since", NEW)], &[("date", OLD)]), Selected::NotModified, "9111 s4.3.2");
+    assert_eq!(
+        selects(&[("if-modified-since", NEW)], &[("date", OLD)]),
+        Selected::NotModified,
+        "9111 s4.3.2"
+    );
     let gone = select(
         (&Method::GET, &fields(&[("if-none-match", "\"a\"")])),
         (StatusCode::NOT_FOUND, &fields(&[("etag", "\"a\"")])),
@@ -195,7 +212,8 @@ fn a_part_of_what_changed_is_not_sent_as_rfc_9110_s13_1_5_says() {
     assert_eq!(selects(&[("range", "bytes=20-")], &stored), Selected::NoSuchPart);
     let twice = [("range", "bytes=0-1"), ("range", "bytes=2-3")];
     assert_eq!(selects(&twice, &stored), Selected::Whole);
-    let head = select((&Method::HEAD, &fields(&[("range", "bytes=0-1")])), (StatusCode::OK, &fields(&stored)), 10);
+    let head =
+        select((&Method::HEAD, &fields(&[("range", "bytes=0-1")])), (StatusCode::OK, &fields(&stored)), 10);
     assert_eq!(head, Selected::Whole, "s14.2: only GET knows parts");
 }
 
@@ -211,7 +229,10 @@ fn what_the_cache_did_is_said_as_rfc_9211_s2_writes_it() {
         ..CacheStatus::default()
     };
     assert_eq!(miss.to_string(), "tollhouse; fwd=uri-miss; stored; collapsed; detail=x");
-    let validated =
-        CacheStatus { forwarded: Some(Forwarded::Stale), forwarded_status: Some(304), ..CacheStatus::default() };
+    let validated = CacheStatus {
+        forwarded: Some(Forwarded::Stale),
+        forwarded_status: Some(304),
+        ..CacheStatus::default()
+    };
     assert_eq!(validated.to_string(), "tollhouse; fwd=stale; fwd-status=304");
 }

@@ -24,8 +24,8 @@ fn model(facts: &Facts, asked: &RequestDirectives, purged: bool, elapsed: i64) -
         let enough = asked.min_fresh.is_none_or(|least| lifetime >= age + i64::from(least));
         return if enough { Model::Serve } else { Model::Validate };
     }
-    let stale_allowed = !facts.no_stale && !purged;
-    if stale_allowed && asked.max_stale.is_some_and(|most| staleness <= i64::from(most)) {
+    let stale_allowed = !facts.no_stale;
+    if stale_allowed && !purged && asked.max_stale.is_some_and(|most| staleness <= i64::from(most)) {
         return Model::Serve;
     }
     let revalidating = staleness < i64::from(facts.while_revalidate) && asked.min_fresh.is_none();

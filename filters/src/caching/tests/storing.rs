@@ -46,7 +46,8 @@ fn what_is_forbidden_is_not_stored_as_rfc_9111_s3_says() {
     assert_eq!(store_with(&Rules::default(), &asked, 200, &[fresh]), Err(NotStored::RequestNoStore));
     let times = Times { sent: NOW, received: NOW };
     for method in [Method::HEAD, Method::POST, Method::PUT] {
-        let stored = facts(&Rules::default(), (&method, &fields(&[])), (StatusCode::OK, &fields(&[fresh])), times);
+        let stored =
+            facts(&Rules::default(), (&method, &fields(&[])), (StatusCode::OK, &fields(&[fresh])), times);
         assert_eq!(stored, Err(NotStored::Method), "{method}");
     }
 }
@@ -72,7 +73,11 @@ fn answers_to_credentials_are_for_all_only_if_they_say_so_as_rfc_9111_s3_5_says(
         assert!(with(control).is_ok(), "{control}");
     }
     let rules = Rules { ttl: Some(60), ..Rules::default() };
-    assert_eq!(store_with(&rules, &asked, 200, &[]), Err(NotStored::Authorization), "whatever the operator's ttl");
+    assert_eq!(
+        store_with(&rules, &asked, 200, &[]),
+        Err(NotStored::Authorization),
+        "whatever the operator's ttl"
+    );
     let keyed = Rules { credentials: true, ..rules };
     assert!(store_with(&keyed, &asked, 200, &[]).is_ok());
 }
