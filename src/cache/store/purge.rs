@@ -1,0 +1,102 @@
+//! Taking entries out before their time, or marking them as not fresh any more.
+//!
+//! A purge walks the indexes: its work is what it hits, in steps so small that nobody waits for one.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use serde::{Deserialize, Serialize};
+
+use super::Store;
+use super::entry::Entry;
+use super::shard::Shard;
+
+/// Keys that a purge takes out while it holds a lock.
+const STEP: usize = 64;
+
+/// What to purge.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Purge {
+    /// Everything stored for a URL, in every partition of it.
+    Url(Vec<u8>),
+    /// Every key that begins so, such as all below a path.
+    Prefix(Vec<u8>),
+    /// Every response with this tag.
+    Tag(String),
+    /// Everything.
+    All,
+}
+
+/// What becomes of what is purged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum How {
+    /// It is not fresh any more, but can be revalidated, or served where stale responses may be.
+    Soft,
+    /// It is gone.
+    Hard,
+}
+
+impl Store {
+    /// Purges; gives how many entries it hit. What is put in meanwhile may be hit too.
+    pub fn purge(&self, what: &Purge, how: How) -> u64 {
+        self.generation.fetch_add(1, Relaxed);
+        let hit = match what {
+            Purge::Url(url) => {
+                let prefix = [&**url, b"\0"].concat();
+                self.purge_prefix(self.place(&prefix).part, &prefix, how)
+            }
+            Purge::Prefix(prefix) => self.parts().map(|part| self.purge_prefix(part, prefix, how)).sum(),
+            Purge::Tag(tag) => self.parts().map(|part| self.purge_tag(part, tag, how)).sum(),
+            Purge::All if how == How::Hard => self.parts().map(|part| self.clear(part)).sum(),
+            Purge::All => self.parts().map(|part| self.purge_prefix(part, b"", how)).sum(),
+        };
+        self.purged.fetch_add(hit, Relaxed);
+        hit
+    }
+
+    fn purge_prefix(&self, part: usize, prefix: &[u8], how: How) -> u64 {
+        let mut hit = 0;
+        let mut last: Option<Arc<Entry>> = None;
+        loop {
+            let after = last.as_ref().map(|entry| entry.key());
+            let keys = self.read(part).keys(prefix, after, STEP);
+            let Some(end) = keys.last().cloned() else { return hit };
+            hit += self.purge_keys(part, &keys, how, |_| true);
+            last = Some(end);
+        }
+    }
+
+    fn purge_tag(&self, part: usize, tag: &str, how: How) -> u64 {
+        let mut hit = 0;
+        let mut last = None;
+        loop {
+            let nodes = self.read(part).tagged(tag, last, STEP);
+            let Some((end, _)) = nodes.last() else { return hit };
+            last = Some(*end);
+            let keys: Vec<_> = nodes.into_iter().map(|(_, entry)| entry).collect();
+            hit += self.purge_keys(part, &keys, how, |entry| entry.tags().any(|other| other == tag));
+        }
+    }
+
+    /// Purges the entries of some keys that it is for.
+    fn purge_keys(&self, part: usize, keys: &[Arc<Entry>], how: How, is_for: impl Fn(&Entry) -> bool) -> u64 {
+        let places: Vec<_> = keys.iter().map(|entry| (self.place(entry.key()).tag, entry.key())).collect();
+        if how == How::Hard {
+            let take = |shard: &mut Shard| {
+                places.iter().flat_map(|(tag, key)| shard.take_if(*tag, key, &is_for)).collect::<Vec<_>>()
+            };
+            // Freed behind the lock.
+            return self.change(part, take).len() as u64;
+        }
+        let shard = self.read(part);
+        let variants = places.iter().filter_map(|(tag, key)| Some(shard.get(*tag, key)?.variants.iter()));
+        variants.flatten().filter(|entry| is_for(entry)).map(|entry| entry.purge()).count() as u64
+    }
+
+    fn clear(&self, part: usize) -> u64 {
+        // Freed behind the lock.
+        self.change(part, std::mem::take).entries() as u64
+    }
+}
