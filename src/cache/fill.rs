@@ -9,6 +9,7 @@ use http::header::{
 };
 use http::{Method, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 use tollhouse_filters::caching::{
     Ask, Facts, NotStored, Plan, RequestDirectives, Times, Vary, facts, serves_on_error, variant,
@@ -19,7 +20,7 @@ use tollhouse_filters::problem::{self, Problem};
 use tollhouse_filters::template::Escape;
 
 use super::flight::{Lead, Phase};
-use super::growing::Growing;
+use super::growing::{Growing, Reader};
 use super::inner::Inner;
 use super::store::{Entry, Parts};
 use super::{Cache, Key, Via, head, now};
@@ -30,8 +31,8 @@ use crate::upstream::call::{self, CallError, CallOptions};
 
 /// What came of a fill, for who began it.
 pub(super) enum Filled {
-    /// An answer that will be stored.
-    Growing(Arc<Growing>),
+    /// An answer that will be stored, and its body.
+    Growing(Arc<Growing>, Reader),
     /// What was stored still holds.
     Validated(Arc<Entry>),
     /// What was stored is served, though it should have been validated: this came instead, if anything.
@@ -54,6 +55,8 @@ pub(super) struct Fill {
     via: Via,
     stored: Option<Arc<Entry>>,
     lead: Lead,
+    /// Where interim answers go.
+    interim: UnboundedSender<ResponseHeader>,
 }
 
 /// An upstream's answer, and when it came.
@@ -70,7 +73,7 @@ impl Fill {
         request: &RequestHeader,
         via: Via,
         stored: Option<Arc<Entry>>,
-        lead: Lead,
+        (lead, interim): (Lead, UnboundedSender<ResponseHeader>),
     ) -> Self {
         head.set_method(Method::GET);
         // What the client has, or wants a part of, is not what is fetched.
@@ -97,6 +100,7 @@ impl Fill {
             via,
             stored,
             lead,
+            interim,
         }
     }
 
@@ -161,6 +165,7 @@ impl Fill {
             key: key.into(),
             connect: timeouts.connect.map(|limit| limit.get()),
             read: timeouts.read.map(|limit| limit.get()),
+            interim: Some(self.interim.clone()),
         };
         let sent = now();
         let reply = self.cache.caller.send(upstream, self.head.clone(), Bytes::new(), options).await;
@@ -279,6 +284,10 @@ impl Fill {
                     self.cache.flights.note_uncacheable(self.lead.key());
                 }
                 self.cache.counts.not_stored.inc();
+                if let Some(stored) = self.stored.filter(|_| !status.is_server_error()) {
+                    // What was stored is no longer what the origin answers.
+                    self.cache.store.remove(&stored);
+                }
                 drop(self.lead);
                 let upstream = body.upstream();
                 let message = Message { head, body: Body::Stream(Box::new(body)) };
@@ -340,8 +349,10 @@ struct Work {
 impl Work {
     async fn store(self, tell: oneshot::Sender<Filled>, growing: Arc<Growing>, mut body: Inner) {
         self.cache.flights.note_cacheable(self.lead.key());
-        // Who does not wait any more does not read either; what is stored is for others.
-        let _ = tell.send(Filled::Growing(growing.clone()));
+        if let Some(reader) = growing.read() {
+            // Who does not wait any more does not read either; what is stored is for others.
+            let _ = tell.send(Filled::Growing(growing.clone(), reader));
+        }
         let now = now();
         let shared = growing.facts.left(now).is_ok() && !growing.facts.no_cache;
         self.lead.tell(if shared { Phase::Answered(growing.clone()) } else { Phase::Released });

@@ -28,7 +28,12 @@ pub(super) struct Inner {
 
 impl Inner {
     /// The body of an answer whose head told this length, and this status.
-    pub(super) fn new(body: BodyStream, exchange: Exchange, declared: Option<u64>, status: StatusCode) -> Self {
+    pub(super) fn new(
+        body: BodyStream,
+        exchange: Exchange,
+        declared: Option<u64>,
+        status: StatusCode,
+    ) -> Self {
         Self { body, exchange, declared, seen: 0, ahead: None, started: Instant::now(), status, over: false }
     }
 

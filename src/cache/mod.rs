@@ -21,9 +21,11 @@ use std::sync::atomic::Ordering;
 use std::time::UNIX_EPOCH;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http::header::RANGE;
 use http::{Method, Version};
-use pingora::http::RequestHeader;
+use pingora::http::{RequestHeader, ResponseHeader};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 use tollhouse_filters::caching::{
@@ -69,6 +71,35 @@ pub struct Via {
     pub peer: Option<IpAddr>,
     /// The version that the client speaks.
     pub version: Version,
+}
+
+/// Passes interim answers (1xx) on to a client, as they come (RFC 9110 s15.2).
+pub trait Announce: Send {
+    /// Passes one on.
+    fn announce(&mut self, head: ResponseHeader) -> BoxFuture<'_, ()>;
+}
+
+/// A fill under way: what will come of it, and interim answers until then.
+struct Begun {
+    told: oneshot::Receiver<Filled>,
+    interim: UnboundedReceiver<ResponseHeader>,
+}
+
+impl Begun {
+    /// What comes of it; none if it ended without a word.
+    async fn outcome(mut self, mut client: Option<&mut dyn Announce>) -> Option<Filled> {
+        loop {
+            tokio::select! {
+                biased;
+                Some(head) = self.interim.recv() => {
+                    if let Some(client) = &mut client {
+                        client.announce(head).await;
+                    }
+                }
+                told = &mut self.told => return told.ok(),
+            }
+        }
+    }
 }
 
 /// Milliseconds since 1970.
@@ -135,10 +166,13 @@ impl Cache {
         mut ask: Box<Ask>,
         exchange: &mut Exchange,
         request: &mut RequestHeader,
-        via: Via,
+        (via, client): (Via, Option<&mut dyn Announce>),
     ) -> Option<Reply> {
-        if let Some(reply) = exchange.no_body(request).await {
-            return Some(reply);
+        if exchange.wants_body().is_some() {
+            // What a filter before the cache makes of bodies, it is to see once.
+            let (forwarded, detail) = (Some(Forwarded::Bypass), Some("body-filter".into()));
+            exchange.ctx.cache = Some(CacheStatus { forwarded, detail, ..CacheStatus::default() });
+            return None;
         }
         if ask.by_identity {
             exchange.identity_key(&mut ask.key).await;
@@ -177,7 +211,7 @@ impl Cache {
         let mut wanted = ask.key.clone();
         wanted.extend(newest.iter().flat_map(|names| variant(names, &request.headers)));
         let entry = entry.cloned();
-        self.fetch((ask, wanted.into()), exchange, request, via, entry).await
+        self.fetch((ask, wanted.into()), exchange, request, (via, client), entry).await
     }
 
     /// Why a request is not to be fetched for all.
@@ -211,7 +245,7 @@ impl Cache {
         (ask, wanted): (Box<Ask>, Bytes),
         exchange: &mut Exchange,
         request: &RequestHeader,
-        via: Via,
+        (via, client): (Via, Option<&mut dyn Announce>),
         entry: Option<Arc<Entry>>,
     ) -> Option<Reply> {
         if let Some((part, reason)) = self.passed(&ask, &wanted, request, entry.is_some()) {
@@ -231,10 +265,10 @@ impl Cache {
             },
         };
         let filled = match self.begin(&ask, exchange, request, via, entry, lead).await {
-            Ok(filled) => filled.await,
+            Ok(begun) => begun.outcome(client).await,
             Err(reply) => return Some(reply),
         };
-        let Ok(filled) = filled else {
+        let Some(filled) = filled else {
             // It ended without a word, which only a fault of ours brings about.
             return Some(Problem::new(&problem::INTERNAL).into());
         };
@@ -250,12 +284,13 @@ impl Cache {
         via: Via,
         entry: Option<Arc<Entry>>,
         lead: Lead,
-    ) -> Result<oneshot::Receiver<Filled>, Reply> {
+    ) -> Result<Begun, Reply> {
         let (fork, head) = exchange.fork(request).await?;
         let (tell, told) = oneshot::channel();
-        let fill = Fill::new(self.clone(), ask, (fork, head), request, via, entry, lead);
+        let (announce, interim) = unbounded_channel();
+        let fill = Fill::new(self.clone(), ask, (fork, head), request, via, entry, (lead, announce));
         tokio::spawn(fill.run(tell));
-        Ok(told)
+        Ok(Begun { told, interim })
     }
 
     /// Fetches anew what is served meanwhile (RFC 5861 s3).
@@ -279,9 +314,9 @@ impl Cache {
     fn filled(&self, filled: Filled, ask: &Ask, exchange: &mut Exchange, request: &RequestHeader) -> Reply {
         let status = exchange.ctx.cache.get_or_insert_default();
         match filled {
-            Filled::Growing(growing) => {
+            Filled::Growing(growing, reader) => {
                 status.stored = true;
-                serve::growing(&growing, request, None)
+                serve::growing(&growing, reader, request, None)
             }
             Filled::Validated(entry) => {
                 status.forwarded_status = Some(304);
@@ -325,9 +360,11 @@ impl Cache {
         let reason = match outcome {
             Ok(Phase::Answered(growing)) if is_for(&growing.variant) => {
                 let judged = fresh(&growing.facts);
-                if judged.serve == Serve::AsItIs && growing.read().is_some() {
+                if judged.serve == Serve::AsItIs
+                    && let Some(reader) = growing.read()
+                {
                     status.ttl = Some(judged.ttl);
-                    return Some(serve::growing(&growing, request, Some(judged)));
+                    return Some(serve::growing(&growing, reader, request, Some(judged)));
                 }
                 "not-shareable"
             }

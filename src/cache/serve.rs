@@ -13,7 +13,7 @@ use tollhouse_filters::outcome::{Body, Message, Reply};
 use tollhouse_filters::problem::{self, Problem};
 use tollhouse_filters::world::BufferedBody;
 
-use super::growing::Growing;
+use super::growing::{Growing, Reader};
 use super::head;
 use super::store::Entry;
 use crate::engine::Exchange;
@@ -62,7 +62,12 @@ pub(super) fn entry(entry: &Arc<Entry>, request: &RequestHeader, judged: Judgeme
 }
 
 /// The answer that comes in; judged, if it comes in for another request.
-pub(super) fn growing(growing: &Arc<Growing>, request: &RequestHeader, judged: Option<Judgement>) -> Reply {
+pub(super) fn growing(
+    growing: &Growing,
+    reader: Reader,
+    request: &RequestHeader,
+    judged: Option<Judgement>,
+) -> Reply {
     let mut head = growing.head.clone();
     if let Some(judged) = judged {
         put(&mut head, AGE, HeaderValue::from(judged.age));
@@ -73,10 +78,7 @@ pub(super) fn growing(growing: &Arc<Growing>, request: &RequestHeader, judged: O
         return Reply::message(head, Bytes::new());
     }
     // A part may be asked for of what is whole only; all of it is an answer too (RFC 9110 s14.2).
-    match growing.read() {
-        Some(reader) => Reply::Message(Box::new(Message { head, body: Body::Stream(Box::new(reader)) })),
-        None => Problem::new(&problem::INTERNAL).into(),
-    }
+    Reply::Message(Box::new(Message { head, body: Body::Stream(Box::new(reader)) }))
 }
 
 /// RFC 9110 s15.4.5: nothing of the content that is not sent.

@@ -25,7 +25,7 @@ use pingora::prelude::*;
 use pingora::proxy::{FailToProxy, ProxyWarnLogContext};
 use tollhouse_filters::outcome::Reply;
 
-use crate::cache::{Cache, Via};
+use crate::cache::{Announce, Cache, Via};
 use crate::door::Draining;
 use crate::engine::Decision;
 use crate::observe::Observe;
@@ -58,6 +58,7 @@ impl Gateway {
         &self,
         call: &mut Call,
         request: &mut RequestHeader,
+        mut client: Option<&mut dyn Announce>,
     ) -> std::result::Result<Arc<Upstream>, Reply> {
         let peer = call.connection.as_ref().and_then(|connection| connection.peer);
         let via = Via { peer: peer.map(|peer| peer.ip().to_canonical()), version: call.version };
@@ -69,7 +70,9 @@ impl Gateway {
                 Decision::Reply(reply) => return Err(reply),
             };
             // On the heap: most requests have none.
-            if let Some(reply) = Box::pin(self.cache.answer(ask, exchange, request, via)).await {
+            if let Some(reply) =
+                Box::pin(self.cache.answer(ask, exchange, request, (via, client.take()))).await
+            {
                 return Err(reply);
             }
         }

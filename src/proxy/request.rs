@@ -84,7 +84,7 @@ impl Gateway {
     pub(super) async fn decide(&self, session: &mut Session, call: &mut Call) -> Result<bool> {
         let decision = match call.decided.take() {
             Some(upstream) => Ok(upstream),
-            None => self.decision(call, session.req_header_mut()).await,
+            None => self.decision(call, session.req_header_mut(), None).await,
         };
         let upstream = match decision {
             Ok(upstream) => upstream,

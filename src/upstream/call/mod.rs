@@ -20,6 +20,7 @@ use pingora::connectors::http::Connector;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::client::HttpSession;
 use pingora::upstreams::peer::HttpPeer;
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
 use self::body::Wire;
@@ -56,6 +57,8 @@ pub struct CallOptions {
     pub connect: Option<Duration>,
     /// The limit between two reads of the answer, instead of the upstream's `timeouts.read`; none for no limit.
     pub read: Option<Option<Duration>>,
+    /// Who is told of interim answers (1xx) of HTTP/1.1, as they come.
+    pub interim: Option<UnboundedSender<ResponseHeader>>,
 }
 
 /// A request body, sent with its length known.
@@ -109,7 +112,8 @@ impl Caller {
             upstream.write_key(&head, None, &mut key);
         }
         let limits = (options.connect, options.read);
-        let call = Call { caller: self, upstream, head, body: body.into(), deadline, limits };
+        let interim = options.interim;
+        let call = Call { caller: self, upstream, head, body: body.into(), deadline, limits, interim };
         within(deadline, Box::pin(call.attempts(&key))).await
     }
 
@@ -165,6 +169,7 @@ struct Call<'a> {
     deadline: Option<Instant>,
     /// On connecting, and between two reads.
     limits: (Option<Duration>, Option<Option<Duration>>),
+    interim: Option<UnboundedSender<ResponseHeader>>,
 }
 
 impl Call<'_> {
@@ -242,7 +247,7 @@ impl Call<'_> {
             Err(failure) if failure.error == CallError::Timeout(Waiting::Write) => return Err(failure),
             sent => sent,
         };
-        match (sent, read_head(session).await) {
+        match (sent, self.read_head(session).await) {
             (Ok(()), Ok(())) => head::response(session),
             // A backend may refuse early and stop reading: what it says is worth more than our failed write.
             (Err(_), Ok(())) => {
@@ -277,25 +282,29 @@ impl Call<'_> {
         Ok(())
     }
 
+    /// Reads heads until the final one.
+    async fn read_head(&self, session: &mut HttpSession) -> Result<(), Failure> {
+        for _ in 0..MAX_INTERIM {
+            session.read_response_header().await?;
+            let status = session.response_header().map(|head| head.status);
+            match status {
+                // Nothing was asked that this could answer (RFC 9110 section 15.2.2).
+                Some(http::StatusCode::SWITCHING_PROTOCOLS) => break,
+                // The h2 crate skips them itself.
+                Some(status) if status.is_informational() && session.as_http1().is_some() => {
+                    if let Some(interim) = &self.interim {
+                        let _ = interim.send(head::response(session)?);
+                    }
+                }
+                _ => return Ok(()),
+            }
+        }
+        Err(CallError::Protocol("an unexpected interim response".into()).into())
+    }
+
     fn is_idempotent(&self) -> bool {
         self.head.method.is_idempotent()
     }
-}
-
-/// Reads heads until the final one.
-async fn read_head(session: &mut HttpSession) -> Result<(), Failure> {
-    for _ in 0..MAX_INTERIM {
-        session.read_response_header().await?;
-        let status = session.response_header().map(|head| head.status);
-        match status {
-            // Nothing was asked that this could answer (RFC 9110 section 15.2.2).
-            Some(http::StatusCode::SWITCHING_PROTOCOLS) => break,
-            // The h2 crate skips them itself.
-            Some(status) if status.is_informational() && session.as_http1().is_some() => {}
-            _ => return Ok(()),
-        }
-    }
-    Err(CallError::Protocol("an unexpected interim response".into()).into())
 }
 
 impl From<CallError> for Failure {

@@ -27,7 +27,7 @@ mod tests;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use http::header::{CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER_ENCODING, UPGRADE};
+use http::header::{ACCEPT, CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, Method};
 use pingora_http::{RequestHeader, ResponseHeader};
 
@@ -36,7 +36,7 @@ pub use options::{KeyOptions, Options, PurgeOptions, QueryOptions};
 use self::key::Keys;
 use self::numbers::Numbers;
 use self::purge::Purges;
-use crate::caching::{Ask, Asks, CacheStatus, Forwarded, Plan, RequestDirectives};
+use crate::caching::{Ask, Asks, CacheStatus, Forwarded, Plan, RequestDirectives, joined};
 use crate::context::{Context, Verdict};
 use crate::filter::{Build, BuildError, Filter};
 use crate::outcome::{FilterError, Outcome};
@@ -156,6 +156,9 @@ impl Cache {
         }
         if Asks::of(fields).of_origin {
             return bypass("condition");
+        }
+        if joined(fields, &ACCEPT).is_some_and(|accept| accept.contains("text/event-stream")) {
+            return bypass("events");
         }
         if self.client_control && RequestDirectives::of(fields).no_store {
             return bypass("request-no-store");
