@@ -46,6 +46,8 @@ fn resident() -> u64 {
 
 /// What a million entries take, used and not.
 fn memory(_: &mut Criterion) {
+    // Kept, so that the second does not have memory that the first one gave back.
+    let mut stores = Vec::new();
     for length in [100, 1000] {
         let before = resident();
         let store = filled(MILLION, length, 4 << 30);
@@ -68,6 +70,7 @@ fn memory(_: &mut Criterion) {
             black_box(found[0].body().count());
         }
         report("each used");
+        stores.push(store);
     }
 }
 

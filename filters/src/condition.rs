@@ -199,11 +199,17 @@ fn is_subset<K: PartialEq>(few: &[(K, ValueMatch)], many: &[(K, ValueMatch)]) ->
 
 /// The values of a query parameter, decoded once (`+` is a space).
 pub fn query_values<'a>(query: &'a str, name: &'a str) -> impl Iterator<Item = Cow<'a, str>> {
-    let pairs = query
-        .split('&')
-        .filter(|pair| !pair.is_empty())
-        .map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-    pairs.filter(move |(key, _)| decode_query(key) == name).map(|(_, value)| decode_query(value))
+    raw_pairs(query).filter(move |(key, _)| decode_query(key) == name).map(|(_, value)| decode_query(value))
+}
+
+/// Names and values of all query parameters, decoded once.
+pub fn query_pairs(query: &str) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> {
+    raw_pairs(query).map(|(key, value)| (decode_query(key), decode_query(value)))
+}
+
+fn raw_pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
+    let pairs = query.split('&').filter(|pair| !pair.is_empty());
+    pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")))
 }
 
 fn decode_query(text: &str) -> Cow<'_, str> {

@@ -3,7 +3,9 @@
 //! Between requests nothing is held but the stream itself: no buffer, no session, no future of Pingora.
 
 use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use pingora::apps::{HttpPersistentSettings, HttpServerApp};
@@ -26,15 +28,17 @@ const LAST_CALL: Duration = Duration::from_secs(1);
 pub(super) async fn serve<A>(
     common: Arc<Common<A>>,
     mut stream: Box<DoorStream>,
-    mut shutdown: ShutdownWatch,
+    shutdown: ShutdownWatch,
     begun: Instant,
 ) where
     A: Application,
 {
     let mut settings = None;
+    // Kept from wait to wait: to begin to listen takes longer than most requests are waited for.
+    let mut leaving = Box::pin(last_call(shutdown.clone()));
     let mut awaited = Awaited { since: Some(begun), preface: Preface::of(&common, &stream) };
     loop {
-        let head = match next(&common, &mut stream, &mut shutdown, awaited).await {
+        let head = match next(&common, &mut stream, leaving.as_mut(), awaited).await {
             Next::Request(head) => head,
             Next::Http2 => {
                 stream.open(&common.desk.limits.load());
@@ -101,7 +105,7 @@ enum Next {
 async fn next<A>(
     common: &Common<A>,
     stream: &mut DoorStream,
-    shutdown: &mut ShutdownWatch,
+    leaving: Pin<&mut impl Future<Output = ()>>,
     awaited: Awaited,
 ) -> Next {
     let limits = **common.desk.limits.load();
@@ -111,7 +115,7 @@ async fn next<A>(
             Some(_) => limits.header_timeout.saturating_sub(spent()),
             None => limits.idle_timeout,
         };
-        if !begins(stream, shutdown, patience).await {
+        if !begins(stream, leaving, patience).await {
             return Next::Closed;
         }
     }
@@ -126,21 +130,27 @@ async fn next<A>(
     }
 }
 
-/// Whether a first byte came in time.
-async fn begins(stream: &mut DoorStream, shutdown: &mut ShutdownWatch, patience: Duration) -> bool {
-    let came = async {
-        tokio::select! {
-            biased;
-            came = poll_fn(|cx| stream.poll_lead(cx)) => matches!(came, Ok(n) if n > 0),
-            () = last_call(shutdown) => false,
+/// Whether a first byte came in time, and before the last call.
+async fn begins(
+    stream: &mut DoorStream,
+    mut leaving: Pin<&mut impl Future<Output = ()>>,
+    patience: Duration,
+) -> bool {
+    let mut due = None;
+    poll_fn(|cx| {
+        if let Poll::Ready(came) = stream.poll_lead(cx) {
+            return Poll::Ready(matches!(came, Ok(n) if n > 0));
         }
-    };
-    timeout(patience, came).await.unwrap_or(false)
+        let due = *due.get_or_insert_with(|| Instant::now() + patience);
+        let over = leaving.as_mut().poll(cx).is_ready() || stream.alarm().poll(cx, due).is_ready();
+        if over { Poll::Ready(false) } else { Poll::Pending }
+    })
+    .await
 }
 
 /// Who does not know yet that the gateway is on its way out may have sent a request already, or is about to:
 /// it is still served, and told to close (RFC 9112 s9.6).
-async fn last_call(shutdown: &mut ShutdownWatch) {
+async fn last_call(mut shutdown: ShutdownWatch) {
     drop(shutdown.wait_for(|on| *on).await);
     // On the heap: most connections never wait for it.
     Box::pin(tokio::time::sleep(LAST_CALL)).await;

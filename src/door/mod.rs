@@ -4,6 +4,7 @@
 //! anything is read and every connection carries what the gateway knows about it ([`ConnFacts`]).
 
 mod accept;
+mod alarm;
 mod application;
 mod bind;
 mod chunks;
@@ -41,6 +42,7 @@ use tokio::sync::watch;
 use crate::observe::{Observe, metrics};
 use crate::tls::ServerTls;
 
+pub use alarm::Alarm;
 pub use application::{Application, Connection, Declined, Served};
 pub use bind::{BindError, Bound, bind};
 pub use chunks::Chunks;

@@ -5,7 +5,7 @@ mod about;
 mod out;
 
 use std::fmt;
-use std::io;
+use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use pingora::protocols::raw_connect::ProxyDigest;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::Handle;
 
+use super::alarm::Alarm;
 use super::chunks::Chunks;
 use super::facts::{Carried, carried, carrier};
 use super::frames::Frames;
@@ -28,8 +29,10 @@ use super::tunnel::{GOING_AWAY, Tunnel};
 use super::{ConnFacts, Declined, Desk, HeadLimits, Permit, Rule};
 use out::Out;
 
-/// What is read at once between requests; most request heads fit.
-const LEAD: usize = 4096;
+/// What is read at once between requests: heads fit, and most bodies that come with them.
+const LEAD: usize = 16 * 1024;
+/// What a client may send ahead while it is served.
+const AHEAD: usize = 4096;
 /// What a client of HTTP/2 without TLS sends first (RFC 9113 s3.4).
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -39,6 +42,7 @@ pub struct DoorStream {
     inner: Option<Transport>,
     /// Written by Pingora and not yet flushed.
     out: Out,
+    alarm: Alarm,
     /// With what is still to be read of the request.
     patience: Option<Patience>,
     /// Read by the door and not yet given to Pingora: the next request, or the start of one.
@@ -73,6 +77,7 @@ impl DoorStream {
         Self {
             inner: Some(inner),
             out: Out::default(),
+            alarm: Alarm::default(),
             patience: None,
             lead: BytesMut::new(),
             rest: Rest::Bytes(0),
@@ -147,6 +152,14 @@ impl DoorStream {
         self.split_lead(head.end - head.start).freeze()
     }
 
+    /// Gives what came of the body with the head, unless it comes in chunks.
+    pub fn take_early(&mut self) -> Bytes {
+        let Rest::Bytes(left) = self.rest else { return Bytes::new() };
+        let here = self.lead.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        self.rest = Rest::Bytes(left - here as u64);
+        if here == 0 { Bytes::new() } else { self.split_lead(here).freeze() }
+    }
+
     /// Puts a head back that was taken.
     pub(super) fn put_back(&mut self, declined: Declined) {
         let mut lead = BytesMut::from(declined.head);
@@ -183,6 +196,11 @@ impl DoorStream {
     /// Counts the request under a rule that was found broken elsewhere.
     pub fn count(&self, rule: Rule) {
         self.carried().refusals.add(rule);
+    }
+
+    /// What wakes this connection.
+    pub fn alarm(&mut self) -> &mut Alarm {
+        &mut self.alarm
     }
 
     /// Until when the client is waited for, if it is.
@@ -266,7 +284,7 @@ impl DoorStream {
 
     /// Waits for the client to go: what it sends meanwhile belongs to its next request.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.lead.len() < LEAD {
+        while self.lead.len() < AHEAD {
             if ready!(self.poll_lead(cx))? == 0 {
                 return Poll::Ready(Ok(()));
             }
@@ -278,17 +296,6 @@ impl DoorStream {
 
     /// Reads at most the rest of the request.
     fn poll_body(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if let Rest::Bytes(left) = self.rest
-            && left < buf.remaining() as u64
-        {
-            let left = usize::try_from(left).expect("less than a buffer holds");
-            let mut part = ReadBuf::new(buf.initialize_unfilled_to(left));
-            ready!(self.poll_in_time(cx, &mut part))?;
-            let n = part.filled().len();
-            buf.advance(n);
-            self.rest = Rest::Bytes((left - n) as u64);
-            return Poll::Ready(Ok(()));
-        }
         let before = buf.filled().len();
         ready!(self.poll_in_time(cx, buf))?;
         match self.rest.take(&buf.filled()[before..]) {
@@ -405,14 +412,29 @@ impl AsyncWrite for DoorStream {
         if matches!(&this.rest, Rest::Open(Some(tunnel)) if tunnel.is_closed()) {
             return Poll::Ready(Ok(data.len()));
         }
-        let polled = this.out.poll_write(there(&mut this.inner), cx, data);
+        let polled = this.out.poll_write(there(&mut this.inner), &mut this.alarm, cx, data);
         let n = ready!(this.sent(polled))?;
         Poll::Ready(this.wrote(&data[..n]))
     }
 
+    /// Sends the pieces at once, unless something is held before them or what is sent is followed.
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        if this.out.len() > 0 || !matches!(this.rest, Rest::Bytes(_) | Rest::Chunks(_)) {
+            let first = pieces.iter().find(|piece| !piece.is_empty());
+            return self.poll_write(cx, first.map_or(&[], |piece| piece));
+        }
+        let polled = this.out.poll_write_now(there(&mut this.inner), &mut this.alarm, cx, pieces);
+        this.sent(polled)
+    }
+
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        let polled = this.out.poll_flush(there(&mut this.inner), cx);
+        let polled = this.out.poll_flush(there(&mut this.inner), &mut this.alarm, cx);
         this.sent(polled)
     }
 

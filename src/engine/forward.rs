@@ -1,14 +1,14 @@
 //! What a request to an upstream says about where it comes from.
 
-use std::borrow::Cow;
 use std::net::IpAddr;
+use std::ops::Range;
 use std::sync::LazyLock;
 
 use http::Version;
 use http::header::{self, HeaderName, HeaderValue};
 use pingora::http::RequestHeader;
 use tollhouse_filters::context::{Context, RequestId};
-use tollhouse_filters::values::{address_text, hex};
+use tollhouse_filters::values::{push_address, push_hex};
 
 use super::intake::set_target;
 use crate::upstream::{Picked, Upstream};
@@ -37,7 +37,7 @@ static X_FORWARDED_HOST: Field = field("x-forwarded-host");
 static X_FORWARDED_PROTO: Field = field("x-forwarded-proto");
 
 /// Fields that concern one connection only (RFC 9110 s7.6.1).
-const HOP_BY_HOP: [HeaderName; 8] = [
+static HOP_BY_HOP: [HeaderName; 8] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
@@ -91,12 +91,9 @@ pub fn strip_hop_by_hop(request: &mut RequestHeader) {
 
 /// Writes the gateway's own fields into one attempt's head.
 pub(super) fn write(request: &mut RequestHeader, ctx: &Context, forwarding: &Forwarding<'_>) {
-    let own = own(request, ctx, forwarding).map(|(field, value)| {
-        let value = value.and_then(|value| HeaderValue::from_bytes(&value).ok());
-        (field, value)
-    });
-    for (field, value) in own {
-        if let Some(value) = value {
+    let own = own(request, ctx, forwarding);
+    for (field, value) in own.iter() {
+        if let Ok(value) = HeaderValue::from_bytes(value) {
             let _ = request.insert_header(field.spelt, value);
         }
     }
@@ -119,18 +116,14 @@ pub(super) fn write_wire(
     for part in [request.method.as_str().as_bytes(), b" ", target, b" HTTP/1.1\r\n"] {
         out.extend_from_slice(part);
     }
-    let stays = |name: &str| {
-        !is_hop_by_hop(name) && !own.iter().any(|(field, value)| value.is_some() && name == field.spelt)
-    };
+    let stays = |name: &str| !is_hop_by_hop(name) && !own.iter().any(|(field, _)| name == field.spelt);
     for ((name, value), (spelt, _)) in request.headers.iter().zip(request.case_header_iter()) {
         if stays(name.as_str()) {
             write_line(spelt.as_slice(), value.as_bytes(), out);
         }
     }
-    for (field, value) in &own {
-        if let Some(value) = value {
-            write_line(field.spelt.as_bytes(), value, out);
-        }
+    for (field, value) in own.iter() {
+        write_line(field.spelt.as_bytes(), value, out);
     }
     out.extend_from_slice(b"\r\n");
 }
@@ -142,17 +135,22 @@ pub fn write_line(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-/// What the gateway says of where a request comes from and where it goes; what is none stays as it was sent.
-fn own<'a>(
-    request: &'a RequestHeader,
-    ctx: &'a Context,
-    forwarding: &'a Forwarding<'_>,
-) -> [(&'static Field, Option<Cow<'a, [u8]>>); 8] {
+/// What the gateway says of where a request comes from and where it goes.
+struct Own {
+    /// The values, one after the other.
+    text: Vec<u8>,
+    /// Where each of them is; what is none stays as it was sent.
+    fields: [(&'static Field, Option<Range<usize>>); 8],
+}
+
+impl Own {
+    fn iter(&self) -> impl Iterator<Item = (&'static Field, &[u8])> {
+        self.fields.iter().filter_map(|(field, value)| Some((*field, &self.text[value.clone()?])))
+    }
+}
+
+fn own(request: &RequestHeader, ctx: &Context, forwarding: &Forwarding<'_>) -> Own {
     let original = host_of(request);
-    let peer = forwarding.peer.map(address_text);
-    let element = forwarded(peer.as_deref(), original, ctx);
-    // A trusted proxy's list is continued; any other was dropped at intake.
-    let hops = peer.map(|peer| continued(request, &X_FORWARDED_FOR, peer.into()));
     let asked = original.filter(|_| !request.headers.contains_key(&X_FORWARDED_HOST.name));
     let certificate = ctx.client.tls.as_ref().and_then(|tls| tls.forwarded_certificate.as_ref());
     let host = match forwarding.picked {
@@ -160,16 +158,45 @@ fn own<'a>(
         None => forwarding.upstream.likely_host(original.unwrap_or_default()),
     };
     let sent = request.headers.get(header::HOST).is_some_and(|sent| sent == host);
-    [
-        (&X_FORWARDED_FOR, hops),
-        (&X_FORWARDED_PROTO, Some(ctx.scheme.as_str().as_bytes().into())),
-        (&X_FORWARDED_HOST, asked.map(|host| host.as_bytes().into())),
-        (&FORWARDED, Some(continued(request, &FORWARDED, element.into()))),
-        (&VIA, Some(continued(request, &VIA, via(forwarding.version).into()))),
-        (&X_FORWARDED_CLIENT_CERT, certificate.map(|certificate| certificate.as_bytes().into())),
-        (&TRACEPARENT, Some(traceparent(request, ctx).into_bytes().into())),
-        (&HOST, (!sent).then(|| host.as_bytes().into())),
-    ]
+    let mut text = Vec::with_capacity(384);
+    let mut value = |write: &dyn Fn(&mut Vec<u8>)| {
+        let from = text.len();
+        write(&mut text);
+        Some(from..text.len())
+    };
+    let mut copied = |copied: &[u8]| value(&|text| text.extend_from_slice(copied));
+    let fields = [
+        (&X_FORWARDED_PROTO, copied(ctx.scheme.as_str().as_bytes())),
+        (&X_FORWARDED_HOST, asked.and_then(|host| copied(host.as_bytes()))),
+        (&X_FORWARDED_CLIENT_CERT, certificate.and_then(|certificate| copied(certificate.as_bytes()))),
+        (&HOST, Some(host).filter(|_| !sent).and_then(|host| copied(host.as_bytes()))),
+        // A trusted proxy's lists are continued; any other was dropped at intake.
+        (
+            &X_FORWARDED_FOR,
+            forwarding.peer.and_then(|peer| {
+                value(&|text| {
+                    push_list(request, &X_FORWARDED_FOR, text);
+                    push_address(peer, text);
+                })
+            }),
+        ),
+        (
+            &FORWARDED,
+            value(&|text| {
+                push_list(request, &FORWARDED, text);
+                push_forwarded(forwarding.peer, original, ctx, text);
+            }),
+        ),
+        (
+            &VIA,
+            value(&|text| {
+                push_list(request, &VIA, text);
+                text.extend_from_slice(via(forwarding.version).as_bytes());
+            }),
+        ),
+        (&TRACEPARENT, value(&|text| push_traceparent(request, ctx, text))),
+    ];
+    Own { text, fields }
 }
 
 /// The host that was asked for, as text.
@@ -179,18 +206,26 @@ fn host_of(request: &RequestHeader) -> Option<&str> {
 }
 
 /// One element of `Forwarded` (RFC 7239 s4); who comes over a Unix socket has no address (s6.2).
-fn forwarded(peer: Option<&str>, host: Option<&str>, ctx: &Context) -> String {
-    let mut element = String::with_capacity(64 + host.map_or(0, str::len));
+fn push_forwarded(peer: Option<IpAddr>, host: Option<&str>, ctx: &Context, text: &mut Vec<u8>) {
     match peer {
-        Some(v6) if v6.contains(':') => element.extend(["for=\"[", v6, "]\""]),
-        Some(v4) => element.extend(["for=", v4]),
-        None => element.push_str("for=unknown"),
+        Some(v6 @ IpAddr::V6(_)) => {
+            text.extend_from_slice(b"for=\"[");
+            push_address(v6, text);
+            text.extend_from_slice(b"]\"");
+        }
+        Some(v4) => {
+            text.extend_from_slice(b"for=");
+            push_address(v4, text);
+        }
+        None => text.extend_from_slice(b"for=unknown"),
     }
     if let Some(host) = host.filter(|host| !host.contains(['"', '\\'])) {
-        element.extend([";host=\"", host, "\""]);
+        for part in [";host=\"", host, "\""] {
+            text.extend_from_slice(part.as_bytes());
+        }
     }
-    element.extend([";proto=", ctx.scheme.as_str()]);
-    element
+    text.extend_from_slice(b";proto=");
+    text.extend_from_slice(ctx.scheme.as_str().as_bytes());
 }
 
 /// What `Via` says of a request that came in this version.
@@ -206,18 +241,20 @@ fn via(version: Version) -> &'static str {
 }
 
 /// A trace continued with a span of ours, or started (W3C Trace Context, level 1).
-fn traceparent(request: &RequestHeader, ctx: &Context) -> String {
-    let span = hex(&fastrand::u64(1..).to_be_bytes());
+fn push_traceparent(request: &RequestHeader, ctx: &Context, text: &mut Vec<u8>) {
     let mut lines = request.headers.get_all(&TRACEPARENT.name).iter();
     let given = lines.next().filter(|_| lines.next().is_none()).and_then(|line| line.to_str().ok());
-    if let Some((trace, flags)) = given.and_then(parse_traceparent) {
-        return ["00", trace, &span, flags].join("-");
+    let given = given.and_then(parse_traceparent);
+    text.extend_from_slice(b"00-");
+    match (given, &ctx.request_id) {
+        (Some((trace, _)), _) => text.extend_from_slice(trace.as_bytes()),
+        (None, RequestId::Made(bits)) if *bits != 0 => push_hex(&bits.to_be_bytes(), text),
+        (None, _) => push_hex(&fastrand::u128(1..).to_be_bytes(), text),
     }
-    let trace = match &ctx.request_id {
-        RequestId::Made(bits) if *bits != 0 => *bits,
-        _ => fastrand::u128(1..),
-    };
-    ["00", &hex(&trace.to_be_bytes()), &span, "00"].join("-")
+    text.push(b'-');
+    push_hex(&fastrand::u64(1..).to_be_bytes(), text);
+    text.push(b'-');
+    text.extend_from_slice(given.map_or("00", |(_, flags)| flags).as_bytes());
 }
 
 fn parse_traceparent(text: &str) -> Option<(&str, &str)> {
@@ -233,19 +270,12 @@ fn parse_traceparent(text: &str) -> Option<(&str, &str)> {
     (shape && version != "ff" && future && !zero(trace) && !zero(parent)).then_some((trace, flags))
 }
 
-/// Continues a list field on one line.
-fn continued<'a>(request: &RequestHeader, field: &Field, value: Cow<'a, str>) -> Cow<'a, [u8]> {
-    let mut lines =
-        request.headers.get_all(&field.name).iter().filter_map(|line| line.to_str().ok()).peekable();
-    if lines.peek().is_none() {
-        return match value {
-            Cow::Borrowed(value) => value.as_bytes().into(),
-            Cow::Owned(value) => value.into_bytes().into(),
-        };
+/// What a list field says so far, on one line that goes on.
+fn push_list(request: &RequestHeader, field: &Field, text: &mut Vec<u8>) {
+    for line in request.headers.get_all(&field.name).iter().filter(|line| line.to_str().is_ok()) {
+        text.extend_from_slice(line.as_bytes());
+        text.extend_from_slice(b", ");
     }
-    let mut list: String = lines.flat_map(|line| [line, ", "]).collect();
-    list.push_str(&value);
-    list.into_bytes().into()
 }
 
 #[cfg(test)]
@@ -280,10 +310,9 @@ mod tests {
             tollhouse_filters::path::normalize("/", &Default::default()).expect("valid"),
             std::time::Instant::now(),
         );
-        assert_eq!(
-            forwarded(Some("2001:db8::1"), Some("a.test"), &ctx),
-            "for=\"[2001:db8::1]\";host=\"a.test\";proto=http"
-        );
+        let mut text = Vec::new();
+        push_forwarded("2001:db8::1".parse().ok(), Some("a.test"), &ctx, &mut text);
+        assert_eq!(text, b"for=\"[2001:db8::1]\";host=\"a.test\";proto=http");
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::snapshot::Snapshot;
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// Fields that only trusted proxies may send.
-const FORWARDING: [HeaderName; 6] = [
+static FORWARDING: [HeaderName; 6] = [
     header::FORWARDED,
     X_FORWARDED_FOR,
     HeaderName::from_static("x-forwarded-proto"),
@@ -29,10 +29,10 @@ const FORWARDING: [HeaderName; 6] = [
 ];
 
 /// Says which certificate a client has; nobody's copy of it is believed.
-const CLIENT_CERTIFICATE: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+static CLIENT_CERTIFICATE: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 
 /// Where a body ends is said by these, and by nothing that a server behind takes for them.
-const FRAMING: [HeaderName; 2] = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
+static FRAMING: [HeaderName; 2] = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
 
 /// What the gateway's own fields begin with.
 const OWN: &str = "x-tollhouse-";

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::{project, read, schema};
 
 /// Headings of tables of keys, and the definitions they show; filters are found by name.
-const SECTIONS: [(&str, &str); 45] = [
+const SECTIONS: [(&str, &str); 42] = [
     ("the document", "Document"),
     ("server", "Server"),
     ("server.limits", "Limits"),
@@ -46,6 +46,7 @@ const SECTIONS: [(&str, &str); 45] = [
     ("routes[].match", "Match"),
     ("routes[].timeouts", "RouteTimeouts"),
     ("when", "WhenSpec"),
+    ("filter forward_auth: cache", "ForwardAuthCache"),
     ("observability", "Observability"),
     ("observability.access_log", "AccessLog"),
     ("observability.metrics", "Metrics"),

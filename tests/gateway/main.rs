@@ -12,6 +12,7 @@ mod direct;
 mod failures;
 mod filters;
 mod floods;
+mod forward_auth;
 mod forwarding;
 mod grpc;
 mod harness;

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 /// Reads an object; none for anything else, and for duplicate names at any depth.
 ///
 /// Nesting is bounded by the reader, at 128 levels.
-pub(super) fn object(bytes: &[u8]) -> Option<Map<String, Value>> {
+pub(crate) fn object(bytes: &[u8]) -> Option<Map<String, Value>> {
     match serde_json::from_slice::<Unique>(bytes).ok()?.0 {
         Value::Object(map) => Some(map),
         _ => None,

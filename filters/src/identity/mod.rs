@@ -9,9 +9,9 @@ mod cache;
 mod claims;
 pub mod consumers;
 mod introspection;
-mod json;
+pub(crate) mod json;
 mod jwt;
-mod remote;
+pub(crate) mod remote;
 mod source;
 mod spec;
 

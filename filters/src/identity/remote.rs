@@ -111,18 +111,23 @@ impl Answer {
         json::object(&self.body).ok_or_else(|| "the answer is no JSON object".to_owned())
     }
 
-    /// How long it says that it is good for (RFC 9111 s5.2.2); none if it does not say.
+    /// How long it says that it is good for; none if it does not say.
     pub(super) fn max_age(&self) -> Option<Duration> {
-        let lines = self.fields.get_all(CACHE_CONTROL).into_iter().filter_map(|line| line.to_str().ok());
-        let mut directives = lines.flat_map(|line| line.split(',')).map(str::trim);
-        directives.find_map(|directive| match directive.split_once('=') {
-            Some((name, seconds)) if name.eq_ignore_ascii_case("max-age") => {
-                seconds.trim_matches('"').parse().ok().map(Duration::from_secs)
-            }
-            None if ["no-store", "no-cache"].iter().any(|name| directive.eq_ignore_ascii_case(name)) => {
-                Some(Duration::ZERO)
-            }
-            _ => None,
-        })
+        max_age(&self.fields)
     }
+}
+
+/// How long an answer with these fields says that it is good for (RFC 9111 s5.2.2); none if it does not say.
+pub(crate) fn max_age(fields: &HeaderMap) -> Option<Duration> {
+    let lines = fields.get_all(CACHE_CONTROL).into_iter().filter_map(|line| line.to_str().ok());
+    let mut directives = lines.flat_map(|line| line.split(',')).map(str::trim);
+    directives.find_map(|directive| match directive.split_once('=') {
+        Some((name, seconds)) if name.eq_ignore_ascii_case("max-age") => {
+            seconds.trim_matches('"').parse().ok().map(Duration::from_secs)
+        }
+        None if ["no-store", "no-cache"].iter().any(|name| directive.eq_ignore_ascii_case(name)) => {
+            Some(Duration::ZERO)
+        }
+        _ => None,
+    })
 }

@@ -421,6 +421,15 @@ impl Sent {
         self.entered.wants_body(&self.stack)
     }
 
+    /// Runs the body phase with this body.
+    #[must_use]
+    pub async fn body(mut self, body: &[u8]) -> Self {
+        let mut body = Bytes::copy_from_slice(body);
+        let Self { stack, entered, head, ctx, .. } = &mut self;
+        self.reply = entered.request_body(stack, head, &mut body, ctx).await;
+        self
+    }
+
     /// Shows a piece of the request body; the status it was answered with, if it was.
     pub fn request_chunk(&mut self, piece: &[u8]) -> Option<u16> {
         self.request_piece(piece, false).err()

@@ -28,5 +28,5 @@ pub use self::rate::{Percent, Period, Rate};
 pub use self::scalar::{Refused, Scalar};
 pub use self::secret::Secret;
 pub use self::status::StatusRange;
-pub use self::text::{address_text, hex};
+pub use self::text::{address_text, hex, push_address, push_hex};
 pub use self::url::Url;

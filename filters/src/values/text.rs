@@ -5,27 +5,35 @@ use std::net::IpAddr;
 /// Bytes as hexadecimal digits in lower case, two each.
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let mut text = vec![0; bytes.len() * 2];
-    for (pair, byte) in text.chunks_exact_mut(2).zip(bytes) {
-        pair.copy_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
-    }
+    let mut text = Vec::with_capacity(bytes.len() * 2);
+    push_hex(bytes, &mut text);
     String::from_utf8(text).expect("digits are ASCII")
+}
+
+/// As [`hex`], at the end of a text.
+pub fn push_hex(bytes: &[u8], text: &mut Vec<u8>) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    text.extend(bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(|half| DIGITS[usize::from(half)]));
 }
 
 /// An address, without brackets.
 #[must_use]
 pub fn address_text(address: IpAddr) -> String {
-    let IpAddr::V4(v4) = address else { return address.to_string() };
-    let mut text = String::with_capacity("255.255.255.255".len());
-    for octet in v4.octets() {
-        if !text.is_empty() {
-            text.push('.');
+    let mut text = Vec::with_capacity("255.255.255.255".len());
+    push_address(address, &mut text);
+    String::from_utf8(text).expect("addresses are ASCII")
+}
+
+/// As [`address_text`], at the end of a text.
+pub fn push_address(address: IpAddr, text: &mut Vec<u8>) {
+    let IpAddr::V4(v4) = address else { return text.extend_from_slice(address.to_string().as_bytes()) };
+    for (at, octet) in v4.octets().into_iter().enumerate() {
+        if at > 0 {
+            text.push(b'.');
         }
         let places = [100, 10, 1].into_iter().filter(|place| octet >= *place || *place == 1);
-        text.extend(places.map(|place| char::from(b'0' + octet / place % 10)));
+        text.extend(places.map(|place| b'0' + octet / place % 10));
     }
-    text
 }
 
 #[cfg(test)]

@@ -6,8 +6,8 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use tokio::io::AsyncWrite;
-use tokio::time::{Sleep, sleep_until};
 
+use super::super::alarm::Alarm;
 use super::super::patience::Patience;
 use super::super::transport::Transport;
 
@@ -21,8 +21,6 @@ pub(super) struct Out {
     held: Vec<u8>,
     sent: usize,
     patience: Option<Patience>,
-    /// Ends the wait; made when a wait begins, since few answers have to wait.
-    alarm: Option<Pin<Box<Sleep>>>,
     gave_up: bool,
 }
 
@@ -56,25 +54,48 @@ impl Out {
     pub(super) fn poll_write(
         &mut self,
         inner: &mut Transport,
+        alarm: &mut Alarm,
         cx: &mut Context<'_>,
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
         match self.poll_take(inner, cx, data) {
-            Poll::Pending => self.poll_alarm(cx),
+            Poll::Pending => self.poll_alarm(alarm, cx),
             ready => ready,
         }
     }
 
+    /// Sends pieces at once, when nothing is held; gives how much of them went out.
+    pub(super) fn poll_write_now(
+        &mut self,
+        inner: &mut Transport,
+        alarm: &mut Alarm,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match Pin::new(inner).poll_write_vectored(cx, pieces) {
+            Poll::Pending => self.poll_alarm(alarm, cx),
+            Poll::Ready(sent) => {
+                let n = sent?;
+                self.went(n)?;
+                Poll::Ready(Ok(n))
+            }
+        }
+    }
+
     /// Sends all that is held.
-    pub(super) fn poll_flush(&mut self, inner: &mut Transport, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(super) fn poll_flush(
+        &mut self,
+        inner: &mut Transport,
+        alarm: &mut Alarm,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
         let flushed = match self.poll_drain(inner, cx) {
             Poll::Ready(Ok(())) => Pin::new(inner).poll_flush(cx),
             other => other,
         };
         if flushed.is_pending() {
-            return self.poll_alarm(cx);
+            return self.poll_alarm(alarm, cx);
         }
-        self.alarm = None;
         self.went(0)?;
         flushed
     }
@@ -152,17 +173,9 @@ impl Out {
     }
 
     /// Waits for the client no longer than patience lasts.
-    fn poll_alarm<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+    fn poll_alarm<T>(&mut self, alarm: &mut Alarm, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
         let Some(patience) = &mut self.patience else { return Poll::Pending };
-        let now = Instant::now();
-        let end = patience.waits(now);
-        let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep_until(end.into())));
-        ready!(alarm.as_mut().poll(cx));
-        if end > now {
-            // Set in an earlier wait, which is over; most are before an alarm goes off.
-            alarm.as_mut().reset(end.into());
-            ready!(alarm.as_mut().poll(cx));
-        }
+        ready!(alarm.poll(cx, patience.waits(Instant::now())));
         Poll::Ready(Err(self.give_up()))
     }
 

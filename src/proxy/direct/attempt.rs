@@ -10,7 +10,8 @@ use tokio::net::TcpStream;
 use tollhouse_filters::outcome::Reply;
 use tollhouse_filters::problem::{self, Problem};
 
-use super::relay::{Again, Relay, Trouble, Waits};
+use super::relay::{Again, Relay};
+use super::trouble::{Trouble, Waits};
 use super::wire::{self, Answer, AnswerHead};
 use super::{super::failure, Job};
 use crate::door::{DoorStream, Rule};

@@ -1,29 +1,56 @@
 //! What the other side does not take at once.
 
-use std::io::{self, Write as _};
+use std::io::{self, IoSlice, Write as _};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use tokio::io::AsyncWrite;
 
 use crate::door::DoorStream;
 
+/// What the bodies of all exchanges together may hold before each is held to little: `loadtest/hostile` has a
+/// goal for what thousands of slow readers take.
+const MUCH: usize = 8 * 1024 * 1024;
+
+/// Bytes of bodies that wait, in the whole process.
+static WAITING: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether so little waits that more may be read at once than is wise where many are slow.
+pub(super) fn is_little() -> bool {
+    WAITING.load(Ordering::Relaxed) < MUCH
+}
+
 /// Bytes that wait for the other side to take them.
 #[derive(Default)]
 pub(super) struct Held {
     bytes: Vec<u8>,
     at: usize,
+    /// How many of them are counted: all but those it began with.
+    counted: usize,
 }
 
 impl From<Vec<u8>> for Held {
     fn from(bytes: Vec<u8>) -> Self {
-        Self { bytes, at: 0 }
+        Self { bytes, at: 0, counted: 0 }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.counted > 0 {
+            WAITING.fetch_sub(self.counted, Ordering::Relaxed);
+        }
     }
 }
 
 impl Held {
     pub(super) fn add(&mut self, bytes: &[u8]) {
-        self.bytes.extend_from_slice(bytes);
+        if !bytes.is_empty() {
+            self.bytes.extend_from_slice(bytes);
+            self.counted += bytes.len();
+            WAITING.fetch_add(bytes.len(), Ordering::Relaxed);
+        }
     }
 
     pub(super) fn rest(&self) -> &[u8] {
@@ -36,7 +63,7 @@ impl Held {
 
     pub(super) fn took(&mut self, n: usize) {
         self.at += n;
-        if self.is_empty() {
+        if n > 0 && self.is_empty() {
             *self = Self::default();
         }
     }
@@ -54,7 +81,25 @@ pub(super) struct ToClient<'a, 'b> {
 }
 
 impl ToClient<'_, '_> {
+    /// Sends a piece at once, after what waits before it.
     pub(super) fn send(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() && !self.failed {
+            let before = self.out.rest().len();
+            let pieces = [IoSlice::new(self.out.rest()), IoSlice::new(bytes)];
+            match Pin::new(&mut *self.client).poll_write_vectored(self.cx, &pieces) {
+                Poll::Ready(Ok(n)) if n > 0 => {
+                    self.out.took(n.min(before));
+                    bytes = &bytes[n.saturating_sub(before)..];
+                }
+                Poll::Ready(_) => self.failed = true,
+                Poll::Pending => break,
+            }
+        }
+        self.out.add(bytes);
+    }
+
+    /// Writes a small piece, to go out with those around it.
+    pub(super) fn write(&mut self, mut bytes: &[u8]) {
         while self.out.is_empty() && !bytes.is_empty() && !self.failed {
             match Pin::new(&mut *self.client).poll_write(self.cx, bytes) {
                 Poll::Ready(Ok(n)) if n > 0 => bytes = &bytes[n..],
@@ -62,9 +107,7 @@ impl ToClient<'_, '_> {
                 Poll::Pending => break,
             }
         }
-        if !bytes.is_empty() {
-            self.out.add(bytes);
-        }
+        self.out.add(bytes);
     }
 
     pub(super) fn chunk(&mut self, data: &[u8]) {
@@ -75,8 +118,8 @@ impl ToClient<'_, '_> {
         let written = write!(size, "{:x}\r\n", data.len());
         debug_assert!(written.is_ok(), "16 digits are the most");
         let length = usize::try_from(size.position()).unwrap_or_default();
-        self.send(&size.get_ref()[..length]);
-        self.send(data);
-        self.send(b"\r\n");
+        for part in [&size.get_ref()[..length], data, b"\r\n"] {
+            self.write(part);
+        }
     }
 }

@@ -8,6 +8,7 @@ mod attempt;
 mod held;
 mod relay;
 mod reply;
+mod trouble;
 mod wire;
 
 use std::sync::Arc;

@@ -8,62 +8,24 @@ use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::Method;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Sleep, sleep_until};
 
-use super::held::{Held, LAST_CHUNK, ToClient};
+use super::held::{self, Held, LAST_CHUNK, ToClient};
+use super::trouble::{Trouble, Waits};
 use super::wire::{self, Answer, Framing};
 use crate::door::DoorStream;
 
-/// What is read at once, and so the most that is held for a client that reads slowly; `loadtest/hostile` has a
-/// goal for what thousands of them take.
+/// What is read at once, and so the most that is held for a side that takes it slowly, where many do.
 const ROOM: usize = 16 * 1024;
+/// What is read at once of long bodies, as long as [little is held](held::is_little).
+const MUCH_ROOM: usize = 64 * 1024;
 /// The largest body that is kept for another attempt.
 const MOST_KEPT: u64 = 64 * 1024;
-
-/// What ended an exchange before its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Trouble {
-    /// The client went away, or what it sent broke a rule, which its stream knows.
-    Client,
-    /// The client keeps the gateway waiting for its body.
-    SlowClient,
-    /// The backend closed the connection before it said anything.
-    Unanswered,
-    /// The backend broke the answer off.
-    Cut,
-    /// What the backend says is not HTTP.
-    Protocol(&'static str),
-    /// The backend takes too long: which timeout is over.
-    Timeout(&'static str),
-}
-
-impl Trouble {
-    /// What the log says of it.
-    pub(super) const fn reason(self) -> &'static str {
-        match self {
-            Self::Client => "the client went away",
-            Self::SlowClient => "the client is too slow",
-            Self::Unanswered => "the upstream closed the connection before it answered",
-            Self::Cut => "the upstream broke its answer off",
-            Self::Protocol(reason) | Self::Timeout(reason) => reason,
-        }
-    }
-}
-
-/// How long is waited.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Waits {
-    /// For the backend to take or send something.
-    pub(super) idle: Option<Duration>,
-    /// For all of it.
-    pub(super) deadline: Option<Instant>,
-}
 
 /// One exchange on its way.
 pub(super) struct Relay<'a> {
@@ -71,6 +33,8 @@ pub(super) struct Relay<'a> {
     server: TcpStream,
     waits: Waits,
     upload: Upload,
+    /// What of the body came with the head, and is not on its way yet.
+    early: Bytes,
     /// On its way to the backend; first of all the head.
     up: Held,
     /// Nothing was written to the backend yet.
@@ -80,7 +44,6 @@ pub(super) struct Relay<'a> {
     down: Down,
     /// Since when the backend is waited for.
     since: Option<Instant>,
-    alarm: Option<Pin<Box<Sleep>>>,
     /// Bytes of content, to the backend.
     pub(super) taken: u64,
 }
@@ -135,6 +98,7 @@ impl<'a> Relay<'a> {
         let taken = again.body.len() as u64;
         up.add(&again.body);
         Self {
+            early: client.take_early(),
             client,
             server,
             waits,
@@ -151,7 +115,6 @@ impl<'a> Relay<'a> {
                 sent: 0,
             },
             since: None,
-            alarm: None,
             taken,
         }
     }
@@ -220,8 +183,9 @@ impl<'a> Relay<'a> {
         seen: bool,
     ) -> Poll<Result<Answer, Trouble>> {
         // What came after an interim head.
-        if !self.down.head.is_empty()
-            && let Some(answer) = self.read_head(method, seen)?
+        let rest = std::mem::take(&mut self.down.head);
+        if !rest.is_empty()
+            && let Some(answer) = self.read_head(&rest, method, seen)?
         {
             return Poll::Ready(Ok(answer));
         }
@@ -237,17 +201,29 @@ impl<'a> Relay<'a> {
                 return Poll::Ready(Err(if nothing { Trouble::Unanswered } else { Trouble::Cut }));
             }
             self.since = None;
-            self.down.head.extend_from_slice(room.filled());
-            if let Some(answer) = self.read_head(method, seen)? {
+            if let Some(answer) = self.read_head(room.filled(), method, seen)? {
                 return Poll::Ready(Ok(answer));
             }
         }
     }
 
-    fn read_head(&mut self, method: &Method, seen: bool) -> Result<Option<Answer>, Trouble> {
+    /// Reads a head that goes on with these bytes.
+    fn read_head(&mut self, bytes: &[u8], method: &Method, seen: bool) -> Result<Option<Answer>, Trouble> {
         // Whatever comes now, the backend has seen the request.
         self.kept = None;
-        wire::answer(&mut self.down.head, method, seen).map_err(Trouble::Protocol)
+        let head = &mut self.down.head;
+        // Nearly all heads come at once.
+        if !head.is_empty() {
+            head.extend_from_slice(bytes);
+        }
+        let whole = if head.is_empty() { bytes } else { &head[..] };
+        let answer = wire::answer(whole, method, seen).map_err(Trouble::Protocol)?;
+        match (&answer, head.is_empty()) {
+            (None, true) => head.extend_from_slice(bytes),
+            (None, false) => {}
+            (Some(_), _) => *head = Vec::new(),
+        }
+        Ok(answer)
     }
 
     fn poll_flushed(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Trouble>> {
@@ -257,33 +233,50 @@ impl<'a> Relay<'a> {
 
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Trouble>> {
         self.poll_up(cx)?;
+        let sized = self.down.body.as_ref().is_some_and(|body| matches!(body.framing, Framing::Length(_)));
         loop {
-            ready!(self.poll_out(cx))?;
+            // What came with the head goes out with it, if nothing can be wrong with it.
+            if !sized {
+                ready!(self.poll_out(cx))?;
+            }
             if !self.down.early.is_empty() {
                 let early = std::mem::take(&mut self.down.early);
                 self.pass(cx, &early)?;
                 continue;
             }
+            ready!(self.poll_out(cx))?;
             if self.down.body.as_ref().is_none_or(|body| body.over) {
                 return Pin::new(&mut *self.client).poll_flush(cx).map_err(|_| Trouble::Client);
             }
-            let mut room = [const { MaybeUninit::uninit() }; ROOM];
-            let mut room = ReadBuf::uninit(&mut room);
-            let Poll::Ready(read) = Pin::new(&mut self.server).poll_read(cx, &mut room) else {
-                if self.down.unflushed
-                    && Pin::new(&mut *self.client).poll_flush(cx).map_err(|_| Trouble::Client)?.is_ready()
-                {
-                    self.down.unflushed = false;
-                }
-                return self.poll_time(cx).map(Err);
+            let much = self.down.body.as_ref().is_some_and(|body| body.framing.may_exceed(ROOM as u64));
+            let piece = if much && held::is_little() {
+                self.poll_piece::<MUCH_ROOM>(cx)
+            } else {
+                self.poll_piece::<ROOM>(cx)
             };
-            self.since = None;
-            match read {
-                Ok(()) if room.filled().is_empty() => self.end()?,
-                Ok(()) => self.pass(cx, room.filled())?,
-                Err(_) => return Poll::Ready(Err(Trouble::Cut)),
-            }
+            ready!(piece)?;
         }
+    }
+
+    /// Reads a piece of the answer and passes it on; its room is on the stack only while it runs.
+    #[inline(never)]
+    fn poll_piece<const SIZE: usize>(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Trouble>> {
+        let mut room = [const { MaybeUninit::uninit() }; SIZE];
+        let mut room = ReadBuf::uninit(&mut room);
+        let Poll::Ready(read) = Pin::new(&mut self.server).poll_read(cx, &mut room) else {
+            if self.down.unflushed
+                && Pin::new(&mut *self.client).poll_flush(cx).map_err(|_| Trouble::Client)?.is_ready()
+            {
+                self.down.unflushed = false;
+            }
+            return self.poll_time(cx).map(Err);
+        };
+        self.since = None;
+        Poll::Ready(match read {
+            Ok(()) if room.filled().is_empty() => self.end(),
+            Ok(()) => self.pass(cx, room.filled()),
+            Err(_) => Err(Trouble::Cut),
+        })
     }
 
     /// The backend closed its side.
@@ -346,7 +339,7 @@ impl<'a> Relay<'a> {
         };
         body.stray |= taken < bytes.len();
         if body.over && chunked {
-            to_client.send(LAST_CHUNK);
+            to_client.write(LAST_CHUNK);
         }
         if to_client.failed { Err(Trouble::Client) } else { Ok(()) }
     }
@@ -363,16 +356,34 @@ impl<'a> Relay<'a> {
             if self.upload == Upload::Refused {
                 return Ok(());
             }
-            let mut room = [const { MaybeUninit::uninit() }; ROOM];
-            let mut room = ReadBuf::uninit(&mut room);
-            match self.poll_client(cx, &mut room) {
+            if !self.early.is_empty() {
+                let early = std::mem::take(&mut self.early);
+                self.send(cx, &early);
+                continue;
+            }
+            let much = self.client.unread().is_some_and(|unread| unread > ROOM as u64) && held::is_little();
+            let piece = if much { self.poll_upload::<MUCH_ROOM>(cx) } else { self.poll_upload::<ROOM>(cx) };
+            match piece {
                 Poll::Pending if std::mem::take(&mut self.fresh) => {}
                 Poll::Pending => return Ok(()),
-                // An error, or the end: of what it has to say, or of itself.
-                Poll::Ready(Ok(())) if !room.filled().is_empty() => self.send(cx, room.filled()),
-                Poll::Ready(_) => return Err(Trouble::Client),
+                Poll::Ready(sent) => sent?,
             }
         }
+    }
+
+    /// Reads a piece of the body and sends it; its room is on the stack only while it runs.
+    #[inline(never)]
+    fn poll_upload<const SIZE: usize>(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Trouble>> {
+        let mut room = [const { MaybeUninit::uninit() }; SIZE];
+        let mut room = ReadBuf::uninit(&mut room);
+        Poll::Ready(match ready!(self.poll_client(cx, &mut room)) {
+            Ok(()) if !room.filled().is_empty() => {
+                self.send(cx, room.filled());
+                Ok(())
+            }
+            // An error, or the end: of what it has to say, or of itself.
+            _ => Err(Trouble::Client),
+        })
     }
 
     /// Reads what the client has sent so far, as much as there is room for.
@@ -453,17 +464,7 @@ impl<'a> Relay<'a> {
             _ => (due, trouble),
         };
         let Some(due) = due else { return Poll::Pending };
-        let due = tokio::time::Instant::from_std(due);
-        let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep_until(due)));
-        if alarm.deadline() > due {
-            alarm.as_mut().reset(due);
-        }
-        ready!(alarm.as_mut().poll(cx));
-        if alarm.deadline() < due {
-            // Set in an earlier wait, which is over.
-            alarm.as_mut().reset(due);
-            ready!(alarm.as_mut().poll(cx));
-        }
+        ready!(self.client.alarm().poll(cx, due));
         Poll::Ready(trouble)
     }
 }

@@ -9,7 +9,7 @@ use tollhouse_filters::world::ClientBody;
 
 use super::attempt::Failure;
 use super::held::LAST_CHUNK;
-use super::relay::Trouble;
+use super::trouble::Trouble;
 use super::{Job, wire};
 use crate::door::DoorStream;
 

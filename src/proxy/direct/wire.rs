@@ -65,15 +65,22 @@ pub(super) enum Framing {
     Close,
 }
 
+impl Framing {
+    /// Whether more than so many bytes may be to come.
+    pub(super) const fn may_exceed(&self, bytes: u64) -> bool {
+        match self {
+            Self::None => false,
+            Self::Length(left) => *left > bytes,
+            Self::Chunked(_) | Self::Close => true,
+        }
+    }
+}
+
 /// Reads the head that these bytes begin with; `None` while it is not whole. If filters see it, as they do.
 ///
 /// # Errors
 /// What is wrong with it.
-pub(super) fn answer(
-    bytes: &mut Vec<u8>,
-    method: &Method,
-    seen: bool,
-) -> Result<Option<Answer>, &'static str> {
+pub(super) fn answer(bytes: &[u8], method: &Method, seen: bool) -> Result<Option<Answer>, &'static str> {
     let mut room = [const { MaybeUninit::<Header<'_>>::uninit() }; MAX_FIELDS];
     let mut parsed = httparse::Response::new(&mut []);
     // What is refused from clients is read from origins, as Pingora does, and sent on as it should be.
@@ -91,7 +98,6 @@ pub(super) fn answer(
         && let Some((head, body, reusable)) = lines(&parsed)
     {
         let rest = Bytes::copy_from_slice(&bytes[length..]);
-        bytes.clear();
         return Ok(Some(Answer { head, body, reusable, rest }));
     }
     let at = |part: &[u8]| part.as_ptr().addr() - bytes.as_ptr().addr();
@@ -106,7 +112,7 @@ pub(super) fn answer(
     let old = parsed.version != Some(1);
     head.set_version(if old { Version::HTTP_10 } else { Version::HTTP_11 });
     head.set_reason_phrase(parsed.reason).map_err(invalid)?;
-    let bytes = Bytes::from(std::mem::take(bytes));
+    let bytes = Bytes::copy_from_slice(bytes);
     for (name, value) in fields {
         head.append_header(bytes.slice(name), header_value_from_raw(bytes.slice(value))).map_err(invalid)?;
     }

@@ -2,13 +2,23 @@
 //!
 //! ```yaml
 //! - forward_auth: {upstream: sso, path: /verify, response_headers: [x-user]}
+//! - forward_auth: {url: "http://127.0.0.1:8181/v1/data/api/allow", format: opa, cache: {ttl: 5s}}
 //! ```
 //!
 //! What `auth_request` of NGINX, `ForwardAuth` of Traefik and `ext_authz` of Envoy do. The service is sent the
-//! listed fields of the request, without its body, and what it is about: `X-Forwarded-Method`, `-Proto`, `-Host`,
-//! `-Uri` and `-For`. If it answers 2xx, the request passes, and the upstream is told the listed fields of that
-//! answer. What else it answers below 500 goes to the client: the status, the body, and `Location`, `Set-Cookie`,
-//! `WWW-Authenticate`, `Retry-After`, `Cache-Control` and `Content-Type`.
+//! listed fields of the request and what it is about: `X-Forwarded-Method`, `-Proto`, `-Host`, `-Uri` and `-For`.
+//! If it answers 2xx, the request passes, and the upstream is told the listed fields of that answer. What else it
+//! answers below 500 goes to the client: the status, the body, and the fields of `refusal_headers`.
+//!
+//! With `format: opa` it is asked as the Open Policy Agent is: by POST of `{"input": {..}}` with `request`, `client`,
+//! `consumer`, `claims`, `route`, `service` and `listener`. It answers `{"result": true}`, or an object with `allow` and
+//! perhaps `headers`, `status`, `body` and `reason`. Without a `result`, nothing passes: 403.
+//!
+//! With `body`, it is sent the body as well, and is asked once that is there: filters below run their request phase
+//! before. Whatever answers before it decided, such as `respond`, cannot: that is 502, except for problems.
+//!
+//! With `cache`, the same question (all that would be sent) is not asked again for a while. Leave parts out of
+//! `about` and `request_headers` that the decision does not depend on.
 //!
 //! A service that cannot be reached, is too slow or answers 5xx makes it 503 (`filter-unavailable`); only
 //! `on_error: continue` with `fail_open: true` lets requests pass then, and upstreams are told nothing.
@@ -19,6 +29,12 @@
 //! Hardened against untrusted clients: no field of theirs reaches the service unless it is listed, and none of
 //! the service's own fields comes from them.
 
+mod answer;
+mod build;
+mod memory;
+mod opa;
+mod options;
+mod question;
 #[cfg(test)]
 mod tests;
 
@@ -28,82 +44,68 @@ use std::time::Duration as Time;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
-use http::uri::PathAndQuery;
+use http::{Method, uri::PathAndQuery};
 use pingora_http::{RequestHeader, ResponseHeader};
-use schemars::JsonSchema;
-use serde::Deserialize;
 
-use super::fields::has_meaning;
+use self::answer::{Said, Told, unavailable};
+use self::memory::Memory;
+use self::options::About;
+pub use self::options::{CacheOptions, Format, Options};
+use self::question::Question;
 use crate::context::{Context, Slot, Verdict};
 use crate::filter::{Build, BuildError, Filter};
-use crate::outcome::{FilterError, Outcome, Reply};
-use crate::phase::{OnRequest, OnUpstreamRequest, Phases};
-use crate::values::{ByteSize, Duration, FieldName};
-use crate::world::{Client, ClientError, ClientReply, UpstreamId};
-
-/// Whom to ask, and what.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-#[schemars(rename = "ForwardAuthOptions")]
-pub struct Options {
-    /// The upstream that decides.
-    pub upstream: String,
-    /// The path, and perhaps a query, that it is asked at.
-    #[serde(default = "root")]
-    pub path: String,
-    /// Fields of the request that it is sent.
-    #[serde(default = "credentials")]
-    pub request_headers: Vec<FieldName>,
-    /// Fields of its answer that the upstream of the request is told; a client's own copies never get there.
-    #[serde(default)]
-    pub response_headers: Vec<FieldName>,
-    /// How long it may take to decide.
-    #[serde(default = "one_second")]
-    pub timeout: Duration,
-    /// The largest body of a refusal that is passed on; a larger one is left out.
-    #[serde(default = "sixty_four_kib")]
-    pub max_body: ByteSize,
-}
-
-fn root() -> String {
-    "/".to_owned()
-}
-
-fn credentials() -> Vec<FieldName> {
-    vec![header::AUTHORIZATION.into(), header::COOKIE.into()]
-}
-
-fn one_second() -> Duration {
-    Duration::from_secs(1)
-}
-
-fn sixty_four_kib() -> ByteSize {
-    ByteSize::from_kib(64)
-}
-
-/// What a refusal tells the client.
-const PASSED_ON: [HeaderName; 6] = [
-    header::LOCATION,
-    header::SET_COOKIE,
-    header::WWW_AUTHENTICATE,
-    header::RETRY_AFTER,
-    header::CACHE_CONTROL,
-    header::CONTENT_TYPE,
-];
+use crate::outcome::{FilterError, Outcome};
+use crate::path::{DotSegments, PathRules, normalize};
+use crate::phase::{OnRequest, OnRequestBody, OnResponse, OnUpstreamRequest, Phases};
+use crate::problem::{INVALID_PATH, Problem};
+use crate::template::{Escape, Template};
+use crate::world::{Client, Clock, Counter, UpstreamId};
 
 /// See the [module](self).
 pub struct ForwardAuth {
-    upstream: UpstreamId,
-    path: PathAndQuery,
+    /// None where there is no network.
+    to: Option<UpstreamId>,
+    host: Option<HeaderValue>,
+    target: Target,
+    method: Method,
+    format: Format,
+    about: Vec<About>,
     sent: Vec<HeaderName>,
-    told: Vec<HeaderName>,
+    told: Told,
     timeout: Time,
+    body: Option<u64>,
     max_body: usize,
-    fields: Slot<Fields>,
+    memory: Option<Arc<Memory>>,
+    held: Slot<Held>,
     client: Arc<dyn Client>,
+    clock: Arc<dyn Clock>,
+    counters: Counters,
 }
 
-type Fields = Vec<(HeaderName, HeaderValue)>;
+/// What the service is asked at.
+enum Target {
+    Fixed(PathAndQuery),
+    Made(Template),
+}
+
+/// How far it is with a request.
+#[derive(Default)]
+enum Held {
+    /// The body is still to come.
+    #[default]
+    Waiting,
+    /// The service decided.
+    Decided(Arc<Said>),
+    /// It did not, and whether the request passes is not ours to say.
+    Failed,
+}
+
+struct Counters {
+    passed: Counter,
+    refused: Counter,
+    remembered: Counter,
+    failed: Counter,
+}
 
 impl Filter for ForwardAuth {
     const NAME: &'static str = "forward_auth";
@@ -112,107 +114,114 @@ impl Filter for ForwardAuth {
     type Options = Options;
 
     fn build(options: Options, build: &mut Build<'_>) -> Result<Phases, BuildError> {
-        let path = options.path.parse().ok().filter(|_| options.path.starts_with('/'));
-        let path = path.ok_or_else(|| BuildError::at("path", "expected a path such as `/verify`"))?;
-        let sent: Vec<HeaderName> = options.request_headers.into_iter().map(HeaderName::from).collect();
-        if let Some(at) = sent.iter().position(is_ours) {
-            return Err(refused("request_headers", at, "the gateway writes this field itself"));
-        }
-        let told: Vec<HeaderName> = options.response_headers.into_iter().map(HeaderName::from).collect();
-        for (at, field) in told.iter().enumerate() {
-            if *field == header::AUTHORIZATION {
-                continue;
-            }
-            if has_meaning(field) {
-                let message = "the field has a meaning of its own; choose another one";
-                return Err(refused("response_headers", at, message));
-            }
-            if build.has_credentials(field) {
-                let message = "an identity looks for credentials in this field; choose another one";
-                return Err(refused("response_headers", at, message));
-            }
-            build.identity_header(field.clone());
-        }
-        let filter = Arc::new(Self {
-            upstream: build.upstream("upstream", &options.upstream)?,
-            path,
-            sent,
-            told,
-            timeout: options.timeout.get(),
-            max_body: options.max_body.as_len(),
-            fields: build.slot(),
-            client: build.client(),
-        });
-        Ok(Phases::new().on_request(filter.clone()).on_upstream_request(filter))
+        build::phases(options, build)
     }
-}
-
-fn refused(option: &str, at: usize, message: &str) -> BuildError {
-    let mut error = BuildError::at(option, message);
-    error.path.push(at);
-    error
-}
-
-/// Fields that frame a message or belong to one connection (RFC 9110 s7.6.1), and those that say what the
-/// question is about.
-fn is_ours(field: &HeaderName) -> bool {
-    const HOPS: [&str; 7] =
-        ["connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"];
-    let name = field.as_str();
-    let frames = [header::HOST, header::CONTENT_LENGTH, header::EXPECT].contains(field);
-    frames || HOPS.contains(&name) || name.starts_with("x-forwarded-")
 }
 
 impl ForwardAuth {
-    /// The question: the listed fields of a request, and what it is about.
-    fn question(&self, request: &RequestHeader, ctx: &Context) -> Result<RequestHeader, FilterError> {
-        let mut question = RequestHeader::build("GET", self.path.as_str().as_bytes(), None)?;
-        for name in &self.sent {
-            for value in request.headers.get_all(name) {
-                question.append_header(name.clone(), value.clone())?;
-            }
-        }
-        let uri = request.uri.path_and_query().map_or("/", PathAndQuery::as_str);
-        question.insert_header("x-forwarded-method", request.method.as_str())?;
-        question.insert_header("x-forwarded-proto", ctx.scheme.as_str())?;
-        question.insert_header("x-forwarded-uri", uri)?;
-        question.insert_header("x-forwarded-for", ctx.client.address.to_string())?;
-        if let Some(host) = ctx.host.as_deref() {
-            question.insert_header("x-forwarded-host", host)?;
-        }
-        Ok(question)
-    }
-
-    /// What the upstream is told of an answer that lets the request pass.
-    fn fields(&self, answer: &ResponseHeader) -> Fields {
-        let lines =
-            |name: &HeaderName| answer.headers.get_all(name).iter().cloned().collect::<Vec<HeaderValue>>();
-        let told = self.told.iter();
-        told.flat_map(|name| lines(name).into_iter().map(|value| (name.clone(), value))).collect()
-    }
-
-    /// What the client is told of an answer that does not.
-    async fn refusal(&self, mut answer: ClientReply) -> Result<Outcome, FilterError> {
-        let mut head = ResponseHeader::build(answer.head.status, None)?;
-        for name in &PASSED_ON {
-            for value in answer.head.headers.get_all(name) {
-                head.append_header(name.clone(), value.clone())?;
-            }
-        }
-        let body = match answer.read_all(self.max_body).await {
-            Ok(body) => body,
-            Err(ClientError::TooLarge { .. }) => {
-                head.remove_header(&header::CONTENT_TYPE);
-                Bytes::new()
-            }
-            Err(error) => return Err(unavailable(&error)),
+    /// Where to ask; none if what was put together is no path.
+    fn target(&self, request: &RequestHeader, ctx: &Context) -> Option<PathAndQuery> {
+        let template = match &self.target {
+            Target::Fixed(target) => return Some(target.clone()),
+            Target::Made(template) => template,
         };
-        Ok(Reply::message(head, body).into())
+        let made = template.render(request, ctx, Escape::Url);
+        let (path, query) = made.split_once('?').map_or((&*made, None), |(path, query)| (path, Some(query)));
+        // What was put together may mean something else than its parts did, and a client's `..` another question.
+        let rules = PathRules { dot_segments: DotSegments::Reject, ..PathRules::default() };
+        let path = normalize(path, &rules).ok()?;
+        let target = match query {
+            Some(query) => format!("{}?{query}", path.wire()),
+            None => path.wire().to_owned(),
+        };
+        target.parse().ok()
     }
-}
 
-fn unavailable(error: &ClientError) -> FilterError {
-    FilterError::Unavailable(format!("the service that decides: {error}"))
+    fn question(
+        &self,
+        target: &PathAndQuery,
+        request: &RequestHeader,
+        body: Option<&Bytes>,
+        ctx: &Context,
+    ) -> Result<Question, FilterError> {
+        let mut head = RequestHeader::build(self.method.clone(), target.as_str().as_bytes(), None)?;
+        if let Some(host) = &self.host {
+            head.insert_header(header::HOST, host.clone())?;
+        }
+        if self.format == Format::Opa {
+            head.insert_header(header::CONTENT_TYPE, "application/json")?;
+            return Ok(Question { head, body: opa::question(request, body, &self.sent, ctx) });
+        }
+        question::copy(&self.sent, request, &mut head)?;
+        question::write_about(&self.about, request, ctx, &mut head)?;
+        let body = body.cloned().unwrap_or_default();
+        if !body.is_empty() {
+            let unsent = [header::CONTENT_TYPE, header::CONTENT_ENCODING]
+                .into_iter()
+                .filter(|name| !self.sent.contains(name));
+            question::copy(&unsent.collect::<Vec<_>>(), request, &mut head)?;
+        }
+        Ok(Question { head, body })
+    }
+
+    /// What the service says about a question, now or before.
+    async fn ask(&self, question: Question) -> Result<Arc<Said>, FilterError> {
+        let now = self.clock.now();
+        let digest = self.memory.as_ref().map(|_| question.digest());
+        let recalled =
+            self.memory.as_ref().zip(digest).and_then(|(memory, digest)| memory.recall(&digest, now));
+        if let Some(said) = recalled {
+            self.counters.remembered.inc();
+            return Ok(said);
+        }
+        let to = self.to.ok_or_else(|| unavailable("there is no network"))?;
+        let Question { head, body } = question;
+        let asked = self.client.send(to, head, body, Some(self.timeout)).await;
+        let mut answer = asked.map_err(unavailable)?;
+        let good_for = answer::good_for(&answer);
+        let said = match self.format {
+            Format::Fields => answer::read(answer, &self.told, self.max_body).await?,
+            Format::Opa => opa::read(&mut answer, &self.told).await?,
+        };
+        let counter =
+            if matches!(said, Said::Pass { .. }) { &self.counters.passed } else { &self.counters.refused };
+        counter.inc();
+        let said = Arc::new(said);
+        if let (Some(memory), Some(digest)) = (&self.memory, digest) {
+            memory.keep(digest, &said, good_for, self.clock.now());
+        }
+        Ok(said)
+    }
+
+    async fn decide(
+        &self,
+        request: &RequestHeader,
+        body: Option<&Bytes>,
+        ctx: &mut Context,
+    ) -> Result<Outcome, FilterError> {
+        let Some(target) = self.target(request, ctx) else {
+            let detail = "the path that another service would be asked at is not valid";
+            return Ok(Problem::new(&INVALID_PATH).detail(detail).into());
+        };
+        let question = self.question(&target, request, body, ctx)?;
+        let said = self.ask(question).await.inspect_err(|_| {
+            self.counters.failed.inc();
+            ctx.set_slot(self.held, Held::Failed);
+        })?;
+        match &*said {
+            Said::Pass { .. } => ctx.decide(Verdict::Passed, "the service that decides lets it pass", &[]),
+            Said::Refuse { status, .. } => {
+                let status = [("status", status.as_str())];
+                ctx.decide(Verdict::Changed, "the service that decides refused it", &status);
+            }
+            Said::Forbid { reason } => {
+                ctx.decide(Verdict::Changed, "the service that decides refused it", &[("reason", reason)]);
+            }
+        }
+        let outcome = said.outcome();
+        ctx.set_slot(self.held, Held::Decided(said));
+        outcome
+    }
 }
 
 #[async_trait]
@@ -222,21 +231,34 @@ impl OnRequest for ForwardAuth {
         request: &mut RequestHeader,
         ctx: &mut Context,
     ) -> Result<Outcome, FilterError> {
-        let question = self.question(request, ctx)?;
-        let asked = self.client.send(self.upstream, question, Bytes::new(), Some(self.timeout)).await;
-        let answer = asked.map_err(|error| unavailable(&error))?;
-        let status = answer.head.status;
-        if status.is_success() {
-            let fields = self.fields(&answer.head);
-            ctx.set_slot(self.fields, fields);
-            ctx.decide(Verdict::Passed, "the service that decides lets it pass", &[]);
-            return Ok(Outcome::Continue);
+        if self.body.is_none() || !question::may_have_body(request) {
+            return self.decide(request, None, ctx).await;
         }
-        if !status.is_redirection() && !status.is_client_error() {
-            return Err(FilterError::Unavailable(format!("the service that decides answered {status}")));
+        if ctx.dry_run {
+            ctx.decide(Verdict::Passed, "nobody is asked: a dry run sees no body", &[]);
+        } else {
+            ctx.set_slot(self.held, Held::Waiting);
         }
-        ctx.decide(Verdict::Changed, "the service that decides refused it", &[("status", status.as_str())]);
-        self.refusal(answer).await
+        Ok(Outcome::Continue)
+    }
+}
+
+#[async_trait]
+impl OnRequestBody for ForwardAuth {
+    fn max_bytes(&self) -> u64 {
+        self.body.unwrap_or_default()
+    }
+
+    async fn on_request_body(
+        &self,
+        request: &mut RequestHeader,
+        body: &mut Bytes,
+        ctx: &mut Context,
+    ) -> Result<Outcome, FilterError> {
+        match ctx.slot(self.held) {
+            Some(Held::Waiting) => self.decide(request, Some(body), ctx).await,
+            _ => Ok(Outcome::Continue),
+        }
     }
 }
 
@@ -250,9 +272,39 @@ impl OnUpstreamRequest for ForwardAuth {
         ctx: &mut Context,
     ) -> Result<(), FilterError> {
         // A client's own copy is no better where the service said nothing.
-        self.told.iter().for_each(|name| drop(request.remove_header(name)));
-        for (name, value) in ctx.slot(self.fields).into_iter().flatten() {
+        self.told.upstream.iter().for_each(|name| drop(request.remove_header(name)));
+        let Some(Held::Decided(said)) = ctx.slot(self.held) else { return Ok(()) };
+        let Said::Pass { upstream, .. } = &**said else { return Ok(()) };
+        for (name, value) in upstream {
             request.append_header(name.clone(), value.clone())?;
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl OnResponse for ForwardAuth {
+    async fn on_response(
+        &self,
+        _: &RequestHeader,
+        response: &mut ResponseHeader,
+        ctx: &mut Context,
+    ) -> Result<(), FilterError> {
+        let said = match ctx.slot(self.held) {
+            Some(Held::Waiting) if response.status.as_u16() < 400 => {
+                return Err(FilterError::Internal("answered before the service decided".to_owned()));
+            }
+            Some(Held::Decided(said)) => said,
+            _ => return Ok(()),
+        };
+        let Said::Pass { client, .. } = &**said else { return Ok(()) };
+        for name in self.told.client.iter().filter(|name| **name != header::SET_COOKIE) {
+            if client.iter().any(|(told, _)| told == name) {
+                response.remove_header(name);
+            }
+        }
+        for (name, value) in client {
+            response.append_header(name.clone(), value.clone())?;
         }
         Ok(())
     }

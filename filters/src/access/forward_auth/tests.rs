@@ -1,5 +1,9 @@
 //! What the service is asked, and what becomes of its answers.
 
+mod bodies;
+mod cached;
+mod opa;
+
 use std::sync::Arc;
 
 use crate::testing::{Chain, chain_calling, get, refused, send};
@@ -108,9 +112,84 @@ async fn what_may_pass_without_a_decision_takes_no_field_of_the_client_along() {
     assert!(sent.attempt(1).await.headers.get("x-user").is_none());
 }
 
+#[tokio::test]
+async fn a_url_is_asked_at_its_own_path_and_named_as_host() {
+    let (service, chain) = asking(
+        "- forward_auth: {url: 'https://sso.example.com:8443/verify?a=1', about: [uri], method: HEAD}",
+    );
+    service.reply(200, &[], []);
+    chain.send(get("/a")).await.continues();
+    let [asked] = &service.requests()[..] else { panic!("asked once") };
+    let [origin] = &service.origins()[..] else { panic!("one origin") };
+    assert_eq!((&*origin.host, origin.port, origin.tls), ("sso.example.com", 8443, true));
+    assert_eq!(asked.head.method, "HEAD");
+    assert_eq!(asked.head.uri.path_and_query().map(|target| target.as_str()), Some("/verify?a=1"));
+    let fields: Vec<_> = asked.head.headers.iter().map(|(name, value)| (name.as_str(), value)).collect();
+    assert_eq!(
+        fields,
+        [("host", &"sso.example.com:8443".parse().unwrap()), ("x-forwarded-uri", &"/a".parse().unwrap())]
+    );
+}
+
+#[tokio::test]
+async fn a_path_is_filled_in_and_cannot_be_left_by_a_client() {
+    let (service, chain) = asking(
+        "- forward_auth: {upstream: main, path: '/verify/${query.tenant}/${request.method}?path=${header.x-p}'}",
+    );
+    for (tenant, expected) in [
+        ("acme", Some("/verify/acme/GET?path=a%2Fb%26c%3D1")),
+        ("a%2Fb", None),
+        ("..", None),
+        ("%2e%2E", None),
+        ("a%3Fb%23c", Some("/verify/a%3Fb%23c/GET?path=a%2Fb%26c%3D1")),
+    ] {
+        service.reply(200, &[], []);
+        let before = service.requests().len();
+        let sent = chain.send(get(&format!("/?tenant={tenant}")).header("x-p", "a/b&c=1")).await;
+        let asked = service.requests();
+        match expected {
+            Some(expected) => {
+                sent.continues();
+                let target = asked[before].head.uri.path_and_query().map(|target| target.as_str());
+                assert_eq!(target, Some(expected), "{tenant}");
+            }
+            None => {
+                sent.responds(400);
+                assert_eq!(asked.len(), before, "{tenant}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_is_told_the_listed_fields_of_either_answer() {
+    let (service, chain) = asking(
+        "- forward_auth: {upstream: main, refusal_headers: [x-why], client_headers: [set-cookie, x-session]}",
+    );
+    service.reply(403, &[("x-why", "no"), ("location", "/a")], []);
+    chain.send(get("/")).await.responds(403).header("x-why", "no").no_header("location");
+    service.reply(200, &[("set-cookie", "s=2"), ("x-session", "new"), ("x-why", "no")], []);
+    let mut sent = chain.send(get("/")).await.continues();
+    let answer = sent.answered(200, &[("set-cookie", "a=1"), ("x-session", "old")]).await;
+    answer.header("set-cookie", "a=1, s=2").header("x-session", "new").no_header("x-why");
+}
+
 #[test]
 fn options_that_cannot_work_are_refused() {
     for (options, expected) in [
+        ("path: /verify", ": whom to ask is missing"),
+        ("upstream: main, url: 'https://a.test/'", "url: is there beside `upstream`"),
+        ("url: 'http://a.test/'", "url: expected an https URL"),
+        ("url: 'https://a.test/a', path: /b", "path: `url` has a path already"),
+        ("upstream: main, path: '${route}'", "path: expected a path"),
+        ("upstream: main, path: '/${rout}'", "path: unknown variable"),
+        ("upstream: main, method: CONNECT", "method: CONNECT asks for a tunnel"),
+        ("upstream: main, method: GET, body: 1KiB", "method: has no `body`"),
+        ("upstream: main, method: PUT, format: opa", "method: does not belong"),
+        ("upstream: main, about: [uri], format: opa", "about: does not belong"),
+        ("upstream: main, client_headers: [content-length]", "client_headers[0]: the gateway writes"),
+        ("upstream: main, refusal_headers: [connection]", "refusal_headers[0]: the gateway writes"),
+        ("upstream: main, cache: {}", "cache: missing"),
         ("upstream: mian", "upstream: no upstream is named `mian`"),
         ("upstream: main, path: verify", "path: expected a path such as `/verify`"),
         ("upstream: main, request_headers: [x-a, x-forwarded-uri]", "request_headers[1]: the gateway writes"),

@@ -1,0 +1,42 @@
+//! What ends an exchange before its end, and how long it may take.
+
+use std::time::{Duration, Instant};
+
+/// What ended an exchange before its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Trouble {
+    /// The client went away, or what it sent broke a rule, which its stream knows.
+    Client,
+    /// The client keeps the gateway waiting for its body.
+    SlowClient,
+    /// The backend closed the connection before it said anything.
+    Unanswered,
+    /// The backend broke the answer off.
+    Cut,
+    /// What the backend says is not HTTP.
+    Protocol(&'static str),
+    /// The backend takes too long: which timeout is over.
+    Timeout(&'static str),
+}
+
+impl Trouble {
+    /// What the log says of it.
+    pub(super) const fn reason(self) -> &'static str {
+        match self {
+            Self::Client => "the client went away",
+            Self::SlowClient => "the client is too slow",
+            Self::Unanswered => "the upstream closed the connection before it answered",
+            Self::Cut => "the upstream broke its answer off",
+            Self::Protocol(reason) | Self::Timeout(reason) => reason,
+        }
+    }
+}
+
+/// How long is waited.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Waits {
+    /// For the backend to take or send something.
+    pub(super) idle: Option<Duration>,
+    /// For all of it.
+    pub(super) deadline: Option<Instant>,
+}
