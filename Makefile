@@ -28,6 +28,7 @@ setup:
 
 format:
 	cargo fmt --all --check
+	rustfmt --edition 2024 --check loadtest/origin/main.rs
 
 lint: ## Only clippy, warnings are errors
 	cargo clippy --locked --workspace --all-targets -- -D warnings
@@ -63,11 +64,10 @@ bench: ## Measure single functions
 	@tests/setup.sh build
 	cargo bench --locked --workspace
 
-load: ## Measure the whole gateway under load (see loadtest/)
-	@tests/setup.sh test
-	@test -x loadtest/run || { echo 'load: loadtest/run is missing' >&2; exit 1; }
+load: ## Measure the gateway side by side with others (see loadtest/)
+	@tests/setup.sh load
 	cargo build --locked --release
-	loadtest/run
+	loadtest/compare
 
 clean: ## Remove everything compiled
 	cargo clean

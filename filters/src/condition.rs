@@ -212,7 +212,7 @@ fn raw_pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
     pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")))
 }
 
-fn decode_query(text: &str) -> Cow<'_, str> {
+pub(crate) fn decode_query(text: &str) -> Cow<'_, str> {
     if text.contains('+') {
         decode_segment(&text.replace('+', " ")).into_owned().into()
     } else {

@@ -26,6 +26,10 @@ pub trait OnRequest: Send + Sync {
 pub trait OnRequestBody: Send + Sync {
     /// The largest body this filter takes, in bytes; a larger one is answered 413.
     fn max_bytes(&self) -> u64;
+    /// Whether it wants the body of this request, once every `OnRequest` let it pass.
+    fn wants(&self, _ctx: &Context) -> bool {
+        true
+    }
     /// Changes the body or the request, answers it, or lets it pass.
     async fn on_request_body(
         &self,

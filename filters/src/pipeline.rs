@@ -335,9 +335,10 @@ impl Entered {
 
     /// The largest body that every entered step which wants the whole of it takes; `None` when none does.
     #[must_use]
-    pub fn wants_body(self, stack: &Stack) -> Option<u64> {
-        let wanting = self.steps(stack, |pipeline| &pipeline.request_body);
-        wanting.filter_map(|step| step.phases.request_body.as_ref()).map(|filter| filter.max_bytes()).min()
+    pub fn wants_body(self, stack: &Stack, ctx: &Context) -> Option<u64> {
+        let steps = self.steps(stack, |pipeline| &pipeline.request_body);
+        let filters = steps.filter_map(|step| step.phases.request_body.as_ref());
+        filters.filter(|filter| filter.wants(ctx)).map(|filter| filter.max_bytes()).min()
     }
 
     /// Runs the body phase of the entered steps; stops at the first answer.
@@ -349,7 +350,9 @@ impl Entered {
         ctx: &mut Context,
     ) -> Option<Reply> {
         for step in self.steps(stack, |pipeline| &pipeline.request_body) {
-            let Some(filter) = &step.phases.request_body else { continue };
+            let Some(filter) = step.phases.request_body.as_ref().filter(|filter| filter.wants(ctx)) else {
+                continue;
+            };
             ctx.enter_step(step.filter, &step.instance);
             let outcome = filter.on_request_body(request, body, ctx).await;
             if let Some(reply) = step.settle(outcome, ctx) {

@@ -207,7 +207,7 @@ impl Exchange {
     /// Whether an entered filter wants the whole request body, and how much of it is taken at most.
     #[must_use]
     pub fn wants_body(&self) -> Option<u64> {
-        self.entered.wants_body(&self.stack).map(|limit| limit.min(self.body_limit()))
+        self.entered.wants_body(&self.stack, &self.ctx).map(|limit| limit.min(self.body_limit()))
     }
 
     /// Passes a piece of the request body through the filters that look at pieces.

@@ -14,9 +14,10 @@ use crate::tls::Certificates;
 use crate::{project, read, stem, yaml_files};
 
 /// Examples that show more than one filter.
-const OVERVIEWS: [&str; 11] = [
+const OVERVIEWS: [&str; 12] = [
     "access_log",
     "balancing",
+    "credentials",
     "grpc",
     "health",
     "jwks",
@@ -46,20 +47,35 @@ fn tests(document: &Value) -> Vec<Test> {
 fn every_example_passes_check_and_its_own_tests() {
     for path in examples() {
         let folder = tempfile::tempdir().expect("a folder");
-        let copy = folder.path().join(path.file_name().expect("a name"));
-        std::fs::copy(&path, &copy).expect("copied");
-        Certificates::make(folder.path(), &document(&path));
-        let file = copy.to_str().expect("UTF-8");
-        let checked = run(&["check", file]);
-        assert!(checked.status.success(), "{file}: {}", String::from_utf8_lossy(&checked.stderr));
-        let warnings = String::from_utf8_lossy(&checked.stderr).into_owned();
-        assert_eq!(warnings, "", "{file}");
-        let tested = run(&["test", file]);
+        let file = check(&path, folder.path());
+        let tested = run(&["test", &file]);
         assert!(tested.status.success(), "{file}: {}", String::from_utf8_lossy(&tested.stdout));
         let said = String::from_utf8_lossy(&tested.stdout).into_owned();
         let count = tests(&document(&path)).len();
         assert!(count >= 2 && said.ends_with(&format!("{count} passed, 0 failed\n")), "{file}: {said}");
     }
+}
+
+#[test]
+fn every_document_of_the_load_tests_passes_check() {
+    let documents = yaml_files("loadtest/configs/tollhouse");
+    assert!(!documents.is_empty());
+    for path in documents {
+        let folder = tempfile::tempdir().expect("a folder");
+        check(&path, folder.path());
+    }
+}
+
+/// Checks a copy of a document in a folder, with the certificates that it names, and says where it is.
+fn check(path: &Path, folder: &Path) -> String {
+    let copy = folder.join(path.file_name().expect("a name"));
+    std::fs::copy(path, &copy).expect("copied");
+    Certificates::make(folder, &document(path));
+    let file = copy.to_str().expect("UTF-8").to_owned();
+    let checked = run(&["check", &file]);
+    let said = String::from_utf8_lossy(&checked.stderr);
+    assert!(checked.status.success() && said.is_empty(), "{file}: {said}");
+    file
 }
 
 #[test]

@@ -157,3 +157,68 @@ async fn a_reload_ends_a_key_under_traffic_and_no_other() {
     stop.store(true, Ordering::Relaxed);
     assert!(traffic.await.expect("no failure") > 1);
 }
+
+/// Fields that a client may not write, as trailers of HTTP/1.
+const FORGED: &str =
+    "X-Consumer: root\r\nX-User: root\r\nX-Tollhouse-Debug: 1\r\nX-Forwarded-For: 10.0.0.1\r\n";
+
+#[tokio::test]
+async fn trailers_of_a_request_bring_no_forged_fields() {
+    let (told, mut seen) = tokio::sync::mpsc::unbounded_channel();
+    let over_http2 = Origin::new(move |wire| {
+        let told = told.clone();
+        async move {
+            let mut connection = h2::server::handshake(wire.into_stream()).await.expect("HTTP/2");
+            while let Some(Ok((request, mut respond))) = connection.accept().await {
+                let told = told.clone();
+                tokio::spawn(async move {
+                    let mut body = request.into_body();
+                    while let Some(Ok(piece)) = body.data().await {
+                        body.flow_control().release_capacity(piece.len()).expect("received");
+                    }
+                    let _ = told.send(body.trailers().await.expect("an end"));
+                    let _ = respond.send_response(http::Response::new(()), true);
+                });
+            }
+        }
+    })
+    .await;
+    let origin = Origin::echo().await;
+    let gateway = Gateway::start(&format!(
+        "{}  - name: h2\n    match: {{paths: [/h2]}}\n    upstream: h2\n  - name: seen\n    match: {{paths: [/seen]}}\n    \
+         filters: [{{decompress: {{}}}}]\n    upstream: origin\n",
+        document(&origin, &[ONE]).replacen(
+            "upstreams: [",
+            &format!(
+                "upstreams: [{{name: h2, protocol: h2c, backends: [{{address: \"{}\"}}]}}, ",
+                over_http2.address
+            ),
+            1
+        )
+    ))
+    .await;
+    for path in ["/open", "/seen", "/h2"] {
+        let mut client = Wire::connect(gateway.address()).await;
+        client
+            .send(format!(
+                "POST {path} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n{FORGED}\r\n"
+            ))
+            .await;
+        assert_eq!(client.answer().await.expect("an answer").status, 200, "{path}");
+        let client = H2c::connect(gateway.address()).await;
+        let call = http::Request::post(format!("http://a{path}")).body(()).expect("valid");
+        let (answer, mut stream) = client.open(call, false).await;
+        stream.send_data(bytes::Bytes::from_static(b"abc"), false).expect("open");
+        let mut trailers = http::HeaderMap::new();
+        for name in ["x-consumer", "x-user", "x-tollhouse-debug", "x-forwarded-for"] {
+            trailers.insert(name, "root".parse().expect("valid"));
+        }
+        stream.send_trailers(trailers).expect("open");
+        assert_eq!(soon("an answer", answer).await.expect("an answer").status(), 200, "{path}");
+    }
+    for _ in 0..2 {
+        assert_eq!(seen.recv().await.expect("a request"), None, "no trailer passes");
+    }
+    // Such an origin takes what follows the last chunk for broken, and would not have answered.
+    assert_eq!(origin.heads().len(), 4);
+}

@@ -7,6 +7,7 @@ mod bodies;
 mod cache;
 mod compression;
 mod consumers;
+mod credentials;
 mod decompression;
 mod direct;
 mod failures;

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use http::HeaderMap;
 use http::header::{CACHE_CONTROL, HeaderName, PRAGMA};
-use sfv::{BareItem, ListEntry, Parser};
+use sfv::{BareItem, Dictionary, ListEntry, Parser};
 
 use super::joined;
 
@@ -89,7 +89,7 @@ impl ResponseDirectives {
 /// What is said to gateways, if it is valid and says anything (RFC 9213 s2.1, s2.2).
 fn targeted(fields: &HeaderMap) -> Option<ResponseDirectives> {
     let text = joined(fields, &CDN_CACHE_CONTROL)?;
-    let dictionary = Parser::parse_dictionary(text.as_bytes()).ok()?;
+    let dictionary: Dictionary = Parser::new(&text).parse().ok()?;
     let mut said = ResponseDirectives { targeted: true, ..ResponseDirectives::default() };
     for (name, entry) in &dictionary {
         let ListEntry::Item(item) = entry else { return None };
@@ -98,7 +98,7 @@ fn targeted(fields: &HeaderMap) -> Option<ResponseDirectives> {
         let argument = match (&item.bare_item, timed) {
             (BareItem::Boolean(true), false) => None,
             (BareItem::Boolean(false), false) => continue,
-            (BareItem::Integer(number), true) => Some(u32::try_from((*number).min(i64::from(MOST))).ok()),
+            (BareItem::Integer(number), true) => Some(u32::try_from(i64::from(*number).min(i64::from(MOST))).ok()),
             (_, true) => return None,
             // `private="x"` and what nobody knows.
             (_, false) => None,

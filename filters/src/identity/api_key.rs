@@ -7,15 +7,14 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use http::HeaderValue;
 use pingora_http::RequestHeader;
-use schemars::{JsonSchema, Schema, SchemaGenerator};
-use serde::{Deserialize, Deserializer, de::Error as _};
+use schemars::JsonSchema;
+use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::consumers::{Consumers, IdentityNo, Key, Lapse};
+use super::consumers::{Consumers, IdentityNo, Key};
 use super::{Identity, IdentityState, Presented, Refusal, Source, Verified, challenge, only_one};
 use crate::context::{Context, Principal};
 use crate::values::Scalar;
-use crate::values::scalar;
 
 /// The longest key that is looked up, in bytes.
 const LONGEST: usize = 4096;
@@ -77,28 +76,6 @@ impl Scalar for KeyHash {
     }
 }
 
-// Not the macro: what `Display` writes could not be read back, and who writes the key itself by mistake must
-// not find it in the message. One that begins with "expected" is given what was found.
-impl<'de> Deserialize<'de> for KeyHash {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        scalar::deserialize(deserializer)
-            .map_err(|_| D::Error::custom("the key's hash is needed: `sha256:` and 64 hexadecimal digits"))
-    }
-}
-
-impl JsonSchema for KeyHash {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "KeyHash".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        let mut schema = scalar::schema::<Self>();
-        // What shows documents goes by this.
-        schema.insert("writeOnly".to_owned(), true.into());
-        schema
-    }
-}
-
 impl fmt::Display for KeyHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("***")
@@ -135,11 +112,8 @@ impl ApiKeys {
         let number = self.number.ok_or(UNKNOWN)?;
         let index = self.consumers.load();
         let found = index.find(number, Key::ApiKey(KeyHash::of(key))).ok_or(UNKNOWN)?;
-        match found.lapse(now) {
-            None => {}
-            Some(Lapse::Expired) => return Err(Refusal::new("the API key has expired")),
-            Some(Lapse::Disabled) => return Err(Refusal::new("the API key is disabled")),
-            Some(Lapse::Consumer) => return Err(Refusal::new("the consumer is disabled")),
+        if let Some(lapse) = found.lapse(now) {
+            return Err(Refusal::new(lapse.reason(["the API key has expired", "the API key is disabled"])));
         }
         let consumer = found.consumer();
         let principal = Principal { subject: consumer.name.to_string(), claims: Default::default() };
@@ -147,6 +121,7 @@ impl ApiKeys {
             principal: Arc::new(principal),
             consumer: Some(consumer.clone()),
             credential: found.credential().map(|credential| credential.id().clone()),
+            body: None,
         })
     }
 }
@@ -167,10 +142,8 @@ impl Identity for ApiKeys {
         verified.map_or_else(Presented::Refused, Presented::Valid)
     }
 
-    fn hide(&self, request: &mut RequestHeader, ctx: &mut Context) {
-        if self.hide {
-            self.sources.iter().for_each(|source| source.remove(request, ctx));
-        }
+    fn hides(&self) -> bool {
+        self.hide
     }
 
     fn challenge(&self, _: Option<&Refusal>) -> HeaderValue {

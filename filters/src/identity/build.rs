@@ -8,7 +8,10 @@ use http::HeaderName;
 use serde::de::DeserializeOwned;
 
 use super::api_key::{self, ApiKeys};
+use super::basic::Basic;
+use super::certificate::Certificates;
 use super::consumers::{Clerk, Consumers, Index, Layout, Matches, Record};
+use super::hmac::Hmac;
 use super::introspection::Introspection;
 use super::jwt::Jwt;
 use super::remote::Remote;
@@ -165,10 +168,19 @@ fn identity(
             let built = Introspection::new(name, options(node)?, matches, site);
             Ok(Arc::new(built.map_err(|error| vec![error])?))
         }
+        Some(Kind::Basic) => Ok(Arc::new(Basic::new(name, options(node)?, consumers.clone(), site))),
+        Some(Kind::Hmac) => {
+            let hmac = Hmac::new(name, options(node)?, consumers.clone(), site);
+            Ok(Arc::new(hmac.map_err(|error| vec![error])?))
+        }
+        Some(Kind::Mtls) => Ok(Arc::new(Certificates::new(name, &options(node)?, consumers.clone()))),
         None => {
             let written = node.get("type").and_then(|node| node.as_str()).unwrap_or_default();
-            let hint = suggest(written, Kind::NAMES).map(|near| format!("did you mean `{near}`?"));
-            let error = BuildError::at("type", "expected the type `api_key`, `introspection` or `jwt`");
+            let hint = suggest(written, Kind::names()).map(|near| format!("did you mean `{near}`?"));
+            let names: Vec<&str> = Kind::names().collect();
+            let (last, others) = names.split_last().expect("there are types");
+            let message = format!("expected the type `{}` or `{last}`", others.join("`, `"));
+            let error = BuildError::at("type", message);
             Err(vec![BuildError { hint, ..error }])
         }
     }

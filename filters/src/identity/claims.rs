@@ -71,6 +71,14 @@ impl Rules {
     }
 }
 
+/// Whom the token is about: where it has no `sub`, the client it was given to (`client_id` of RFC 7662 and RFC 9068,
+/// `azp` of OpenID Connect).
+pub(super) fn subject(claims: &Map<String, Value>) -> String {
+    let text = |name: &str| claims.get(name).and_then(Value::as_str);
+    let client = || text("client_id").or(text("azp")).map(|client| format!("client:{client}"));
+    text("sub").map(str::to_owned).or_else(client).unwrap_or_default()
+}
+
 /// The end of a token, in Unix seconds, if it has one.
 pub(super) fn end(claims: &Map<String, Value>) -> Option<f64> {
     date(claims, "exp").ok().flatten()

@@ -3,15 +3,20 @@
 //! They are built with the document; the filter `authenticate` is given them by name.
 
 mod api_key;
+mod basic;
 mod bearer;
 mod build;
 mod cache;
+mod certificate;
 mod claims;
 pub mod consumers;
+mod digest;
+mod hmac;
 mod introspection;
 pub(crate) mod json;
 mod jwt;
 pub(crate) mod remote;
+mod scheme;
 mod source;
 mod spec;
 
@@ -27,9 +32,13 @@ use pingora_http::RequestHeader;
 use crate::context::{Consumer, Context, Principal};
 
 pub use api_key::KeyHash;
+pub use basic::PasswordHash;
 pub use build::{Identities, Site, build, index, layout};
+pub use certificate::Fingerprint;
+pub use digest::BodyProof;
+pub use hmac::{SignatureAlgorithm, SigningKey};
 pub use source::Source;
-pub use spec::{ConsumerSpec, CredentialKind, CredentialSpec, IdentitySpec, MatchSpec};
+pub use spec::{ConsumerSpec, CredentialHash, CredentialKind, CredentialSpec, IdentitySpec, MatchSpec};
 
 /// A way to prove who is calling.
 #[async_trait]
@@ -38,8 +47,14 @@ pub trait Identity: Send + Sync {
     fn name(&self) -> &Arc<str>;
     /// Looks for its credential and verifies it; what is only there is never taken for verified.
     async fn check(&self, request: &RequestHeader, ctx: &Context, now: SystemTime) -> Presented;
-    /// Takes its credentials out of the request, if they are not for the upstream.
-    fn hide(&self, request: &mut RequestHeader, ctx: &mut Context);
+    /// Whether its credentials are not for the upstream, also those that hold.
+    fn hides(&self) -> bool {
+        false
+    }
+    /// The scheme of its credentials in `Authorization`, if it takes one there.
+    fn scheme(&self) -> Option<&'static str> {
+        None
+    }
     /// How a caller is to prove itself, for `WWW-Authenticate` (RFC 9110 s11.6.1).
     fn challenge(&self, refusal: Option<&Refusal>) -> HeaderValue;
     /// Where its credentials are carried.
@@ -48,6 +63,33 @@ pub trait Identity: Send + Sync {
     fn has_claims(&self) -> bool;
     /// What it knows now, for whoever operates the gateway.
     fn state(&self) -> IdentityState;
+    /// The largest body that its credentials can speak of, in bytes; none if they speak of none.
+    fn max_body(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// Takes credentials of an identity out of a request, but for those that stand where one of these others has its own.
+pub(crate) fn take_out(
+    identity: &dyn Identity,
+    spare: &[Arc<dyn Identity>],
+    request: &mut RequestHeader,
+    ctx: &mut Context,
+) {
+    let scheme = identity.scheme();
+    let is_same = |other: &dyn Identity, source: &Source| {
+        let other_scheme = other.scheme();
+        let may_be_one = scheme.is_none() || other_scheme.is_none() || scheme == other_scheme;
+        other.sources().contains(source) && (may_be_one || !source.is_authorization())
+    };
+    for source in identity.sources() {
+        match scheme {
+            _ if spare.iter().any(|other| is_same(&**other, source)) => {}
+            // Another scheme is for somebody else.
+            Some(scheme) if source.is_authorization() => scheme::take_out(scheme, request),
+            _ => source.remove(request, ctx),
+        }
+    }
 }
 
 /// What a request has of one identity's credentials.
@@ -110,6 +152,8 @@ pub struct Verified {
     pub consumer: Option<Arc<Consumer>>,
     /// What logs call it.
     pub credential: Option<Arc<str>>,
+    /// What the body has to be, if the credential speaks of it.
+    pub body: Option<BodyProof>,
 }
 
 /// What an identity knows now.
@@ -216,8 +260,6 @@ impl Identity for Broken {
     async fn check(&self, _: &RequestHeader, _: &Context, _: SystemTime) -> Presented {
         Presented::Refused(Refusal::new("the identity cannot be used"))
     }
-
-    fn hide(&self, _: &mut RequestHeader, _: &mut Context) {}
 
     fn challenge(&self, _: Option<&Refusal>) -> HeaderValue {
         challenge(&format!("Unusable realm=\"{}\"", self.name))

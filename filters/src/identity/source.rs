@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use http::header::{COOKIE, HeaderName, HeaderValue};
+use http::header::{AUTHORIZATION, COOKIE, HeaderName, HeaderValue};
 use http::uri::{PathAndQuery, Uri};
 use pingora_http::RequestHeader;
 
@@ -65,6 +65,11 @@ impl Source {
             }
             Self::Cookie(name) => cookie_values(&request.headers, name).map(bytes).collect(),
         }
+    }
+
+    /// Whether it is the field whose credentials have a scheme.
+    pub(crate) fn is_authorization(&self) -> bool {
+        matches!(self, Self::Header(name) if *name == AUTHORIZATION)
     }
 
     /// Takes the credential out of the request, and out of the target that goes to the upstream.

@@ -99,6 +99,12 @@ impl Request {
         self
     }
 
+    /// The head and the context.
+    #[must_use]
+    pub fn into_parts(self) -> (RequestHeader, Context) {
+        (self.head, self.ctx)
+    }
+
     /// Changes the context.
     #[must_use]
     pub fn with(mut self, change: impl FnOnce(&mut Context)) -> Self {
@@ -418,7 +424,14 @@ impl Sent {
     /// How much of the body is wanted whole.
     #[must_use]
     pub fn wants_body(&self) -> Option<u64> {
-        self.entered.wants_body(&self.stack)
+        self.entered.wants_body(&self.stack, &self.ctx)
+    }
+
+    /// Shows the whole of the request body; the status it was answered with, if it was.
+    pub async fn body(&mut self, body: &[u8]) -> Option<u16> {
+        let mut body = Bytes::copy_from_slice(body);
+        let reply = self.entered.request_body(&self.stack, &mut self.head, &mut body, &mut self.ctx).await;
+        reply.map(|reply| reply.status())
     }
 
     /// Runs the body phase with this body.

@@ -341,7 +341,7 @@ impl Run {
     }
 
     pub(super) fn wants_body(&self) -> Option<u64> {
-        self.entered.wants_body(&self.stack)
+        self.entered.wants_body(&self.stack, &self.ctx)
     }
 
     pub(super) async fn body(&mut self, body: &str) -> (Option<u16>, String) {

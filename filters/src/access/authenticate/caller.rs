@@ -7,7 +7,7 @@ use http::HeaderValue;
 use serde_json::Value;
 
 use crate::context::{Consumer, Context, Principal, Verdict};
-use crate::identity::{Identity, Verified};
+use crate::identity::{BodyProof, Identity, Verified};
 
 /// Who calls.
 pub(super) struct Caller {
@@ -17,6 +17,10 @@ pub(super) struct Caller {
     /// own, whom no other credential can stand in for.
     pub(super) is_one: bool,
     pub(super) identity: Arc<str>,
+    /// Whose credentials hold.
+    pub(super) proven: Vec<Arc<dyn Identity>>,
+    /// What the body has to be, and for which identity.
+    pub(super) proofs: Vec<(Arc<dyn Identity>, BodyProof)>,
     credential: Option<Arc<str>>,
 }
 
@@ -35,7 +39,11 @@ impl Caller {
         let is_one = verified.len() == 1 || verified.iter().all(|(_, one)| is_same(one));
         let consumer = consumer.unwrap_or_else(|| of_its_own(identity, &first.principal));
         let credential = verified.iter().find_map(|(_, one)| one.credential.clone());
-        Self { principal, consumer, is_one, identity: identity.name().clone(), credential }
+        let identity = identity.name().clone();
+        let proven = verified.iter().map(|(identity, _)| identity.clone()).collect();
+        let of_body = |(identity, one): (_, Verified)| one.body.map(|proof| (identity, proof));
+        let proofs = verified.into_iter().filter_map(of_body).collect();
+        Self { principal, consumer, is_one, identity, proven, proofs, credential }
     }
 
     /// A claim as text; none if it is not there.

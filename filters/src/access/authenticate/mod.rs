@@ -11,6 +11,9 @@
 //! A caller whom the document has no consumer for counts as one of its own, named by the identity and the
 //! subject: `corp:alice`. No consumer of the document can have such a name.
 //!
+//! A credential that was not verified does not go on: upstreams see only those that hold, and these unless their
+//! identity hides them.
+//!
 //! Fields written for upstreams are dropped from requests of clients on every route.
 //!
 //! Hardened against untrusted clients: what is not verified is never looked at twice, and costs at most one
@@ -25,6 +28,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
+use bytes::Bytes;
+use http::Version;
 use http::header::{self, HeaderName, HeaderValue};
 use pingora_http::RequestHeader;
 use schemars::JsonSchema;
@@ -33,9 +38,9 @@ use serde::Deserialize;
 use super::fields::has_meaning;
 use crate::context::{Context, Slot, Verdict};
 use crate::filter::{Build, BuildError, Fact, Filter};
-use crate::identity::{Identity, Presented, Refusal, Unavailable};
+use crate::identity::{BodyProof, Identity, Presented, Refusal, Unavailable, take_out};
 use crate::outcome::{FilterError, Outcome};
-use crate::phase::{OnRequest, OnUpstreamRequest, Phases};
+use crate::phase::{OnRequest, OnRequestBody, OnUpstreamRequest, Phases};
 use crate::problem::{BAD_REQUEST, FORBIDDEN, Problem, UNAUTHORIZED};
 use crate::values::FieldName;
 use crate::world::Clock;
@@ -67,10 +72,15 @@ pub struct Authenticate {
     consumer_header: Option<HeaderName>,
     forward: Vec<(HeaderName, String)>,
     fields: Slot<Fields>,
+    proofs: Slot<Proofs>,
+    /// The largest body that any credential can speak of.
+    max_body: Option<u64>,
     clock: Arc<dyn Clock>,
 }
 
 type Fields = Vec<(HeaderName, HeaderValue)>;
+/// What the body has to be, and for which identity.
+type Proofs = Vec<(Arc<dyn Identity>, BodyProof)>;
 
 impl Filter for Authenticate {
     const NAME: &'static str = "authenticate";
@@ -106,10 +116,22 @@ impl Filter for Authenticate {
                 build.provides(Fact::Claims);
             }
         }
-        let (optional, fields, clock) = (options.optional, build.slot(), build.clock());
+        let (optional, fields, proofs) = (options.optional, build.slot(), build.slot());
+        let (max_body, clock) = (identities.iter().filter_map(|one| one.max_body()).max(), build.clock());
         let writes = consumer_header.is_some() || !forward.is_empty();
-        let filter = Arc::new(Self { identities, all, optional, consumer_header, forward, fields, clock });
+        let filter = Arc::new(Self {
+            identities,
+            all,
+            optional,
+            consumer_header,
+            forward,
+            fields,
+            proofs,
+            max_body,
+            clock,
+        });
         let phases = Phases::new().on_request(filter.clone());
+        let phases = if max_body.is_some() { phases.on_request_body(filter.clone()) } else { phases };
         Ok(if writes { phases.on_upstream_request(filter) } else { phases })
     }
 }
@@ -224,6 +246,20 @@ impl Authenticate {
         problem.into()
     }
 
+    /// Takes out what is not for the upstream: what is hidden, and what nobody verified, be it that it does not hold or
+    /// that it was not looked at any more.
+    fn take_out(&self, caller: Option<&Caller>, request: &mut RequestHeader, ctx: &mut Context) {
+        let proven = caller.map_or(&[][..], |caller| &caller.proven);
+        for identity in &self.identities {
+            let is_proven = proven.iter().any(|one| Arc::ptr_eq(one, identity));
+            match identity.hides() {
+                true => take_out(&**identity, &[], request, ctx),
+                false if !is_proven => take_out(&**identity, proven, request, ctx),
+                false => {}
+            }
+        }
+    }
+
     /// What upstreams are told of the caller; none if it cannot be told in fields.
     fn fields(&self, caller: &Caller) -> Option<Fields> {
         let mut fields = Vec::with_capacity(self.forward.len() + 1);
@@ -251,8 +287,7 @@ impl OnRequest for Authenticate {
             Err(Denied::Refused(refused)) => return Ok(self.refuse(refused, ctx)),
             Err(Denied::Unknown(why)) => return Err(why.into()),
         };
-        // Also those of identities that were not asked any more.
-        self.identities.iter().for_each(|identity| identity.hide(request, ctx));
+        self.take_out(caller.as_ref(), request, ctx);
         let Some(caller) = caller else {
             ctx.decide(Verdict::Passed, "no credentials were given", &[]);
             return Ok(Outcome::Continue);
@@ -273,10 +308,52 @@ impl OnRequest for Authenticate {
             ctx.set_slot(self.fields, fields);
         }
         caller.note(ctx);
+        let mut proofs = caller.proofs;
+        proofs.retain(|(_, proof)| *proof != BodyProof::Empty || may_have_body(request));
+        if !proofs.is_empty() {
+            ctx.set_slot(self.proofs, proofs);
+        }
         ctx.principal = Some(caller.principal);
         ctx.consumer = Some(caller.consumer);
         ctx.identity = Some(caller.identity);
         Ok(Outcome::Continue)
+    }
+}
+
+/// Only the end of an HTTP/2 stream says that there is no more.
+fn may_have_body(request: &RequestHeader) -> bool {
+    let length = request.headers.get(header::CONTENT_LENGTH);
+    request.version == Version::HTTP_2
+        || request.headers.contains_key(header::TRANSFER_ENCODING)
+        || length.is_some_and(|length| length != "0")
+}
+
+/// Where a credential speaks of the body, it is verified before the upstream sees anything of the request.
+#[async_trait]
+impl OnRequestBody for Authenticate {
+    fn max_bytes(&self) -> u64 {
+        self.max_body.unwrap_or_default()
+    }
+
+    fn wants(&self, ctx: &Context) -> bool {
+        ctx.slot(self.proofs).is_some()
+    }
+
+    async fn on_request_body(
+        &self,
+        _: &mut RequestHeader,
+        body: &mut Bytes,
+        ctx: &mut Context,
+    ) -> Result<Outcome, FilterError> {
+        let mut proofs = ctx.slot(self.proofs).into_iter().flatten();
+        let Some((identity, _)) = proofs.find(|(_, proof)| !proof.holds(body)) else {
+            return Ok(Outcome::Continue);
+        };
+        let refusal = Refusal::new("the body is not the one that was signed");
+        let challenge = identity.challenge(Some(&refusal));
+        ctx.decide(Verdict::Changed, refusal.reason, &[]);
+        let problem = Problem::new(&UNAUTHORIZED).detail(refusal.reason);
+        Ok(problem.header(header::WWW_AUTHENTICATE, challenge).into())
     }
 }
 

@@ -303,3 +303,42 @@ fn options_that_make_no_sense_are_refused_at_their_place() {
         assert!(error.starts_with(told), "{options}: {error}");
     }
 }
+
+#[tokio::test]
+async fn what_nobody_verified_does_not_go_on() {
+    let document = format!(
+        "
+identities:
+  keys: {{type: api_key, from: [header:x-api-key]}}
+  corp: {{type: jwt, algorithms: [HS256], secret: '{SECRET}'}}
+  more: {{type: jwt, algorithms: [HS256], secret: 'another secret of thirty-two bytes', from: [header:authorization, header:x-token]}}
+consumers: [{{name: acme, credentials: [{{type: api_key, id: k, hash: 'sha256:9b346041bc9a49574eb2665b2ad2a0a3f9f9cce4e42f5d1f26deb8a256b5966a'}}]}}]
+"
+    );
+    let chain = chain_with(&document, "- authenticate: {any_of: [more, corp, keys]}");
+    let good = bearer(json!({"sub": "alice"}));
+    let head = |request| async { chain.send(request).await.continues().attempt(1).await };
+    // A wrong token beside a key that holds, and a key that nobody looked at beside a token that holds.
+    let sent = head(get("/").header("authorization", "Bearer forged").header("x-api-key", "key-one")).await;
+    assert!(!sent.headers.contains_key("authorization") && sent.headers["x-api-key"] == "key-one");
+    let sent = head(get("/").header("authorization", &good).header("x-api-key", "forged")).await;
+    assert!(!sent.headers.contains_key("x-api-key"));
+    assert_eq!(sent.headers["authorization"], good.as_str(), "`more` refused the token that `corp` verified");
+    // Another scheme's line stands beside it.
+    let two = get("/").header("authorization", "Other x").header("authorization", "Bearer forged");
+    let sent = head(two.header("x-api-key", "key-one")).await;
+    assert_eq!(sent.headers["authorization"], "Other x");
+}
+
+#[tokio::test]
+async fn a_token_without_subject_is_its_clients() {
+    let chain = chain("{any_of: [corp]}");
+    for (claims, name) in [
+        (json!({"client_id": "a", "azp": "b"}), "corp:client:a"),
+        (json!({"azp": "b"}), "corp:client:b"),
+        (json!({"sub": "alice", "client_id": "a"}), "corp:alice"),
+    ] {
+        let sent = chain.send(get("/").header("authorization", &bearer(claims))).await;
+        assert_eq!(consumer(&sent).as_deref(), Some(name));
+    }
+}

@@ -4,11 +4,13 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
+use super::proof::proof;
 use super::record::{Credential, Match, Proof, Record};
 use super::{IdentityNo, Layout};
 use crate::context::Consumer;
 use crate::filter::BuildError;
-use crate::identity::spec::{ConsumerSpec, CredentialKind, CredentialSpec, Kind, MatchSpec};
+use crate::identity::KeyHash;
+use crate::identity::spec::{ConsumerSpec, CredentialSpec, Kind, MatchSpec};
 use crate::tree::{Path, suggest};
 use crate::values::Name;
 
@@ -43,7 +45,15 @@ impl<'a> Clerk<'a> {
                 let message = format!("another credential of this consumer is called `{}`", credential.id);
                 errors.push(refused(path.join("id"), message, None));
             }
-            credentials.push(self.credential(credential, &path, &mut errors));
+            let credential = self.credential(credential, &path, &mut errors);
+            let is_same = |other: &&Credential| other.found_by() == credential.found_by();
+            if matches!(credential.proof, Proof::Password(_))
+                && credentials.iter().filter(is_same).count() >= 2
+            {
+                let message = "a user has at most two passwords, of which one follows the other";
+                errors.push(refused(path.clone(), message, None));
+            }
+            credentials.push(credential);
         }
         let mut matches = Vec::with_capacity(spec.matches.len());
         for (at, wanted) in spec.matches.into_iter().enumerate() {
@@ -59,12 +69,15 @@ impl<'a> Clerk<'a> {
     }
 
     fn credential(&mut self, spec: &CredentialSpec, path: &Path, errors: &mut Vec<BuildError>) -> Credential {
-        let (kind, proof) = match spec.kind {
-            CredentialKind::ApiKey => (Kind::ApiKey, Proof::ApiKey(spec.hash)),
-        };
-        let identity = self.identity_of(kind, spec.identity.as_ref(), path).unwrap_or_else(|error| {
+        let identity = self.identity_of(spec.kind.into(), spec.identity.as_ref(), path);
+        let mut identity = identity.unwrap_or_else(|error| {
             errors.push(error);
             IdentityNo::NONE
+        });
+        let proof = proof(spec).unwrap_or_else(|error| {
+            errors.push(BuildError { path: path.concat(&error.path), ..error });
+            identity = IdentityNo::NONE;
+            Proof::ApiKey(KeyHash::of(&[]))
         });
         let end = spec.expires.and_then(|date| date.get().duration_since(UNIX_EPOCH).ok());
         let expires = end.map_or(u64::MAX, |end| end.as_secs());
@@ -123,9 +136,11 @@ impl<'a> Clerk<'a> {
                     format!("consumers are known by more than {CLAIMS} different claims of `{name}`");
                 Err(refused(path, message, None))
             }
-            Some((_, Some(kind))) => {
-                Err(refused(path, format!("`{name}` is of type `{kind}`, which has no claims"), None))
-            }
+            Some((_, Some(kind))) => Err(refused(
+                path,
+                format!("`{name}` is of type `{kind}`, which knows consumers by `credentials`"),
+                None,
+            )),
             Some((_, None)) => Ok(IdentityNo::NONE),
             None => {
                 let hint = did_you_mean(name, self.layout.names());

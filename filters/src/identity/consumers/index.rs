@@ -167,6 +167,16 @@ impl Index {
         Some(Found { record: &held.record, slot: held.slot })
     }
 
+    /// The credentials that go by a name; all are of one consumer.
+    pub fn named<'a>(&'a self, identity: IdentityNo, name: &'a str) -> impl Iterator<Item = Found<'a>> {
+        let wanted = (identity, Key::Name(name));
+        self.find(identity, Key::Name(name)).into_iter().flat_map(move |found| {
+            let record = found.record;
+            let slots = (0..record.slots()).filter(move |slot| record.key(*slot) == wanted);
+            slots.map(move |slot| Found { record, slot })
+        })
+    }
+
     /// The claims that consumers are known by.
     pub(super) fn claims(&self, identity: IdentityNo) -> &[Arc<str>] {
         self.claims.get(usize::from(identity.0)).map_or(&[], Vec::as_slice)
@@ -209,6 +219,10 @@ impl Index {
         }
         let held = Held { record: record.clone(), slot, hash: self.hash(identity, key) };
         let taken = self.keys.add(held, |held| held.record.key(held.slot) == (identity, key))?;
+        // The first one leads to the others of its consumer.
+        if record.may_repeat(slot) && Arc::ptr_eq(&taken.record, record) {
+            return None;
+        }
         let (option, what) = record.written(slot);
         let (path, other_path) = (place(record, slot).join(option), place(&taken.record, taken.slot));
         Some(Clash { record: record.clone(), path, other: taken.record.clone(), other_path, what })
@@ -277,6 +291,17 @@ pub enum Lapse {
     Disabled,
     /// Its time is over.
     Expired,
+}
+
+impl Lapse {
+    /// Why, in words: the first for what has expired, the second for what is disabled.
+    pub(in crate::identity) fn reason(self, [expired, disabled]: [&'static str; 2]) -> &'static str {
+        match self {
+            Self::Consumer => "the consumer is disabled",
+            Self::Disabled => disabled,
+            Self::Expired => expired,
+        }
+    }
 }
 
 impl<'a> Found<'a> {

@@ -6,6 +6,7 @@
 
 mod clerk;
 mod index;
+mod proof;
 mod record;
 #[cfg(test)]
 mod tests;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::super::KeyHash;
+use super::super::{KeyHash, PasswordHash, SigningKey};
 use super::IdentityNo;
 use crate::context::Consumer;
 
@@ -50,12 +50,18 @@ impl Record {
     pub(super) fn key(&self, slot: u32) -> (IdentityNo, Key<'_>) {
         let at = slot as usize;
         match self.credentials.get(at) {
-            Some(credential) => (credential.identity, credential.proof.key()),
+            Some(credential) => credential.found_by(),
             None => {
                 let matched = &self.matches[at - self.credentials.len()];
                 (matched.identity, Key::Claim(&matched.claim, &matched.value))
             }
         }
+    }
+
+    /// Whether several credentials of one consumer may be found by the same.
+    pub(super) fn may_repeat(&self, slot: u32) -> bool {
+        let credential = self.credentials.get(slot as usize);
+        credential.is_some_and(|credential| matches!(credential.proof, Proof::Password(_)))
     }
 
     /// Where what a slot is found by is written, and what is said of one that has the same.
@@ -103,6 +109,11 @@ impl Credential {
         SystemTime::UNIX_EPOCH.checked_add(end)
     }
 
+    /// The identity and what it is found by there.
+    pub(super) fn found_by(&self) -> (IdentityNo, Key<'_>) {
+        (self.identity, self.proof.key())
+    }
+
     /// What it is verified with.
     #[must_use]
     pub fn proof(&self) -> &Proof {
@@ -115,6 +126,26 @@ impl Credential {
 pub enum Proof {
     /// The hash of a key.
     ApiKey(KeyHash),
+    /// What a certificate is known by.
+    Certificate(Box<str>),
+    /// A user's name, and the hash of a password.
+    Password(Box<Password>),
+    /// A key of signatures.
+    Signing(Box<Signing>),
+}
+
+/// A user's name, and the hash of a password.
+#[derive(Debug)]
+pub struct Password {
+    pub(in crate::identity) user: Box<str>,
+    pub(in crate::identity) hash: PasswordHash,
+}
+
+/// A key of signatures, and what requests call it.
+#[derive(Debug)]
+pub struct Signing {
+    pub(in crate::identity) key_id: Box<str>,
+    pub(in crate::identity) key: SigningKey,
 }
 
 impl Proof {
@@ -123,6 +154,9 @@ impl Proof {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::ApiKey(_) => "api_key",
+            Self::Certificate(_) => "mtls",
+            Self::Password(_) => "basic",
+            Self::Signing(_) => "hmac",
         }
     }
 
@@ -130,6 +164,9 @@ impl Proof {
     pub(super) fn key(&self) -> Key<'_> {
         match self {
             Self::ApiKey(hash) => Key::ApiKey(*hash),
+            Self::Certificate(name) => Key::Name(name),
+            Self::Password(password) => Key::Name(&password.user),
+            Self::Signing(signing) => Key::Name(&signing.key_id),
         }
     }
 
@@ -137,6 +174,9 @@ impl Proof {
     fn written(&self) -> (&'static str, &'static str) {
         match self {
             Self::ApiKey(_) => ("hash", "is the same key"),
+            Self::Certificate(_) => ("id", "is known by the same certificate"),
+            Self::Password(_) => ("id", "has the same user"),
+            Self::Signing(_) => ("id", "has the same key id"),
         }
     }
 }

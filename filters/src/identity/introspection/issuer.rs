@@ -11,7 +11,7 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Either, Shared, select};
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use parking_lot::Mutex;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use tokio::sync::Semaphore;
 
 use super::options::{ClientAuth, Options};
@@ -169,7 +169,9 @@ impl Issuer {
         let answer = self.remote.post(form, fields).await?;
         let mut claims = answer.object()?;
         match claims.shift_remove("active") {
-            Some(Value::Bool(true)) => Ok(Some(Arc::new(Principal { subject: subject(&claims), claims }))),
+            Some(Value::Bool(true)) => {
+                Ok(Some(Arc::new(Principal { subject: claims::subject(&claims), claims })))
+            }
             Some(Value::Bool(false)) => Ok(None),
             _ => Err("the answer does not tell whether the token is `active`".to_owned()),
         }
@@ -193,16 +195,6 @@ impl Issuer {
     /// For whoever operates the gateway.
     pub(super) fn state(&self) -> EndpointState {
         EndpointState { url: self.remote.url().to_string(), failing: self.failing.lock().clone() }
-    }
-}
-
-/// Who the token is about. Where that is no person, it is the client; no subject is taken for one.
-fn subject(claims: &Map<String, Value>) -> String {
-    let text = |name: &str| claims.get(name).and_then(Value::as_str);
-    match (text("sub"), text("client_id")) {
-        (Some(subject), _) => subject.to_owned(),
-        (None, Some(client)) => format!("client:{client}"),
-        (None, None) => String::new(),
     }
 }
 

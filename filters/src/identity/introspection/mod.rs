@@ -78,7 +78,7 @@ impl Introspection {
         self.rules.check(&principal.claims, now)?;
         claims::check_revoked(&self.revocations, &self.name, &principal.claims, now)?;
         let consumer = self.matches.find(&principal.claims)?;
-        Ok(Verified { principal, consumer, credential: None })
+        Ok(Verified { principal, consumer, credential: None, body: None })
     }
 }
 
@@ -112,10 +112,12 @@ impl Identity for Introspection {
         }
     }
 
-    fn hide(&self, request: &mut RequestHeader, ctx: &mut Context) {
-        if self.hide {
-            bearer::hide(&self.sources, request, ctx);
-        }
+    fn hides(&self) -> bool {
+        self.hide
+    }
+
+    fn scheme(&self) -> Option<&'static str> {
+        Some(bearer::SCHEME)
     }
 
     fn challenge(&self, refusal: Option<&Refusal>) -> HeaderValue {

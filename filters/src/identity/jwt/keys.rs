@@ -158,6 +158,12 @@ fn hmac(length: usize) -> Vec<Algorithm> {
 }
 
 fn from_pem(pem: &str) -> Result<Key, BuildError> {
+    let (algorithms, key) = public_key(pem)?;
+    Ok(Key { id: None, algorithms, key })
+}
+
+/// A public key in PEM under the option `public_key`, and all that it can verify.
+pub(in crate::identity) fn public_key(pem: &str) -> Result<(Vec<Algorithm>, DecodingKey), BuildError> {
     let refused = |message: &str| BuildError::at("public_key", message);
     let is_public = ["-----BEGIN PUBLIC KEY-----", "-----BEGIN RSA PUBLIC KEY-----"]
         .iter()
@@ -184,7 +190,7 @@ fn from_pem(pem: &str) -> Result<Key, BuildError> {
             _ => return Err(refused("of elliptic curves, P-256 and P-384 are supported")),
         },
     };
-    Ok(Key { id: None, algorithms, key })
+    Ok((algorithms, key))
 }
 
 /// The size of the modulus in an `RSAPublicKey` (RFC 8017 A.1.1): the first number of a sequence, in DER.

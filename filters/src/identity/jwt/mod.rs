@@ -21,7 +21,6 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use http::header::HeaderValue;
 use pingora_http::RequestHeader;
-use serde_json::Value;
 
 use super::cache::{Cached, TokenCache, TokenHash, seconds};
 use super::claims::{self, Rules};
@@ -34,6 +33,7 @@ use crate::world::Revocations;
 
 use fetched::FetchedKeys;
 use keys::Keys;
+pub(super) use keys::public_key;
 use options::KeySet;
 pub(super) use options::Options;
 use place::{Discovery, Place};
@@ -94,7 +94,7 @@ impl Jwt {
         };
         claims::check_revoked(&self.revocations, &self.name, &principal.claims, now)?;
         let consumer = self.matches.find(&principal.claims)?;
-        Ok(Verified { principal, consumer, credential: None })
+        Ok(Verified { principal, consumer, credential: None, body: None })
     }
 
     async fn look_into(
@@ -105,8 +105,7 @@ impl Jwt {
     ) -> Result<Arc<Principal>, Failure> {
         let (claims, keys) = self.verifier.claims(token, now).await?;
         let until = claims::end(&claims).unwrap_or_default();
-        let subject = claims.get("sub").and_then(Value::as_str).unwrap_or_default().to_owned();
-        let principal = Arc::new(Principal { subject, claims });
+        let principal = Arc::new(Principal { subject: claims::subject(&claims), claims });
         let holds = (seconds(now), until);
         self.cache.put(hash, Cached { principal: Some(principal.clone()), holds, keys, length: token.len() });
         Ok(principal)
@@ -163,10 +162,12 @@ impl Identity for Jwt {
         }
     }
 
-    fn hide(&self, request: &mut RequestHeader, ctx: &mut Context) {
-        if self.hide {
-            bearer::hide(&self.sources, request, ctx);
-        }
+    fn hides(&self) -> bool {
+        self.hide
+    }
+
+    fn scheme(&self) -> Option<&'static str> {
+        Some(bearer::SCHEME)
     }
 
     fn challenge(&self, refusal: Option<&Refusal>) -> HeaderValue {
