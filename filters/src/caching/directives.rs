@@ -98,7 +98,9 @@ fn targeted(fields: &HeaderMap) -> Option<ResponseDirectives> {
         let argument = match (&item.bare_item, timed) {
             (BareItem::Boolean(true), false) => None,
             (BareItem::Boolean(false), false) => continue,
-            (BareItem::Integer(number), true) => Some(u32::try_from(i64::from(*number).min(i64::from(MOST))).ok()),
+            (BareItem::Integer(number), true) => {
+                Some(u32::try_from(i64::from(*number).min(i64::from(MOST))).ok())
+            }
             (_, true) => return None,
             // `private="x"` and what nobody knows.
             (_, false) => None,

@@ -436,7 +436,7 @@ impl Sent {
 
     /// Runs the body phase with this body.
     #[must_use]
-    pub async fn body(mut self, body: &[u8]) -> Self {
+    pub async fn with_body(mut self, body: &[u8]) -> Self {
         let mut body = Bytes::copy_from_slice(body);
         let Self { stack, entered, head, ctx, .. } = &mut self;
         self.reply = entered.request_body(stack, head, &mut body, ctx).await;

@@ -16,13 +16,13 @@ async fn the_service_gets_the_body_with_its_type_and_decides_then() {
     let sent = chain.send(post("5")).await.continues();
     assert_eq!((sent.wants_body(), service.requests().len()), (Some(1024), 0));
     service.reply(200, &[("x-user", "alice")], []);
-    let mut sent = sent.body(b"hello").await.continues();
+    let mut sent = sent.with_body(b"hello").await.continues();
     let [asked] = &service.requests()[..] else { panic!("asked once") };
     assert_eq!((asked.head.method.as_str(), &asked.body[..]), ("POST", &b"hello"[..]));
     assert_eq!(asked.head.headers["content-type"], "application/json");
     assert_eq!(sent.attempt(1).await.headers["x-user"], "alice");
     service.reply(403, &[], [&b"no"[..]]);
-    chain.send(post("5")).await.continues().body(b"hello").await.responds(403).body("no");
+    chain.send(post("5")).await.continues().with_body(b"hello").await.responds(403).body("no");
 }
 
 #[tokio::test]
@@ -33,12 +33,12 @@ async fn who_has_no_body_is_asked_about_at_once() {
         chain.send(request).await.responds(403);
     }
     service.reply(200, &[], []);
-    chain.send(get("/")).await.continues().body(b"").await.continues();
+    chain.send(get("/")).await.continues().with_body(b"").await.continues();
     assert_eq!(service.requests().len(), 3, "and not once more when the body is there");
     let over_http2 = get("/").head(|head| head.set_version(http::Version::HTTP_2));
     let sent = chain.send(over_http2).await.continues();
     service.reply(403, &[], []);
-    sent.body(b"").await.responds(403);
+    sent.with_body(b"").await.responds(403);
 }
 
 #[tokio::test]
@@ -57,11 +57,11 @@ async fn nothing_is_answered_before_it_decided_but_problems() {
 async fn a_service_that_fails_lets_a_body_pass_only_if_that_is_written() {
     let (service, chain) = asking(FILTER);
     service.fail(ClientError::Timeout);
-    chain.send(post("5")).await.continues().body(b"hello").await.responds(503);
+    chain.send(post("5")).await.continues().with_body(b"hello").await.responds(503);
     let (service, chain) = asking(&format!("{FILTER}\n  on_error: continue\n  fail_open: true"));
     service.fail(ClientError::Timeout);
     let mut sent =
-        chain.send(post("5").header("x-user", "root")).await.continues().body(b"a").await.continues();
+        chain.send(post("5").header("x-user", "root")).await.continues().with_body(b"a").await.continues();
     assert!(sent.attempt(1).await.headers.get("x-user").is_none());
     sent.answered(200, &[]).await;
 }

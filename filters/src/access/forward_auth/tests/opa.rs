@@ -147,7 +147,7 @@ async fn a_body_is_part_of_the_input() {
     {
         service.reply(200, &[], [&br#"{"result": true}"#[..]]);
         let request = send("POST", "/").header("content-length", &body.len().to_string());
-        chain.send(request).await.continues().body(body).await.continues();
+        chain.send(request).await.continues().with_body(body).await.continues();
         let asked = service.requests().pop().expect("asked");
         let input: Value = serde_json::from_slice(&asked.body).expect("JSON");
         assert_eq!(input["input"]["request"][key], expected);
