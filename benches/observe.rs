@@ -35,6 +35,7 @@ fn access() -> Access<'static> {
         bytes_out: 4096,
         elapsed: Duration::from_micros(1234),
         throttled: None,
+        cache: None,
         upstream_elapsed: Some(Duration::from_micros(1100)),
         consumer: None,
         identity: None,

@@ -15,6 +15,7 @@
 //! ```text
 //! main -> cli -> server -> { door, proxy, admin }
 //! door, proxy, admin, cli -> engine -> snapshot
+//! proxy, admin -> cache -> { engine, upstream }
 //! snapshot -> { source, config, release, routing, store, tls, upstream, filters }
 //! release -> { config, ledger }
 //! store, upstream -> { config, tls }                            tls -> config

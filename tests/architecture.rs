@@ -6,9 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What each module of the gateway may import. `observe` is a leaf that everyone may import.
-const MAY_IMPORT: [(&str, &[&str]); 18] = [
+const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("observe", &[]),
-    ("cache", &[]),
     ("config", &[]),
     ("handover", &[]),
     ("ledger", &["config"]),
@@ -21,11 +20,16 @@ const MAY_IMPORT: [(&str, &[&str]); 18] = [
     ("consumers", &["source", "config"]),
     ("snapshot", &["consumers", "source", "config", "release", "routing", "store", "tls", "upstream"]),
     ("engine", &["consumers", "snapshot", "source", "config", "release", "routing", "tls", "upstream"]),
+    ("cache", &["engine", "snapshot", "source", "config", "routing", "tls", "upstream"]),
     ("door", &["handover", "engine", "snapshot", "source", "config", "routing", "tls", "upstream"]),
-    ("proxy", &["door", "engine", "snapshot", "release", "source", "config", "routing", "tls", "upstream"]),
+    (
+        "proxy",
+        &["cache", "door", "engine", "snapshot", "release", "source", "config", "routing", "tls", "upstream"],
+    ),
     (
         "admin",
         &[
+            "cache",
             "consumers",
             "door",
             "engine",
@@ -42,6 +46,7 @@ const MAY_IMPORT: [(&str, &[&str]); 18] = [
     (
         "server",
         &[
+            "cache",
             "consumers",
             "handover",
             "admin",
@@ -185,7 +190,7 @@ fn imports(code: &str) -> Vec<String> {
 
 #[test]
 fn nothing_imports_upward() {
-    let allowed: BTreeMap<&str, &[&str]> = MAY_IMPORT.into_iter().collect();
+    let allowed: BTreeMap<&str, &[&str]> = MAY_IMPORT.iter().copied().collect();
     let mut wrong = Vec::new();
     for source in sources("src") {
         let is_root = ["lib.rs", "main.rs"].contains(&source.name.as_str());

@@ -3,7 +3,6 @@
 use std::any::Any;
 use std::borrow::Cow;
 use std::fmt;
-use std::marker::PhantomData;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,11 +10,14 @@ use std::time::{Duration, Instant};
 use http::HeaderValue;
 use pingora_http::RequestHeader;
 
+use crate::caching::CacheStatus;
 use crate::condition::RequestView;
 use crate::limits::Standing;
 use crate::path::{Captures, NormalPath};
 use crate::values::{IpSet, hex};
 use crate::world::TenantId;
+
+pub use crate::slot::Slot;
 
 /// One request as filters see it, from the first filter to the last.
 pub struct Context {
@@ -61,6 +63,8 @@ pub struct Context {
     pub limits: Vec<Standing>,
     /// How long it waited for its turn where more came than may.
     pub waited: Duration,
+    /// What a cache did with it; none without a cache.
+    pub cache: Option<CacheStatus>,
     /// Whether the running step only tells what it would do.
     pub dry_run: bool,
     /// The step that ended the request, and why.
@@ -243,26 +247,6 @@ pub struct EndedBy {
     pub reason: Option<Cow<'static, str>>,
 }
 
-/// A private place of one filter instance in every request's context.
-pub struct Slot<T> {
-    id: u32,
-    kind: PhantomData<fn() -> T>,
-}
-
-impl<T> Slot<T> {
-    pub(crate) fn new(id: u32) -> Self {
-        Self { id, kind: PhantomData }
-    }
-}
-
-impl<T> Clone for Slot<T> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<T> Copy for Slot<T> {}
-
 /// What happened at one step, for `explain` and the decision log.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 pub struct Decision {
@@ -339,6 +323,41 @@ impl Context {
             policies: Policies::default(),
             limits: Vec::new(),
             waited: Duration::ZERO,
+            cache: None,
+            dry_run: false,
+            ended_by: None,
+            slots: Vec::new(),
+            log: None,
+        }
+    }
+
+    /// The same request's context for what goes on beside it: with what is known of the request, without what its
+    /// filters keep for themselves.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        Self {
+            listener: self.listener.clone(),
+            client: self.client.clone(),
+            scheme: self.scheme,
+            host: self.host.clone(),
+            path: self.path.clone(),
+            request_id: self.request_id.clone(),
+            started: self.started,
+            deadline: self.deadline,
+            captures: self.captures.clone(),
+            route: self.route.clone(),
+            service: self.service.clone(),
+            version: self.version.clone(),
+            variant: self.variant.clone(),
+            tenant: self.tenant,
+            principal: self.principal.clone(),
+            consumer: self.consumer.clone(),
+            identity: self.identity.clone(),
+            upstream: self.upstream.clone(),
+            policies: self.policies.clone(),
+            limits: Vec::new(),
+            waited: Duration::ZERO,
+            cache: self.cache.clone(),
             dry_run: false,
             ended_by: None,
             slots: Vec::new(),

@@ -271,6 +271,19 @@ impl<'a> Build<'a> {
         &*self.world.metrics
     }
 
+    /// The same, to make counters later: for what cannot be known while a filter is built, such as the routes
+    /// that use it.
+    #[must_use]
+    pub fn shared_metrics(&self) -> Arc<dyn Metrics> {
+        self.world.metrics.clone()
+    }
+
+    /// Answers that are stored.
+    #[must_use]
+    pub fn cached(&self) -> Arc<dyn crate::world::Cached> {
+        self.world.cached.clone()
+    }
+
     /// Randomness, not for secrets.
     #[must_use]
     pub fn rng(&self) -> Arc<dyn Rng> {

@@ -4,6 +4,7 @@
 //! it was given when it was built ([`filter::Build`]): it can be tested, dry-run and replayed.
 
 pub mod access;
+pub mod caching;
 pub mod caller;
 pub mod coding;
 pub mod condition;
@@ -26,6 +27,7 @@ pub mod plan;
 pub mod problem;
 pub mod registry;
 pub mod selector;
+mod slot;
 pub mod spec;
 pub mod template;
 #[cfg(any(test, feature = "testing"))]
@@ -50,6 +52,7 @@ pub fn builtin() -> Registry {
         .with::<access::ip_access::IpAccess>()
         .with::<access::upstream_auth::UpstreamAuth>()
         .with::<traffic::body_limit::BodyLimit>()
+        .with::<traffic::cache::Cache>()
         .with::<traffic::concurrency::Concurrency>()
         .with::<traffic::fault::Fault>()
         .with::<traffic::mirror::Mirror>()

@@ -5,6 +5,7 @@ use std::fmt;
 use bytes::Bytes;
 use pingora_http::ResponseHeader;
 
+use crate::caching::Ask;
 use crate::problem::Problem;
 use crate::world::ClientBody;
 
@@ -15,6 +16,8 @@ pub enum Outcome {
     Continue,
     /// The request ends here with this answer, which still passes the entered response filters.
     Respond(Reply),
+    /// Only in the request phase: the rest of the list and the action are behind a cache, which answers if it can.
+    Cache(Box<Ask>),
 }
 
 /// An answer of the gateway's own.

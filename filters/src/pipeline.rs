@@ -6,11 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use pingora_http::{RequestHeader, ResponseHeader};
 
+use crate::caching::Ask;
 use crate::context::{Context, EndedBy, Verdict};
 use crate::filter::Declared;
 use crate::outcome::{FilterError, Outcome, Reply};
 use crate::phase::{Completed, Phases};
 use crate::problem::{FILTER_UNAVAILABLE, FORBIDDEN, INTERNAL, Problem};
+use crate::selector::write_part;
 use crate::when::When;
 use crate::world::{Counter, Metrics};
 
@@ -146,19 +148,22 @@ impl Step {
         Some(reply)
     }
 
-    async fn run(&self, request: &mut RequestHeader, ctx: &mut Context) -> Option<Reply> {
+    async fn run(&self, request: &mut RequestHeader, ctx: &mut Context) -> Option<Stop> {
         let filter = self.phases.request.as_ref()?;
         let outcome = if self.dry_run {
             dry(&**filter, request, ctx).await
         } else {
             filter.on_request(request, ctx).await
         };
-        self.settle(outcome, ctx)
+        match outcome {
+            Ok(Outcome::Cache(ask)) => Some(Stop::Cache(ask)),
+            outcome => self.settle(outcome, ctx).map(Stop::Reply),
+        }
     }
 
     fn settle(&self, outcome: Result<Outcome, FilterError>, ctx: &mut Context) -> Option<Reply> {
         match outcome {
-            Ok(Outcome::Continue) => None,
+            Ok(Outcome::Continue | Outcome::Cache(_)) => None,
             Ok(Outcome::Respond(reply)) => self.enforce(reply, ctx),
             Err(error) => self.failed(&error, ctx),
         }
@@ -261,17 +266,36 @@ impl Stack {
     }
 }
 
+/// Why the request phase stopped before its end.
+#[derive(Debug)]
+pub enum Stop {
+    /// A step answered.
+    Reply(Reply),
+    /// What follows is behind a cache; asked again, the phase goes on with it.
+    Cache(Box<Ask>),
+}
+
 /// Which steps of a stack were entered: one bit each.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Entered([u64; 3]);
+pub struct Entered {
+    steps: [u64; 3],
+    /// Where the request phase goes on: the pipeline, and the step in it.
+    next: (usize, usize),
+}
 
 impl Entered {
     fn add(&mut self, pipeline: usize, step: usize) {
-        self.0[pipeline] |= 1 << step;
+        self.steps[pipeline] |= 1 << step;
+    }
+
+    /// What is still to be entered, with none of what was.
+    #[must_use]
+    pub fn rest(self) -> Self {
+        Self { next: self.next, ..Self::default() }
     }
 
     fn has(self, pipeline: usize, step: u8) -> bool {
-        self.0[pipeline] & (1 << step) != 0
+        self.steps[pipeline] & (1 << step) != 0
     }
 
     /// The entered steps among these takers, in written order.
@@ -286,15 +310,19 @@ impl Entered {
         })
     }
 
-    /// Runs the request phase of every step, in written order; stops at the first answer.
+    /// Runs the request phase of every step that is not yet through it, in written order; stops at the first
+    /// answer, and at a cache.
     pub async fn request(
         &mut self,
         stack: &Stack,
         request: &mut RequestHeader,
         ctx: &mut Context,
-    ) -> Option<Reply> {
-        for (nth, pipeline) in stack.0.iter().enumerate() {
-            for (at, step) in pipeline.steps.iter().enumerate() {
+    ) -> Option<Stop> {
+        let (first, from) = self.next;
+        for (nth, pipeline) in stack.0.iter().enumerate().skip(first) {
+            let from = if nth == first { from } else { 0 };
+            for (at, step) in pipeline.steps.iter().enumerate().skip(from) {
+                self.next = (nth, at + 1);
                 ctx.enter_step(step.filter, &step.instance);
                 match step.when.as_ref().map_or(Ok(true), |when| when.holds(request, ctx)) {
                     Ok(true) => {}
@@ -303,7 +331,7 @@ impl Entered {
                         continue;
                     }
                     Err(why) => match step.undecided(&why, ctx) {
-                        Some(reply) => return Some(reply),
+                        Some(reply) => return Some(Stop::Reply(reply)),
                         None => continue,
                     },
                 }
@@ -312,8 +340,8 @@ impl Entered {
                     self.add(nth, at);
                 }
                 let decided = ctx.decisions().len();
-                if let Some(reply) = step.run(request, ctx).await {
-                    return Some(reply);
+                if let Some(stop) = step.run(request, ctx).await {
+                    return Some(stop);
                 }
                 if ctx.keeps_decisions() && ctx.decisions().len() == decided {
                     ctx.decide(Verdict::Passed, "", &[]);
@@ -380,6 +408,22 @@ impl Entered {
             let outcome = filter.on_request_chunk(chunk, end, ctx);
             step.settle(outcome, ctx)
         })
+    }
+
+    /// Appends to `key` the fields that entered steps write for upstreams of who calls: two requests for which
+    /// they differ are two to the upstream.
+    pub async fn identity_key(self, stack: &Stack, ctx: &mut Context, key: &mut Vec<u8>) {
+        let identifies = |step: &&Arc<Step>| !step.declared.identity_headers.is_empty();
+        for step in self.steps(stack, |pipeline| &pipeline.upstream_request).filter(identifies) {
+            let Some(filter) = &step.phases.upstream_request else { continue };
+            let Ok(mut head) = RequestHeader::build("GET", b"/", None) else { continue };
+            // What fails here fails the request, when it is sent.
+            let _ = filter.on_upstream_request(&mut head, 1, ctx).await;
+            for (name, value) in &head.headers {
+                write_part(name.as_str().as_bytes(), key);
+                write_part(value.as_bytes(), key);
+            }
+        }
     }
 
     /// Runs the entered steps on what one attempt sends.

@@ -84,6 +84,8 @@ registry! {
     UPSTREAM_BUSY = 503 "upstream-busy" "Upstream busy", retry;
     /// The gateway is out of a bounded resource.
     OVERLOADED = 503 "overloaded" "Overloaded", retry;
+    /// The client wants nothing but what is stored, and that would not do (RFC 9111 s5.2.1.7).
+    NOT_CACHED = 504 "not-cached" "Not cached";
     /// The upstream took too long; `detail` names the timeout.
     UPSTREAM_TIMEOUT = 504 "upstream-timeout" "Upstream timeout";
     /// The request is of a version of HTTP that the gateway does not speak.

@@ -185,7 +185,8 @@ impl Part {
 /// How an address becomes part of a key.
 type AddressBytes = fn(IpAddr, &mut Vec<u8>);
 
-fn write_part(value: &[u8], key: &mut Vec<u8>) {
+/// Appends a part of a key, with its length before it.
+pub fn write_part(value: &[u8], key: &mut Vec<u8>) {
     let length = u32::try_from(value.len()).unwrap_or(u32::MAX);
     key.extend_from_slice(&length.to_be_bytes());
     key.extend_from_slice(value);

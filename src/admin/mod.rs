@@ -3,6 +3,7 @@
 mod admission;
 mod api;
 mod auth;
+mod cache;
 mod conditional;
 mod consumers;
 mod endpoint;
@@ -34,6 +35,7 @@ use self::endpoint::{Api, Endpoint};
 use self::problem::{Details, Extended};
 use self::serve::Limits;
 
+use crate::cache::Cache;
 use crate::door::Draining;
 use crate::engine::explain::{Explanation, Question};
 use crate::observe::Observe;
@@ -43,7 +45,7 @@ use crate::snapshot::{Live, Reloaded};
 const LARGEST_DOCUMENT: usize = 16 << 20;
 /// The largest question that `/api/explain` takes, in bytes.
 const LARGEST_QUESTION: usize = 1 << 20;
-/// The largest entry that `/api/revocations` takes, in bytes.
+/// The largest entry that `/api/revocations` takes, or `/api/cache/purge`, in bytes.
 const LARGEST_ENTRY: usize = 16 << 10;
 /// What clients are held to: traffic needs the descriptors and the memory more.
 const LIMITS: Limits =
@@ -64,6 +66,8 @@ pub struct AdminState {
     pub registry: Arc<Registry>,
     /// Tokens that no longer hold.
     pub revocations: Arc<Revocations>,
+    /// What is stored of answers.
+    pub cache: Arc<Cache>,
 }
 
 /// A running admin listener.
@@ -120,6 +124,7 @@ fn router(state: AdminState, on_loopback: bool) -> Router {
     register_stores(&mut api);
     register_releases(&mut api);
     register_revocations(&mut api);
+    register_cache(&mut api);
     register_work(&mut api);
     let document = Arc::<OnceLock<Value>>::default();
     let served = document.clone();
@@ -210,6 +215,30 @@ fn register_revocations(api: &mut Api) {
         .fails::<Details>(404, "There is none.")
         .fails::<Details>(503, "Another process is taking over; ask again.")
         .to(revocations::remove);
+}
+
+fn register_cache(api: &mut Api) {
+    api.get("/api/cache", "cache", "What the cache has in it, and what it did.")
+        .answers::<cache::NumbersView>(200, "The numbers.")
+        .to(cache::numbers);
+    api.get(
+        "/api/cache/lookup",
+        "lookup",
+        "What is stored for a URL, until when it is fresh, and whether it is served.",
+    )
+    .write()
+    .query("url", "string", true, "The URL, with scheme and host.")
+    .answers::<crate::cache::Looked>(200, "What is stored, of every route, caller and variant.")
+    .fails::<Details>(400, "It is no URL.")
+    .to(cache::look);
+    api.post("/api/cache/purge", "purge", "Takes out what is stored, by URL, prefix or tag, or all of it.")
+        .write()
+        .takes_little::<cache::Wish>(LARGEST_ENTRY)
+        .answers::<cache::Done>(200, "It is done.")
+        .fails::<Details>(400, "It is no JSON.")
+        .fails::<Details>(415, "The content is not said to be JSON.")
+        .fails::<Details>(422, "It is not said what to purge.")
+        .to(cache::purge);
 }
 
 fn register_consumers(api: &mut Api) {

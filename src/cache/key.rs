@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 
-/// The URL, a NUL, and the partition that it is stored in.
+/// The URL, a NUL, and the partition that it is stored in: all that is stored for one URL has keys that begin with it
+/// and a NUL.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Key(Bytes);
 

@@ -1,8 +1,394 @@
-//! Responses kept for those who ask again (RFC 9111).
+//! Answers from what origins answered before (RFC 9111): the mechanism behind the filter `cache`.
+//!
+//! A request that the filter holds is answered from the store, or by a fill: the same request from that filter on,
+//! as a task of its own, whose answer is read by all who wait for it while it comes in, and stored once it is whole.
+//! So no client that is slow or goes away keeps others waiting, and nothing that was cut is ever stored. What may
+//! not be stored goes to the one who asked, and the others are left to themselves.
 
-mod facts;
+mod fill;
+mod flight;
+mod growing;
+mod head;
+mod inner;
 mod key;
+mod serve;
 pub mod store;
+mod view;
 
-pub use self::facts::Facts;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::UNIX_EPOCH;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::header::RANGE;
+use http::{Method, Version};
+use pingora::http::{RequestHeader, ResponseHeader};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::{oneshot, watch};
+use tokio::time::timeout;
+use tollhouse_filters::caching::{
+    Ask, CacheStatus, Forwarded, Serve, Why, judge, matches, names, serves_on_error, variant,
+};
+use tollhouse_filters::outcome::Reply;
+use tollhouse_filters::problem::{self, Problem};
+use tollhouse_filters::world::{Cached, Counter, Metrics};
+
+use self::fill::{Fill, Filled};
+use self::flight::{Flights, Joined, Lead, Manner, Phase};
+use self::growing::Held;
+use self::store::{Entry, How, Numbers, Purge, Store};
+use crate::engine::Exchange;
+use crate::observe::Observe;
+use crate::upstream::call::Caller;
+
 pub use self::key::Key;
+pub use self::view::{Look, Looked};
+pub use tollhouse_filters::caching::Facts;
+
+/// What is stored, and what is under way to be.
+pub struct Cache {
+    store: Arc<Store>,
+    caller: Caller,
+    observe: Arc<Observe>,
+    flights: Arc<Flights>,
+    held: Held,
+    counts: Counts,
+}
+
+/// What became of fills.
+struct Counts {
+    stored: Counter,
+    not_stored: Counter,
+    failed: Counter,
+}
+
+/// How a request came in, which upstreams are told.
+#[derive(Debug, Clone, Copy)]
+pub struct Via {
+    /// The other end of the client's connection.
+    pub peer: Option<IpAddr>,
+    /// The version that the client speaks.
+    pub version: Version,
+}
+
+/// Passes interim answers (1xx) on to a client, as they come (RFC 9110 s15.2).
+pub trait Announce: Send {
+    /// Passes one on.
+    fn announce(&mut self, head: ResponseHeader) -> BoxFuture<'_, ()>;
+}
+
+/// A fill under way: what will come of it, and interim answers until then.
+struct Begun {
+    told: oneshot::Receiver<Filled>,
+    interim: UnboundedReceiver<ResponseHeader>,
+}
+
+impl Begun {
+    /// What comes of it; none if it ended without a word.
+    async fn outcome(mut self, mut client: Option<&mut dyn Announce>) -> Option<Filled> {
+        loop {
+            tokio::select! {
+                biased;
+                Some(head) = self.interim.recv() => {
+                    if let Some(client) = &mut client {
+                        client.announce(head).await;
+                    }
+                }
+                told = &mut self.told => return told.ok(),
+            }
+        }
+    }
+}
+
+/// Milliseconds since 1970.
+fn now() -> u64 {
+    UNIX_EPOCH.elapsed().map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+impl Cache {
+    /// Over this store; fills go over these connections.
+    #[must_use]
+    pub fn new(store: Arc<Store>, caller: Caller, observe: Arc<Observe>) -> Arc<Self> {
+        let count = |result| {
+            let help = "Answers fetched for caches, by what became of them.";
+            observe.registry.counter("tollhouse_cache_fills_total", help, &[("result", result)])
+        };
+        let counts =
+            Counts { stored: count("stored"), not_stored: count("not_stored"), failed: count("failed") };
+        Arc::new(Self { store, caller, observe, flights: Arc::default(), held: Held::default(), counts })
+    }
+
+    /// Shows the store's numbers among the metrics.
+    pub fn export(self: &Arc<Self>) {
+        let registry = &self.observe.registry;
+        let gauge = |name, help, read: fn(&Numbers) -> u64| {
+            let store = self.store.clone();
+            let read = move || i64::try_from(read(&store.numbers())).unwrap_or(i64::MAX);
+            registry.register_gauge_fn(name, help, &[], read);
+        };
+        gauge("tollhouse_cache_entries", "Answers that are stored.", |numbers| numbers.entries);
+        gauge("tollhouse_cache_bytes", "Memory that stored answers take.", |numbers| numbers.bytes);
+        gauge("tollhouse_cache_capacity_bytes", "Memory that they may take.", |numbers| numbers.capacity);
+        let counter = |name, help, read: fn(&Numbers) -> u64| {
+            let store = self.store.clone();
+            registry.register_counter_fn(name, help, &[], move || read(&store.numbers()));
+        };
+        let help = "Stored answers that left for others.";
+        counter("tollhouse_cache_evictions_total", help, |numbers| numbers.evicted);
+        let help = "Answers that were not stored, since others are asked for more often.";
+        counter("tollhouse_cache_not_admitted_total", help, |numbers| numbers.not_admitted);
+        counter("tollhouse_cache_purged_total", "Answers that were purged.", |numbers| numbers.purged);
+    }
+
+    /// The store.
+    #[must_use]
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// Purges what is stored, and what is under way to be; gives how many answers it was.
+    pub fn purge(&self, what: &Purge, how: How) -> u64 {
+        // First those under way: one that is stored meanwhile is hit by what follows.
+        match what {
+            Purge::Url(url) => self.flights.spoil(&[url, &b"\0"[..]].concat()),
+            Purge::Prefix(prefix) => self.flights.spoil(prefix),
+            // Nobody knows yet which tags they will have.
+            Purge::Tag(_) | Purge::All => self.flights.spoil(b""),
+        }
+        self.store.purge(what, how)
+    }
+
+    /// Answers a request that is held for it, or lets it go on: then it says in the context why.
+    pub async fn answer(
+        self: &Arc<Self>,
+        mut ask: Box<Ask>,
+        exchange: &mut Exchange,
+        request: &mut RequestHeader,
+        (via, client): (Via, Option<&mut dyn Announce>),
+    ) -> Option<Reply> {
+        if exchange.wants_body().is_some() {
+            // What a filter before the cache makes of bodies, it is to see once.
+            let (forwarded, detail) = (Some(Forwarded::Bypass), Some("body-filter".into()));
+            exchange.ctx.cache = Some(CacheStatus { forwarded, detail, ..CacheStatus::default() });
+            return None;
+        }
+        if ask.by_identity {
+            exchange.identity_key(&mut ask.key).await;
+        }
+        let found = self.store.get(&ask.key);
+        let variants = found.as_deref().unwrap_or_default();
+        let entry = variants.iter().find(|entry| matches(entry.variant(), &request.headers));
+        let moment = now();
+        let judged = entry.map(|entry| judge(entry.facts(), &ask.directives, entry.is_purged(), moment));
+        let mut status = CacheStatus::default();
+        let served = match judged.map(|judged| judged.serve) {
+            Some(Serve::AsItIs) => true,
+            Some(Serve::AndRevalidate) => {
+                self.revalidate(&ask, exchange, request, via, entry).await;
+                true
+            }
+            Some(Serve::AfterValidation(why)) => {
+                status.forwarded =
+                    Some(if why == Why::Stale { Forwarded::Stale } else { Forwarded::Request });
+                false
+            }
+            None => {
+                let others = !variants.is_empty();
+                status.forwarded = Some(if others { Forwarded::VaryMiss } else { Forwarded::UriMiss });
+                false
+            }
+        };
+        if let (true, Some(entry), Some(judged)) = (served, entry, judged) {
+            return Some(serve::hit(entry, request, judged, exchange));
+        }
+        exchange.ctx.cache = Some(status);
+        if ask.directives.only_if_cached {
+            return Some(Problem::new(&problem::NOT_CACHED).into());
+        }
+        let newest = variants.first().map(|newest| names(newest.variant()));
+        let mut wanted = ask.key.clone();
+        wanted.extend(newest.iter().flat_map(|names| variant(names, &request.headers)));
+        let entry = entry.cloned();
+        self.fetch((ask, wanted.into()), exchange, request, (via, client), entry).await
+    }
+
+    /// Why a request is not to be fetched for all.
+    fn passed(
+        &self,
+        ask: &Ask,
+        wanted: &[u8],
+        request: &RequestHeader,
+        stored: bool,
+    ) -> Option<(bool, &'static str)> {
+        if !stored && request.headers.contains_key(RANGE) {
+            return Some((true, "partial"));
+        }
+        if !stored && request.method == Method::HEAD {
+            return Some((false, "head"));
+        }
+        if self.store.note_use(&ask.key) < ask.plan.min_uses {
+            return Some((false, "min-uses"));
+        }
+        if self.flights.manner(wanted) == Manner::Passed {
+            return Some((false, "uncacheable"));
+        }
+        // What is on its way in is not in the store's books.
+        let most = self.store.numbers().capacity / 4;
+        (self.held.0.load(Ordering::Relaxed) > most).then_some((false, "memory"))
+    }
+
+    /// Fetches what is not stored, or waits for who does.
+    async fn fetch(
+        self: &Arc<Self>,
+        (ask, wanted): (Box<Ask>, Bytes),
+        exchange: &mut Exchange,
+        request: &RequestHeader,
+        (via, client): (Via, Option<&mut dyn Announce>),
+        entry: Option<Arc<Entry>>,
+    ) -> Option<Reply> {
+        if let Some((part, reason)) = self.passed(&ask, &wanted, request, entry.is_some()) {
+            let status = exchange.ctx.cache.get_or_insert_default();
+            if part {
+                status.forwarded = Some(Forwarded::Partial);
+            }
+            status.detail = Some(reason.into());
+            return None;
+        }
+        let together = self.flights.manner(&wanted) == Manner::Together && !ask.directives.no_cache;
+        let lead = match together {
+            false => self.flights.alone(wanted),
+            true => match self.flights.join(wanted) {
+                Joined::First(lead) => lead,
+                Joined::Other(phase) => return self.wait(phase, &ask, exchange, request, entry).await,
+            },
+        };
+        let filled = match self.begin(&ask, exchange, request, via, entry, lead).await {
+            Ok(begun) => begun.outcome(client).await,
+            Err(reply) => return Some(reply),
+        };
+        let Some(filled) = filled else {
+            // It ended without a word, which only a fault of ours brings about.
+            return Some(Problem::new(&problem::INTERNAL).into());
+        };
+        Some(self.filled(filled, &ask, exchange, request))
+    }
+
+    /// Starts a fill.
+    async fn begin(
+        self: &Arc<Self>,
+        ask: &Ask,
+        exchange: &mut Exchange,
+        request: &RequestHeader,
+        via: Via,
+        entry: Option<Arc<Entry>>,
+        lead: Lead,
+    ) -> Result<Begun, Reply> {
+        let (fork, head) = exchange.fork(request).await?;
+        let (tell, told) = oneshot::channel();
+        let (announce, interim) = unbounded_channel();
+        let fill = Fill::new(self.clone(), ask, (fork, head), request, via, entry, (lead, announce));
+        tokio::spawn(fill.run(tell));
+        Ok(Begun { told, interim })
+    }
+
+    /// Fetches anew what is served meanwhile (RFC 5861 s3).
+    async fn revalidate(
+        self: &Arc<Self>,
+        ask: &Ask,
+        exchange: &mut Exchange,
+        request: &RequestHeader,
+        via: Via,
+        entry: Option<&Arc<Entry>>,
+    ) {
+        let mut wanted = ask.key.clone();
+        wanted.extend(entry.iter().flat_map(|entry| variant(&names(entry.variant()), &request.headers)));
+        if let Joined::First(lead) = self.flights.join(wanted.into()) {
+            exchange.ctx.cache.get_or_insert_default();
+            let _ = self.begin(ask, exchange, request, via, entry.cloned(), lead).await;
+        }
+    }
+
+    /// The answer to who asked for all.
+    fn filled(&self, filled: Filled, ask: &Ask, exchange: &mut Exchange, request: &RequestHeader) -> Reply {
+        let status = exchange.ctx.cache.get_or_insert_default();
+        match filled {
+            Filled::Growing(growing, reader) => {
+                status.stored = true;
+                serve::growing(&growing, reader, request, None)
+            }
+            Filled::Validated(entry) => {
+                status.forwarded_status = Some(304);
+                status.stored = true;
+                let judged = judge(entry.facts(), &ask.directives, false, now());
+                status.ttl = Some(judged.ttl);
+                serve::entry(&entry, request, judged)
+            }
+            Filled::Stale(entry, came) => {
+                status.forwarded_status = came;
+                let judged = judge(entry.facts(), &ask.directives, false, now());
+                status.ttl = Some(judged.ttl);
+                status.detail = Some("stale-if-error".into());
+                serve::entry(&entry, request, judged)
+            }
+            Filled::Own(reply, why, upstream) => {
+                exchange.ctx.upstream = upstream;
+                status.detail = why.map(Into::into);
+                reply
+            }
+        }
+    }
+
+    /// Waits for who asks for all; goes on alone if that takes too long, or the answer is not for all.
+    async fn wait(
+        &self,
+        mut phase: watch::Receiver<Phase>,
+        ask: &Ask,
+        exchange: &mut Exchange,
+        request: &RequestHeader,
+        stored: Option<Arc<Entry>>,
+    ) -> Option<Reply> {
+        let told = phase.wait_for(|phase| !matches!(phase, Phase::Asking));
+        let told = timeout(ask.plan.wait, told).await;
+        let outcome = told.map(|told| told.map_or(Phase::Released, |phase| phase.clone()));
+        let moment = now();
+        let fresh = |facts: &Facts| judge(facts, &ask.directives, false, moment);
+        let is_for = |variant: &[u8]| matches(variant, &request.headers);
+        let status = exchange.ctx.cache.get_or_insert_default();
+        status.collapsed = true;
+        let reason = match outcome {
+            Ok(Phase::Answered(growing)) if is_for(&growing.variant) => {
+                let judged = fresh(&growing.facts);
+                if judged.serve == Serve::AsItIs
+                    && let Some(reader) = growing.read()
+                {
+                    status.ttl = Some(judged.ttl);
+                    return Some(serve::growing(&growing, reader, request, Some(judged)));
+                }
+                "not-shareable"
+            }
+            Ok(Phase::Stored(entry)) if is_for(entry.variant()) => {
+                let judged = fresh(entry.facts());
+                let stale = serves_on_error(entry.facts(), &ask.directives, false, moment);
+                if judged.serve == Serve::AsItIs || (stale && stored.is_some()) {
+                    status.ttl = Some(judged.ttl);
+                    return Some(serve::entry(&entry, request, judged));
+                }
+                "not-shareable"
+            }
+            Ok(Phase::Failed(problem)) => return Some((*problem).clone().into()),
+            Ok(_) => "not-shareable",
+            Err(_) => "waited-too-long",
+        };
+        status.collapsed = false;
+        status.detail = Some(reason.into());
+        None
+    }
+}
+
+impl Cached for Cache {
+    fn purge_url(&self, url: &[u8], soft: bool) -> u64 {
+        self.purge(&Purge::Url(url.to_vec()), if soft { How::Soft } else { How::Hard })
+    }
+}

@@ -3,6 +3,7 @@
 mod address;
 mod admin;
 pub mod balance;
+mod cache;
 pub mod circuit_breaker;
 pub mod concurrency;
 mod consumers;
@@ -32,6 +33,7 @@ use tollhouse_filters::spec::Item;
 
 pub use address::{Address, AddressError};
 pub use admin::{Admin, AdminAddress};
+pub use cache::Cache;
 pub use consumers::{ConsumerFile, ConsumerList};
 pub use dns::Dns;
 pub use listener::{Listener, Protocol};

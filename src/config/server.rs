@@ -11,7 +11,7 @@ use tollhouse_filters::path::PathRules;
 use tollhouse_filters::scalar;
 use tollhouse_filters::values::{ByteRate, ByteSize, Duration, IpSet, Scalar};
 
-use super::Dns;
+use super::{Cache, Dns};
 
 /// The process: threads, limits, trusted proxies.
 #[derive(Debug, Clone, serde::Deserialize, JsonSchema)]
@@ -39,6 +39,8 @@ pub struct Server {
     pub paths: PathRules,
     /// How names of backends are looked up.
     pub dns: Dns,
+    /// Where the filter `cache` keeps answers.
+    pub cache: Cache,
 }
 
 impl Default for Server {
@@ -53,6 +55,7 @@ impl Default for Server {
             limits: Limits::default(),
             paths: PathRules::default(),
             dns: Dns::default(),
+            cache: Cache::default(),
         }
     }
 }

@@ -121,6 +121,7 @@ fn record<A>(common: &Common<A>, facts: &ConnFacts, rule: Rule, seen: &Seen<'_>)
             bytes_out: 0,
             elapsed: started.elapsed(),
             throttled: None,
+            cache: None,
             upstream_elapsed: None,
             consumer: None,
             identity: None,

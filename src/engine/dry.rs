@@ -89,12 +89,17 @@ pub async fn run(snapshot: &Arc<Snapshot>, mut made: MadeUp) -> Outcome {
         Exchange::begin(snapshot.clone(), &made.connection, &mut made.head, RequestId::Made(1), started);
     exchange.ctx.keep_decisions();
     let mut decision = exchange.decide(&mut made.head).await;
+    while let Decision::Cache(_) = decision {
+        // Nothing is stored here.
+        decision = exchange.decide(&mut made.head).await;
+    }
     if matches!(decision, Decision::Forward(_))
         && let Some(reply) = body(&mut exchange, &mut made).await
     {
         decision = Decision::Reply(reply);
     }
     let (answer, upstream_request) = match decision {
+        Decision::Cache(_) => (None, None),
         Decision::Reply(reply) => (Some(answer(&mut exchange, reply, &made.head).await), None),
         Decision::Forward(upstream) => {
             let mut head = made.head.clone();

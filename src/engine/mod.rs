@@ -25,10 +25,11 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, HeaderValue};
 use pingora::http::{RequestHeader, ResponseHeader};
+use tollhouse_filters::caching::Ask;
 use tollhouse_filters::context::{Context, RequestId, Tls};
 use tollhouse_filters::outcome::{Outcome, Reply};
 use tollhouse_filters::phase::Completed;
-use tollhouse_filters::pipeline::{Entered, Stack};
+use tollhouse_filters::pipeline::{Entered, Stack, Stop};
 use tollhouse_filters::problem::{self, Problem};
 use tollhouse_filters::values::Timeout;
 
@@ -61,6 +62,8 @@ pub enum Decision {
     Reply(Reply),
     /// It goes to this upstream.
     Forward(Arc<Upstream>),
+    /// A cache answers it, or lets it go on: [`Exchange::decide`] then says where to.
+    Cache(Box<Ask>),
 }
 
 /// One request on one snapshot, from start to end.
@@ -146,9 +149,53 @@ impl Exchange {
             return Decision::Reply(problem.into());
         }
         match self.entered.request(&self.stack, request, &mut self.ctx).await {
-            Some(reply) => Decision::Reply(reply),
+            Some(Stop::Reply(reply)) => Decision::Reply(reply),
+            Some(Stop::Cache(ask)) => self.held_for_cache(ask, request),
             None => self.act(request).await,
         }
+    }
+
+    /// The same request from here on, where a cache holds it, as one of its own: with what the steps so far write
+    /// for upstreams, and none of them to see its answer. Else what a step answers.
+    ///
+    /// # Errors
+    /// The answer of a step that failed.
+    pub async fn fork(&mut self, request: &RequestHeader) -> Result<(Self, RequestHeader), Reply> {
+        let mut head = request.clone();
+        strip_hop_by_hop(&mut head);
+        if let Some(reply) = self.entered.upstream_request(&self.stack, &mut head, 1, &mut self.ctx).await {
+            return Err(reply);
+        }
+        let fork = Self {
+            snapshot: self.snapshot.clone(),
+            listener: self.listener,
+            route: self.route.clone(),
+            stack: self.stack.clone(),
+            entered: self.entered.rest(),
+            ctx: self.ctx.fork(),
+            admission: Admission::default(),
+            release: self.release.clone(),
+            refused: None,
+            not_allowed: self.not_allowed.clone(),
+            response_failed: false,
+        };
+        Ok((fork, head))
+    }
+
+    /// Appends what upstreams are told of who calls to a key.
+    pub async fn identity_key(&mut self, key: &mut Vec<u8>) {
+        self.entered.identity_key(&self.stack, &mut self.ctx, key).await;
+    }
+
+    /// Shows the entered filters that the request has no body.
+    pub async fn no_body(&mut self, request: &mut RequestHeader) -> Option<Reply> {
+        if self.stack.sees_request_chunks()
+            && let Some(reply) = self.request_chunk(&mut Bytes::new(), true)
+        {
+            return Some(reply);
+        }
+        self.wants_body()?;
+        self.body(request, &mut Bytes::new()).await
     }
 
     async fn act(&mut self, request: &mut RequestHeader) -> Decision {
@@ -165,7 +212,7 @@ impl Exchange {
             Action::Answer(filter) => {
                 return match filter.on_request(request, &mut self.ctx).await {
                     Ok(Outcome::Respond(reply)) => Decision::Reply(reply),
-                    Ok(Outcome::Continue) | Err(_) => {
+                    Ok(Outcome::Continue | Outcome::Cache(_)) | Err(_) => {
                         Decision::Reply(Problem::new(&problem::INTERNAL).into())
                     }
                 };

@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use http::HeaderName;
 use pingora::http::{RequestHeader, ResponseHeader};
+use tollhouse_filters::caching::Ask;
 use tollhouse_filters::context::Context;
 use tollhouse_filters::phase::Completed;
 use tollhouse_filters::problem::{self, Problem};
+use tollhouse_filters::selector::write_part;
 
-use super::Exchange;
 use super::find::{InPath, is_preflight};
+use super::{Decision, Exchange};
 use crate::release::{Asked, Why};
 use crate::snapshot::{Action, Route, Snapshot};
 use crate::upstream::Upstream;
@@ -18,7 +20,7 @@ use crate::upstream::Upstream;
 const OF_CLIENTS: [u16; 3] = [408, 413, 499];
 
 /// The version and the variant of a request, for routes that have any.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Release {
     /// The version that it gets.
     pub asked: Option<Asked>,
@@ -127,6 +129,21 @@ impl Exchange {
     pub(super) fn refused_version(&mut self, request: &RequestHeader) -> Option<Problem> {
         let release = self.release.as_mut()?;
         release.refused.take_if(|_| !is_preflight(request) || !self.stack.answers_preflight())
+    }
+
+    /// Holds a request for a cache, which must not give one version or variant for another.
+    pub(super) fn held_for_cache(&mut self, mut ask: Box<Ask>, request: &mut RequestHeader) -> Decision {
+        if self.release.is_some() {
+            if matches!(self.route.action, Action::Split(_))
+                && let Err(problem) = self.released(request)
+            {
+                return Decision::Reply(problem.into());
+            }
+            for name in [&self.ctx.version, &self.ctx.variant] {
+                write_part(name.as_deref().unwrap_or_default().as_bytes(), &mut ask.key);
+            }
+        }
+        Decision::Cache(ask)
     }
 
     /// Where the version or the variant of the request goes.

@@ -89,6 +89,7 @@ impl Gateway {
         let authority = request.uri.authority().map(|authority| authority.as_str().as_bytes());
         let ended_by = ctx.ended_by.as_ref();
         let broken = broken.map(door::Rule::detail);
+        let cache = ctx.cache.as_ref().map(|status| status.parameters().to_string());
         self.observe.access(&Access {
             time: SystemTime::now().checked_sub(completed.elapsed).unwrap_or(SystemTime::UNIX_EPOCH),
             request_id: &request_id,
@@ -114,6 +115,7 @@ impl Gateway {
             bytes_out: completed.bytes_out,
             elapsed: completed.elapsed,
             throttled: (!ctx.waited.is_zero()).then_some(ctx.waited),
+            cache: cache.as_deref(),
             upstream_elapsed: attempts.started.map(|started| started.elapsed()),
             consumer: ctx.consumer.as_ref().map(|consumer| &*consumer.name),
             identity: ctx.identity.as_deref(),

@@ -24,10 +24,14 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::prelude::*;
 use pingora::proxy::{FailToProxy, ProxyWarnLogContext};
+use tollhouse_filters::outcome::Reply;
 
+use crate::cache::{Announce, Cache, Via};
 use crate::door::Draining;
+use crate::engine::Decision;
 use crate::observe::Observe;
 use crate::snapshot::Live;
+use crate::upstream::Upstream;
 
 pub use call::Call;
 pub use direct::Front;
@@ -40,10 +44,40 @@ pub struct Gateway {
     pub live: Arc<Live>,
     /// Logs and metrics.
     pub observe: Arc<Observe>,
+    /// What is stored of answers.
+    pub cache: Arc<Cache>,
     /// For request bodies that filters want whole.
     pub budget: Arc<Budget>,
     /// Whether the process is on its way out.
     pub draining: Draining,
+}
+
+impl Gateway {
+    /// Runs the filters, and answers from the cache where they ask it to: which upstream a request goes to, or what it
+    /// is answered.
+    async fn decision(
+        &self,
+        call: &mut Call,
+        request: &mut RequestHeader,
+        mut client: Option<&mut dyn Announce>,
+    ) -> std::result::Result<Arc<Upstream>, Reply> {
+        let peer = call.connection.as_ref().and_then(|connection| connection.peer);
+        let via = Via { peer: peer.map(|peer| peer.ip().to_canonical()), version: call.version };
+        loop {
+            let exchange = call.exchange();
+            let ask = match exchange.decide(request).await {
+                Decision::Cache(ask) => ask,
+                Decision::Forward(upstream) => return Ok(upstream),
+                Decision::Reply(reply) => return Err(reply),
+            };
+            // On the heap: most requests have none.
+            if let Some(reply) =
+                Box::pin(self.cache.answer(ask, exchange, request, (via, client.take()))).await
+            {
+                return Err(reply);
+            }
+        }
+    }
 }
 
 #[async_trait]

@@ -15,7 +15,7 @@ use super::replay::{self, CollectError, Gathered, WholeBody};
 use super::{Call, Gateway, direct, reply};
 use crate::config::upstream::Protocol;
 use crate::door;
-use crate::engine::{Connection, Decision, Exchange};
+use crate::engine::{Connection, Exchange};
 use crate::routing::ListenerId;
 use crate::upstream::Upstream;
 
@@ -83,12 +83,12 @@ impl Gateway {
     /// Runs the filters; true when the request was answered.
     pub(super) async fn decide(&self, session: &mut Session, call: &mut Call) -> Result<bool> {
         let decision = match call.decided.take() {
-            Some(upstream) => Decision::Forward(upstream),
-            None => call.exchange().decide(session.req_header_mut()).await,
+            Some(upstream) => Ok(upstream),
+            None => self.decision(call, session.req_header_mut(), None).await,
         };
         let upstream = match decision {
-            Decision::Reply(reply) => return reply::write(session, call, reply).await.map(|()| true),
-            Decision::Forward(upstream) => upstream,
+            Ok(upstream) => upstream,
+            Err(reply) => return reply::write(session, call, reply).await.map(|()| true),
         };
         if matches!(upstream.protocol(), Protocol::H2 | Protocol::H2c) {
             // RFC 9110 s7.8: what cannot be offered is an ordinary request.

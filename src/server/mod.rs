@@ -31,6 +31,8 @@ use self::takeover::Predecessor;
 use self::upgrade::Upgrades;
 
 use crate::admin::{self, AdminState};
+use crate::cache::Cache;
+use crate::cache::store::{Store, StoreOptions};
 use crate::config::{AdminAddress, Observability, Protocol};
 use crate::door::{self, Desk, Door, Draining, HandshakeFailure, Pause, Permits, Refusals, Refused, Rule};
 use crate::engine::dry;
@@ -44,6 +46,9 @@ use crate::snapshot::{Compiler, Live, Mode, Reloader, Snapshot, apart};
 use crate::source::{self, Loaded, Problems};
 use crate::store::Keeper;
 use crate::upstream::Monitor;
+
+/// Answers to one key that vary, such as by language; the oldest leave first.
+const MOST_VARIANTS: usize = 32;
 
 /// Why the gateway did not start.
 #[derive(Debug)]
@@ -110,14 +115,18 @@ fn first_snapshot(
     registry: &Registry,
     calls: &Arc<SideCalls>,
     background: &Arc<Background>,
-) -> Result<(Snapshot, World, Arc<Observe>), StartError> {
+) -> Result<(Snapshot, World, Arc<Observe>, Arc<Cache>), StartError> {
     let loaded = Arc::new(source::load(path)?);
     let observe = start_observing(&loaded)?;
+    let store = Arc::new(Store::new(StoreOptions { capacity: 0, max_variants: MOST_VARIANTS }));
+    let cache = Cache::new(store, calls.caller().clone(), observe.clone());
     let world = World::live(calls.clone(), observe.registry.clone()).with_tasks(background.clone());
+    let world = world.with_cached(cache.clone());
     let snapshot = Compiler { registry, world: &world, previous: None, mode: Mode::Live, roster: None }
         .compile(&loaded)?;
     report(&snapshot, &loaded, registry);
-    Ok((snapshot, world, observe))
+    cache.store().resize(snapshot.server.cache.memory.as_len());
+    Ok((snapshot, world, observe, cache))
 }
 
 /// Filters make their counters while the document is compiled, so these come first.
@@ -151,6 +160,7 @@ struct Parts {
     reloader: Arc<Reloader>,
     desk: Desk,
     budget: Arc<Budget>,
+    cache: Arc<Cache>,
     bound: Vec<door::Bound>,
     admin: Option<(SocketAddr, TcpListener)>,
     /// What writes down, until the process ends, what is used of quotas, and how far ramps are.
@@ -167,7 +177,8 @@ impl Parts {
         let calls = Arc::new(SideCalls::new());
         let background = Background::start()
             .map_err(|error| StartError::Runtime(format!("cannot start a thread: {error}")))?;
-        let (snapshot, world, observe) = apart(|| first_snapshot(&path, &registry, &calls, &background))?;
+        let (snapshot, world, observe, cache) =
+            apart(|| first_snapshot(&path, &registry, &calls, &background))?;
         let monitor = Monitor::start(calls.caller().clone(), calls.origins(), observe.registry.clone())
             .map_err(|error| StartError::Runtime(format!("cannot watch backends: {error}")))?;
         let monitor = Arc::new(monitor);
@@ -183,8 +194,15 @@ impl Parts {
             before.as_mut().map(|before| std::mem::take(&mut before.sockets)).unwrap_or_default();
         let (state, revocations) = (world.state.clone(), world.revocations.clone());
         let ledger = keep_quotas(&snapshot, &path, &state, &observe)?;
-        let mut parts =
-            Self::new(snapshot, path, registry, world, observe, (monitor.clone(), keeper), &mut sockets)?;
+        let mut parts = Self::new(
+            snapshot,
+            path,
+            registry,
+            world,
+            (observe, cache),
+            (monitor.clone(), keeper),
+            &mut sockets,
+        )?;
         parts.kept = (ledger, Some(keep_ramps(&parts)?));
         calls.follow(&parts.live);
         background.begin();
@@ -203,7 +221,7 @@ impl Parts {
         path: PathBuf,
         registry: Arc<Registry>,
         world: World,
-        observe: Arc<Observe>,
+        (observe, cache): (Arc<Observe>, Arc<Cache>),
         (monitor, keeper): (Arc<Monitor>, Keeper),
         sockets: &mut Sockets,
     ) -> Result<Self, StartError> {
@@ -245,7 +263,8 @@ impl Parts {
         let (state, revocations) = (world.state.clone(), world.revocations.clone());
         let reloader = Reloader::new(path.clone(), registry, world, live.clone(), dry::verify);
         let reloader = Arc::new(reloader.watched_by(monitor).connected_by(keeper));
-        Ok(Self { path, state, revocations, live, reloader, desk, budget, bound, admin, kept: (None, None) })
+        let kept = (None, None);
+        Ok(Self { path, state, revocations, live, reloader, desk, budget, cache, bound, admin, kept })
     }
 
     fn serve(self, signals: Signals, origin: Origin, before: Option<Predecessor>) -> Result<(), StartError> {
@@ -265,6 +284,7 @@ impl Parts {
         let gateway = Gateway {
             live: self.live.clone(),
             observe: self.desk.observe.clone(),
+            cache: self.cache.clone(),
             budget: self.budget.clone(),
             draining: self.desk.draining.clone(),
         };
@@ -272,9 +292,11 @@ impl Parts {
         proxy.server_options = Some(http_options(&snapshot));
         proxy.h2_options = Some(h2_options(&snapshot));
         self.export();
+        self.cache.export();
         people::export(&self.desk.observe.registry, &self.live);
         let people = people::start(self.live.clone());
-        let applied = reloading::Applied { desk: self.desk.clone(), budget: self.budget.clone(), people };
+        let (desk, budget, cache) = (self.desk.clone(), self.budget.clone(), self.cache.clone());
+        let applied = reloading::Applied { desk, budget, cache, people };
         let reloads = reloading::start(self.reloader.clone(), applied, &snapshot, signals.hangups);
         let stopping = Draining::default();
         let state = AdminState {
@@ -284,6 +306,7 @@ impl Parts {
             stopping: stopping.clone(),
             registry: self.reloader.registry().clone(),
             revocations: self.revocations.clone(),
+            cache: self.cache.clone(),
         };
         let admin = self.admin.map(|(_, listener)| admin::start(listener, state)).transpose();
         let admin = admin

@@ -10,6 +10,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 
 use super::{people, tls};
+use crate::cache::Cache;
 use crate::door::{self, Desk, HeadLimits};
 use crate::observe::metrics;
 use crate::proxy::Budget;
@@ -26,6 +27,7 @@ const REMIND: Duration = Duration::from_secs(24 * 60 * 60);
 pub(super) struct Applied {
     pub(super) desk: Desk,
     pub(super) budget: Arc<Budget>,
+    pub(super) cache: Arc<Cache>,
     /// Who follows the consumers' file.
     pub(super) people: people::Stirs,
 }
@@ -98,6 +100,7 @@ impl Applied {
         self.desk.tls.store(Arc::new(tls::by_id(snapshot)));
         tls::export(snapshot, &self.desk.observe.registry);
         self.budget.set_limit(snapshot.server.limits.buffered_bytes.get());
+        self.cache.store().resize(snapshot.server.cache.memory.as_len());
         let log = &snapshot.observability.access_log;
         if let Err(error) = self.desk.observe.reopen(&log.format, &log.to, &log.redact) {
             log::error!("cannot open the access log, the old one stays: {error}");

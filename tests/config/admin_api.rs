@@ -149,6 +149,7 @@ fn every_path_answers_as_it_is_described() {
         ("POST", "/api/explain", "/api/explain", &json, &large, 413),
     ];
     calls.extend(about_revocations(&token, &json, &both, &entry, &large));
+    calls.extend(about_the_cache(&token, &both, &large));
     let mut succeeded = BTreeSet::new();
     for (method, path, target, headers, body, status) in calls.into_iter().chain(consumer_calls(&token)) {
         let answer = admin.ask(method, target, headers, body);
@@ -194,6 +195,24 @@ fn about_revocations<'a>(
         ("DELETE", "/api/revocations", "/api/revocations?identity=corp&jti=1", token, "", 200),
         ("DELETE", "/api/revocations", "/api/revocations?identity=corp&jti=1", token, "", 404),
         ("DELETE", "/api/revocations", "/api/revocations?jti=1", token, "", 400),
+    ]
+}
+
+fn about_the_cache<'a>(token: Fields<'a>, both: Fields<'a>, large: &'a str) -> Vec<Call<'a>> {
+    const LOOKUP: &str = "/api/cache/lookup";
+    const PURGE: &str = "/api/cache/purge";
+    vec![
+        ("GET", "/api/cache", "/api/cache", &[], "", 200),
+        ("GET", LOOKUP, "/api/cache/lookup?url=http://a.test/", &[], "", 401),
+        ("GET", LOOKUP, "/api/cache/lookup?url=http://a.test/", token, "", 200),
+        ("GET", LOOKUP, "/api/cache/lookup?url=a.test", token, "", 400),
+        ("GET", LOOKUP, "/api/cache/lookup", token, "", 400),
+        ("POST", PURGE, PURGE, &[], "{\"all\": true}", 401),
+        ("POST", PURGE, PURGE, both, "{\"all\": true}", 200),
+        ("POST", PURGE, PURGE, both, "{", 400),
+        ("POST", PURGE, PURGE, both, "{}", 422),
+        ("POST", PURGE, PURGE, token, "{}", 415),
+        ("POST", PURGE, PURGE, both, large, 413),
     ]
 }
 

@@ -13,6 +13,10 @@ const SECTIONS: &[(&str, &str)] = &[
     ("server.limits", "Limits"),
     ("server.paths", "PathRules"),
     ("server.dns", "Dns"),
+    ("server.cache", "Cache"),
+    ("filter cache: key", "CacheKey"),
+    ("filter cache: key.query", "CacheQuery"),
+    ("filter cache: purge", "CachePurge"),
     ("listeners[]", "Listener"),
     ("listeners[].tls", "ListenerTls"),
     ("listeners[].tls.certificates[]", "Certificate"),
@@ -135,6 +139,8 @@ fn every_metric_and_field_of_the_log_is_in_the_manual() {
     all.extend(names("src/release/ramp/keeper.rs", "\"(tollhouse_[a-z_]+)\""));
     all.extend(names("filters/src/traffic/mirror/report.rs", "\"(tollhouse_[a-z_]+)\""));
     all.extend(names("src/release/calls.rs", "\"(tollhouse_[a-z_]+)\""));
+    all.extend(names("src/cache/mod.rs", "\"(tollhouse_[a-z_]+)\""));
+    all.extend(names("filters/src/traffic/cache/numbers.rs", "\"(tollhouse_[a-z_]+)\""));
     all.extend(names("src/server/people.rs", "\"(tollhouse_[a-z_]+)\""));
     all.extend(names("src/upstream/export.rs", "\"(tollhouse_[a-z_]+)\""));
     all.extend(names("src/store/numbers.rs", "\"(tollhouse_[a-z_]+)\""));

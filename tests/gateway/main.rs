@@ -4,6 +4,7 @@ mod access_log;
 mod amounts;
 mod balancing;
 mod bodies;
+mod cache;
 mod compression;
 mod consumers;
 mod credentials;
@@ -45,14 +46,22 @@ mod upstream_auth;
 mod upstream_tls;
 mod websocket;
 
+#[path = "../conformance/rfc5861.rs"]
+mod rfc5861;
 #[path = "../conformance/rfc7239.rs"]
 mod rfc7239;
 #[path = "../conformance/rfc9110.rs"]
 mod rfc9110;
+#[path = "../conformance/rfc9111.rs"]
+mod rfc9111;
 #[path = "../conformance/rfc9112.rs"]
 mod rfc9112;
 #[path = "../conformance/rfc9113.rs"]
 mod rfc9113;
+#[path = "../conformance/rfc9211.rs"]
+mod rfc9211;
+#[path = "../conformance/rfc9213.rs"]
+mod rfc9213;
 #[path = "../conformance/rfc9457.rs"]
 mod rfc9457;
 #[path = "../conformance/rules.rs"]

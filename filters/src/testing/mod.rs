@@ -17,6 +17,7 @@ pub use answer::Answer;
 use answer::joined;
 
 use crate::builtin;
+use crate::caching::Ask;
 use crate::context::Context;
 use crate::filter::{Build, BuildError, Surroundings};
 use crate::identity::consumers::Consumers;
@@ -24,7 +25,7 @@ use crate::identity::{self, ConsumerSpec, Identities, IdentitySpec, Site};
 use crate::outcome::{Body, Reply};
 use crate::path::{PathRules, normalize};
 use crate::phase::Completed;
-use crate::pipeline::{Entered, Pipeline, Siblings, Stack, Step};
+use crate::pipeline::{Entered, Pipeline, Siblings, Stack, Step, Stop};
 use crate::plan::{self, PlanSpec, Plans};
 use crate::registry::Registry;
 use crate::spec::{Item, OnError};
@@ -32,7 +33,7 @@ use crate::tree::{self, FileId, Limits, suggest};
 use crate::values::Name;
 use crate::when::When;
 use crate::world::{
-    Client, ClientError, ClientReply, ManualClock, Origin, ScriptedClient, UpstreamId, World,
+    Cached, Client, ClientError, ClientReply, ManualClock, Origin, ScriptedClient, UpstreamId, World,
 };
 
 /// Parses a value from YAML.
@@ -271,6 +272,17 @@ pub fn chain_calling(client: Arc<dyn Client>, filters: &str) -> Chain {
     build(&builtin(), &Around::default(), filters, world, clock).unwrap_or_else(|error| panic!("{error}"))
 }
 
+/// As [`chain`], with answers that are stored here.
+///
+/// # Panics
+/// When they do not build.
+#[must_use]
+pub fn chain_caching(cached: Arc<dyn Cached>, filters: &str) -> Chain {
+    let clock = Arc::new(ManualClock::new());
+    let world = World::dry_at(clock.clone()).with_cached(cached);
+    build(&builtin(), &Around::default(), filters, world, clock).unwrap_or_else(|error| panic!("{error}"))
+}
+
 /// Filters of a registry of your own, or why they do not build.
 pub fn chain_of(registry: &Registry, filters: &str) -> Result<Chain, String> {
     let clock = Arc::new(ManualClock::new());
@@ -316,6 +328,8 @@ pub struct Sent {
     entered: Entered,
     head: RequestHeader,
     reply: Option<Reply>,
+    /// What a cache was asked.
+    pub ask: Option<Box<Ask>>,
     /// The request's context.
     pub ctx: Context,
 }
@@ -326,8 +340,16 @@ impl Chain {
         let Request { mut head, mut ctx } = request;
         ctx.keep_decisions();
         let mut entered = Entered::default();
-        let reply = entered.request(&self.stack, &mut head, &mut ctx).await;
-        Sent { stack: self.stack.clone(), entered, head, reply, ctx }
+        let mut ask = None;
+        let reply = loop {
+            match entered.request(&self.stack, &mut head, &mut ctx).await {
+                // There is no cache here: the request goes on.
+                Some(Stop::Cache(held)) => ask = Some(held),
+                Some(Stop::Reply(reply)) => break Some(reply),
+                None => break None,
+            }
+        };
+        Sent { stack: self.stack.clone(), entered, head, reply, ask, ctx }
     }
 
     /// Runs request and response phases, with this answer from the upstream.

@@ -1,6 +1,7 @@
 //! Filters that decide how much may be sent, and where to besides.
 
 pub mod body_limit;
+pub mod cache;
 pub mod concurrency;
 pub mod fault;
 pub mod mirror;

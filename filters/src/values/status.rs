@@ -5,7 +5,7 @@ use std::fmt;
 use super::scalar::{Scalar, number};
 
 /// One status code or an inclusive range of them, within 100 to 599 (RFC 9110 section 15).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StatusRange {
     first: u16,
     last: u16,

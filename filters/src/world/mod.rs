@@ -2,6 +2,7 @@
 //!
 //! A filter holds these traits and nothing else, so the same filter runs live, in a dry run and in a test.
 
+mod cached;
 mod client;
 mod clock;
 mod metrics;
@@ -14,6 +15,7 @@ mod tasks;
 
 use std::sync::Arc;
 
+pub use cached::{Cached, NothingCached};
 pub use client::{
     Aside, BufferedBody, Client, ClientBody, ClientError, ClientReply, NoClient, Origin, ScriptedClient,
     SentRequest, Told, UpstreamId,
@@ -52,6 +54,8 @@ pub struct World {
     pub retained: Arc<Retained>,
     /// Tokens that no longer hold.
     pub revocations: Arc<Revocations>,
+    /// Answers that are stored.
+    pub cached: Arc<dyn Cached>,
 }
 
 impl World {
@@ -62,13 +66,20 @@ impl World {
         let state = Arc::new(MemoryState::new(clock.clone(), DEFAULT_STATE_ENTRIES));
         let revocations = Arc::new(Revocations::new(clock.clone()));
         let (rng, tasks, retained) = (Arc::new(SystemRng), Arc::new(NoTasks), Arc::default());
-        Self { clock, state, client, metrics, rng, tasks, retained, revocations }
+        let cached = Arc::new(NothingCached);
+        Self { clock, state, client, metrics, rng, tasks, retained, revocations, cached }
     }
 
     /// Runs its tasks there.
     #[must_use]
     pub fn with_tasks(self, tasks: Arc<dyn Tasks>) -> Self {
         Self { tasks, ..self }
+    }
+
+    /// Purges answers there.
+    #[must_use]
+    pub fn with_cached(self, cached: Arc<dyn Cached>) -> Self {
+        Self { cached, ..self }
     }
 
     /// A world without effects: a clock that moves only with those that sleep, fresh state, no network, the same randomness each time.
@@ -89,6 +100,7 @@ impl World {
             rng: Arc::new(SeededRng::new(0)),
             tasks: Arc::new(NoTasks),
             retained: Arc::default(),
+            cached: Arc::new(NothingCached),
         }
     }
 }

@@ -17,7 +17,7 @@ use tollhouse_filters::phase::{
     Completed, OnFinish, OnRequest, OnRequestBody, OnRequestChunk, OnResponse, OnResponseChunk,
     OnUpstreamRequest, Phases,
 };
-use tollhouse_filters::pipeline::{Entered, Pipeline, Siblings, Stack, Step};
+use tollhouse_filters::pipeline::{Entered, Pipeline, Siblings, Stack, Step, Stop};
 use tollhouse_filters::registry::Registry;
 use tollhouse_filters::spec::{Item, OnError};
 use tollhouse_filters::tree::{self, FileId, Limits};
@@ -334,7 +334,10 @@ impl Run {
     }
 
     pub(super) async fn reply(&mut self) -> Option<Reply> {
-        self.entered.request(&self.stack, &mut self.head, &mut self.ctx).await
+        match self.entered.request(&self.stack, &mut self.head, &mut self.ctx).await? {
+            Stop::Reply(reply) => Some(reply),
+            Stop::Cache(_) => panic!("no step here has a cache"),
+        }
     }
 
     pub(super) fn wants_body(&self) -> Option<u64> {

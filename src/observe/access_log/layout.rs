@@ -50,6 +50,7 @@ enum Field {
     Elapsed,
     Throttled,
     UpstreamElapsed,
+    Cache,
     Consumer,
     Identity,
     DeniedBy,
@@ -60,7 +61,7 @@ enum Field {
 }
 
 /// What fields are called in templates; where other templates have the same value, by the same name.
-const FIELDS: [(&str, Field); 33] = [
+const FIELDS: [(&str, Field); 34] = [
     ("time", Field::Time),
     ("time.common", Field::TimeCommon),
     ("request.id", Field::RequestId),
@@ -87,6 +88,7 @@ const FIELDS: [(&str, Field); 33] = [
     ("elapsed_ms", Field::Elapsed),
     ("throttled_ms", Field::Throttled),
     ("upstream_ms", Field::UpstreamElapsed),
+    ("cache", Field::Cache),
     ("consumer", Field::Consumer),
     ("identity", Field::Identity),
     ("denied_by", Field::DeniedBy),
@@ -200,6 +202,7 @@ impl Line<'_> {
             Field::Elapsed => self.show(format_args!("{:.3}", millis(access.elapsed))),
             Field::Throttled => self.time(access.throttled),
             Field::UpstreamElapsed => self.time(access.upstream_elapsed),
+            Field::Cache => self.optional(access.cache),
             Field::Consumer => self.optional(access.consumer),
             Field::Identity => self.optional(access.identity),
             Field::DeniedBy => self.optional(access.denied_by),

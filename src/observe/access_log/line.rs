@@ -69,6 +69,8 @@ pub struct Access<'a> {
     pub throttled: Option<Duration>,
     /// From the first attempt to the upstream's last byte; written as `upstream_ms`.
     pub upstream_elapsed: Option<Duration>,
+    /// What a cache did with it, as `Cache-Status` says it (RFC 9211).
+    pub cache: Option<&'a str>,
     /// The consumer that called, as far as a filter knows it.
     pub consumer: Option<&'a str>,
     /// The identity by which it is known.
@@ -143,7 +145,8 @@ impl Line<'_> {
         map.serialize_entry("bytes_out", &access.bytes_out)?;
         map.serialize_entry("elapsed_ms", &millis(access.elapsed))?;
         optional(map, "throttled_ms", access.throttled.map(millis))?;
-        optional(map, "upstream_ms", access.upstream_elapsed.map(millis))
+        optional(map, "upstream_ms", access.upstream_elapsed.map(millis))?;
+        optional(map, "cache", access.cache)
     }
 
     fn remarks<M: SerializeMap>(&self, map: &mut M) -> Result<(), M::Error> {
@@ -244,6 +247,7 @@ impl Access<'_> {
             bytes_out: 512,
             elapsed: Duration::from_micros(12_345),
             throttled: None,
+            cache: None,
             upstream_elapsed: Some(Duration::from_millis(11)),
             consumer: None,
             identity: None,

@@ -14,17 +14,20 @@ mod wire;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http::Version;
-use pingora::http::RequestHeader;
+use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::HttpProxy;
+use tokio::io::AsyncWriteExt;
 use tollhouse_filters::outcome::Reply;
 
 use self::attempt::Failure;
 use super::request::Left;
-use super::{Call, Gateway};
+use super::{Call, Gateway, response};
+use crate::cache::Announce;
 use crate::config::upstream::Protocol;
 use crate::door::{self, Application, ConnFacts, Declined, DoorStream, Head, Served};
-use crate::engine::{Connection, Decision};
+use crate::engine::Connection;
 use crate::observe::AttemptOutcome;
 use crate::routing::ListenerId;
 use crate::upstream::Upstream;
@@ -79,8 +82,8 @@ impl Gateway {
         call.version = Version::HTTP_11;
         self.take_in(connection(stream.facts()), &mut request, &mut call);
         let sound = !call.exchange().is_refused();
-        let decision = call.exchange().decide(&mut request).await;
-        if let Decision::Forward(upstream) = &decision
+        let decision = self.decision(&mut call, &mut request, Some(&mut Announcing(stream))).await;
+        if let Ok(upstream) = &decision
             && !is_plain(upstream, &mut call, stream.unread() == Some(0))
         {
             call.decided = Some(upstream.clone());
@@ -90,6 +93,22 @@ impl Gateway {
         let job =
             Job { gateway: self, call, request, keep, whole: false, status: None, bytes_in: 0, bytes_out: 0 };
         Served::Over(job.run(stream, decision).await)
+    }
+}
+
+/// Passes interim answers on to a client.
+struct Announcing<'a>(&'a mut DoorStream);
+
+impl Announce for Announcing<'_> {
+    fn announce(&mut self, mut head: ResponseHeader) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            response::remove_framing(&mut head);
+            let mut out = Vec::with_capacity(256);
+            wire::write_answer(&mut head, false, &mut out);
+            // Who does not take it will not take the answer either.
+            let _ = self.0.write_all(&out).await;
+            let _ = self.0.flush().await;
+        })
     }
 }
 
@@ -118,10 +137,14 @@ fn is_plain(upstream: &Upstream, call: &mut Call, bodiless: bool) -> bool {
 
 impl Job<'_> {
     /// Serves the request, and says what becomes of its connection.
-    async fn run(mut self, stream: &mut DoorStream, decision: Decision) -> door::Connection {
+    async fn run(
+        mut self,
+        stream: &mut DoorStream,
+        decision: Result<Arc<Upstream>, Reply>,
+    ) -> door::Connection {
         let ended = match decision {
-            Decision::Reply(reply) => self.answer(stream, reply).await,
-            Decision::Forward(upstream) => self.forward(stream, upstream).await,
+            Ok(upstream) => self.forward(stream, upstream).await,
+            Err(reply) => self.answer(stream, reply).await,
         };
         let broken = stream.broken();
         let Self { gateway, mut call, request, keep, whole, status, bytes_in, bytes_out } = self;

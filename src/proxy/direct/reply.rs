@@ -16,6 +16,9 @@ use crate::door::DoorStream;
 /// What is still to come of a request's body, and is read so that its connection can be kept.
 const MOST_DRAINED: u64 = 64 * 1024;
 
+/// The largest body that is copied behind its head.
+const MOST_COPIED: usize = 1024;
+
 impl Job<'_> {
     /// Sends a reply through the response filters that were entered.
     pub(super) async fn write(&mut self, stream: &mut DoorStream, reply: Reply) -> Result<(), Failure> {
@@ -32,15 +35,24 @@ impl Job<'_> {
         if chunked {
             let _ = rendered.head.insert_header("Transfer-Encoding", "chunked");
         }
-        let _ = rendered.head.insert_header("Date", get_cached_date());
+        if !rendered.head.headers.contains_key(header::DATE) {
+            // RFC 9110 s6.6.1: what comes from a cache has one, which stays.
+            let _ = rendered.head.insert_header("Date", get_cached_date());
+        }
         let mut out = Vec::with_capacity(512);
         wire::write_answer(&mut rendered.head, !self.keep, &mut out);
         self.status = Some(rendered.head.status.as_u16());
         match rendered.body {
             Body::Bytes(bytes) => {
-                out.extend_from_slice(&bytes);
                 self.bytes_out += bytes.len() as u64;
-                self.send(stream, &out).await?;
+                if bytes.len() <= MOST_COPIED {
+                    out.extend_from_slice(&bytes);
+                    self.send(stream, &out).await?;
+                } else {
+                    // Held until the body goes out, with which it is one write.
+                    stream.write_all(&out).await.map_err(|_| Trouble::Client)?;
+                    self.send(stream, &bytes).await?;
+                }
             }
             Body::Stream(pieces) => {
                 self.send(stream, &out).await?;

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt as _;
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use pingora::connectors::http::Connector;
+use pingora::http::ResponseHeader;
 use pingora::protocols::http::client::HttpSession;
 use pingora::upstreams::peer::{HttpPeer, Peer as _};
 use tokio::runtime::Handle;
@@ -117,6 +119,15 @@ impl Wire {
             HttpSession::H2(h2) => h2.check_response_end_or_error()?,
             session => session.response_done(),
         })
+    }
+
+    /// Whether more than the end of the connection says where the response ends.
+    pub(super) fn is_delimited(&mut self) -> bool {
+        let session = self.session();
+        let framed = |head: &ResponseHeader| {
+            head.headers.contains_key(CONTENT_LENGTH) || head.headers.contains_key(TRANSFER_ENCODING)
+        };
+        session.as_http2().is_some() || session.response_header().is_some_and(framed)
     }
 
     async fn read(&mut self) -> Result<Option<Bytes>, CallError> {

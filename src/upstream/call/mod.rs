@@ -20,6 +20,7 @@ use pingora::connectors::http::Connector;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::client::HttpSession;
 use pingora::upstreams::peer::HttpPeer;
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
 use self::body::Wire;
@@ -50,6 +51,12 @@ pub struct CallOptions {
     pub timeout: Option<Duration>,
     /// What balancing by key goes by, instead of the upstream's `hash_on` of the call's own head.
     pub key: Bytes,
+    /// The limit on connecting, instead of the upstream's `timeouts.connect`.
+    pub connect: Option<Duration>,
+    /// The limit between two reads of the answer, instead of the upstream's `timeouts.read`; none for no limit.
+    pub read: Option<Option<Duration>>,
+    /// Who is told of interim answers (1xx) of HTTP/1.1, as they come.
+    pub interim: Option<UnboundedSender<ResponseHeader>>,
 }
 
 /// A request body, sent with its length known.
@@ -63,6 +70,9 @@ pub struct Reply {
     pub head: ResponseHeader,
     /// The body.
     pub body: BodyStream,
+    /// Whether more than the end of the connection says where the body ends, so that one that was cut is known
+    /// (RFC 9112 s8).
+    pub delimited: bool,
 }
 
 /// Why an exchange failed, and whether it may go over a fresh connection.
@@ -100,7 +110,9 @@ impl Caller {
         if key.is_empty() {
             upstream.write_key(&head, None, &mut key);
         }
-        let call = Call { caller: self, upstream, head, body: body.into(), deadline };
+        let limits = (options.connect, options.read);
+        let interim = options.interim;
+        let call = Call { caller: self, upstream, head, body: body.into(), deadline, limits, interim };
         within(deadline, Box::pin(call.attempts(&key))).await
     }
 
@@ -154,6 +166,9 @@ struct Call<'a> {
     head: RequestHeader,
     body: Payload,
     deadline: Option<Instant>,
+    /// On connecting, and between two reads.
+    limits: (Option<Duration>, Option<Option<Duration>>),
+    interim: Option<UnboundedSender<ResponseHeader>>,
 }
 
 impl Call<'_> {
@@ -164,7 +179,8 @@ impl Call<'_> {
         loop {
             let mut picked = self.upstream.pick(key, &tried).ok_or(CallError::NoBackend)?;
             let request = head::request(&self.head, self.body.len(), self.upstream, &picked)?;
-            let peer = self.upstream.peer(&picked);
+            let mut peer = self.upstream.peer(&picked);
+            self.narrow(&mut peer);
             let (session, reused) = match self.connect(&peer).await {
                 Ok(connected) => connected,
                 Err(error) => {
@@ -202,6 +218,18 @@ impl Call<'_> {
         Some(())
     }
 
+    fn narrow(&self, peer: &mut HttpPeer) {
+        let (connect, read) = self.limits;
+        if connect.is_some() {
+            peer.options.connection_timeout = connect;
+            peer.options.total_connection_timeout = connect;
+        }
+        if let Some(read) = read {
+            peer.options.read_timeout = read;
+            peer.options.write_timeout = read;
+        }
+    }
+
     async fn connect(&self, peer: &HttpPeer) -> Result<(HttpSession, bool), CallError> {
         let connected = self.caller.connector.get_http_session(peer).await;
         let (mut session, reused) = connected.map_err(|error| CallError::connecting(&error))?;
@@ -228,7 +256,7 @@ impl Call<'_> {
             Err(failure) if failure.error == CallError::Timeout(Waiting::Write) => return Err(failure),
             sent => sent,
         };
-        match (sent, read_head(session).await) {
+        match (sent, self.read_head(session).await) {
             (Ok(()), Ok(())) => head::response(session),
             // A backend may refuse early and stop reading: what it says is worth more than our failed write.
             (Err(_), Ok(())) => {
@@ -242,6 +270,7 @@ impl Call<'_> {
 
     async fn reply(&self, mut wire: Wire, head: ResponseHeader) -> Result<Reply, CallError> {
         wire.picked.guard.answered(head.status.as_u16());
+        let delimited = wire.is_delimited();
         let status_ends_it = wire.is_done().map_err(|failure| {
             wire.picked.guard.failed();
             failure.error
@@ -251,7 +280,7 @@ impl Call<'_> {
             // No body: give the connection back even if the caller never asks for one.
             body.next().await?;
         }
-        Ok(Reply { head, body })
+        Ok(Reply { head, body, delimited: delimited || status_ends_it })
     }
 
     async fn write_body(&self, session: &mut HttpSession) -> Result<(), Failure> {
@@ -261,22 +290,26 @@ impl Call<'_> {
         session.finish_request_body().await?;
         Ok(())
     }
-}
 
-/// Reads heads until the final one.
-async fn read_head(session: &mut HttpSession) -> Result<(), Failure> {
-    for _ in 0..MAX_INTERIM {
-        session.read_response_header().await?;
-        let status = session.response_header().map(|head| head.status);
-        match status {
-            // Nothing was asked that this could answer (RFC 9110 section 15.2.2).
-            Some(http::StatusCode::SWITCHING_PROTOCOLS) => break,
-            // The h2 crate skips them itself.
-            Some(status) if status.is_informational() && session.as_http1().is_some() => {}
-            _ => return Ok(()),
+    /// Reads heads until the final one.
+    async fn read_head(&self, session: &mut HttpSession) -> Result<(), Failure> {
+        for _ in 0..MAX_INTERIM {
+            session.read_response_header().await?;
+            let status = session.response_header().map(|head| head.status);
+            match status {
+                // Nothing was asked that this could answer (RFC 9110 section 15.2.2).
+                Some(http::StatusCode::SWITCHING_PROTOCOLS) => break,
+                // The h2 crate skips them itself.
+                Some(status) if status.is_informational() && session.as_http1().is_some() => {
+                    if let Some(interim) = &self.interim {
+                        let _ = interim.send(head::response(session)?);
+                    }
+                }
+                _ => return Ok(()),
+            }
         }
+        Err(CallError::Protocol("an unexpected interim response".into()).into())
     }
-    Err(CallError::Protocol("an unexpected interim response".into()).into())
 }
 
 impl From<CallError> for Failure {

@@ -2,6 +2,7 @@
 //! say exactly what they are told.
 
 mod browser;
+pub(crate) mod cached;
 mod checked;
 mod client;
 mod dns;

@@ -73,7 +73,11 @@ impl Grant {
         Self {
             remote,
             form: form(&pairs),
-            credentials: Credentials::new(&options.client_id, Some(&options.client_secret), options.client_auth),
+            credentials: Credentials::new(
+                &options.client_id,
+                Some(&options.client_secret),
+                options.client_auth,
+            ),
             default_ttl: options.default_ttl.get(),
             clock,
             held: Mutex::default(),

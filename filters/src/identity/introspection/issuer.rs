@@ -63,7 +63,11 @@ impl Issuer {
     pub(super) fn new(name: Arc<str>, remote: Remote, options: &Options, world: &World) -> Self {
         Self {
             remote,
-            credentials: Credentials::new(&options.client_id, Some(&options.client_secret), options.client_auth),
+            credentials: Credentials::new(
+                &options.client_id,
+                Some(&options.client_secret),
+                options.client_auth,
+            ),
             timeout: options.timeout.get(),
             ttl: (options.ttl.get(), options.negative_ttl.get()),
             clock: world.clock.clone(),

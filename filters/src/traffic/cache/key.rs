@@ -1,0 +1,232 @@
+//! Keys: what tells requests apart.
+
+use std::borrow::Cow;
+
+use http::Uri;
+use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
+use http::uri::PathAndQuery;
+use pingora_http::RequestHeader;
+
+use super::Options;
+use super::options::QueryOptions;
+use crate::caching::url;
+use crate::context::Context;
+use crate::filter::{BuildError, Fact};
+use crate::path::decode_segment;
+use crate::selector::{Part, Selector, write_part};
+
+/// Fields that are no part of the URL, but that applications take for one. Where a request has one, it is in the key.
+const OF_URL: [HeaderName; 9] = [
+    HeaderName::from_static("x-forwarded-host"),
+    HeaderName::from_static("x-forwarded-port"),
+    HeaderName::from_static("x-forwarded-prefix"),
+    HeaderName::from_static("x-forwarded-scheme"),
+    HeaderName::from_static("x-forwarded-server"),
+    HeaderName::from_static("x-host"),
+    HeaderName::from_static("x-original-host"),
+    HeaderName::from_static("x-original-url"),
+    HeaderName::from_static("x-rewrite-url"),
+];
+
+/// How keys are made.
+pub(super) struct Keys {
+    parts: Vec<Selector>,
+    per: Per,
+    query: Query,
+}
+
+/// Whose answers are kept apart.
+enum Per {
+    /// Each known caller's.
+    Caller,
+    /// Nobody's.
+    Nobody,
+    /// Those of each value of this.
+    Selected(Selector),
+}
+
+/// Which parameters of a query make a difference.
+struct Query {
+    only: Option<Vec<String>>,
+    except: Vec<String>,
+    sort: bool,
+}
+
+impl Keys {
+    pub(super) fn new(options: &Options) -> Result<Self, BuildError> {
+        let per = match (&options.per, options.shared) {
+            (Some(_), true) => {
+                return Err(BuildError::at(
+                    "shared",
+                    "`per` says whose answers are kept apart; remove one of both",
+                ));
+            }
+            (Some(selector), false) => Per::Selected(selector.clone()),
+            (None, true) => Per::Nobody,
+            (None, false) => Per::Caller,
+        };
+        let QueryOptions { only, except, sort } = options.key.query.clone();
+        if only.is_some() && !except.is_empty() {
+            let mut error = BuildError::at("key", "`only` names all that count; remove `except`");
+            error.path.push("query");
+            return Err(error);
+        }
+        Ok(Self { parts: options.key.parts.clone(), per, query: Query { only, except, sort } })
+    }
+
+    pub(super) fn needs(&self) -> Vec<Fact> {
+        let selected = match &self.per {
+            Per::Selected(selector) => Some(selector),
+            Per::Caller | Per::Nobody => None,
+        };
+        self.parts.iter().chain(selected).flat_map(Selector::needs).collect()
+    }
+
+    /// Whether callers are told apart by all that is known of them.
+    pub(super) fn by_identity(&self) -> bool {
+        matches!(self.per, Per::Caller)
+    }
+
+    /// Whether credentials are a part of the key.
+    pub(super) fn has_credentials(&self) -> bool {
+        let is = |selector: &Selector| matches!(selector, Selector::Part(Part::Header(name)) if *name == AUTHORIZATION);
+        let per = matches!(&self.per, Per::Selected(selector) if is(selector));
+        per || self.parts.iter().any(is)
+    }
+
+    /// The URL that a request's key begins with.
+    pub(super) fn url(&self, request: &RequestHeader, ctx: &Context) -> Option<Vec<u8>> {
+        url(request, ctx, self.query.of(request.uri.query()).as_deref())
+    }
+
+    /// A request's key, and the target that the upstream is sent in its place where a part of it is not in the key.
+    pub(super) fn write(
+        &self,
+        request: &RequestHeader,
+        ctx: &Context,
+    ) -> Option<(Vec<u8>, Option<PathAndQuery>)> {
+        let asked = request.uri.query();
+        let query = self.query.of(asked);
+        let mut key = url(request, ctx, query.as_deref())?;
+        let target = if query.as_deref() == asked {
+            None
+        } else {
+            let path = request.uri.path();
+            let target = query.as_deref().map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"));
+            Some(PathAndQuery::try_from(target).ok()?)
+        };
+        if key.contains(&0) {
+            return None;
+        }
+        key.push(0);
+        key.extend_from_slice(&ctx.tenant.0.to_be_bytes());
+        write_part(ctx.route.as_bytes(), &mut key);
+        write_part(ctx.policies.upstream_path.as_deref().unwrap_or_default().as_bytes(), &mut key);
+        self.write_caller(request, ctx, &mut key);
+        for selector in &self.parts {
+            write_selected(selector, request, ctx, &mut key);
+        }
+        for name in OF_URL {
+            for value in request.headers.get_all(&name) {
+                write_part(name.as_str().as_bytes(), &mut key);
+                write_part(value.as_bytes(), &mut key);
+            }
+        }
+        Some((key, target))
+    }
+
+    fn write_caller(&self, request: &RequestHeader, ctx: &Context, key: &mut Vec<u8>) {
+        match &self.per {
+            Per::Nobody => key.push(0),
+            Per::Caller => {
+                let consumer = ctx.consumer.as_ref().map(|consumer| &*consumer.name);
+                let subject = ctx.principal.as_ref().map(|principal| &*principal.subject);
+                for part in [ctx.identity.as_deref(), consumer, subject] {
+                    key.push(u8::from(part.is_some()));
+                    write_part(part.unwrap_or_default().as_bytes(), key);
+                }
+            }
+            Per::Selected(selector) => write_selected(selector, request, ctx, key),
+        }
+    }
+}
+
+/// A part of a request; those that lack it are alike, and like no other.
+fn write_selected(selector: &Selector, request: &RequestHeader, ctx: &Context, key: &mut Vec<u8>) {
+    let start = key.len();
+    key.push(1);
+    if !selector.write_key(request, ctx, key) {
+        key.truncate(start);
+        key.push(0);
+    }
+}
+
+impl Query {
+    /// The query as it counts.
+    fn of<'a>(&self, asked: Option<&'a str>) -> Option<Cow<'a, str>> {
+        let asked = asked?;
+        if self.only.is_none() && self.except.is_empty() && !self.sort {
+            return Some(asked.into());
+        }
+        let mut kept: Vec<(Cow<'_, str>, &str)> = asked
+            .split('&')
+            .filter(|pair| !pair.is_empty())
+            .map(|pair| (name(pair), pair))
+            .filter(|(name, _)| self.counts(name))
+            .collect();
+        if self.sort {
+            kept.sort_by(|(one, _), (two, _)| one.cmp(two));
+        }
+        let pairs: Vec<&str> = kept.into_iter().map(|(_, pair)| pair).collect();
+        (!pairs.is_empty()).then(|| pairs.join("&").into())
+    }
+
+    fn counts(&self, name: &str) -> bool {
+        match &self.only {
+            Some(only) => only.iter().any(|counts| counts == name),
+            None => !self.except.iter().any(|ignored| ignored == name),
+        }
+    }
+}
+
+/// The name of a parameter, decoded.
+fn name(pair: &str) -> Cow<'_, str> {
+    let name = pair.split_once('=').map_or(pair, |(name, _)| name);
+    if name.contains('+') {
+        decode_segment(&name.replace('+', " ")).into_owned().into()
+    } else {
+        decode_segment(name)
+    }
+}
+
+/// What a reference in an answer names, if it is of the same origin as the URL (RFC 9111 s4.4; RFC 3986 s5.2).
+pub(super) fn resolve(base: &[u8], reference: &str) -> Option<Vec<u8>> {
+    let base = str::from_utf8(base).ok()?;
+    let reference = reference.split('#').next()?;
+    let (scheme, rest) = base.split_once("://")?;
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(end);
+    let origin = format!("{scheme}://{authority}");
+    let uri: Uri = reference.parse().ok().filter(|_| reference.contains("://")).unwrap_or_default();
+    if let Some(other) = uri.authority() {
+        let own_port = if scheme == "https" { ":443" } else { ":80" };
+        let other = other.as_str().to_ascii_lowercase();
+        let same =
+            uri.scheme_str() == Some(scheme) && other.strip_suffix(own_port).unwrap_or(&other) == authority;
+        let target = uri.path_and_query().map_or("/", PathAndQuery::as_str);
+        return same.then(|| format!("{origin}{target}").into_bytes());
+    }
+    if reference.starts_with("//") || reference.contains("://") {
+        return None;
+    }
+    let path = path.split('?').next().unwrap_or_default();
+    let target = if reference.starts_with('/') {
+        reference.to_owned()
+    } else if reference.is_empty() {
+        path.to_owned()
+    } else {
+        let folder = path.rfind('/').map_or("/", |slash| &path[..=slash]);
+        format!("{folder}{reference}")
+    };
+    HeaderValue::from_str(&target).is_ok().then(|| format!("{origin}{target}").into_bytes())
+}

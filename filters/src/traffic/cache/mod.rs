@@ -1,0 +1,221 @@
+//! `cache`: answers from what origins answered before (RFC 9111).
+//!
+//! ```yaml
+//! - cache: {ttl: 30s}
+//! - cache: {statuses: {404: 10s}, key: {query: {except: [utm_source]}}, tags: ["product-${path.id}"]}
+//! ```
+//!
+//! Origins say what may be stored and how long it is fresh, by `Cache-Control`, `CDN-Cache-Control` (RFC 9213),
+//! `Expires` and `Vary`; `ttl` and `statuses` are for those that do not. Filters before `cache` run for every
+//! request. Those after it run when the origin is asked, and what they make of the answer is stored; it must
+//! therefore not depend on anything that is not a part of the key.
+//!
+//! A key is the URL (scheme, host, path, query), the route, the tenant, and, of callers that are known, who calls.
+//! Callers share answers with `shared: true`. Nothing is stored that is `private` or `no-store`, that answers
+//! `Authorization` without saying that it is for all (RFC 9111 s3.5), or that sets a cookie.
+//!
+//! However many ask for the same, the origin is asked once. A successful request with an unsafe method takes out
+//! what is stored for its URL (RFC 9111 s4.4). `Cache-Status` tells what was done (RFC 9211).
+
+mod key;
+mod numbers;
+mod options;
+mod purge;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use http::header::{ACCEPT, CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER_ENCODING, UPGRADE};
+use http::{HeaderMap, Method};
+use pingora_http::{RequestHeader, ResponseHeader};
+
+pub use options::{KeyOptions, Options, PurgeOptions, QueryOptions};
+
+use self::key::Keys;
+use self::numbers::Numbers;
+use self::purge::Purges;
+use crate::caching::{Ask, Asks, CacheStatus, Forwarded, Plan, RequestDirectives, joined};
+use crate::context::{Context, Verdict};
+use crate::filter::{Build, BuildError, Filter};
+use crate::outcome::{FilterError, Outcome};
+use crate::phase::{Completed, OnFinish, OnRequest, OnResponse, Phases};
+use crate::when::When;
+use crate::world::Cached;
+
+/// Fields by which clients ask for another method than that of the request: frameworks obey them.
+const OTHER_METHOD: [HeaderName; 3] = [
+    HeaderName::from_static("x-http-method-override"),
+    HeaderName::from_static("x-http-method"),
+    HeaderName::from_static("x-method-override"),
+];
+
+static CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+
+/// See the [module](self).
+pub struct Cache {
+    methods: Vec<Method>,
+    bypass: Vec<When>,
+    keys: Keys,
+    client_control: bool,
+    plan: Arc<Plan>,
+    purges: Option<Purges>,
+    cached: Arc<dyn Cached>,
+    numbers: Numbers,
+}
+
+impl Filter for Cache {
+    const NAME: &'static str = "cache";
+    type Options = Options;
+
+    fn build(options: Options, build: &mut Build<'_>) -> Result<Phases, BuildError> {
+        let methods = options.methods()?;
+        let keys = Keys::new(&options)?;
+        for fact in keys.needs() {
+            build.needs(fact);
+        }
+        let bypass: Vec<When> = options.bypass.iter().cloned().map(When::new).collect();
+        for fact in bypass.iter().filter_map(When::needs) {
+            build.needs(fact);
+        }
+        let plan = Arc::new(options.plan(keys.has_credentials()));
+        let cached = build.cached();
+        let filter = Arc::new(Self {
+            methods,
+            bypass,
+            keys,
+            client_control: options.client_control,
+            plan,
+            purges: options.purge.map(|options| Purges::new(options, cached.clone())),
+            cached,
+            numbers: Numbers::new(build.shared_metrics()),
+        });
+        Ok(Phases::new().on_request(filter.clone()).on_response(filter.clone()).on_finish(filter))
+    }
+}
+
+#[async_trait]
+impl OnRequest for Cache {
+    async fn on_request(
+        &self,
+        request: &mut RequestHeader,
+        ctx: &mut Context,
+    ) -> Result<Outcome, FilterError> {
+        if ctx.cache.is_some() {
+            ctx.decide(Verdict::Passed, "another cache comes first", &[]);
+            return Ok(Outcome::Continue);
+        }
+        if let Some(purges) = &self.purges
+            && let Some(reply) = purges.answer(request, self.keys.url(request, ctx).as_deref(), ctx)?
+        {
+            return Ok(reply.into());
+        }
+        if let Some((forwarded, reason)) = self.unfit(request, ctx) {
+            ctx.decide(Verdict::Passed, format!("the cache is not for it: {reason}"), &[]);
+            ctx.cache = Some(passed(forwarded, reason));
+            return Ok(Outcome::Continue);
+        }
+        let Some((key, target)) = self.keys.write(request, ctx) else {
+            ctx.decide(Verdict::Passed, "the cache is not for it: key", &[]);
+            ctx.cache = Some(passed(Forwarded::Bypass, "key"));
+            return Ok(Outcome::Continue);
+        };
+        if ctx.keeps_decisions() {
+            let shown =
+                String::from_utf8_lossy(key.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned();
+            ctx.decide(Verdict::Passed, "looks for a stored answer", &[("url", &shown)]);
+        }
+        let directives =
+            if self.client_control { RequestDirectives::of(&request.headers) } else { Default::default() };
+        let by_identity = self.keys.by_identity();
+        Ok(Outcome::Cache(Box::new(Ask { key, target, directives, by_identity, plan: self.plan.clone() })))
+    }
+}
+
+fn passed(forwarded: Forwarded, reason: &'static str) -> CacheStatus {
+    CacheStatus { forwarded: Some(forwarded), detail: Some(reason.into()), ..CacheStatus::default() }
+}
+
+impl Cache {
+    /// Why the cache is not for a request; none if it is.
+    fn unfit(&self, request: &RequestHeader, ctx: &Context) -> Option<(Forwarded, &'static str)> {
+        if !self.methods.contains(&request.method) {
+            return Some((Forwarded::Method, "method"));
+        }
+        let fields = &request.headers;
+        let bypass = |reason| Some((Forwarded::Bypass, reason));
+        if has_body(fields) {
+            return bypass("body");
+        }
+        if fields.contains_key(UPGRADE) {
+            return bypass("upgrade");
+        }
+        if OTHER_METHOD.iter().any(|name| fields.contains_key(name)) {
+            return bypass("method-override");
+        }
+        if Asks::of(fields).of_origin {
+            return bypass("condition");
+        }
+        if joined(fields, &ACCEPT).is_some_and(|accept| accept.contains("text/event-stream")) {
+            return bypass("events");
+        }
+        if self.client_control && RequestDirectives::of(fields).no_store {
+            return bypass("request-no-store");
+        }
+        // Where nobody can tell, the origin can.
+        if self.bypass.iter().any(|when| when.holds(request, ctx) != Ok(false)) {
+            return bypass("configured");
+        }
+        None
+    }
+
+    /// Takes out what a successful request may have changed (RFC 9111 s4.4).
+    fn invalidate(&self, request: &RequestHeader, response: &ResponseHeader, ctx: &Context) {
+        let Some(url) = self.keys.url(request, ctx) else { return };
+        self.cached.purge_url(&url, false);
+        for name in [http::header::LOCATION, http::header::CONTENT_LOCATION] {
+            let value = response.headers.get(name).and_then(|value| value.to_str().ok());
+            if let Some(other) = value.and_then(|reference| key::resolve(&url, reference)) {
+                self.cached.purge_url(&other, false);
+            }
+        }
+    }
+}
+
+/// Whether a request has a body; some servers look at it whatever the method.
+fn has_body(fields: &HeaderMap) -> bool {
+    let length = fields.get(CONTENT_LENGTH).map(HeaderValue::as_bytes);
+    length.is_some_and(|length| length != b"0") || fields.contains_key(TRANSFER_ENCODING)
+}
+
+/// RFC 9110 s9.2.1.
+fn is_safe(method: &Method) -> bool {
+    method.is_safe() || method == Method::CONNECT
+}
+
+#[async_trait]
+impl OnResponse for Cache {
+    async fn on_response(
+        &self,
+        request: &RequestHeader,
+        response: &mut ResponseHeader,
+        ctx: &mut Context,
+    ) -> Result<(), FilterError> {
+        if !is_safe(&request.method) && (response.status.is_success() || response.status.is_redirection()) {
+            self.invalidate(request, response, ctx);
+        }
+        if let Some(status) = &ctx.cache {
+            response.append_header(CACHE_STATUS.clone(), status.to_string())?;
+        }
+        Ok(())
+    }
+}
+
+impl OnFinish for Cache {
+    fn on_finish(&self, completed: &Completed, ctx: &mut Context) {
+        if let Some(status) = &ctx.cache {
+            self.numbers.count(&ctx.route, status, completed.bytes_out);
+        }
+    }
+}

@@ -1,0 +1,238 @@
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::key::resolve;
+use crate::caching::Ask;
+use crate::context::{Consumer, Principal};
+use crate::testing::{Request, chain, get, refused, send};
+
+fn of(host: &str, target: &str) -> Request {
+    let authority = host.to_owned();
+    get(target).header("host", &authority).with(move |ctx| {
+        ctx.host = crate::host::host_of(&authority).map(|host| Box::from(&*host));
+    })
+}
+
+async fn ask(options: &str, request: Request) -> Option<Box<Ask>> {
+    chain(&format!("- cache: {options}")).send(request).await.continues().ask
+}
+
+async fn key(options: &str, request: Request) -> Vec<u8> {
+    ask(options, request).await.expect("it is for the cache").key
+}
+
+async fn differ(options: &str, one: Request, two: Request) -> bool {
+    key(options, one).await != key(options, two).await
+}
+
+fn known(request: Request, consumer: &'static str, subject: &'static str) -> Request {
+    request.with(move |ctx| {
+        let name = consumer.into();
+        ctx.consumer = Some(Arc::new(Consumer { name, groups: Arc::from([]), plan: None }));
+        ctx.principal = Some(Arc::new(Principal { subject: subject.to_owned(), claims: Default::default() }));
+    })
+}
+
+#[tokio::test]
+async fn a_key_begins_with_the_url_and_a_nul() {
+    let key = key("{}", of("A.test:80", "/x?b=1")).await;
+    assert!(key.starts_with(b"http://a.test/x?b=1\0"), "{}", String::from_utf8_lossy(&key));
+}
+
+#[tokio::test]
+async fn hosts_ports_schemes_tenants_and_routes_never_share() {
+    let plain = || of("a.test", "/x");
+    assert!(!differ("{}", plain(), of("a.test:80", "/x")).await);
+    assert!(differ("{}", plain(), of("b.test", "/x")).await);
+    assert!(differ("{}", plain(), of("a.test:8080", "/x")).await);
+    assert!(differ("{}", plain(), plain().with(|ctx| ctx.scheme = crate::context::Scheme::Https)).await);
+    assert!(differ("{}", plain(), plain().with(|ctx| ctx.tenant = crate::world::TenantId(7))).await);
+    assert!(differ("{}", plain(), plain().with(|ctx| ctx.route = "other".into())).await);
+    let rewritten = plain().with(|ctx| ctx.policies.upstream_path = Some("/y".into()));
+    assert!(differ("{}", plain(), rewritten).await, "what an earlier filter made of the path");
+}
+
+#[tokio::test]
+async fn who_routes_by_one_host_and_is_sent_another_is_not_cached() {
+    let forged = of("a.test", "/").with(|ctx| ctx.host = Some("b.test".into()));
+    assert!(ask("{}", forged).await.is_none());
+}
+
+#[tokio::test]
+async fn encoded_delimiters_and_case_make_other_keys() {
+    for (one, two) in
+        [("/a:b", "/a%3Ab"), ("/a?b", "/a%3Fb"), ("/a", "/A"), ("/a?", "/a"), ("/a?b&c", "/a?c&b")]
+    {
+        assert!(differ("{}", of("a.test", one), of("a.test", two)).await, "{one} {two}");
+    }
+}
+
+#[tokio::test]
+async fn known_callers_do_not_share_unless_they_are_told_to() {
+    let (acme, globex) = (known(of("a.test", "/"), "acme", "1"), known(of("a.test", "/"), "globex", "1"));
+    assert!(differ("{}", acme, globex).await);
+    let (one, two) = (known(of("a.test", "/"), "acme", "1"), known(of("a.test", "/"), "acme", "2"));
+    assert!(differ("{}", one, two).await, "two users of one application");
+    let (one, two) = (known(of("a.test", "/"), "acme", "1"), of("a.test", "/"));
+    assert!(differ("{}", one, two).await, "and nobody in particular");
+    let (one, two) = (known(of("a.test", "/"), "acme", "1"), known(of("a.test", "/"), "globex", "1"));
+    assert!(!differ("{shared: true}", one, two).await);
+    let by = "{per: 'header:x-tenant'}";
+    let with = |tenant: &str| of("a.test", "/").header("x-tenant", tenant);
+    assert!(differ(by, with("1"), with("2")).await && !differ(by, with("1"), with("1")).await);
+    assert!(differ(by, with(""), of("a.test", "/")).await, "without it, it is another");
+}
+
+#[tokio::test]
+async fn fields_that_applications_take_for_the_url_are_in_the_key() {
+    for name in ["x-forwarded-host", "x-original-url", "x-rewrite-url", "x-host", "x-forwarded-prefix"] {
+        let forged = of("a.test", "/").header(name, "evil.test");
+        assert!(differ("{}", of("a.test", "/"), forged).await, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn what_the_cache_is_not_for_goes_on() {
+    let plain = || of("a.test", "/");
+    for (request, reason) in [
+        (plain().header("content-length", "3"), "body"),
+        (plain().header("transfer-encoding", "chunked"), "body"),
+        (plain().header("upgrade", "websocket"), "upgrade"),
+        (plain().header("x-http-method-override", "DELETE"), "method-override"),
+        (plain().header("if-match", "\"a\""), "condition"),
+        (plain().header("if-unmodified-since", "Sun, 06 Nov 1994 08:49:37 GMT"), "condition"),
+        (plain().header("cache-control", "no-store"), "request-no-store"),
+        (plain().header("accept", "text/event-stream"), "events"),
+        (plain().header("x-debug", "1"), "configured"),
+        (send("POST", "/").header("host", "a.test"), "method"),
+    ] {
+        let sent = chain("- cache: {bypass: [{headers: {x-debug: {present: true}}}]}").send(request).await;
+        let detail = sent.ctx.cache.as_ref().and_then(|status| status.detail.as_deref());
+        assert_eq!((detail, sent.ask.is_none()), (Some(reason), true));
+    }
+    let empty = ask("{}", plain().header("content-length", "0")).await;
+    assert!(empty.is_some());
+}
+
+#[tokio::test]
+async fn clients_can_be_kept_from_asking_for_something_fresher() {
+    let asked = || of("a.test", "/").header("cache-control", "no-cache");
+    assert!(ask("{}", asked()).await.unwrap().directives.no_cache);
+    assert!(!ask("{client_control: false}", asked()).await.unwrap().directives.no_cache);
+    let forbidden = of("a.test", "/").header("cache-control", "no-store");
+    assert!(ask("{client_control: false}", forbidden).await.is_some());
+}
+
+#[tokio::test]
+async fn parameters_that_are_not_in_the_key_are_not_sent_either() {
+    let except = "{key: {query: {except: [utm_source], sort: true}}}";
+    let asked = ask(except, of("a.test", "/x?b=2&utm_source=evil&a=1&b=1")).await.unwrap();
+    assert!(asked.key.starts_with(b"http://a.test/x?a=1&b=2&b=1\0"));
+    assert_eq!(asked.target.unwrap(), "/x?a=1&b=2&b=1");
+    let encoded = ask(except, of("a.test", "/x?utm%5Fsource=1")).await.unwrap();
+    assert!(encoded.key.starts_with(b"http://a.test/x\0") && encoded.target.unwrap() == "/x");
+    let cloaked = ask(except, of("a.test", "/x?utm_source=1;a=evil")).await.unwrap();
+    assert_eq!(cloaked.target.unwrap(), "/x", "who splits at `;` does not see it either");
+    let only = "{key: {query: {only: [id]}}}";
+    assert!(!differ(only, of("a.test", "/x?id=1&z=2"), of("a.test", "/x?y&id=1")).await);
+    assert!(differ(only, of("a.test", "/x?id=1&id=2"), of("a.test", "/x?id=1")).await);
+    assert!(ask("{}", of("a.test", "/x?b&a")).await.unwrap().target.is_none());
+}
+
+#[tokio::test]
+async fn further_parts_of_requests_can_be_in_the_key() {
+    let with = |currency: &str| of("a.test", "/").header("cookie", currency);
+    let options = "{key: {parts: ['cookie:currency']}}";
+    assert!(differ(options, with("currency=eur"), with("currency=usd")).await);
+    assert!(!differ(options, with("currency=eur; x=1"), with("currency=eur; x=2")).await);
+    assert!(!differ("{}", with("currency=eur"), with("currency=usd")).await);
+}
+
+#[test]
+fn only_what_can_work_is_taken() {
+    for (options, message) in [
+        ("{methods: [POST]}", "methods: answers to POST cannot be stored; GET and HEAD can"),
+        ("{per: ip, shared: true}", "shared: `per` says whose answers are kept apart; remove one of both"),
+        (
+            "{key: {query: {only: [a], except: [b]}}}",
+            "key.query: `only` names all that count; remove `except`",
+        ),
+    ] {
+        assert_eq!(refused(&format!("- cache: {options}")), message);
+    }
+}
+
+#[test]
+fn references_in_answers_are_resolved_within_their_origin_as_rfc_9111_s4_4_says() {
+    let from =
+        |reference| resolve(b"http://a.test/x/y?z", reference).map(|url| String::from_utf8(url).unwrap());
+    assert_eq!(from("/b?c").as_deref(), Some("http://a.test/b?c"));
+    assert_eq!(from("b").as_deref(), Some("http://a.test/x/b"));
+    assert_eq!(from("").as_deref(), Some("http://a.test/x/y"));
+    assert_eq!(from("http://A.test:80/b#f").as_deref(), Some("http://a.test/b"));
+    for other in ["http://b.test/b", "https://a.test/b", "//b.test/b", "http://a.test:81/b"] {
+        assert_eq!(from(other), None, "{other}");
+    }
+}
+
+/// Notes what is purged.
+#[derive(Default)]
+struct Noted(Mutex<Vec<(String, bool)>>);
+
+impl crate::world::Cached for Noted {
+    fn purge_url(&self, url: &[u8], soft: bool) -> u64 {
+        self.0.lock().push((String::from_utf8_lossy(url).into_owned(), soft));
+        1
+    }
+}
+
+async fn purges(
+    options: &str,
+    request: Request,
+    status: u16,
+    fields: &[(&'static str, &str)],
+) -> Vec<String> {
+    let noted = Arc::<Noted>::default();
+    let chain = crate::testing::chain_caching(noted.clone(), &format!("- cache: {options}"));
+    let _ = chain.send(request).await.answered(status, fields).await;
+    noted.0.lock().iter().map(|(url, soft)| format!("{url} {soft}")).collect()
+}
+
+#[tokio::test]
+async fn a_successful_unsafe_request_takes_out_what_is_stored_as_rfc_9111_s4_4_says() {
+    let to = |method: &str| {
+        send(method, "/x?y").header("host", "a.test").with(|ctx| ctx.host = Some("a.test".into()))
+    };
+    for method in ["POST", "PUT", "DELETE", "PATCH", "M-SEARCH"] {
+        assert_eq!(purges("{}", to(method), 200, &[]).await, ["http://a.test/x?y false"], "{method}");
+        assert_eq!(purges("{}", to(method), 303, &[]).await.len(), 1, "{method}");
+        assert!(purges("{}", to(method), 500, &[]).await.is_empty(), "{method}");
+        assert!(purges("{}", to(method), 404, &[]).await.is_empty(), "{method}");
+    }
+    for method in ["GET", "HEAD", "OPTIONS", "TRACE"] {
+        assert!(purges("{}", to(method), 200, &[]).await.is_empty(), "{method}");
+    }
+    let fields = [("location", "/new"), ("content-location", "http://other.test/x")];
+    assert_eq!(
+        purges("{}", to("POST"), 201, &fields).await,
+        ["http://a.test/x?y false", "http://a.test/new false"]
+    );
+}
+
+#[tokio::test]
+async fn only_who_has_the_token_purges() {
+    let purge = |token: &str| {
+        let request =
+            send("PURGE", "/x").header("host", "a.test").with(|ctx| ctx.host = Some("a.test".into()));
+        if token.is_empty() { request } else { request.header("authorization", token) }
+    };
+    let options = "- cache: {purge: {token: secret-of-purging}}";
+    for wrong in ["", "Bearer", "Bearer x", "Basic secret-of-purging", "Bearer secret-of-purging2"] {
+        let refused = chain(options).send(purge(wrong)).await.responds(401);
+        let _ = refused.header("www-authenticate", "Bearer realm=\"purge\"");
+    }
+    let _ = chain(options).send(purge("bearer secret-of-purging")).await.responds(200);
+    let sent = chain("- cache: {}").send(purge("")).await.continues();
+    assert!(sent.ask.is_none(), "without the option it is a method like others");
+}

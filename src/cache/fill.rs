@@ -1,0 +1,465 @@
+//! Fetching what is not stored: the same request from the cache on, as a task of its own.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::header::{
+    CONTENT_LENGTH, ETAG, HeaderMap, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED, RANGE,
+};
+use http::{Method, StatusCode};
+use pingora::http::{RequestHeader, ResponseHeader};
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::oneshot;
+use tollhouse_filters::caching::{
+    Ask, Facts, NotStored, Plan, RequestDirectives, Times, Vary, facts, serves_on_error, variant,
+};
+use tollhouse_filters::outcome::{Body, Message, Reply};
+use tollhouse_filters::phase::Completed;
+use tollhouse_filters::problem::{self, Problem};
+use tollhouse_filters::template::Escape;
+
+use super::flight::{Lead, Phase};
+use super::growing::{Growing, Reader};
+use super::inner::Inner;
+use super::store::{Entry, Parts};
+use super::{Cache, Key, Via, head, now};
+use crate::engine::{Decision, Exchange, Forwarding};
+use crate::observe::AttemptOutcome;
+use crate::upstream::call::{self, CallError, CallOptions};
+use crate::upstream::{Upstream, Verdict};
+
+/// What came of a fill, for who began it.
+pub(super) enum Filled {
+    /// An answer that will be stored, and its body.
+    Growing(Arc<Growing>, Reader),
+    /// What was stored still holds.
+    Validated(Arc<Entry>),
+    /// What was stored is served, though it should have been validated: this came instead, if anything.
+    Stale(Arc<Entry>, Option<u16>),
+    /// An answer to this request alone, why it is not stored, and from which upstream.
+    Own(Reply, Option<&'static str>, Option<Arc<str>>),
+}
+
+/// The same request from the cache on.
+pub(super) struct Fill {
+    cache: Arc<Cache>,
+    plan: Arc<Plan>,
+    directives: RequestDirectives,
+    key: Key,
+    tags: Vec<String>,
+    exchange: Exchange,
+    head: RequestHeader,
+    /// The fields by which the client may be told apart.
+    asked: HeaderMap,
+    via: Via,
+    stored: Option<Arc<Entry>>,
+    lead: Lead,
+    /// Where interim answers go.
+    interim: UnboundedSender<ResponseHeader>,
+}
+
+/// An upstream's answer, and when it came.
+struct Came {
+    reply: call::Reply,
+    times: Times,
+}
+
+impl Fill {
+    pub(super) fn new(
+        cache: Arc<Cache>,
+        ask: &Ask,
+        (exchange, mut head): (Exchange, RequestHeader),
+        request: &RequestHeader,
+        via: Via,
+        stored: Option<Arc<Entry>>,
+        (lead, interim): (Lead, UnboundedSender<ResponseHeader>),
+    ) -> Self {
+        head.set_method(Method::GET);
+        // What the client has, or wants a part of, is not what is fetched.
+        for name in [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_RANGE, RANGE] {
+            head.remove_header(&name);
+        }
+        if let Some(target) = &ask.target {
+            let mut parts = head.uri.clone().into_parts();
+            parts.path_and_query = Some(target.clone());
+            if let Ok(uri) = http::Uri::from_parts(parts) {
+                head.set_uri(uri);
+            }
+        }
+        let tags = ask.plan.tags.iter().map(|tag| tag.render(request, &exchange.ctx, Escape::Text)).collect();
+        Self {
+            cache,
+            plan: ask.plan.clone(),
+            directives: ask.directives,
+            key: Key::from_bytes(ask.key.clone().into()),
+            tags,
+            exchange,
+            head,
+            asked: request.headers.clone(),
+            via,
+            stored,
+            lead,
+            interim,
+        }
+    }
+
+    /// Asks the origin, tells who waits, and stores what may be stored.
+    pub(super) async fn run(mut self, tell: oneshot::Sender<Filled>) {
+        let upstream = match self.upstream().await {
+            Ok(upstream) => upstream,
+            Err(reply) => return self.own(tell, reply, "filter").await,
+        };
+        let validated = self.condition();
+        match self.send(&upstream).await {
+            Ok(came) if came.reply.head.status == StatusCode::NOT_MODIFIED && validated => {
+                Box::pin(self.validated(tell, came, upstream)).await;
+            }
+            Ok(came) => Box::pin(self.answered(tell, came)).await,
+            Err(error) => self.failed(tell, &error),
+        }
+    }
+
+    /// Where it goes, or what a filter behind the cache answers.
+    async fn upstream(&mut self) -> Result<Arc<Upstream>, Reply> {
+        loop {
+            match self.exchange.decide(&mut self.head).await {
+                Decision::Reply(reply) => return Err(reply),
+                Decision::Cache(_) => {}
+                Decision::Forward(upstream) => {
+                    if let Some(reply) = self.exchange.no_body(&mut self.head).await {
+                        return Err(reply);
+                    }
+                    let Via { peer, version } = self.via;
+                    let deadline =
+                        self.exchange.ctx.deadline.filter(|_| upstream.remaining_header().is_some());
+                    let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+                    let forwarding = Forwarding { peer, version, upstream: &upstream, picked: None, left };
+                    return match self.exchange.upstream_request(&mut self.head, &forwarding, 1).await {
+                        Some(reply) => Err(reply),
+                        None => Ok(upstream),
+                    };
+                }
+            }
+        }
+    }
+
+    /// Asks whether what is stored still holds (RFC 9111 s4.3.1); false if that cannot be asked.
+    fn condition(&mut self) -> bool {
+        let Some(stored) = &self.stored else { return false };
+        let Ok(known) = head::parse(stored.status(), &stored.lines_bytes()) else { return false };
+        let pairs = [(ETAG, IF_NONE_MATCH), (LAST_MODIFIED, IF_MODIFIED_SINCE)];
+        let mut any = false;
+        for (of, condition) in pairs {
+            if let Some(value) = known.headers.get(of) {
+                any |= self.head.insert_header(condition, value.clone()).is_ok();
+            }
+        }
+        any
+    }
+
+    async fn send(&mut self, upstream: &Upstream) -> Result<Came, CallError> {
+        let ctx = &self.exchange.ctx;
+        let mut key = Vec::new();
+        upstream.write_key(&self.head, Some(ctx), &mut key);
+        let timeouts = &self.exchange.route.timeouts;
+        let options = CallOptions {
+            timeout: ctx.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())),
+            key: key.into(),
+            connect: timeouts.connect.map(|limit| limit.get()),
+            read: timeouts.read.map(|limit| limit.get()),
+            interim: Some(self.interim.clone()),
+        };
+        let sent = now();
+        let reply = self.cache.caller.send(upstream, self.head.clone(), Bytes::new(), options).await;
+        let outcome = match &reply {
+            Ok(_) => AttemptOutcome::Answered,
+            Err(CallError::Timeout(_)) => AttemptOutcome::TimedOut,
+            Err(CallError::Connect(_)) => AttemptOutcome::ConnectFailed,
+            Err(_) => AttemptOutcome::Broken,
+        };
+        if !matches!(reply, Err(CallError::NoBackend)) {
+            upstream.series(&self.cache.observe.registry).attempt(outcome);
+        }
+        let answered = reply.as_ref().is_ok_and(|reply| reply.head.status.as_u16() < 500);
+        let verdict = if answered { Verdict::Answered } else { Verdict::Failed };
+        self.exchange.admission.settle(verdict, Instant::now());
+        Ok(Came { reply: reply?, times: Times { sent, received: now() } })
+    }
+
+    /// What is stored still holds, with what the 304 says of it (RFC 9111 s4.3.4).
+    async fn validated(mut self, tell: oneshot::Sender<Filled>, mut came: Came, upstream: Arc<Upstream>) {
+        let Some(stored) = self.stored.take() else { return };
+        let renewed = self.renewed(&stored, &mut came).await;
+        match renewed {
+            Ok(Some((entry, keep))) => {
+                let entry = Arc::new(entry);
+                if keep && !self.lead.is_spoiled() && !self.cache.store.replace(&stored, entry.clone()) {
+                    self.cache.store.insert(entry.clone());
+                } else if !keep {
+                    self.cache.store.remove(&stored);
+                }
+                self.lead.tell(Phase::Stored(entry.clone()));
+                self.lead.leave();
+                self.cache.counts.stored.inc();
+                let _ = tell.send(Filled::Validated(entry));
+                self.finish(304, 0);
+            }
+            // It is about something else: asked again, without condition.
+            Ok(None) => {
+                for name in [IF_NONE_MATCH, IF_MODIFIED_SINCE] {
+                    self.head.remove_header(&name);
+                }
+                match self.send(&upstream).await {
+                    Ok(came) => self.answered(tell, came).await,
+                    Err(error) => self.failed(tell, &error),
+                }
+            }
+            Err(problem) => self.own(tell, problem.into(), "filter").await,
+        }
+    }
+
+    /// What a 304 makes of what is stored, and whether it may stay; none if it is about something else.
+    async fn renewed(
+        &mut self,
+        stored: &Arc<Entry>,
+        came: &mut Came,
+    ) -> Result<Option<(Entry, bool)>, Problem> {
+        let internal = || Problem::new(&problem::INTERNAL);
+        let old = head::parse(stored.status(), &stored.lines_bytes()).map_err(|_| internal())?;
+        let validated = &mut came.reply.head;
+        let (one, other) = (old.headers.get(ETAG), validated.headers.get(ETAG));
+        if other.is_some() && one.map(weakly) != other.map(weakly) {
+            return Ok(None);
+        }
+        self.exchange.response(&self.head, validated).await?;
+        let new = head::updated(old, validated).map_err(|_| internal())?;
+        let facts = self.facts(&new, came.times);
+        let keep = facts.is_ok();
+        let facts = facts.unwrap_or(Facts { no_cache: true, no_stale: true, ..*stored.facts() });
+        Ok(Some((stored.renewed(head::lines(&new), self.tags.clone(), facts), keep)))
+    }
+
+    fn facts(&self, answer: &ResponseHeader, times: Times) -> Result<Facts, NotStored> {
+        let asked = (&Method::GET, &self.head.headers);
+        facts(&self.plan.rules, asked, (answer.status, &answer.headers), times)
+    }
+
+    async fn answered(mut self, tell: oneshot::Sender<Filled>, came: Came) {
+        let Came { reply, times } = came;
+        let call::Reply { mut head, body, delimited } = reply;
+        let status = head.status;
+        if let Some(stored) = self.stale_for(matches!(status.as_u16(), 500 | 502..=504), true) {
+            return self.stale(tell, stored, Some(status.as_u16()));
+        }
+        let declared = match length(&head) {
+            Ok(declared) if status != StatusCode::NOT_MODIFIED => declared,
+            _ => return self.own(tell, Problem::new(&problem::UPSTREAM_PROTOCOL).into(), "protocol").await,
+        };
+        if let Err(problem) = self.exchange.response(&self.head, &mut head).await {
+            return self.own(tell, problem.into(), "filter").await;
+        }
+        let too_large = declared.is_some_and(|length| length > self.plan.max_object);
+        let mut storable = self.facts(&head, times);
+        if !delimited || too_large {
+            storable = storable.and(Err(if too_large { NotStored::TooLarge } else { NotStored::Endless }));
+        }
+        let names = match Vary::of(&head.headers).and(&self.plan.vary) {
+            Vary::By(names) => names,
+            Vary::Any | Vary::TooMany => {
+                storable = storable.and(Err(NotStored::VaryMany));
+                Vec::new()
+            }
+        };
+        let body = Inner::new(body, self.exchange, declared, status);
+        match storable {
+            Ok(facts) => {
+                let variant = variant(&names, &self.asked);
+                let growing = Growing::new(head, facts, variant, self.cache.held.clone());
+                let work = Work {
+                    cache: self.cache,
+                    plan: self.plan,
+                    key: self.key,
+                    tags: self.tags,
+                    lead: self.lead,
+                };
+                work.store(tell, growing, body).await;
+            }
+            Err(why) => {
+                if why.will_last() {
+                    self.cache.flights.note_uncacheable(self.lead.key());
+                }
+                self.cache.counts.not_stored.inc();
+                if let Some(stored) = self.stored.filter(|_| !status.is_server_error()) {
+                    // What was stored is no longer what the origin answers.
+                    self.cache.store.remove(&stored);
+                }
+                drop(self.lead);
+                let upstream = body.upstream();
+                let message = Message { head, body: Body::Stream(Box::new(body)) };
+                let _ = tell.send(Filled::Own(Reply::Message(Box::new(message)), Some(why.name()), upstream));
+            }
+        }
+    }
+
+    /// What is stored, if it may be served in the place of what came.
+    fn stale_for(&self, failed: bool, reached: bool) -> Option<Arc<Entry>> {
+        let stored = self.stored.as_ref().filter(|_| failed)?;
+        serves_on_error(stored.facts(), &self.directives, reached, now()).then(|| stored.clone())
+    }
+
+    fn stale(mut self, tell: oneshot::Sender<Filled>, stored: Arc<Entry>, came: Option<u16>) {
+        self.cache.counts.failed.inc();
+        self.lead.tell(Phase::Stored(stored.clone()));
+        let _ = tell.send(Filled::Stale(stored, came));
+        self.finish(came.unwrap_or(502), 0);
+    }
+
+    fn failed(mut self, tell: oneshot::Sender<Filled>, error: &CallError) {
+        if let Some(stored) = self.stale_for(true, false) {
+            return self.stale(tell, stored, None);
+        }
+        self.cache.counts.failed.inc();
+        let problem = problem_of(error);
+        self.lead.tell(Phase::Failed(Arc::new(problem.clone())));
+        let upstream = self.exchange.ctx.upstream.clone();
+        self.finish(problem.status(), 0);
+        let _ = tell.send(Filled::Own(problem.into(), None, upstream));
+    }
+
+    /// Ends with an answer for who began it alone.
+    async fn own(mut self, tell: oneshot::Sender<Filled>, reply: Reply, why: &'static str) {
+        self.cache.counts.not_stored.inc();
+        let rendered = self.exchange.rendered(reply, &self.head).await;
+        self.finish(rendered.head.status.as_u16(), 0);
+        let message = Message { head: rendered.head, body: rendered.body };
+        let upstream = self.exchange.ctx.upstream.clone();
+        let _ = tell.send(Filled::Own(Reply::Message(Box::new(message)), Some(why), upstream));
+    }
+
+    fn finish(&mut self, status: u16, bytes: u64) {
+        let elapsed = self.exchange.ctx.started.elapsed();
+        self.exchange.finish(&Completed { status, elapsed, bytes_in: 0, bytes_out: bytes });
+    }
+}
+
+/// What is left to do when an answer is to be stored.
+struct Work {
+    cache: Arc<Cache>,
+    plan: Arc<Plan>,
+    key: Key,
+    tags: Vec<String>,
+    lead: Lead,
+}
+
+impl Work {
+    async fn store(self, tell: oneshot::Sender<Filled>, growing: Arc<Growing>, mut body: Inner) {
+        self.cache.flights.note_cacheable(self.lead.key());
+        if let Some(reader) = growing.read() {
+            // Who does not wait any more does not read either; what is stored is for others.
+            let _ = tell.send(Filled::Growing(growing.clone(), reader));
+        }
+        let now = now();
+        let shared = growing.facts.left(now).is_ok() && !growing.facts.no_cache;
+        self.lead.tell(if shared { Phase::Answered(growing.clone()) } else { Phase::Released });
+        // Says so, however this ends, unless it was whole before.
+        let _broken = Broken(&growing);
+        let mut kept = true;
+        let last = loop {
+            let (piece, ends) = match body.next_and_end().await {
+                Ok(Some(next)) => next,
+                Ok(None) => break None,
+                Err(_) => return self.cache.counts.failed.inc(),
+            };
+            if ends {
+                break Some(piece);
+            }
+            if kept && growing.length() + piece.len() as u64 > self.plan.max_object {
+                kept = false;
+                growing.pass();
+                self.cache.flights.note_uncacheable(self.lead.key());
+                self.lead.leave();
+            }
+            if !growing.push(piece).await {
+                return self.cache.counts.not_stored.inc();
+            }
+        };
+        drop(body);
+        // Stored before anybody can know that it is whole, and ask again.
+        self.keep(&growing, last.as_ref());
+        if let Some(last) = last {
+            growing.push(last).await;
+        }
+        growing.finish();
+    }
+
+    /// Stores what is whole, with its last piece.
+    fn keep(&self, growing: &Growing, last: Option<&Bytes>) {
+        let length = growing.length() + last.map_or(0, |last| last.len() as u64);
+        let pieces = growing.pieces().filter(|_| !self.lead.is_spoiled() && length <= self.plan.max_object);
+        let Some(mut pieces) = pieces else { return self.cache.counts.not_stored.inc() };
+        pieces.extend(last.cloned());
+        let parts = Parts {
+            status: growing.head.status.as_u16(),
+            lines: head::lines(&growing.head),
+            body: pieces,
+            variant: growing.variant.clone(),
+            tags: self.tags.clone(),
+            facts: growing.facts,
+        };
+        let entry = Arc::new(Entry::new(&self.key, parts));
+        self.cache.store.insert(entry.clone());
+        self.cache.counts.stored.inc();
+        if self.lead.is_spoiled() {
+            // Purged between the two.
+            self.cache.store.remove(&entry);
+        }
+    }
+}
+
+/// Says that a body broke off, however the filling of it ends, unless it was whole before.
+struct Broken<'a>(&'a Growing);
+
+impl Drop for Broken<'_> {
+    fn drop(&mut self) {
+        self.0.abandon();
+    }
+}
+
+/// The length that a head tells; it must be one number. What has no body has none.
+fn length(head: &ResponseHeader) -> Result<Option<u64>, ()> {
+    if matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+        return Ok(None);
+    }
+    let mut lines = head.headers.get_all(CONTENT_LENGTH).iter();
+    let Some(line) = lines.next() else { return Ok(None) };
+    let text = line.to_str().map_err(|_| ())?;
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if !digits || lines.next().is_some() {
+        return Err(());
+    }
+    text.parse().map(Some).map_err(|_| ())
+}
+
+/// A tag without its weakness.
+fn weakly(tag: &http::HeaderValue) -> &[u8] {
+    let tag = tag.as_bytes();
+    tag.strip_prefix(b"W/").unwrap_or(tag)
+}
+
+/// The answer for a call that failed.
+fn problem_of(error: &CallError) -> Problem {
+    use crate::upstream::call::Waiting;
+    match error {
+        CallError::NoBackend => Problem::new(&problem::NO_BACKEND),
+        CallError::Timeout(waiting) => Problem::new(&problem::UPSTREAM_TIMEOUT).detail(match waiting {
+            Waiting::Connect => "connect timeout",
+            Waiting::Write => "write timeout",
+            Waiting::Read => "read timeout",
+            Waiting::Total => "total timeout",
+        }),
+        CallError::Connect(_) => Problem::new(&problem::UPSTREAM_UNREACHABLE),
+        CallError::Protocol(_) | CallError::TooLarge => Problem::new(&problem::UPSTREAM_PROTOCOL),
+        CallError::Request(_) => Problem::new(&problem::INTERNAL),
+    }
+}

@@ -1,0 +1,248 @@
+//! Requests under way for what others ask for too: the origin is asked once.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tollhouse_filters::problem::Problem;
+
+use super::growing::Growing;
+use super::store::Entry;
+
+const SHARDS: usize = 16;
+/// Keys of answers that cannot be stored, for each shard.
+const MOST_REMEMBERED: usize = 4096;
+/// How long such a key is remembered.
+const REMEMBERED: Duration = Duration::from_secs(10);
+/// After as many answers that cannot be stored, requests no longer go through the cache.
+const UNTIL_PASSED: u8 = 3;
+
+/// What has become of a request that others wait for.
+#[derive(Clone)]
+pub(super) enum Phase {
+    /// It is under way.
+    Asking,
+    /// This is the answer, still coming in.
+    Answered(Arc<Growing>),
+    /// What is stored is the answer.
+    Stored(Arc<Entry>),
+    /// There is none.
+    Failed(Arc<Problem>),
+    /// It is not for others.
+    Released,
+}
+
+/// A request that others wait for.
+pub(super) struct Flight {
+    pub(super) phase: watch::Sender<Phase>,
+    /// What it asked for was purged since.
+    spoiled: AtomicBool,
+    key: Bytes,
+}
+
+/// Whether a request is the first to ask.
+pub(super) enum Joined {
+    /// It is, and asks for all.
+    First(Lead),
+    /// Another one asks.
+    Other(watch::Receiver<Phase>),
+}
+
+/// Requests under way, by what they ask for, and what turned out not to be for all.
+#[derive(Default)]
+pub(super) struct Flights {
+    shards: [Mutex<Shard>; SHARDS],
+    hasher: RandomState,
+}
+
+#[derive(Default)]
+struct Shard {
+    flights: HashMap<Bytes, Arc<Flight>>,
+    uncacheable: HashMap<u64, (Instant, u8)>,
+}
+
+/// How requests for a key are to be handled, after what came of earlier ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Manner {
+    /// One asks for all.
+    Together,
+    /// Each asks for itself.
+    Alone,
+    /// As if there were no cache.
+    Passed,
+}
+
+impl Flights {
+    fn shard(&self, key: &[u8]) -> (&Mutex<Shard>, u64) {
+        let hash = self.hasher.hash_one(key);
+        (&self.shards[hash as usize % SHARDS], hash)
+    }
+
+    /// Joins those who ask for this key.
+    pub(super) fn join(self: &Arc<Self>, key: Bytes) -> Joined {
+        let (shard, _) = self.shard(&key);
+        let mut shard = shard.lock();
+        if let Some(flight) = shard.flights.get(&key) {
+            return Joined::Other(flight.phase.subscribe());
+        }
+        let flight = Arc::new(Flight {
+            phase: watch::Sender::new(Phase::Asking),
+            spoiled: AtomicBool::new(false),
+            key: key.clone(),
+        });
+        shard.flights.insert(key, flight.clone());
+        Joined::First(Lead { flights: self.clone(), flight })
+    }
+
+    /// A flight of one's own, that nobody can join.
+    pub(super) fn alone(self: &Arc<Self>, key: Bytes) -> Lead {
+        let phase = watch::Sender::new(Phase::Released);
+        Lead {
+            flights: self.clone(),
+            flight: Arc::new(Flight { phase, spoiled: AtomicBool::new(false), key }),
+        }
+    }
+
+    /// How to handle requests for this key.
+    pub(super) fn manner(&self, key: &[u8]) -> Manner {
+        let (shard, hash) = self.shard(key);
+        match shard.lock().uncacheable.get(&hash) {
+            Some((until, count)) if *until > Instant::now() => {
+                if *count >= UNTIL_PASSED {
+                    Manner::Passed
+                } else {
+                    Manner::Alone
+                }
+            }
+            _ => Manner::Together,
+        }
+    }
+
+    /// The answer for this key was not for all.
+    pub(super) fn note_uncacheable(&self, key: &[u8]) {
+        let (shard, hash) = self.shard(key);
+        let mut shard = shard.lock();
+        let now = Instant::now();
+        if shard.uncacheable.len() >= MOST_REMEMBERED {
+            shard.uncacheable.retain(|_, (until, _)| *until > now);
+            if shard.uncacheable.len() >= MOST_REMEMBERED {
+                shard.uncacheable.clear();
+            }
+        }
+        let (until, count) = shard.uncacheable.entry(hash).or_insert((now, 0));
+        if *until <= now {
+            *count = 0;
+        }
+        (*until, *count) = (now + REMEMBERED, count.saturating_add(1));
+    }
+
+    /// The answer for this key was.
+    pub(super) fn note_cacheable(&self, key: &[u8]) {
+        let (shard, hash) = self.shard(key);
+        shard.lock().uncacheable.remove(&hash);
+    }
+
+    /// What is under way for keys that begin so is not to be stored.
+    pub(super) fn spoil(&self, start: &[u8]) {
+        for shard in &self.shards {
+            for flight in shard.lock().flights.values().filter(|flight| flight.key.starts_with(start)) {
+                flight.spoiled.store(true, Ordering::SeqCst);
+            }
+        }
+    }
+}
+
+/// Who asks for all. Dropped, it leaves the others to themselves.
+pub(super) struct Lead {
+    flights: Arc<Flights>,
+    flight: Arc<Flight>,
+}
+
+impl Lead {
+    /// Tells the others.
+    pub(super) fn tell(&self, phase: Phase) {
+        self.flight.phase.send_if_modified(|known| {
+            let undecided = matches!(known, Phase::Asking);
+            if undecided {
+                *known = phase;
+            }
+            undecided
+        });
+    }
+
+    /// Takes it out, so that the next one asks anew.
+    pub(super) fn leave(&self) {
+        let (shard, _) = self.flights.shard(&self.flight.key);
+        let mut shard = shard.lock();
+        if shard.flights.get(&self.flight.key).is_some_and(|known| Arc::ptr_eq(known, &self.flight)) {
+            shard.flights.remove(&self.flight.key);
+        }
+    }
+
+    /// Whether what it asked for was purged since.
+    pub(super) fn is_spoiled(&self) -> bool {
+        self.flight.spoiled.load(Ordering::SeqCst)
+    }
+
+    /// What it asks for.
+    pub(super) fn key(&self) -> &[u8] {
+        &self.flight.key
+    }
+}
+
+impl Drop for Lead {
+    fn drop(&mut self) {
+        self.tell(Phase::Released);
+        self.leave();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(text: &'static str) -> Bytes {
+        Bytes::from_static(text.as_bytes())
+    }
+
+    #[test]
+    fn one_asks_for_all_and_leaves_them_to_themselves_if_it_goes() {
+        let flights = Arc::<Flights>::default();
+        let Joined::First(lead) = flights.join(key("a")) else { panic!("nobody asks yet") };
+        let Joined::Other(waiting) = flights.join(key("a")) else { panic!("somebody asks") };
+        assert!(matches!(flights.join(key("b")), Joined::First(_)), "other keys are others'");
+        assert!(matches!(*waiting.borrow(), Phase::Asking));
+        drop(lead);
+        assert!(matches!(*waiting.borrow(), Phase::Released));
+        assert!(matches!(flights.join(key("a")), Joined::First(_)));
+    }
+
+    #[test]
+    fn answers_that_are_not_for_all_are_remembered_until_one_is() {
+        let flights = Flights::default();
+        assert_eq!(flights.manner(b"a"), Manner::Together);
+        flights.note_uncacheable(b"a");
+        assert_eq!(flights.manner(b"a"), Manner::Alone);
+        flights.note_uncacheable(b"a");
+        flights.note_uncacheable(b"a");
+        assert_eq!((flights.manner(b"a"), flights.manner(b"b")), (Manner::Passed, Manner::Together));
+        flights.note_cacheable(b"a");
+        assert_eq!(flights.manner(b"a"), Manner::Together);
+    }
+
+    #[test]
+    fn what_is_purged_while_it_is_fetched_is_known() {
+        let flights = Arc::<Flights>::default();
+        let Joined::First(one) = flights.join(key("http://a.test/x\0r")) else { panic!("nobody asks yet") };
+        let Joined::First(other) = flights.join(key("http://a.test/xy\0r")) else {
+            panic!("nobody asks yet")
+        };
+        flights.spoil(b"http://a.test/x\0");
+        assert!(one.is_spoiled() && !other.is_spoiled());
+    }
+}

@@ -1,0 +1,279 @@
+//! A body on its way in, read by as many as wait for it.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use pingora::http::ResponseHeader;
+use tokio::sync::watch;
+use tollhouse_filters::caching::Facts;
+use tollhouse_filters::world::{ClientBody, ClientError};
+
+/// Pieces that are held of a body that is not stored, for the slowest of those that read it.
+const MOST_HELD: usize = 16;
+
+/// An answer whose body is still coming in.
+pub(super) struct Growing {
+    /// Its head, as the filters behind the cache made it.
+    pub(super) head: ResponseHeader,
+    /// What it is judged by.
+    pub(super) facts: Facts,
+    /// What requests it is for have.
+    pub(super) variant: Vec<u8>,
+    body: Mutex<Body>,
+    /// Tells readers that there is more, or an end.
+    grown: watch::Sender<()>,
+    /// Tells the filler that a reader went on.
+    taken: watch::Sender<()>,
+    held: Held,
+}
+
+#[derive(Default)]
+struct Body {
+    pieces: VecDeque<Bytes>,
+    /// How many pieces were taken off the front.
+    gone: usize,
+    length: u64,
+    end: Option<End>,
+    /// It is not kept: what all have read is dropped.
+    passing: bool,
+    /// Where the readers are, by their numbers.
+    readers: HashMap<u64, usize>,
+    next_reader: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Whole,
+    Broken,
+}
+
+/// Bytes that are held for bodies on their way in, over all of them.
+#[derive(Clone, Default)]
+pub(super) struct Held(pub(super) Arc<AtomicU64>);
+
+impl Growing {
+    pub(super) fn new(head: ResponseHeader, facts: Facts, variant: Vec<u8>, held: Held) -> Arc<Self> {
+        let (grown, taken) = (watch::Sender::new(()), watch::Sender::new(()));
+        Arc::new(Self { head, facts, variant, body: Mutex::default(), grown, taken, held })
+    }
+
+    /// Adds a piece; false if nobody reads what is not kept.
+    pub(super) async fn push(&self, piece: Bytes) -> bool {
+        let mut taken = self.taken.subscribe();
+        {
+            let mut body = self.body.lock();
+            body.length += piece.len() as u64;
+            self.held.0.fetch_add(piece.len() as u64, Ordering::Relaxed);
+            body.pieces.push_back(piece);
+        }
+        self.grown.send_replace(());
+        loop {
+            {
+                let mut body = self.body.lock();
+                self.trim(&mut body);
+                match (body.passing, body.readers.is_empty()) {
+                    (true, true) => return false,
+                    (true, false) if body.pieces.len() > MOST_HELD => {}
+                    _ => return true,
+                }
+            }
+            if taken.changed().await.is_err() {
+                return false;
+            }
+        }
+    }
+
+    /// From now on it is not kept.
+    pub(super) fn pass(&self) {
+        self.body.lock().passing = true;
+    }
+
+    fn trim(&self, body: &mut Body) {
+        if !body.passing {
+            return;
+        }
+        let slowest = body.readers.values().copied().min().unwrap_or(usize::MAX);
+        while body.gone < slowest
+            && let Some(piece) = body.pieces.pop_front()
+        {
+            body.gone += 1;
+            self.held.0.fetch_sub(piece.len() as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// The body is whole.
+    pub(super) fn finish(&self) {
+        self.end(End::Whole);
+    }
+
+    /// The body broke off; nothing, if it is whole.
+    pub(super) fn abandon(&self) {
+        self.end(End::Broken);
+    }
+
+    fn end(&self, end: End) {
+        self.body.lock().end.get_or_insert(end);
+        self.grown.send_replace(());
+    }
+
+    /// How long it is so far.
+    pub(super) fn length(&self) -> u64 {
+        self.body.lock().length
+    }
+
+    /// Its pieces so far, if they are all there.
+    pub(super) fn pieces(&self) -> Option<Vec<Bytes>> {
+        let body = self.body.lock();
+        let all = body.end != Some(End::Broken) && !body.passing && body.gone == 0;
+        all.then(|| body.pieces.iter().cloned().collect())
+    }
+
+    /// Reads it from its start; none if that is gone.
+    pub(super) fn read(self: &Arc<Self>) -> Option<Reader> {
+        let mut body = self.body.lock();
+        if body.gone > 0 {
+            return None;
+        }
+        let id = body.next_reader;
+        body.next_reader += 1;
+        body.readers.insert(id, 0);
+        drop(body);
+        Some(Reader { grown: self.grown.subscribe(), growing: self.clone(), id, at: 0 })
+    }
+}
+
+impl Drop for Growing {
+    fn drop(&mut self) {
+        let left: usize = self.body.get_mut().pieces.iter().map(Bytes::len).sum();
+        self.held.0.fetch_sub(left as u64, Ordering::Relaxed);
+    }
+}
+
+/// Reads a body as it comes in.
+pub(super) struct Reader {
+    growing: Arc<Growing>,
+    grown: watch::Receiver<()>,
+    id: u64,
+    at: usize,
+}
+
+impl Reader {
+    /// The next piece; none while there is none yet.
+    fn take(&mut self) -> Option<Result<Option<Bytes>, ClientError>> {
+        let mut body = self.growing.body.lock();
+        let there = self.at.checked_sub(body.gone).and_then(|at| body.pieces.get(at).cloned());
+        if let Some(piece) = there {
+            self.at += 1;
+            body.readers.insert(self.id, self.at);
+            let passing = body.passing;
+            drop(body);
+            if passing {
+                self.growing.taken.send_replace(());
+            }
+            return Some(Ok(Some(piece)));
+        }
+        match body.end? {
+            End::Whole => Some(Ok(None)),
+            End::Broken => Some(Err(ClientError::Broken("the upstream's answer broke off".to_owned()))),
+        }
+    }
+}
+
+#[async_trait]
+impl ClientBody for Reader {
+    async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
+        loop {
+            self.grown.mark_unchanged();
+            if let Some(taken) = self.take() {
+                return taken;
+            }
+            if self.grown.changed().await.is_err() {
+                return Err(ClientError::Broken("nobody fills it any more".to_owned()));
+            }
+        }
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.growing.body.lock().readers.remove(&self.id);
+        self.growing.taken.send_replace(());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn growing() -> (Arc<Growing>, Held) {
+        let held = Held::default();
+        let head = ResponseHeader::build(200, None).expect("valid");
+        (Growing::new(head, Facts::default(), Vec::new(), held.clone()), held)
+    }
+
+    fn piece(text: &'static str) -> Bytes {
+        Bytes::from_static(text.as_bytes())
+    }
+
+    async fn all(mut reader: Reader) -> Result<Vec<Bytes>, ClientError> {
+        let mut pieces = Vec::new();
+        while let Some(piece) = reader.next().await? {
+            pieces.push(piece);
+        }
+        Ok(pieces)
+    }
+
+    #[tokio::test]
+    async fn every_reader_gets_the_whole_whenever_it_came() {
+        let (growing, held) = growing();
+        let early = growing.read().expect("its start is there");
+        assert!(growing.push(piece("ab")).await);
+        let late = growing.read().expect("its start is there");
+        let reading = tokio::spawn(all(early));
+        assert!(growing.push(piece("cd")).await);
+        growing.finish();
+        assert_eq!(reading.await.expect("no panic").expect("whole"), ["ab", "cd"]);
+        assert_eq!(all(late).await.expect("whole"), ["ab", "cd"]);
+        assert_eq!(growing.pieces().expect("whole").len(), 2);
+        assert_eq!(held.0.load(Ordering::Relaxed), 4);
+        drop(growing);
+        assert_eq!(held.0.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn what_broke_off_is_never_whole() {
+        let (growing, _) = growing();
+        let reader = growing.read().expect("its start is there");
+        assert!(growing.push(piece("ab")).await);
+        growing.abandon();
+        growing.finish();
+        assert!(all(reader).await.is_err());
+        assert_eq!(growing.pieces(), None);
+    }
+
+    #[tokio::test]
+    async fn what_is_not_kept_waits_for_the_slowest_and_ends_with_the_last_reader() {
+        let (growing, held) = growing();
+        let mut reader = growing.read().expect("its start is there");
+        growing.pass();
+        for _ in 0..MOST_HELD {
+            assert!(growing.push(piece("x")).await);
+        }
+        let filler = growing.clone();
+        let filling = tokio::spawn(async move { filler.push(piece("y")).await });
+        tokio::task::yield_now().await;
+        assert!(!filling.is_finished(), "it waits");
+        assert_eq!(reader.next().await, Ok(Some(piece("x"))));
+        assert!(filling.await.expect("no panic"));
+        assert!(growing.read().is_none(), "its start is gone");
+        assert_eq!(held.0.load(Ordering::Relaxed), MOST_HELD as u64);
+        drop(reader);
+        assert!(!growing.push(piece("z")).await, "nobody reads it");
+        growing.finish();
+        assert_eq!(growing.pieces(), None);
+    }
+}

@@ -1,0 +1,95 @@
+//! The body of an upstream's answer, through the filters behind the cache.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::StatusCode;
+use tollhouse_filters::phase::Completed;
+use tollhouse_filters::world::{ClientBody, ClientError};
+
+use crate::engine::Exchange;
+use crate::upstream::call::BodyStream;
+
+/// An upstream's body through the filters behind the cache.
+pub(super) struct Inner {
+    body: BodyStream,
+    exchange: Exchange,
+    /// The length that its head told.
+    declared: Option<u64>,
+    seen: u64,
+    /// Read before it was asked for.
+    ahead: Option<Bytes>,
+    started: Instant,
+    status: StatusCode,
+    over: bool,
+}
+
+impl Inner {
+    /// The body of an answer whose head told this length, and this status.
+    pub(super) fn new(
+        body: BodyStream,
+        exchange: Exchange,
+        declared: Option<u64>,
+        status: StatusCode,
+    ) -> Self {
+        Self { body, exchange, declared, seen: 0, ahead: None, started: Instant::now(), status, over: false }
+    }
+
+    /// The name of the upstream that it comes from.
+    pub(super) fn upstream(&self) -> Option<Arc<str>> {
+        self.exchange.ctx.upstream.clone()
+    }
+
+    /// The next piece, and whether it is known to be the last one.
+    pub(super) async fn next_and_end(&mut self) -> Result<Option<(Bytes, bool)>, ClientError> {
+        if let Some(ahead) = self.ahead.take() {
+            return Ok(Some((ahead, false)));
+        }
+        let Some(piece) = self.next().await? else { return Ok(None) };
+        if self.declared != Some(self.seen) {
+            return Ok(Some((piece, false)));
+        }
+        // As much came as the head told: the end is here too, unless a filter has more.
+        self.ahead = self.next().await?;
+        let ends = self.ahead.is_none();
+        Ok(Some((piece, ends)))
+    }
+}
+
+#[async_trait]
+impl ClientBody for Inner {
+    async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
+        while !self.over {
+            let next = self.body.next().await.map_err(|error| ClientError::Broken(error.to_string()))?;
+            self.over = next.is_none();
+            self.seen += next.as_ref().map_or(0, |piece| piece.len() as u64);
+            if self.over && self.declared.is_some_and(|declared| declared != self.seen) {
+                self.over = false;
+                return Err(ClientError::Broken(
+                    "the upstream's answer has another length than it said".to_owned(),
+                ));
+            }
+            let mut piece = next;
+            let filtered = self.exchange.response_chunk(&mut piece, self.over);
+            filtered.map_err(|_| ClientError::Broken("a response filter failed".to_owned()))?;
+            if let Some(piece) = piece.filter(|piece| !piece.is_empty()) {
+                return Ok(Some(piece));
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let completed = Completed {
+            status: self.status.as_u16(),
+            elapsed: self.started.elapsed(),
+            bytes_in: 0,
+            bytes_out: self.seen,
+        };
+        self.exchange.finish(&completed);
+    }
+}
