@@ -220,11 +220,20 @@ async fn a_post_that_was_sent_over_a_kept_connection_is_not_sent_again() {
         })
         .await;
         let gateway = before(&[origin.address], "retries: {max: 3}", "").await;
-        let answers = [status(&gateway, way, "POST /1").await, status(&gateway, way, "POST /2").await];
-        assert_eq!((answers, taken.load(Ordering::SeqCst)), ([200, 502], 1), "{way}");
-        // One that may be done twice is.
-        let answers = [status(&gateway, way, "PUT /3").await, status(&gateway, way, "PUT /4").await];
-        assert_eq!((answers, taken.load(Ordering::SeqCst)), ([200, 200], 2), "{way}");
+        // A connection is kept a moment after its answer went out, so that some requests have new ones.
+        for (method, expected, times) in [("POST", 502, 1), ("PUT", 200, 2)] {
+            soon("a kept connection", async {
+                loop {
+                    let status = status(&gateway, way, &format!("{method} /")).await;
+                    let seen = taken.load(Ordering::SeqCst);
+                    assert_eq!(status, if seen == times { expected } else { 200 }, "{way} {method}");
+                    if seen == times {
+                        return;
+                    }
+                }
+            })
+            .await;
+        }
     }
 }
 
