@@ -60,9 +60,9 @@ man: ## Write manual pages, one for each command, and say where
 	cargo run --locked --quiet -- man --into "$(CARGO_TARGET_DIR)/man"
 	@echo "$(CARGO_TARGET_DIR)/man"
 
-bench: ## Measure single functions
-	@tests/setup.sh build
-	cargo bench --locked --workspace
+bench: ## Measure single functions (SAVE=NAME: keep as a baseline; AGAINST=NAME: compare)
+	@tests/setup.sh bench
+	benches/run $(if $(SAVE),--save $(SAVE)) $(if $(AGAINST),--against $(AGAINST))
 
 load: ## Measure the gateway side by side with others (see loadtest/)
 	@tests/setup.sh load

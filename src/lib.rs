@@ -16,7 +16,8 @@
 //! main -> cli -> server -> { door, proxy, admin }
 //! door, proxy, admin, cli -> engine -> snapshot
 //! proxy, admin -> cache -> { engine, upstream }
-//! snapshot -> { source, config, routing, store, tls, upstream, filters }
+//! snapshot -> { source, config, release, routing, store, tls, upstream, filters }
+//! release -> { config, ledger }
 //! store, upstream -> { config, tls }                            tls -> config
 //! door, server, cli -> handover
 //! ```
@@ -35,6 +36,7 @@ pub mod ledger;
 pub mod manual;
 pub mod observe;
 pub mod proxy;
+pub mod release;
 pub mod routing;
 pub mod server;
 pub mod snapshot;

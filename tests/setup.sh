@@ -3,6 +3,7 @@
 #
 #   tests/setup.sh build    what `make run` needs
 #   tests/setup.sh test     what `make test` needs
+#   tests/setup.sh bench    what `make bench` needs
 #   tests/setup.sh load     what `make load` and the other load tests need
 #
 # As root on Debian it installs what is missing; otherwise it names it. Quick when nothing is missing.
@@ -108,6 +109,16 @@ need_oha() {
     cargo install --locked oha || fail "cargo install --locked oha failed"
 }
 
+# What runs benchmarks under callgrind, in the very version that they are built with.
+need_gungraun() {
+    local wanted
+    wanted=$(sed -n '/^name = "gungraun-runner"$/{n;s/version = "\(.*\)"/\1/p}' "$(dirname "$0")/../Cargo.lock")
+    [ -n "$wanted" ] || fail "Cargo.lock names no gungraun-runner"
+    [ "$(gungraun-runner --version 2>/dev/null)" = "gungraun-runner $wanted" ] && return 0
+    say "installing gungraun-runner $wanted (once, takes some minutes)"
+    cargo install --locked --version "$wanted" gungraun-runner || fail "cargo install gungraun-runner failed"
+}
+
 need_load() {
     local wanted package
     wanted=$(dirname "$0")/../loadtest/requirements.txt
@@ -140,6 +151,11 @@ case ${1:-} in
         need_python
         need_node
         ;;
+    bench)
+        need_packages "${build_packages[@]}" valgrind
+        need_rust
+        need_gungraun
+        ;;
     load)
         need_packages "${build_packages[@]}" "${load_packages[@]}"
         need_rust
@@ -147,5 +163,5 @@ case ${1:-} in
         need_oha
         need_load
         ;;
-    *) fail "usage: tests/setup.sh build|test|load" ;;
+    *) fail "usage: tests/setup.sh build|test|bench|load" ;;
 esac

@@ -1,5 +1,8 @@
 //! What one decision of `quota`, `concurrency` and estimates costs, and how much memory a million quotas take.
 
+#[expect(dead_code, reason = "each benchmark uses its own part")]
+mod common;
+
 use std::hint::black_box;
 use std::time::Duration;
 
@@ -8,14 +11,9 @@ use futures_util::FutureExt;
 use tollhouse_filters::testing::{chain, get};
 use tollhouse_filters::world::{State, Tally, TenantId, Window, World};
 
-const KEYS: u32 = 1_000_000;
+use common::memory;
 
-/// Resident memory in bytes.
-fn memory() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
-    line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") * 1024
-}
+const KEYS: u32 = 1_000_000;
 
 fn count(state: &dyn State, key: u32, slots: u32, slot: u64) -> bool {
     let second = Duration::from_secs(1);

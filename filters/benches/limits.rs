@@ -1,5 +1,7 @@
 //! What one decision of `rate_limit` costs, and how much memory a million budgets take.
 
+mod common;
+
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -11,29 +13,15 @@ use futures_util::FutureExt;
 use pingora_http::RequestHeader;
 use tollhouse_filters::builtin;
 use tollhouse_filters::context::Context;
-use tollhouse_filters::filter::{Build, Surroundings};
+use tollhouse_filters::filter::Build;
 use tollhouse_filters::path::{PathRules, normalize};
 use tollhouse_filters::phase::OnRequest;
 use tollhouse_filters::tree::{FileId, Limits, parse};
-use tollhouse_filters::world::{Budget, Charge, NoClient, NoMetrics, TenantId, UpstreamId, World};
+use tollhouse_filters::world::{Budget, Charge, TenantId, World};
+
+use common::{Nothing, memory, world};
 
 const KEYS: u32 = 1_000_000;
-
-struct Nothing;
-
-impl Surroundings for Nothing {
-    fn upstream(&self, _: &str) -> Option<UpstreamId> {
-        None
-    }
-
-    fn nearest_upstream(&self, _: &str) -> Option<String> {
-        None
-    }
-}
-
-fn world() -> World {
-    World::live(Arc::new(NoClient), Arc::new(NoMetrics))
-}
 
 fn filter(world: &World, options: &str) -> Arc<dyn OnRequest> {
     let registry = builtin();
@@ -48,13 +36,6 @@ fn filter(world: &World, options: &str) -> Arc<dyn OnRequest> {
 fn scattered(state: &mut u32) -> u32 {
     *state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
     *state >> 4
-}
-
-/// Resident memory in bytes.
-fn memory() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
-    line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") * 1024
 }
 
 fn limits(c: &mut Criterion) {

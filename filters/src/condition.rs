@@ -222,13 +222,23 @@ pub(crate) fn decode_query(text: &str) -> Cow<'_, str> {
 
 /// The values of a cookie, over all `Cookie` lines (RFC 6265 section 5.4).
 pub fn cookie_values<'a>(headers: &'a HeaderMap, name: &'a str) -> impl Iterator<Item = Cow<'a, str>> {
-    // As bytes: one value outside ASCII must not hide the others of its line.
+    let named = raw_cookies(headers).filter(move |(key, _)| *key == name.as_bytes());
+    named.map(|(_, value)| String::from_utf8_lossy(value))
+}
+
+/// Names and values of all cookies, as [`cookie_values`].
+pub fn cookie_pairs(headers: &HeaderMap) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> {
+    raw_cookies(headers).map(|(key, value)| (String::from_utf8_lossy(key), String::from_utf8_lossy(value)))
+}
+
+/// As bytes: one value outside ASCII must not hide the others of its line.
+fn raw_cookies(headers: &HeaderMap) -> impl Iterator<Item = (&[u8], &[u8])> {
     let pairs = headers.get_all(COOKIE).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
-    pairs.filter_map(move |pair| {
+    pairs.filter_map(|pair| {
         let at = pair.iter().position(|byte| *byte == b'=')?;
         let (key, value) = (pair[..at].trim_ascii(), pair[at + 1..].trim_ascii());
         let bare = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\""));
-        (key == name.as_bytes()).then(|| String::from_utf8_lossy(bare.unwrap_or(value)))
+        Some((key, bare.unwrap_or(value)))
     })
 }
 

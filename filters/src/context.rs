@@ -232,6 +232,8 @@ pub struct Policies {
     pub body_limit: Option<u64>,
     /// The path and query sent to the upstream, instead of the request's own; normalised.
     pub upstream_path: Option<Box<str>>,
+    /// The names of the upstreams that get a copy.
+    pub mirrors: Vec<Arc<str>>,
 }
 
 /// The step that ended a request, and why.

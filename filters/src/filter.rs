@@ -12,6 +12,7 @@ use crate::context::Slot;
 use crate::identity::{Identities, Identity};
 use crate::phase::Phases;
 use crate::plan::Plans;
+use crate::traffic::mirror::Report;
 use crate::tree::{Path, suggest};
 use crate::values::hex;
 use crate::world::{Clock, Ledger, Metrics, Rng, ScopedState, Stores, UpstreamId, World};
@@ -127,6 +128,8 @@ pub struct Declared {
     pub identity_headers: Vec<HeaderName>,
     /// The step answers CORS preflight requests.
     pub answers_preflight: bool,
+    /// What came of the copies that the step makes.
+    pub mirror: Option<Arc<Report>>,
 }
 
 impl<'a> Build<'a> {
@@ -216,6 +219,11 @@ impl<'a> Build<'a> {
     /// Declares that this step answers CORS preflight requests.
     pub fn answers_preflight(&mut self) {
         self.declared.answers_preflight = true;
+    }
+
+    /// Declares that this step copies requests, and where it is told what came of them.
+    pub fn mirrors(&mut self, report: Arc<Report>) {
+        self.declared.mirror = Some(report);
     }
 
     /// The clock: the machine's, or a test's.

@@ -9,6 +9,12 @@ pub mod caller;
 pub mod coding;
 pub mod condition;
 pub mod context;
+pub mod draw;
+#[cfg(feature = "cel")]
+pub mod expression;
+#[cfg(not(feature = "cel"))]
+#[path = "expression/absent.rs"]
+pub mod expression;
 pub mod filter;
 pub mod host;
 pub mod identity;
@@ -44,9 +50,12 @@ pub fn builtin() -> Registry {
         .with::<access::cors::Cors>()
         .with::<access::forward_auth::ForwardAuth>()
         .with::<access::ip_access::IpAccess>()
+        .with::<access::upstream_auth::UpstreamAuth>()
         .with::<traffic::body_limit::BodyLimit>()
         .with::<traffic::cache::Cache>()
         .with::<traffic::concurrency::Concurrency>()
+        .with::<traffic::fault::Fault>()
+        .with::<traffic::mirror::Mirror>()
         .with::<traffic::plan_limits::PlanLimits>()
         .with::<traffic::quota::Quota>()
         .with::<traffic::rate_limit::RateLimit>()

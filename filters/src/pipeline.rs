@@ -11,7 +11,7 @@ use crate::context::{Context, EndedBy, Verdict};
 use crate::filter::Declared;
 use crate::outcome::{FilterError, Outcome, Reply};
 use crate::phase::{Completed, Phases};
-use crate::problem::{FILTER_UNAVAILABLE, INTERNAL, Problem};
+use crate::problem::{FILTER_UNAVAILABLE, FORBIDDEN, INTERNAL, Problem};
 use crate::selector::write_part;
 use crate::when::When;
 use crate::world::{Counter, Metrics};
@@ -103,6 +103,17 @@ impl Step {
             problem.retry_after = Some(*seconds);
         }
         Some(problem.into())
+    }
+
+    /// Nobody can tell whether it runs, so the request does not pass, unless failures let it.
+    fn undecided(&self, why: &str, ctx: &mut Context) -> Option<Reply> {
+        let reason = format!("`when` cannot be evaluated: {why}");
+        if self.continue_on_error {
+            self.counters.failed.inc();
+            ctx.decide(Verdict::FailedOpen, reason, &[]);
+            return None;
+        }
+        self.enforce(Problem::new(&FORBIDDEN).reason(reason).into(), ctx)
     }
 
     /// At most one line a second and step, however many requests fail.
@@ -313,9 +324,16 @@ impl Entered {
             for (at, step) in pipeline.steps.iter().enumerate().skip(from) {
                 self.next = (nth, at + 1);
                 ctx.enter_step(step.filter, &step.instance);
-                if step.when.as_ref().is_some_and(|when| !when.holds(request, ctx)) {
-                    ctx.decide(Verdict::Skipped, "`when` does not hold", &[]);
-                    continue;
+                match step.when.as_ref().map_or(Ok(true), |when| when.holds(request, ctx)) {
+                    Ok(true) => {}
+                    Ok(false) => {
+                        ctx.decide(Verdict::Skipped, "`when` does not hold", &[]);
+                        continue;
+                    }
+                    Err(why) => match step.undecided(&why, ctx) {
+                        Some(reply) => return Some(Stop::Reply(reply)),
+                        None => continue,
+                    },
                 }
                 // A dry run decides here and is never seen again.
                 if !step.dry_run {
@@ -331,6 +349,20 @@ impl Entered {
             }
         }
         None
+    }
+
+    /// Enters the steps of the listener and the service that see answers, for a request that is answered before any
+    /// step runs.
+    pub fn answered_early(&mut self, stack: &Stack, request: &RequestHeader, ctx: &Context) {
+        for (nth, pipeline) in stack.0.iter().enumerate().take(2) {
+            for at in pipeline.response.iter().chain(&pipeline.response_chunk) {
+                let step = &pipeline.steps[usize::from(*at)];
+                let runs = step.when.as_ref().is_none_or(|when| when.holds(request, ctx) == Ok(true));
+                if runs && !step.dry_run {
+                    self.add(nth, usize::from(*at));
+                }
+            }
+        }
     }
 
     /// The largest body that every entered step which wants the whole of it takes; `None` when none does.

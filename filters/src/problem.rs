@@ -42,8 +42,14 @@ registry! {
     NO_ROUTE = 404 "no-route" "No route";
     /// A route matches all but the method; the answer lists the others in `Allow`.
     METHOD_NOT_ALLOWED = 405 "method-not-allowed" "Method not allowed";
+    /// No version of the API is acceptable; `versions` lists those that exist.
+    NO_SUCH_VERSION = 406 "no-such-version" "No such version";
     /// The request body came too slowly.
     REQUEST_TIMEOUT = 408 "request-timeout" "Request timeout";
+    /// The version of the API has ended (RFC 8594); another one is there.
+    VERSION_GONE = 410 "version-gone" "Version is gone";
+    /// The version of the API is refused for a while, since it ends soon.
+    VERSION_BROWNOUT = 410 "version-brownout" "Version ends soon", retry;
     /// The request body is larger than allowed here.
     BODY_TOO_LARGE = 413 "body-too-large" "Body too large";
     /// The request target is longer than allowed.
@@ -72,6 +78,10 @@ registry! {
     FILTER_UNAVAILABLE = 503 "filter-unavailable" "Filter unavailable", retry;
     /// The upstream has no backend that can be used.
     NO_BACKEND = 503 "no-backend" "No backend available", retry;
+    /// The upstream failed too often, and is left alone for a while.
+    CIRCUIT_OPEN = 503 "circuit-open" "Circuit breaker open", retry;
+    /// The upstream, or the route, has as many requests under way as it may.
+    UPSTREAM_BUSY = 503 "upstream-busy" "Upstream busy", retry;
     /// The gateway is out of a bounded resource.
     OVERLOADED = 503 "overloaded" "Overloaded", retry;
     /// The client wants nothing but what is stored, and that would not do (RFC 9111 s5.2.1.7).
@@ -103,6 +113,8 @@ pub struct Problem {
     pub reason: Option<Cow<'static, str>>,
     /// Further fields of the answer, such as `Allow` or `WWW-Authenticate`.
     pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// Further members of the document (RFC 9457 s3.2), such as what there is instead.
+    pub members: Vec<(&'static str, serde_json::Value)>,
     /// Seconds for `Retry-After` (RFC 9110 s10.2.3), at least 1.
     pub retry_after: Option<u64>,
     /// What gRPC clients are told, where that is more exact than what their mapping makes of the status.
@@ -114,7 +126,15 @@ impl Problem {
     #[must_use]
     pub fn new(kind: &'static Kind) -> Self {
         let retry_after = kind.retry_after.then_some(1);
-        Self { kind, detail: None, reason: None, headers: Vec::new(), retry_after, grpc_status: None }
+        Self {
+            kind,
+            detail: None,
+            reason: None,
+            headers: Vec::new(),
+            members: Vec::new(),
+            retry_after,
+            grpc_status: None,
+        }
     }
 
     /// Adds what is particular to this occurrence.
@@ -138,10 +158,24 @@ impl Problem {
         self
     }
 
+    /// Adds a member to the document.
+    #[must_use]
+    pub fn member(mut self, name: &'static str, value: impl Into<serde_json::Value>) -> Self {
+        self.members.push((name, value.into()));
+        self
+    }
+
     /// Says more exactly than the HTTP status does what it is for gRPC.
     #[must_use]
     pub fn with_grpc_status(mut self, status: u8) -> Self {
         self.grpc_status = Some(status);
+        self
+    }
+
+    /// Says when to come back, in seconds.
+    #[must_use]
+    pub fn come_back_after(mut self, seconds: u64) -> Self {
+        self.retry_after = Some(seconds.max(1));
         self
     }
 

@@ -51,6 +51,10 @@ pub enum Variable {
     Route,
     /// `service`
     Service,
+    /// `version`: of the service
+    Version,
+    /// `variant`: of a split; known from when the request is sent on
+    Variant,
     /// `consumer`
     Consumer,
     /// `path.NAME`: what the route's pattern captured
@@ -65,7 +69,7 @@ pub enum Variable {
     Claim(Box<str>),
 }
 
-const PLAIN: [(&str, Variable); 11] = [
+const PLAIN: [(&str, Variable); 13] = [
     ("client.address", Variable::ClientAddress),
     ("listener", Variable::Listener),
     ("request.id", Variable::RequestId),
@@ -76,6 +80,8 @@ const PLAIN: [(&str, Variable); 11] = [
     ("request.query", Variable::Query),
     ("route", Variable::Route),
     ("service", Variable::Service),
+    ("version", Variable::Version),
+    ("variant", Variable::Variant),
     ("consumer", Variable::Consumer),
 ];
 
@@ -223,6 +229,8 @@ impl Variable {
             Self::Query => request.uri.query(),
             Self::Route => Some(&*ctx.route),
             Self::Service => ctx.service.as_deref(),
+            Self::Version => ctx.version.as_deref(),
+            Self::Variant => ctx.variant.as_deref(),
             Self::Consumer => ctx.consumer.as_ref().map(|consumer| &*consumer.name),
             Self::Capture(name) => ctx.captures.get(name),
         };

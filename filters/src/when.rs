@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use crate::caller::CallerConditions;
 use crate::condition::{Conditions, MethodName, ValueMatch};
 use crate::context::Context;
+use crate::expression::Expression;
 use crate::filter::Fact;
 use crate::path::PathPattern;
 use crate::values::{FieldName, IpSet};
@@ -35,6 +36,10 @@ pub struct WhenSpec {
     pub groups: Vec<String>,
     /// Each of these claims matches; of a claim that is a list, one entry.
     pub claims: BTreeMap<String, ValueMatch>,
+    /// The request is for one of these versions of its service.
+    pub version: Vec<String>,
+    /// This expression in CEL holds, such as `request.path.startsWith('/old/')`.
+    pub cel: Option<Expression>,
 }
 
 /// A compiled `when`.
@@ -43,6 +48,8 @@ pub struct When {
     paths: Vec<PathPattern>,
     conditions: Conditions,
     caller: CallerConditions,
+    versions: Vec<String>,
+    cel: Option<Expression>,
 }
 
 impl When {
@@ -57,21 +64,33 @@ impl When {
             paths: spec.paths,
             conditions: Conditions::new(methods, headers, spec.query, spec.cookies),
             caller: CallerConditions { consumers, groups, claims: spec.claims, clients: spec.client },
+            versions: spec.version,
+            cel: spec.cel,
         }
     }
 
-    /// Whether the step runs for this request.
-    #[must_use]
-    pub fn holds(&self, request: &RequestHeader, ctx: &Context) -> bool {
-        (self.paths.is_empty() || self.paths.iter().any(|pattern| pattern.matches(&ctx.path).is_some()))
+    /// Whether the step runs for this request; else why nobody can tell.
+    pub fn holds(&self, request: &RequestHeader, ctx: &Context) -> Result<bool, String> {
+        let holds = (self.paths.is_empty()
+            || self.paths.iter().any(|pattern| pattern.matches(&ctx.path).is_some()))
             && self.conditions.matches(&ctx.view(request))
             && self.caller.unmet(ctx).is_none()
+            && (self.versions.is_empty() || self.is_for_version(ctx));
+        match self.cel.as_ref().filter(|_| holds) {
+            Some(cel) => cel.holds(request, ctx),
+            None => Ok(holds),
+        }
+    }
+
+    fn is_for_version(&self, ctx: &Context) -> bool {
+        let wanted = |asked: &str| self.versions.iter().any(|version| *version == *asked);
+        ctx.version.as_deref().is_some_and(wanted)
     }
 
     /// The fact that must be established before it is decided.
     #[must_use]
     pub fn needs(&self) -> Option<Fact> {
-        self.caller.needs()
+        self.caller.needs().or_else(|| self.cel.as_ref().and_then(Expression::needs))
     }
 }
 
@@ -99,6 +118,31 @@ mod tests {
     async fn runs(when: &str, request: Request) -> bool {
         let chain = chain(&format!("- respond: {{status: 204}}\n  when: {when}"));
         chain.send(request).await.ctx.ended_by.is_some()
+    }
+
+    #[tokio::test]
+    async fn an_expression_is_a_condition_too_and_refuses_where_nobody_can_tell() {
+        let runs = async |cel: &str| runs(&format!("{{methods: [GET], cel: \"{cel}\"}}"), acme()).await;
+        assert!(runs("claims.level == 3 && 'dev' in claims.roles").await);
+        assert!(!runs("claims.level == 4").await);
+        let filters =
+            |more: &str| format!("- respond: {{status: 204}}\n  when: {{cel: 'claims.age > 3'}}{more}");
+        let sent = chain(&filters("")).send(acme()).await;
+        let reason = sent.ctx.ended_by.as_ref().and_then(|ended| ended.reason.clone());
+        assert_eq!(reason.as_deref(), Some("`when` cannot be evaluated: there is no `age`"));
+        sent.responds(403);
+        chain(&filters("\n  on_error: continue")).send(acme()).await.continues();
+        let others =
+            format!("- respond: {{status: 204}}\n  when: {{methods: [POST], cel: 'claims.age > 3'}}");
+        chain(&others).send(acme()).await.continues();
+    }
+
+    #[tokio::test]
+    async fn the_version_asked_for_is_a_condition() {
+        let second = || get("/").with(|ctx| ctx.version = Some("2".into()));
+        assert!(runs("{version: ['1', '2']}", second()).await);
+        assert!(!runs("{version: ['1']}", second()).await);
+        assert!(!runs("{version: ['1']}", get("/")).await, "a service without versions has none");
     }
 
     #[tokio::test]

@@ -22,6 +22,7 @@ use crate::engine::explain::{Question, explain as explain_request};
 use crate::observe::metrics::CONTENT_TYPE;
 use crate::snapshot::{Action, Compiler, Mode, Reloaded, Route, Snapshot};
 use crate::source::{self, Problems};
+use crate::upstream::Upstream;
 
 /// The document as it took effect, without secrets.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -70,10 +71,23 @@ struct RouteView {
 enum ActionView {
     /// At this upstream.
     Upstream(String),
+    /// At the upstream of the version that is asked for.
+    Versions(Vec<Way>),
+    /// At the upstream of one of these variants.
+    Split(Vec<Way>),
     /// At an answer of the gateway's own.
     Answer,
     /// At 404.
     NotFound,
+}
+
+/// One of several ways that requests may go.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Way {
+    /// The name of the version or the variant.
+    name: String,
+    /// The name of its upstream.
+    upstream: String,
 }
 
 /// What a reload came to.
@@ -184,11 +198,27 @@ fn shown(route: &Route, matches: Value) -> RouteView {
         .collect();
     let action = match &route.action {
         Action::Upstream(upstream) => ActionView::Upstream(upstream.name.to_string()),
+        Action::Versions(upstreams) => {
+            let names = route.versions.iter().flat_map(|versions| versions.names());
+            ActionView::Versions(ways(names, upstreams))
+        }
+        Action::Split(split) => {
+            let names = split.split.variants().iter().map(|variant| &variant.name);
+            ActionView::Split(ways(names, &split.upstreams))
+        }
         Action::Answer(_) => ActionView::Answer,
         Action::NotFound => ActionView::NotFound,
     };
     let service = route.service.as_deref().map(ToOwned::to_owned);
     RouteView { name: route.name.to_string(), service, filters, action, matches }
+}
+
+fn ways<'a>(names: impl Iterator<Item = &'a Arc<str>>, upstreams: &[Arc<Upstream>]) -> Vec<Way> {
+    let way = |(name, upstream): (&Arc<str>, &Arc<Upstream>)| Way {
+        name: name.to_string(),
+        upstream: upstream.name.to_string(),
+    };
+    names.zip(upstreams).map(way).collect()
 }
 
 /// Reads all inputs again.

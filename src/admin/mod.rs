@@ -8,8 +8,10 @@ mod conditional;
 mod consumers;
 mod endpoint;
 mod identities;
+mod mirrors;
 mod problem;
 mod redact;
+mod releases;
 mod revocations;
 mod serve;
 mod stores;
@@ -120,6 +122,7 @@ fn router(state: AdminState, on_loopback: bool) -> Router {
     register_views(&mut api);
     register_consumers(&mut api);
     register_stores(&mut api);
+    register_releases(&mut api);
     register_revocations(&mut api);
     register_cache(&mut api);
     register_work(&mut api);
@@ -280,6 +283,25 @@ fn register_stores(api: &mut Api) {
         .answers::<stores::StoreList>(200, "The stores, by name.")
         .conditional()
         .to(stores::all);
+}
+
+fn register_releases(api: &mut Api) {
+    api.get("/api/mirrors", "mirrors", "What came of copies of requests, and how their answers differ.")
+        .answers::<mirrors::MirrorList>(200, "The filters that copy requests, in file order.")
+        .conditional()
+        .to(mirrors::all);
+    api.get("/api/releases", "releases", "Every ramp, and how far it is.")
+        .answers::<releases::ReleaseList>(200, "The ramps, in file order of their routes.")
+        .conditional()
+        .to(releases::all);
+    let path = "/api/releases/{route}/acknowledge";
+    api.post(path, "acknowledgeRelease", "Takes note of that a ramp was given up, and begins it anew.")
+        .write()
+        .answers::<releases::ReleaseView>(200, "The ramp, which is on its first step.")
+        .fails::<Details>(400, "The name is not in UTF-8.")
+        .fails::<Details>(404, "No route of this name has a ramp.")
+        .fails::<Details>(409, "The ramp was not given up.")
+        .to(releases::acknowledge);
 }
 
 fn register_work(api: &mut Api) {

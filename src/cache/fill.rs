@@ -131,7 +131,9 @@ impl Fill {
                         return Err(reply);
                     }
                     let Via { peer, version } = self.via;
-                    let forwarding = Forwarding { peer, version, upstream: &upstream, picked: None };
+                    let deadline = self.exchange.ctx.deadline;
+                    let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+                    let forwarding = Forwarding { peer, version, upstream: &upstream, picked: None, left };
                     return match self.exchange.upstream_request(&mut self.head, &forwarding, 1).await {
                         Some(reply) => Err(reply),
                         None => Ok(upstream),

@@ -41,6 +41,7 @@ use self::growing::Held;
 use self::store::{Entry, How, Numbers, Purge, Store};
 use crate::engine::Exchange;
 use crate::observe::Observe;
+use crate::snapshot::Action;
 use crate::upstream::call::Caller;
 
 pub use self::key::Key;
@@ -171,6 +172,12 @@ impl Cache {
         if exchange.wants_body().is_some() {
             // What a filter before the cache makes of bodies, it is to see once.
             let (forwarded, detail) = (Some(Forwarded::Bypass), Some("body-filter".into()));
+            exchange.ctx.cache = Some(CacheStatus { forwarded, detail, ..CacheStatus::default() });
+            return None;
+        }
+        if !matches!(exchange.route.action, Action::Upstream(_) | Action::Answer(_) | Action::NotFound) {
+            // Which version or variant it goes to is not in the key.
+            let (forwarded, detail) = (Some(Forwarded::Bypass), Some("variants".into()));
             exchange.ctx.cache = Some(CacheStatus { forwarded, detail, ..CacheStatus::default() });
             return None;
         }

@@ -10,14 +10,22 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tollhouse_filters::values::{Duration, Scalar, StatusRange};
 
+use super::outlier::Outlier;
 use super::upstream::is_host;
 
 /// How it is found out which backends work.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Health {
-    /// Probes sent to every address of every backend. Required. Example: `{type: http, path: /healthz}`.
-    pub active: Active,
+    /// Probes sent to every address of every backend. Default: none. Example: `{type: http, path: /healthz}`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub active: Option<Active>,
+    /// Backends are judged by what becomes of requests, and those that do badly are ejected for a while. Default: none. Example: `{consecutive_failures: 5, base_ejection: 30s, max_ejected: 50%}`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outlier: Option<Outlier>,
+    /// How long a backend that comes back takes to get its whole share of requests. Default: none, at once. Example: `30s`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_start: Option<Duration>,
 }
 
 /// Probes sent to every address of every backend. An address is judged by the first probe, and after that by as many

@@ -11,16 +11,18 @@ use tollhouse_filters::spec::Item;
 use tollhouse_filters::tree::Raw;
 use tollhouse_filters::values::{Duration, FieldName, Timeout};
 
-use super::Name;
+use super::concurrency::Concurrency;
+use super::retries::RouteRetries;
+use super::{Name, Split};
 
-/// Which requests, and what to do with them: exactly one of `upstream`, `respond` and `redirect`,
-/// or what the service gives.
+/// Which requests, and what to do with them: exactly one of `upstream`, `split`, `respond` and
+/// `redirect`, or what the service gives.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Route {
     /// Its name: the metric label, and what explain prints.
     pub name: Name,
-    /// The API it belongs to; inherits its filters and upstream.
+    /// The API it belongs to; inherits its filters, versions and upstream.
     #[serde(default)]
     pub service: Option<Name>,
     /// Which requests; every one, when nothing is written.
@@ -32,6 +34,9 @@ pub struct Route {
     /// Sends the request to this upstream.
     #[serde(default)]
     pub upstream: Option<Name>,
+    /// Sends a share of the requests to each of several upstreams or versions.
+    #[serde(default)]
+    pub split: Option<Split>,
     /// Answers with a fixed or templated message; options as of the filter `respond`.
     #[serde(default)]
     pub respond: Option<Raw>,
@@ -41,6 +46,12 @@ pub struct Route {
     /// Timeouts instead of the upstream's.
     #[serde(default)]
     pub timeouts: RouteTimeouts,
+    /// Retries instead of the upstream's; the budget stays the upstream's.
+    #[serde(default)]
+    pub retries: Option<RouteRetries>,
+    /// How many requests of the route may be under way to its upstream, besides what the upstream allows.
+    #[serde(default)]
+    pub concurrency: Option<Concurrency>,
 }
 
 /// Which requests a route takes; all that is written must hold.

@@ -21,14 +21,17 @@ pub struct Server {
     pub threads: Threads,
     /// The only peers whose `Forwarded` and `X-Forwarded-*` are believed.
     pub trusted_proxies: IpSet,
+    /// The field in which they say who the client is; the other one is dropped, since a proxy that does not write it
+    /// passes on what clients make up. `any` takes `X-Forwarded-For`, or `Forwarded` where there is none.
+    pub client_from: ClientFrom,
     /// Where `tollhouse upgrade` asks to replace this process: an absolute path in a folder that is this user's alone
     /// (0700). Default: in `$RUNTIME_DIRECTORY`, else in `$XDG_RUNTIME_DIR`, else nowhere. Changes need an upgrade.
     pub upgrade_socket: Option<UpgradeSocket>,
     /// How long in-flight work may finish on shutdown or upgrade.
     pub drain: Duration,
-    /// The file that keeps what was used of quotas over restarts: an absolute path, or `none`. Default:
+    /// The file that keeps what was used of quotas, and how far ramps are, over restarts: an absolute path, or `none`. Default:
     /// `quotas.sqlite` in `$STATE_DIRECTORY`, else a file for this document in `$XDG_STATE_HOME/tollhouse` or
-    /// `~/.local/state/tollhouse`. It is made when a quota is first used. Changes need an upgrade.
+    /// `~/.local/state/tollhouse`. It is made when a quota is first used or there is a ramp. Changes need an upgrade.
     pub quotas: Option<QuotaFile>,
     /// What one client, or all of them, may use.
     pub limits: Limits,
@@ -45,6 +48,7 @@ impl Default for Server {
         Self {
             threads: Threads::Auto,
             trusted_proxies: IpSet::default(),
+            client_from: ClientFrom::Any,
             upgrade_socket: None,
             drain: Duration::from_secs(30),
             quotas: None,
@@ -52,6 +56,31 @@ impl Default for Server {
             paths: PathRules::default(),
             dns: Dns::default(),
             cache: Cache::default(),
+        }
+    }
+}
+
+/// The field in which trusted proxies say who the client is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ClientFrom {
+    /// `X-Forwarded-For`, or `Forwarded` where there is none.
+    #[default]
+    Any,
+    /// `X-Forwarded-For`.
+    XForwardedFor,
+    /// `Forwarded` (RFC 7239).
+    Forwarded,
+}
+
+impl ClientFrom {
+    /// The field that is not believed, not even of trusted proxies.
+    #[must_use]
+    pub fn distrusted(self) -> Option<&'static str> {
+        match self {
+            Self::Any => None,
+            Self::XForwardedFor => Some("forwarded"),
+            Self::Forwarded => Some("x-forwarded-for"),
         }
     }
 }

@@ -78,6 +78,12 @@ pub struct Expect {
     pub status: Option<u16>,
     /// The upstream that the request goes to.
     pub upstream: Option<Name>,
+    /// The version of the API that it gets.
+    pub version: Option<Name>,
+    /// The variant that a split gives it.
+    pub variant: Option<Name>,
+    /// The upstreams that get a copy of it.
+    pub mirrors: Option<Vec<Name>>,
     /// Fields of the gateway's own answer.
     pub headers: BTreeMap<FieldName, ValueMatch>,
     /// Fields of the request as the upstream gets it.

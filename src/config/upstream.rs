@@ -7,11 +7,14 @@ use std::path::PathBuf;
 use http::uri::Authority;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tollhouse_filters::values::{Duration, Scalar, Timeout};
+use tollhouse_filters::values::{Duration, FieldName, Scalar, Timeout};
 
 use super::Name;
 use super::balance::Balance;
+use super::circuit_breaker::CircuitBreaker;
+use super::concurrency::Concurrency;
 use super::health::Health;
+use super::retries::Retries;
 
 /// A named group of backends that serve the same requests.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -40,9 +43,15 @@ pub struct Upstream {
     /// How long to wait for a backend. Default: `{connect: 2s, read: 60s, total: none}`. Example: `{read: 5m}`.
     #[serde(default)]
     pub timeouts: Timeouts,
-    /// What is tried again, and how often. Default: `{max: 1}`. Example: `{max: 2}`.
+    /// What is tried again, and how often. Default: `{max: 1, conditions: [connect, refused_stream, stale]}`. Example: `{max: 2, conditions: [connect, reset, 503]}`.
     #[serde(default)]
     pub retries: Retries,
+    /// When the upstream as a whole is left alone for a while. Default: none. Example: `{error_ratio: 50%, min_requests: 20, window: 10s, open: 10s, half_open: 3}`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub circuit_breaker: Option<CircuitBreaker>,
+    /// How many requests may be under way at the same time. Default: none, any number. Example: `{in_flight: 512, queue: 128, max_wait: 250ms}`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<Concurrency>,
     /// Connections kept for later requests. Default: `{idle: 1024, idle_timeout: 30s}`. Example: `{idle_timeout: 4s}`.
     #[serde(default)]
     pub pool: Pool,
@@ -76,6 +85,12 @@ pub struct Backend {
     #[serde(default = "one")]
     #[schemars(range(max = 1000))]
     pub weight: u16,
+    /// Its group: those of a lower number get requests first, and the next ones when those fail. Default: `0`. Example: `1`.
+    #[serde(default)]
+    pub priority: u8,
+    /// Where it is, for `balance.zone`. Default: none. Example: `eu-west-1a`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
 }
 
 /// The host of an [`Address`].
@@ -138,16 +153,9 @@ pub struct Timeouts {
     pub read: Timeout,
     /// For the whole exchange, retries included; upgrades and streams of events (`text/event-stream`) are exempt. Default: `none`. Example: `30s`.
     pub total: Timeout,
-}
-
-/// What is tried again.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Retries {
-    /// Further attempts after a connection could not be made, on another backend while there is one; whatever the
-    /// method, as nothing was sent. Default: `1`. Example: `2`.
-    #[schemars(range(max = 10))]
-    pub max: u8,
+    /// The field that tells backends how many milliseconds are left of `total`, or of an attempt's `retries.per_try` where that is less. Default: none. Example: `x-time-left-ms`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remaining_header: Option<FieldName>,
 }
 
 /// Connections kept for later requests.
@@ -172,13 +180,8 @@ impl Default for Timeouts {
             connect: Duration::from_secs(2),
             read: Timeout::after(Duration::from_secs(60)),
             total: Timeout::NONE,
+            remaining_header: None,
         }
-    }
-}
-
-impl Default for Retries {
-    fn default() -> Self {
-        Self { max: 1 }
     }
 }
 
@@ -292,10 +295,15 @@ mod tests {
             serde_json::to_value(upstream).unwrap(),
             json!({
                 "name": "users", "protocol": "http/1.1",
-                "backends": [{"address": "127.0.0.1:9001", "weight": 1}],
-                "host": "preserve", "balance": {"algorithm": "round_robin"},
+                "backends": [{"address": "127.0.0.1:9001", "weight": 1, "priority": 0}],
+                "host": "preserve", "balance": {"algorithm": "round_robin", "failover_below": "70%"},
                 "timeouts": {"connect": "2s", "read": "1m", "total": "none"},
-                "retries": {"max": 1}, "pool": {"idle": 1024, "idle_timeout": "30s"},
+                "retries": {
+                    "max": 1, "conditions": ["connect", "refused_stream", "stale"], "methods": "idempotent",
+                    "idempotency_key": false, "backoff": "25ms..250ms", "per_try": "none", "budget": "20%",
+                    "body_bytes": "64KiB",
+                },
+                "pool": {"idle": 1024, "idle_timeout": "30s"},
             })
         );
     }
@@ -304,13 +312,35 @@ mod tests {
     fn everything_written_reads_back() {
         let written = json!({
             "name": "users", "protocol": "h2",
-            "backends": [{"address": "users.internal:9001", "weight": 3}, {"address": "[::1]:80", "weight": 0}],
+            "backends": [{"address": "users.internal:9001", "weight": 3, "priority": 1, "zone": "a"}, {"address": "[::1]:80", "weight": 0, "priority": 0}],
             "host": "users.internal:8443",
             "tls": {"verify": false, "sni": "a", "ca": "ca.pem", "client_cert": "c.pem", "client_key": "k.pem"},
-            "balance": {"algorithm": "consistent_hash", "hash_on": ["cookie:uid", {"all": ["ip", "header:x-a"]}]},
-            "health": {"active": {"type": "tcp", "interval": "5s", "timeout": "1s", "healthy": 2, "unhealthy": 3}},
-            "timeouts": {"connect": "500ms", "read": "none", "total": "5s"},
-            "retries": {"max": 0}, "pool": {"idle": 0, "idle_timeout": "4s"},
+            "balance": {
+                "algorithm": "consistent_hash", "hash_on": ["cookie:uid", {"all": ["ip", "header:x-a"]}],
+                "zone": "a", "failover_below": "50%",
+            },
+            "health": {
+                "active": {"type": "tcp", "interval": "5s", "timeout": "1s", "healthy": 2, "unhealthy": 3},
+                "outlier": {
+                    "consecutive_failures": 3, "error_ratio": "50%", "slow_factor": 5, "min_requests": 10,
+                    "window": "5s", "base_ejection": "10s", "max_ejection": "1m", "max_ejected": "30%",
+                    "panic_threshold": "0%",
+                },
+                "slow_start": "30s",
+            },
+            "timeouts": {"connect": "500ms", "read": "none", "total": "5s", "remaining_header": "x-left"},
+            "retries": {
+                "max": 0, "conditions": ["connect", "reset", "502-504", "grpc:unavailable"], "methods": ["GET"],
+                "idempotency_key": true, "backoff": "0s..1s", "per_try": "500ms", "budget": "5%",
+                "body_bytes": "1KiB",
+            },
+            "circuit_breaker": {
+                "error_ratio": "20%", "slow": "1s", "slow_ratio": "80%", "min_requests": 5, "window": "30s",
+                "open": "5s", "half_open": 1,
+                "fallback": {"status": 200, "headers": {"content-type": "application/json"}, "body": "[]"},
+            },
+            "concurrency": {"in_flight": 512, "queue": 128, "max_wait": "250ms"},
+            "pool": {"idle": 0, "idle_timeout": "4s"},
         });
         let upstream: Upstream = serde_json::from_value(written.clone()).unwrap();
         assert_eq!(serde_json::to_value(upstream).unwrap(), written);
@@ -318,15 +348,9 @@ mod tests {
 
     #[test]
     fn keys_that_do_not_work_yet_are_refused() {
-        for key in ["circuit_breaker", "concurrency", "discovery", "hosts"] {
+        for key in ["discovery", "hosts"] {
             let written = json!({"name": "u", "backends": [], key: {}});
             assert!(serde_json::from_value::<Upstream>(written).is_err(), "{key}");
-        }
-        let written = json!({"name": "u", "backends": [], "retries": {"conditions": ["connect"]}});
-        assert!(serde_json::from_value::<Upstream>(written).is_err());
-        for health in [json!({}), json!({"active": {"type": "tcp"}, "outlier": {}})] {
-            let written = json!({"name": "u", "backends": [], "health": health});
-            assert!(serde_json::from_value::<Upstream>(written).is_err());
         }
     }
 

@@ -29,12 +29,7 @@ impl Background {
     /// # Errors
     /// When the thread cannot be started.
     pub fn start() -> io::Result<Arc<Self>> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let handle = runtime.handle().clone();
-        let (stop, stopped) = oneshot::channel::<()>();
-        thread::Builder::new().name("background".to_owned()).spawn(move || {
-            let _ = runtime.block_on(stopped);
-        })?;
+        let (handle, stop) = apart("background")?;
         let begun = watch::Sender::new(false);
         Ok(Arc::new(Self { runtime: handle, begun, awaited: Mutex::default(), _stop: stop }))
     }
@@ -43,6 +38,17 @@ impl Background {
     pub fn begin(&self) {
         self.begun.send_replace(true);
     }
+}
+
+/// A runtime on a thread of its own, which ends when what is given with it is dropped.
+pub(super) fn apart(name: &str) -> io::Result<(Handle, oneshot::Sender<()>)> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let handle = runtime.handle().clone();
+    let (stop, stopped) = oneshot::channel::<()>();
+    thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let _ = runtime.block_on(stopped);
+    })?;
+    Ok((handle, stop))
 }
 
 impl Tasks for Background {

@@ -21,6 +21,7 @@ use tollhouse_filters::world::{ManualClock, World};
 use super::{Connection, Decision, Exchange, Forwarding, strip_hop_by_hop};
 use crate::config::{Expect, Test, TestRequest};
 use crate::consumers::Roster;
+use crate::observe::redact::MASK;
 use crate::routing::ListenerId;
 use crate::snapshot::{Compiler, Mode, Snapshot, fault};
 use crate::source::{Loaded, Problems};
@@ -105,7 +106,7 @@ pub async fn run(snapshot: &Arc<Snapshot>, mut made: MadeUp) -> Outcome {
             strip_hop_by_hop(&mut head);
             let peer = made.connection.peer.map(|peer| peer.ip());
             let forwarding =
-                Forwarding { peer, version: Version::HTTP_11, upstream: &upstream, picked: None };
+                Forwarding { peer, version: Version::HTTP_11, upstream: &upstream, picked: None, left: None };
             match exchange.upstream_request(&mut head, &forwarding, 1).await {
                 Some(reply) => (Some(answer(&mut exchange, reply, &made.head).await), None),
                 None => (None, Some(head)),
@@ -303,7 +304,15 @@ fn failures(expect: &Expect, outcome: &Outcome) -> Vec<String> {
         expect.status.map(|status| status.to_string()),
         status.map(|status| status.to_string()),
     );
+    let ctx = &outcome.exchange.ctx;
+    let shown = |name: Option<&Arc<str>>| name.map(ToString::to_string);
+    compare("version", expect.version.as_ref().map(ToString::to_string), shown(ctx.version.as_ref()));
+    compare("variant", expect.variant.as_ref().map(ToString::to_string), shown(ctx.variant.as_ref()));
     compare("upstream", expect.upstream.as_ref().map(ToString::to_string), upstream.map(ToString::to_string));
+    let list = |names: Vec<String>| if names.is_empty() { "nobody".to_owned() } else { names.join(", ") };
+    let wanted = expect.mirrors.as_ref().map(|names| list(names.iter().map(ToString::to_string).collect()));
+    let copied = list(ctx.policies.mirrors.iter().map(ToString::to_string).collect());
+    compare("copies to", wanted, Some(copied));
     let target =
         outcome.upstream_request.as_ref().and_then(|head| head.uri.path_and_query()).map(ToString::to_string);
     compare("path to upstream", expect.path_to_upstream.clone(), target);
@@ -334,7 +343,10 @@ fn mismatches(
             let got: Vec<_> = seen
                 .get_all(http::HeaderName::from((*name).clone()))
                 .iter()
-                .map(|value| String::from_utf8_lossy(value.as_bytes()))
+                .map(|value| match value.is_sensitive() {
+                    true => MASK.into(),
+                    false => String::from_utf8_lossy(value.as_bytes()),
+                })
                 .collect();
             format!(
                 "expected {what} {name}: {value}, got {}",

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
-use http::header;
+use http::header::{self, HeaderValue};
 use pingora::http::RequestHeader;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -43,8 +43,14 @@ pub struct Explanation {
     pub route: String,
     /// Better-ranked routes, and why each was passed over.
     pub passed_over: Vec<PassedOver>,
+    /// The version of the service, and where the request said so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<Taken>,
     /// What each filter decided.
     pub filters: Vec<Decision>,
+    /// The variant of the split, and why this one: `forced`, `sticky` or `drawn`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub variant: Option<Taken>,
     /// Where the request goes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upstream: Option<String>,
@@ -54,6 +60,15 @@ pub struct Explanation {
     /// The status of the gateway's own answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<u16>,
+}
+
+/// A version or a variant.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Taken {
+    /// Its name.
+    pub name: String,
+    /// Why it is this one.
+    pub by: String,
 }
 
 /// A route that came close.
@@ -204,6 +219,8 @@ fn explanation(
         path: exchange.ctx.path.matched().to_owned(),
         route: exchange.route.name.to_string(),
         passed_over,
+        version: version(exchange),
+        variant: variant(exchange),
         filters: outcome.decisions().to_vec(),
         upstream: upstream.map(ToString::to_string),
         upstream_request: outcome.upstream_request.as_ref().map(lines).unwrap_or_default(),
@@ -211,12 +228,28 @@ fn explanation(
     }
 }
 
+fn version(exchange: &super::Exchange) -> Option<Taken> {
+    let (versions, asked) = (exchange.route.versions.as_ref()?, exchange.release.as_ref()?.asked?);
+    let by = if exchange.ctx.variant.is_some() && exchange.route.splits_versions() {
+        "split".to_owned()
+    } else {
+        versions.source(asked)
+    };
+    Some(Taken { name: versions.get(asked).name.to_string(), by })
+}
+
+fn variant(exchange: &super::Exchange) -> Option<Taken> {
+    let why = exchange.release.as_ref()?.why?;
+    Some(Taken { name: exchange.ctx.variant.as_deref()?.to_owned(), by: why.text().to_owned() })
+}
+
 fn lines(head: &RequestHeader) -> Vec<String> {
     let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
-    let fields = head
-        .headers
-        .iter()
-        .map(|(name, value)| format!("{name}: {}", String::from_utf8_lossy(value.as_bytes())));
+    let shown = |value: &HeaderValue| match value.is_sensitive() {
+        true => HIDDEN.to_owned(),
+        false => String::from_utf8_lossy(value.as_bytes()).into_owned(),
+    };
+    let fields = head.headers.iter().map(|(name, value)| format!("{name}: {}", shown(value)));
     std::iter::once(format!("{} {target}", head.method)).chain(fields).collect()
 }
 
@@ -228,6 +261,9 @@ impl fmt::Display for Explanation {
             writeln!(f, "not        {}: {}", passed.route, passed.why)?;
         }
         writeln!(f, "route      {}", self.route)?;
+        if let Some(Taken { name, by }) = &self.version {
+            writeln!(f, "version    {name} ({by})")?;
+        }
         for decision in &self.filters {
             let verdict = match decision.verdict {
                 Verdict::Passed => "passed",
@@ -243,6 +279,9 @@ impl fmt::Display for Explanation {
                 "filter     {} ({}): {verdict} {}",
                 decision.filter, decision.instance, decision.reason
             )?;
+        }
+        if let Some(Taken { name, by }) = &self.variant {
+            writeln!(f, "variant    {name} ({by})")?;
         }
         if let Some(upstream) = &self.upstream {
             writeln!(f, "upstream   {upstream}")?;

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use http::Version;
 use http::header::{self, HeaderName, HeaderValue};
@@ -63,6 +64,8 @@ pub struct Forwarding<'a> {
     pub upstream: &'a Upstream,
     /// The backend chosen for this attempt; none in a dry run.
     pub picked: Option<&'a Picked>,
+    /// What is left of the time, where backends are told.
+    pub left: Option<Duration>,
 }
 
 /// Whether a request already carries this process's pseudonym.
@@ -97,6 +100,11 @@ pub(super) fn write(request: &mut RequestHeader, ctx: &Context, forwarding: &For
             let _ = request.insert_header(field.spelt, value);
         }
     }
+    if let Some(name) = forwarding.upstream.remaining_header() {
+        request.remove_header(name);
+        let left = forwarding.left.and_then(|left| HeaderValue::from_str(&millis(left)).ok());
+        left.and_then(|left| request.insert_header(name.clone(), left).ok());
+    }
     if let Some(target) = &ctx.policies.upstream_path {
         // A path that a filter made was checked when it was made.
         let _ = set_target(request, target);
@@ -116,7 +124,12 @@ pub(super) fn write_wire(
     for part in [request.method.as_str().as_bytes(), b" ", target, b" HTTP/1.1\r\n"] {
         out.extend_from_slice(part);
     }
-    let stays = |name: &str| !is_hop_by_hop(name) && !own.iter().any(|(field, _)| name == field.spelt);
+    let remaining = forwarding.upstream.remaining_header();
+    let stays = |name: &str| {
+        !is_hop_by_hop(name)
+            && !own.iter().any(|(field, _)| name == field.spelt)
+            && remaining.is_none_or(|remaining| remaining != name)
+    };
     for ((name, value), (spelt, _)) in request.headers.iter().zip(request.case_header_iter()) {
         if stays(name.as_str()) {
             write_line(spelt.as_slice(), value.as_bytes(), out);
@@ -125,7 +138,14 @@ pub(super) fn write_wire(
     for (field, value) in own.iter() {
         write_line(field.spelt.as_bytes(), value, out);
     }
+    if let (Some(name), Some(left)) = (remaining, forwarding.left) {
+        write_line(name.as_str().as_bytes(), millis(left).as_bytes(), out);
+    }
     out.extend_from_slice(b"\r\n");
+}
+
+fn millis(left: Duration) -> String {
+    left.as_millis().to_string()
 }
 
 /// Writes a field line of HTTP/1.1.

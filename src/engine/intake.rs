@@ -52,8 +52,8 @@ pub(super) fn take_in(
     head::settle_upgrade(request);
     head::join_cookies(request);
     let trusted = connection.peer.is_some_and(|peer| snapshot.server.trusted_proxies.contains(peer.ip()));
-    let client = client::of(snapshot, connection, request, trusted);
     drop_forged(snapshot, request, trusted);
+    let client = client::of(snapshot, connection, request, trusted);
     let path = match normalize(raw_path(request), &snapshot.server.paths) {
         Ok(path) => path,
         Err(error) => {
@@ -91,6 +91,9 @@ fn over_limits(snapshot: &Snapshot, request: &RequestHeader) -> Option<Problem> 
 /// upstream behind CGI's rules takes for the same name: RFC 3875 s4.1.18 makes `-` and `_` one, and some
 /// servers all that is neither a letter nor a digit.
 fn drop_forged(snapshot: &Snapshot, request: &mut RequestHeader, trusted: bool) {
+    if let Some(name) = snapshot.server.client_from.distrusted() {
+        request.remove_header(name);
+    }
     let forged = |name: &&HeaderName| {
         let alias = name.as_str().bytes().any(|byte| byte != b'-' && is_symbol(byte));
         let said = |own: &HeaderName| same_variable(own.as_str(), name.as_str());
@@ -98,9 +101,13 @@ fn drop_forged(snapshot: &Snapshot, request: &mut RequestHeader, trusted: bool) 
             || (alias && FRAMING.iter().any(said))
             || snapshot.identity_headers.iter().any(said)
             || said(&CLIENT_CERTIFICATE)
+            || snapshot.forcing_headers.iter().any(|own| own != *name && said(own))
             || name.as_str().get(..OWN.len()).is_some_and(|start| same_variable(OWN, start))
     };
-    let forged: Vec<HeaderName> = request.headers.keys().filter(forged).cloned().collect();
+    // What chooses a variant is judged when the route is known.
+    let chooses = |name: &&HeaderName| snapshot.forcing_headers.contains(name);
+    let names = request.headers.keys().filter(|name| forged(name) && !chooses(name));
+    let forged: Vec<HeaderName> = names.cloned().collect();
     for name in &forged {
         request.remove_header(name);
     }

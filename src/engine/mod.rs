@@ -2,13 +2,17 @@
 //!
 //! The proxy, `tollhouse test`, `tollhouse explain` and the admin API all run this engine.
 
+mod admit;
+mod asides;
 mod background;
 mod client;
 pub mod dry;
 pub mod explain;
+mod find;
 mod forward;
 mod head;
 mod intake;
+mod release;
 mod reply;
 mod side_calls;
 #[cfg(test)]
@@ -20,7 +24,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, HeaderValue};
-use http::{Method, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use tollhouse_filters::caching::Ask;
 use tollhouse_filters::context::{Context, RequestId, Tls};
@@ -30,10 +33,12 @@ use tollhouse_filters::pipeline::{Entered, Stack, Stop};
 use tollhouse_filters::problem::{self, Problem};
 use tollhouse_filters::values::Timeout;
 
-use crate::routing::{Find, ListenerId, View};
+use crate::routing::ListenerId;
 use crate::snapshot::{Action, Route, Snapshot};
-use crate::upstream::Upstream;
+use crate::upstream::{Admission, Upstream};
 
+use self::find::{Found, find};
+pub use self::release::Release;
 pub use background::Background;
 pub use forward::{Forwarding, strip_hop_by_hop, write_line};
 pub use reply::{Rendered, grpc_trailers, problem_reply, render, speaks_grpc};
@@ -75,6 +80,10 @@ pub struct Exchange {
     pub entered: Entered,
     /// What its filters see.
     pub ctx: Context,
+    /// What it holds of its upstream's places.
+    pub admission: Admission,
+    /// Its version and its variant; none where its route has neither.
+    pub release: Option<Box<Release>>,
     refused: Option<Problem>,
     not_allowed: Option<Problem>,
     /// A response filter failed; what is sent instead passes none.
@@ -98,13 +107,15 @@ impl Exchange {
         if snapshot.listener(listener).retired {
             refused = Some(Problem::new(&problem::NO_ROUTE).detail("this listener is no longer configured"));
         }
-        let (route, not_allowed) = match &refused {
+        let Found { route, not_allowed, in_path } = match &refused {
             None => find(&snapshot, listener, request, &mut ctx),
-            Some(_) => (snapshot.unrouted.clone(), None),
+            Some(_) => Found::nothing(&snapshot),
         };
         ctx.route = route.name.clone();
         ctx.service.clone_from(&route.service);
         let stack = snapshot.stack(listener, &route);
+        release::drop_forcing(&snapshot, &route, request);
+        let release = release::begin(&route, in_path, request, &mut ctx);
         Self {
             snapshot,
             listener,
@@ -112,6 +123,8 @@ impl Exchange {
             stack,
             entered: Entered::default(),
             ctx,
+            admission: Admission::default(),
+            release,
             refused,
             not_allowed,
             response_failed: false,
@@ -129,6 +142,10 @@ impl Exchange {
     pub async fn decide(&mut self, request: &mut RequestHeader) -> Decision {
         // A malformed request gets no further; one without a route still passes the listener's filters.
         if let Some(problem) = self.refused.take() {
+            return Decision::Reply(problem.into());
+        }
+        if let Some(problem) = self.refused_version(request) {
+            self.entered.answered_early(&self.stack, request, &self.ctx);
             return Decision::Reply(problem.into());
         }
         match self.entered.request(&self.stack, request, &mut self.ctx).await {
@@ -155,6 +172,9 @@ impl Exchange {
             route: self.route.clone(),
             stack: self.stack.clone(),
             entered: self.entered.rest(),
+            admission: Admission::default(),
+            // Routes that choose are not cached.
+            release: None,
             ctx: self.ctx.fork(),
             refused: None,
             not_allowed: self.not_allowed.clone(),
@@ -184,23 +204,30 @@ impl Exchange {
         if let Some(problem) = self.not_allowed.take() {
             return Decision::Reply(problem.into());
         }
-        match &self.route.action {
-            Action::Upstream(upstream) => {
-                let upstream = upstream.clone();
-                if let Some(problem) = self.body_too_large(request) {
-                    return Decision::Reply(problem.into());
-                }
-                self.ctx.upstream = Some(upstream.name.clone());
-                self.ctx.deadline = self.total_timeout(&upstream).map(|total| self.ctx.started + total);
-                Decision::Forward(upstream)
-            }
-            Action::Answer(filter) => match filter.on_request(request, &mut self.ctx).await {
-                Ok(Outcome::Respond(reply)) => Decision::Reply(reply),
-                Ok(Outcome::Continue | Outcome::Cache(_)) | Err(_) => {
-                    Decision::Reply(Problem::new(&problem::INTERNAL).into())
-                }
+        let upstream = match &self.route.action {
+            Action::Upstream(upstream) => upstream.clone(),
+            Action::Versions(_) | Action::Split(_) => match self.released(request) {
+                Ok(upstream) => upstream,
+                Err(problem) => return Decision::Reply(problem.into()),
             },
-            Action::NotFound => Decision::Reply(Problem::new(&problem::NO_ROUTE).into()),
+            Action::Answer(filter) => {
+                return match filter.on_request(request, &mut self.ctx).await {
+                    Ok(Outcome::Respond(reply)) => Decision::Reply(reply),
+                    Ok(Outcome::Continue | Outcome::Cache(_)) | Err(_) => {
+                        Decision::Reply(Problem::new(&problem::INTERNAL).into())
+                    }
+                };
+            }
+            Action::NotFound => return Decision::Reply(Problem::new(&problem::NO_ROUTE).into()),
+        };
+        if let Some(problem) = self.body_too_large(request) {
+            return Decision::Reply(problem.into());
+        }
+        self.ctx.upstream = Some(upstream.name.clone());
+        self.ctx.deadline = self.total_timeout(&upstream).map(|total| self.ctx.started + total);
+        match self.admit(&upstream).await {
+            Ok(()) => Decision::Forward(upstream),
+            Err(reply) => Decision::Reply(reply),
         }
     }
 
@@ -274,7 +301,16 @@ impl Exchange {
             return Ok(());
         }
         let filtered = self.entered.response(&self.stack, request, response, &mut self.ctx).await;
+        if let Some(release) = &self.release {
+            release.write_fields(&self.route, &self.ctx, response);
+        }
         filtered.map_err(|_| self.response_failure())
+    }
+
+    /// Whether the head of the answer is seen, by a filter or by what tells of its version.
+    #[must_use]
+    pub fn sees_response(&self) -> bool {
+        self.stack.sees_response() || self.route.versions.is_some()
     }
 
     /// Shows a piece of the answer's body to the filters that look at pieces.
@@ -308,43 +344,8 @@ impl Exchange {
     /// Tells the entered filters how the request ended.
     pub fn finish(&mut self, completed: &Completed) {
         self.entered.finish(&self.stack, completed, &mut self.ctx);
+        if let Some(release) = &self.release {
+            release.count(&self.route, &self.ctx);
+        }
     }
-}
-
-/// The request's route, and the problem it ends with if no filter answers: its method is not allowed.
-fn find(
-    snapshot: &Snapshot,
-    listener: ListenerId,
-    request: &RequestHeader,
-    ctx: &mut Context,
-) -> (Arc<Route>, Option<Problem>) {
-    let view = View { listener, request: ctx.view(request) };
-    let (found, not_allowed) = match snapshot.router.find(&view) {
-        Find::Route { id, captures } => (Some((id, captures)), None),
-        Find::None => (None, None),
-        Find::MethodNotAllowed { allow } => (preflight(snapshot, &view), Some(method_not_allowed(&allow))),
-    };
-    let Some((id, captures)) = found else { return (snapshot.unrouted.clone(), not_allowed) };
-    ctx.captures = captures;
-    (snapshot.route(id).clone(), not_allowed)
-}
-
-/// A CORS preflight asks on behalf of another method: it takes that method's route, if that route answers it.
-fn preflight(
-    snapshot: &Snapshot,
-    view: &View<'_>,
-) -> Option<(crate::routing::RouteId, tollhouse_filters::path::Captures)> {
-    let headers = view.request.headers;
-    if view.request.method != Method::OPTIONS || !headers.contains_key(header::ORIGIN) {
-        return None;
-    }
-    let method = Method::from_bytes(headers.get(header::ACCESS_CONTROL_REQUEST_METHOD)?.as_bytes()).ok()?;
-    let Find::Route { id, captures } = snapshot.router.find_for_method(view, &method) else { return None };
-    snapshot.stack(view.listener, snapshot.route(id)).answers_preflight().then_some((id, captures))
-}
-
-fn method_not_allowed(allow: &[Method]) -> Problem {
-    let list = allow.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
-    let value = HeaderValue::from_str(&list).expect("methods are tokens");
-    Problem::new(&problem::METHOD_NOT_ALLOWED).header(header::ALLOW, value)
 }

@@ -6,8 +6,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use pingora::http::RequestHeader;
-use tollhouse_filters::world::{Client, ClientBody, ClientError, ClientReply, Origin, UpstreamId};
+use tollhouse_filters::world::{Aside, Client, ClientBody, ClientError, ClientReply, Origin, UpstreamId};
 
+use super::asides::Asides;
 use crate::snapshot::Live;
 use crate::upstream::call::{BodyStream, CallError, CallOptions, Caller};
 use crate::upstream::{Origins, Upstream};
@@ -18,13 +19,20 @@ pub struct SideCalls {
     origins: Origins,
     /// Known only after the first snapshot was compiled, by filters that hold this.
     live: OnceLock<Weak<Live>>,
+    /// There from when a document first copies requests.
+    asides: OnceLock<Asides>,
 }
 
 impl SideCalls {
     /// With a pool of its own.
     #[must_use]
     pub fn new() -> Self {
-        Self { caller: Caller::new(), origins: Origins::new(), live: OnceLock::new() }
+        Self {
+            caller: Caller::new(),
+            origins: Origins::new(),
+            live: OnceLock::new(),
+            asides: OnceLock::new(),
+        }
     }
 
     /// What makes the calls.
@@ -80,6 +88,23 @@ impl Client for SideCalls {
         Ok(ClientReply { head: reply.head, body: Box::new(Body(reply.body)) })
     }
 
+    fn send_aside(&self, aside: Aside) {
+        let asides = self.asides.get().ok_or(ClientError::Unavailable("no thread could be started".into()));
+        match asides.and_then(|asides| Ok((asides, self.named(aside.upstream)?))) {
+            Ok((asides, upstream)) => asides.send(upstream, aside),
+            Err(error) => (aside.then)(Err(error)),
+        }
+    }
+
+    fn open_aside(&self) {
+        if self.asides.get().is_none() {
+            match Asides::open() {
+                Ok(asides) => drop(self.asides.set(asides)),
+                Err(error) => log::error!("requests cannot be copied, no thread can be started: {error}"),
+            }
+        }
+    }
+
     fn origin(&self, origin: &Origin) -> Option<UpstreamId> {
         self.origins.id(origin)
     }
@@ -94,7 +119,7 @@ impl ClientBody for Body {
     }
 }
 
-fn failed(error: CallError) -> ClientError {
+pub(super) fn failed(error: CallError) -> ClientError {
     match error {
         CallError::NoBackend => ClientError::Unavailable(error.to_string().into()),
         CallError::Connect { .. } => ClientError::Connect(error.to_string()),

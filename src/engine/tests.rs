@@ -160,6 +160,29 @@ tests: [{{name: t, request: {{path: /}}, expect: {{headers_to_upstream: {{x-key:
     assert!(problems.contains("x-key") && !problems.contains("hunter2"), "{problems}");
 }
 
+#[tokio::test]
+async fn of_two_fields_only_the_one_that_proxies_write_says_who_the_client_is() {
+    for (from, expected) in [("any", "6.6.6.6"), ("x_forwarded_for", "6.6.6.6"), ("forwarded", "203.0.113.9")]
+    {
+        let text = SECURE.replace("10.0.0.0/8]", &format!("10.0.0.0/8], client_from: {from}"));
+        let snapshot = snapshot_of(&text);
+        let mut head = RequestHeader::build("GET", b"/a", None).expect("valid");
+        head.insert_header("host", "a.test").expect("valid");
+        head.insert_header("x-forwarded-for", "6.6.6.6").expect("valid");
+        head.insert_header("forwarded", "for=203.0.113.9").expect("valid");
+        let connection =
+            dry::connection(&snapshot, ListenerId(0), "10.0.0.1".parse().expect("an address"), None);
+        let outcome = dry::run(&snapshot, MadeUp { head, body: Bytes::new(), connection }).await;
+        assert_eq!(outcome.exchange.ctx.client.address.to_string(), expected, "{from}");
+        let sent = outcome.upstream_request.expect("it is sent on");
+        let told = |name: &str| sent.headers.get(name).map(|value| value.to_str().expect("text").to_owned());
+        let forged = told("x-forwarded-for").is_some_and(|list| list.contains("6.6.6.6"));
+        assert_eq!(forged, from != "forwarded", "{from}");
+        let listed = told("forwarded").is_some_and(|list| list.contains("203.0.113.9"));
+        assert_eq!(listed, from != "x_forwarded_for", "{from}");
+    }
+}
+
 const SECURE: &str = "
 version: 1
 server: {trusted_proxies: [10.0.0.0/8]}
@@ -171,7 +194,11 @@ routes: [{name: all, upstream: u}]
 ";
 
 fn secure_snapshot() -> Arc<Snapshot> {
-    let loaded = source::load_str(SECURE, "test", None, &|_| None).expect("loads");
+    snapshot_of(SECURE)
+}
+
+fn snapshot_of(text: &str) -> Arc<Snapshot> {
+    let loaded = source::load_str(text, "test", None, &|_| None).expect("loads");
     let (registry, world) = (builtin(), World::dry());
     // From afar no file is read.
     let compiler =

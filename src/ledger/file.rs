@@ -170,23 +170,32 @@ impl File {
             return Ok(false);
         }
         self.open = None;
-        prepare(&self.path).map_err(|error| cannot_open(&self.path, &error))?;
-        let connection = Connection::open(&self.path)?;
-        connection.busy_timeout(PATIENCE)?;
-        connection.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;")?;
-        let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-        if version > VERSION {
-            let problem = io::Error::other("a later version of this program made it");
-            return Err(cannot_open(&self.path, &problem));
-        }
-        if version < VERSION {
-            connection.execute_batch(LAYOUT)?;
-        }
+        let connection = connect(&self.path)?;
         let empty = connection.query_row("SELECT NOT EXISTS (SELECT 1 FROM used)", [], |row| row.get(0))?;
         let inode = inode(&self.path).unwrap_or_default();
         self.open = Some(Open { connection, inode });
         Ok(empty)
     }
+}
+
+/// Opens the file at this path, which is made if there is none.
+///
+/// # Errors
+/// It cannot be made or opened, or a later version of this program made it.
+pub fn connect(path: &Path) -> Result<Connection, Error> {
+    prepare(path).map_err(|error| cannot_open(path, &error))?;
+    let connection = Connection::open(path)?;
+    connection.busy_timeout(PATIENCE)?;
+    connection.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;")?;
+    let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    if version > VERSION {
+        let problem = io::Error::other("a later version of this program made it");
+        return Err(cannot_open(path, &problem));
+    }
+    if version < VERSION {
+        connection.execute_batch(LAYOUT)?;
+    }
+    Ok(connection)
 }
 
 /// Makes the file, which is nobody else's business, and its folder.

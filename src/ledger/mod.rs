@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use tollhouse_filters::world::{Counter, Gauge, Metrics, State, StateValue, TallyRow};
 
-pub use file::File;
+pub use file::{File, connect};
 pub use place::place;
 
 /// How often what was counted is written.

@@ -1,15 +1,15 @@
 //! One request on its way through Pingora's hooks.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use http::Version;
 use tollhouse_filters::outcome::Reply;
 
+use super::attempts::Attempts;
 use super::replay::{Slot, WholeBody};
 use crate::engine::{Connection, Exchange};
 use crate::observe::InFlight;
-use crate::upstream::{Picked, Tried, Upstream};
+use crate::upstream::Upstream;
 
 /// One request on its way through Pingora's hooks.
 #[derive(Default)]
@@ -48,26 +48,6 @@ pub struct Call {
     pub(super) pending: Option<Reply>,
     /// The code of the problem it ended with.
     pub(super) problem: Option<&'static str>,
-}
-
-/// The attempts at backends.
-#[derive(Default)]
-pub(super) struct Attempts {
-    pub(super) upstream: Option<Arc<Upstream>>,
-    pub(super) tried: Tried,
-    /// What balancing goes by; empty for most.
-    pub(super) key: Vec<u8>,
-    pub(super) picked: Option<Picked>,
-    pub(super) made: u32,
-    /// The last attempt is in the metrics already.
-    pub(super) counted: bool,
-    /// Only attempts that failed to connect count against the upstream's retries.
-    pub(super) connect_failures: u32,
-    pub(super) started: Option<Instant>,
-    /// How long an origin may take to answer a request for an upgrade.
-    pub(super) handshake: Option<Duration>,
-    /// The final head of an answer went to the client.
-    pub(super) answered: bool,
 }
 
 impl Call {

@@ -20,6 +20,9 @@ pub(super) fn refuse<T>(call: &mut Call, reply: Reply) -> Result<T> {
     Err(Error::explain(ErrorType::HTTPStatus(status), "refused"))
 }
 
+/// An attempt had no answer in its time.
+pub(super) const PER_TRY: &str = "per-try timeout";
+
 /// A 504 that names the timeout.
 pub(super) fn timed_out(which: &'static str) -> Problem {
     Problem::new(&problem::UPSTREAM_TIMEOUT).detail(which)
@@ -43,7 +46,10 @@ pub(super) async fn answer(session: &mut Session, error: &Error, call: &mut Call
     if let Some(slot) = call.replay.take() {
         replay::unwrap(session, &slot);
     }
-    if call.pending.is_none() && *error.esource() != ErrorSource::Downstream {
+    if call.pending.is_none()
+        && *error.esource() != ErrorSource::Downstream
+        && *error.etype() != replay::PER_TRY
+    {
         // What a handshake or the system says, which is not for clients to know.
         call.reason = Some(error.to_string());
     }
@@ -88,11 +94,14 @@ fn blame_slowness(session: &Session, error: &Error, call: &mut Call) {
 /// The problem that an error is, by whose fault; `None` when the client is gone.
 fn classify(error: &Error, call: &Call) -> Option<Problem> {
     use ErrorType as E;
-    let by_client = *error.esource() == ErrorSource::Downstream;
+    let per_try = *error.etype() == replay::PER_TRY;
+    let by_client = *error.esource() == ErrorSource::Downstream && !per_try;
+    let try_over = call.attempts.made > 0 && call.try_until().is_some_and(|until| Instant::now() >= until);
     // What is left of the whole narrows every other timeout, so that one ends first.
     let deadline = call.exchange.as_ref().and_then(|exchange| exchange.ctx.deadline);
     let is_overdue = deadline.is_some_and(|deadline| Instant::now() >= deadline);
     Some(match error.etype() {
+        _ if per_try => timed_out(PER_TRY),
         // A request for an upgrade has no body to wait for: its stand-in waited for the answer.
         E::ReadTimedout if call.upgrade && is_overdue => overdue(),
         E::ReadTimedout if call.upgrade => timed_out("read timeout"),
@@ -102,6 +111,7 @@ fn classify(error: &Error, call: &Call) -> Option<Problem> {
         E::ConnectTimedout | E::TLSHandshakeTimedout | E::ReadTimedout | E::WriteTimedout if is_overdue => {
             overdue()
         }
+        E::ConnectTimedout | E::TLSHandshakeTimedout | E::WriteTimedout if try_over => timed_out(PER_TRY),
         E::ConnectTimedout | E::TLSHandshakeTimedout => timed_out("connect timeout"),
         E::ReadTimedout => timed_out("read timeout"),
         E::WriteTimedout => timed_out("write timeout"),

@@ -1,20 +1,20 @@
 //! When a request is over: filters settle, numbers are counted, one line is logged.
 
-use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use http::{Version, header};
 use pingora::ErrorType;
 use pingora::http::RequestHeader;
 use pingora::prelude::*;
 use tollhouse_filters::phase::Completed;
-use tollhouse_filters::problem::CLIENT_CLOSED;
+use tollhouse_filters::problem::{self, CLIENT_CLOSED, NO_BACKEND};
 
 use super::direct::Ended;
 use super::{Call, Gateway, failure, replay};
 use crate::door;
 use crate::engine::Exchange;
 use crate::observe::{Access, AttemptOutcome, metrics};
+use crate::upstream::Verdict;
 
 impl Gateway {
     /// Runs once for every request, however it ended.
@@ -48,7 +48,9 @@ impl Gateway {
             bytes_in,
             bytes_out,
         };
+        settle(call, &mut exchange);
         exchange.finish(&completed);
+        exchange.note_for_ramp(&completed, ended.error == Some(problem::UPSTREAM_PROTOCOL.code));
         self.count(call, ended, &exchange, &completed);
         if self.observe.logs_access() {
             self.log(request, call, broken, ended, &exchange, &completed);
@@ -62,10 +64,10 @@ impl Gateway {
         if let Some(upstream) = attempts.upstream.as_ref().filter(|_| uncounted) {
             upstream.series(registry).attempt(ended.outcome);
         }
-        let series = &exchange.route.series[usize::from(exchange.listener.0)];
-        let series = series.get_or_init(|| {
-            let upstream = exchange.route.upstream().map_or(metrics::NONE, |upstream| &upstream.name);
-            Arc::new(registry.route(&exchange.ctx.listener, &exchange.route.name, upstream))
+        let series = exchange.route.series(exchange.listener, exchange.branch(), |variant, upstream| {
+            let upstream = upstream.map_or(metrics::NONE, |upstream| &upstream.name);
+            let variant = variant.map_or("", |variant| variant);
+            registry.variant(&exchange.ctx.listener, &exchange.route.name, upstream, variant)
         });
         series.record(completed.status, completed.elapsed, completed.bytes_in, completed.bytes_out);
     }
@@ -81,6 +83,7 @@ impl Gateway {
     ) {
         let (ctx, attempts) = (&exchange.ctx, &call.attempts);
         let request_id = ctx.request_id.to_string();
+        let tries = call.tries(ended.outcome, completed.status);
         let backend = attempts.picked.as_ref().map(|picked| picked.address.to_string());
         let field = |name| request.headers.get(name).map(http::HeaderValue::as_bytes);
         let authority = request.uri.authority().map(|authority| authority.as_str().as_bytes());
@@ -95,15 +98,18 @@ impl Gateway {
             method: request.method.as_str(),
             scheme: ctx.scheme.as_str(),
             host: authority.or_else(|| field(header::HOST)).unwrap_or_default(),
-            path: request.uri.path().as_bytes(),
+            path: exchange.sent_path(request).as_bytes(),
             query: request.uri.query().map(str::as_bytes),
             protocol: protocol(call.version),
             tls: ctx.client.tls.as_deref(),
             route: &ctx.route,
             service: ctx.service.as_deref(),
+            version: ctx.version.as_deref(),
+            variant: ctx.variant.as_deref(),
             upstream: ctx.upstream.as_deref(),
             backend: backend.as_deref(),
             attempts: attempts.made,
+            tries: tries.as_deref(),
             status: completed.status,
             bytes_in: completed.bytes_in,
             bytes_out: completed.bytes_out,
@@ -122,9 +128,22 @@ impl Gateway {
     }
 }
 
+/// Tells the upstream's breaker what became of the request; nothing, if it was given up.
+fn settle(call: &Call, exchange: &mut Exchange) {
+    let ended = match &call.attempts.picked {
+        Some(picked) => picked.guard.ended(),
+        // Nobody was asked, as there was nobody.
+        None => (call.problem == Some(NO_BACKEND.code)).then(|| (Verdict::Failed, Instant::now())),
+    };
+    if let Some((verdict, at)) = ended {
+        exchange.admission.settle(verdict, at);
+    }
+}
+
 fn outcome(call: &Call, error: Option<&Error>) -> AttemptOutcome {
     match error.map(|error| (error.esource(), error.etype())) {
         None => AttemptOutcome::Answered,
+        Some((_, kind)) if *kind == replay::PER_TRY => AttemptOutcome::TimedOut,
         Some((pingora::ErrorSource::Downstream, _)) => AttemptOutcome::Cancelled,
         Some((_, ErrorType::ConnectTimedout | ErrorType::ReadTimedout | ErrorType::WriteTimedout)) => {
             AttemptOutcome::TimedOut
@@ -137,6 +156,7 @@ fn outcome(call: &Call, error: Option<&Error>) -> AttemptOutcome {
 /// An error after the answer had begun, by whose fault.
 fn code(error: &Error) -> &'static str {
     match error.esource() {
+        _ if *error.etype() == replay::PER_TRY => "upstream-protocol",
         pingora::ErrorSource::Downstream => CLIENT_CLOSED.code,
         pingora::ErrorSource::Upstream => "upstream-protocol",
         _ => "internal",

@@ -1,5 +1,6 @@
 //! The engine behind Pingora's proxy hooks, one file per stage.
 
+mod attempts;
 mod call;
 mod direct;
 mod failure;
@@ -113,17 +114,17 @@ impl ProxyHttp for Gateway {
     }
 
     async fn upstream_peer(&self, _session: &mut Session, call: &mut Box<Call>) -> Result<Box<HttpPeer>> {
-        peer::choose(call)
+        peer::choose(call).await
     }
 
     fn fail_to_connect(
         &self,
-        _: &mut Session,
+        session: &mut Session,
         _: &HttpPeer,
         call: &mut Box<Call>,
         error: Box<Error>,
     ) -> Box<Error> {
-        self.connect_failed(call, error)
+        self.connect_failed(session, call, error)
     }
 
     async fn upstream_request_filter(

@@ -2,34 +2,29 @@
 
 use std::time::{Duration, Instant};
 
+use pingora::http::ResponseHeader;
 use pingora::prelude::*;
 use pingora::protocols::ALPN;
 use pingora::{ErrorSource, ErrorType, RetryType};
-use tollhouse_filters::problem::{self, Problem};
+use tokio::time::sleep;
 
+use super::replay::PER_TRY;
 use super::request::{UPGRADED_IDLE, upstream};
 use super::{Call, Gateway, failure, replay};
 use crate::observe::AttemptOutcome;
-
-/// Attempts after which a request that backends refuse to process is not sent again.
-const MAX_UNPROCESSED: u32 = 4;
+use crate::upstream::Fault;
 
 /// Chooses a backend that was not tried yet and makes the peer to connect to.
-pub(super) fn choose(call: &mut Call) -> Result<Box<HttpPeer>> {
-    let upstream = upstream(call);
-    // The last attempt is over, and must not count against its backend.
-    call.attempts.picked = None;
-    let Some(picked) = upstream.pick(&call.attempts.key, &call.attempts.tried) else {
-        let problem = Problem::new(&problem::NO_BACKEND).detail(upstream.unavailable());
-        return failure::refuse(call, problem.into());
+pub(super) async fn choose(call: &mut Call) -> Result<Box<HttpPeer>> {
+    if let Some(wait) = call.attempts.wait.take().filter(|wait| !wait.is_zero()) {
+        sleep(wait).await;
+    }
+    let upstream = match call.next_backend() {
+        Ok(upstream) => upstream,
+        Err(problem) => return failure::refuse(call, problem.into()),
     };
-    let mut peer = Box::new(upstream.peer(&picked));
-    let attempts = &mut call.attempts;
-    attempts.tried.insert(picked.index);
-    attempts.started.get_or_insert(picked.guard.started());
-    attempts.picked = Some(picked);
-    attempts.made += 1;
-    attempts.counted = false;
+    let picked = call.attempts.picked.as_ref().expect("one was chosen");
+    let mut peer = Box::new(upstream.peer(picked));
     narrow_timeouts(&mut peer, call)?;
     if call.upgrade {
         for_upgrade(&mut peer, call);
@@ -58,37 +53,45 @@ fn narrow_timeouts(peer: &mut HttpPeer, call: &mut Call) -> Result<()> {
         options.read_timeout = read.get();
         options.write_timeout = read.get();
     }
+    let narrow =
+        |limit: &mut Option<Duration>, left| *limit = Some(limit.map_or(left, |limit| limit.min(left)));
+    if let Some(limit) = call.rules().per_try() {
+        // The stand-in minds the wait for the head.
+        narrow(&mut options.total_connection_timeout, limit);
+        narrow(&mut options.write_timeout, limit);
+    }
     let Some(deadline) = call.exchange().ctx.deadline else { return Ok(()) };
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() {
         return failure::refuse(call, failure::overdue().into());
     }
-    let narrow = |limit: &mut Option<Duration>| *limit = Some(limit.map_or(left, |limit| limit.min(left)));
-    narrow(&mut options.total_connection_timeout);
+    narrow(&mut options.total_connection_timeout, left);
     if !call.events {
-        narrow(&mut options.read_timeout);
-        narrow(&mut options.write_timeout);
+        narrow(&mut options.read_timeout, left);
+        narrow(&mut options.write_timeout, left);
     }
     Ok(())
 }
 
 impl Gateway {
-    /// Nothing was sent, so another backend may be tried whatever the method.
-    pub(super) fn connect_failed(&self, call: &mut Call, mut error: Box<Error>) -> Box<Error> {
-        let upstream = upstream(call);
-        upstream.series(&self.observe.registry).attempt(AttemptOutcome::ConnectFailed);
-        let attempts = &mut call.attempts;
-        if let Some(picked) = &mut attempts.picked {
-            picked.connect_failed();
+    /// No connection could be made.
+    pub(super) fn connect_failed(
+        &self,
+        session: &mut Session,
+        call: &mut Call,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
+        if let Some(picked) = &call.attempts.picked {
+            let upstream = upstream(call);
             log::debug!(upstream = &*upstream.name, backend:% = picked.address; "cannot connect: {error}");
         }
-        attempts.counted = true;
-        attempts.connect_failures += 1;
-        error.set_retry(attempts.connect_failures <= u32::from(upstream.retries()));
+        let repeatable = self.repeatable(session, call, false);
+        let failed = AttemptOutcome::ConnectFailed;
+        self.go_on(session, call, (Fault::Connect, failed), repeatable, &mut error);
         error
     }
 
-    /// An attempt broke after it began; only what is known to be unprocessed or repeatable is tried again.
+    /// An attempt broke after it began.
     pub(super) fn attempt_failed(
         &self,
         session: &mut Session,
@@ -100,50 +103,96 @@ impl Gateway {
         if let Some(slot) = &replay {
             replay::unwrap(session, slot);
         }
-        let replayed = replay.is_some();
-        let attempts = &call.attempts;
-        let upstream_fault = *error.esource() == ErrorSource::Upstream;
-        let unanswered = failure::final_head(session).is_none() && !attempts.answered;
-        let repeatable = replayed || !session.as_ref().retry_buffer_truncated();
-        // The backend says that it did not process the request, whatever that asks for.
-        // Pingora says so for it of invalid frames too, which may come at any time.
-        let unprocessed =
-            matches!(error.retry, RetryType::Decided(true)) && *error.etype() != ErrorType::InvalidH2;
-        error.retry.decide_reuse(client_reused);
-        // A pooled connection that the backend had closed; or it broke while it worked on the request,
-        // which cannot be told apart, so that only what may be done twice is sent again.
-        let stale = error.retry() || (client_reused && stale(&error));
-        // Nobody acts on a request whose body did not arrive.
-        let incomplete = call.body.as_ref().is_some_and(|body| {
-            replayed && session.upstream_body_bytes_sent().is_some_and(|sent| (sent as u64) < body.len())
-        });
-        let old = stale && session.req_header().method.is_idempotent();
-        let allowed = (unprocessed && attempts.made <= MAX_UNPROCESSED)
-            || (old && !unprocessed)
-            || (incomplete && attempts.made <= u32::from(upstream(call).retries()));
-        error.set_retry(upstream_fault && unanswered && repeatable && allowed);
-        let only_old = error.retry() && old && !unprocessed && !incomplete;
-        if upstream_fault {
-            tell(call, only_old);
+        if call.attempts.wait.is_some() {
+            // Its answer was judged already.
+            error.set_retry(true);
+            return error;
         }
-        if error.retry() {
-            call.attempts.counted = true;
-            upstream(call).series(&self.observe.registry).attempt(AttemptOutcome::Broken);
+        if *error.esource() != ErrorSource::Upstream && *error.etype() != PER_TRY {
+            error.set_retry(false);
+            return error;
         }
-        if only_old {
-            // The backend is well, only the connection was old.
-            call.attempts.tried = Default::default();
+        if failure::final_head(session).is_some() || call.attempts.answered {
+            fail_unless_upgraded(call);
+            error.set_retry(false);
+            return error;
         }
+        let replayed = replay.is_some() && call.body.is_some();
+        let fault = fault(session, &error, call, client_reused, replayed);
+        let outcome = if is_timeout(&error) { AttemptOutcome::TimedOut } else { AttemptOutcome::Broken };
+        let repeatable = self.repeatable(session, call, replayed);
+        self.go_on(session, call, (fault, outcome), repeatable, &mut error);
         error
+    }
+
+    /// An answer that the rules name, and after which there is another attempt: `None` if there is none.
+    pub(super) fn answer_is_fault(
+        &self,
+        session: &Session,
+        response: &ResponseHeader,
+        call: &mut Call,
+    ) -> Option<Box<Error>> {
+        let fault = call.rules().fault_of(response.status.as_u16(), Some(&response.headers))?;
+        let replayed = call.body.is_some();
+        let repeatable = !call.upgrade && self.repeatable(session, call, replayed);
+        let (request, registry) = (session.req_header(), &self.observe.registry);
+        let wait = call.again(fault, AttemptOutcome::Answered, request, repeatable, registry)?;
+        call.attempts.wait = Some(wait);
+        Some(Error::explain(ErrorType::InternalError, "an answer to try again after").into_up())
+    }
+
+    /// Whether what was sent of the request can be sent again.
+    fn repeatable(&self, session: &Session, call: &Call, replayed: bool) -> bool {
+        let most = call.rules().body_bytes();
+        replayed || (!session.as_ref().retry_buffer_truncated() && call.body_seen <= most)
+    }
+
+    fn go_on(
+        &self,
+        session: &Session,
+        call: &mut Call,
+        (fault, outcome): (Fault, AttemptOutcome),
+        repeatable: bool,
+        error: &mut Error,
+    ) {
+        let registry = &self.observe.registry;
+        call.attempts.wait = call.again(fault, outcome, session.req_header(), repeatable, registry);
+        error.set_retry(call.attempts.wait.is_some());
     }
 }
 
-/// What an attempt that broke says of its backend; nothing, if only the connection was old. An upgraded
-/// connection ends in any way its ends like.
-fn tell(call: &mut Call, only_old: bool) {
+/// What went wrong with an attempt that began.
+fn fault(session: &Session, error: &Error, call: &Call, client_reused: bool, replayed: bool) -> Fault {
+    // The backend says that it did not process the request, whatever that asks for. Pingora says so for it of
+    // invalid frames too, which may come at any time.
+    let refused = matches!(error.retry, RetryType::Decided(true)) && *error.etype() != ErrorType::InvalidH2;
+    let sent = session.upstream_body_bytes_sent();
+    // Nobody acts on a request whose body did not arrive, and even less on part of a head.
+    let incomplete = replayed
+        && call.body.as_ref().is_some_and(|body| sent.is_some_and(|sent| (sent as u64) < body.len()));
+    let unsent = *error.etype() == ErrorType::WriteError && sent == Some(0);
+    let told_old = matches!(error.retry, RetryType::ReusedOnly);
+    if refused {
+        Fault::Refused
+    } else if incomplete || unsent {
+        Fault::Unsent
+    } else if client_reused && (told_old || stale(error)) {
+        Fault::Stale
+    } else {
+        Fault::Reset
+    }
+}
+
+/// An answer broke off. An upgraded connection ends in any way its ends like.
+fn fail_unless_upgraded(call: &mut Call) {
     let upgraded = call.upgrade && call.attempts.answered;
-    let Some(picked) = call.attempts.picked.as_mut().filter(|_| !upgraded) else { return };
-    if only_old { picked.guard.unseen() } else { picked.guard.failed() }
+    if let Some(picked) = call.attempts.picked.as_mut().filter(|_| !upgraded) {
+        picked.guard.failed();
+    }
+}
+
+fn is_timeout(error: &Error) -> bool {
+    *error.etype() == PER_TRY || matches!(error.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout)
 }
 
 fn stale(error: &Error) -> bool {

@@ -104,6 +104,7 @@ impl Gateway {
         }
         let ctx = call.exchange.as_ref().map(|exchange| &exchange.ctx);
         upstream.write_key(session.req_header(), ctx, &mut call.attempts.key);
+        call.attempts.stuck = upstream.stuck_to(session.req_header());
         call.attempts.upstream = Some(upstream);
         Ok(false)
     }

@@ -35,6 +35,9 @@ impl Gateway {
             in_time(call)?;
             return if call.interim <= MAX_INTERIM { Ok(()) } else { Err(flooded()) };
         }
+        if let Some(error) = self.answer_is_fault(session, response, call) {
+            return Err(error);
+        }
         if let Err(problem) = accept(response, call) {
             return failure::refuse(call, problem.into());
         }
@@ -48,6 +51,7 @@ impl Gateway {
             }
             strip_hop_by_hop(response);
         }
+        call.stick(response);
         if let Err(problem) = call.exchange().response(session.req_header(), response).await {
             return failure::refuse(call, problem.into());
         }

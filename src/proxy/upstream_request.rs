@@ -19,6 +19,7 @@ pub(super) async fn prepare(
     // Pingora gives the body out from its start again.
     (call.body_seen, call.body_passed) = (0, 0);
     let upstream = upstream(call);
+    let left = call.time_left();
     let picked = call.attempts.picked.take();
     let forwarding = Forwarding {
         peer: call
@@ -29,6 +30,7 @@ pub(super) async fn prepare(
         version: call.version,
         upstream: &upstream,
         picked: picked.as_ref(),
+        left,
     };
     let attempt = call.attempts.made;
     let reply = call.exchange().upstream_request(request, &forwarding, attempt).await;
@@ -39,16 +41,19 @@ pub(super) async fn prepare(
     if let Some(reply) = reply {
         return failure::refuse(call, reply);
     }
+    let try_until = call.try_until();
     if let Some(body) = &call.body {
         replay::prepare_head(request, body.len())?;
-        replay::wrap(session, body, call.replay.get_or_insert_default());
+        replay::wrap(session, body, try_until, call.replay.get_or_insert_default());
     } else if call.upgrade && request.version == Version::HTTP_11 {
         let slot = call.replay.get_or_insert_default();
         replay::hold_end(session, call.attempts.handshake, UPGRADED_IDLE, slot);
     } else if call.version == Version::HTTP_2 && waits_for_body(session) {
         let limits = &call.exchange().snapshot.server.limits;
         let patience = Patience::new(limits.body_timeout.get(), limits.min_rate.get());
-        replay::mind(session, patience, call.replay.get_or_insert_default());
+        replay::mind(session, Some(patience), try_until, call.replay.get_or_insert_default());
+    } else if try_until.is_some() && !call.upgrade {
+        replay::mind(session, None, try_until, call.replay.get_or_insert_default());
     }
     if request.version == Version::HTTP_2 {
         meet_expectation(session, request, call).await?;

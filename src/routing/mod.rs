@@ -13,7 +13,7 @@ use std::collections::HashSet;
 use http::Method;
 use tollhouse_filters::condition::{Conditions, RequestView, Unmet};
 use tollhouse_filters::host::HostPattern;
-use tollhouse_filters::path::{Captures, PathPattern};
+use tollhouse_filters::path::{Captures, PathPattern, Segment};
 
 use host::Hosts;
 pub use shadow::{Shadow, shadowed};
@@ -183,6 +183,16 @@ impl Router {
             taken
         });
         considered
+    }
+
+    /// Whether a pattern of this route spells out the first segment of paths as this.
+    #[must_use]
+    pub fn begins_with(&self, id: RouteId, segment: &str) -> bool {
+        let first = |pattern: &PathPattern| match pattern.segments()?.0.first()? {
+            Segment::Literal(text) => Some(**text == *segment),
+            Segment::Parameter(_) => None,
+        };
+        self.routes[id.0 as usize].paths.iter().any(|pattern| first(pattern).unwrap_or(false))
     }
 
     fn route(&self, entry: Entry) -> &RouteMatch {

@@ -41,6 +41,7 @@ use crate::handover::Sockets;
 use crate::ledger::{self, Ledger};
 use crate::observe::{self, Observe};
 use crate::proxy::{Budget, Front, Gateway};
+use crate::release::ramp;
 use crate::snapshot::{Compiler, Live, Mode, Reloader, Snapshot, apart};
 use crate::source::{self, Loaded, Problems};
 use crate::store::Keeper;
@@ -162,8 +163,8 @@ struct Parts {
     cache: Arc<Cache>,
     bound: Vec<door::Bound>,
     admin: Option<(SocketAddr, TcpListener)>,
-    /// Writes down what is used of quotas, until the process ends.
-    ledger: Option<Ledger>,
+    /// What writes down, until the process ends, what is used of quotas, and how far ramps are.
+    kept: (Option<Ledger>, Option<ramp::Keeper>),
 }
 
 impl Parts {
@@ -202,7 +203,7 @@ impl Parts {
             (monitor.clone(), keeper),
             &mut sockets,
         )?;
-        parts.ledger = ledger;
+        parts.kept = (ledger, Some(keep_ramps(&parts)?));
         calls.follow(&parts.live);
         background.begin();
         // Connections wait meanwhile; none is given to a backend that nothing is known about.
@@ -262,7 +263,19 @@ impl Parts {
         let (state, revocations) = (world.state.clone(), world.revocations.clone());
         let reloader = Reloader::new(path.clone(), registry, world, live.clone(), dry::verify);
         let reloader = Arc::new(reloader.watched_by(monitor).connected_by(keeper));
-        Ok(Self { path, state, revocations, live, reloader, desk, budget, cache, bound, admin, ledger: None })
+        Ok(Self {
+            path,
+            state,
+            revocations,
+            live,
+            reloader,
+            desk,
+            budget,
+            cache,
+            bound,
+            admin,
+            kept: (None, None),
+        })
     }
 
     fn serve(self, signals: Signals, origin: Origin, before: Option<Predecessor>) -> Result<(), StartError> {
@@ -318,10 +331,10 @@ impl Parts {
             drain::Leaving { desk: self.desk.clone(), live: self.live, admin, upgrades, stops, stopping };
         // Held on, it would keep what later ones have no more: connections to stores, for one.
         drop(snapshot);
-        let ledger = self.ledger;
+        let kept = self.kept;
         server.run(RunArgs { shutdown_signal: Box::new(leaving) });
         // What the last requests used is written down.
-        drop(ledger);
+        drop(kept);
         self.desk.observe.flush();
         Ok(())
     }
@@ -391,6 +404,22 @@ fn keep_quotas(
     let place = ledger::place(snapshot.server.quotas.as_ref(), document);
     let ledger = place.map(|path| Ledger::start(ledger::File::at(path), state.clone(), &*observe.registry));
     ledger.transpose().map_err(|error| StartError::Runtime(format!("cannot keep quotas: {error}")))
+}
+
+/// Knows again how far ramps were, and keeps how far they are.
+fn keep_ramps(parts: &Parts) -> Result<ramp::Keeper, StartError> {
+    let place = ledger::place(parts.live.load().server.quotas.as_ref(), &parts.path);
+    let live = Arc::downgrade(&parts.live);
+    let ramps = move || {
+        let snapshot = live.upgrade().map(|live| live.load());
+        snapshot
+            .iter()
+            .flat_map(|snapshot| snapshot.ramps())
+            .map(|(_, ramp)| ramp.progress().clone())
+            .collect()
+    };
+    let keeper = ramp::Keeper::start(place, ramps, &*parts.desk.observe.registry);
+    keeper.map_err(|error| StartError::Runtime(format!("cannot keep ramps: {error}")))
 }
 
 /// Windows that keep one upload over a long line going, without letting a client hold much memory.

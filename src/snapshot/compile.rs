@@ -1,19 +1,21 @@
 //! From a loaded document to a snapshot, or every problem at once.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path as FilePath;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderName;
+use tollhouse_filters::identity::Identities;
 use tollhouse_filters::pipeline::Pipeline;
+use tollhouse_filters::plan::Plans;
 use tollhouse_filters::registry::Registry;
 use tollhouse_filters::tree::{Error, FileId, Mark, Node, Path, Scalar, from_node_all, suggest};
-use tollhouse_filters::world::{UpstreamId, World};
+use tollhouse_filters::world::{Stores, UpstreamId, World};
 
 use super::pipelines::{Named, Pipelines};
+use super::{Action, identities, listeners, releases, routes, stores};
 use super::{ListenerPlan, NamedFiles, Snapshot, UpstreamIds};
-use super::{identities, listeners, routes, stores};
 use crate::config::{self, Document};
 use crate::consumers::Roster;
 use crate::source::{Files, Loaded, Problems};
@@ -65,8 +67,9 @@ pub(super) struct Faults<'a> {
 }
 
 impl<'a> Faults<'a> {
-    fn new(root: &'a Node) -> Self {
-        Self { root, found: Vec::new() }
+    /// Those that were found while the document was loaded.
+    fn new(loaded: &'a Loaded) -> Self {
+        Self { root: &loaded.root, found: loaded.duplicates.clone() }
     }
 
     /// Something suspicious at this place, which is not wrong.
@@ -111,7 +114,7 @@ impl Compiler<'_> {
     /// Compiles a loaded document.
     pub fn compile(&self, loaded: &Arc<Loaded>) -> Result<Snapshot, Problems> {
         let mut document: Document = parse(loaded)?;
-        let mut faults = Faults::new(&loaded.root);
+        let mut faults = Faults::new(loaded);
         let base = FilePath::new(loaded.files.name(FileId(0))).parent().unwrap_or(FilePath::new(""));
         // Noted before they are read: what changes after this is noticed.
         let files = self.files(&document, base);
@@ -124,25 +127,25 @@ impl Compiler<'_> {
         let around = (&ids.by_name, &plans);
         let identities = identities::build(&mut document, &roster, self.world, around, &mut faults);
         let (stores, by_name) = stores::build(self, &document.stores, base, &mut faults);
-        let named =
-            Named { upstreams: &ids.by_name, identities: &identities, plans: &plans, stores: &by_name };
+        let versions = releases::version_names(&document.services);
+        let named = named(&ids, (&identities, &plans, &by_name), &versions);
         let mut pipelines = Pipelines::new(self.registry, self.world, named, folder, files);
+        pipelines.live = self.mode == Mode::Live;
         pipelines.build_chains(document.chains, &mut faults);
         let (listeners, unusual) =
             listeners::build(self, document.listeners, base, &document.server, &mut pipelines, &mut faults);
         let names = routes::Names::new(&listeners, &ids.by_name, &document.services)
+            .with_bulkheads_of(self.previous)
             .with_keys_of(&document.upstreams);
         let built = routes::build(document.services, document.routes, &names, &mut pipelines, &mut faults);
-        for (at, test) in document.tests.iter().enumerate() {
-            names.check_test(at, test, &mut faults);
-        }
+        names.check_tests(&document.tests, &mut faults);
         check_dns(&document.server.dns, &mut faults);
         let files = pipelines.into_files();
-        faults.found.extend(loaded.duplicates.iter().cloned());
         if !faults.found.is_empty() || !unread.list.is_empty() {
             return Err(problems(faults.found, unread, loaded, &files));
         }
         let routes = built.resolve(&upstreams_by_id(&ids, &upstreams), listeners.len());
+        let identity_headers = identity_headers(&listeners, &routes);
         let mut warnings = Problems::located(unusual, &loaded.files);
         warnings.list.extend(routes::shadow_warnings(&built.matches, &routes, loaded).list);
         let unrouted = Arc::new(routes::unrouted(listeners.len()));
@@ -152,7 +155,9 @@ impl Compiler<'_> {
             files,
             server: document.server,
             admin: document.admin,
-            identity_headers: identity_headers(&listeners, &routes),
+            identity_headers,
+            forcing_headers: forcing_headers(&routes),
+            reads_path_versions: routes.iter().any(|route| route.reads_path_version()),
             identities,
             listeners,
             router: crate::routing::Router::build(built.matches),
@@ -215,6 +220,15 @@ impl Compiler<'_> {
         }
         built
     }
+}
+
+/// What filters may name.
+fn named<'a>(
+    ids: &'a UpstreamIds,
+    (identities, plans, stores): (&'a Identities, &'a Plans, &'a Stores),
+    versions: &'a BTreeSet<Arc<str>>,
+) -> Named<'a> {
+    Named { upstreams: &ids.by_name, identities, plans, stores, versions }
 }
 
 /// All that is wrong with a document, and what is to be watched until somebody repairs it.
@@ -301,6 +315,18 @@ fn identity_headers(listeners: &[ListenerPlan], routes: &[Arc<super::Route>]) ->
     };
     let mut names: Vec<HeaderName> = listeners.iter().flat_map(|listener| of(&listener.pipeline)).collect();
     names.extend(routes.iter().flat_map(|route| [of(&route.shared), of(&route.own)].concat()));
+    names.sort_by(|a, b| a.as_str().cmp(b.as_str()));
+    names.dedup();
+    names
+}
+
+/// Every field by which testers choose a variant, once.
+fn forcing_headers(routes: &[Arc<super::Route>]) -> Vec<HeaderName> {
+    let of = |route: &Arc<super::Route>| match &route.action {
+        Action::Split(split) => split.split.forced_by().cloned(),
+        _ => None,
+    };
+    let mut names: Vec<HeaderName> = routes.iter().filter_map(of).collect();
     names.sort_by(|a, b| a.as_str().cmp(b.as_str()));
     names.dedup();
     names

@@ -76,7 +76,7 @@ pub(super) fn build(
         faults.add_with_hint(&error.path, error.message, error.hint);
     }
     let hidden = &mut document.observability.access_log.redact;
-    for source in identities.sources() {
+    for source in identities.secrets() {
         let redaction = match source {
             Source::Header(name) => Redaction::Header(name.clone()),
             Source::Query(name) => Redaction::Query(name.clone()),

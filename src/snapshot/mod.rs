@@ -5,6 +5,7 @@ mod facts;
 mod identities;
 mod listeners;
 mod pipelines;
+mod releases;
 mod reload;
 mod routes;
 mod stores;
@@ -21,16 +22,19 @@ use http::HeaderName;
 use tollhouse_filters::identity::Identities;
 use tollhouse_filters::phase::OnRequest;
 use tollhouse_filters::pipeline::{Pipeline, Stack};
+use tollhouse_filters::traffic::mirror::Report;
 use tollhouse_filters::world::UpstreamId;
 
+use crate::config::retries::RouteRetries;
 use crate::config::{Admin, Listener, Observability, RouteTimeouts, Server, Test};
 use crate::consumers::Roster;
 use crate::observe::RouteSeries;
+use crate::release::{Ramp, Split, Versions};
 use crate::routing::{ListenerId, RouteId, Router};
 use crate::source::{Fingerprint, Packed, Problems};
 use crate::store::RedisStore;
 use crate::tls::ServerTls;
-use crate::upstream::Upstream;
+use crate::upstream::{Bulkhead, Upstream};
 
 pub(crate) use compile::fault;
 pub use compile::{Compiler, Mode, apart};
@@ -67,6 +71,10 @@ pub struct Snapshot {
     pub identities: Identities,
     /// Fields that filters write for upstreams; a client's own copies are dropped.
     pub identity_headers: Vec<HeaderName>,
+    /// Fields by which testers choose variants; dropped on all routes but those whose splits go by them.
+    pub forcing_headers: Vec<HeaderName>,
+    /// Some service reads the version from the path.
+    pub reads_path_versions: bool,
     /// Logs and metrics.
     pub observability: Observability,
     /// Tests written in the document.
@@ -137,6 +145,8 @@ pub struct Route {
     pub name: Arc<str>,
     /// Its service's name.
     pub service: Option<Arc<str>>,
+    /// Its service's versions.
+    pub versions: Option<Arc<Versions>>,
     /// Its service's filters, shared by all routes of the service.
     pub shared: Arc<Pipeline>,
     /// Its own filters.
@@ -145,18 +155,71 @@ pub struct Route {
     pub action: Action,
     /// Timeouts instead of the upstream's.
     pub timeouts: RouteTimeouts,
-    /// Its metrics, by listener, made on first use.
-    pub series: Box<[OnceLock<Arc<RouteSeries>>]>,
+    /// Retries instead of the upstream's.
+    pub retries: Option<RouteRetries>,
+    /// Places for its requests, besides the upstream's.
+    pub bulkhead: Option<Arc<Bulkhead>>,
+    /// Its metrics, by listener and branch, made on first use.
+    series: Box<[OnceLock<Arc<RouteSeries>>]>,
 }
 
 impl Route {
-    /// Where its requests go, unless a filter answers them.
+    /// Whether its requests may name a version in their path.
     #[must_use]
-    pub fn upstream(&self) -> Option<&Arc<Upstream>> {
+    pub fn reads_path_version(&self) -> bool {
+        self.versions.as_ref().is_some_and(|versions| versions.reads_path())
+    }
+
+    /// Whether it chooses a version for requests that name none.
+    #[must_use]
+    pub fn splits_versions(&self) -> bool {
+        matches!(&self.action, Action::Split(split) if split.versions.is_some())
+    }
+
+    /// In how many ways requests may go from here; the first is that of those that go nowhere, or the only way.
+    #[must_use]
+    pub fn branches(&self) -> usize {
         match &self.action {
-            Action::Upstream(upstream) => Some(upstream),
-            Action::Answer(_) | Action::NotFound => None,
+            Action::Upstream(_) | Action::Answer(_) | Action::NotFound => 1,
+            Action::Versions(upstreams) => 1 + upstreams.len(),
+            Action::Split(split) => {
+                let versions = split.versions.as_ref().map_or(0, |versions| versions.upstreams.len());
+                1 + split.upstreams.len() + versions
+            }
         }
+    }
+
+    /// The variant and the upstream of a branch.
+    #[must_use]
+    pub fn branch(&self, at: usize) -> (Option<&Arc<str>>, Option<&Arc<Upstream>>) {
+        match &self.action {
+            Action::Upstream(upstream) => (None, Some(upstream)),
+            Action::Answer(_) | Action::NotFound => (None, None),
+            _ if at == 0 => (None, None),
+            Action::Versions(upstreams) => (None, upstreams.get(at - 1)),
+            Action::Split(split) => match split.split.variants().get(at - 1) {
+                Some(variant) => (Some(&variant.name), split.upstreams.get(at - 1)),
+                None => {
+                    let versions = split.versions.as_ref();
+                    (None, versions.and_then(|all| all.upstreams.get(at - 1 - split.upstreams.len())))
+                }
+            },
+        }
+    }
+
+    /// The metrics of requests that came through this listener and went this way; `make` makes them from the
+    /// variant and the upstream.
+    pub fn series(
+        &self,
+        listener: ListenerId,
+        branch: usize,
+        make: impl FnOnce(Option<&Arc<str>>, Option<&Arc<Upstream>>) -> RouteSeries,
+    ) -> &Arc<RouteSeries> {
+        let series = &self.series[usize::from(listener.0) * self.branches() + branch];
+        series.get_or_init(|| {
+            let (variant, upstream) = self.branch(branch);
+            Arc::new(make(variant, upstream))
+        })
     }
 }
 
@@ -164,10 +227,32 @@ impl Route {
 pub enum Action {
     /// Sends it to an upstream.
     Upstream(Arc<Upstream>),
+    /// Sends it to the upstream of its version; by their places.
+    Versions(Box<[Arc<Upstream>]>),
+    /// Sends it to one of several upstreams.
+    Split(Box<SplitAction>),
     /// Answers it.
     Answer(Arc<dyn OnRequest>),
     /// There is nothing here.
     NotFound,
+}
+
+/// A split with its upstreams.
+pub struct SplitAction {
+    /// Chooses.
+    pub split: Arc<Split>,
+    /// By the place of the variant.
+    pub upstreams: Box<[Arc<Upstream>]>,
+    /// Where variants are versions.
+    pub versions: Option<SplitVersions>,
+}
+
+/// The versions behind a split.
+pub struct SplitVersions {
+    /// The place of each variant's version.
+    pub of: Box<[usize]>,
+    /// By the place of the version.
+    pub upstreams: Box<[Arc<Upstream>]>,
 }
 
 impl Snapshot {
@@ -207,6 +292,28 @@ impl Snapshot {
     pub fn upstream(&self, id: UpstreamId) -> Option<&Arc<Upstream>> {
         let (name, _) = self.upstream_ids.by_name.iter().find(|(_, known)| **known == id)?;
         self.upstream_named(name)
+    }
+
+    /// What came of the copies that filters make, each once.
+    pub fn mirrors(&self) -> Vec<Arc<Report>> {
+        let listeners = self.listeners.iter().map(|listener| &listener.pipeline);
+        let routes = self.routes.iter().flat_map(|route| [&route.shared, &route.own]);
+        let steps = listeners.chain(routes).flat_map(|pipeline| pipeline.steps());
+        let mut reports: Vec<Arc<Report>> = Vec::new();
+        for report in steps.filter_map(|step| step.declared.mirror.as_ref()) {
+            if !reports.iter().any(|known| Arc::ptr_eq(known, report)) {
+                reports.push(report.clone());
+            }
+        }
+        reports
+    }
+
+    /// Weights that move, by their routes.
+    pub fn ramps(&self) -> impl Iterator<Item = (&Arc<Route>, &Ramp)> {
+        self.routes.iter().filter_map(|route| match &route.action {
+            Action::Split(split) => Some((route, split.split.ramp()?)),
+            _ => None,
+        })
     }
 
     /// The pipelines of a request on this listener and route.

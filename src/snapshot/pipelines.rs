@@ -1,7 +1,7 @@
 //! From written filter lists to shared pipelines.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path as FilePath;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
@@ -17,8 +17,8 @@ use tollhouse_filters::tree::{Node, Path};
 use tollhouse_filters::when::When;
 use tollhouse_filters::world::{Stores, UpstreamId, World};
 
-use super::NamedFiles;
 use super::compile::{Faults, did_you_mean};
+use super::{NamedFiles, releases};
 use crate::config::Name;
 use crate::source::read_text;
 
@@ -27,6 +27,8 @@ pub(super) struct Pipelines<'a> {
     registry: &'a Registry,
     world: &'a World,
     named: Named<'a>,
+    /// Whether the document is to serve.
+    pub(super) live: bool,
     /// Where paths of files begin; none for a document that makes nobody read files.
     folder: Option<&'a FilePath>,
     files: RefCell<NamedFiles>,
@@ -42,6 +44,8 @@ pub(super) struct Named<'a> {
     pub(super) identities: &'a Identities,
     pub(super) plans: &'a Plans,
     pub(super) stores: &'a Stores,
+    /// Names of versions of services.
+    pub(super) versions: &'a BTreeSet<Arc<str>>,
 }
 
 /// Numbers the filters of one list, each kind on its own: a new filter of another kind before it
@@ -70,6 +74,7 @@ impl<'a> Pipelines<'a> {
             registry,
             world,
             named,
+            live: false,
             folder,
             files: RefCell::new(files),
             slots: AtomicU32::new(0),
@@ -77,6 +82,11 @@ impl<'a> Pipelines<'a> {
             chains: BTreeMap::new(),
             shared: empty,
         }
+    }
+
+    /// The world that filters reach.
+    pub(super) fn world(&self) -> &World {
+        self.world
     }
 
     /// The files noted so far, those that filters read among them.
@@ -175,6 +185,9 @@ impl<'a> Pipelines<'a> {
             return None;
         };
         check_siblings(entry, &spec, path, faults);
+        if let Some(when) = &spec.when {
+            releases::check_when(when, self.named.versions, &path.join("when"), faults);
+        }
         let instance = self.instance(owner, ordinal, &spec, path, faults);
         let mut options_path = path.clone();
         options_path.push(spec.filter.as_str());

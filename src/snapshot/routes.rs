@@ -1,6 +1,6 @@
 //! From written routes and services to resolved ones.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, OnceLock};
 
 use http::Method;
@@ -10,22 +10,29 @@ use tollhouse_filters::phase::OnRequest;
 use tollhouse_filters::pipeline::Pipeline;
 use tollhouse_filters::selector::Selector;
 use tollhouse_filters::tree::{Path, Raw};
+use tollhouse_filters::when::WhenSpec;
 use tollhouse_filters::world::UpstreamId;
 
 use super::compile::{Faults, did_you_mean, entity, fault};
 use super::pipelines::Pipelines;
-use super::{Action, ListenerPlan, Route, facts};
+use super::releases::{self, BuiltVersions, SplitPlan};
+use super::{Action, ListenerPlan, Route, Snapshot, SplitAction, SplitVersions, facts};
+use crate::config::retries::RouteRetries;
 use crate::config::{self, Match, Name, RouteTimeouts, Test};
 use crate::observe::RouteSeries;
+use crate::release::Versions;
 use crate::routing::{ListenerId, RouteId, RouteMatch, shadowed};
 use crate::source::{Loaded, Problems};
-use crate::upstream::Upstream;
+use crate::upstream::{Bulkhead, MAX_RETRIES, Upstream};
 
 /// The names that others can refer to.
 pub(super) struct Names<'a> {
     listeners: &'a [ListenerPlan],
     upstreams: &'a BTreeMap<Arc<str>, UpstreamId>,
     services: HashMap<Arc<str>, usize>,
+    /// Places of the routes that ran before, by name.
+    bulkheads: HashMap<Arc<str>, Arc<Bulkhead>>,
+    versions: BTreeSet<Arc<str>>,
     /// Upstreams whose `hash_on` needs facts.
     keyed: HashMap<UpstreamId, (Arc<str>, Vec<Fact>)>,
 }
@@ -36,8 +43,17 @@ impl<'a> Names<'a> {
         upstreams: &'a BTreeMap<Arc<str>, UpstreamId>,
         services: &[config::Service],
     ) -> Self {
+        let versions = releases::version_names(services);
         let services = services.iter().enumerate().map(|(at, service)| (service.name.shared(), at)).collect();
-        Self { listeners, upstreams, services, keyed: HashMap::new() }
+        Self { listeners, upstreams, services, versions, bulkheads: HashMap::new(), keyed: HashMap::new() }
+    }
+
+    /// Notes the places of routes that go on.
+    pub(super) fn with_bulkheads_of(mut self, previous: Option<&Snapshot>) -> Self {
+        let routes = previous.into_iter().flat_map(|snapshot| &snapshot.routes);
+        self.bulkheads =
+            routes.filter_map(|route| Some((route.name.clone(), route.bulkhead.clone()?))).collect();
+        self
     }
 
     /// Notes what the keys need that these upstreams balance by.
@@ -52,7 +68,7 @@ impl<'a> Names<'a> {
         self
     }
 
-    fn upstream(&self, name: &Name, path: &Path, faults: &mut Faults<'_>) -> Option<UpstreamId> {
+    pub(super) fn upstream(&self, name: &Name, path: &Path, faults: &mut Faults<'_>) -> Option<UpstreamId> {
         let found = self.upstreams.get(name.as_str()).copied();
         if found.is_none() {
             let hint = did_you_mean(name.as_str(), self.upstreams.keys().map(|name| &**name));
@@ -81,8 +97,12 @@ impl<'a> Names<'a> {
         found
     }
 
-    /// Checks that a test names what exists.
-    pub(super) fn check_test(&self, at: usize, test: &Test, faults: &mut Faults<'_>) {
+    /// Checks that tests name what exists.
+    pub(super) fn check_tests(&self, tests: &[Test], faults: &mut Faults<'_>) {
+        tests.iter().enumerate().for_each(|(at, test)| self.check_test(at, test, faults));
+    }
+
+    fn check_test(&self, at: usize, test: &Test, faults: &mut Faults<'_>) {
         let path = entity("tests", at);
         if let Some(name) = &test.request.listener {
             self.listener(name, &path.join("request").join("listener"), faults);
@@ -90,6 +110,31 @@ impl<'a> Names<'a> {
         if let Some(name) = &test.expect.upstream {
             self.upstream(name, &path.join("expect").join("upstream"), faults);
         }
+        for (nth, name) in test.expect.mirrors.iter().flatten().enumerate() {
+            self.upstream(name, &path.join("expect").join("mirrors").join(nth), faults);
+        }
+        let versions = || self.versions.iter().map(|name| &**name);
+        let variants = || versions().chain(self.upstreams.keys().map(|name| &**name));
+        self.check_expected("version", test.expect.version.as_ref(), versions, &path, faults);
+        self.check_expected("variant", test.expect.variant.as_ref(), variants, &path, faults);
+    }
+
+    fn check_expected<'n, I: Iterator<Item = &'n str>>(
+        &self,
+        what: &str,
+        name: Option<&Name>,
+        known: impl Fn() -> I,
+        path: &Path,
+        faults: &mut Faults<'_>,
+    ) {
+        let Some(name) = name.filter(|name| !known().any(|known| known == name.as_str())) else { return };
+        let hint = did_you_mean(name.as_str(), known());
+        faults.add_with_hint(&path.join("expect").join(what), format!("no {what} is named `{name}`"), hint);
+    }
+
+    /// Checks that the versions that a condition names exist.
+    pub(super) fn check_when(&self, when: &WhenSpec, path: &Path, faults: &mut Faults<'_>) {
+        releases::check_when(when, &self.versions, path, faults);
     }
 }
 
@@ -103,23 +148,61 @@ pub(super) struct Built {
 struct Unresolved {
     name: Arc<str>,
     service: Option<Arc<str>>,
+    versions: Option<Arc<Versions>>,
     shared: Arc<Pipeline>,
     own: Arc<Pipeline>,
     target: Target,
     timeouts: RouteTimeouts,
+    retries: Option<RouteRetries>,
+    bulkhead: Option<Arc<Bulkhead>>,
 }
 
 #[derive(Clone)]
 enum Target {
     Upstream(UpstreamId),
+    Versions(Vec<UpstreamId>),
+    Split(SplitPlan),
     Answer(Arc<dyn OnRequest>),
     Nothing,
 }
 
-struct Service {
+impl Target {
+    /// Every upstream that requests may go to.
+    fn upstreams(&self) -> Vec<UpstreamId> {
+        match self {
+            Self::Upstream(id) => vec![*id],
+            Self::Versions(ids) => ids.clone(),
+            Self::Split(plan) => plan.all_upstreams().collect(),
+            Self::Answer(_) | Self::Nothing => Vec::new(),
+        }
+    }
+}
+
+/// A service with its versions.
+pub(super) struct Service {
     name: Arc<str>,
     pipeline: Arc<Pipeline>,
     upstream: Option<UpstreamId>,
+    /// None, too, where what was written is wrong.
+    pub(super) versions: Option<BuiltVersions>,
+}
+
+impl Service {
+    /// Where the requests of each version go.
+    pub(super) fn version_upstreams(&self, path: &Path, faults: &mut Faults<'_>) -> Option<Vec<UpstreamId>> {
+        let built = self.versions.as_ref()?;
+        let upstreams = built.upstreams.iter().map(|own| own.or(self.upstream));
+        if let Some((name, _)) = built.versions.names().zip(upstreams.clone()).find(|(_, id)| id.is_none()) {
+            let name = format!("version `{name}` of service `{}` has no upstream", self.name);
+            faults.add(path, format!("{name}, and neither has the service"));
+        }
+        upstreams.collect()
+    }
+
+    /// Whether some version has an upstream of its own, which a route's action would hide.
+    fn sends_versions_apart(&self) -> bool {
+        self.versions.as_ref().is_some_and(|built| built.upstreams.iter().any(Option::is_some))
+    }
 }
 
 /// Builds services and routes.
@@ -144,14 +227,19 @@ pub(super) fn build(
             route.service.as_ref().and_then(|name| names.service(name, &path.join("service"), faults));
         let service = service.map(|at| &services[at]);
         let target = target(&route, service, names, pipelines, &path, faults);
+        check_retries(route.retries.as_ref(), &path, faults);
         let owner = format!("route:{}", route.name);
+        let before = names.bulkheads.get(route.name.as_str());
         let unresolved = Unresolved {
             name: route.name.shared(),
             service: service.map(|service| service.name.clone()),
+            versions: service.and_then(|service| Some(service.versions.as_ref()?.versions.clone())),
             shared: service.map_or_else(|| none.clone(), |service| service.pipeline.clone()),
             own: pipelines.build(&owner, route.filters, &path.join("filters"), faults),
             target,
             timeouts: route.timeouts,
+            retries: route.retries,
+            bulkhead: route.concurrency.as_ref().map(|written| Bulkhead::retained(written, before)),
         };
         let matched = matches(route.matches, names, &path.join("match"), faults);
         check_facts(&unresolved, &matched, names, &path, faults);
@@ -159,6 +247,12 @@ pub(super) fn build(
         built.routes.push(unresolved);
     }
     built
+}
+
+fn check_retries(retries: Option<&RouteRetries>, path: &Path, faults: &mut Faults<'_>) {
+    if retries.and_then(|retries| retries.max).is_some_and(|max| max > MAX_RETRIES) {
+        faults.add(&path.join("retries").join("max"), format!("expected 0 to {MAX_RETRIES}"));
+    }
 }
 
 fn build_service(
@@ -172,6 +266,7 @@ fn build_service(
     let owner = format!("service:{}", service.name);
     Service {
         name: service.name.shared(),
+        versions: releases::versions(&service, names, pipelines.world(), &path, faults),
         pipeline: pipelines.build(&owner, service.filters, &path.join("filters"), faults),
         upstream: service
             .upstream
@@ -189,31 +284,66 @@ fn target(
     path: &Path,
     faults: &mut Faults<'_>,
 ) -> Target {
-    let written = [route.upstream.is_some(), route.respond.is_some(), route.redirect.is_some()];
-    if written.iter().filter(|written| **written).count() > 1 {
-        faults.add(path, "a route has one action; keep one of `upstream`, `respond` and `redirect`");
+    let written = [
+        ("upstream", route.upstream.is_some()),
+        ("split", route.split.is_some()),
+        ("respond", route.respond.is_some()),
+        ("redirect", route.redirect.is_some()),
+    ];
+    let mut written = written.iter().filter(|(_, is)| *is).map(|(key, _)| *key);
+    let action = written.next();
+    if written.next().is_some() {
+        faults.add(path, "a route has one action; keep one of `upstream`, `split`, `respond` and `redirect`");
         return Target::Nothing;
+    }
+    if let (Some(key), Some(service)) = (action, service.filter(|service| service.sends_versions_apart()))
+        && !route.split.as_ref().is_some_and(|split| !split.versions.is_empty())
+    {
+        let message = format!(
+            "`{key}` hides the upstreams of the versions of service `{}`; take one or the other away",
+            service.name
+        );
+        faults.add(&path.join(key), message);
     }
     let owner = format!("route:{}", route.name);
     let mut answer = |filter: &str, options: &Raw| {
         let phases = pipelines.action(filter, &options.0, &owner, &path.join(filter), faults);
         phases.and_then(|phases| phases.into_request()).map_or(Target::Nothing, Target::Answer)
     };
-    match (&route.upstream, &route.respond, &route.redirect) {
-        (_, Some(options), _) => answer("respond", options),
-        (_, _, Some(options)) => answer("redirect", options),
-        (Some(name), ..) => {
-            names.upstream(name, &path.join("upstream"), faults).map_or(Target::Nothing, Target::Upstream)
+    if let Some(options) = &route.respond {
+        return answer("respond", options);
+    }
+    if let Some(options) = &route.redirect {
+        return answer("redirect", options);
+    }
+    if let Some(split) = &route.split {
+        let at = (&path.join("split"), faults);
+        let plan =
+            releases::split(split, &route.name, service, names, (pipelines.world(), pipelines.live), at);
+        return plan.map_or(Target::Nothing, Target::Split);
+    }
+    if let Some(name) = &route.upstream {
+        let found = names.upstream(name, &path.join("upstream"), faults);
+        return found.map_or(Target::Nothing, Target::Upstream);
+    }
+    given(service, route, path, faults)
+}
+
+/// What its service gives a route without an action of its own.
+fn given(service: Option<&Service>, route: &config::Route, path: &Path, faults: &mut Faults<'_>) -> Target {
+    match service {
+        Some(service) if service.versions.is_some() => {
+            service.version_upstreams(path, faults).map_or(Target::Nothing, Target::Versions)
         }
-        (None, None, None) => match service.map(|service| service.upstream) {
-            Some(Some(upstream)) => Target::Upstream(upstream),
-            // The service's own problem was reported with the service.
-            None if route.service.is_some() => Target::Nothing,
-            _ => {
-                faults.add(path, "the route does nothing; add `upstream`, `respond` or `redirect`, or a `service` with an upstream");
-                Target::Nothing
-            }
-        },
+        Some(Service { upstream: Some(upstream), .. }) => Target::Upstream(*upstream),
+        // The service's own problem was reported with the service.
+        None if route.service.is_some() => Target::Nothing,
+        _ => {
+            let actions = "`upstream`, `split`, `respond` or `redirect`";
+            let message = format!("the route does nothing; add {actions}, or a `service` with an upstream");
+            faults.add(path, message);
+            Target::Nothing
+        }
     }
 }
 
@@ -246,11 +376,8 @@ fn check_facts(
     faults: &mut Faults<'_>,
 ) {
     let needy = |pipeline: &Pipeline| pipeline.steps().iter().any(|step| !step.declared.needs.is_empty());
-    let keyed = match route.target {
-        Target::Upstream(id) => names.keyed.get(&id),
-        Target::Answer(_) | Target::Nothing => None,
-    };
-    if !needy(&route.shared) && !needy(&route.own) && keyed.is_none() {
+    let keys = keys(route, names);
+    if !needy(&route.shared) && !needy(&route.own) && keys.is_empty() {
         return;
     }
     for (id, listener) in (0u16..).map(ListenerId).zip(names.listeners) {
@@ -262,16 +389,27 @@ fn check_facts(
             faults.add(path, facts::message(&instance, fact));
             return;
         }
-        if let Some((upstream, needs)) = keyed
-            && let Some(fact) = facts::missing(needs, pipelines)
-        {
-            let message = format!(
-                "`hash_on` of upstream `{upstream}` needs {fact}, but nothing before it establishes that"
-            );
-            faults.add(path, message);
-            return;
+        for (key, needs) in &keys {
+            if let Some(fact) = facts::missing(needs, pipelines) {
+                faults.add(path, format!("{key} needs {fact}, but nothing before it establishes that"));
+                return;
+            }
         }
     }
+}
+
+/// What is decided by keys after the filters, and the facts that these need.
+fn keys<'n>(route: &'n Unresolved, names: &'n Names<'_>) -> Vec<(String, &'n [Fact])> {
+    let upstreams = route.target.upstreams().into_iter().filter_map(|id| names.keyed.get(&id));
+    let mut keys: Vec<(String, &[Fact])> = upstreams
+        .map(|(name, needs)| (format!("`hash_on` of upstream `{name}`"), needs.as_slice()))
+        .collect();
+    if let Target::Split(plan) = &route.target
+        && !plan.needs.is_empty()
+    {
+        keys.push(("`split`".to_owned(), &plan.needs));
+    }
+    keys
 }
 
 impl Built {
@@ -281,26 +419,44 @@ impl Built {
         upstreams: &HashMap<UpstreamId, Arc<Upstream>>,
         listeners: usize,
     ) -> Vec<Arc<Route>> {
-        let action = |target: &Target| match target {
-            Target::Upstream(id) => Action::Upstream(upstreams[id].clone()),
-            Target::Answer(filter) => Action::Answer(filter.clone()),
-            Target::Nothing => Action::NotFound,
-        };
         let ids = (0u32..).map(RouteId);
         ids.zip(&self.routes)
             .map(|(id, route)| {
-                Arc::new(Route {
+                let mut resolved = Route {
                     id: Some(id),
                     name: route.name.clone(),
                     service: route.service.clone(),
+                    versions: route.versions.clone(),
                     shared: route.shared.clone(),
                     own: route.own.clone(),
-                    action: action(&route.target),
+                    action: action(&route.target, upstreams),
                     timeouts: route.timeouts,
-                    series: series(listeners),
-                })
+                    retries: route.retries.clone(),
+                    bulkhead: route.bulkhead.clone(),
+                    series: Box::default(),
+                };
+                resolved.series = series(listeners * resolved.branches());
+                Arc::new(resolved)
             })
             .collect()
+    }
+}
+
+fn action(target: &Target, upstreams: &HashMap<UpstreamId, Arc<Upstream>>) -> Action {
+    let all = |ids: &[UpstreamId]| ids.iter().map(|id| upstreams[id].clone()).collect();
+    match target {
+        Target::Upstream(id) => Action::Upstream(upstreams[id].clone()),
+        Target::Versions(ids) => Action::Versions(all(ids)),
+        Target::Split(plan) => Action::Split(Box::new(SplitAction {
+            split: plan.split.clone(),
+            upstreams: all(&plan.upstreams),
+            versions: plan
+                .versions
+                .as_ref()
+                .map(|(of, ids)| SplitVersions { of: of.as_slice().into(), upstreams: all(ids) }),
+        })),
+        Target::Answer(filter) => Action::Answer(filter.clone()),
+        Target::Nothing => Action::NotFound,
     }
 }
 
@@ -314,16 +470,19 @@ pub(super) fn unrouted(listeners: usize) -> Route {
         id: None,
         name: Arc::from(UNROUTED),
         service: None,
+        versions: None,
         shared: none.clone(),
         own: none,
         action: Action::NotFound,
         timeouts: RouteTimeouts::default(),
+        retries: None,
+        bulkhead: None,
         series: series(listeners),
     }
 }
 
-fn series(listeners: usize) -> Box<[OnceLock<Arc<RouteSeries>>]> {
-    std::iter::repeat_with(OnceLock::new).take(listeners).collect()
+fn series(count: usize) -> Box<[OnceLock<Arc<RouteSeries>>]> {
+    std::iter::repeat_with(OnceLock::new).take(count).collect()
 }
 
 /// Warns of routes that can never match, naming what shadows them.

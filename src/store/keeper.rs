@@ -13,6 +13,7 @@ use tokio::time::{sleep, timeout};
 use tollhouse_filters::world::{Budget, Charge, TenantId};
 
 use super::link::Link;
+use super::script::{Demand, Keyed};
 use super::view::State;
 use super::{Reason, RedisStore, Shared};
 
@@ -56,6 +57,7 @@ impl Keeper {
         let runtime = self.runtime()?;
         for store in &new {
             let task = runtime.spawn(keep(store.shared.clone())).abort_handle();
+            let _ = store.runtime.set(runtime.clone());
             if let Err(second) = store.task.set(task) {
                 second.abort();
             }
@@ -158,7 +160,8 @@ async fn try_out(shared: &Shared, link: &Arc<Link>) {
 async fn probe(shared: &Shared, link: &Link) -> Result<(), Reason> {
     let budget = Budget::new(Duration::from_micros(1), 1000).expect("a millisecond is no year");
     let mut charges = [Charge::new(b"probe", budget, 1)];
-    let keys = super::script::keys(&shared.options.prefix.to_string(), TenantId(0), "", &charges);
-    let answer = link.decide(&keys, &charges).await?;
-    super::script::settle(&answer, &mut charges).map(|_| ()).ok_or(Reason::Nonsense)
+    let prefix = shared.options.prefix.to_string();
+    let mut demand = Demand::new(&Keyed::new(&prefix, TenantId(0), ""), &mut charges, &mut []);
+    let answer = link.decide(&demand).await?;
+    demand.settle(&answer).map(|_| ()).ok_or(Reason::Nonsense)
 }

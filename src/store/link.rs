@@ -4,9 +4,9 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{ErrorKind, RedisResult, ServerErrorKind, Value, from_redis_value};
-use tollhouse_filters::world::Charge;
 
-use super::{Reason, script};
+use super::Reason;
+use super::script::{self, Demand};
 
 /// Deadlines missed in a row after which a connection is given up: a store that hangs costs no more
 /// requests their time than come until then.
@@ -30,16 +30,23 @@ impl Link {
     }
 
     /// Runs the script: one round trip, or two if the server has lost it.
-    pub(super) async fn decide(&self, keys: &[String], charges: &[Charge<'_>]) -> RedisResult<Value> {
+    pub(super) async fn decide(&self, demand: &Demand<'_, '_, '_>) -> RedisResult<Value> {
         let mut connection = self.connection.clone();
-        let answer = connection.req_packed_command(&script::by_digest(&self.sha, keys, charges)).await;
+        let answer = connection.req_packed_command(&demand.by_digest(&self.sha)).await;
         match answer.and_then(Value::extract_error) {
             Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                let answer = connection.req_packed_command(&script::in_full(keys, charges)).await;
+                let answer = connection.req_packed_command(&demand.in_full()).await;
                 answer.and_then(Value::extract_error)
             }
             answer => answer,
         }
+    }
+
+    /// Gives back units of the quota with this key.
+    pub(super) async fn give_back(&self, key: &str, slot: u64, cost: u64) -> RedisResult<()> {
+        let mut connection = self.connection.clone();
+        let answer = connection.req_packed_command(&script::give_back(key, slot, cost)).await;
+        answer.and_then(Value::extract_error).map(drop)
     }
 
     pub(super) fn answered(&self) {

@@ -19,14 +19,17 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use parking_lot::{Condvar, Mutex};
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
-use tollhouse_filters::world::{Away, Charge, Metrics, OnFailure, Store, TenantId};
+use tokio::time::timeout;
+use tollhouse_filters::world::{Away, Charge, Metrics, OnFailure, Store, Tally, TenantId};
 
 pub use self::keeper::Keeper;
 use self::link::Link;
 use self::numbers::Numbers;
 use self::reason::Reason;
+use self::script::{Demand, Keyed};
 use self::target::Target;
 pub(crate) use self::target::files_of;
 pub use self::view::StoreView;
@@ -40,6 +43,8 @@ const LONGEST_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct RedisStore {
     shared: Arc<Shared>,
     task: OnceLock<AbortHandle>,
+    /// Where what nobody waits for runs.
+    runtime: OnceLock<Handle>,
 }
 
 /// What requests and the task that keeps the connection have in common.
@@ -87,7 +92,7 @@ impl RedisStore {
             tried: Condvar::new(),
             fallen: Notify::new(),
         };
-        Ok(Self { shared: Arc::new(shared), task: OnceLock::new() })
+        Ok(Self { shared: Arc::new(shared), task: OnceLock::new(), runtime: OnceLock::new() })
     }
 
     /// Its name in the document.
@@ -119,8 +124,14 @@ impl Drop for RedisStore {
 
 #[async_trait]
 impl Store for RedisStore {
-    async fn spend(&self, tenant: TenantId, scope: &str, charges: &mut [Charge<'_>]) -> Result<bool, Away> {
-        if charges.is_empty() {
+    async fn decide(
+        &self,
+        tenant: TenantId,
+        scope: &str,
+        charges: &mut [Charge<'_>],
+        tallies: &mut [Tally<'_>],
+    ) -> Result<bool, Away> {
+        if charges.is_empty() && tallies.is_empty() {
             return Ok(true);
         }
         let Some(link) = self.shared.link.load_full() else {
@@ -128,12 +139,27 @@ impl Store for RedisStore {
             return Err(Away);
         };
         let started = Instant::now();
-        let spent = self.shared.spend(&link, tenant, scope, charges).await;
+        let prefix = self.shared.options.prefix.to_string();
+        let demand = Demand::new(&Keyed::new(&prefix, tenant, scope), charges, tallies);
+        let spent = self.shared.decide(&link, demand).await;
         match spent {
             Some(_) => self.shared.numbers.decided(started.elapsed()),
             None => self.shared.numbers.missed.inc(),
         }
         spent.ok_or(Away)
+    }
+
+    fn give_back(&self, tenant: TenantId, scope: &str, key: &[u8], slot: u64, cost: u64) {
+        let (Some(runtime), Some(link)) = (self.runtime.get(), self.shared.link.load_full()) else { return };
+        let prefix = self.shared.options.prefix.to_string();
+        let key = Keyed::new(&prefix, tenant, scope).quota(key);
+        let shared = self.shared.clone();
+        runtime.spawn(async move {
+            let given = timeout(shared.options.timeout.get(), link.give_back(&key, slot, cost)).await;
+            if !matches!(given, Ok(Ok(()))) {
+                log::debug!(store = &*shared.name; "units of a quota could not be given back");
+            }
+        });
     }
 
     fn on_failure(&self) -> OnFailure {
@@ -142,18 +168,11 @@ impl Store for RedisStore {
 }
 
 impl Shared {
-    /// Spends charges over this link; without an answer in time, the link may be no good any more.
-    async fn spend(
-        &self,
-        link: &Arc<Link>,
-        tenant: TenantId,
-        scope: &str,
-        charges: &mut [Charge<'_>],
-    ) -> Option<bool> {
-        let keys = script::keys(&self.options.prefix.to_string(), tenant, scope, charges);
+    /// Decides over this link; without an answer in time, the link may be no good any more.
+    async fn decide(&self, link: &Arc<Link>, mut demand: Demand<'_, '_, '_>) -> Option<bool> {
         let deadline = self.options.timeout.get();
-        let reason = match tokio::time::timeout(deadline, link.decide(&keys, charges)).await {
-            Ok(Ok(answer)) => match script::settle(&answer, charges) {
+        let reason = match timeout(deadline, link.decide(&demand)).await {
+            Ok(Ok(answer)) => match demand.settle(&answer) {
                 Some(spent) => {
                     link.answered();
                     return Some(spent);

@@ -116,6 +116,11 @@ impl Backend {
         self.endpoints.load().all().next().is_some()
     }
 
+    /// Whether it is reached at one address alone.
+    pub(super) fn has_one_address(&self) -> bool {
+        self.endpoints.load().all().count() == 1
+    }
+
     /// Whether some address can get requests.
     pub fn is_usable(&self) -> bool {
         self.endpoints.load().all().any(|endpoint| endpoint.state() != State::Unhealthy)

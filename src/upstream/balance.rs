@@ -5,6 +5,7 @@
 //! share that it has among those left.
 
 mod draws;
+mod levels;
 mod rendezvous;
 #[cfg(test)]
 mod tests;
@@ -14,14 +15,21 @@ mod turns;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tollhouse_filters::values::Percent;
 
 use self::draws::Draws;
+use self::levels::Levels;
 use self::rendezvous::Rendezvous;
 use self::turns::Turns;
 use super::backend::Backend;
-use super::stats::{InFlight, Stats, Tick};
+use super::resilience::{Outliers, Turn};
+use super::stats::{InFlight, Judge, Stats, Tick};
 use crate::config::balance::Algorithm;
+use crate::config::outlier::Outlier;
 
+pub(super) use self::levels::Place;
 pub use self::tried::Tried;
 
 /// Turns that are let pass when they are those of backends that cannot be chosen, before all backends
@@ -39,14 +47,8 @@ pub struct Picked {
     pub backend: Arc<Backend>,
     /// Keeps the in-flight count, and is told what became of the attempt.
     pub guard: InFlight,
-}
-
-impl Picked {
-    /// Notes that this address could not be connected to.
-    pub fn connect_failed(&mut self) {
-        self.guard.failed();
-        self.backend.connect_failed(self.address);
-    }
+    /// Its place among those that get requests.
+    at: usize,
 }
 
 /// The backends of an upstream and the rule that chooses among them.
@@ -55,6 +57,11 @@ pub(super) struct Balancer {
     /// The backends that get requests at all: those with a weight.
     members: Box<[Member]>,
     rule: Rule,
+    outliers: Arc<Outliers>,
+    /// Whether more is judged than connections.
+    judges: bool,
+    /// Groups that get requests one after the other; none for most.
+    levels: Option<Levels>,
 }
 
 struct Member {
@@ -82,10 +89,48 @@ impl Balancer {
         let members: Box<[Member]> =
             weighty.map(|(index, (backend, weight))| Member::new(index, backend, *weight)).collect();
         Self {
+            outliers: Arc::new(Outliers::new(None, None, Arc::from(""), pool(&members))),
+            judges: false,
+            levels: None,
             rule: Rule::new(algorithm, &members),
             members,
             backends: backends.into_iter().map(|(backend, _)| backend).collect(),
         }
+    }
+
+    /// Has backends judged by these rules too; one that comes back warms up.
+    pub(super) fn judged_by(
+        self,
+        rules: Option<Outlier>,
+        warm_up: Option<Duration>,
+        upstream: &Arc<str>,
+    ) -> Self {
+        let judges = rules.is_some();
+        let outliers = Outliers::new(rules, warm_up, Arc::clone(upstream), pool(&self.members));
+        Self { outliers: Arc::new(outliers), judges, ..self }
+    }
+
+    /// Has groups of backends get requests one after the other; `places` are those of all backends, in written order.
+    pub(super) fn grouped(self, places: &[Place], below: Percent) -> Self {
+        let of_members: Vec<Place> =
+            self.members.iter().filter_map(|member| places.get(member.index).copied()).collect();
+        Self { levels: Levels::new(&of_members, below), ..self }
+    }
+
+    /// The backend at this place of the written list, if it can get requests.
+    pub(super) fn pick_this(&self, index: usize, tried: &Tried) -> Option<Picked> {
+        let at = self.members.iter().position(|member| member.index == index)?;
+        let well = !tried.contains(index) && !self.members[at].stats.standing.is_out();
+        if well { self.take(at, false) } else { None }
+    }
+
+    /// A chosen backend could not be connected to: it is passed over for a while, if it has no other address.
+    pub(super) fn unreachable(&self, picked: &mut Picked) {
+        if !picked.backend.has_one_address() {
+            return picked.guard.failed();
+        }
+        self.outliers.unreachable(picked.at, Instant::now());
+        picked.guard.unreachable();
     }
 
     pub(super) fn backends(&self) -> &[Arc<Backend>] {
@@ -96,18 +141,83 @@ impl Balancer {
     pub(super) fn pick(&self, key: &[u8], tried: &Tried) -> Option<Picked> {
         match &*self.members {
             [] => return None,
-            [only] => return only.take(),
+            [_] => return self.take(0, false),
             _ => {}
         }
+        if let Some(levels) = &self.levels
+            && let Some(picked) = self.pick_by_level(key, tried, levels)
+        {
+            return Some(picked);
+        }
+        let first = self.choose(key, |at| !tried.contains(self.members[at].index));
+        let well = first.filter(|at| self.members[*at].stats.standing.is_in());
+        well.and_then(|at| self.take(at, false)).or_else(|| self.pick_around(key, tried, first))
+    }
+
+    /// Chooses among those of the first group that has enough to choose from.
+    #[cold]
+    fn pick_by_level(&self, key: &[u8], tried: &Tried, levels: &Levels) -> Option<Picked> {
+        let standing = |at: usize| &self.members[at].stats.standing;
+        let open = |at: usize| self.members[at].backend.next_address().is_some();
+        (0..levels.count()).find_map(|level| {
+            let here = |at: usize| levels.holds(level, at) && !tried.contains(self.members[at].index);
+            let usable = (0..self.members.len())
+                .filter(|at| levels.holds(level, *at) && open(*at) && !standing(*at).is_out());
+            let first = self.choose(key, here)?;
+            let turn = standing(first).turn(Instant::now(), self.outliers.warm_up(), fastrand::f64());
+            if turn == Turn::Trial {
+                return self.take(first, true);
+            }
+            if !levels.keeps(level, usable.count(), fastrand::f64()) {
+                return None;
+            }
+            let chosen = if turn == Turn::Yes { self.take(first, false) } else { None };
+            let choose = |accept: &dyn Fn(usize) -> bool| {
+                self.choose(key, |at| here(at) && open(at) && accept(at)).and_then(|at| self.take(at, false))
+            };
+            chosen
+                .or_else(|| choose(&|at| standing(at).is_in()))
+                .or_else(|| choose(&|at| !standing(at).is_out()))
+        })
+    }
+
+    /// Chooses where the first choice is none, or not well, or has no address: those that are out and those that
+    /// were tried only while there is no other.
+    #[cold]
+    fn pick_around(&self, key: &[u8], tried: &Tried, first: Option<usize>) -> Option<Picked> {
+        let standing = |at: usize| &self.members[at].stats.standing;
         let untried = |at: usize| !tried.contains(self.members[at].index);
         let open = |at: usize| self.members[at].backend.next_address().is_some();
-        let take = |at: usize| self.members[at].take();
-        self.choose(key, untried)
-            .and_then(take)
-            .or_else(|| self.choose(key, |at| untried(at) && open(at)).and_then(take))
-            .or_else(|| if tried.is_empty() { None } else { self.choose(key, open).and_then(take) })
+        let take = |at: usize| self.take(at, false);
+        let turn = |at| standing(at).turn(Instant::now(), self.outliers.warm_up(), fastrand::f64());
+        let picked = match first.map(|at| (at, turn(at))) {
+            Some((at, Turn::Trial)) => self.take(at, true),
+            Some((at, Turn::Yes)) => take(at),
+            Some((_, Turn::No | Turn::NotYet)) | None => None,
+        };
+        if picked.is_some() {
+            return picked;
+        }
+        let usable = (0..self.members.len()).filter(|at| open(*at) && !standing(*at).is_out()).count();
+        let panics = self.outliers.panics(usable, self.members.len());
+        let choose = |accept: &dyn Fn(usize) -> bool| self.choose(key, accept).and_then(take);
+        let again = !tried.is_empty();
+        None.or_else(|| if panics { choose(&|at| untried(at) && open(at)) } else { None })
+            .or_else(|| choose(&|at| untried(at) && open(at) && standing(at).is_in()))
+            .or_else(|| choose(&|at| untried(at) && open(at) && !standing(at).is_out()))
+            .or_else(|| choose(&|at| untried(at) && open(at)))
+            .or_else(|| if again { choose(&|at| open(at) && !standing(at).is_out()) } else { None })
+            .or_else(|| if again { choose(&open) } else { None })
             // The chosen one was lost in the very moment.
-            .or_else(|| self.members.iter().find_map(Member::take))
+            .or_else(|| (0..self.members.len()).find_map(take))
+    }
+
+    fn take(&self, at: usize, trial: bool) -> Option<Picked> {
+        let member = self.members.get(at)?;
+        let address = member.backend.next_address()?;
+        let judge = || Judge { outliers: Arc::clone(&self.outliers), at, trial };
+        let guard = InFlight::enter(&member.stats, (self.judges || trial).then(judge));
+        Some(Picked { index: member.index, address, backend: Arc::clone(&member.backend), guard, at })
     }
 
     fn choose(&self, key: &[u8], accept: impl Fn(usize) -> bool) -> Option<usize> {
@@ -156,12 +266,6 @@ impl Member {
         Self { index, weight, backend: Arc::clone(backend), stats: Arc::clone(&backend.stats) }
     }
 
-    fn take(&self) -> Option<Picked> {
-        let address = self.backend.next_address()?;
-        let guard = InFlight::enter(&self.stats);
-        Some(Picked { index: self.index, address, backend: Arc::clone(&self.backend), guard })
-    }
-
     /// Requests in flight for the weight.
     fn load(&self) -> Load {
         Load { in_flight: self.stats.in_flight() as u64, weight: u64::from(self.weight) }
@@ -204,6 +308,12 @@ impl Rule {
             Algorithm::ConsistentHash => Self::ConsistentHash(rendezvous(members), draws),
         }
     }
+}
+
+/// What is judged of these.
+fn pool(members: &[Member]) -> Box<[(Box<str>, Arc<Stats>)]> {
+    let named = |member: &Member| (member.backend.written().to_string().into(), Arc::clone(&member.stats));
+    members.iter().map(named).collect()
 }
 
 /// An address that is written more than once stands for as many backends.

@@ -1,11 +1,13 @@
 //! Connections to a backend that wait for their next request.
 
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use socket2::SockRef;
 use tokio::net::TcpStream;
 
 /// How often those are looked for that waited too long, or were closed by the backend.
@@ -30,12 +32,14 @@ struct Connection {
 }
 
 impl Idle {
-    /// A connection to this address that the backend has not closed; the one that waited least.
-    pub(super) fn take(&self, address: SocketAddr) -> Option<TcpStream> {
+    /// A connection to this address that the backend has not closed; the one that waited least. To be `sure` takes a
+    /// system call; else the end of a connection is known a moment after it came.
+    pub(super) fn take(&self, address: SocketAddr, sure: bool) -> Option<TcpStream> {
         let mut waiting = self.0.lock();
         while let Some(at) = waiting.connections.iter().rposition(|known| known.address == address) {
             let connection = waiting.connections.remove(at);
-            if connection.until > Instant::now() && is_open(&connection.stream) {
+            let open = || if sure { is_surely_open(&connection.stream) } else { is_open(&connection.stream) };
+            if connection.until > Instant::now() && open() {
                 return Some(connection.stream);
             }
         }
@@ -77,6 +81,12 @@ fn is_open(stream: &TcpStream) -> bool {
     quiet || stream.try_read(&mut [0]).is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
 }
 
+/// As [`is_open`], asked of the system.
+fn is_surely_open(stream: &TcpStream) -> bool {
+    let peeked = SockRef::from(stream).peek(&mut [MaybeUninit::uninit()]);
+    peeked.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+}
+
 #[cfg(test)]
 mod tests {
     use tokio::io::AsyncWriteExt;
@@ -101,9 +111,9 @@ mod tests {
         let ports = [second.local_addr().unwrap(), first.local_addr().unwrap()];
         idle.put(first, address, 2, LONG);
         idle.put(second, address, 2, LONG);
-        let taken = [idle.take(address).unwrap(), idle.take(address).unwrap()];
+        let taken = [idle.take(address, false).unwrap(), idle.take(address, false).unwrap()];
         assert_eq!(taken.map(|stream| stream.local_addr().unwrap()), ports);
-        assert!(idle.take(address).is_none());
+        assert!(idle.take(address, false).is_none());
     }
 
     #[tokio::test]
@@ -111,8 +121,8 @@ mod tests {
         let idle = Arc::new(Idle::default());
         let (stream, address, _theirs) = pair().await;
         idle.put(stream, address, 1, LONG);
-        assert!(idle.take("192.0.2.1:80".parse().unwrap()).is_none());
-        assert!(idle.take(address).is_some());
+        assert!(idle.take("192.0.2.1:80".parse().unwrap(), false).is_none());
+        assert!(idle.take(address, false).is_some());
     }
 
     #[tokio::test]
@@ -126,7 +136,7 @@ mod tests {
             }
             stream.readable().await.unwrap();
             idle.put(stream, address, 1, LONG);
-            assert!(idle.take(address).is_none());
+            assert!(idle.take(address, false).is_none());
         }
     }
 
@@ -139,7 +149,7 @@ mod tests {
         idle.put(second, address, 1, LONG);
         let closed = tokio::io::AsyncReadExt::read(&mut two, &mut [0]).await.unwrap();
         assert_eq!(closed, 0, "there was no room for it");
-        assert!(idle.take(address).is_none(), "it waited too long");
+        assert!(idle.take(address, false).is_none(), "it waited too long");
     }
 
     #[tokio::test(start_paused = true)]

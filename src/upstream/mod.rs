@@ -3,6 +3,7 @@
 mod backend;
 mod balance;
 pub mod call;
+mod export;
 mod health;
 mod idle;
 mod monitor;
@@ -10,8 +11,10 @@ mod names;
 mod origin;
 mod peer;
 mod probe;
+mod resilience;
 mod resolve;
 mod stats;
+mod sticky;
 mod trust;
 pub mod view;
 
@@ -21,16 +24,21 @@ mod tests;
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pingora::http::RequestHeader;
 use sha2::{Digest, Sha256};
 use tollhouse_filters::context::Context;
+use tollhouse_filters::values::ByteSize;
 
 use self::balance::Balancer;
+use self::resilience::Memory;
+use self::sticky::Sticky;
 use self::trust::Trust;
 use crate::config::balance::{Algorithm, Balance};
+use crate::config::circuit_breaker::CircuitBreaker;
 use crate::config::health::{Active, ProbeKind, ProbeMethod};
+use crate::config::retries::RouteRetries;
 use crate::config::upstream::{self as written, Host, Protocol};
 use crate::observe::{Registry, UpstreamSeries};
 
@@ -38,6 +46,7 @@ pub use self::backend::Backend;
 pub use self::balance::{Picked, Tried};
 pub use self::monitor::Monitor;
 pub use self::origin::Origins;
+pub use self::resilience::{Admission, Asked, Bulkhead, Fault, Keep, Progress, Refusal, Rules, Verdict};
 pub use self::stats::InFlight;
 
 /// Heaviest weight.
@@ -45,7 +54,22 @@ const MAX_WEIGHT: u16 = 1000;
 /// Most backends of an upstream: some algorithms look at each for every request.
 const MAX_BACKENDS: usize = 10_000;
 /// Most further attempts.
-const MAX_RETRIES: u8 = 10;
+pub const MAX_RETRIES: u8 = 10;
+/// The most of a body that is kept for another attempt; Pingora keeps no more.
+const MAX_KEPT: ByteSize = ByteSize::from_kib(64);
+/// Fields that every message needs for itself.
+const OF_MESSAGES: [&str; 10] = [
+    "host",
+    "connection",
+    "content-length",
+    "content-type",
+    "transfer-encoding",
+    "te",
+    "trailer",
+    "upgrade",
+    "expect",
+    "via",
+];
 /// Shortest interval between probes.
 const MIN_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -58,6 +82,8 @@ pub struct Upstream {
     group_key: u64,
     balancer: Balancer,
     check: Option<Arc<Active>>,
+    memory: Memory,
+    sticky: Option<Sticky>,
     series: OnceLock<UpstreamSeries>,
 }
 
@@ -82,17 +108,27 @@ impl Upstream {
         check_balance(&written.balance, &mut problems);
         check_protocol(written, &mut problems);
         check_health(written, &mut problems);
+        check_breaker(written.circuit_breaker.as_ref(), &mut problems);
         let trust = written.tls.as_ref().and_then(|tls| Trust::load(tls, base, &mut problems));
         if !problems.0.is_empty() {
             return Err(problems.0);
         }
+        let name = written.name.shared();
+        let memory = Memory::build(written, &name, retained.map(|old| &old.memory));
+        let health = written.health.as_ref();
+        let outlier = health.and_then(|health| health.outlier.clone());
+        let warm_up = health.and_then(|health| health.slow_start).map(|time| time.get());
         Ok(Self {
-            name: written.name.shared(),
             group_key: group_key(written.protocol, trust.as_ref()),
-            balancer: Balancer::new(written.balance.algorithm, backends(written, retained)),
-            check: written.health.as_ref().map(|health| Arc::new(health.active.clone())),
+            balancer: Balancer::new(written.balance.algorithm, backends(written, retained))
+                .judged_by(outlier, warm_up, &name)
+                .grouped(&places(written), written.balance.failover_below),
+            sticky: sticky(written, &name),
+            check: health.and_then(|health| health.active.clone()).map(Arc::new),
+            name,
             written: written.clone(),
             trust,
+            memory,
             series: OnceLock::new(),
         })
     }
@@ -101,6 +137,27 @@ impl Upstream {
     /// no backend can get requests. `key` is what [`Upstream::write_key`] made of the request.
     pub fn pick(&self, key: &[u8], tried: &Tried) -> Option<Picked> {
         self.balancer.pick(key, tried)
+    }
+
+    /// As [`Upstream::pick`], with the backend that a cookie is for first, if it can be used.
+    pub fn pick_for(&self, stuck: Option<usize>, key: &[u8], tried: &Tried) -> Option<Picked> {
+        let stuck = stuck.and_then(|index| self.balancer.pick_this(index, tried));
+        stuck.or_else(|| self.pick(key, tried))
+    }
+
+    /// The backend that this request's cookie is for, if clients stay with theirs.
+    pub fn stuck_to(&self, request: &RequestHeader) -> Option<usize> {
+        self.sticky.as_ref()?.backend(&request.headers)
+    }
+
+    /// Whether clients stay with their backends by a cookie.
+    pub const fn is_sticky(&self) -> bool {
+        self.sticky.is_some()
+    }
+
+    /// The `Set-Cookie` by which a client stays with this backend, if clients do.
+    pub fn stick(&self, backend: usize, tls: bool) -> Option<http::HeaderValue> {
+        self.sticky.as_ref()?.set(backend, tls)
     }
 
     /// Appends what balancing goes by for this request, if the upstream balances by a key and the request
@@ -126,9 +183,19 @@ impl Upstream {
         self.series.get_or_init(|| registry.upstream(&self.name))
     }
 
-    /// Further attempts allowed after a connection could not be made.
-    pub const fn retries(&self) -> u8 {
-        self.written.retries.max
+    /// What is tried again, for a route that has rules of its own or not.
+    pub fn rules<'a>(&'a self, route: Option<&'a RouteRetries>) -> Rules<'a> {
+        Rules::new(&self.written.retries, route, &self.memory.budget)
+    }
+
+    /// Counts a request, which pays for retries.
+    pub fn asked(&self, now: Instant) {
+        self.memory.budget.deposit(now);
+    }
+
+    /// The field that says how much time is left, if one does.
+    pub fn remaining_header(&self) -> Option<&http::HeaderName> {
+        self.written.timeouts.remaining_header.as_ref().map(|name| name.get())
     }
 
     /// The limit on a whole exchange, retries included.
@@ -160,6 +227,20 @@ impl Upstream {
     /// round and its counts, may stay. File contents count, not file names alone.
     pub fn same_shape(&self, other: &Self) -> bool {
         self.written == other.written && self.group_key == other.group_key
+    }
+
+    /// A backend was found to be well again: it begins with a small share, if that is written.
+    fn warm_up(&self, backend: &Backend) {
+        let slow_start = self.written.health.as_ref().and_then(|health| health.slow_start);
+        if slow_start.is_some() && backend.has_one_address() {
+            backend.stats.standing.warm(Instant::now());
+        }
+    }
+
+    /// Notes that a chosen backend could not be connected to.
+    pub fn connect_failed(&self, picked: &mut Picked) {
+        picked.backend.connect_failed(picked.address);
+        self.balancer.unreachable(picked);
     }
 
     /// How its backends are probed.
@@ -200,9 +281,36 @@ fn check_backends(written: &written::Upstream, problems: &mut Problems) {
     if written.retries.max > MAX_RETRIES {
         problems.add("retries.max", format!("expected 0 to {MAX_RETRIES}"));
     }
+    if let Some(name) = &written.timeouts.remaining_header
+        && OF_MESSAGES.contains(&name.get().as_str())
+    {
+        problems.add("timeouts.remaining_header", "is a field that says something else");
+    }
+    if written.retries.body_bytes > MAX_KEPT {
+        problems.add("retries.body_bytes", format!("expected at most {MAX_KEPT}"));
+    }
+}
+
+/// Where backends are among the groups.
+fn places(written: &written::Upstream) -> Vec<balance::Place> {
+    let zone = written.balance.zone.as_ref();
+    let elsewhere = |backend: &written::Backend| zone.is_some() && backend.zone.as_ref() != zone;
+    written.backends.iter().map(|backend| (backend.priority, elsewhere(backend))).collect()
+}
+
+fn sticky(written: &written::Upstream, name: &str) -> Option<Sticky> {
+    let addresses = written.backends.iter().map(|backend| backend.address.to_string());
+    written.balance.sticky.as_ref().map(|sticky| Sticky::new(sticky, name, addresses))
 }
 
 fn check_balance(balance: &Balance, problems: &mut Problems) {
+    let token = |name: &str| {
+        !name.is_empty()
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
+    };
+    if balance.sticky.as_ref().is_some_and(|sticky| !token(&sticky.cookie)) {
+        problems.add("balance.sticky.cookie", "expected the name of a cookie (RFC 6265 s4.1.1)");
+    }
     let by_key = balance.algorithm == Algorithm::ConsistentHash;
     match &balance.hash_on {
         None if by_key => {
@@ -251,8 +359,34 @@ fn check_protocol(written: &written::Upstream, problems: &mut Problems) {
     }
 }
 
+fn check_breaker(breaker: Option<&CircuitBreaker>, problems: &mut Problems) {
+    let Some(breaker) = breaker else { return };
+    let here = |key: &str| format!("circuit_breaker.{key}");
+    match (breaker.slow, breaker.slow_ratio) {
+        (Some(_), None) => problems.add(here("slow"), "needs `slow_ratio`: how many may be slow"),
+        (None, Some(_)) => problems.add(here("slow_ratio"), "needs `slow`: what is slow"),
+        _ => {}
+    }
+    let Some(fallback) = &breaker.fallback else { return };
+    if !(200..=599).contains(&fallback.status) {
+        problems.add(here("fallback.status"), "expected 200 to 599");
+    }
+    for (name, value) in &fallback.headers {
+        let place = here(&format!("fallback.headers.{name}"));
+        if OF_MESSAGES.contains(&name.get().as_str()) && name.get() != http::header::CONTENT_TYPE {
+            problems.add(place, "is made by the gateway");
+        } else if http::HeaderValue::from_str(value).is_err() {
+            problems.add(place, "expected text on one line");
+        }
+    }
+}
+
 fn check_health(written: &written::Upstream, problems: &mut Problems) {
-    let Some(active) = written.health.as_ref().map(|health| &health.active) else { return };
+    let Some(health) = &written.health else { return };
+    if health.active.is_none() && health.outlier.is_none() && health.slow_start.is_none() {
+        problems.add("health", "says nothing; add `active` or `outlier`");
+    }
+    let Some(active) = &health.active else { return };
     let (http, grpc) = (active.kind == ProbeKind::Http, active.kind == ProbeKind::Grpc);
     let here = |key: &str| format!("health.active.{key}");
     for (key, is_written, fits, kinds) in [

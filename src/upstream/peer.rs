@@ -23,9 +23,10 @@ impl Upstream {
         peer
     }
 
-    /// A plain connection to this backend that is waiting for a request.
-    pub fn reuse(&self, picked: &Picked) -> Option<TcpStream> {
-        picked.backend.idle.take(picked.address)
+    /// A plain connection to this backend that is waiting for a request; for one that must not be sent twice, it is
+    /// asked of the system whether the backend has closed it.
+    pub fn reuse(&self, picked: &Picked, once: bool) -> Option<TcpStream> {
+        picked.backend.idle.take(picked.address, once)
     }
 
     /// Keeps a connection to this backend for the next request, if it may be kept.

@@ -5,6 +5,8 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use super::resilience::{Outliers, Standing, Verdict as Ended};
+
 /// Seconds after which an old latency counts for a third (1/e) of what it was.
 const DECAY: f32 = 10.0;
 /// What a failure counts as at least, in seconds, since failing fast is no speed. Also the guess for a
@@ -26,6 +28,8 @@ pub(super) struct Stats {
     latency: AtomicU64,
     /// When `ewma` last gave it a request.
     given: AtomicU32,
+    /// Whether it gets requests, by what became of them.
+    pub(super) standing: Standing,
 }
 
 /// A time in milliseconds since the process began to count; wraps after 49 days.
@@ -162,6 +166,20 @@ pub struct InFlight {
     verdict: Verdict,
     /// How many requests the backend had in hand with this one.
     pub(super) rank: usize,
+    /// Who judges the backend by what becomes of it; nobody, for most.
+    judge: Option<Judge>,
+    /// When the head of the answer was here.
+    answered: Option<Instant>,
+}
+
+/// Who judges a backend.
+#[derive(Debug)]
+pub(super) struct Judge {
+    pub(super) outliers: Arc<Outliers>,
+    /// The backend's place among those that are judged.
+    pub(super) at: usize,
+    /// This request is to find out whether it is well again.
+    pub(super) trial: bool,
 }
 
 /// What became of a request.
@@ -173,11 +191,11 @@ enum Verdict {
 }
 
 impl InFlight {
-    pub(super) fn enter(stats: &Arc<Stats>) -> Self {
+    pub(super) fn enter(stats: &Arc<Stats>, judge: Option<Judge>) -> Self {
         let started = Instant::now();
         stats.begun.fetch_add(1, Ordering::Relaxed);
         let rank = stats.in_flight();
-        Self { stats: Arc::clone(stats), started, verdict: Verdict::Open, rank }
+        Self { stats: Arc::clone(stats), started, verdict: Verdict::Open, rank, judge, answered: None }
     }
 
     /// The head of the answer is here; one of 500 or more is a failure.
@@ -187,7 +205,15 @@ impl InFlight {
         } else if self.verdict == Verdict::Open {
             self.verdict = Verdict::Told;
             let now = Instant::now();
+            self.answered = Some(now);
             self.stats.measure(self.elapsed(now), Tick::of(now));
+            self.judge(false, now);
+        }
+    }
+
+    fn judge(&self, failed: bool, now: Instant) {
+        if let Some(Judge { outliers, at, trial }) = &self.judge {
+            outliers.told(*at, failed, *trial, now);
         }
     }
 
@@ -198,10 +224,28 @@ impl InFlight {
             return;
         }
         self.stats.failures.fetch_add(1, Ordering::Relaxed);
+        let now = Instant::now();
         // How long an answer took that broke off later is known already.
         if before == Verdict::Open {
-            let now = Instant::now();
+            self.answered = Some(now);
             self.stats.measure(self.elapsed(now).max(PENALTY), Tick::of(now));
+        }
+        self.judge(true, now);
+    }
+
+    /// The backend could not be connected to, which is judged by who knows that.
+    pub(super) fn unreachable(&mut self) {
+        self.judge = None;
+        self.failed();
+    }
+
+    /// What became of the request and when that was known; nothing, if it was given up.
+    pub fn ended(&self) -> Option<(Ended, Instant)> {
+        let at = self.answered.unwrap_or(self.started);
+        match self.verdict {
+            Verdict::Open => None,
+            Verdict::Told => Some((Ended::Answered, at)),
+            Verdict::Failed => Some((Ended::Failed, at)),
         }
     }
 
@@ -225,6 +269,12 @@ impl Drop for InFlight {
         if self.verdict == Verdict::Open {
             let now = Instant::now();
             self.stats.measure_at_least(self.elapsed(now), Tick::of(now));
+        }
+        if self.verdict != Verdict::Failed
+            && self.answered.is_none()
+            && self.judge.as_ref().is_some_and(|judge| judge.trial)
+        {
+            self.stats.standing.give_back(Instant::now());
         }
         self.stats.ended.fetch_add(1, Ordering::Relaxed);
     }
@@ -293,9 +343,9 @@ mod tests {
     #[test]
     fn failing_fast_is_not_being_fast() {
         let stats = Arc::new(Stats::default());
-        InFlight::enter(&stats).failed();
+        InFlight::enter(&stats, None).failed();
         assert!(seconds(&stats) >= PENALTY);
-        let mut refused = InFlight::enter(&stats);
+        let mut refused = InFlight::enter(&stats, None);
         refused.answered(503);
         refused.failed();
         drop(refused);
@@ -305,7 +355,7 @@ mod tests {
     #[test]
     fn an_answer_that_breaks_off_keeps_its_latency_and_counts_as_failed() {
         let stats = Arc::new(Stats::default());
-        let mut request = InFlight::enter(&stats);
+        let mut request = InFlight::enter(&stats, None);
         request.answered(200);
         request.failed();
         assert!(seconds(&stats) < PENALTY);
@@ -315,7 +365,7 @@ mod tests {
     #[test]
     fn a_request_given_up_early_says_nothing_and_one_given_up_late_says_slow() {
         let stats = Arc::new(known(0.5));
-        drop(InFlight::enter(&stats));
+        drop(InFlight::enter(&stats, None));
         assert_eq!(seconds(&stats), 0.5);
         stats.measure_at_least(3.0, after(1));
         assert_eq!(seconds(&stats), 3.0);
@@ -327,7 +377,7 @@ mod tests {
     #[test]
     fn a_closed_old_connection_says_nothing_of_the_backend() {
         let stats = Arc::new(Stats::default());
-        InFlight::enter(&stats).unseen();
+        InFlight::enter(&stats, None).unseen();
         assert_eq!((stats.latency(), stats.failures()), (None, 0));
     }
 
@@ -344,7 +394,7 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for n in 0..5000 {
-                        let mut request = InFlight::enter(&stats);
+                        let mut request = InFlight::enter(&stats, None);
                         if n % 2 == 0 { request.answered(200) } else { request.failed() }
                     }
                 });

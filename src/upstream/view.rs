@@ -27,8 +27,36 @@ pub struct UpstreamView {
     pub algorithm: Algorithm,
     /// Whether its backends are probed.
     pub checked: bool,
+    /// Its circuit breaker; null if it has none.
+    pub circuit_breaker: Option<StateView>,
+    /// Requests under way and waiting; null if there may be any number.
+    pub concurrency: Option<PlacesView>,
     /// Its backends, in written order.
     pub backends: Vec<BackendView>,
+}
+
+/// Where something stands, and why.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[schemars(rename = "State")]
+pub struct StateView {
+    /// Of a breaker `closed`, `half_open` or `open`; of a backend `in`, `ejected` or `warming`.
+    pub state: &'static str,
+    /// Why it last changed; empty before that.
+    pub reason: String,
+    /// When it last changed; null before that.
+    pub since: Option<At>,
+}
+
+/// Places for requests.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[schemars(rename = "Places")]
+pub struct PlacesView {
+    /// Requests that may be under way.
+    pub limit: u32,
+    /// Requests under way.
+    pub in_flight: usize,
+    /// Requests that wait.
+    pub waiting: usize,
 }
 
 /// A backend now.
@@ -49,6 +77,8 @@ pub struct BackendView {
     pub requests: u64,
     /// Those of them that failed.
     pub failures: u64,
+    /// Where it stands by what became of its requests.
+    pub standing: StateView,
     /// How looking its name up went; null for a written address and before the first lookup.
     pub name: Option<NameView>,
     /// The addresses it is reached at.
@@ -134,6 +164,19 @@ impl Upstream {
             tls: self.is_tls(),
             algorithm: self.written.balance.algorithm,
             checked: self.check().is_some(),
+            circuit_breaker: self.memory.breaker.as_ref().map(|breaker| {
+                let shown = breaker.shown();
+                StateView {
+                    state: shown.state.as_str(),
+                    reason: shown.reason,
+                    since: Some(shown.since.into()),
+                }
+            }),
+            concurrency: self.memory.bulkhead.as_ref().map(|places| PlacesView {
+                limit: places.written.in_flight.get(),
+                in_flight: places.in_flight(),
+                waiting: places.waiting(),
+            }),
             backends: backends.map(|(backend, written)| backend.view(written.weight)).collect(),
         }
     }
@@ -162,6 +205,10 @@ impl Backend {
             latency_ms: self.latency().map(|latency| latency.as_secs_f64() * 1e3),
             requests: self.requests(),
             failures: self.failures(),
+            standing: {
+                let shown = self.stats.standing.shown();
+                StateView { state: shown.state, reason: shown.reason, since: shown.since.map(At) }
+            },
             name: self.resolution().map(|name| name.view(SystemTime::now())),
             addresses: self.address_views(),
         }

@@ -13,7 +13,8 @@ pub(crate) const TOKEN: &str = "hunter2-token";
 
 const DOCUMENT: &str = "version: 1
 listeners: [{name: main, address: \"127.0.0.1:0\"}]
-upstreams: [{name: users, backends: [{address: \"127.0.0.1:9\"}]}]
+upstreams: [{name: users, backends: [{address: \"127.0.0.1:9\"}]}, {name: next, backends: [{address: \"127.0.0.1:9\"}]}]
+server: {quotas: none}
 routes:
   - name: users
     match: {paths: [\"/users/{id}\"], methods: [GET]}
@@ -25,6 +26,12 @@ routes:
     match: {headers: {x-verify: \"${env:UPSTREAM_PASSWORD}\"}}
     filters: [{rewrite: {add_prefix: \"/${env:UPSTREAM_PASSWORD}\"}}]
     upstream: users
+  - name: ramped
+    match: {paths: [/ramped]}
+    split:
+      to: {users: 1, next: 0}
+      force: {header: x-variant}
+      ramp: {from: users, to: next, over: 1d, abort_if: {error_ratio: 1%, min_requests: 1}}
 observability: {access_log: {format: none}}
 identities:
   keys: {type: api_key, from: [header:x-key]}
@@ -72,6 +79,19 @@ impl Admin {
 
     pub(crate) fn post(&self, path: &str, body: &str) -> Message {
         self.ask("POST", path, &[("content-type", "application/json")], body)
+    }
+
+    /// Has a request fail that goes to the new variant of a ramp, and waits until that is given up.
+    pub(crate) fn abort_ramp(&self) {
+        let fields = [("host", "a.test"), ("x-variant", "next")];
+        let failed = http::request(self.gateway.listener("main"), "GET", "/ramped", &fields, b"");
+        assert_eq!(failed.status(), 502, "{failed:?}");
+        // A request is counted after its answer was sent.
+        let until = Instant::now() + Duration::from_secs(20);
+        while self.get("/api/releases").json()["releases"][0]["state"] != "aborted" {
+            assert!(Instant::now() < until, "the ramp goes on");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// The document that it serves.

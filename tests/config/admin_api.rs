@@ -68,6 +68,7 @@ fn the_document_is_openapi_3_1_and_its_schemas_are_valid() {
     }
 }
 
+const ACKNOWLEDGE: &str = "/api/releases/{route}/acknowledge";
 const CREDENTIAL_OFF: &str = "/api/consumers/{name}/credentials/{id}/disable";
 const CREDENTIAL_ON: &str = "/api/consumers/{name}/credentials/{id}/enable";
 
@@ -108,6 +109,7 @@ fn every_path_answers_as_it_is_described() {
     let admin = Admin::with_token();
     let document = described(&admin);
     admin.move_consumers();
+    admin.abort_ramp();
     let wrong = "version: 1\nlistener: []\nlistener: []\n";
     let fine = "version: 1\nlisteners: [{name: m, address: \"127.0.0.1:1\"}]\n";
     let question = json!({"method": "GET", "url": "/users/7", "headers": [["x-a", "1"]]}).to_string();
@@ -130,6 +132,12 @@ fn every_path_answers_as_it_is_described() {
         ("GET", "/api/upstreams/{name}", "/api/upstreams/users", &[], "", 200),
         ("GET", "/api/upstreams/{name}", "/api/upstreams/nobody", &[], "", 404),
         ("GET", "/api/identities", "/api/identities", &[], "", 200),
+        ("GET", "/api/mirrors", "/api/mirrors", &[], "", 200),
+        ("GET", "/api/releases", "/api/releases", &[], "", 200),
+        ("POST", ACKNOWLEDGE, "/api/releases/ramped/acknowledge", &[], "", 401),
+        ("POST", ACKNOWLEDGE, "/api/releases/ramped/acknowledge", &token, "", 200),
+        ("POST", ACKNOWLEDGE, "/api/releases/ramped/acknowledge", &token, "", 409),
+        ("POST", ACKNOWLEDGE, "/api/releases/users/acknowledge", &token, "", 404),
         ("POST", "/api/reload", "/api/reload", &token, "", 200),
         ("POST", "/api/reload", "/api/reload", &[], "", 401),
         ("POST", "/api/check", "/api/check", &[], fine, 200),
@@ -247,13 +255,16 @@ fn upstreams_tell_their_backends_as_they_are() {
     let admin = Admin::with_token();
     let expected = json!({
         "name": "users", "protocol": "http/1.1", "tls": false, "algorithm": "round_robin", "checked": false,
+        "circuit_breaker": null, "concurrency": null,
         "backends": [{
             "address": "127.0.0.1:9", "weight": 1, "usable": true,
             "in_flight": 0, "latency_ms": null, "requests": 0, "failures": 0,
+            "standing": {"state": "in", "reason": "", "since": null},
             "name": null, "addresses": [{"address": "127.0.0.1:9", "health": null}],
         }],
     });
-    assert_eq!(admin.get("/api/upstreams").json(), json!({"generation": 1, "upstreams": [expected]}));
+    let all = admin.get("/api/upstreams").json();
+    assert_eq!((&all["generation"], &all["upstreams"][0]), (&json!(1), &expected));
     assert_eq!(admin.get("/api/upstreams/users").json(), expected);
     assert_problem(&admin.get("/api/upstreams/nobody"), 404);
     assert_problem(&admin.get("/api/upstreams/"), 404);

@@ -14,19 +14,23 @@ use crate::tls::Certificates;
 use crate::{project, read, stem, yaml_files};
 
 /// Examples that show more than one filter.
-const OVERVIEWS: [&str; 12] = [
+const OVERVIEWS: &[&str] = &[
     "access_log",
     "balancing",
     "credentials",
     "grpc",
     "health",
     "jwks",
+    "login",
     "matching",
     "proxy_protocol",
+    "ramp",
     "services",
+    "split",
     "stores",
     "tls",
     "upstream_tls",
+    "versions",
 ];
 
 fn examples() -> Vec<std::path::PathBuf> {
@@ -243,7 +247,7 @@ fn failures(test: &Test, answer: &http::Message, origins: &HashMap<String, Origi
     let reached: Vec<(&str, http::Message)> = origins
         .iter()
         .flat_map(|(name, origin)| origin.take().into_iter().map(|seen| (name.as_str(), seen)))
-        .filter(|(_, seen)| !seen.is_probe())
+        .filter(|(_, seen)| !seen.is_probe() && !seen.is_copy())
         .collect();
     let forwards = expect.upstream.is_some()
         || expect.path_to_upstream.is_some()

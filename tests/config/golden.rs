@@ -95,12 +95,18 @@ impl Case {
     }
 }
 
+fn names(upstreams: &[Arc<tollhouse::upstream::Upstream>]) -> String {
+    upstreams.iter().map(|upstream| &*upstream.name).collect::<Vec<_>>().join(", ")
+}
+
 /// Routes with what they do, then warnings.
 fn summary(snapshot: &Snapshot) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for route in &snapshot.routes {
         let action = match &route.action {
             Action::Upstream(upstream) => format!("upstream {}", upstream.name),
+            Action::Versions(upstreams) => format!("versions at {}", names(upstreams)),
+            Action::Split(split) => format!("split between {}", names(&split.upstreams)),
             Action::Answer(_) => "answer".to_owned(),
             Action::NotFound => "nothing".to_owned(),
         };

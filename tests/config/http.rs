@@ -40,6 +40,11 @@ impl Message {
         self.header("user-agent").starts_with("tollhouse-health/") || self.start == "PRI * HTTP/2.0"
     }
 
+    /// Whether it is a copy of another request, which comes when it likes.
+    pub(crate) fn is_copy(&self) -> bool {
+        self.headers.contains_key("x-tollhouse-mirror")
+    }
+
     /// The first line of a field, or nothing.
     pub(crate) fn header(&self, name: &str) -> &str {
         self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()

@@ -25,10 +25,15 @@ const SECTIONS: &[(&str, &str)] = &[
     ("upstreams[].backends[]", "Backend"),
     ("upstreams[].tls", "Tls"),
     ("upstreams[].balance", "Balance"),
+    ("upstreams[].balance.sticky", "Sticky"),
     ("upstreams[].health", "Health"),
     ("upstreams[].health.active", "Active"),
+    ("upstreams[].health.outlier", "Outlier"),
     ("upstreams[].timeouts", "Timeouts"),
     ("upstreams[].retries", "Retries"),
+    ("upstreams[].circuit_breaker", "CircuitBreaker"),
+    ("upstreams[].circuit_breaker.fallback", "Fallback"),
+    ("upstreams[].concurrency", "UpstreamConcurrency"),
     ("upstreams[].pool", "Pool"),
     ("stores.NAME", "Store"),
     ("stores.NAME.tls", "StoreTls"),
@@ -36,6 +41,7 @@ const SECTIONS: &[(&str, &str)] = &[
     ("identities.NAME, type basic", "BasicIdentity"),
     ("identities.NAME, type hmac", "HmacIdentity"),
     ("identities.NAME, type mtls", "MtlsIdentity"),
+    ("identities.NAME, type oidc", "OidcIdentity"),
     ("identities.NAME, type introspection", "IntrospectionIdentity"),
     ("identities.NAME, type jwt", "JwtIdentity"),
     ("consumers, in a file", "ConsumerFile"),
@@ -45,11 +51,24 @@ const SECTIONS: &[(&str, &str)] = &[
     ("plans.NAME", "Plan"),
     ("plans.NAME.limits[]", "PlanLimit"),
     ("services[]", "Service"),
+    ("services[].versioning", "Versioning"),
+    ("services[].versions.NAME", "ApiVersion"),
+    ("services[].versions.NAME.brownouts[]", "Brownout"),
     ("routes[]", "Route"),
     ("routes[].match", "Match"),
+    ("routes[].split", "Split"),
+    ("routes[].split.force", "Force"),
+    ("routes[].split.ramp", "Ramp"),
+    ("routes[].split.ramp.abort_if", "AbortIf"),
     ("routes[].timeouts", "RouteTimeouts"),
+    ("routes[].retries", "RouteRetries"),
     ("when", "WhenSpec"),
     ("filter forward_auth: cache", "ForwardAuthCache"),
+    ("filter upstream_auth: client_credentials", "ClientCredentials"),
+    ("filter upstream_auth: basic", "UpstreamBasic"),
+    ("filter upstream_auth: header", "UpstreamField"),
+    ("filter upstream_auth: aws", "UpstreamAws"),
+    ("filter mirror: diff", "MirrorDiffOptions"),
     ("observability", "Observability"),
     ("observability.access_log", "AccessLog"),
     ("observability.metrics", "Metrics"),
@@ -118,7 +137,12 @@ fn every_metric_and_field_of_the_log_is_in_the_manual() {
     all.extend(names("src/server/mod.rs", "\"(tollhouse_[a-z_]+)\""));
     all.extend(names("src/cache/mod.rs", "\"(tollhouse_[a-z_]+)\""));
     all.extend(names("filters/src/traffic/cache/numbers.rs", "\"(tollhouse_[a-z_]+)\""));
+    all.extend(names("src/release/ramp/mod.rs", "\"(tollhouse_[a-z_]+)\""));
+    all.extend(names("src/release/ramp/keeper.rs", "\"(tollhouse_[a-z_]+)\""));
+    all.extend(names("filters/src/traffic/mirror/report.rs", "\"(tollhouse_[a-z_]+)\""));
+    all.extend(names("src/release/calls.rs", "\"(tollhouse_[a-z_]+)\""));
     all.extend(names("src/server/people.rs", "\"(tollhouse_[a-z_]+)\""));
+    all.extend(names("src/upstream/export.rs", "\"(tollhouse_[a-z_]+)\""));
     all.extend(names("src/store/numbers.rs", "\"(tollhouse_[a-z_]+)\""));
     all.extend(names("src/server/tls.rs", "\"(tollhouse_[a-z_]+)\""));
     let fields = names(

@@ -7,6 +7,7 @@
 //   rotate     signs with a new key; its set has the last one as well
 //   stop       closes its listener and all connections
 //   start      listens there again
+//   web JSON   users log in with a client `web`: for how long its tokens hold, and where it is told of logouts
 //   requests   how often its documents, keys and introspection were asked for
 
 import { generateKeyPairSync } from 'node:crypto';
@@ -31,6 +32,19 @@ const grants = {
 };
 const secret = 'a secret of at least thirty-two characters';
 
+let web = { ttl: 300 };
+const users = () => ({
+  client_id: 'web',
+  client_secret: secret,
+  grant_types: ['authorization_code', 'refresh_token'],
+  redirect_uris: ['https://app.test/oauth2/callback'],
+  post_logout_redirect_uris: ['https://app.test/bye'],
+  id_token_signed_response_alg: 'ES256',
+  ...(web.backchannel
+    ? { backchannel_logout_uri: web.backchannel, backchannel_logout_session_required: web.sid ?? true }
+    : {}),
+});
+
 let made = 0;
 function key() {
   made += 1;
@@ -50,10 +64,16 @@ function provider(issuer, keys) {
     clients: [
       { client_id: 'caller', client_secret: secret, ...grants },
       { client_id: 'gateway', client_secret: secret, ...grants },
+      users(),
     ],
+    cookies: { keys: ['of the tests'] },
+    issueRefreshToken: async (ctx, client) => client.grantTypeAllowed('refresh_token'),
+    ttl: { AccessToken: () => web.ttl, IdToken: 300, RefreshToken: 3600, Session: 3600, Grant: 3600, Interaction: 600 },
     jwks: { keys },
     features: {
-      devInteractions: { enabled: false },
+      // Its real pages: forms to log in, to agree and to log out.
+      devInteractions: { enabled: true },
+      backchannelLogout: { enabled: true },
       clientCredentials: { enabled: true },
       introspection: { enabled: true, allowedPolicy: (ctx, client) => client.clientId === 'gateway' },
       revocation: { enabled: true },
@@ -82,6 +102,12 @@ current = provider(issuer, keys).callback();
 say({ issuer, kid: keys[0].kid });
 
 for await (const line of createInterface({ input: process.stdin })) {
+  if (line.startsWith('web ')) {
+    web = JSON.parse(line.slice(4));
+    current = provider(issuer, keys).callback();
+    say({ web });
+    continue;
+  }
   switch (line) {
     case 'rotate':
       keys = [key(), keys[0]];

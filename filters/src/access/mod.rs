@@ -6,3 +6,4 @@ pub mod cors;
 mod fields;
 pub mod forward_auth;
 pub mod ip_access;
+pub mod upstream_auth;

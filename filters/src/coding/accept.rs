@@ -78,7 +78,8 @@ fn element(text: &str) -> Option<(&str, u16)> {
 }
 
 /// A weight from 0 to 1 with at most three decimals (RFC 9110 s12.4.2).
-fn thousandths(text: &str) -> Option<u16> {
+#[must_use]
+pub fn thousandths(text: &str) -> Option<u16> {
     let (whole, decimals) = text.split_once('.').unwrap_or((text, ""));
     let valid = matches!(whole, "0" | "1") && decimals.len() <= 3;
     let all_digits = decimals.bytes().all(|byte| byte.is_ascii_digit());

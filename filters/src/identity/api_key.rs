@@ -122,6 +122,7 @@ impl ApiKeys {
             consumer: Some(consumer.clone()),
             credential: found.credential().map(|credential| credential.id().clone()),
             body: None,
+            cookies: Vec::new(),
         })
     }
 }

@@ -14,6 +14,7 @@ use super::consumers::{Clerk, Consumers, Index, Layout, Matches, Record};
 use super::hmac::Hmac;
 use super::introspection::Introspection;
 use super::jwt::Jwt;
+use super::oidc::Oidc;
 use super::remote::Remote;
 use super::spec::{ConsumerSpec, IdentitySpec, Kind};
 use super::{Broken, Identity, Source};
@@ -46,15 +47,16 @@ impl Identities {
         self.by_name.values()
     }
 
-    /// Where any of them looks for credentials; logs must not show what is there.
-    pub fn sources(&self) -> impl Iterator<Item = &Source> {
-        self.by_name.values().flat_map(|identity| identity.sources())
+    /// Where anything of theirs is that logs must not show.
+    pub fn secrets(&self) -> impl Iterator<Item = &Source> {
+        self.by_name.values().flat_map(|identity| identity.secrets())
     }
 
     /// Whether any of them looks for credentials in this field.
     #[must_use]
     pub fn read_field(&self, name: &HeaderName) -> bool {
-        self.sources().any(|source| matches!(source, Source::Header(field) if field == name))
+        let mut sources = self.by_name.values().flat_map(|identity| identity.sources());
+        sources.any(|source| matches!(source, Source::Header(field) if field == name))
     }
 }
 
@@ -174,6 +176,11 @@ fn identity(
             Ok(Arc::new(hmac.map_err(|error| vec![error])?))
         }
         Some(Kind::Mtls) => Ok(Arc::new(Certificates::new(name, &options(node)?, consumers.clone()))),
+        Some(Kind::Oidc) => {
+            let matches = Matches::new(consumers.clone(), &name);
+            let oidc = Oidc::new(name, options(node)?, matches, site);
+            Ok(Arc::new(oidc.map_err(|error| vec![error])?))
+        }
         None => {
             let written = node.get("type").and_then(|node| node.as_str()).unwrap_or_default();
             let hint = suggest(written, Kind::names()).map(|near| format!("did you mean `{near}`?"));

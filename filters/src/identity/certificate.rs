@@ -194,6 +194,7 @@ impl Certificates {
             consumer: found.map(|found| found.consumer().clone()),
             credential: found.and_then(|found| Some(found.credential()?.id().clone())),
             body: None,
+            cookies: Vec::new(),
         })
     }
 

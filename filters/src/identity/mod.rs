@@ -9,12 +9,15 @@ mod build;
 mod cache;
 mod certificate;
 mod claims;
+pub(crate) mod client;
 pub mod consumers;
 mod digest;
+pub(crate) mod flight;
 mod hmac;
 mod introspection;
 pub(crate) mod json;
 mod jwt;
+mod oidc;
 pub(crate) mod remote;
 mod scheme;
 mod source;
@@ -30,6 +33,7 @@ use http::HeaderValue;
 use pingora_http::RequestHeader;
 
 use crate::context::{Consumer, Context, Principal};
+use crate::outcome::Reply;
 
 pub use api_key::KeyHash;
 pub use basic::PasswordHash;
@@ -59,12 +63,20 @@ pub trait Identity: Send + Sync {
     fn challenge(&self, refusal: Option<&Refusal>) -> HeaderValue;
     /// Where its credentials are carried.
     fn sources(&self) -> &[Source];
+    /// What logs must not show: by default where its credentials are carried.
+    fn secrets(&self) -> &[Source] {
+        self.sources()
+    }
     /// Whether its credentials have claims.
     fn has_claims(&self) -> bool;
     /// What it knows now, for whoever operates the gateway.
     fn state(&self) -> IdentityState;
     /// The largest body that its credentials can speak of, in bytes; none if they speak of none.
     fn max_body(&self) -> Option<u64> {
+        None
+    }
+    /// How users log in, if they do.
+    fn login(&self) -> Option<&dyn Login> {
         None
     }
 }
@@ -154,6 +166,29 @@ pub struct Verified {
     pub credential: Option<Arc<str>>,
     /// What the body has to be, if the credential speaks of it.
     pub body: Option<BodyProof>,
+    /// `Set-Cookie` of the answer, for a credential that was renewed.
+    pub cookies: Vec<HeaderValue>,
+}
+
+/// Has users log in, beside looking at what requests show.
+#[async_trait]
+pub trait Login: Send + Sync {
+    /// Answers a request that is for the identity itself, such as a browser's that comes back from a login; none for
+    /// all others.
+    async fn answer(&self, request: &RequestHeader) -> Option<Answered>;
+    /// The answer to a request whose body was wanted.
+    async fn answer_body(&self, request: &RequestHeader, body: &[u8]) -> Reply;
+    /// Sends a browser that shows nothing to where its user can log in; none for what is no browser.
+    async fn invite(&self, request: &RequestHeader) -> Option<Reply>;
+}
+
+/// What becomes of a request that is for an identity itself.
+#[derive(Debug)]
+pub enum Answered {
+    /// It is answered.
+    Reply(Reply),
+    /// It is answered when its body is there.
+    WantsBody,
 }
 
 /// What an identity knows now.

@@ -18,7 +18,7 @@ const LARGEST: usize = 256 * 1024;
 
 /// A place that is called.
 #[derive(Clone)]
-pub(super) struct Remote {
+pub(crate) struct Remote {
     client: Arc<dyn Client>,
     /// None where there is no network.
     to: Option<UpstreamId>,
@@ -27,7 +27,7 @@ pub(super) struct Remote {
 }
 
 /// What came back.
-pub(super) struct Answer {
+pub(crate) struct Answer {
     pub(super) status: StatusCode,
     fields: HeaderMap,
     body: Bytes,
@@ -35,7 +35,7 @@ pub(super) struct Answer {
 
 impl Remote {
     /// The place at this URL, called through an upstream of the document, or through its origin's own.
-    pub(super) fn new(
+    pub(crate) fn new(
         client: &Arc<dyn Client>,
         url: &Url,
         via: Option<UpstreamId>,
@@ -58,7 +58,7 @@ impl Remote {
         Self { to, url: url.clone(), ..self.clone() }
     }
 
-    pub(super) fn url(&self) -> &Url {
+    pub(crate) fn url(&self) -> &Url {
         &self.url
     }
 
@@ -68,7 +68,7 @@ impl Remote {
     }
 
     /// Sends a form (`application/x-www-form-urlencoded`).
-    pub(super) async fn post(
+    pub(crate) async fn post(
         &self,
         form: String,
         mut fields: Vec<(HeaderName, HeaderValue)>,
@@ -101,7 +101,7 @@ impl Remote {
 
 impl Answer {
     /// The object that it is, if all is well.
-    pub(super) fn object(&self) -> Result<Map<String, Value>, String> {
+    pub(crate) fn object(&self) -> Result<Map<String, Value>, String> {
         if self.status.is_redirection() {
             return Err(format!("the answer is {}, and redirects are not followed", self.status.as_u16()));
         }
@@ -109,6 +109,13 @@ impl Answer {
             return Err(format!("the answer is {}", self.status.as_u16()));
         }
         json::object(&self.body).ok_or_else(|| "the answer is no JSON object".to_owned())
+    }
+
+    /// The code of an error of OAuth that it is (RFC 6749 s5.2).
+    pub(super) fn refusal(&self) -> Option<String> {
+        let is_one = [StatusCode::BAD_REQUEST, StatusCode::UNAUTHORIZED].contains(&self.status);
+        let object = json::object(&self.body).filter(|_| is_one)?;
+        object.get("error").and_then(Value::as_str).map(str::to_owned)
     }
 
     /// How long it says that it is good for; none if it does not say.

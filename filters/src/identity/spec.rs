@@ -11,7 +11,7 @@ use super::api_key::KeyHash;
 use super::basic::PasswordHash;
 use super::certificate::Fingerprint;
 use super::hmac::SignatureAlgorithm;
-use super::{api_key, basic, certificate, hmac, introspection, jwt};
+use super::{api_key, basic, certificate, hmac, introspection, jwt, oidc};
 use crate::tree::Raw;
 use crate::values::{Date, Name, Scalar, Secret, scalar};
 
@@ -35,11 +35,12 @@ pub(super) enum Kind {
     Introspection,
     Jwt,
     Mtls,
+    Oidc,
 }
 
 impl Kind {
-    const ALL: [Self; 6] =
-        [Self::ApiKey, Self::Basic, Self::Hmac, Self::Introspection, Self::Jwt, Self::Mtls];
+    const ALL: [Self; 7] =
+        [Self::ApiKey, Self::Basic, Self::Hmac, Self::Introspection, Self::Jwt, Self::Mtls, Self::Oidc];
 
     pub(super) fn names() -> impl Iterator<Item = &'static str> {
         Self::ALL.into_iter().map(Self::name)
@@ -53,12 +54,13 @@ impl Kind {
             Self::Introspection => "introspection",
             Self::Jwt => "jwt",
             Self::Mtls => "mtls",
+            Self::Oidc => "oidc",
         }
     }
 
     /// Whether consumers can be known by the claims of what it verifies, rather than by their credentials.
     pub(super) fn has_claims(self) -> bool {
-        matches!(self, Self::Introspection | Self::Jwt)
+        matches!(self, Self::Introspection | Self::Jwt | Self::Oidc)
     }
 
     pub(super) fn read(text: &str) -> Option<Self> {
@@ -91,6 +93,7 @@ impl JsonSchema for IdentitySpec {
             generator.subschema_for::<introspection::Options>(),
             generator.subschema_for::<jwt::Options>(),
             generator.subschema_for::<certificate::Options>(),
+            generator.subschema_for::<oidc::Options>(),
         ];
         json_schema!({"description": "A way to prove who is calling.", "oneOf": kinds})
     }
@@ -125,7 +128,7 @@ pub struct ConsumerSpec {
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "ConsumerMatch")]
 pub struct MatchSpec {
-    /// The identity that verifies the claim, of type `jwt` or `introspection`.
+    /// The identity that verifies the claim, of type `jwt`, `introspection` or `oidc`.
     pub identity: Name,
     /// The claim's name.
     pub claim: String,

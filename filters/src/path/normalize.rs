@@ -71,10 +71,29 @@ impl NormalPath {
         self.matched.as_deref().unwrap_or(&self.wire)
     }
 
+    /// The first segment and the path without it, `/` where nothing is left; none for a path whose two forms begin
+    /// differently.
+    #[must_use]
+    pub fn split_first(&self) -> Option<(&str, Self)> {
+        let (first, wire) = split_first(&self.wire)?;
+        let matched = match &self.matched {
+            Some(matched) => Some(split_first(matched).filter(|(other, _)| *other == first)?.1.into()),
+            None => None,
+        };
+        Some((first, Self { wire: wire.into(), matched }))
+    }
+
     /// The segments of [`NormalPath::matched`]; `/` is one empty segment, `*` has none.
     pub fn segments(&self) -> impl Iterator<Item = &str> {
         self.matched().strip_prefix('/').into_iter().flat_map(|relative| relative.split('/'))
     }
+}
+
+fn split_first(path: &str) -> Option<(&str, &str)> {
+    let relative = path.strip_prefix('/')?;
+    let end = relative.find('/').unwrap_or(relative.len());
+    let (first, rest) = relative.split_at(end);
+    Some((first, if rest.is_empty() { "/" } else { rest }))
 }
 
 /// Why a path cannot be normalised; the request is answered 400.

@@ -337,3 +337,21 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_first_segment_is_taken_off_both_forms_or_not_at_all() {
+    let split = |path: &str| {
+        let path = normalize(path, &PathRules::default()).expect("a valid path");
+        path.split_first()
+            .map(|(first, rest)| (first.to_owned(), rest.wire().to_owned(), rest.matched().to_owned()))
+    };
+    let parts = |first: &str, wire: &str, matched: &str| {
+        Some((first.to_owned(), wire.to_owned(), matched.to_owned()))
+    };
+    assert_eq!(split("/v2/users"), parts("v2", "/users", "/users"));
+    assert_eq!(split("/v2/"), parts("v2", "/", "/"));
+    assert_eq!(split("/v2"), parts("v2", "/", "/"));
+    assert_eq!(split("/v2/a;b=1"), parts("v2", "/a;b=1", "/a"));
+    assert_eq!(split("/v2;b=1/a"), None);
+    assert_eq!(split("*"), None);
+}

@@ -24,6 +24,7 @@ use crate::identity::consumers::Consumers;
 use crate::identity::{self, ConsumerSpec, Identities, IdentitySpec, Site};
 use crate::outcome::{Body, Reply};
 use crate::path::{PathRules, normalize};
+use crate::phase::Completed;
 use crate::pipeline::{Entered, Pipeline, Siblings, Stack, Step, Stop};
 use crate::plan::{self, PlanSpec, Plans};
 use crate::registry::Registry;
@@ -428,7 +429,7 @@ impl Sent {
     }
 
     /// Shows the whole of the request body; the status it was answered with, if it was.
-    pub async fn body(&mut self, body: &[u8]) -> Option<u16> {
+    pub async fn body_status(&mut self, body: &[u8]) -> Option<u16> {
         let mut body = Bytes::copy_from_slice(body);
         let reply = self.entered.request_body(&self.stack, &mut self.head, &mut body, &mut self.ctx).await;
         reply.map(|reply| reply.status())
@@ -462,10 +463,20 @@ impl Sent {
     /// # Panics
     /// When the attempt was answered.
     pub async fn attempt(&mut self, attempt: u32) -> RequestHeader {
+        self.try_attempt(attempt).await.unwrap_or_else(|reply| panic!("answered: {reply:?}"))
+    }
+
+    /// As [`attempt`](Self::attempt), or the answer that it ended with.
+    pub async fn try_attempt(&mut self, attempt: u32) -> Result<RequestHeader, Reply> {
         let mut head = self.head.clone();
         let reply = self.entered.upstream_request(&self.stack, &mut head, attempt, &mut self.ctx).await;
-        assert!(reply.is_none(), "answered: {reply:?}");
-        head
+        reply.map_or(Ok(head), Err)
+    }
+
+    /// Ends the request with this status.
+    pub fn finish(&mut self, status: u16) {
+        let completed = Completed { status, elapsed: Duration::ZERO, bytes_in: 0, bytes_out: 0 };
+        self.entered.finish(&self.stack, &completed, &mut self.ctx);
     }
 
     /// Passes the head of the upstream's answer.

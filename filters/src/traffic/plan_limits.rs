@@ -11,6 +11,9 @@
 //! A consumer without a plan, and who is no consumer, has the plan `default`; the latter is told apart by address
 //! (an IPv6 network of 64 bits). Without `default` they are refused: 403.
 //!
+//! With `store`, all gateways that share it count together, in one round trip a request for all limits of the plan;
+//! while it is away it is as its `on_failure` says. Of quotas there, see the filter `quota`.
+//!
 //! Over a rate of the plan, the answer is 429 `rate-limited`; over a quota it is 429 `quota-exceeded`. Quotas
 //! count what was served, as in the filter `quota`. `RateLimit-Policy` lists all limits of the plan, `RateLimit`
 //! says where the request stands with the tightest.
@@ -24,7 +27,7 @@ use serde::Deserialize;
 
 use super::quota::rule::{Reservation, reserve};
 use super::quota::settle;
-use crate::context::{Context, Slot};
+use crate::context::{Context, Slot, Verdict};
 use crate::filter::{Build, BuildError, Fact, Filter};
 use crate::limits::{self, Standing};
 use crate::outcome::{FilterError, Outcome};
@@ -33,7 +36,7 @@ use crate::plan::{Plan, Plans, who};
 use crate::problem::{FORBIDDEN, Problem, QUOTA_EXCEEDED, RATE_LIMITED};
 use crate::selector::Selector;
 use crate::values::Name;
-use crate::world::{Charge, Clock, ScopedState, StateError};
+use crate::world::{Charge, Clock, Ledger, Spent, StateError};
 
 /// As much as the plan of the caller says; over it: 429.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
@@ -42,6 +45,8 @@ use crate::world::{Charge, Clock, ScopedState, StateError};
 pub struct Options {
     /// The plan of whoever has none; without it they are refused (403).
     pub default: Option<Name>,
+    /// The store that is counted in, for all gateways that share it; by default each counts for itself.
+    pub store: Option<Name>,
 }
 
 /// See the [module](self).
@@ -50,7 +55,7 @@ pub struct PlanLimits {
     default: Option<Arc<Plan>>,
     per: Selector,
     /// Not of this instance: counts are those of the plans.
-    state: ScopedState,
+    ledger: Ledger,
     clock: Arc<dyn Clock>,
     held: Slot<Option<Reservation>>,
 }
@@ -69,8 +74,8 @@ impl Filter for PlanLimits {
         if default.is_none() {
             build.needs(Fact::Consumer);
         }
-        let state = build.state().of("plans#");
-        let filter = Self { plans, default, per: who(), state, clock: build.clock(), held: build.slot() };
+        let ledger = build.ledger("store", options.store.as_ref().map(Name::as_str))?.of("plans#");
+        let filter = Self { plans, default, per: who(), ledger, clock: build.clock(), held: build.slot() };
         let filter = Arc::new(filter);
         Ok(Phases::new().on_request(filter.clone()).on_upstream_request(filter.clone()).on_response(filter))
     }
@@ -82,48 +87,14 @@ impl PlanLimits {
         own.and_then(|name| self.plans.get(name)).or(self.default.as_ref())
     }
 
-    /// Reserves units of the quotas; the refusal, if there are too few.
-    async fn reserve(
+    /// Takes of all limits of the plan, or of none; what is held of quotas, or the refusal.
+    async fn take(
         &self,
         plan: &Plan,
         request: &RequestHeader,
         ctx: &mut Context,
     ) -> Result<Result<Option<Reservation>, Problem>, StateError> {
-        if plan.quotas.is_empty() {
-            return Ok(Ok(None));
-        }
-        let (mut keys, mut ends) = (Vec::with_capacity(64), Vec::with_capacity(plan.quotas.len()));
-        for (rule, prefix) in &plan.quotas {
-            rule.begin_key(&mut keys);
-            keys.extend_from_slice(prefix);
-            self.per.write_limit_key(request, ctx, &mut keys);
-            ends.push(keys.len());
-        }
-        let rules = plan.quotas.iter().map(|(rule, _)| rule);
-        let reserved = reserve(rules, (keys, &ends), (&self.state, &*self.clock), ctx).await?;
-        let passes = reserved.held.is_some();
-        for (rule, standing) in &reserved.standings {
-            limits::explain(&rule.name, standing.balance, passes, ctx);
-        }
-        let longest = reserved.standings.iter().max_by_key(|(_, standing)| standing.balance.wait);
-        let longest = longest.map(|(rule, standing)| (&*rule.name, standing.balance.wait));
-        ctx.limits.extend(reserved.standings.iter().map(|(_, standing)| standing.clone()));
-        match (reserved.held, longest) {
-            (None, Some((name, wait))) => Ok(Err(limits::refusal(&QUOTA_EXCEEDED, "quota", name, wait, ctx))),
-            (held, _) => Ok(Ok(held)),
-        }
-    }
-
-    /// Spends of the rates; the refusal, if there is too little.
-    async fn spend(
-        &self,
-        plan: &Plan,
-        request: &RequestHeader,
-        ctx: &mut Context,
-    ) -> Result<Option<Problem>, StateError> {
-        if plan.rates.is_empty() {
-            return Ok(None);
-        }
+        let (quota_keys, quota_ends) = self.quota_keys(plan, request, ctx);
         let (mut keys, mut ends) = (Vec::with_capacity(64), vec![0]);
         for rule in &plan.rates {
             rule.write_key(request, ctx, &mut keys);
@@ -132,7 +103,21 @@ impl PlanLimits {
         let keyed = ends.windows(2).map(|end| &keys[end[0]..end[1]]);
         let mut charges: Vec<Charge<'_>> =
             plan.rates.iter().zip(keyed).map(|(rule, key)| rule.charge(key)).collect();
-        let passes = self.state.spend(ctx.tenant, &mut charges).await?;
+        let rules = plan.quotas.iter().map(|(rule, _)| rule);
+        let place = (&self.ledger, &*self.clock);
+        let reserved = reserve(rules, (quota_keys, &quota_ends), &mut charges, place, ctx).await?;
+        if reserved.spent == Spent::Uncounted {
+            ctx.decide(Verdict::Passed, "the store is away, so nothing is counted", &[]);
+            return Ok(Ok(None));
+        }
+        let passes = reserved.spent == Spent::Yes;
+        for (rule, standing) in &reserved.standings {
+            limits::explain(&rule.name, standing.balance, passes, ctx);
+            ctx.limits.push(standing.clone());
+        }
+        if let Some((name, wait)) = reserved.short() {
+            return Ok(Err(limits::refusal(&QUOTA_EXCEEDED, "quota", name, wait, ctx)));
+        }
         for (rule, charge) in plan.rates.iter().zip(&charges) {
             limits::explain(&rule.name, charge.balance, passes, ctx);
             ctx.limits.push(Standing { policy: rule.policy.clone(), balance: charge.balance });
@@ -141,7 +126,19 @@ impl PlanLimits {
         let refusal = longest.filter(|_| !passes).map(|(rule, charge)| {
             limits::refusal(&RATE_LIMITED, "limit", &rule.name, charge.balance.wait, ctx)
         });
-        Ok(refusal)
+        Ok(refusal.map_or(Ok(reserved.held), Err))
+    }
+
+    /// The keys of the plan's quotas one after the other, and where each ends.
+    fn quota_keys(&self, plan: &Plan, request: &RequestHeader, ctx: &Context) -> (Vec<u8>, Vec<usize>) {
+        let (mut keys, mut ends) = (Vec::with_capacity(64), Vec::with_capacity(plan.quotas.len()));
+        for (rule, prefix) in &plan.quotas {
+            rule.begin_key(&mut keys);
+            keys.extend_from_slice(prefix);
+            self.per.write_limit_key(request, ctx, &mut keys);
+            ends.push(keys.len());
+        }
+        (keys, ends)
     }
 }
 
@@ -161,15 +158,11 @@ impl OnRequest for PlanLimits {
         if plan.policies().any(counted) {
             return Ok(Outcome::Continue);
         }
-        let unavailable = |error: StateError| FilterError::Unavailable(error.to_string());
-        let mut held = match self.reserve(&plan, request, ctx).await.map_err(unavailable)? {
+        let taken = self.take(&plan, request, ctx).await;
+        let mut held = match taken.map_err(|error| FilterError::Unavailable(error.to_string()))? {
             Ok(held) => held,
             Err(refusal) => return Ok(refusal.into()),
         };
-        // What is held of the quotas is given back with the refusal.
-        if let Some(refusal) = self.spend(&plan, request, ctx).await.map_err(unavailable)? {
-            return Ok(refusal.into());
-        }
         if let Some(held) = held.as_mut().filter(|_| ctx.dry_run) {
             // A dry run is not seen again, and is to count as if it were none.
             held.settle();

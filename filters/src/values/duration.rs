@@ -46,6 +46,11 @@ impl DurationOrZero {
         Self(Time::from_secs(seconds as u64))
     }
 
+    /// A duration of milliseconds, for defaults.
+    pub const fn from_millis(millis: u32) -> Self {
+        Self(Time::from_millis(millis as u64))
+    }
+
     /// The duration as the standard library's type.
     pub const fn get(self) -> Time {
         self.0

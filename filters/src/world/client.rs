@@ -40,11 +40,44 @@ pub trait Client: Send + Sync {
         timeout: Option<Duration>,
     ) -> Result<ClientReply, ClientError>;
 
+    /// Whether there is no network, so that nothing can be asked.
+    fn is_dry(&self) -> bool {
+        false
+    }
+
+    /// Sends a request of which nobody waits for the answer, beside all others: on a thread and over connections of
+    /// its own. Never blocks.
+    fn send_aside(&self, aside: Aside) {
+        (aside.then)(Err(ClientError::Unavailable("no network".into())));
+    }
+
+    /// Prepares what [`send_aside`](Self::send_aside) needs, which may take long.
+    fn open_aside(&self) {}
+
     /// The upstream that stands for an origin; none where there is no network, or of too many.
     fn origin(&self, _origin: &Origin) -> Option<UpstreamId> {
         None
     }
 }
+
+/// A request of which nobody waits for the answer.
+pub struct Aside {
+    /// Where to.
+    pub upstream: UpstreamId,
+    /// Method, target and fields.
+    pub head: RequestHeader,
+    /// The content.
+    pub body: Bytes,
+    /// The limit on all of it, the answer's body included.
+    pub timeout: Duration,
+    /// How many bytes of the answer's body are wanted.
+    pub keep: usize,
+    /// Is told what came of it.
+    pub then: Box<Told>,
+}
+
+/// Is told of the answer to an [`Aside`]: its head, and its body unless that is longer than was wanted.
+pub type Told = dyn FnOnce(Result<(ResponseHeader, Option<Bytes>), ClientError>) + Send;
 
 /// A body that is read piece by piece.
 #[async_trait]
@@ -147,6 +180,10 @@ impl Client for NoClient {
     ) -> Result<ClientReply, ClientError> {
         Err(ClientError::Unavailable("no network in a dry run".into()))
     }
+
+    fn is_dry(&self) -> bool {
+        true
+    }
 }
 
 /// A request that a [`ScriptedClient`] was given.
@@ -223,6 +260,13 @@ impl Client for ScriptedClient {
         self.requests.lock().push(SentRequest { upstream, head, body, timeout });
         let reply = self.replies.lock().pop_front();
         reply.unwrap_or_else(|| Err(ClientError::Unavailable("the script has no further reply".into())))
+    }
+
+    fn send_aside(&self, aside: Aside) {
+        let Aside { upstream, head, body, timeout, then, .. } = aside;
+        self.requests.lock().push(SentRequest { upstream, head, body, timeout: Some(timeout) });
+        let reply = self.replies.lock().pop_front();
+        then(reply.map_or(Err(ClientError::Timeout), |reply| reply.map(|reply| (reply.head, None))));
     }
 
     fn origin(&self, origin: &Origin) -> Option<UpstreamId> {

@@ -17,8 +17,8 @@ use std::sync::Arc;
 
 pub use cached::{Cached, NothingCached};
 pub use client::{
-    BufferedBody, Client, ClientBody, ClientError, ClientReply, NoClient, Origin, ScriptedClient,
-    SentRequest, UpstreamId,
+    Aside, BufferedBody, Client, ClientBody, ClientError, ClientReply, NoClient, Origin, ScriptedClient,
+    SentRequest, Told, UpstreamId,
 };
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use metrics::{Counter, Gauge, MemoryMetrics, Metrics, NoMetrics};
@@ -29,7 +29,7 @@ pub use state::{
     Balance, Budget, Change, Charge, MemoryState, ScopedState, State, StateEntry, StateError, StateKey,
     StateValue, Tally, TallyRow, TenantId, Window,
 };
-pub use store::{Away, Ledger, OnFailure, OwnStore, Spent, Store, Stores};
+pub use store::{Away, Decided, Ledger, OnFailure, OwnStore, Spent, Store, Stores};
 pub use tasks::{NoTasks, Tasks};
 
 /// Entries the default memory state holds before it evicts.

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Charge, ScopedState, State, StateError, TenantId};
+use super::{Charge, ScopedState, State, StateError, Tally, TenantId};
 
 /// The stores of a document, by name.
 pub type Stores = BTreeMap<Arc<str>, Arc<dyn Store>>;
@@ -16,9 +17,19 @@ pub type Stores = BTreeMap<Arc<str>, Arc<dyn Store>>;
 /// A place that several gateways share.
 #[async_trait]
 pub trait Store: Send + Sync {
-    /// As [`State::spend`], for all gateways with this tenant and scope together, within a deadline of the
-    /// store's own.
-    async fn spend(&self, tenant: TenantId, scope: &str, charges: &mut [Charge<'_>]) -> Result<bool, Away>;
+    /// As [`State::spend`] of the charges and [`State::tally`] of the tallies together, all of them or none, for all
+    /// gateways with this tenant and scope, within a deadline of the store's own. The slots of tallies are those of
+    /// the gateway that asks, so gateways have to agree on the time.
+    async fn decide(
+        &self,
+        tenant: TenantId,
+        scope: &str,
+        charges: &mut [Charge<'_>],
+        tallies: &mut [Tally<'_>],
+    ) -> Result<bool, Away>;
+
+    /// As [`State::give_back`]. Must not block; what cannot be given back because the store is away stays used.
+    fn give_back(&self, tenant: TenantId, scope: &str, key: &[u8], slot: u64, cost: u64);
 
     /// What is done about a decision that it cannot make.
     fn on_failure(&self) -> OnFailure;
@@ -64,8 +75,18 @@ pub struct OwnStore(pub Arc<dyn State>);
 
 #[async_trait]
 impl Store for OwnStore {
-    async fn spend(&self, tenant: TenantId, scope: &str, charges: &mut [Charge<'_>]) -> Result<bool, Away> {
-        self.0.spend(tenant, scope, charges).await.map_err(|_| Away)
+    async fn decide(
+        &self,
+        tenant: TenantId,
+        scope: &str,
+        charges: &mut [Charge<'_>],
+        tallies: &mut [Tally<'_>],
+    ) -> Result<bool, Away> {
+        together(&*self.0, tenant, scope, charges, tallies).await.map_err(|_| Away)
+    }
+
+    fn give_back(&self, tenant: TenantId, scope: &str, key: &[u8], slot: u64, cost: u64) {
+        self.0.give_back(tenant, scope, key, slot, cost);
     }
 
     fn on_failure(&self) -> OnFailure {
@@ -91,6 +112,15 @@ pub enum Spent {
     Uncounted,
 }
 
+/// What became of charges and tallies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Decided {
+    /// Whether they were spent.
+    pub spent: Spent,
+    /// By the store, which has to be told what is given back.
+    pub by_store: bool,
+}
+
 impl Ledger {
     /// Budgets in this part of the process's state or, if there is one, in the store.
     #[must_use]
@@ -98,37 +128,100 @@ impl Ledger {
         Self { own, store }
     }
 
+    /// The part of the same places that belongs to another scope.
+    #[must_use]
+    pub fn of(&self, scope: impl Into<Arc<str>>) -> Self {
+        Self { own: self.own.of(scope), store: self.store.clone() }
+    }
+
     /// As [`State::spend`]; while its store is away, as that one's [`OnFailure`] says.
     pub async fn spend(&self, tenant: TenantId, charges: &mut [Charge<'_>]) -> Result<Spent, StateError> {
-        let passes = match &self.store {
-            None => self.own.spend(tenant, charges).await?,
-            Some(store) => match (store.spend(tenant, self.own.scope(), charges).await, store.on_failure()) {
-                (Ok(passes), _) => passes,
-                (Err(Away), OnFailure::Local) => self.own.spend(tenant, charges).await?,
-                (Err(Away), OnFailure::Open) => return Ok(Spent::Uncounted),
+        self.decide(tenant, charges, &mut []).await.map(|decided| decided.spent)
+    }
+
+    /// As [`Store::decide`]; while its store is away, as that one's [`OnFailure`] says.
+    pub async fn decide(
+        &self,
+        tenant: TenantId,
+        charges: &mut [Charge<'_>],
+        tallies: &mut [Tally<'_>],
+    ) -> Result<Decided, StateError> {
+        let scope = self.own.scope();
+        if let Some(store) = &self.store {
+            match (store.decide(tenant, scope, charges, tallies).await, store.on_failure()) {
+                (Ok(passes), _) => return Ok(Decided { spent: passes.into(), by_store: true }),
+                (Err(Away), OnFailure::Local) => {}
+                (Err(Away), OnFailure::Open) => {
+                    return Ok(Decided { spent: Spent::Uncounted, by_store: false });
+                }
                 (Err(Away), OnFailure::Closed) => {
                     return Err(StateError::Unavailable("its store is away".to_owned()));
                 }
-            },
-        };
-        Ok(if passes { Spent::Yes } else { Spent::No })
+            }
+        }
+        let passes = together(self.own.state(), tenant, scope, charges, tallies).await?;
+        Ok(Decided { spent: passes.into(), by_store: false })
     }
+
+    /// As [`State::give_back`], where it was counted.
+    pub fn give_back(&self, tenant: TenantId, key: &[u8], slot: u64, cost: u64, by_store: bool) {
+        match self.store.as_ref().filter(|_| by_store) {
+            Some(store) => store.give_back(tenant, self.own.scope(), key, slot, cost),
+            None => self.own.give_back(tenant, key, slot, cost),
+        }
+    }
+}
+
+impl From<bool> for Spent {
+    fn from(passes: bool) -> Self {
+        if passes { Self::Yes } else { Self::No }
+    }
+}
+
+/// Counts tallies, then spends charges; what was counted is given back if there is too little to spend.
+async fn together(
+    state: &dyn State,
+    tenant: TenantId,
+    scope: &str,
+    charges: &mut [Charge<'_>],
+    tallies: &mut [Tally<'_>],
+) -> Result<bool, StateError> {
+    if !tallies.is_empty() && !state.tally(tenant, scope, tallies).await? {
+        return Ok(false);
+    }
+    if charges.is_empty() || state.spend(tenant, scope, charges).await? {
+        return Ok(true);
+    }
+    for tally in tallies {
+        state.give_back(tenant, scope, tally.key, tally.window.slot, tally.cost);
+        tally.balance.available += tally.cost;
+        tally.balance.wait = Duration::ZERO;
+    }
+    Ok(false)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
-    use crate::world::{Budget, ManualClock, MemoryState};
+    use crate::world::{Budget, ManualClock, MemoryState, Window};
 
     /// A store that is away.
     struct Gone(OnFailure);
 
     #[async_trait]
     impl Store for Gone {
-        async fn spend(&self, _: TenantId, _: &str, _: &mut [Charge<'_>]) -> Result<bool, Away> {
+        async fn decide(
+            &self,
+            _: TenantId,
+            _: &str,
+            _: &mut [Charge<'_>],
+            _: &mut [Tally<'_>],
+        ) -> Result<bool, Away> {
             Err(Away)
+        }
+
+        fn give_back(&self, _: TenantId, _: &str, _: &[u8], _: u64, _: u64) {
+            panic!("nothing was counted");
         }
 
         fn on_failure(&self) -> OnFailure {
@@ -159,6 +252,33 @@ mod tests {
         assert_eq!(spend(&two).await, Ok(Spent::Yes));
         assert_eq!(spend(&one).await, Ok(Spent::No));
         assert_eq!(spend(&ledger(None)).await, Ok(Spent::Yes), "and with nobody else");
+    }
+
+    #[tokio::test]
+    async fn quotas_and_budgets_are_taken_together_or_not_at_all() {
+        let ledger = ledger(Some(Arc::new(OwnStore(state()))));
+        let window = Window {
+            now: Duration::from_secs(1),
+            slot: 0,
+            slots: 1,
+            ends: Duration::from_secs(10),
+            length: Duration::from_secs(10),
+        };
+        let budget = Budget::new(Duration::from_secs(1), 2).expect("a budget");
+        let take = async |limit: u64| {
+            let mut tallies = [Tally::new(b"quota", limit, 1, window)];
+            let mut charges = [Charge::new(b"rate", budget, 1)];
+            let decided = ledger.decide(TenantId(0), &mut charges, &mut tallies).await.expect("decided");
+            (decided.spent, tallies[0].balance.available)
+        };
+        assert_eq!(take(5).await, (Spent::Yes, 4));
+        assert_eq!(take(1).await, (Spent::No, 0), "the quota is used up");
+        assert_eq!(take(5).await, (Spent::Yes, 3), "and took nothing of the budget");
+        assert_eq!(take(5).await.0, Spent::No, "the budget is used up");
+        ledger.give_back(TenantId(0), b"quota", 0, 2, true);
+        let mut tallies = [Tally::new(b"quota", 5, 1, window)];
+        assert_eq!(ledger.decide(TenantId(0), &mut [], &mut tallies).await.map(|d| d.spent), Ok(Spent::Yes));
+        assert_eq!(tallies[0].balance.available, 4, "and took nothing of the quota");
     }
 
     #[tokio::test]

@@ -47,21 +47,21 @@ pub struct Parts {
 /// or a handle of a block: nothing is copied for a hit.
 pub struct Entry {
     /// Key, variant, tags, lines, and the body if it is small, one after the other.
-    packed: Bytes,
+    pub(super) packed: Bytes,
     /// The body if it is not.
-    large: Option<Box<Large>>,
-    facts: Facts,
-    key_end: u32,
-    variant_end: u32,
-    tags_end: u32,
-    lines_end: u32,
-    status: u16,
-    purged: AtomicBool,
+    pub(super) large: Option<Box<Large>>,
+    pub(super) facts: Facts,
+    pub(super) key_end: u32,
+    pub(super) variant_end: u32,
+    pub(super) tags_end: u32,
+    pub(super) lines_end: u32,
+    pub(super) status: u16,
+    pub(super) purged: AtomicBool,
 }
 
-struct Large {
-    length: u64,
-    blocks: Box<[Bytes]>,
+pub(super) struct Large {
+    pub(super) length: u64,
+    pub(super) blocks: Box<[Bytes]>,
 }
 
 /// The entries of one key, the newest first: one unless the responses vary.
@@ -131,6 +131,23 @@ impl Entry {
         let variant = self.variant().to_vec();
         let key = Key::from_bytes(self.packed.slice(..self.key_end as usize));
         Self::new(&key, Parts { status: self.status, lines, body, variant, tags, facts })
+    }
+
+    /// Whether what is packed lies as it should: it came from outside.
+    pub(super) fn is_sound(&self) -> bool {
+        let ends = [0, self.key_end, self.variant_end, self.tags_end, self.lines_end];
+        let is_ordered = ends.is_sorted() && self.lines_end as usize <= self.packed.len();
+        is_ordered && {
+            let mut rest = &self.packed[self.variant_end as usize..self.tags_end as usize];
+            while let Some((length, after)) = rest.split_first() {
+                let Some((tag, after)) = after.split_at_checked(usize::from(*length)) else { return false };
+                if str::from_utf8(tag).is_err() {
+                    return false;
+                }
+                rest = after;
+            }
+            true
+        }
     }
 
     /// The whole key.

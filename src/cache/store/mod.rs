@@ -5,6 +5,7 @@
 //! S3-FIFO (the order in which entries leave) and TinyLFU (whether one that comes in is worth one that would
 //! have to leave). Keys are hashed with a secret, and compared whole.
 
+mod disk;
 mod entry;
 mod index;
 mod purge;
@@ -14,14 +15,18 @@ mod sketch;
 #[cfg(test)]
 mod tests;
 
+use std::cmp::Reverse;
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::{RwLock, RwLockReadGuard};
 
+use self::disk::Disk;
+pub use self::disk::{DiskNumbers, DiskOptions};
 pub use self::entry::{BLOCK, Entry, LONGEST_TAG, MOST_TAGS, Parts, Pieces, Variants};
 pub use self::purge::{How, Purge};
 use self::shard::Shard;
@@ -43,7 +48,7 @@ pub struct StoreOptions {
     pub max_variants: usize,
 }
 
-/// Responses in memory.
+/// Responses in memory, and on disk behind it.
 pub struct Store {
     parts: Box<[Part]>,
     hashes: RandomState,
@@ -56,12 +61,13 @@ pub struct Store {
     held: AtomicUsize,
     coming: AtomicUsize,
     entries: AtomicUsize,
-    /// The part that is looked at first for one to take from.
+    /// The part that is the next to be taken from.
     turn: AtomicUsize,
     generation: AtomicU64,
     evicted: AtomicU64,
     not_admitted: AtomicU64,
     purged: AtomicU64,
+    disk: ArcSwapOption<Disk>,
 }
 
 // No two parts share a line of the processor's cache.
@@ -69,8 +75,8 @@ pub struct Store {
 #[derive(Default)]
 struct Part {
     shard: RwLock<Shard>,
-    /// What is in it, for those who have no lock.
-    bytes: AtomicUsize,
+    /// Entries in it, for those who have no lock.
+    entries: AtomicUsize,
 }
 
 /// Where a key belongs: all of a URL in one part.
@@ -106,6 +112,8 @@ pub struct Numbers {
     pub not_admitted: u64,
     /// Entries that purges hit.
     pub purged: u64,
+    /// What is on disk, if anything is to be.
+    pub disk: Option<DiskNumbers>,
 }
 
 /// What came of looking for an entry to give up.
@@ -134,6 +142,7 @@ impl Store {
             evicted: AtomicU64::new(0),
             not_admitted: AtomicU64::new(0),
             purged: AtomicU64::new(0),
+            disk: ArcSwapOption::empty(),
         };
         store.resize(options.capacity);
         store
@@ -148,6 +157,49 @@ impl Store {
             self.sketch.store(Arc::new(sketch));
         }
         self.make_room(u8::MAX);
+    }
+
+    /// Keeps entries on disk too from now on, or not any more. The same directory with another capacity stays
+    /// open. Waits for the disk: not for threads that serve requests.
+    ///
+    /// # Errors
+    /// If the directory cannot be made or written to; nothing changes then.
+    pub fn set_disk(&self, options: Option<&DiskOptions>) -> io::Result<()> {
+        let Some(options) = options else {
+            self.disk.store(None);
+            return Ok(());
+        };
+        match &*self.disk.load() {
+            Some(disk) if disk.path() == options.path => disk.resize(options.capacity),
+            _ => self.disk.store(Some(Arc::new(Disk::open(options)?))),
+        }
+        Ok(())
+    }
+
+    /// Whether [`Store::load`] may find what [`Store::get`] does not.
+    #[must_use]
+    pub fn has_slow_tier(&self) -> bool {
+        self.disk.load().is_some()
+    }
+
+    /// The entries of a key, from disk; they are in memory afterwards. Waits for a second at most.
+    pub async fn load(&self, key: &[u8]) -> Option<Variants> {
+        let disk = self.disk.load_full()?;
+        let loaded = disk.load(key).await;
+        // The newest last, so that it comes first.
+        for found in loaded.iter().rev() {
+            self.insert_in_memory(Arc::clone(&found.entry));
+        }
+        let mut entries = Vec::with_capacity(loaded.len());
+        for found in loaded {
+            // A purge came while it was read, and did not find it in memory yet.
+            if disk.still_has(&found) {
+                entries.push(found.entry);
+            } else {
+                self.remove_from_memory(&found.entry);
+            }
+        }
+        Variants::new(entries)
     }
 
     /// The entries of a key. Counts as a use of them.
@@ -181,8 +233,16 @@ impl Store {
         self.sketch.load().add(self.place(key).tag).into()
     }
 
-    /// Puts an entry in, in place of one with the same key and variant.
+    /// Puts an entry in, in place of one with the same key and variant. What becomes of it in memory does not
+    /// keep it from the disk.
     pub fn insert(&self, entry: Arc<Entry>) -> Inserted {
+        if let Some(disk) = &*self.disk.load() {
+            disk.keep(&entry);
+        }
+        self.insert_in_memory(entry)
+    }
+
+    fn insert_in_memory(&self, entry: Arc<Entry>) -> Inserted {
         let weight = entry.weight();
         if weight > self.room.load(Relaxed) / LARGEST_PART {
             return Inserted::TooLarge;
@@ -208,13 +268,23 @@ impl Store {
         if entry.key() != old.key() || entry.variant() != old.variant() {
             return false;
         }
-        let replaced = self.change(place.part, |shard| shard.swap(place.tag, old, entry));
+        let replaced = self.change(place.part, |shard| shard.swap(place.tag, old, Arc::clone(&entry)));
         self.make_room(u8::MAX);
+        if let Some(disk) = self.disk.load().as_ref().filter(|_| replaced) {
+            disk.keep(&entry);
+        }
         replaced
     }
 
     /// Takes an entry out, if it is still there; whether it was.
     pub fn remove(&self, entry: &Arc<Entry>) -> bool {
+        if let Some(disk) = &*self.disk.load() {
+            disk.forget(entry);
+        }
+        self.remove_from_memory(entry)
+    }
+
+    fn remove_from_memory(&self, entry: &Arc<Entry>) -> bool {
         let place = self.place(entry.key());
         self.change(place.part, |shard| shard.take(place.tag, entry))
     }
@@ -235,6 +305,7 @@ impl Store {
             evicted: self.evicted.load(Relaxed),
             not_admitted: self.not_admitted.load(Relaxed),
             purged: self.purged.load(Relaxed),
+            disk: self.disk.load().as_ref().map(|disk| disk.numbers()),
         }
     }
 
@@ -262,19 +333,23 @@ impl Store {
         let mut shard = part.shard.write();
         let (bytes, entries) = (shard.bytes(), shard.entries());
         let given = change(&mut shard);
-        part.bytes.store(shard.bytes(), Relaxed);
+        part.entries.store(shard.entries(), Relaxed);
         shift(&self.held, bytes, shard.bytes());
         shift(&self.entries, entries, shard.entries());
         given
     }
 
     /// Gives up entries until those that are in and coming fit; not for an entry that is asked for less than
-    /// one that would have to leave. Whether they fit.
-    fn make_room(&self, uses: u8) -> bool {
+    /// the first one that would have to leave. Whether they fit.
+    fn make_room(&self, mut uses: u8) -> bool {
         while self.held.load(Relaxed) + self.coming.load(Relaxed) > self.room.load(Relaxed) {
             let Some(part) = self.full_part() else { return false };
             match self.give_up(part, uses) {
-                Victim::Gone => _ = self.evicted.fetch_add(1, Relaxed),
+                Victim::Gone => {
+                    self.evicted.fetch_add(1, Relaxed);
+                    // It comes in now: or else others would have left for nothing.
+                    uses = u8::MAX;
+                }
                 Victim::Spared => return false,
                 Victim::None => {}
             }
@@ -282,15 +357,13 @@ impl Store {
         true
     }
 
-    /// A part to take from: the next one that has its share, or else the one that has most.
+    /// The part to take from: that with the most entries. Of several, the next one in turn.
     fn full_part(&self) -> Option<usize> {
-        let bytes = |part: &usize| self.parts[*part].bytes.load(Relaxed);
-        let share = self.room.load(Relaxed) / PARTS;
+        let entries = |part: &usize| self.parts[*part].entries.load(Relaxed);
         let turn = self.turn.load(Relaxed);
-        let next = (turn..PARTS).chain(0..turn).find(|part| bytes(part) > share);
-        let part = next.or_else(|| self.parts().max_by_key(bytes).filter(|part| bytes(part) > 0))?;
+        let part = (turn..PARTS).chain(0..turn).min_by_key(|part| Reverse(entries(part)))?;
         self.turn.store((part + 1) % PARTS, Relaxed);
-        Some(part)
+        Some(part).filter(|part| entries(part) > 0)
     }
 
     fn give_up(&self, part: usize, uses: u8) -> Victim {

@@ -38,10 +38,26 @@ pub enum How {
     Hard,
 }
 
+impl Purge {
+    /// Whether this entry is one of those.
+    pub(super) fn hits(&self, entry: &Entry) -> bool {
+        match self {
+            Self::Url(url) => entry.url() == url,
+            Self::Prefix(prefix) => entry.key().starts_with(prefix),
+            Self::Tag(tag) => entry.tags().any(|other| other == tag),
+            Self::All => true,
+        }
+    }
+}
+
 impl Store {
     /// Purges; gives how many entries it hit. What is put in meanwhile may be hit too.
     pub fn purge(&self, what: &Purge, how: How) -> u64 {
         self.generation.fetch_add(1, Relaxed);
+        // Before memory, so that what is being read from there is not missed by both.
+        if let Some(disk) = &*self.disk.load() {
+            disk.purge(what, how);
+        }
         let hit = match what {
             Purge::Url(url) => {
                 let prefix = [&**url, b"\0"].concat();

@@ -111,13 +111,13 @@ impl Queues {
             if !small {
                 *node.uses.get_mut() = uses - 1;
             }
-            self.to_main(nodes, at);
+            self.move_to_main(nodes, at);
         }
         [self.small.oldest, self.main.oldest].into_iter().find(|at| *at != NONE)
     }
 
     /// Puts a node last in the main queue.
-    pub(super) fn to_main(&mut self, nodes: &mut Slab<Node>, at: u32) {
+    pub(super) fn move_to_main(&mut self, nodes: &mut Slab<Node>, at: u32) {
         self.remove(nodes, at);
         let node = &mut nodes[at as usize];
         node.in_main = true;

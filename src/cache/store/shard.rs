@@ -108,7 +108,7 @@ impl Shard {
 
     /// Keeps a victim for another round.
     pub(super) fn spare(&mut self, victim: &Victim) {
-        self.queues.to_main(&mut self.nodes, victim.at);
+        self.queues.move_to_main(&mut self.nodes, victim.at);
     }
 
     /// The entries of the next keys with a prefix, after one.

@@ -36,9 +36,12 @@ enum Field {
     Protocol,
     Route,
     Service,
+    Version,
+    Variant,
     Upstream,
     Backend,
     Attempts,
+    Tries,
     Status,
     BytesIn,
     BytesOut,
@@ -58,7 +61,7 @@ enum Field {
 }
 
 /// What fields are called in templates; where other templates have the same value, by the same name.
-const FIELDS: [(&str, Field); 31] = [
+const FIELDS: [(&str, Field); 34] = [
     ("time", Field::Time),
     ("time.common", Field::TimeCommon),
     ("request.id", Field::RequestId),
@@ -73,9 +76,12 @@ const FIELDS: [(&str, Field); 31] = [
     ("request.protocol", Field::Protocol),
     ("route", Field::Route),
     ("service", Field::Service),
+    ("version", Field::Version),
+    ("variant", Field::Variant),
     ("upstream", Field::Upstream),
     ("backend", Field::Backend),
     ("attempts", Field::Attempts),
+    ("tries", Field::Tries),
     ("status", Field::Status),
     ("bytes_in", Field::BytesIn),
     ("bytes_out", Field::BytesOut),
@@ -183,9 +189,12 @@ impl Line<'_> {
             Field::Protocol => self.text(access.protocol),
             Field::Route => self.text(access.route),
             Field::Service => self.optional(access.service),
+            Field::Version => self.optional(access.version),
+            Field::Variant => self.optional(access.variant),
             Field::Upstream => self.optional(access.upstream),
             Field::Backend => self.optional(access.backend),
             Field::Attempts => self.show(access.attempts),
+            Field::Tries => self.optional(access.tries),
             Field::Status => self.show(format_args!("{:03}", access.status)),
             Field::BytesIn => self.show(access.bytes_in),
             Field::BytesOutOrDash if access.bytes_out == 0 => self.text("-"),

@@ -45,12 +45,18 @@ pub struct Access<'a> {
     pub route: &'a str,
     /// The service's name.
     pub service: Option<&'a str>,
+    /// The version of the service.
+    pub version: Option<&'a str>,
+    /// The variant of the route's split.
+    pub variant: Option<&'a str>,
     /// The upstream's name.
     pub upstream: Option<&'a str>,
     /// The address of the last backend tried.
     pub backend: Option<&'a str>,
     /// Attempts at backends.
     pub attempts: u32,
+    /// All of them with their outcome, where there was more than one.
+    pub tries: Option<&'a str>,
     /// The status sent; 499 when the client left before one was, 0 when unknown.
     pub status: u16,
     /// Bytes of content from the client.
@@ -128,9 +134,12 @@ impl Line<'_> {
         let access = self.access;
         map.serialize_entry("route", access.route)?;
         optional(map, "service", access.service)?;
+        optional(map, "version", access.version)?;
+        optional(map, "variant", access.variant)?;
         optional(map, "upstream", access.upstream)?;
         optional(map, "backend", access.backend)?;
         map.serialize_entry("attempts", &access.attempts)?;
+        optional(map, "tries", access.tries)?;
         map.serialize_entry("status", &access.status)?;
         map.serialize_entry("bytes_in", &access.bytes_in)?;
         map.serialize_entry("bytes_out", &access.bytes_out)?;
@@ -227,9 +236,12 @@ impl Access<'_> {
             tls: None,
             route: "users-read",
             service: None,
+            version: None,
+            variant: None,
             upstream: Some("users"),
             backend: Some("127.0.0.1:9001"),
             attempts: 1,
+            tries: None,
             status: 200,
             bytes_in: 0,
             bytes_out: 512,

@@ -20,8 +20,8 @@ use self::custom::CustomFamilies;
 pub use self::page::CONTENT_TYPE;
 use self::page::Page;
 use self::series::{
-    ATTEMPTS, BACKEND_HEALTHY, BYTES_IN, BYTES_OUT, CONNECT_FAILURES, DURATION, HEALTH_CHANGES, REQUESTS,
-    RouteFamilies, UpstreamFamilies,
+    ATTEMPTS, BACKEND_HEALTHY, BYTES_IN, BYTES_OUT, CONNECT_FAILURES, DURATION, HEALTH_CHANGES,
+    OUT_OF_BUDGET, REQUESTS, RETRIES, RouteFamilies, UpstreamFamilies,
 };
 pub use self::series::{AttemptOutcome, BackendSeries, RouteSeries, UpstreamSeries};
 use super::labels::Budget;
@@ -51,6 +51,8 @@ const RESERVED: &[&str] = &[
     BYTES_OUT,
     ATTEMPTS,
     CONNECT_FAILURES,
+    RETRIES,
+    OUT_OF_BUDGET,
     BACKEND_HEALTHY,
     HEALTH_CHANGES,
     IN_FLIGHT,
@@ -146,7 +148,13 @@ impl Registry {
     /// The numbers of a listener, route and upstream ([`NONE`] where there is none), to be kept by the caller.
     #[must_use]
     pub fn route(&self, listener: &str, route: &str, upstream: &str) -> RouteSeries {
-        self.routes.series([listener, route, upstream])
+        self.variant(listener, route, upstream, "")
+    }
+
+    /// As [`route`](Self::route), of one variant of a route that splits its requests.
+    #[must_use]
+    pub fn variant(&self, listener: &str, route: &str, upstream: &str, variant: &str) -> RouteSeries {
+        self.routes.series([listener, route, upstream, variant])
     }
 
     /// The numbers of an upstream, to be kept by the caller.

@@ -19,6 +19,8 @@ pub(super) const BYTES_IN: &str = "tollhouse_request_bytes_total";
 pub(super) const BYTES_OUT: &str = "tollhouse_response_bytes_total";
 pub(super) const ATTEMPTS: &str = "tollhouse_upstream_attempts_total";
 pub(super) const CONNECT_FAILURES: &str = "tollhouse_upstream_connect_failures_total";
+pub(super) const RETRIES: &str = "tollhouse_upstream_retries_total";
+pub(super) const OUT_OF_BUDGET: &str = "tollhouse_upstream_retries_out_of_budget_total";
 pub(super) const BACKEND_HEALTHY: &str = "tollhouse_upstream_backend_healthy";
 pub(super) const HEALTH_CHANGES: &str = "tollhouse_upstream_health_changes_total";
 
@@ -37,6 +39,14 @@ pub enum AttemptOutcome {
     Cancelled,
 }
 
+impl AttemptOutcome {
+    /// Its name in metrics and the log.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        OUTCOMES[self as usize]
+    }
+}
+
 /// The series of all routes.
 pub(super) struct RouteFamilies {
     requests: Family<Counter>,
@@ -45,10 +55,10 @@ pub(super) struct RouteFamilies {
     bytes_out: Family<Counter>,
 }
 
-/// The numbers of one listener, route and upstream. The caller keeps it as long as the route exists.
+/// The numbers of one listener, route, upstream and variant. The caller keeps it as long as the route exists.
 pub struct RouteSeries {
     families: Arc<RouteFamilies>,
-    labels: [Box<str>; 3],
+    labels: [Box<str>; 4],
     classes: [OnceLock<Counter>; CLASSES.len()],
     duration: Histogram,
     bytes_in: Counter,
@@ -69,14 +79,14 @@ impl RouteSeries {
 impl RouteFamilies {
     pub(super) fn new(budget: &Arc<Budget>) -> Arc<Self> {
         Arc::new(Self {
-            requests: Family::new(budget.clone(), 4),
-            duration: Family::new(budget.clone(), 3),
-            bytes_in: Family::new(budget.clone(), 3),
-            bytes_out: Family::new(budget.clone(), 3),
+            requests: Family::new(budget.clone(), 5),
+            duration: Family::new(budget.clone(), 4),
+            bytes_in: Family::new(budget.clone(), 4),
+            bytes_out: Family::new(budget.clone(), 4),
         })
     }
 
-    pub(super) fn series(self: &Arc<Self>, labels: [&str; 3]) -> RouteSeries {
+    pub(super) fn series(self: &Arc<Self>, labels: [&str; 4]) -> RouteSeries {
         RouteSeries {
             families: self.clone(),
             labels: labels.map(Into::into),
@@ -87,8 +97,8 @@ impl RouteFamilies {
         }
     }
 
-    fn requests(&self, [listener, route, upstream]: &[Box<str>; 3], class: usize) -> Counter {
-        self.requests.series(&[listener, route, upstream, CLASSES[class]], |_| Counter::default())
+    fn requests(&self, [listener, route, upstream, variant]: &[Box<str>; 4], class: usize) -> Counter {
+        self.requests.series(&[listener, route, upstream, variant, CLASSES[class]], |_| Counter::default())
     }
 
     pub(super) fn sweep(&self, live: &Live<'_>) {
@@ -108,7 +118,7 @@ impl RouteFamilies {
     }
 
     pub(super) fn write(&self, page: &mut Page) {
-        let names = ["listener", "route", "upstream", "code_class"];
+        let names = ["listener", "route", "upstream", "variant", "code_class"];
         let counters = [
             (&self.requests, REQUESTS, "Requests finished, by class of status code."),
             (&self.bytes_in, BYTES_IN, "Bytes of content received from clients."),
@@ -127,6 +137,8 @@ impl RouteFamilies {
 pub(super) struct UpstreamFamilies {
     attempts: Family<Counter>,
     connect_failures: Family<Counter>,
+    retries: Family<Counter>,
+    out_of_budget: Family<Counter>,
     healthy: Family<Arc<AtomicI64>>,
     changes: Family<Arc<AtomicU64>>,
 }
@@ -168,6 +180,16 @@ impl UpstreamSeries {
         let index = outcome as usize;
         self.outcomes[index].get_or_init(|| self.families.attempts(&self.upstream, index)).inc();
     }
+
+    /// Counts one more attempt, made for this reason.
+    pub fn retried(&self, reason: &'static str) {
+        self.families.retries.series(&[&self.upstream, reason], |_| Counter::default()).inc();
+    }
+
+    /// Counts an attempt that was not made, since the budget was used up.
+    pub fn out_of_budget(&self) {
+        self.families.out_of_budget.series(&[&self.upstream], |_| Counter::default()).inc();
+    }
 }
 
 impl UpstreamFamilies {
@@ -175,6 +197,8 @@ impl UpstreamFamilies {
         Arc::new(Self {
             attempts: Family::new(budget.clone(), 2),
             connect_failures: Family::new(budget.clone(), 1),
+            retries: Family::new(budget.clone(), 2),
+            out_of_budget: Family::new(budget.clone(), 1),
             healthy: Family::new(budget.clone(), 2),
             changes: Family::new(budget.clone(), 3),
         })
@@ -205,6 +229,8 @@ impl UpstreamFamilies {
         let known = |values: &[Arc<str>]| live.knows(NONE, NONE, &values[0]);
         self.attempts.sweep(|values, _| known(values));
         self.connect_failures.sweep(|values, _| known(values));
+        self.retries.sweep(|values, _| known(values));
+        self.out_of_budget.sweep(|values, _| known(values));
         self.healthy.sweep(|_, cell| Arc::strong_count(cell) > 1);
         self.changes.sweep(|_, cell| Arc::strong_count(cell) > 1);
     }
@@ -214,6 +240,14 @@ impl UpstreamFamilies {
         let counters = [
             (&self.attempts, ATTEMPTS, "Attempts at backends, by how they ended."),
             (&self.connect_failures, CONNECT_FAILURES, "Attempts that got no connection."),
+        ];
+        for (family, name, help) in counters {
+            family.each(|values, counter| page.counter(name, help, &zip(&names, values), counter.get()));
+        }
+        let names = ["upstream", "reason"];
+        let counters = [
+            (&self.retries, RETRIES, "Attempts that followed a failed one, by what had gone wrong."),
+            (&self.out_of_budget, OUT_OF_BUDGET, "Attempts that were not made, as the budget was used up."),
         ];
         for (family, name, help) in counters {
             family.each(|values, counter| page.counter(name, help, &zip(&names, values), counter.get()));
@@ -237,7 +271,7 @@ fn class(status: u16) -> usize {
     }
 }
 
-/// Names with values; surplus names are left out.
+/// Names with values; surplus names are left out, and labels without a value, which is the same to Prometheus.
 fn zip<'a>(names: &[&'a str], values: &[&'a str]) -> Vec<(&'a str, &'a str)> {
-    names.iter().copied().zip(values.iter().copied()).collect()
+    names.iter().copied().zip(values.iter().copied()).filter(|(_, value)| !value.is_empty()).collect()
 }

@@ -163,7 +163,7 @@ fn names_beyond_the_cap_are_counted_as_other() {
         registry.route("web", &format!("r{route}"), "users").record(200, QUICK, 0, 0);
     }
     let text = registry.render();
-    let other = "listener=\"other\",route=\"other\",upstream=\"other\"";
+    let other = "listener=\"other\",route=\"other\",upstream=\"other\",variant=\"other\"";
     assert!(
         has(&registry, &format!("tollhouse_requests_total{{{other},code_class=\"other\"}} 98")),
         "{text}"

@@ -1,8 +1,9 @@
 //! Attempts at backends, and what a failed one leads to.
 
-use std::time::Instant;
+use std::fmt;
+use std::time::{Duration, Instant};
 
-use http::{StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 use pingora::http::ResponseHeader;
 use pingora::prelude::timeout;
 use pingora::protocols::http::date::get_cached_date;
@@ -10,27 +11,69 @@ use tokio::net::TcpStream;
 use tollhouse_filters::outcome::Reply;
 use tollhouse_filters::problem::{self, Problem};
 
-use super::relay::{Again, Relay};
+use super::Job;
+use super::relay::Relay;
 use super::trouble::{Trouble, Waits};
 use super::wire::{self, Answer, AnswerHead};
-use super::{super::failure, Job};
 use crate::door::{DoorStream, Rule};
 use crate::engine::{Forwarding, strip_hop_by_hop};
 use crate::observe::AttemptOutcome;
+use crate::proxy::failure::{self, PER_TRY};
 use crate::proxy::request::upstream;
 use crate::proxy::response;
-use crate::upstream::InFlight;
+use crate::upstream::{Fault, InFlight};
 
 /// Why a request was not answered by its upstream, or not wholly.
 pub(super) enum Failure {
     /// It is answered by us.
     Refused(Reply),
     /// No connection could be made.
-    Connect(Option<std::io::Error>),
+    Connect(Unconnected),
+    /// The backend closed the connection before it said anything.
+    Silence(Silence),
     /// The exchange broke.
     Trouble(Trouble),
+    /// There is another attempt instead of its answer.
+    Again,
     /// Our fault.
     Internal,
+}
+
+/// Why there is no connection.
+#[derive(Debug)]
+pub(super) enum Unconnected {
+    /// What the system says.
+    Error(std::io::Error),
+    /// A timeout is over.
+    Late(&'static str),
+}
+
+/// What a connection was that was closed without a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Silence {
+    /// One that took nothing of the request.
+    Unsent,
+    /// One that was kept from an earlier request.
+    Stale,
+    /// One that was made for this request.
+    New,
+}
+
+/// What an attempt begins with.
+struct Begun {
+    /// The part of the body that was read by those before; none if some of it is lost.
+    body: Option<Vec<u8>>,
+    /// Only a new connection will do.
+    anew: bool,
+}
+
+impl fmt::Display for Unconnected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Error(error) => error.fmt(f),
+            Self::Late(_) => f.write_str("timed out"),
+        }
+    }
 }
 
 impl Failure {
@@ -38,8 +81,8 @@ impl Failure {
     pub(super) const fn code(&self) -> &'static str {
         match self {
             Self::Trouble(Trouble::Client | Trouble::SlowClient) => problem::CLIENT_CLOSED.code,
-            Self::Connect(_) | Self::Trouble(_) => "upstream-protocol",
-            Self::Refused(_) | Self::Internal => "internal",
+            Self::Connect(_) | Self::Silence(_) | Self::Trouble(_) => "upstream-protocol",
+            Self::Refused(_) | Self::Internal | Self::Again => "internal",
         }
     }
 }
@@ -57,40 +100,59 @@ impl From<Problem> for Failure {
 }
 
 impl Job<'_> {
-    /// Tries backends until one answers, or none is left to try.
+    /// Tries backends until one answers, or there is to be no further attempt.
     pub(super) async fn attempts(&mut self, stream: &mut DoorStream) -> Result<(), Failure> {
-        let (mut again, mut anew) = (Again::default(), false);
+        let mut begun = Begun { body: Some(Vec::new()), anew: false };
         loop {
-            let (server, reused) = match self.connect(anew).await {
-                Ok(connected) => connected,
-                Err(failure @ Failure::Connect(_)) if self.connect_failed(&failure) => continue,
-                Err(failure) => return Err(failure),
-            };
-            let head = self.head().await?;
-            // Only an old connection is worth a second attempt.
-            again.keep = reused && self.request.method.is_idempotent();
-            let waits = self.waits()?;
-            let mut relay = Relay::new(stream, server, head, waits, std::mem::take(&mut again));
-            let relayed = self.relay(&mut relay).await;
-            (self.bytes_in, self.bytes_out) = (relay.taken, self.bytes_out + relay.sent());
-            match relayed {
-                Ok(reusable) => {
-                    if let Some(server) = relay.into_server().filter(|_| reusable)
-                        && let Some(picked) = &self.call.attempts.picked
-                    {
-                        upstream(&self.call).keep(picked, server);
-                    }
-                    return Ok(());
+            let Err(failure) = self.attempt(stream, &mut begun).await else { return Ok(()) };
+            let wait = match self.fault(&failure) {
+                Some(fault) => {
+                    // The other connections may be as old.
+                    begun.anew = fault.is_old_connection();
+                    self.again(fault, self.outcome(&failure), begun.body.is_some())
                 }
-                Err(Failure::Trouble(Trouble::Unanswered)) if reused => match relay.again() {
-                    Some(body) => {
-                        self.forget_old_connection();
-                        // The others may be as old.
-                        (again.body, anew) = (body, true);
-                    }
-                    None => return Err(Trouble::Unanswered.into()),
-                },
-                Err(failure) => return Err(failure),
+                None if matches!(failure, Failure::Again) => self.call.attempts.wait.take(),
+                None => None,
+            };
+            let Some(wait) = wait else { return Err(failure) };
+            if !wait.is_zero() {
+                // On the heap: most requests do not wait.
+                Box::pin(tokio::time::sleep(wait)).await;
+            }
+        }
+    }
+
+    /// One attempt at one backend.
+    async fn attempt(&mut self, stream: &mut DoorStream, begun: &mut Begun) -> Result<(), Failure> {
+        let (server, reused) = self.connect(begun.anew).await?;
+        let head = self.head().await?;
+        let keep = self.call.rules().keep(&self.request.method, &self.request.headers, reused);
+        let waits = self.waits()?;
+        let body = begun.body.take().unwrap_or_default();
+        let mut relay = Relay::new(stream, server, head, waits, body, keep);
+        let relayed = self.relay(&mut relay).await;
+        (self.bytes_in, self.bytes_out) = (relay.taken, self.bytes_out + relay.sent());
+        match relayed {
+            Ok(reusable) => {
+                if let Some(server) = relay.into_server().filter(|_| reusable)
+                    && let Some(picked) = &self.call.attempts.picked
+                {
+                    upstream(&self.call).keep(picked, server);
+                }
+                Ok(())
+            }
+            Err(Failure::Trouble(Trouble::Unanswered)) => {
+                let silence = match relay.is_begun() {
+                    false => Silence::Unsent,
+                    true if reused => Silence::Stale,
+                    true => Silence::New,
+                };
+                begun.body = relay.again();
+                Err(Failure::Silence(silence))
+            }
+            Err(failure) => {
+                begun.body = relay.again();
+                Err(failure)
             }
         }
     }
@@ -98,69 +160,69 @@ impl Job<'_> {
     /// Chooses a backend that was not tried yet and gives a connection to it, and whether that is an old one,
     /// as it is not if it is to be made `anew`.
     async fn connect(&mut self, anew: bool) -> Result<(TcpStream, bool), Failure> {
-        let upstream = upstream(&self.call);
-        let attempts = &mut self.call.attempts;
-        // The last attempt is over, and must not count against its backend.
-        attempts.picked = None;
-        let Some(picked) = upstream.pick(&attempts.key, &attempts.tried) else {
-            return Err(Problem::new(&problem::NO_BACKEND).detail(upstream.unavailable()).into());
-        };
-        attempts.tried.insert(picked.index);
-        attempts.started.get_or_insert(picked.guard.started());
-        attempts.made += 1;
-        attempts.counted = false;
-        let old = if anew { None } else { upstream.reuse(&picked) };
+        let upstream = self.call.next_backend()?;
+        let once = !self.call.rules().may_repeat(&self.request.method, &self.request.headers);
+        let picked = self.call.attempts.picked.as_ref().expect("one was chosen");
         let address = picked.address;
-        attempts.picked = Some(picked);
+        let old = if anew { None } else { upstream.reuse(picked, once) };
         if let Some(old) = old {
             return Ok((old, true));
         }
+        let try_until = self.call.try_until();
         let exchange = self.call.exchange();
         let limit = exchange.route.timeouts.connect.map_or(upstream.connect_timeout(), |limit| limit.get());
-        let left = exchange.ctx.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let now = Instant::now();
+        let left = exchange.ctx.deadline.map(|deadline| deadline.saturating_duration_since(now));
         if left.is_some_and(|left| left.is_zero()) {
             return Err(failure::overdue().into());
         }
+        let of_try = try_until.map(|until| until.saturating_duration_since(now));
+        let which = if of_try.is_some_and(|of_try| of_try < limit) { PER_TRY } else { "connect timeout" };
+        let limit = [left, of_try].into_iter().flatten().fold(limit, Duration::min);
         // On the heap: most requests find a connection.
-        let connected = Box::pin(timeout(left.map_or(limit, |left| left.min(limit)), connect(address))).await;
-        match connected {
-            Ok(Ok(stream)) => Ok((stream, false)),
-            Ok(Err(error)) => Err(Failure::Connect(Some(error))),
-            Err(_) => Err(Failure::Connect(None)),
+        let connected = Box::pin(timeout(limit, connect(address))).await;
+        let error = match connected {
+            Ok(Ok(stream)) => return Ok((stream, false)),
+            Ok(Err(error)) => Unconnected::Error(error),
+            Err(_) => Unconnected::Late(which),
+        };
+        log::debug!(upstream = &*upstream.name, backend:% = address; "cannot connect: {error}");
+        Err(Failure::Connect(error))
+    }
+
+    /// What this failure is to the rules of retries; none if no rule is about it.
+    fn fault(&self, failure: &Failure) -> Option<Fault> {
+        let begun = self.status.is_some();
+        match failure {
+            Failure::Connect(_) => Some(Fault::Connect),
+            Failure::Silence(Silence::Unsent) => Some(Fault::Unsent),
+            Failure::Silence(Silence::Stale) => Some(Fault::Stale),
+            Failure::Silence(Silence::New) => Some(Fault::Reset),
+            Failure::Trouble(Trouble::Cut | Trouble::Protocol(_) | Trouble::Timeout(_)) if !begun => {
+                Some(Fault::Reset)
+            }
+            Failure::Trouble(_) | Failure::Refused(_) | Failure::Again | Failure::Internal => None,
         }
     }
 
-    /// Nothing was sent, so another backend may be tried whatever the method.
-    fn connect_failed(&mut self, failure: &Failure) -> bool {
-        let upstream = upstream(&self.call);
-        upstream.series(&self.gateway.observe.registry).attempt(AttemptOutcome::ConnectFailed);
-        let attempts = &mut self.call.attempts;
-        if let (Some(picked), Failure::Connect(error)) = (&mut attempts.picked, failure) {
-            picked.connect_failed();
-            let reason = error.as_ref().map_or("timed out".to_owned(), ToString::to_string);
-            log::debug!(upstream = &*upstream.name, backend:% = picked.address; "cannot connect: {reason}");
-        }
-        attempts.counted = true;
-        attempts.connect_failures += 1;
-        attempts.connect_failures <= u32::from(upstream.retries())
+    fn again(&mut self, fault: Fault, outcome: AttemptOutcome, repeatable: bool) -> Option<Duration> {
+        let registry = &self.gateway.observe.registry;
+        self.call.again(fault, outcome, &self.request, repeatable, registry)
     }
 
-    /// The backend is well, only the connection was old.
-    fn forget_old_connection(&mut self) {
-        let upstream = upstream(&self.call);
-        upstream.series(&self.gateway.observe.registry).attempt(AttemptOutcome::Broken);
-        let attempts = &mut self.call.attempts;
-        attempts.counted = true;
-        attempts.tried = Default::default();
-        if let Some(picked) = &mut attempts.picked {
-            picked.guard.unseen();
-        }
+    /// Whether there is another attempt in the place of an answer with this status.
+    fn answer_is_fault(&mut self, status: u16, fields: Option<&HeaderMap>, relay: &Relay<'_>) -> bool {
+        let Some(fault) = self.call.rules().fault_of(status, fields) else { return false };
+        let wait = self.again(fault, AttemptOutcome::Answered, relay.is_repeatable());
+        self.call.attempts.wait = wait;
+        wait.is_some()
     }
 
     /// One attempt's head, from a fresh copy of the request's.
     async fn head(&mut self) -> Result<Vec<u8>, Failure> {
         let call = &mut *self.call;
         let upstream = upstream(call);
+        let left = call.time_left();
         let picked = call.attempts.picked.take();
         let peer = call.connection.as_ref().and_then(|connection| connection.peer);
         let forwarding = Forwarding {
@@ -168,6 +230,7 @@ impl Job<'_> {
             version: call.version,
             upstream: &upstream,
             picked: picked.as_ref(),
+            left,
         };
         let attempt = call.attempts.made;
         let mut head = Vec::with_capacity(1024);
@@ -188,22 +251,25 @@ impl Job<'_> {
     /// How long this attempt may take.
     fn waits(&mut self) -> Result<Waits, Failure> {
         let upstream = upstream(&self.call);
-        let events = self.call.events;
+        let (events, head) = (self.call.events, self.call.try_until());
         let exchange = self.call.exchange();
         let idle = exchange.route.timeouts.read.map_or(upstream.read_timeout(), |limit| limit.get());
         let deadline = exchange.ctx.deadline;
         if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return Err(failure::overdue().into());
         }
-        Ok(Waits { idle, deadline: deadline.filter(|_| !events) })
+        Ok(Waits { idle, deadline: deadline.filter(|_| !events), head })
     }
 
     /// Sends the request and passes the answer on; true if the backend's connection takes another request.
     async fn relay(&mut self, relay: &mut Relay<'_>) -> Result<bool, Failure> {
-        let seen = self.call.exchange().stack.sees_response();
+        let seen = self.call.exchange().sees_response() || upstream(&self.call).is_sticky();
         loop {
             let Answer { head, body, reusable, rest } = relay.answer(&self.request.method, seen).await?;
             let mut head = match head {
+                AnswerHead::Lines { status, .. } if self.answer_is_fault(status, None, relay) => {
+                    return Err(Failure::Again);
+                }
                 AnswerHead::Lines { status, lines, chunked } => {
                     response::answered(status, &mut self.call);
                     self.begins(status, relay);
@@ -217,6 +283,9 @@ impl Job<'_> {
             if head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS {
                 relay.announce(self.interim(&mut head)?, rest).await?;
                 continue;
+            }
+            if self.answer_is_fault(head.status.as_u16(), Some(&head.headers), relay) {
+                return Err(Failure::Again);
             }
             let (out, chunked) = self.final_head(head, relay).await?;
             relay.finish(out, body, rest, chunked).await?;
@@ -247,6 +316,7 @@ impl Job<'_> {
             relay.forget_deadline();
         }
         response::strip_hop_by_hop(&mut head);
+        self.call.stick(&mut head);
         self.call.exchange().response(&self.request, &mut head).await?;
         response::frame(&self.request.method, &mut head, self.call.version);
         if !head.headers.contains_key(header::DATE) {
@@ -270,7 +340,8 @@ impl Job<'_> {
     pub(super) fn outcome(&self, failure: &Failure) -> AttemptOutcome {
         match failure {
             Failure::Trouble(Trouble::Client | Trouble::SlowClient) => AttemptOutcome::Cancelled,
-            Failure::Connect(None) | Failure::Trouble(Trouble::Timeout(_)) => AttemptOutcome::TimedOut,
+            Failure::Connect(_) if !self.call.attempts.answered => AttemptOutcome::ConnectFailed,
+            Failure::Trouble(Trouble::Timeout(_)) => AttemptOutcome::TimedOut,
             _ if self.call.attempts.answered => AttemptOutcome::Answered,
             _ => AttemptOutcome::Broken,
         }
@@ -279,7 +350,7 @@ impl Job<'_> {
     /// What a failure is answered with; `None` when the client is gone.
     pub(super) fn explain(&mut self, stream: &DoorStream, failure: Failure) -> Option<Reply> {
         let overdue = self.call.exchange().ctx.deadline.is_some_and(|deadline| Instant::now() >= deadline);
-        let blamed = !matches!(failure, Failure::Refused(_) | Failure::Internal);
+        let blamed = !matches!(failure, Failure::Refused(_) | Failure::Internal | Failure::Again);
         let of_client = matches!(failure, Failure::Trouble(Trouble::Client | Trouble::SlowClient));
         if blamed && !of_client {
             self.tell(InFlight::failed);
@@ -299,9 +370,11 @@ impl Job<'_> {
                 self.call.reason = Some(Rule::SlowBody.detail().to_owned());
                 Problem::new(Rule::SlowBody.kind()).detail(Rule::SlowBody.detail())
             }
-            Failure::Connect(None) | Failure::Trouble(Trouble::Timeout(_)) if overdue => failure::overdue(),
-            Failure::Connect(None) => failure::timed_out("connect timeout"),
-            Failure::Connect(Some(error)) => {
+            Failure::Connect(Unconnected::Late(_)) | Failure::Trouble(Trouble::Timeout(_)) if overdue => {
+                failure::overdue()
+            }
+            Failure::Connect(Unconnected::Late(which)) => failure::timed_out(which),
+            Failure::Connect(Unconnected::Error(error)) => {
                 // What the system says, which is not for clients to know.
                 self.call.reason = Some(error.to_string());
                 Problem::new(&problem::UPSTREAM_UNREACHABLE)
@@ -311,7 +384,11 @@ impl Job<'_> {
                 self.call.reason = Some(trouble.reason().to_owned());
                 Problem::new(&problem::UPSTREAM_PROTOCOL)
             }
-            Failure::Internal => Problem::new(&problem::INTERNAL),
+            Failure::Silence(_) => {
+                self.call.reason = Some(Trouble::Unanswered.reason().to_owned());
+                Problem::new(&problem::UPSTREAM_PROTOCOL)
+            }
+            Failure::Internal | Failure::Again => Problem::new(&problem::INTERNAL),
         };
         Some(problem.into())
     }

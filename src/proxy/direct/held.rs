@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use tokio::io::AsyncWrite;
 
 use crate::door::DoorStream;
+use crate::upstream::Keep;
 
 /// What the bodies of all exchanges together may hold before each is held to little: `loadtest/hostile` has a
 /// goal for what thousands of slow readers take.
@@ -66,6 +67,34 @@ impl Held {
         if n > 0 && self.is_empty() {
             *self = Self::default();
         }
+    }
+}
+
+/// The part of a body that was read, as long as another attempt can begin with it.
+pub(super) struct Kept {
+    pub(super) bytes: Option<Vec<u8>>,
+    keep: Keep,
+}
+
+impl Kept {
+    pub(super) fn new(bytes: Vec<u8>, keep: Keep) -> Self {
+        Self { bytes: Some(bytes), keep }
+    }
+
+    /// Adds a piece, of a body of which so much was read, and some of it `written` or not.
+    pub(super) fn add(&mut self, piece: &[u8], read: u64, written: bool) {
+        let Some(bytes) = &mut self.bytes else { return };
+        let room = match self.keep {
+            Keep::All(most) => read <= most,
+            Keep::Unsent => !written,
+            Keep::Nothing => false,
+        };
+        if room { bytes.extend_from_slice(piece) } else { self.bytes = None }
+    }
+
+    /// There is no other attempt.
+    pub(super) fn drop(&mut self) {
+        self.bytes = None;
     }
 }
 

@@ -159,6 +159,7 @@ impl Job<'_> {
     async fn forward(&mut self, stream: &mut DoorStream, upstream: Arc<Upstream>) -> Ended {
         let ctx = self.call.exchange.as_ref().map(|exchange| &exchange.ctx);
         upstream.write_key(&self.request, ctx, &mut self.call.attempts.key);
+        self.call.attempts.stuck = upstream.stuck_to(&self.request);
         self.call.attempts.upstream = Some(upstream);
         match self.attempts(stream).await {
             Ok(()) => {

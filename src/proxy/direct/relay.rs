@@ -15,17 +15,17 @@ use http::Method;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::held::{self, Held, LAST_CHUNK, ToClient};
+use super::held::{self, Held, Kept, LAST_CHUNK, ToClient};
 use super::trouble::{Trouble, Waits};
 use super::wire::{self, Answer, Framing};
 use crate::door::DoorStream;
+use crate::proxy::failure::PER_TRY;
+use crate::upstream::Keep;
 
 /// What is read at once, and so the most that is held for a side that takes it slowly, where many do.
 const ROOM: usize = 16 * 1024;
 /// What is read at once of long bodies, as long as [little is held](held::is_little).
 const MUCH_ROOM: usize = 64 * 1024;
-/// The largest body that is kept for another attempt.
-const MOST_KEPT: u64 = 64 * 1024;
 
 /// One exchange on its way.
 pub(super) struct Relay<'a> {
@@ -39,8 +39,12 @@ pub(super) struct Relay<'a> {
     up: Held,
     /// Nothing was written to the backend yet.
     fresh: bool,
-    /// All that was sent, as long as it could be sent again.
-    kept: Option<Vec<u8>>,
+    /// All of the body that was read, as long as it can be sent again.
+    kept: Kept,
+    /// The backend took something.
+    written: bool,
+    /// The backend said something.
+    heard: bool,
     down: Down,
     /// Since when the backend is waited for.
     since: Option<Instant>,
@@ -85,18 +89,19 @@ struct Body {
 }
 
 impl<'a> Relay<'a> {
-    /// An exchange that begins with this head; `repeatable` if what is sent is to be kept for another attempt.
+    /// An exchange that begins with this head and the part of the body that was read already.
     pub(super) fn new(
         client: &'a mut DoorStream,
         server: TcpStream,
         head: Vec<u8>,
         waits: Waits,
-        again: Again,
+        body: Vec<u8>,
+        keep: Keep,
     ) -> Self {
         let upload = if client.is_at_end() { Upload::Over } else { Upload::Open };
         let mut up = Held::from(head);
-        let taken = again.body.len() as u64;
-        up.add(&again.body);
+        let taken = body.len() as u64;
+        up.add(&body);
         Self {
             early: client.take_early(),
             client,
@@ -105,7 +110,9 @@ impl<'a> Relay<'a> {
             upload,
             up,
             fresh: true,
-            kept: again.keep.then_some(again.body),
+            kept: Kept::new(body, keep),
+            written: false,
+            heard: false,
             down: Down {
                 out: Held::default(),
                 head: Vec::new(),
@@ -142,6 +149,8 @@ impl<'a> Relay<'a> {
         rest: Bytes,
         chunked: bool,
     ) -> Result<(), Trouble> {
+        self.kept.drop();
+        self.waits.head = None;
         let over = matches!(framing, Framing::None);
         let stray = over && !rest.is_empty();
         let down = &mut self.down;
@@ -165,9 +174,19 @@ impl<'a> Relay<'a> {
         self.down.sent
     }
 
-    /// What another attempt begins with; none if that cannot be.
+    /// The part of the body that another attempt begins with; none if it is lost.
     pub(super) fn again(self) -> Option<Vec<u8>> {
-        self.kept
+        self.kept.bytes
+    }
+
+    /// Whether all that was sent can be sent again.
+    pub(super) fn is_repeatable(&self) -> bool {
+        self.kept.bytes.is_some()
+    }
+
+    /// Whether the backend took any of the request.
+    pub(super) fn is_begun(&self) -> bool {
+        self.written
     }
 
     /// The backend's connection, if nothing more is on its way there or from there.
@@ -197,10 +216,10 @@ impl<'a> Relay<'a> {
                 return self.poll_time(cx).map(Err);
             };
             if read.is_err() || room.filled().is_empty() {
-                let nothing = self.down.head.is_empty();
+                let nothing = self.down.head.is_empty() && !self.heard;
                 return Poll::Ready(Err(if nothing { Trouble::Unanswered } else { Trouble::Cut }));
             }
-            self.since = None;
+            (self.since, self.heard) = (None, true);
             if let Some(answer) = self.read_head(room.filled(), method, seen)? {
                 return Poll::Ready(Ok(answer));
             }
@@ -209,8 +228,6 @@ impl<'a> Relay<'a> {
 
     /// Reads a head that goes on with these bytes.
     fn read_head(&mut self, bytes: &[u8], method: &Method, seen: bool) -> Result<Option<Answer>, Trouble> {
-        // Whatever comes now, the backend has seen the request.
-        self.kept = None;
         let head = &mut self.down.head;
         // Nearly all heads come at once.
         if !head.is_empty() {
@@ -407,7 +424,10 @@ impl<'a> Relay<'a> {
         while !self.up.is_empty() {
             match Pin::new(&mut self.server).poll_write(cx, self.up.rest()) {
                 Poll::Pending => return false,
-                Poll::Ready(Ok(n)) if n > 0 => self.up.took(n),
+                Poll::Ready(Ok(n)) if n > 0 => {
+                    self.written = true;
+                    self.up.took(n);
+                }
                 Poll::Ready(_) => self.refuse(),
             }
             self.since = None;
@@ -428,23 +448,19 @@ impl<'a> Relay<'a> {
         if self.client.is_at_end() {
             self.upload = Upload::Over;
         }
-        if self.taken > MOST_KEPT {
-            self.kept = None;
-        }
-        if let Some(kept) = &mut self.kept {
-            kept.extend_from_slice(bytes);
-        }
         self.fresh = false;
         let held = self.up.rest().len();
         let pieces = [IoSlice::new(self.up.rest()), IoSlice::new(bytes)];
         match Pin::new(&mut self.server).poll_write_vectored(cx, &pieces) {
             Poll::Ready(Ok(n)) if n > 0 => {
+                self.written = true;
                 self.up.took(n.min(held));
                 self.up.add(&bytes[n.saturating_sub(held)..]);
             }
             Poll::Ready(_) => self.refuse(),
             Poll::Pending => self.up.add(bytes),
         }
+        self.kept.add(bytes, self.taken, self.written);
     }
 
     /// Minds the time while nothing moves.
@@ -457,6 +473,10 @@ impl<'a> Relay<'a> {
             let which = if self.up.is_empty() { "read timeout" } else { "write timeout" };
             (self.waits.idle.map(|idle| since + idle), Trouble::Timeout(which))
         };
+        let (due, trouble) = match self.waits.head {
+            Some(head) if due.is_none_or(|due| head < due) => (Some(head), Trouble::Timeout(PER_TRY)),
+            _ => (due, trouble),
+        };
         let (due, trouble) = match self.waits.deadline {
             Some(deadline) if due.is_none_or(|due| deadline < due) => {
                 (Some(deadline), Trouble::Timeout("total timeout"))
@@ -467,13 +487,4 @@ impl<'a> Relay<'a> {
         ready!(self.client.alarm().poll(cx, due));
         Poll::Ready(trouble)
     }
-}
-
-/// What an attempt begins with, after one that failed.
-#[derive(Default)]
-pub(super) struct Again {
-    /// The part of the body that was read already.
-    pub(super) body: Vec<u8>,
-    /// Whether there may be yet another.
-    pub(super) keep: bool,
 }

@@ -39,4 +39,6 @@ pub(super) struct Waits {
     pub(super) idle: Option<Duration>,
     /// For all of it.
     pub(super) deadline: Option<Instant>,
+    /// For the head of the answer.
+    pub(super) head: Option<Instant>,
 }

@@ -12,7 +12,7 @@
 //! Peers need a write timeout: Pingora does not read an early answer while it is stuck writing a body.
 //!
 //! Requests for an upgrade (WebSocket) have no body to replay but need a stand-in too: [`hold_end`]; and so do
-//! bodies of HTTP/2 that pass as they come: [`mind`].
+//! bodies of HTTP/2 that pass as they come: [`mind`]. A stand-in also ends an attempt whose answer is late.
 
 mod budget;
 mod collect;
@@ -27,11 +27,15 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use http::{Method, header};
 use parking_lot::Mutex;
+use pingora::ErrorType;
 use pingora::http::RequestHeader;
 use pingora::protocols::http::ServerSession;
 use pingora::proxy::Session;
 
 use crate::door::Patience;
+
+/// An attempt had no answer in the time that it had.
+pub const PER_TRY: ErrorType = ErrorType::Custom("per-try timeout");
 
 pub use budget::{Budget, Reservation};
 pub use collect::{CollectError, Gathered, collect};
@@ -129,9 +133,10 @@ fn expects_content(method: &Method) -> bool {
     !matches!(*method, Method::GET | Method::HEAD | Method::DELETE | Method::OPTIONS | Method::TRACE)
 }
 
-/// Puts a stand-in before the client's session, which gives `body` out from its start.
-pub fn wrap(session: &mut Session, body: &WholeBody, slot: &Slot) {
-    stand_in(session, session::Given::Body(body.clone()), slot);
+/// Puts a stand-in before the client's session, which gives `body` out from its start; without an answer at
+/// `try_until` it fails with [`PER_TRY`].
+pub fn wrap(session: &mut Session, body: &WholeBody, try_until: Option<Instant>, slot: &Slot) {
+    stand_in(session, session::Given::Body(body.clone()), try_until, slot);
 }
 
 /// Puts a stand-in before the client's session, which leaves the end of a request for an upgrade open
@@ -142,19 +147,19 @@ pub fn wrap(session: &mut Session, body: &WholeBody, slot: &Slot) {
 /// before that queue, it takes the end of the request for the end of the tunnel, and closes it.
 pub fn hold_end(session: &mut Session, wait: Option<Duration>, idle: Duration, slot: &Slot) {
     let until = wait.map(|wait| Instant::now() + wait);
-    stand_in(session, session::Given::OpenEnd { until, idle }, slot);
+    stand_in(session, session::Given::OpenEnd { until, idle }, None, slot);
 }
 
 /// Puts a stand-in before the client's session, which reads its body for as long as there is patience. Of
-/// HTTP/2 streams nobody else minds that.
-pub fn mind(session: &mut Session, patience: Patience, slot: &Slot) {
-    stand_in(session, session::Given::Streamed(patience), slot);
+/// HTTP/2 streams nobody else minds that. Without an answer at `try_until` it fails with [`PER_TRY`].
+pub fn mind(session: &mut Session, patience: Option<Patience>, try_until: Option<Instant>, slot: &Slot) {
+    stand_in(session, session::Given::Streamed(patience), try_until, slot);
 }
 
-fn stand_in(session: &mut Session, given: session::Given, slot: &Slot) {
+fn stand_in(session: &mut Session, given: session::Given, try_until: Option<Instant>, slot: &Slot) {
     unwrap(session, slot);
     let real = std::mem::replace(&mut session.downstream_session, Box::new(nobody()));
-    let stand_in = session::Replay::new(real, given, slot.clone());
+    let stand_in = session::Replay::new(real, given, try_until, slot.clone());
     *session.downstream_session = ServerSession::new_custom(Box::new(stand_in));
 }
 

@@ -14,7 +14,7 @@ use pingora::protocols::http::{HttpTask, ServerSession};
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::{Error, ErrorType, Result};
 
-use super::{Slot, WholeBody};
+use super::{PER_TRY, Slot, WholeBody};
 use crate::door::Patience;
 
 /// What a stand-in says the request's body is.
@@ -24,8 +24,8 @@ pub(super) enum Given {
     /// None, with its end left open until the upstream has answered a request for an upgrade, which it
     /// has to do before `until`; the tunnel then ends when neither side says anything for `idle`.
     OpenEnd { until: Option<Instant>, idle: Duration },
-    /// The client's own, which is waited for with patience.
-    Streamed(Patience),
+    /// The client's own, which is waited for with patience where nobody else minds that.
+    Streamed(Option<Patience>),
 }
 
 impl Given {
@@ -45,12 +45,19 @@ pub(super) struct Replay {
     given: Given,
     /// Index of the chunk to give out next.
     next: usize,
+    /// Until when there has to be an answer.
+    try_until: Option<Instant>,
     slot: Slot,
 }
 
 impl Replay {
-    pub(super) fn new(real: Box<ServerSession>, given: Given, slot: Slot) -> Self {
-        Self { real: Some(real), given, next: 0, slot }
+    pub(super) fn new(
+        real: Box<ServerSession>,
+        given: Given,
+        try_until: Option<Instant>,
+        slot: Slot,
+    ) -> Self {
+        Self { real: Some(real), given, next: 0, try_until, slot }
     }
 
     /// Pingora does not pass on to a stand-in that a connection is to be closed.
@@ -88,12 +95,32 @@ impl Replay {
     async fn streamed(&mut self) -> Result<Option<Bytes>> {
         let slow = || Error::e_explain(ErrorType::ReadTimedout, "a body that is too slow");
         let real = self.real.as_deref_mut().expect("only drop takes it");
-        let Given::Streamed(patience) = &mut self.given else { return Ok(None) };
+        let Given::Streamed(Some(patience)) = &mut self.given else { return real.read_request_body().await };
         let left = patience.waits(Instant::now()).saturating_duration_since(Instant::now());
         let Ok(read) = timeout(left, real.read_request_body()).await else { return slow() };
         let piece = read?;
         let moved = piece.as_ref().map_or(0, Bytes::len);
         if patience.moved(moved, Instant::now) || piece.is_none() { Ok(piece) } else { slow() }
+    }
+
+    /// As Pingora asks for it, however long the answer takes.
+    async fn read_or_idle(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {
+        if self.real().was_upgraded() {
+            return self.tunnelled(no_body_expected).await;
+        }
+        if let Given::OpenEnd { until: Some(until), .. } = self.given
+            && !self.answered()
+        {
+            let left = until.saturating_duration_since(Instant::now());
+            let idle = timeout(left, self.real_mut().read_body_or_idle(true)).await;
+            return idle
+                .unwrap_or_else(|_| Error::e_explain(ErrorType::ReadTimedout, "no answer to an upgrade"));
+        }
+        let over = if self.is_streamed() { self.is_body_done() } else { self.given_out() };
+        if no_body_expected || over {
+            return self.real_mut().read_body_or_idle(true).await;
+        }
+        self.read_body_bytes().await
     }
 
     fn is_streamed(&self) -> bool {
@@ -132,22 +159,12 @@ impl CustomSession for Replay {
     /// Pingora calls this again and again while it waits for the upstream; past the end of the body
     /// it waits for the client to leave, and gives the error that ends the attempt.
     async fn read_body_or_idle(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {
-        if self.real().was_upgraded() {
-            return self.tunnelled(no_body_expected).await;
-        }
-        if let Given::OpenEnd { until: Some(until), .. } = self.given
-            && !self.answered()
-        {
-            let left = until.saturating_duration_since(Instant::now());
-            let idle = timeout(left, self.real_mut().read_body_or_idle(true)).await;
-            return idle
-                .unwrap_or_else(|_| Error::e_explain(ErrorType::ReadTimedout, "no answer to an upgrade"));
-        }
-        let over = if self.is_streamed() { self.is_body_done() } else { self.given_out() };
-        if no_body_expected || over {
-            return self.real_mut().read_body_or_idle(true).await;
-        }
-        self.read_body_bytes().await
+        let Some(until) = self.try_until.filter(|_| !self.answered()) else {
+            return self.read_or_idle(no_body_expected).await;
+        };
+        let left = until.saturating_duration_since(Instant::now());
+        let read = timeout(left, self.read_or_idle(no_body_expected)).await;
+        read.unwrap_or_else(|_| Error::e_explain(PER_TRY, "no answer to an attempt"))
     }
 
     async fn drain_request_body(&mut self) -> Result<()> {
@@ -170,7 +187,10 @@ impl CustomSession for Replay {
     }
 
     fn is_body_empty(&mut self) -> bool {
-        !self.is_streamed() && self.given.chunks().is_empty()
+        if self.is_streamed() {
+            return self.real_mut().is_body_empty();
+        }
+        self.given.chunks().is_empty()
     }
 
     // The retry buffer: the client's own, where that gives the body out; else none is needed, as each attempt

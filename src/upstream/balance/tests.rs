@@ -214,7 +214,9 @@ fn a_backend_that_answers_slowly_is_avoided_by_ewma() {
 
 #[test]
 fn a_backend_that_fails_fast_is_avoided_by_ewma() {
-    for fail in [Picked::connect_failed, |picked: &mut Picked| picked.guard.answered(503)] {
+    for fail in
+        [|picked: &mut Picked| picked.guard.failed(), |picked: &mut Picked| picked.guard.answered(503)]
+    {
         let balancer = balancer(Algorithm::Ewma, &[1, 1, 1]);
         for number in 0..20_000 {
             let mut picked = pick(&balancer, number);

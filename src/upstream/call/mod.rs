@@ -25,7 +25,7 @@ use tokio::time::Instant;
 
 use self::body::Wire;
 use self::error::within;
-use super::{Tried, Upstream};
+use super::{Asked, Fault, Progress, Tried, Upstream};
 use crate::config::upstream::Protocol;
 
 pub use self::body::BodyStream;
@@ -37,8 +37,6 @@ pub(super) use self::head::name_as_http2;
 const POOL: usize = 16_384;
 /// Interim replies (1xx) skipped before the final one; a backend that sends more is broken.
 const MAX_INTERIM: usize = 16;
-/// Fresh attempts after a pooled connection turned out to be closed.
-const MAX_STALE: u8 = 2;
 
 /// Makes calls to upstreams. Cheap to clone; clones share their connections.
 #[derive(Clone)]
@@ -94,8 +92,9 @@ impl Caller {
     /// Sends a request to one of the upstream's backends and waits for the final head.
     ///
     /// Hop-by-hop fields, framing and `Host` of `head` are replaced. A connection that cannot be made is
-    /// retried on another backend as often as the upstream allows; an idempotent request also when a
-    /// pooled connection turns out to be closed (RFC 9110 section 9.2.2).
+    /// retried on another backend as the upstream's rules allow; an idempotent request also when a
+    /// pooled connection turns out to be closed (RFC 9110 section 9.2.2), or the rules name what went wrong before
+    /// the head of an answer.
     ///
     /// # Errors
     /// See [`CallError`]; [`CallError::status`] says how to answer for it.
@@ -175,7 +174,8 @@ struct Call<'a> {
 impl Call<'_> {
     async fn attempts(&self, key: &[u8]) -> Result<Reply, CallError> {
         let mut tried = Tried::default();
-        let (mut retries, mut stale) = (self.upstream.retries(), MAX_STALE);
+        let mut progress = Progress::default();
+        self.upstream.asked(std::time::Instant::now());
         loop {
             let mut picked = self.upstream.pick(key, &tried).ok_or(CallError::NoBackend)?;
             let request = head::request(&self.head, self.body.len(), self.upstream, &picked)?;
@@ -184,9 +184,9 @@ impl Call<'_> {
             let (session, reused) = match self.connect(&peer).await {
                 Ok(connected) => connected,
                 Err(error) => {
-                    picked.connect_failed();
+                    self.upstream.connect_failed(&mut picked);
                     tried.insert(picked.index);
-                    retries = retries.checked_sub(1).ok_or(error)?;
+                    self.again(Fault::Connect, &mut progress).await.ok_or(error)?;
                     continue;
                 }
             };
@@ -202,10 +202,8 @@ impl Call<'_> {
             } else {
                 guard.failed()
             }
-            if !(closed && stale > 0 && self.is_idempotent()) {
-                return Err(failure.error);
-            }
-            stale -= 1;
+            let fault = if closed { Fault::Stale } else { Fault::Reset };
+            self.again(fault, &mut progress).await.ok_or(failure.error)?;
         }
     }
 
@@ -219,6 +217,17 @@ impl Call<'_> {
             peer.options.read_timeout = read;
             peer.options.write_timeout = read;
         }
+    }
+
+    /// Waits for another attempt; none if there is none.
+    async fn again(&self, fault: Fault, progress: &mut Progress) -> Option<()> {
+        let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let (method, headers) = (&self.head.method, &self.head.headers);
+        let asked = Asked { method, headers, repeatable: true, left };
+        let now = std::time::Instant::now();
+        let after = self.upstream.rules(None).judge(fault, &asked, progress, now, fastrand::f64()).ok()?;
+        tokio::time::sleep(after).await;
+        Some(())
     }
 
     async fn connect(&self, peer: &HttpPeer) -> Result<(HttpSession, bool), CallError> {
@@ -300,10 +309,6 @@ impl Call<'_> {
             }
         }
         Err(CallError::Protocol("an unexpected interim response".into()).into())
-    }
-
-    fn is_idempotent(&self) -> bool {
-        self.head.method.is_idempotent()
     }
 }
 

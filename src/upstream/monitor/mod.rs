@@ -25,6 +25,7 @@ use self::members::{Member, Seeds, joined, members};
 use self::probing::Probing;
 use super::backend::Endpoint;
 use super::call::Caller;
+use super::export::export;
 use super::names::Name;
 use super::probe::{Key, Prober};
 use super::resolve::Lookup;
@@ -119,6 +120,7 @@ impl Monitor {
     /// Watches the backends of these upstreams from now on, and no others. What is known about their
     /// names and addresses already holds for them at once.
     pub fn watch(&self, upstreams: &[Arc<Upstream>], dns: &Dns) {
+        export(upstreams, &self.shared.registry);
         let members = members(upstreams, &self.shared.registry);
         self.replace(dns, |_| members);
     }

@@ -61,6 +61,9 @@ impl Probing {
             if before != State::Unknown {
                 member.count(after);
             }
+            if (before, after) == (State::Unhealthy, State::Healthy) {
+                member.upstream.warm_up(member.backend());
+            }
             member.show();
         }
     }

@@ -140,6 +140,12 @@ impl Gateway {
         std::fs::write(self.file(), text).expect("write");
     }
 
+    /// Starts the program again, after it ended, with what it left.
+    pub(crate) async fn again(mut self) -> Self {
+        let none = TempDir::new().expect("a temporary directory");
+        Self::launch(std::mem::replace(&mut self.directory, none)).await
+    }
+
     async fn launch(directory: TempDir) -> Self {
         // The upgrade socket is in it.
         std::fs::set_permissions(directory.path(), Permissions::from_mode(0o700)).expect("our own folder");
@@ -261,11 +267,15 @@ impl Gateway {
 
     /// How many requests and connections were refused by this rule.
     pub(crate) async fn refused(&self, rule: &str) -> u64 {
+        self.number(&format!("tollhouse_requests_refused_total{{reason=\"{rule}\"}}")).await
+    }
+
+    /// The number of this series, name and labels as on the page of metrics.
+    pub(crate) async fn number(&self, series: &str) -> u64 {
         let ask = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
         let text = super::exchange(self.admin().await, ask).await.expect("metrics").text();
-        let line = format!("tollhouse_requests_refused_total{{reason=\"{rule}\"}} ");
-        let count = text.lines().find_map(|of| of.strip_prefix(&line));
-        count.unwrap_or_else(|| panic!("{line}: {text}")).parse().expect("a number")
+        let count = text.lines().find_map(|of| of.strip_prefix(series)?.strip_prefix(' '));
+        count.unwrap_or_else(|| panic!("{series}: {text}")).parse().expect("a number")
     }
 
     /// Resident memory in KiB.

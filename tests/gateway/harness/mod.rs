@@ -1,6 +1,7 @@
 //! What the tests are made of: the gateway as a child process, scripted origins, and clients that
 //! say exactly what they are told.
 
+mod browser;
 pub(crate) mod cached;
 mod checked;
 mod client;
@@ -24,6 +25,7 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
+pub(crate) use browser::Browser;
 pub(crate) use checked::{Checked, Grpc, tls_origin};
 pub(crate) use client::{exchange, get, request};
 pub(crate) use dns::{Dns, Reply};

@@ -58,6 +58,11 @@ impl Oidc {
         exchange(self.address(), bytes).await.unwrap_or_else(|error| panic!("{path}: {error:?}"))
     }
 
+    /// How users log in from now on: `ttl` of their tokens in seconds, and `backchannel`, where logouts are told.
+    pub(crate) async fn users(&mut self, settings: Value) {
+        self.ask(&format!("web {settings}"), "web").await;
+    }
+
     /// Signs with a new key from now on; its set has the last one as well.
     pub(crate) async fn rotate(&mut self) {
         self.ask("rotate", "rotated").await;

@@ -29,16 +29,15 @@ fn decide(connection: &mut Connection, now: Duration, keys: &[String], charges: 
     let clock = [("clock:s", now.as_secs()), ("clock:us", u64::from(now.subsec_micros()))];
     let () = redis::cmd("MSET").arg(&clock).query(connection).expect("set");
     let mut command = redis::cmd("EVAL");
-    command.arg(script()).arg(keys.len()).arg(keys);
+    command.arg(script()).arg(keys.len()).arg(keys).arg(charges.len());
     for charge in &*charges {
-        command.arg(charge.price()).arg(charge.budget.whole());
+        let unit = u64::try_from(charge.budget.interval().as_nanos()).expect("a year at most");
+        command.arg(charge.price()).arg(charge.budget.whole()).arg(charge.wanted()).arg(unit);
     }
-    let answer: Vec<Value> = command.query(connection).expect("an answer");
-    for (charge, debt) in charges.iter_mut().zip(&answer[1..]) {
-        let Value::Int(debt) = debt else { panic!("{debt:?}") };
-        charge.settle(u64::try_from(*debt).expect("a debt"));
-    }
-    answer[0] == Value::Int(1)
+    let (fits, debts, _, _): (i64, Vec<u64>, Vec<Value>, Vec<i64>) =
+        command.query(connection).expect("an answer");
+    charges.iter_mut().zip(debts).for_each(|(charge, debt)| charge.settle(debt));
+    fits == 1
 }
 
 /// Budgets of a test: an interval in nanoseconds, and a burst.
@@ -120,7 +119,7 @@ async fn every_key_has_its_end_and_none_holds_what_a_client_sent() {
     for key in ["", "a", "\0\r\n{}*", &long] {
         for tenant in [0, 7] {
             let mut charges = [Charge::new(key.as_bytes(), budget, 3)];
-            assert_eq!(kept.store.spend(TenantId(tenant), "test", &mut charges).await, Ok(true));
+            assert_eq!(kept.store.decide(TenantId(tenant), "test", &mut charges, &mut []).await, Ok(true));
         }
     }
     let keys: Vec<String> = redis.ask(&["KEYS", "*:[07]:*"]);
@@ -142,7 +141,7 @@ async fn tenants_scopes_and_prefixes_do_not_share() {
     for (kept, tenant, scope) in [(&one, 0, "a"), (&one, 1, "a"), (&one, 0, "b"), (&two, 0, "a")] {
         for expected in [true, false] {
             let mut charges = [Charge::new(b"key", budget, 1)];
-            let spent = kept.store.spend(TenantId(tenant), scope, &mut charges).await;
+            let spent = kept.store.decide(TenantId(tenant), scope, &mut charges, &mut []).await;
             assert_eq!(spent, Ok(expected), "{tenant} {scope}");
         }
     }
@@ -156,7 +155,7 @@ async fn charges_are_spent_together_or_not_at_all() {
     let mut found = Vec::new();
     for _ in 0..4 {
         let mut charges = [Charge::new(b"wide", budget(5), 1), Charge::new(b"narrow", budget(2), 1)];
-        let spent = kept.store.spend(TenantId(0), "test", &mut charges).await.expect("it is there");
+        let spent = kept.store.decide(TenantId(0), "test", &mut charges, &mut []).await.expect("it is there");
         found.push((spent, charges[0].balance.available));
     }
     assert_eq!(found, [(true, 4), (true, 3), (false, 3), (false, 3)]);

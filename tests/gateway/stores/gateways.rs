@@ -24,7 +24,7 @@ fn document(url: &str, limit: &str, store: &str) -> String {
 }
 
 /// What `/metrics` or another page of the admin listener says.
-async fn admin(gateway: &Gateway, path: &str) -> Answer {
+pub(super) async fn admin(gateway: &Gateway, path: &str) -> Answer {
     let bound = gateway.says("admin bound address=").await;
     let address = bound.rsplit('=').next().and_then(|address| address.trim().parse().ok());
     let ask = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");

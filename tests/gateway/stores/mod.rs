@@ -3,6 +3,7 @@
 mod decisions;
 mod failures;
 mod gateways;
+mod quotas;
 mod reloads;
 
 use std::sync::Arc;
@@ -46,7 +47,7 @@ impl Kept {
     /// Spends one of a budget of this size that comes back in an hour for each.
     async fn spend(&self, key: &str, burst: u32) -> Result<bool, Away> {
         let budget = Budget::new(Duration::from_secs(3600), burst).expect("a budget");
-        self.store.spend(TenantId(0), "test", &mut [Charge::new(key.as_bytes(), budget, 1)]).await
+        self.store.decide(TenantId(0), "test", &mut [Charge::new(key.as_bytes(), budget, 1)], &mut []).await
     }
 
     /// Waits until it is away for this reason.

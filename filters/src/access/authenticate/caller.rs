@@ -21,6 +21,8 @@ pub(super) struct Caller {
     pub(super) proven: Vec<Arc<dyn Identity>>,
     /// What the body has to be, and for which identity.
     pub(super) proofs: Vec<(Arc<dyn Identity>, BodyProof)>,
+    /// `Set-Cookie` of the answer.
+    pub(super) cookies: Vec<HeaderValue>,
     credential: Option<Arc<str>>,
 }
 
@@ -40,10 +42,11 @@ impl Caller {
         let consumer = consumer.unwrap_or_else(|| of_its_own(identity, &first.principal));
         let credential = verified.iter().find_map(|(_, one)| one.credential.clone());
         let identity = identity.name().clone();
+        let cookies = verified.iter().flat_map(|(_, one)| one.cookies.iter().cloned()).collect();
         let proven = verified.iter().map(|(identity, _)| identity.clone()).collect();
         let of_body = |(identity, one): (_, Verified)| one.body.map(|proof| (identity, proof));
         let proofs = verified.into_iter().filter_map(of_body).collect();
-        Self { principal, consumer, is_one, identity, proven, proofs, credential }
+        Self { principal, consumer, is_one, identity, proven, proofs, cookies, credential }
     }
 
     /// A claim as text; none if it is not there.

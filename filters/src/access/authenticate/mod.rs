@@ -20,6 +20,7 @@
 //! hash or the verification of one signature for each key that fits.
 
 mod caller;
+mod login;
 #[cfg(test)]
 mod tests;
 
@@ -73,6 +74,11 @@ pub struct Authenticate {
     forward: Vec<(HeaderName, String)>,
     fields: Slot<Fields>,
     proofs: Slot<Proofs>,
+    /// Those where users log in.
+    logins: Vec<usize>,
+    /// Which of those answers when the body is there.
+    asked: Slot<usize>,
+    cookies: Slot<Vec<HeaderValue>>,
     /// The largest body that any credential can speak of.
     max_body: Option<u64>,
     clock: Arc<dyn Clock>,
@@ -94,16 +100,7 @@ impl Filter for Authenticate {
             ([], names @ [_, ..]) => ("all_of", names),
             _ => return Err(BuildError::new("needs identities in one of `any_of` and `all_of`")),
         };
-        let mut identities: Vec<Arc<dyn Identity>> = Vec::with_capacity(names.len());
-        for (at, name) in names.iter().enumerate() {
-            let identity = build.identity(option, at, name)?;
-            if names[..at].contains(name) {
-                let mut error = BuildError::at(option, format!("`{name}` stands twice"));
-                error.path.push(at);
-                return Err(error);
-            }
-            identities.push(identity);
-        }
+        let identities = named(option, names, build)?;
         let all = option == "all_of";
         let mut claims = identities.iter().map(|identity| identity.has_claims());
         let has_claims = if all { claims.any(|has| has) } else { claims.all(|has| has) };
@@ -117,6 +114,9 @@ impl Filter for Authenticate {
             }
         }
         let (optional, fields, proofs) = (options.optional, build.slot(), build.slot());
+        let has_logins = |at: &usize| identities[*at].login().is_some();
+        let logins: Vec<usize> = (0..identities.len()).filter(has_logins).collect();
+        let (asked, cookies) = (build.slot(), build.slot());
         let (max_body, clock) = (identities.iter().filter_map(|one| one.max_body()).max(), build.clock());
         let writes = consumer_header.is_some() || !forward.is_empty();
         let filter = Arc::new(Self {
@@ -127,13 +127,31 @@ impl Filter for Authenticate {
             forward,
             fields,
             proofs,
+            logins,
+            asked,
+            cookies,
             max_body,
             clock,
         });
         let phases = Phases::new().on_request(filter.clone());
         let phases = if max_body.is_some() { phases.on_request_body(filter.clone()) } else { phases };
+        let phases = if filter.logins.is_empty() { phases } else { phases.on_response(filter.clone()) };
         Ok(if writes { phases.on_upstream_request(filter) } else { phases })
     }
+}
+
+/// The identities of these names, each of which stands once.
+fn named(option: &str, names: &[String], build: &Build<'_>) -> Result<Vec<Arc<dyn Identity>>, BuildError> {
+    let one = |(at, name): (usize, &String)| {
+        let identity = build.identity(option, at, name)?;
+        if names[..at].contains(name) {
+            let mut error = BuildError::at(option, format!("`{name}` stands twice"));
+            error.path.push(at);
+            return Err(error);
+        }
+        Ok(identity)
+    };
+    names.iter().enumerate().map(one).collect()
 }
 
 fn forward(
@@ -282,9 +300,15 @@ impl OnRequest for Authenticate {
         request: &mut RequestHeader,
         ctx: &mut Context,
     ) -> Result<Outcome, FilterError> {
+        if let Some(outcome) = self.for_login(request, ctx).await {
+            return Ok(outcome);
+        }
         let caller = match self.verify(request, ctx, self.clock.wall()).await {
             Ok(caller) => caller,
-            Err(Denied::Refused(refused)) => return Ok(self.refuse(refused, ctx)),
+            Err(Denied::Refused(refused)) => {
+                let invited = self.invite(&refused, request, ctx).await;
+                return Ok(invited.unwrap_or_else(|| self.refuse(refused, ctx)));
+            }
             Err(Denied::Unknown(why)) => return Err(why.into()),
         };
         self.take_out(caller.as_ref(), request, ctx);
@@ -308,6 +332,9 @@ impl OnRequest for Authenticate {
             ctx.set_slot(self.fields, fields);
         }
         caller.note(ctx);
+        if !caller.cookies.is_empty() {
+            ctx.set_slot(self.cookies, caller.cookies.clone());
+        }
         let mut proofs = caller.proofs;
         proofs.retain(|(_, proof)| *proof != BodyProof::Empty || may_have_body(request));
         if !proofs.is_empty() {
@@ -336,15 +363,18 @@ impl OnRequestBody for Authenticate {
     }
 
     fn wants(&self, ctx: &Context) -> bool {
-        ctx.slot(self.proofs).is_some()
+        ctx.slot(self.proofs).is_some() || ctx.slot(self.asked).is_some()
     }
 
     async fn on_request_body(
         &self,
-        _: &mut RequestHeader,
+        request: &mut RequestHeader,
         body: &mut Bytes,
         ctx: &mut Context,
     ) -> Result<Outcome, FilterError> {
+        if let Some(outcome) = self.for_login_body(request, body, ctx).await {
+            return Ok(outcome);
+        }
         let mut proofs = ctx.slot(self.proofs).into_iter().flatten();
         let Some((identity, _)) = proofs.find(|(_, proof)| !proof.holds(body)) else {
             return Ok(Outcome::Continue);

@@ -17,6 +17,13 @@
 //!       - {name: suspended, claims: {status: suspended}}
 //! ```
 //!
+//! What keys cannot say, an expression can. One that cannot be evaluated, as where a claim is missing, allows nothing;
+//! as a rule of `deny` it denies.
+//!
+//! ```yaml
+//! - authorize: {cel: "request.method == 'GET' || claims.roles.exists(role, role == 'editor')"}
+//! ```
+//!
 //! Who may not is answered 403, and not told why: the rules are nobody's business. The reason is in the log
 //! (`denied_by`), and in `tollhouse explain`. Only a token that lacks scopes is told which would do, as the
 //! clients of OAuth expect (RFC 6750 s3.1).
@@ -39,6 +46,7 @@ use serde::Deserialize;
 use self::rule::{Rule, Unmet};
 use crate::condition::{MethodName, ValueMatch};
 use crate::context::{Context, Verdict};
+use crate::expression::Expression;
 use crate::filter::{Build, BuildError, Filter};
 use crate::outcome::{FilterError, Outcome};
 use crate::phase::{OnRequest, Phases};
@@ -61,6 +69,8 @@ pub struct Options {
     pub methods: Option<Vec<MethodName>>,
     /// Ranges in one of which the client's address must be.
     pub clients: Option<IpSet>,
+    /// An expression in CEL that must hold, such as `'admin' in claims.roles`.
+    pub cel: Option<Expression>,
     /// Rules of which one must hold, instead of the keys above.
     pub allow: Vec<RuleSpec>,
     /// Rules of which none may hold, whatever `allow` says.
@@ -86,6 +96,8 @@ pub struct RuleSpec {
     pub methods: Option<Vec<MethodName>>,
     /// The client's address is in one of these ranges.
     pub clients: Option<IpSet>,
+    /// This expression in CEL holds; one that cannot be evaluated allows nothing and denies.
+    pub cel: Option<Expression>,
     /// Holds for every request, so that a list of `allow` can end with what is left after `deny`.
     pub any: bool,
 }

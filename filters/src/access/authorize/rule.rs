@@ -10,6 +10,7 @@ use super::{Authorize, Options, RuleSpec};
 use crate::caller::{CallerConditions, scopes};
 use crate::condition::MethodName;
 use crate::context::Context;
+use crate::expression::Expression;
 use crate::filter::{BuildError, Fact};
 use crate::tree::Path;
 use crate::values::{IpSet, Name};
@@ -21,12 +22,15 @@ pub(super) struct Rule {
     methods: Option<Vec<Method>>,
     caller: CallerConditions,
     scopes: Vec<String>,
+    cel: Option<Expression>,
 }
 
 /// The first thing that a rule wants in vain.
 pub(super) enum Unmet<'a> {
     /// This key.
     Key(Cow<'a, str>),
+    /// Its expression, of which nobody can tell whether it holds, for this reason.
+    Untold(String),
     /// Scopes alone: the rest is as wanted.
     Scopes,
 }
@@ -35,6 +39,7 @@ impl fmt::Display for Unmet<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Key(key) => f.write_str(key),
+            Self::Untold(why) => write!(f, "cel, which cannot be evaluated ({why})"),
             Self::Scopes => f.write_str("scopes"),
         }
     }
@@ -49,18 +54,25 @@ impl Rule {
         if let Some(key) = self.caller.unmet(ctx) {
             return Some(Unmet::Key(key));
         }
+        match self.cel.as_ref().map(|cel| cel.holds(request, ctx)) {
+            None | Some(Ok(true)) => {}
+            Some(Ok(false)) => return Some(Unmet::Key("cel".into())),
+            Some(Err(why)) => return Some(Unmet::Untold(why)),
+        }
         let has = |wanted: &String| scopes(ctx.principal.as_deref()).any(|scope| scope == wanted);
         (!self.scopes.iter().all(has)).then_some(Unmet::Scopes)
     }
 
     /// Whether it stands in the way, as a rule of `deny`.
     pub(super) fn denies(&self, request: &RequestHeader, ctx: &Context) -> bool {
-        self.unmet(request, ctx).is_none()
+        // Where nobody can tell whether it stands in the way, it does.
+        matches!(self.unmet(request, ctx), None | Some(Unmet::Untold(_)))
     }
 
     /// The fact that must hold before it is asked.
     pub(super) fn needs(&self) -> Option<Fact> {
-        self.caller.needs().or_else(|| (!self.scopes.is_empty()).then_some(Fact::Consumer))
+        let of_caller = self.caller.needs().or_else(|| self.cel.as_ref().and_then(Expression::needs));
+        of_caller.or_else(|| (!self.scopes.is_empty()).then_some(Fact::Consumer))
     }
 
     /// The scopes that it wants.
@@ -71,8 +83,8 @@ impl Rule {
 
 /// The rules of one filter.
 pub(super) fn rules(options: Options) -> Result<Authorize, BuildError> {
-    let Options { scopes, groups, consumers, claims, methods, clients, allow, deny } = options;
-    let only = RuleSpec { name: None, scopes, groups, consumers, claims, methods, clients, any: false };
+    let Options { scopes, groups, consumers, claims, methods, clients, cel, allow, deny } = options;
+    let only = RuleSpec { name: None, scopes, groups, consumers, claims, methods, clients, cel, any: false };
     if allow.is_empty() && deny.is_empty() {
         let rule = rule(only, "allow".into(), &Path::new())?;
         return Ok(Authorize { allow: vec![rule], deny: Vec::new() });
@@ -138,7 +150,7 @@ fn rule(spec: RuleSpec, place: String, path: &Path) -> Result<Rule, BuildError> 
     let methods = spec.methods.map(|names| names.into_iter().map(Method::from).collect());
     let (consumers, groups, claims, clients) = (spec.consumers, spec.groups, spec.claims, spec.clients);
     let caller = CallerConditions { consumers, groups, claims, clients };
-    Ok(Rule { name: name.into(), methods, caller, scopes })
+    Ok(Rule { name: name.into(), methods, caller, scopes, cel: spec.cel })
 }
 
 impl RuleSpec {
@@ -151,6 +163,7 @@ impl RuleSpec {
             ("claims", !self.claims.is_empty()),
             ("methods", self.methods.is_some()),
             ("clients", self.clients.is_some()),
+            ("cel", self.cel.is_some()),
         ];
         written.into_iter().filter(|(_, is_written)| *is_written).map(|(key, _)| key).collect()
     }

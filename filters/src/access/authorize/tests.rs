@@ -174,3 +174,31 @@ fn rules_that_make_no_sense_are_refused_at_their_place() {
         );
     }
 }
+
+#[tokio::test]
+async fn an_expression_is_a_rule_and_allows_nothing_where_nobody_can_tell() {
+    let request = || with_claims(json!({"roles": ["editor"], "level": 3}));
+    for (rule, expected) in [
+        ("{cel: \"'editor' in claims.roles\"}", true),
+        ("{cel: 'claims.level > 3'}", false),
+        ("{cel: 'claims.level >= 3', methods: [POST]}", false),
+        ("{cel: 'claims.age > 3'}", false),
+        ("{cel: 'claims.level'}", false),
+        ("{allow: [{cel: 'claims.age > 3'}, {groups: [partners]}]}", true),
+        ("{allow: [{any: true}], deny: [{cel: 'claims.level > 2'}]}", false),
+        ("{allow: [{any: true}], deny: [{cel: 'claims.level > 3'}]}", true),
+        ("{allow: [{any: true}], deny: [{cel: 'claims.age > 3'}]}", false),
+        // What is not asked cannot fail.
+        ("{allow: [{any: true}], deny: [{methods: [POST], cel: 'claims.age > 3'}]}", true),
+    ] {
+        assert_eq!(passes(rule, request()).await, expected, "{rule}");
+    }
+    let sent = chain_of("{cel: 'claims.age > 3'}").send(request()).await;
+    assert_eq!(sent.detail(), None);
+    let reason = sent.ctx.ended_by.as_ref().and_then(|ended| ended.reason.clone()).expect("a reason");
+    let expected =
+        "no rule allows it: not `allow` for its cel, which cannot be evaluated (there is no `age`)";
+    assert_eq!(reason, expected);
+    let said = refused("- authorize: {allow: [{any: true}, {cel: 'claim.age > 3'}]}");
+    assert!(said.starts_with("allow[1].cel: there is no variable called `claim`, did you mean"), "{said}");
+}

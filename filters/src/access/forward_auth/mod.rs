@@ -249,6 +249,10 @@ impl OnRequestBody for ForwardAuth {
         self.body.unwrap_or_default()
     }
 
+    fn wants(&self, ctx: &Context) -> bool {
+        matches!(ctx.slot(self.held), Some(Held::Waiting))
+    }
+
     async fn on_request_body(
         &self,
         request: &mut RequestHeader,

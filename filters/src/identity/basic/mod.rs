@@ -168,6 +168,7 @@ impl Basic {
             consumer: Some(consumer),
             credential: Some(id),
             body: None,
+            cookies: Vec::new(),
         })
     }
 

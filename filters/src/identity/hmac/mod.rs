@@ -263,7 +263,7 @@ impl Owned {
     fn verified(self, body: Option<BodyProof>) -> Verified {
         let principal = Principal { subject: self.consumer.name.to_string(), claims: Default::default() };
         let (consumer, credential) = (Some(self.consumer), Some(self.id));
-        Verified { principal: Arc::new(principal), consumer, credential, body }
+        Verified { principal: Arc::new(principal), consumer, credential, body, cookies: Vec::new() }
     }
 }
 

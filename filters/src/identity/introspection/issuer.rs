@@ -1,23 +1,20 @@
 //! The issuer who is asked: once about each token at a time, and not by too many at once.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, Either, Shared, select};
-use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
+use futures_util::future::{Either, select};
 use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::sync::Semaphore;
 
-use super::options::{ClientAuth, Options};
+use super::options::Options;
 use crate::context::Principal;
 use crate::identity::cache::{self, Cached, TokenCache, TokenHash, seconds};
 use crate::identity::claims;
+use crate::identity::client::{Credentials, form};
+use crate::identity::flight::Flights;
 use crate::identity::remote::Remote;
 use crate::identity::{EndpointState, Unavailable};
 use crate::world::{Clock, Counter, Metrics, World};
@@ -36,7 +33,7 @@ pub(super) struct Issuer {
     clock: Arc<dyn Clock>,
     cache: TokenCache,
     calls: Semaphore,
-    under_way: Mutex<HashMap<TokenHash, Call>>,
+    under_way: Flights<TokenHash, Said>,
     failing: Mutex<Option<(String, SystemTime)>>,
     meters: Meters,
 }
@@ -44,14 +41,6 @@ pub(super) struct Issuer {
 /// What the issuer says: what is claimed of a token that holds, nothing of one that does not; or why it says
 /// nothing.
 type Said = Result<Option<Arc<Principal>>, Arc<str>>;
-
-/// A call that is made for all who wait for it.
-type Call = Shared<BoxFuture<'static, Said>>;
-
-enum Credentials {
-    Field(HeaderValue),
-    Form(String),
-}
 
 struct Meters {
     active: Counter,
@@ -74,13 +63,17 @@ impl Issuer {
     pub(super) fn new(name: Arc<str>, remote: Remote, options: &Options, world: &World) -> Self {
         Self {
             remote,
-            credentials: Credentials::new(options),
+            credentials: Credentials::new(
+                &options.client_id,
+                Some(&options.client_secret),
+                options.client_auth,
+            ),
             timeout: options.timeout.get(),
             ttl: (options.ttl.get(), options.negative_ttl.get()),
             clock: world.clock.clone(),
             cache: TokenCache::new(options.token_cache, &name, &*world.metrics),
             calls: Semaphore::new(CALLS),
-            under_way: Mutex::default(),
+            under_way: Flights::default(),
             failing: Mutex::default(),
             meters: Meters::new(&name, &*world.metrics),
             name,
@@ -97,36 +90,15 @@ impl Issuer {
         if let Some(known) = self.cache.get(Some(&hash), 0, now) {
             return Ok(known.principal);
         }
-        let waiter = Waiter { call: Some(self.call(hash, token)), hash, issuer: self };
-        let said = waiter.call.clone().expect("taken at the end only").await;
-        said.map_err(|why| {
+        let call = || {
+            let (issuer, length) = (Arc::clone(self), token.len());
+            let form = form(&[("token", token), ("token_type_hint", "access_token")]);
+            async move { issuer.say(form, hash, length).await }.boxed()
+        };
+        self.under_way.join(hash, call).await.map_err(|why| {
             let reason = format!("the issuer cannot be asked about tokens: {why}").into();
             Unavailable { reason, retry_after: 1 }
         })
-    }
-
-    /// The call about this token, which somebody else may wait for already.
-    fn call(self: &Arc<Self>, hash: TokenHash, token: &str) -> Call {
-        match self.under_way.lock().entry(hash) {
-            Entry::Occupied(call) => call.get().clone(),
-            Entry::Vacant(place) => {
-                let (issuer, form, length) = (Arc::clone(self), self.form(token), token.len());
-                let call = async move {
-                    let said = issuer.say(form, hash, length).await;
-                    issuer.under_way.lock().remove(&hash);
-                    said
-                };
-                place.insert(call.boxed().shared()).clone()
-            }
-        }
-    }
-
-    fn form(&self, token: &str) -> String {
-        let form = format!("token={}&token_type_hint=access_token", encoded(token));
-        match &self.credentials {
-            Credentials::Field(_) => form,
-            Credentials::Form(credentials) => format!("{form}&{credentials}"),
-        }
     }
 
     async fn say(&self, form: String, hash: TokenHash, length: usize) -> Said {
@@ -162,11 +134,7 @@ impl Issuer {
             Either::Left((permit, _)) => permit.map_err(|error| error.to_string())?,
             Either::Right(_) => return Err("too many questions are under way".to_owned()),
         };
-        let fields = match &self.credentials {
-            Credentials::Field(value) => vec![(AUTHORIZATION, value.clone())],
-            Credentials::Form(_) => Vec::<(HeaderName, HeaderValue)>::new(),
-        };
-        let answer = self.remote.post(form, fields).await?;
+        let answer = self.remote.post(self.credentials.form(form), self.credentials.fields()).await?;
         let mut claims = answer.object()?;
         match claims.shift_remove("active") {
             Some(Value::Bool(true)) => {
@@ -196,54 +164,4 @@ impl Issuer {
     pub(super) fn state(&self) -> EndpointState {
         EndpointState { url: self.remote.url().to_string(), failing: self.failing.lock().clone() }
     }
-}
-
-/// Whoever waits for a call. The last one to go away ends it.
-struct Waiter<'a> {
-    call: Option<Call>,
-    hash: TokenHash,
-    issuer: &'a Arc<Issuer>,
-}
-
-impl Drop for Waiter<'_> {
-    fn drop(&mut self) {
-        let mut under_way = self.issuer.under_way.lock();
-        self.call = None;
-        let is_last = under_way.get(&self.hash).is_some_and(|call| call.strong_count() == Some(1));
-        let call = if is_last { under_way.remove(&self.hash) } else { None };
-        // What the call holds may look here as it is dropped.
-        drop(under_way);
-        drop(call);
-    }
-}
-
-impl Credentials {
-    /// RFC 6749 s2.3.1: both are encoded as in forms, also in the field.
-    fn new(options: &Options) -> Self {
-        let (id, secret) = (encoded(&options.client_id), encoded(options.client_secret.expose()));
-        match options.client_auth {
-            ClientAuth::Post => Self::Form(format!("client_id={id}&client_secret={secret}")),
-            ClientAuth::Basic => {
-                let text = format!("Basic {}", STANDARD.encode(format!("{id}:{secret}")));
-                let mut value = HeaderValue::try_from(text).expect("base64 is visible ASCII");
-                value.set_sensitive(true);
-                Self::Field(value)
-            }
-        }
-    }
-}
-
-/// A value as in `application/x-www-form-urlencoded`.
-fn encoded(text: &str) -> String {
-    let mut form = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'*' => {
-                form.push(char::from(byte))
-            }
-            b' ' => form.push('+'),
-            _ => form.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    form
 }

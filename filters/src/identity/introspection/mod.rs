@@ -78,7 +78,7 @@ impl Introspection {
         self.rules.check(&principal.claims, now)?;
         claims::check_revoked(&self.revocations, &self.name, &principal.claims, now)?;
         let consumer = self.matches.find(&principal.claims)?;
-        Ok(Verified { principal, consumer, credential: None, body: None })
+        Ok(Verified { principal, consumer, credential: None, body: None, cookies: Vec::new() })
     }
 }
 

@@ -2,9 +2,10 @@
 
 use http::header::AUTHORIZATION;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use crate::identity::Source;
+use crate::identity::client::ClientAuth;
 use crate::values::{ByteSize, Duration, DurationOrZero, Scalar, Secret, Url};
 
 /// Tokens that whoever issued them is asked about (RFC 7662).
@@ -67,17 +68,6 @@ pub(in crate::identity) struct Options {
 pub(in crate::identity) enum Type {
     /// `introspection`
     Introspection,
-}
-
-/// How a client shows what proves who it is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub(in crate::identity) enum ClientAuth {
-    /// In `Authorization`.
-    #[default]
-    Basic,
-    /// In the form.
-    Post,
 }
 
 fn authorization() -> Vec<Source> {

@@ -29,15 +29,15 @@ use super::{Failure, Identity, IdentityState, Presented, Refusal, Site, Source, 
 use crate::context::{Context, Principal};
 use crate::filter::BuildError;
 use crate::values::{Scalar, Url};
-use crate::world::Revocations;
+use crate::world::{Revocations, UpstreamId};
 
 use fetched::FetchedKeys;
 use keys::Keys;
 pub(super) use keys::public_key;
-use options::KeySet;
-pub(super) use options::Options;
+pub(super) use options::{AlgorithmName, Options};
 use place::{Discovery, Place};
-use token::{KeyRing, Verifier};
+use token::KeyRing;
+pub(super) use token::Verifier;
 
 /// See the [module](self).
 pub(super) struct Jwt {
@@ -52,6 +52,10 @@ pub(super) struct Jwt {
 
 /// Longest fetch of keys, answer included.
 const FETCH: Duration = Duration::from_secs(5);
+/// How long keys are good for that do not say, where the document cannot either.
+const REFRESH: Duration = Duration::from_secs(600);
+/// How far clocks may differ, where the document cannot say.
+const LEEWAY: Duration = Duration::from_secs(30);
 
 const NO_KEYS: &str =
     "is no URL that could be asked for keys; add `jwks_uri`, or `jwks`, `public_key` or `secret`";
@@ -94,7 +98,7 @@ impl Jwt {
         };
         claims::check_revoked(&self.revocations, &self.name, &principal.claims, now)?;
         let consumer = self.matches.find(&principal.claims)?;
-        Ok(Verified { principal, consumer, credential: None, body: None })
+        Ok(Verified { principal, consumer, credential: None, body: None, cookies: Vec::new() })
     }
 
     async fn look_into(
@@ -112,6 +116,41 @@ impl Jwt {
     }
 }
 
+/// What verifies the tokens that an issuer gives a client, by keys that the issuer names.
+pub(super) fn of_issuer(
+    name: &Arc<str>,
+    issuer: &Url,
+    client: &str,
+    algorithms: &[AlgorithmName],
+    upstream: Option<&str>,
+    site: &Site<'_>,
+) -> Result<Verifier, BuildError> {
+    let via = site.via(upstream)?;
+    let remote = site.remote("issuer", issuer, via, FETCH)?;
+    let wrong = || BuildError::at("issuer", "expected a URL without a query");
+    let discovery = Discovery::new(issuer.as_str(), &remote, via.is_some()).ok_or_else(wrong)?;
+    let place = Place::Issuer(Box::new(discovery));
+    let keys = fetched(name, place, algorithms, (REFRESH, via), None, site);
+    let (issuer, audiences) = (Some(issuer.as_str().to_owned()), vec![client.to_owned()]);
+    let rules = Rules { issuer, audiences, required: Vec::new(), leeway: LEEWAY };
+    Ok(Verifier { keys, algorithms: algorithms.to_vec(), rules })
+}
+
+/// Keys that are fetched, which outlive a reload; `first` and what tells it are gone by until then.
+fn fetched(
+    name: &Arc<str>,
+    place: Place,
+    algorithms: &[AlgorithmName],
+    (lifetime, via): (Duration, Option<UpstreamId>),
+    first: Option<(Keys, [u8; 32])>,
+    site: &Site<'_>,
+) -> KeyRing {
+    let (first, written) = first.unzip();
+    let shape = format!("jwt {name} {} {via:?} {algorithms:?} {lifetime:?} {written:?}", place.name());
+    let start = || FetchedKeys::start(name.clone(), place, algorithms.to_vec(), lifetime, first, site.world);
+    KeyRing::Fetched(site.world.retained.get_or_make(&shape, start))
+}
+
 /// What the tokens of an identity are verified with.
 fn ring(name: &Arc<str>, options: &Options, site: &Site<'_>) -> Result<KeyRing, BuildError> {
     let Options { secret, public_key, jwks, jwks_uri, issuer, .. } = options;
@@ -125,7 +164,7 @@ fn ring(name: &Arc<str>, options: &Options, site: &Site<'_>) -> Result<KeyRing, 
     if written {
         return Keys::written(options).map(|keys| KeyRing::Written(Arc::new(keys)));
     }
-    let first = jwks.is_some().then(|| Keys::written(options)).transpose()?;
+    let first = jwks.as_ref().map(|set| Ok((Keys::written(options)?, set.digest()))).transpose()?;
     let via = site.via(options.upstream.as_deref())?;
     let place = match (jwks_uri, issuer) {
         (Some(url), _) => Place::Set(site.remote("jwks_uri", url, via, FETCH)?),
@@ -141,11 +180,7 @@ fn ring(name: &Arc<str>, options: &Options, site: &Site<'_>) -> Result<KeyRing, 
             return Err(BuildError::new(needs));
         }
     };
-    let lifetime = options.refresh.get();
-    let (algorithms, written) = (&options.algorithms, jwks.as_ref().map(KeySet::digest));
-    let shape = format!("jwt {name} {} {via:?} {algorithms:?} {lifetime:?} {written:?}", place.name());
-    let start = || FetchedKeys::start(name.clone(), place, algorithms.clone(), lifetime, first, site.world);
-    Ok(KeyRing::Fetched(site.world.retained.get_or_make(&shape, start)))
+    Ok(fetched(name, place, &options.algorithms, (options.refresh.get(), via), first, site))
 }
 
 #[async_trait]
@@ -183,10 +218,6 @@ impl Identity for Jwt {
     }
 
     fn state(&self) -> IdentityState {
-        let keys = match &self.verifier.keys {
-            KeyRing::Written(_) => None,
-            KeyRing::Fetched(keys) => Some(keys.state()),
-        };
-        IdentityState { kind: "jwt", keys, endpoint: None }
+        IdentityState { kind: "jwt", keys: self.verifier.state(), endpoint: None }
     }
 }

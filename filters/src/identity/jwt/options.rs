@@ -98,6 +98,15 @@ pub(in crate::identity) enum Type {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::identity) struct AlgorithmName(pub(super) Algorithm);
 
+impl AlgorithmName {
+    pub(in crate::identity) const RS256: Self = Self(Algorithm::RS256);
+
+    /// Whether who verifies could sign as well.
+    pub(in crate::identity) fn is_symmetric(&self) -> bool {
+        matches!(self.0, Algorithm::HS256 | Algorithm::HS384 | Algorithm::HS512)
+    }
+}
+
 impl Scalar for AlgorithmName {
     const EXPECTED: &'static str = "one of `RS256`, `RS384`, `RS512`, `PS256`, `PS384`, `PS512`, `ES256`, \
                                     `ES384`, `EdDSA`, `HS256`, `HS384` and `HS512`";

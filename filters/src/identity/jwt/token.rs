@@ -12,7 +12,7 @@ use super::fetched::FetchedKeys;
 use super::keys::{Keys, Unverified};
 use super::options::AlgorithmName;
 use crate::identity::claims::Rules;
-use crate::identity::{Failure, Refusal, json};
+use crate::identity::{Failure, KeysState, Refusal, json};
 use crate::values::Scalar;
 
 /// The longest token that is looked at, in bytes.
@@ -21,7 +21,7 @@ const LONGEST: usize = 16 * 1024;
 const MALFORMED: Refusal = Refusal::new("the token is malformed");
 
 /// Verifies tokens.
-pub(super) struct Verifier {
+pub(in crate::identity) struct Verifier {
     pub(super) keys: KeyRing,
     pub(super) algorithms: Vec<AlgorithmName>,
     pub(super) rules: Rules,
@@ -55,9 +55,17 @@ impl KeyRing {
 }
 
 impl Verifier {
+    /// The keys, for whoever operates the gateway; none that the document holds.
+    pub(in crate::identity) fn state(&self) -> Option<KeysState> {
+        match &self.keys {
+            KeyRing::Written(_) => None,
+            KeyRing::Fetched(keys) => Some(keys.state()),
+        }
+    }
+
     /// The claims of a token that holds, and what the keys are known by that say so: JWS in compact form (RFC
     /// 7515 s5.2), then RFC 7519 s7.2.
-    pub(super) async fn claims(
+    pub(in crate::identity) async fn claims(
         &self,
         token: &[u8],
         now: SystemTime,

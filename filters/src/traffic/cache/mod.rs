@@ -163,7 +163,8 @@ impl Cache {
         if self.client_control && RequestDirectives::of(fields).no_store {
             return bypass("request-no-store");
         }
-        if self.bypass.iter().any(|when| when.holds(request, ctx)) {
+        // What cannot be told is not for the cache.
+        if self.bypass.iter().any(|when| when.holds(request, ctx).unwrap_or(true)) {
             return bypass("configured");
         }
         None

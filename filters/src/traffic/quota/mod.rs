@@ -19,6 +19,12 @@
 //! are given back: of those that a later filter refuses, that find no backend, or that fail by a fault of the
 //! gateway. A client that goes away once the request was sent has used its units.
 //!
+//! With `store`, all gateways that share it share the quota, which is counted there and nowhere else, in one round trip
+//! a request. In which day or part of a window a request falls is told by each gateway's own clock. While the store is
+//! away it is as its `on_failure` says; what a gateway counts by itself meanwhile is not added to the shared count
+//! later, so that up to the whole quota more may be used for each gateway. Units that should be given back while it is
+//! away stay used.
+//!
 //! Counts belong to the written list item, are kept over reloads and upgrades, and, by the file of
 //! `server.quotas`, over restarts. They are written to that file in the background; requests never wait for it.
 //! For `per: ip`, all addresses of an IPv6 network of 64 bits are one client, and requests that lack what `per`
@@ -36,7 +42,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use self::rule::{Reservation, Rule, Written};
-use crate::context::{Context, Slot};
+use crate::context::{Context, Slot, Verdict};
 use crate::filter::{Build, BuildError, Filter};
 use crate::limits;
 use crate::outcome::{FilterError, Outcome};
@@ -45,7 +51,7 @@ use crate::problem::QUOTA_EXCEEDED;
 use crate::selector::Selector;
 use crate::tree::Path;
 use crate::values::{Duration, Name, Quota as Amount};
-use crate::world::{Clock, ScopedState};
+use crate::world::{Clock, Ledger, Spent};
 
 /// How much may be used in a long time; over it: 429.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -66,6 +72,9 @@ pub struct Options {
     /// How much each request uses; 1 by default.
     #[serde(default = "one")]
     pub cost: NonZeroU32,
+    /// The store that is counted in, for all gateways that share it; by default each counts for itself.
+    #[serde(default)]
+    pub store: Option<Name>,
     /// Whether answers have `RateLimit` and `RateLimit-Policy`; `Retry-After` they have anyway.
     #[serde(default = "yes")]
     pub headers: bool,
@@ -84,7 +93,7 @@ pub struct Quota {
     per: Selector,
     rule: Rule,
     headers: bool,
-    state: ScopedState,
+    ledger: Ledger,
     clock: Arc<dyn Clock>,
     held: Slot<Option<Reservation>>,
 }
@@ -99,6 +108,7 @@ impl Filter for Quota {
         for fact in options.per.needs() {
             build.needs(fact);
         }
+        let ledger = build.ledger("store", options.store.as_ref().map(Name::as_str))?;
         let name = build.instance().clone();
         let rule = Rule::new(&Written {
             path: Path::new(),
@@ -114,7 +124,7 @@ impl Filter for Quota {
             per: options.per,
             rule,
             headers: options.headers,
-            state: build.state(),
+            ledger,
             clock: build.clock(),
             held: build.slot(),
         });
@@ -133,25 +143,27 @@ impl OnRequest for Quota {
         self.rule.begin_key(&mut key);
         self.per.write_limit_key(request, ctx, &mut key);
         let ends = [key.len()];
-        let reserved = rule::reserve([&self.rule], (key, &ends), (&self.state, &*self.clock), ctx).await;
-        let reserved = reserved.map_err(|error| FilterError::Unavailable(error.to_string()))?;
-        let passes = reserved.held.is_some();
+        let place = (&self.ledger, &*self.clock);
+        let reserved = rule::reserve([&self.rule], (key, &ends), &mut [], place, ctx).await;
+        let mut reserved = reserved.map_err(|error| FilterError::Unavailable(error.to_string()))?;
+        if reserved.spent == Spent::Uncounted {
+            ctx.decide(Verdict::Passed, "the store is away, so nothing is counted", &[]);
+            return Ok(Outcome::Continue);
+        }
+        let passes = reserved.spent == Spent::Yes;
+        let refused = reserved.short().map(|(name, wait)| (name.to_owned(), wait));
         for (rule, standing) in reserved.standings {
             limits::explain(&rule.name, standing.balance, passes, ctx);
-            if !passes {
-                let wait = standing.balance.wait;
-                ctx.limits.extend(self.headers.then_some(standing));
-                return Ok(limits::refusal(&QUOTA_EXCEEDED, "quota", &rule.name, wait, ctx).into());
-            }
             ctx.limits.extend(self.headers.then_some(standing));
         }
-        if let Some(mut held) = reserved.held {
-            if ctx.dry_run {
-                // A dry run is not seen again, and is to count as if it were none.
-                held.settle();
-            }
-            ctx.set_slot(self.held, Some(held));
+        if let Some((name, wait)) = refused {
+            return Ok(limits::refusal(&QUOTA_EXCEEDED, "quota", &name, wait, ctx).into());
         }
+        if let Some(held) = reserved.held.as_mut().filter(|_| ctx.dry_run) {
+            // A dry run is not seen again, and is to count as if it were none.
+            held.settle();
+        }
+        ctx.set_slot(self.held, reserved.held);
         Ok(Outcome::Continue)
     }
 }

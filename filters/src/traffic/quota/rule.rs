@@ -10,7 +10,7 @@ use crate::filter::BuildError;
 use crate::limits::{Policy, Standing};
 use crate::tree::Path;
 use crate::values::{self, CalendarPeriod, Quota};
-use crate::world::{Clock, ScopedState, StateError, Tally, TenantId};
+use crate::world::{Charge, Clock, Decided, Ledger, Spent, StateError, Tally, TenantId};
 
 /// Seconds of a day.
 const DAY: u64 = 86_400;
@@ -111,7 +111,8 @@ fn time(written: &Written<'_>) -> Result<(Calendar, Option<u64>), BuildError> {
 
 /// Units that a request holds; they are given back when this is dropped, unless they count by then.
 pub(crate) struct Reservation {
-    state: ScopedState,
+    ledger: Ledger,
+    by_store: bool,
     tenant: TenantId,
     keys: Vec<u8>,
     /// Where each key ends, the slot it was counted in, and the units.
@@ -129,7 +130,7 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         let mut start = 0;
         for (end, slot, cost) in self.parts.drain(..) {
-            self.state.give_back(self.tenant, &self.keys[start..end], slot, cost);
+            self.ledger.give_back(self.tenant, &self.keys[start..end], slot, cost, self.by_store);
             start = end;
         }
     }
@@ -137,18 +138,31 @@ impl Drop for Reservation {
 
 /// What became of an attempt to reserve.
 pub(crate) struct Reserved<'a> {
-    /// Where the request stands with each quota, in the order of the rules.
+    /// Whether the request may pass.
+    pub(crate) spent: Spent,
+    /// Where it stands with each quota, in the order of the rules; nothing where nobody counts.
     pub(crate) standings: Vec<(&'a Rule, Standing)>,
-    /// What it holds; none if it may not pass.
+    /// What it holds, if it passes and was counted.
     pub(crate) held: Option<Reservation>,
 }
 
-/// Reserves units of each of these quotas, or of none. `keys` are the keys one after the other, and `ends`
-/// where each ends.
+impl Reserved<'_> {
+    /// The quota that there is too little of for the longest, if it is quotas that there is too little of.
+    pub(crate) fn short(&self) -> Option<(&str, Duration)> {
+        let longest = self.standings.iter().max_by_key(|(_, standing)| standing.balance.wait)?;
+        let (rule, Standing { balance, .. }) = longest;
+        let is_short = self.spent == Spent::No && balance.available < rule.cost.into();
+        is_short.then_some((&*rule.name, balance.wait))
+    }
+}
+
+/// Reserves units of each of these quotas and spends these charges, or does none of it. `keys` are the keys of the
+/// quotas one after the other, and `ends` where each ends.
 pub(crate) async fn reserve<'a>(
     rules: impl IntoIterator<Item = &'a Rule>,
     (keys, ends): (Vec<u8>, &[usize]),
-    (state, clock): (&ScopedState, &dyn Clock),
+    charges: &mut [Charge<'_>],
+    (ledger, clock): (&Ledger, &dyn Clock),
     ctx: &Context,
 ) -> Result<Reserved<'a>, StateError> {
     let rules: Vec<&Rule> = rules.into_iter().collect();
@@ -159,11 +173,15 @@ pub(crate) async fn reserve<'a>(
         .zip(&rules)
         .map(|(key, rule)| Tally::new(key, rule.limit, rule.cost.into(), rule.calendar.at(now)))
         .collect();
-    let passes = state.tally(ctx.tenant, &mut tallies).await?;
+    let Decided { spent, by_store } = ledger.decide(ctx.tenant, charges, &mut tallies).await?;
+    if spent == Spent::Uncounted {
+        return Ok(Reserved { spent, standings: Vec::new(), held: None });
+    }
     let standing =
         |tally: &Tally<'_>, rule: &Rule| Standing { policy: rule.policy.clone(), balance: tally.balance };
     let standings = tallies.iter().zip(&rules).map(|(tally, rule)| (*rule, standing(tally, rule))).collect();
     let parts = tallies.iter().zip(ends).map(|(tally, end)| (*end, tally.window.slot, tally.cost)).collect();
-    let held = passes.then(|| Reservation { state: state.clone(), tenant: ctx.tenant, keys, parts });
-    Ok(Reserved { standings, held })
+    let (ledger, tenant) = (ledger.clone(), ctx.tenant);
+    let held = (spent == Spent::Yes).then(|| Reservation { ledger, by_store, tenant, keys, parts });
+    Ok(Reserved { spent, standings, held })
 }

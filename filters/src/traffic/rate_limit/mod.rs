@@ -24,13 +24,17 @@
 //! With `store`, all gateways that share it share the budgets; requests are counted there, by its clock.
 //! While it is away, limits hold as its `on_failure` says.
 //!
+//! With `lease` as well, a gateway takes so many units of a budget at once and spends them without asking. Then of `n`
+//! gateways at most `burst + limit * t + n * lease` pass in any time `t`: units that one holds may be spent later than
+//! they were taken, for as long as a whole budget takes to come back. Never more passes than was taken.
+//!
 //! For `per: ip`, all addresses of an IPv6 network of 64 bits are one client. Requests that lack what
 //! `per` names share one budget: a limit cannot be passed by leaving a field out. Who may choose his key
 //! freely gets a new budget with each, so a field that nothing verifies is no protection on its own.
 //!
 //! With `over`, requests over the limit wait for their turn instead, in a line of their key, first come first
-//! served. Whoever would wait longer than `delay`, or finds `queue` others waiting, is refused at once; whoever
-//! goes away gives up his place at once.
+//! served. Whoever would wait longer than `delay`, or finds `queue` others waiting, is refused at once. That a
+//! client went away is noticed when its turn comes, so that its place is kept for `delay` at most.
 //!
 //! ```yaml
 //! - rate_limit: {per: ip, limit: 10/s, over: {delay: 500ms, queue: 20}}
@@ -48,6 +52,7 @@
 //! (draft-ietf-httpapi-ratelimit-headers-11). 429 has `Retry-After` (RFC 6585 s4, RFC 9110 s10.2.3).
 
 mod estimate;
+mod lease;
 mod line;
 pub(crate) mod rule;
 
@@ -60,6 +65,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use self::estimate::Estimate;
+use self::lease::Leases;
 use self::line::Lines;
 use self::rule::Rule;
 use crate::context::{Context, Verdict};
@@ -92,6 +98,8 @@ pub struct Options {
     pub rules: Vec<LimitRule>,
     /// The store that budgets are kept in, for all gateways that share it; by default each counts for itself.
     pub store: Option<Name>,
+    /// Takes so many units of a budget from the store at once, for requests to come without a round trip each.
+    pub lease: Option<NonZeroU32>,
     /// How exactly requests are counted.
     pub strategy: Strategy,
     /// Lets requests over the limit wait for their turn; only with one limit. By default they are refused.
@@ -109,6 +117,7 @@ impl Default for Options {
             cost: None,
             rules: Vec::new(),
             store: None,
+            lease: None,
             strategy: Strategy::Exact,
             over: None,
             headers: true,
@@ -177,6 +186,8 @@ pub struct RateLimit {
 enum Means {
     /// Exactly.
     Exact(Ledger),
+    /// By units that are taken from a store in advance.
+    Leased(Ledger, Leases),
     /// Exactly, and those over the limit wait.
     Patient(ScopedState, Lines),
     /// By estimates, one for each rule.
@@ -192,10 +203,16 @@ impl Filter for RateLimit {
     fn build(options: Options, build: &mut Build<'_>) -> Result<Phases, BuildError> {
         check(&options)?;
         let (headers, strategy, over) = (options.headers, options.strategy, options.over.clone());
+        let lease = options.lease;
         let ledger = build.ledger("store", options.store.as_ref().map(Name::as_str))?;
         let rules = rule::rules(options, build.instance())?;
         for fact in rules.iter().flat_map(Rule::needs) {
             build.needs(fact);
+        }
+        if let Some(size) = lease
+            && rules.iter().any(|rule| rule.burst() < size.get() || rule.cost() > size.get())
+        {
+            return Err(BuildError::at("lease", "expected no less than `cost` and no more than `burst`"));
         }
         let means = match (strategy, over) {
             (Strategy::Estimate, _) => {
@@ -205,7 +222,10 @@ impl Filter for RateLimit {
                 };
                 Means::Estimate(rules.iter().map(estimate).collect())
             }
-            (Strategy::Exact, None) => Means::Exact(ledger),
+            (Strategy::Exact, None) => match lease {
+                Some(size) => Means::Leased(ledger, Leases::new(size, build.clock())),
+                None => Means::Exact(ledger),
+            },
             (Strategy::Exact, Some(over)) => {
                 Means::Patient(build.state(), Lines::new(&over, build.clock(), build.metrics()))
             }
@@ -229,6 +249,9 @@ fn check(options: &Options) -> Result<(), BuildError> {
             "store",
             "is for exact limits without `over`: others are each gateway's own",
         ));
+    }
+    if options.lease.is_some() && options.store.is_none() {
+        return Err(BuildError::at("lease", "is taken from a `store`, which is missing"));
     }
     let Some(over) = &options.over else { return Ok(()) };
     if !options.rules.is_empty() {
@@ -278,6 +301,7 @@ impl RateLimit {
                 Ok(spent(passes))
             }
             (Means::Exact(ledger), charges) => ledger.spend(ctx.tenant, charges).await,
+            (Means::Leased(ledger, leases), charges) => leases.spend(ledger, ctx.tenant, charges).await,
             (Means::Patient(state, _), charges) => state.spend(ctx.tenant, charges).await.map(spent),
             (Means::Estimate(estimates), charges) => {
                 Ok(spent(estimate::spend(estimates, ctx.tenant, charges)))

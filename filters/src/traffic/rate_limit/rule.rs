@@ -40,6 +40,16 @@ impl Rule {
         self.per.needs()
     }
 
+    /// Units of a whole budget.
+    pub(super) fn burst(&self) -> u32 {
+        self.budget.burst()
+    }
+
+    /// Units that each request takes.
+    pub(super) fn cost(&self) -> u32 {
+        self.cost
+    }
+
     /// Appends the request's key; of requests without one it is always the same.
     pub(crate) fn write_key(&self, request: &RequestHeader, ctx: &Context, key: &mut Vec<u8>) {
         key.extend_from_slice(&self.prefix);
@@ -92,10 +102,15 @@ pub(super) fn rules(options: Options, instance: &str) -> Result<Vec<Rule>, Build
     Ok(checked)
 }
 
-/// The name with its length before it, or none and the place in the list.
+/// The name with its length before it, or none and the place in the list: places from the 256th on have a length of
+/// their own.
 fn prefix(name: Option<&str>, at: usize) -> Vec<u8> {
-    let place = u8::try_from(at).unwrap_or(u8::MAX);
-    let Some(name) = name else { return vec![0, place] };
+    let Some(name) = name else {
+        return match u8::try_from(at) {
+            Ok(place) if place < u8::MAX => vec![0, place],
+            _ => [&[0, u8::MAX], &at.to_be_bytes()[..]].concat(),
+        };
+    };
     let length = u8::try_from(name.len()).unwrap_or(u8::MAX);
     [&[length], name.as_bytes()].concat()
 }
@@ -140,4 +155,21 @@ fn interval(limit: Rate) -> Duration {
     let period = limit.period().duration().as_nanos();
     let nanos = period.div_ceil(u128::from(limit.count().get()));
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_rule_has_a_prefix_that_another_one_begins_with() {
+        let prefixes: Vec<Vec<u8>> = (0..1000).map(|at| prefix(None, at)).collect();
+        for (at, one) in prefixes.iter().enumerate() {
+            assert!(
+                prefixes[..at].iter().all(|other| !one.starts_with(other) && !other.starts_with(one)),
+                "{at}"
+            );
+        }
+        assert_eq!((prefix(None, 7), prefix(Some("ab"), 7)), (vec![0, 7], vec![2, b'a', b'b']));
+    }
 }

@@ -58,6 +58,9 @@ pub struct Charge<'a> {
     pub cost: u32,
     /// What is left, once the charge was settled.
     pub balance: Balance,
+    /// Units that a store gave for the charge: `cost`, or more if those were wanted.
+    pub granted: u32,
+    wanted: u32,
 }
 
 /// What is left of a budget.
@@ -75,7 +78,18 @@ impl<'a> Charge<'a> {
     /// A charge that is not settled yet.
     #[must_use]
     pub fn new(key: &'a [u8], budget: Budget, cost: u32) -> Self {
-        Self { key, budget, cost, balance: Balance::default() }
+        Self { key, budget, cost, balance: Balance::default(), granted: cost, wanted: cost }
+    }
+
+    /// Has a store give up to so many units, if there are; at least `cost` all the same.
+    pub fn want(&mut self, units: u32) {
+        self.wanted = units.max(self.cost);
+    }
+
+    /// Units that are wanted of a store.
+    #[must_use]
+    pub fn wanted(&self) -> u32 {
+        self.wanted
     }
 
     /// Nanoseconds in which what it spends comes back.

@@ -250,6 +250,11 @@ impl ScopedState {
         self.state.give_back(tenant, &self.scope, key, slot, cost);
     }
 
+    /// The store.
+    pub(crate) fn state(&self) -> &dyn State {
+        &*self.state
+    }
+
     /// The part of the same store that belongs to another scope.
     #[must_use]
     pub fn of(&self, scope: impl Into<Arc<str>>) -> Self {

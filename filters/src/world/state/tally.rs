@@ -60,6 +60,22 @@ impl<'a> Tally<'a> {
     pub fn new(key: &'a [u8], limit: u64, cost: u64, window: Window) -> Self {
         Self { key, limit, cost, window, balance: Balance::default() }
     }
+
+    /// Seconds after which what is counted now counts no longer.
+    #[must_use]
+    pub fn counts_for(&self) -> u64 {
+        seconds_up(self.window.end_of(self.window.slot).saturating_sub(self.window.now))
+    }
+
+    /// Notes what is left where so many units are used in each of these slots.
+    pub fn settle(&mut self, slots: impl IntoIterator<Item = (u64, u64)>) {
+        let mut slots: Vec<Slot> =
+            slots.into_iter().map(|(number, used)| Slot { number, used, unsaved: 0 }).collect();
+        slots.sort_unstable_by_key(|slot| slot.number);
+        let newest = slots.pop().unwrap_or_default();
+        let used = Used { newest, older: slots, ends: 0, listed: false };
+        self.balance = used.balance(self);
+    }
 }
 
 /// What was used in one slot, on its way to a file or from it, or to another process.

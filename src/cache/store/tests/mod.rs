@@ -1,5 +1,6 @@
 //! The store as a whole.
 
+mod disk;
 mod limits;
 mod model;
 mod purges;

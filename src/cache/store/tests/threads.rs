@@ -22,7 +22,7 @@ fn check(key: u64, entry: &Arc<Entry>) {
     let (words, rest) = whole.as_chunks::<8>();
     let words: Vec<u64> = words.iter().map(|word| u64::from_be_bytes(*word)).collect();
     assert!(rest.is_empty());
-    let told = u64::from_str_radix(str::from_utf8(entry.lines()).unwrap(), 10).unwrap();
+    let told = str::from_utf8(entry.lines()).unwrap().parse::<u64>().unwrap();
     assert_eq!(told, words.len() as u64, "cut");
     let first = words.first().copied().unwrap_or(key << 48);
     assert_eq!(first >> 48, key, "another key's");

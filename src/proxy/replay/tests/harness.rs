@@ -102,7 +102,7 @@ impl ProxyHttp for Gateway {
         }
         let body = ctx.body.as_ref().expect("collected before");
         prepare_head(head, body.len())?;
-        wrap(session, body, &ctx.slot);
+        wrap(session, body, None, &ctx.slot);
         Ok(())
     }
 

@@ -280,8 +280,8 @@ async fn a_body_is_covered_or_there_is_none() {
         || covering("\"@method\" \"@target-uri\"", lines, made("POST", "/a").header("content-length", "3"));
     let mut sent = chain("").send(without()).await.continues();
     assert_eq!(sent.wants_body(), Some(1 << 20));
-    assert_eq!(sent.body(b"abc").await, Some(401));
-    assert_eq!(sent.body(b"").await, None);
+    assert_eq!(sent.body_status(b"abc").await, Some(401));
+    assert_eq!(sent.body_status(b"").await, None);
     let sent = chain(", body: if_covered").send(without()).await.continues();
     assert_eq!(sent.wants_body(), None);
     // FIPS 180-4: SHA-256 of "abc".
@@ -294,8 +294,8 @@ async fn a_body_is_covered_or_there_is_none() {
     for body in [", body: if_covered", ", max_body: 2KiB"] {
         let mut sent = chain(body).send(with()).await.continues();
         assert_eq!(sent.wants_body(), Some(if body.contains("max_body") { 2048 } else { 1 << 20 }));
-        assert_eq!(sent.body(b"abc").await, None);
-        assert_eq!(sent.body(b"abd").await, Some(401));
+        assert_eq!(sent.body_status(b"abc").await, None);
+        assert_eq!(sent.body_status(b"abd").await, Some(401));
         assert_eq!(sent.detail(), None);
     }
 }

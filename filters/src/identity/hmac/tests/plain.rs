@@ -73,11 +73,11 @@ async fn a_body_is_the_one_whose_digest_was_signed() {
     };
     let mut sent = chain.send(post(ABC)).await.continues();
     assert_eq!(sent.wants_body(), Some(1 << 20));
-    assert_eq!(sent.body(b"abc").await, None);
-    assert_eq!(sent.body(b"abd").await, Some(401));
-    assert_eq!(sent.body(b"").await, Some(401));
+    assert_eq!(sent.body_status(b"abc").await, None);
+    assert_eq!(sent.body_status(b"abd").await, Some(401));
+    assert_eq!(sent.body_status(b"").await, Some(401));
     let mut sent = chain.send(post("")).await.continues();
-    assert_eq!(sent.body(b"abc").await, Some(401), "a body needs a digest");
+    assert_eq!(sent.body_status(b"abc").await, Some(401), "a body needs a digest");
 }
 
 #[tokio::test]

@@ -69,8 +69,8 @@ async fn the_signed_requests_of_b_2_hold() {
         assert!(input.contains(&format!("keyid=\"{key}\"")), "{input}");
         if input.contains("content-digest") {
             assert_eq!(sent.wants_body(), Some(1 << 20), "{input}");
-            assert_eq!(sent.body(BODY.as_bytes()).await, None);
-            assert_eq!(sent.body(b"{\"hello\": \"World\"}").await, Some(401));
+            assert_eq!(sent.body_status(BODY.as_bytes()).await, None);
+            assert_eq!(sent.body_status(b"{\"hello\": \"World\"}").await, Some(401));
         } else {
             assert_eq!(sent.wants_body(), None, "{input}");
         }

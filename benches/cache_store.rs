@@ -45,6 +45,7 @@ fn resident() -> u64 {
 }
 
 /// What a million entries take, used and not.
+#[expect(clippy::print_stderr, reason = "it is what this is for")]
 fn memory(_: &mut Criterion) {
     // Kept, so that the second does not have memory that the first one gave back.
     let mut stores = Vec::new();

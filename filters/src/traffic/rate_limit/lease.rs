@@ -1,0 +1,345 @@
+//! Units that a gateway takes from a store in advance, so that most requests need no round trip.
+//!
+//! What is in a purse was spent in the store before, so budgets are never overdrawn by more than what purses hold:
+//! units may be used later than they were taken, for as long as a whole budget takes to come back, after which they
+//! are forfeited. A budget that is found empty is not asked for again before it can have anything.
+
+use std::collections::HashMap;
+use std::hash::BuildHasher;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use foldhash::fast::RandomState;
+use parking_lot::Mutex;
+
+use crate::world::{Balance, Charge, Clock, Ledger, Spent, StateError, TenantId};
+
+/// Parts that are locked on their own.
+const SHARDS: usize = 64;
+/// Purses of a part: more are made room for by forfeiting those that have ended, else all.
+const MOST: usize = 4096;
+
+/// The purses of one filter.
+pub(super) struct Leases {
+    size: u32,
+    clock: Arc<dyn Clock>,
+    hasher: RandomState,
+    shards: Box<[Mutex<HashMap<Name, Purse, RandomState>>]>,
+}
+
+type Name = (TenantId, Box<[u8]>);
+
+/// What is held of one budget.
+#[derive(Debug, Clone, Copy)]
+struct Purse {
+    units: u32,
+    /// When what is in it is forfeited; of an empty one, before when nobody needs to ask.
+    until: Instant,
+    /// What was left in the store.
+    rest: Balance,
+}
+
+impl Leases {
+    /// No units yet, and so many at a time later on.
+    pub(super) fn new(size: NonZeroU32, clock: Arc<dyn Clock>) -> Self {
+        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
+        Self { size: size.get(), clock, hasher: RandomState::default(), shards }
+    }
+
+    /// Spends of the purses; where one has too little, of the store, for the purses too.
+    pub(super) async fn spend(
+        &self,
+        ledger: &Ledger,
+        tenant: TenantId,
+        charges: &mut [Charge<'_>],
+    ) -> Result<Spent, StateError> {
+        let now = self.clock.now();
+        if let Some(spent) = self.from_purses(tenant, charges, now) {
+            return Ok(spent);
+        }
+        for charge in &mut *charges {
+            charge.want(self.size);
+        }
+        let decided = ledger.decide(tenant, charges, &mut []).await?;
+        if decided.by_store {
+            for charge in &mut *charges {
+                self.note(tenant, charge, decided.spent, now);
+            }
+        }
+        Ok(decided.spent)
+    }
+
+    /// Spends of the purses alone, or refuses because a budget is known to be empty; none if the store has to be
+    /// asked.
+    fn from_purses(&self, tenant: TenantId, charges: &mut [Charge<'_>], now: Instant) -> Option<Spent> {
+        let mut taken = 0;
+        for charge in &mut *charges {
+            let found = self.take(tenant, charge, now);
+            if found != Some(Spent::Yes) {
+                for charge in &charges[..taken] {
+                    self.put_back(tenant, charge);
+                }
+                return found;
+            }
+            taken += 1;
+        }
+        Some(Spent::Yes)
+    }
+
+    fn take(&self, tenant: TenantId, charge: &mut Charge<'_>, now: Instant) -> Option<Spent> {
+        let mut shard = self.shard(tenant, charge.key);
+        let purse = shard.get_mut(&(tenant, charge.key.into()))?;
+        let left = purse.until.checked_duration_since(now).filter(|left| !left.is_zero())?;
+        if purse.units >= charge.cost {
+            purse.units -= charge.cost;
+            charge.balance = balance(purse, Duration::ZERO);
+            return Some(Spent::Yes);
+        }
+        if purse.units > 0 {
+            return None;
+        }
+        charge.balance = balance(purse, left);
+        (!purse.rest.wait.is_zero()).then_some(Spent::No)
+    }
+
+    fn put_back(&self, tenant: TenantId, charge: &Charge<'_>) {
+        if let Some(purse) = self.shard(tenant, charge.key).get_mut(&(tenant, charge.key.into())) {
+            purse.units = purse.units.saturating_add(charge.cost);
+            purse.rest.wait = Duration::ZERO;
+        }
+    }
+
+    /// Keeps what the store gave beyond the request's own, or that it had nothing.
+    fn note(&self, tenant: TenantId, charge: &mut Charge<'_>, spent: Spent, now: Instant) {
+        let mut rest = charge.balance;
+        let (units, lasts) = match spent {
+            Spent::Yes => {
+                rest.wait = Duration::ZERO;
+                (charge.granted.saturating_sub(charge.cost), Duration::from_nanos(charge.budget.whole()))
+            }
+            // Of several budgets the others may have enough.
+            _ => (0, rest.wait),
+        };
+        if lasts.is_zero() || (units == 0 && spent == Spent::Yes) {
+            return;
+        }
+        let Some(until) = now.checked_add(lasts) else { return };
+        let mut shard = self.shard(tenant, charge.key);
+        if shard.len() >= MOST {
+            shard.retain(|_, purse| purse.until > now);
+            if shard.len() >= MOST {
+                shard.clear();
+            }
+        }
+        let purse = shard
+            .entry((tenant, charge.key.into()))
+            .and_modify(|purse| {
+                // Another request may have filled it meanwhile.
+                let held = if purse.until > now { purse.units } else { 0 };
+                let until = if held == 0 { until } else { purse.until.max(until) };
+                *purse = Purse { units: held.saturating_add(units), until, rest };
+            })
+            .or_insert(Purse { units, until, rest });
+        if spent == Spent::Yes {
+            charge.balance = balance(purse, Duration::ZERO);
+        }
+    }
+
+    fn shard(
+        &self,
+        tenant: TenantId,
+        key: &[u8],
+    ) -> parking_lot::MutexGuard<'_, HashMap<Name, Purse, RandomState>> {
+        let hash = self.hasher.hash_one((tenant, key));
+        let at = usize::try_from(hash % SHARDS as u64).unwrap_or_default();
+        self.shards[at].lock()
+    }
+}
+
+/// What is told of a budget: what is held, and what was left when that was taken.
+fn balance(purse: &Purse, wait: Duration) -> Balance {
+    let available = purse.rest.available.saturating_add(purse.units.into());
+    let more_in = if wait.is_zero() { purse.rest.more_in } else { wait };
+    Balance { available, more_in, wait }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+    use futures_util::FutureExt;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::world::{Away, Budget, ManualClock, MemoryState, OnFailure, ScopedState, State, Store, Tally};
+
+    /// A store that gives leases and counts how often it is asked.
+    struct Counting {
+        state: Arc<MemoryState>,
+        asked: Mutex<u32>,
+        away: Mutex<bool>,
+    }
+
+    #[async_trait]
+    impl Store for Counting {
+        async fn decide(
+            &self,
+            tenant: TenantId,
+            scope: &str,
+            charges: &mut [Charge<'_>],
+            _: &mut [Tally<'_>],
+        ) -> Result<bool, Away> {
+            if *self.away.lock() {
+                return Err(Away);
+            }
+            *self.asked.lock() += 1;
+            let [charge] = charges else { panic!("one charge") };
+            // As the script does: as much as there is, of what is wanted.
+            for units in (charge.cost..=charge.wanted()).rev() {
+                let mut one = [Charge::new(charge.key, charge.budget, units)];
+                let spent = self.state.spend(tenant, scope, &mut one).await.expect("memory");
+                charge.balance = one[0].balance;
+                if spent {
+                    charge.granted = units;
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        }
+
+        fn give_back(&self, _: TenantId, _: &str, _: &[u8], _: u64, _: u64) {}
+
+        fn on_failure(&self) -> OnFailure {
+            OnFailure::Local
+        }
+    }
+
+    struct Site {
+        clock: Arc<ManualClock>,
+        store: Arc<Counting>,
+    }
+
+    impl Site {
+        fn new() -> Self {
+            let clock = Arc::new(ManualClock::new());
+            let state = Arc::new(MemoryState::new(clock.clone(), 1000));
+            let store = Arc::new(Counting { state, asked: Mutex::default(), away: Mutex::default() });
+            Self { clock, store }
+        }
+
+        fn gateway(&self, size: u32) -> (Leases, Ledger) {
+            let own = MemoryState::new(self.clock.clone(), 1000);
+            let own = ScopedState::new(Arc::new(own), "limit".into());
+            let size = NonZeroU32::new(size).expect("not zero");
+            (Leases::new(size, self.clock.clone()), Ledger::new(own, Some(self.store.clone())))
+        }
+
+        fn asked(&self) -> u32 {
+            *self.store.asked.lock()
+        }
+    }
+
+    fn spend((leases, ledger): &(Leases, Ledger), key: &[u8], budget: Budget) -> (Spent, Balance) {
+        let mut charges = [Charge::new(key, budget, 1)];
+        let spent = leases.spend(ledger, TenantId(0), &mut charges).now_or_never();
+        (spent.expect("at once").expect("works"), charges[0].balance)
+    }
+
+    fn budget(seconds: u64, burst: u32) -> Budget {
+        Budget::new(Duration::from_secs(seconds), burst).expect("a budget")
+    }
+
+    #[test]
+    fn most_requests_ask_nobody_and_none_passes_that_the_store_did_not_give() {
+        let site = Site::new();
+        let (one, two) = (site.gateway(10), site.gateway(10));
+        let budget = budget(3600, 45);
+        let mut passed = 0;
+        for _ in 0..40 {
+            for gateway in [&one, &two] {
+                passed += u32::from(spend(gateway, b"a", budget).0 == Spent::Yes);
+            }
+        }
+        assert_eq!(passed, 45);
+        // Five leases, the last of five units, and each gateway finds the budget empty once.
+        assert_eq!(site.asked(), 7);
+    }
+
+    #[test]
+    fn what_is_told_counts_what_is_held() {
+        let site = Site::new();
+        let gateway = site.gateway(3);
+        let left: Vec<u64> = (0..5).map(|_| spend(&gateway, b"a", budget(3600, 5)).1.available).collect();
+        assert_eq!(left, [4, 3, 2, 1, 0]);
+        let (spent, balance) = spend(&gateway, b"a", budget(3600, 5));
+        assert_eq!((spent, balance.available, balance.wait), (Spent::No, 0, Duration::from_secs(3600)));
+        site.clock.advance(Duration::from_secs(3000));
+        let (spent, balance) = spend(&gateway, b"a", budget(3600, 5));
+        assert_eq!((spent, balance.wait), (Spent::No, Duration::from_secs(600)));
+        site.clock.advance(Duration::from_secs(600));
+        assert_eq!(spend(&gateway, b"a", budget(3600, 5)).0, Spent::Yes);
+    }
+
+    #[test]
+    fn units_are_forfeited_after_as_long_as_a_whole_budget_takes() {
+        let site = Site::new();
+        let gateway = site.gateway(10);
+        let budget = budget(1, 20);
+        assert_eq!(spend(&gateway, b"a", budget).0, Spent::Yes);
+        site.clock.advance(Duration::from_secs(19));
+        spend(&gateway, b"a", budget);
+        assert_eq!(site.asked(), 1);
+        site.clock.advance(Duration::from_secs(1));
+        spend(&gateway, b"a", budget);
+        assert_eq!(site.asked(), 2);
+    }
+
+    #[test]
+    fn while_the_store_is_away_purses_last_and_then_each_counts_for_itself() {
+        let site = Site::new();
+        let gateway = site.gateway(3);
+        assert_eq!(spend(&gateway, b"a", budget(3600, 4)).0, Spent::Yes);
+        *site.store.away.lock() = true;
+        let spent: Vec<Spent> = (0..7).map(|_| spend(&gateway, b"a", budget(3600, 4)).0).collect();
+        assert_eq!(spent[..6], [Spent::Yes; 6], "two of the purse, four of its own");
+        assert_eq!(spent[6], Spent::No);
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let site = Site::new();
+        let gateway = site.gateway(5);
+        for n in 0..400_000_u32 {
+            spend(&gateway, &n.to_be_bytes(), budget(1, 10));
+        }
+        let held: usize = gateway.0.shards.iter().map(|shard| shard.lock().len()).sum();
+        assert!(held <= SHARDS * MOST, "{held}");
+    }
+
+    proptest! {
+        #[test]
+        fn in_any_time_no_more_passes_than_the_budget_and_what_purses_hold(
+            steps in prop::collection::vec((0..3_usize, 0..1500_u64), 1..400),
+            size in 1..8_u32,
+            burst in 8..20_u32,
+        ) {
+            let site = Site::new();
+            let gateways = [site.gateway(size), site.gateway(size), site.gateway(size)];
+            let budget = budget(1, burst);
+            let (mut now, mut passed) = (0_u64, Vec::new());
+            for (gateway, passes) in steps {
+                now += passes;
+                site.clock.advance(Duration::from_millis(passes));
+                if spend(&gateways[gateway], b"a", budget).0 == Spent::Yes {
+                    passed.push(now);
+                }
+            }
+            for (from, began) in passed.iter().enumerate() {
+                for (to, ended) in passed.iter().enumerate().skip(from) {
+                    let most = u64::from(burst) + (ended - began) / 1000 + 3 * u64::from(size - 1);
+                    prop_assert!((to - from + 1) as u64 <= most, "{} in {}ms", to - from + 1, ended - began);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! The slower tier: entries in files, for what memory has no room for, and for after a restart.
+//!
+//! No request waits for a write, and for a read only up to a deadline: a thread writes what is in a bounded
+//! queue, and what does not fit in there is not kept. Each file has a checksum; one that is not whole, or not
+//! what its name says, is a miss. A disk that is full or fails is left alone for a while.
+
+mod index;
+mod purges;
+mod record;
+mod writer;
+
+use std::collections::VecDeque;
+use std::fs;
+use std::io::{self, Read};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::Semaphore;
+
+use self::index::{File, Index};
+use self::purges::Purges;
+use super::entry::Entry;
+use super::purge::{How, Purge};
+
+/// Bytes that wait to be written, at most.
+const QUEUE: usize = 64 << 20;
+/// Files read at the same time, at most.
+const READERS: usize = 32;
+/// How long a request waits for a file.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a start waits until it is known what there is.
+const START: Duration = Duration::from_secs(5);
+/// How long an end waits until everything is written.
+const END: Duration = Duration::from_secs(5);
+/// One file takes this part of the space at most.
+const LARGEST_PART: u64 = 2;
+
+/// Where entries are kept on disk, and how many.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskOptions {
+    /// A directory for this alone. It is made if there is none.
+    pub path: PathBuf,
+    /// Bytes that its files take at most.
+    pub capacity: u64,
+}
+
+/// What is on disk, and what happened there since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DiskNumbers {
+    /// Files.
+    pub entries: u64,
+    /// Bytes that they take.
+    pub bytes: u64,
+    /// Bytes that they may take.
+    pub capacity: u64,
+    /// Entries read.
+    pub hits: u64,
+    /// Entries written.
+    pub written: u64,
+    /// Files that left for others.
+    pub evicted: u64,
+    /// Entries not written since too many waited, or the disk failed not long before.
+    pub dropped: u64,
+    /// Files that were not whole.
+    pub corrupt: u64,
+    /// Writes and reads that failed or took too long.
+    pub errors: u64,
+}
+
+/// A directory of entries.
+pub(super) struct Disk {
+    shared: Arc<Shared>,
+}
+
+/// An entry that was read.
+pub(super) struct Loaded {
+    pub(super) entry: Arc<Entry>,
+    file: File,
+}
+
+struct Shared {
+    root: PathBuf,
+    capacity: AtomicU64,
+    state: Mutex<State>,
+    /// There is something to do.
+    work: Condvar,
+    /// There is nothing to do any more.
+    idle: Condvar,
+    readers: Arc<Semaphore>,
+    /// The last number given to what happens.
+    seq: AtomicU64,
+    counts: Counts,
+}
+
+#[derive(Default)]
+struct State {
+    index: Index,
+    purges: Purges,
+    queue: VecDeque<Job>,
+    /// Bytes of the entries in the queue.
+    queued: usize,
+    /// What is being written, unless it was purged meanwhile.
+    writing: Option<Arc<Entry>>,
+    purges_changed: bool,
+    /// It is known what there is.
+    ready: bool,
+    busy: bool,
+    stop: bool,
+    ended: bool,
+}
+
+enum Job {
+    Keep(Arc<Entry>, u64),
+    Delete(File),
+}
+
+#[derive(Default)]
+struct Counts {
+    hits: AtomicU64,
+    written: AtomicU64,
+    evicted: AtomicU64,
+    dropped: AtomicU64,
+    corrupt: AtomicU64,
+    errors: AtomicU64,
+}
+
+impl Disk {
+    /// Opens a directory; waits a little until it is known what is in there.
+    ///
+    /// # Errors
+    /// If the directory cannot be made or written to.
+    pub(super) fn open(options: &DiskOptions) -> io::Result<Self> {
+        let root = options.path.clone();
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&root)?;
+        let lock = writer::lock_file(&root)?;
+        let is_ours = lock.try_lock().is_ok();
+        let shared = Arc::new(Shared {
+            root,
+            capacity: AtomicU64::new(options.capacity),
+            state: Mutex::default(),
+            work: Condvar::new(),
+            idle: Condvar::new(),
+            readers: Arc::new(Semaphore::new(READERS)),
+            seq: AtomicU64::new(0),
+            counts: Counts::default(),
+        });
+        let writes = Arc::clone(&shared);
+        let run = move || writer::run(&writes, &lock, is_ours);
+        std::thread::Builder::new().name("cache-disk".to_owned()).spawn(run)?;
+        if is_ours {
+            let mut state = shared.state.lock();
+            shared.idle.wait_while_for(&mut state, |state| !state.ready, START);
+        }
+        Ok(Self { shared })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.shared.root
+    }
+
+    /// Gives it another capacity; what does not fit leaves.
+    pub(super) fn resize(&self, capacity: u64) {
+        self.shared.capacity.store(capacity, Relaxed);
+        self.shared.work.notify_one();
+    }
+
+    /// Writes an entry some time soon, in place of one with its key and variant.
+    pub(super) fn keep(&self, entry: &Arc<Entry>) {
+        let shared = &self.shared;
+        if record::size(entry) > shared.capacity.load(Relaxed) / LARGEST_PART {
+            return self.forget(entry);
+        }
+        let mut state = shared.state.lock();
+        if state.queued + entry.weight() > QUEUE {
+            shared.counts.dropped.fetch_add(1, Relaxed);
+            drop(state);
+            // What is there is older than this one.
+            return self.forget(entry);
+        }
+        state.queued += entry.weight();
+        state.queue.push_back(Job::Keep(Arc::clone(entry), shared.next()));
+        shared.work.notify_one();
+    }
+
+    /// Takes out what there is with this entry's key and variant.
+    pub(super) fn forget(&self, entry: &Entry) {
+        let mut state = self.shared.state.lock();
+        state.withdraw(|other| other.key() == entry.key() && other.variant() == entry.variant());
+        if let Some(file) = state.index.take_entry(entry) {
+            state.queue.push_back(Job::Delete(file));
+            self.shared.work.notify_one();
+        }
+    }
+
+    /// Purges. What is marked only stays marked in memory: on disk, a URL is purged for good.
+    pub(super) fn purge(&self, what: &Purge, how: How) {
+        let mut state = self.shared.state.lock();
+        state.withdraw(|entry| what.hits(entry));
+        // Until it is known what there is, there may be anything.
+        let oldest = if state.ready { state.index.oldest() } else { Some(0) };
+        if let (Purge::Url(url), true) = (what, state.ready) {
+            let files = state.index.take_url(url);
+            state.queue.extend(files.into_iter().map(Job::Delete));
+        } else if oldest.is_some() {
+            state.purges.note(self.shared.next(), what, how, oldest);
+            state.purges_changed = true;
+        }
+        self.shared.work.notify_one();
+    }
+
+    /// The entries of a key, the newest first. Waits for the disk up to a second.
+    pub(super) async fn load(&self, key: &[u8]) -> Vec<Loaded> {
+        let files = self.shared.state.lock().index.of_key(key);
+        if files.is_empty() {
+            return Vec::new();
+        }
+        // With so many waiting, one more would not be served faster by the disk than by an upstream.
+        let Ok(permit) = Arc::clone(&self.shared.readers).try_acquire_owned() else { return Vec::new() };
+        let (shared, key) = (Arc::clone(&self.shared), key.to_vec());
+        let read = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            files.into_iter().filter_map(|file| shared.read(&key, file)).collect()
+        });
+        let Ok(Ok(loaded)) = tokio::time::timeout(PATIENCE, read).await else {
+            self.shared.counts.errors.fetch_add(1, Relaxed);
+            return Vec::new();
+        };
+        loaded
+    }
+
+    /// Whether a purge has hit it since it was read, or another one took its place.
+    pub(super) fn still_has(&self, loaded: &Loaded) -> bool {
+        let state = self.shared.state.lock();
+        state.index.has(&loaded.file)
+            && state.purges.verdict(&loaded.entry, loaded.file.seq) != Some(How::Hard)
+    }
+
+    pub(super) fn numbers(&self) -> DiskNumbers {
+        let Shared { counts, capacity, .. } = &*self.shared;
+        let state = self.shared.state.lock();
+        DiskNumbers {
+            entries: state.index.len() as u64,
+            bytes: state.index.bytes(),
+            capacity: capacity.load(Relaxed),
+            hits: counts.hits.load(Relaxed),
+            written: counts.written.load(Relaxed),
+            evicted: counts.evicted.load(Relaxed),
+            dropped: counts.dropped.load(Relaxed),
+            corrupt: counts.corrupt.load(Relaxed),
+            errors: counts.errors.load(Relaxed),
+        }
+    }
+
+    /// Waits until everything that was to be done is done.
+    #[cfg(test)]
+    pub(super) fn settle(&self) {
+        let mut state = self.shared.state.lock();
+        self.shared.work.notify_one();
+        self.shared.idle.wait_while(&mut state, |state| {
+            !state.ready || state.busy || state.purges_changed || !state.queue.is_empty()
+        });
+    }
+}
+
+impl Drop for Disk {
+    /// Waits until what waits is written, but not for a disk that hangs.
+    fn drop(&mut self) {
+        let mut state = self.shared.state.lock();
+        state.stop = true;
+        self.shared.work.notify_one();
+        self.shared.idle.wait_while_for(&mut state, |state| !state.ended, END);
+    }
+}
+
+impl State {
+    /// Those that wait to be written or are being written are not to be kept any more.
+    fn withdraw(&mut self, is_one: impl Fn(&Entry) -> bool) {
+        let mut left = 0;
+        self.queue.retain(|job| match job {
+            Job::Keep(entry, _) if is_one(entry) => {
+                left += entry.weight();
+                false
+            }
+            _ => true,
+        });
+        self.queued -= left;
+        self.writing.take_if(|entry| is_one(entry));
+    }
+}
+
+impl Shared {
+    /// Numbers grow, also from one process to the next.
+    fn next(&self) -> u64 {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
+        let now = u64::try_from(now).unwrap_or(0);
+        let next = |last: u64| Some(now.max(last + 1));
+        self.seq.fetch_update(Relaxed, Relaxed, next).map_or(now, |last| now.max(last + 1))
+    }
+
+    /// The entry of a file, if it is what it should be.
+    fn read(&self, key: &[u8], file: File) -> Option<Loaded> {
+        let bytes = match self.read_file(&file) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                let is_gone = error.kind() == io::ErrorKind::NotFound;
+                self.counts.errors.fetch_add(u64::from(!is_gone), Relaxed);
+                self.discard(file);
+                return None;
+            }
+        };
+        let Some(entry) = record::read(bytes) else {
+            log::warn!(file:display = file.path(&self.root).display(); "a file of the cache is corrupt");
+            self.counts.corrupt.fetch_add(1, Relaxed);
+            self.discard(file);
+            return None;
+        };
+        if entry.key() != key {
+            return None;
+        }
+        let verdict = self.state.lock().purges.verdict(&entry, file.seq);
+        match verdict {
+            Some(How::Soft) => entry.purge(),
+            Some(How::Hard) => {
+                self.discard(file);
+                return None;
+            }
+            None => {}
+        }
+        self.counts.hits.fetch_add(1, Relaxed);
+        Some(Loaded { entry: Arc::new(entry), file })
+    }
+
+    fn read_file(&self, file: &File) -> io::Result<Vec<u8>> {
+        let (mut bytes, limit) = (Vec::new(), file.bytes());
+        let opened = fs::File::open(file.path(&self.root))?;
+        bytes.try_reserve_exact(usize::try_from(opened.metadata()?.len().min(limit)).unwrap_or(0))?;
+        opened.take(limit).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// A file is of no use.
+    fn discard(&self, file: File) {
+        let mut state = self.state.lock();
+        if state.index.take_file(&file) {
+            state.queue.push_back(Job::Delete(file));
+            self.work.notify_one();
+        }
+    }
+}

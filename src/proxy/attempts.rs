@@ -1,0 +1,183 @@
+//! Attempts at backends, and what follows one that failed: the same on both ways to forward.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::header::SET_COOKIE;
+use pingora::http::{RequestHeader, ResponseHeader};
+use tollhouse_filters::problem::{self, Problem};
+
+use super::Call;
+use super::request::upstream;
+use crate::observe::{AttemptOutcome, Registry};
+use crate::upstream::{Asked, Fault, Picked, Progress, Rules, Tried, Upstream};
+
+/// The attempts at backends.
+#[derive(Default)]
+pub(super) struct Attempts {
+    pub(super) upstream: Option<Arc<Upstream>>,
+    pub(super) tried: Tried,
+    /// What balancing goes by; empty for most.
+    pub(super) key: Vec<u8>,
+    /// The backend that the client's cookie is for, by its place in the written list.
+    pub(super) stuck: Option<usize>,
+    pub(super) picked: Option<Picked>,
+    pub(super) made: u32,
+    /// The last attempt is in the metrics already.
+    pub(super) counted: bool,
+    pub(super) started: Option<Instant>,
+    /// How long an origin may take to answer a request for an upgrade.
+    pub(super) handshake: Option<Duration>,
+    /// The final head of an answer went to the client.
+    pub(super) answered: bool,
+    /// How long the next attempt waits, once it is decided that there is one.
+    pub(super) wait: Option<Duration>,
+    /// Those that failed, for the log; empty for most.
+    pub(super) log: String,
+    progress: Progress,
+}
+
+impl Call {
+    /// What is tried again.
+    pub(super) fn rules(&self) -> Rules<'_> {
+        let upstream = self.attempts.upstream.as_ref().expect("attempts are made once there is an upstream");
+        let route = self.exchange.as_ref().and_then(|exchange| exchange.route.retries.as_ref());
+        upstream.rules(route)
+    }
+
+    /// Chooses a backend that was not tried yet, while there is one, for one more attempt.
+    pub(super) fn next_backend(&mut self) -> Result<Arc<Upstream>, Problem> {
+        let upstream = upstream(self);
+        let attempts = &mut self.attempts;
+        // The last attempt is over, and must not count against its backend.
+        attempts.picked = None;
+        let Some(picked) = upstream.pick_for(attempts.stuck, &attempts.key, &attempts.tried) else {
+            return Err(Problem::new(&problem::NO_BACKEND).detail(upstream.unavailable()));
+        };
+        attempts.tried.insert(picked.index);
+        let started = picked.guard.started();
+        if attempts.made == 0 {
+            attempts.started = Some(started);
+            upstream.asked(started);
+        }
+        attempts.picked = Some(picked);
+        attempts.made += 1;
+        attempts.counted = false;
+        Ok(upstream)
+    }
+
+    /// Has the client stay with the backend that answers, if clients do that and it is not so already.
+    pub(super) fn stick(&mut self, answer: &mut ResponseHeader) {
+        let Attempts { upstream: Some(upstream), picked: Some(picked), stuck, .. } = &self.attempts else {
+            return;
+        };
+        if !upstream.is_sticky() || *stuck == Some(picked.index) {
+            return;
+        }
+        let tls = self.exchange.as_ref().is_some_and(|exchange| exchange.ctx.scheme.as_str() == "https");
+        if let Some(cookie) = upstream.stick(picked.index, tls) {
+            let _ = answer.append_header(SET_COOKIE, cookie);
+        }
+    }
+
+    /// When the wait for the head of this attempt's answer is over.
+    pub(super) fn try_until(&self) -> Option<Instant> {
+        let limit = self.rules().per_try()?;
+        self.attempts.picked.as_ref().map(|picked| picked.guard.started() + limit)
+    }
+
+    /// What is left of the time, where backends are told of it.
+    pub(super) fn time_left(&self) -> Option<Duration> {
+        self.attempts.upstream.as_ref()?.remaining_header()?;
+        let deadline = self.exchange.as_ref().and_then(|exchange| exchange.ctx.deadline);
+        let first = [deadline, self.try_until()].into_iter().flatten().min()?;
+        Some(first.saturating_duration_since(Instant::now()))
+    }
+
+    /// Tells metrics, the log and the backend's numbers of a failed attempt; whether there is another one, and how
+    /// long it waits. What of the request was sent must be `repeatable`.
+    pub(super) fn again(
+        &mut self,
+        fault: Fault,
+        outcome: AttemptOutcome,
+        request: &RequestHeader,
+        repeatable: bool,
+        registry: &Registry,
+    ) -> Option<Duration> {
+        let now = Instant::now();
+        let deadline = self.exchange.as_ref().and_then(|exchange| exchange.ctx.deadline);
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(now));
+        let asked = Asked { method: &request.method, headers: &request.headers, repeatable, left };
+        let mut progress = self.attempts.progress;
+        let judged = self.rules().judge(fault, &asked, &mut progress, now, fastrand::f64());
+        self.attempts.progress = progress;
+        let upstream = upstream(self);
+        let series = upstream.series(registry);
+        if fault == Fault::Connect || judged.is_ok() {
+            series.attempt(outcome);
+            self.attempts.counted = true;
+        }
+        match judged {
+            Ok(after) => {
+                series.retried(fault.as_str());
+                self.failed_attempt(fault, outcome);
+                Some(after)
+            }
+            Err(out_of_budget) => {
+                if out_of_budget {
+                    series.out_of_budget();
+                }
+                self.blame(fault, true);
+                None
+            }
+        }
+    }
+
+    /// One more attempt is over, and not the last one.
+    fn failed_attempt(&mut self, fault: Fault, outcome: AttemptOutcome) {
+        self.blame(fault, false);
+        if fault.is_old_connection() {
+            // The backend is well.
+            self.attempts.tried = Tried::default();
+        }
+        let Some(picked) = &self.attempts.picked else { return };
+        let log = &mut self.attempts.log;
+        let _ = match fault {
+            Fault::Status(status) => write!(log, "{} {status}, ", picked.address),
+            Fault::Grpc(status) => write!(log, "{} grpc {status}, ", picked.address),
+            _ => write!(log, "{} {}, ", picked.address, outcome.as_str()),
+        };
+    }
+
+    /// Tells the backend's numbers what became of the attempt; an answer that is passed on tells it itself.
+    fn blame(&mut self, fault: Fault, last: bool) {
+        let Attempts { upstream: Some(upstream), picked: Some(picked), .. } = &mut self.attempts else {
+            return;
+        };
+        match fault {
+            Fault::Connect => upstream.connect_failed(picked),
+            // Without another attempt it is known no better than any that broke off.
+            Fault::Unsent | Fault::Stale if !last => picked.guard.unseen(),
+            Fault::Unsent | Fault::Stale | Fault::Refused | Fault::Reset => picked.guard.failed(),
+            Fault::Status(_) | Fault::Grpc(_) if last => {}
+            Fault::Status(status) => picked.guard.answered(status),
+            Fault::Grpc(_) => picked.guard.failed(),
+        }
+    }
+
+    /// All attempts for the log, the last one as it ended; none where there was only one.
+    pub(super) fn tries(&self, outcome: AttemptOutcome, status: u16) -> Option<String> {
+        let Attempts { log, picked, .. } = &self.attempts;
+        if log.is_empty() {
+            return None;
+        }
+        Some(match picked {
+            Some(picked) if outcome == AttemptOutcome::Answered => {
+                format!("{log}{} {status}", picked.address)
+            }
+            Some(picked) => format!("{log}{} {}", picked.address, outcome.as_str()),
+            None => log.trim_end_matches(", ").to_owned(),
+        })
+    }
+}

@@ -1,0 +1,183 @@
+use tollhouse_filters::world::ManualClock;
+
+use super::*;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn world() -> (World, Arc<ManualClock>) {
+    let clock = Arc::new(ManualClock::new());
+    (World::dry_at(clock.clone()), clock)
+}
+
+fn ramp_in(world: &World, text: &str) -> Ramp {
+    let written: config::Ramp = serde_yaml::from_str(text).expect("a ramp");
+    Ramp::new(&written, "checkout", ((0, 100), (1, 0)), world, true)
+}
+
+const PLAIN: &str = "{from: a, to: b, over: 10h, steps: 5, until: 50%}";
+const WATCHED: &str = "{from: a, to: b, over: 10h, steps: 5, \
+                       abort_if: {error_ratio: 5%, p99: 2x, min_requests: 20, window: 1m}}";
+
+#[test]
+fn a_share_moves_in_steps_of_which_the_first_begins_at_once() {
+    let (world, clock) = world();
+    let ramp = ramp_in(&world, PLAIN);
+    let mut seen = Vec::new();
+    for _ in 0..12 {
+        let Standing { step, share, .. } = ramp.standing();
+        seen.push((step, (share * 100.0).round() as u32));
+        clock.advance(HOUR);
+    }
+    let expected = [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 5, 5].map(|step| (step, step * 10));
+    assert_eq!(seen, expected);
+}
+
+#[test]
+fn keys_move_to_the_new_variant_and_never_back_while_it_goes_on() {
+    let (world, clock) = world();
+    let ramp = ramp_in(&world, PLAIN);
+    let sides = || (0..2000_u64).map(|key| ramp.side(mix(key))).collect::<Vec<_>>();
+    let mut before = sides();
+    for step in 2..=5_usize {
+        clock.advance(HOUR * 2);
+        let now = sides();
+        assert!(before.iter().zip(&now).all(|(before, now)| now >= before));
+        let new = now.iter().sum::<usize>();
+        assert!(new.abs_diff(step * 200) < 100, "{new} of 2000 in step {step}");
+        before = now;
+    }
+}
+
+fn note(ramp: &Ramp, variant: usize, count: u32, failed: u32, millis: u64) {
+    for request in 0..count {
+        ramp.note(variant, request < failed, Duration::from_millis(millis));
+    }
+}
+
+#[test]
+fn failures_of_the_new_variant_give_the_ramp_up_until_somebody_takes_note() {
+    let (world, clock) = world();
+    let ramp = ramp_in(&world, WATCHED);
+    clock.advance(HOUR * 5);
+    note(&ramp, 0, 100, 1, 10);
+    note(&ramp, 1, 19, 19, 10);
+    assert_eq!(ramp.standing().aborted, None, "19 are too few to tell");
+    note(&ramp, 1, 1, 1, 10);
+    let standing = ramp.standing();
+    let why = &standing.aborted.as_ref().expect("given up").why;
+    assert_eq!(why, "20 of 20 requests failed (100.0%, 1.0% of the old variant's)");
+    assert_eq!((standing.step, standing.share), (0, 0.0), "the old weights are back");
+    assert!((0..1000).all(|key| ramp.side(mix(key)) == 0));
+    // It stays so: by itself, and over a reload that changes how it goes.
+    clock.advance(HOUR * 50);
+    note(&ramp, 1, 100, 0, 10);
+    assert!(ramp.standing().aborted.is_some());
+    let reloaded = ramp_in(&world, &WATCHED.replace("over: 10h", "over: 20h"));
+    assert!(reloaded.standing().aborted.is_some());
+    assert!(reloaded.acknowledge() && !reloaded.acknowledge());
+    let standing = reloaded.standing();
+    assert_eq!((standing.step, standing.aborted), (1, None), "it begins anew");
+    assert_eq!(standing.seen.expect("watched").map(|seen| seen.requests), [0, 0]);
+}
+
+#[test]
+fn failures_that_the_old_variant_has_too_are_nobodys_fault() {
+    let (world, _clock) = world();
+    let ramp = ramp_in(&world, WATCHED);
+    note(&ramp, 0, 1000, 500, 10);
+    note(&ramp, 1, 50, 0, 10);
+    note(&ramp, 1, 50, 50, 10);
+    assert_eq!(ramp.standing().aborted, None);
+    note(&ramp, 1, 100, 100, 10);
+    assert!(ramp.standing().aborted.is_some());
+}
+
+#[test]
+fn a_new_variant_that_takes_much_longer_is_given_up() {
+    let (world, _clock) = world();
+    let ramp = ramp_in(&world, WATCHED);
+    note(&ramp, 0, 500, 0, 10);
+    note(&ramp, 1, 500, 0, 18);
+    assert_eq!(ramp.standing().aborted, None, "not twice as long");
+    note(&ramp, 1, 500, 0, 30);
+    assert!(ramp.standing().aborted.expect("given up").why.starts_with("99% of "));
+}
+
+#[test]
+fn what_happened_before_the_window_does_not_count() {
+    let (world, clock) = world();
+    let ramp = ramp_in(&world, WATCHED);
+    note(&ramp, 1, 19, 19, 10);
+    clock.advance(Duration::from_secs(61));
+    note(&ramp, 1, 19, 19, 10);
+    assert_eq!(ramp.standing().aborted, None);
+}
+
+mod kept {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    /// A process with one ramp, whose clock is that much later.
+    fn process(later: Duration) -> (World, Arc<ManualClock>, Ramp) {
+        let (world, clock) = world();
+        clock.advance(later);
+        let written: config::Ramp = serde_yaml::from_str(WATCHED).expect("a ramp");
+        let ramp = Ramp::new(&written, "checkout", ((0, 100), (1, 0)), &world, false);
+        (world, clock, ramp)
+    }
+
+    fn keeper(path: &std::path::Path, world: &World, ramp: &Ramp) -> Keeper {
+        let progress = ramp.progress().clone();
+        Keeper::start(Some(path.to_owned()), move || vec![progress.clone()], &*world.metrics)
+            .expect("a thread")
+    }
+
+    #[test]
+    fn a_restart_goes_on_where_the_ramp_was_given_up_or_not() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("state/quotas.sqlite");
+        let (world, _clock, ramp) = process(Duration::ZERO);
+        assert_eq!(ramp.standing().step, 0, "nothing moves before it is known how far it was");
+        drop(keeper(&path, &world, &ramp));
+        assert_eq!(ramp.standing().step, 1);
+        let (world, _clock, ramp) = process(HOUR * 5);
+        let running = keeper(&path, &world, &ramp);
+        assert_eq!(ramp.standing().step, 3);
+        note(&ramp, 1, 20, 20, 10);
+        drop(running);
+        let (world, clock, ramp) = process(HOUR * 6);
+        let running = keeper(&path, &world, &ramp);
+        let aborted = ramp.standing().aborted.expect("still given up");
+        assert_eq!(aborted.why, "20 of 20 requests failed (100.0%, 0.0% of the old variant's)");
+        clock.advance(HOUR);
+        assert!(ramp.acknowledge());
+        drop(running);
+        let (world, _clock, ramp) = process(HOUR * 8);
+        let _running = keeper(&path, &world, &ramp);
+        assert_eq!((ramp.standing().step, ramp.standing().aborted), (1, None));
+    }
+
+    #[test]
+    fn a_ramp_goes_on_where_no_file_can_be() {
+        let (world, _clock, ramp) = process(Duration::ZERO);
+        let path = std::path::Path::new("/proc/no/such/folder/quotas.sqlite");
+        let _running = keeper(path, &world, &ramp);
+        assert_eq!(ramp.standing().step, 1);
+    }
+
+    #[test]
+    fn without_a_ramp_there_is_no_file() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("quotas.sqlite");
+        let (world, _) = world();
+        let asked = Arc::new(AtomicBool::new(false));
+        let noted = asked.clone();
+        let none = move || {
+            noted.store(true, Ordering::SeqCst);
+            Vec::new()
+        };
+        drop(Keeper::start(Some(path.clone()), none, &*world.metrics).expect("a thread"));
+        assert!(asked.load(Ordering::SeqCst) && !path.exists());
+    }
+}

@@ -1,0 +1,77 @@
+//! Whether a request gets to its upstream at all: the circuit breaker, and the places of route and upstream.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::breaker::{Passage, Verdict};
+use super::bulkhead::{Bulkhead, Full, Place};
+use crate::config::circuit_breaker::Fallback;
+use crate::upstream::Upstream;
+
+/// What a request holds that was let in; its places are free again when this is dropped.
+#[derive(Debug, Default)]
+pub struct Admission {
+    passage: Option<Passage>,
+    _places: [Option<Place>; 2],
+}
+
+/// Why a request was not let in.
+#[derive(Debug)]
+pub enum Refusal {
+    /// The breaker is open, for so long still.
+    Open(Duration),
+    /// There is no place.
+    Busy(&'static str),
+}
+
+impl Admission {
+    /// Says what became of the request, which was known at this time.
+    pub fn settle(&mut self, verdict: Verdict, now: Instant) {
+        if let Some(passage) = &mut self.passage {
+            passage.settle(verdict, now);
+        }
+    }
+}
+
+impl Upstream {
+    /// Whether requests are let in without question: no breaker, no places to wait for.
+    pub fn is_open_to_all(&self) -> bool {
+        self.memory.breaker.is_none() && self.memory.bulkhead.is_none()
+    }
+
+    /// Lets a request in, which may have to wait for its turn until the deadline; how long it waited.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
+    pub async fn admit(
+        &self,
+        route: Option<&Arc<Bulkhead>>,
+        deadline: Option<Instant>,
+    ) -> Result<(Admission, Duration), Refusal> {
+        let breaker = self.memory.breaker.as_ref();
+        let passage = breaker.map(|breaker| breaker.enter(Instant::now())).transpose();
+        let passage = passage.map_err(|open| Refusal::Open(open.left))?;
+        let (first, waited) = place(route, deadline, "too many requests of this route are under way").await?;
+        let upstream = self.memory.bulkhead.as_ref();
+        let (second, more) = place(upstream, deadline, "too many requests are under way").await?;
+        Ok((Admission { passage, _places: [first, second] }, waited + more))
+    }
+
+    /// What is answered while the breaker is open, if something else than a problem is.
+    pub fn fallback(&self) -> Option<&Fallback> {
+        self.memory.breaker.as_ref()?.written.fallback.as_ref()
+    }
+}
+
+async fn place(
+    bulkhead: Option<&Arc<Bulkhead>>,
+    deadline: Option<Instant>,
+    full: &'static str,
+) -> Result<(Option<Place>, Duration), Refusal> {
+    let Some(bulkhead) = bulkhead else { return Ok((None, Duration::ZERO)) };
+    match bulkhead.enter(deadline).await {
+        Ok((place, waited)) => Ok((Some(place), waited)),
+        Err(Full::Queue) => Err(Refusal::Busy(full)),
+        Err(Full::Wait) => Err(Refusal::Busy("waited too long for other requests to end")),
+    }
+}

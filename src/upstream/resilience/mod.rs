@@ -1,0 +1,56 @@
+//! What an upstream does when backends fail: policy and state, without sockets.
+//!
+//! Both ways to forward a request, and calls of filters, ask here what becomes of a failed attempt. Times are passed
+//! in. State belongs to the upstream's name or the backend's address, and outlives snapshots.
+
+mod admission;
+mod breaker;
+mod budget;
+mod bulkhead;
+mod outlier;
+mod retry;
+mod standing;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use self::breaker::Breaker;
+use self::budget::Budget;
+use crate::config::upstream as written;
+
+pub(super) use self::breaker::State;
+pub(super) use self::outlier::Outliers;
+pub(super) use self::standing::{Standing, Turn};
+
+pub use self::admission::{Admission, Refusal};
+pub use self::breaker::Verdict;
+pub use self::bulkhead::Bulkhead;
+pub use self::retry::{Asked, Fault, Keep, Progress, Rules};
+
+/// What an upstream remembers of how it went.
+#[derive(Debug)]
+pub(super) struct Memory {
+    pub(super) budget: Arc<Budget>,
+    pub(super) breaker: Option<Arc<Breaker>>,
+    pub(super) bulkhead: Option<Arc<Bulkhead>>,
+}
+
+impl Memory {
+    /// Goes on where an upstream of this name was, as far as the settings are the same.
+    pub(super) fn build(written: &written::Upstream, name: &Arc<str>, before: Option<&Self>) -> Self {
+        let now = Instant::now();
+        let breaker = |rules: &crate::config::circuit_breaker::CircuitBreaker| {
+            let same =
+                before.and_then(|before| before.breaker.as_ref()).filter(|same| same.written == *rules);
+            same.map_or_else(|| Breaker::new(rules.clone(), Arc::clone(name), now), Arc::clone)
+        };
+        let bulkhead = |rules: &crate::config::concurrency::Concurrency| {
+            Bulkhead::retained(rules, before.and_then(|before| before.bulkhead.as_ref()))
+        };
+        Self {
+            budget: before.map_or_else(|| Arc::new(Budget::new(now)), |before| Arc::clone(&before.budget)),
+            breaker: written.circuit_breaker.as_ref().map(breaker),
+            bulkhead: written.concurrency.as_ref().map(bulkhead),
+        }
+    }
+}

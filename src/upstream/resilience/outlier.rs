@@ -1,0 +1,245 @@
+//! Which backends of an upstream do worse than they should, and are put out for a while.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use crate::config::outlier::Outlier;
+use crate::upstream::stats::Stats;
+
+/// Judges the backends of an upstream by what becomes of requests.
+#[derive(Debug)]
+pub(in crate::upstream) struct Outliers {
+    rules: Option<Outlier>,
+    warm_up: Option<Duration>,
+    upstream: Arc<str>,
+    /// What logs call them, and their numbers.
+    pool: Box<[(Box<str>, Arc<Stats>)]>,
+    /// One is put out at a time, so that they are not too many.
+    gate: Mutex<()>,
+}
+
+impl Outliers {
+    pub(in crate::upstream) fn new(
+        rules: Option<Outlier>,
+        warm_up: Option<Duration>,
+        upstream: Arc<str>,
+        pool: Box<[(Box<str>, Arc<Stats>)]>,
+    ) -> Self {
+        Self { rules, warm_up, upstream, pool, gate: Mutex::new(()) }
+    }
+
+    /// How long a backend that comes back takes to get its whole share.
+    pub(in crate::upstream) const fn warm_up(&self) -> Option<Duration> {
+        self.warm_up
+    }
+
+    /// Whether so few of all can be used that those who are out are used too.
+    pub(in crate::upstream) fn panics(&self, usable: usize, all: usize) -> bool {
+        let share = self.rules.as_ref().map_or(0, |rules| rules.panic_threshold.hundredths());
+        usable * 10_000 < all * usize::from(share)
+    }
+
+    /// The backend at this place could not be connected to.
+    pub(in crate::upstream) fn unreachable(&self, at: usize, now: Instant) {
+        let Some((backend, stats)) = self.pool.get(at).filter(|_| self.pool.len() > 1) else { return };
+        if stats.standing.cool("it cannot be connected to", now) {
+            let upstream = &*self.upstream;
+            log::warn!(upstream, backend; "a backend cannot be connected to; others are preferred");
+        }
+    }
+
+    /// A request to the backend at this place was answered, or it failed; it may have been the trial of one that is out.
+    pub(in crate::upstream) fn told(&self, at: usize, failed: bool, trial: bool, now: Instant) {
+        let Some((backend, stats)) = self.pool.get(at) else { return };
+        let standing = &stats.standing;
+        if standing.is_out() {
+            match (trial, failed) {
+                (true, false) if standing.back(now, self.warm_up) => {
+                    log::info!(upstream = &*self.upstream, backend; "a backend is in use again");
+                }
+                (true, true) => self.eject(at, "a trial failed".to_owned(), now),
+                // It began before.
+                _ => {}
+            }
+            return;
+        }
+        let Some(rules) = &self.rules else { return };
+        if !failed && standing.failures.load(Ordering::Relaxed) != 0 {
+            standing.failures.store(0, Ordering::Relaxed);
+        }
+        let reason = if failed { self.in_a_row(rules, stats) } else { None };
+        let reason = reason.or_else(|| self.by_window(rules, at, failed, now));
+        if let Some(reason) = reason {
+            self.eject(at, reason, now);
+        }
+    }
+
+    fn in_a_row(&self, rules: &Outlier, stats: &Stats) -> Option<String> {
+        let row = stats.standing.failures.fetch_add(1, Ordering::Relaxed) + 1;
+        (row >= rules.consecutive_failures.get()).then(|| format!("{row} failures in a row"))
+    }
+
+    /// What ratio and latency say, at the end of a window.
+    fn by_window(&self, rules: &Outlier, at: usize, failed: bool, now: Instant) -> Option<String> {
+        if rules.error_ratio.is_none() && rules.slow_factor.is_none() {
+            return None;
+        }
+        let stats = &self.pool[at].1;
+        let mut record = stats.standing.record.lock();
+        let begun = *record.window.get_or_insert(now);
+        record.requests += 1;
+        record.failed += u32::from(failed);
+        let (requests, failures) = (record.requests, record.failed);
+        if now.saturating_duration_since(begun) >= rules.window.get() {
+            (record.window, record.requests, record.failed) = (None, 0, 0);
+        }
+        drop(record);
+        if requests < rules.min_requests.get() {
+            return None;
+        }
+        let reached = |ratio: u16| {
+            failures > 0 && u64::from(failures) * 10_000 >= u64::from(requests) * u64::from(ratio)
+        };
+        if rules.error_ratio.is_some_and(|ratio| reached(ratio.hundredths())) {
+            return Some(format!("{failures} of {requests} requests failed"));
+        }
+        let factor = rules.slow_factor?.get();
+        // Not with each request: it looks at all backends.
+        let is_due = requests % rules.min_requests.get() == 0;
+        let (own, median) = (stats.latency().filter(|_| is_due)?, self.median_without(at)?);
+        let is_slow = own >= median.saturating_mul(factor).max(Duration::from_millis(1));
+        is_slow.then(|| format!("a latency of {own:.0?}, where the median of the others is {median:.0?}"))
+    }
+
+    /// The median latency of the others that are in.
+    fn median_without(&self, at: usize) -> Option<Duration> {
+        let others =
+            self.pool.iter().enumerate().filter(|(other, (_, stats))| *other != at && stats.standing.is_in());
+        let mut known: Vec<Duration> = others.filter_map(|(_, (_, stats))| stats.latency()).collect();
+        known.sort_unstable();
+        known.get(known.len() / 2).copied()
+    }
+
+    /// Puts a backend out, if not too many are.
+    fn eject(&self, at: usize, reason: String, now: Instant) {
+        let _gate = self.gate.lock();
+        // The only one there is goes on, however it does.
+        let Some((backend, stats)) = self.pool.get(at).filter(|_| self.pool.len() > 1) else { return };
+        let was_out = stats.standing.is_out();
+        let Some(rules) = &self.rules else {
+            stats.standing.cool(&reason, now);
+            return;
+        };
+        let out = self.pool.iter().filter(|(_, stats)| stats.standing.is_out()).count();
+        let most = self.pool.len() * usize::from(rules.max_ejected.hundredths()) / 10_000;
+        let most = if rules.max_ejected.hundredths() == 0 { 0 } else { most.max(1) };
+        if !was_out && out >= most {
+            return;
+        }
+        let lasts = |times: u32| {
+            let grown = rules.base_ejection.get().saturating_mul(times.saturating_add(1));
+            grown.min(rules.max_ejection.get())
+        };
+        if stats.standing.put_out(reason.clone(), now, lasts) {
+            log::warn!(upstream = &*self.upstream, backend, reason; "a backend is ejected; it gets no requests");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::upstream::resilience::standing::Turn;
+
+    struct Pool {
+        outliers: Outliers,
+        stats: Vec<Arc<Stats>>,
+        now: Instant,
+    }
+
+    fn pool(rules: Value, size: usize) -> Pool {
+        let stats: Vec<Arc<Stats>> = std::iter::repeat_with(Arc::default).take(size).collect();
+        let named = stats.iter().map(|stats| ("b".into(), Arc::clone(stats))).collect();
+        let rules = serde_json::from_value(rules).unwrap();
+        let outliers = Outliers::new(Some(rules), None, "u".into(), named);
+        Pool { outliers, stats, now: Instant::now() + Duration::from_secs(1) }
+    }
+
+    impl Pool {
+        /// `F` fails, `A` is answered.
+        fn play(&self, at: usize, told: &str) -> bool {
+            for word in told.chars() {
+                self.outliers.told(at, word == 'F', false, self.now);
+            }
+            self.stats[at].standing.is_out()
+        }
+
+        fn turn(&self, at: usize, seconds: u64) -> Turn {
+            self.stats[at].standing.turn(self.now + Duration::from_secs(seconds), None, 0.0)
+        }
+    }
+
+    #[test]
+    fn failures_in_a_row_eject_and_an_answer_between_begins_anew() {
+        let pool = pool(json!({"consecutive_failures": 3}), 3);
+        assert!(!pool.play(0, "FFAFFAFF"));
+        assert!(pool.play(0, "F"));
+        assert_eq!(pool.stats[0].standing.shown().reason, "3 failures in a row");
+        assert_eq!([pool.turn(0, 29), pool.turn(0, 30)], [Turn::No, Turn::Trial]);
+    }
+
+    #[test]
+    fn no_more_are_ejected_than_may_be_and_one_always() {
+        let pool = pool(json!({"consecutive_failures": 1, "max_ejected": "50%"}), 5);
+        let out = (0..5).filter(|at| pool.play(*at, "F")).count();
+        assert_eq!(out, 2);
+        let small = self::pool(json!({"consecutive_failures": 1, "max_ejected": "10%"}), 2);
+        assert_eq!((0..2).filter(|at| small.play(*at, "F")).count(), 1);
+        let none = self::pool(json!({"consecutive_failures": 1, "max_ejected": "0%"}), 2);
+        assert!(!none.play(0, "F"));
+    }
+
+    #[test]
+    fn a_share_of_failures_ejects_once_there_are_enough_requests() {
+        let pool = pool(json!({"consecutive_failures": 99, "error_ratio": "50%", "min_requests": 6}), 3);
+        assert!(!pool.play(0, "FAFAF"));
+        assert!(pool.play(0, "A"));
+        assert_eq!(pool.stats[0].standing.shown().reason, "3 of 6 requests failed");
+    }
+
+    #[test]
+    fn a_latency_far_above_the_others_ejects() {
+        let pool = pool(json!({"slow_factor": 3, "min_requests": 2}), 4);
+        for (stats, seconds) in pool.stats.iter().zip([0.31, 0.1, 0.1, 0.2]) {
+            stats.measure_for_tests(seconds);
+        }
+        assert!(!pool.play(3, "AA"));
+        assert!(!pool.play(0, "A"));
+        assert!(pool.play(0, "A"), "310 ms, and the median of the others is 100");
+    }
+
+    #[test]
+    fn a_trial_that_fails_is_out_for_longer_and_one_that_is_answered_is_back() {
+        let pool = pool(json!({"consecutive_failures": 1, "base_ejection": "10s"}), 3);
+        pool.play(0, "F");
+        let later = pool.now + Duration::from_secs(10);
+        assert_eq!(pool.turn(0, 10), Turn::Trial);
+        pool.outliers.told(0, false, false, later);
+        assert!(pool.stats[0].standing.is_out(), "an answer to what began before says nothing");
+        pool.outliers.told(0, true, true, later);
+        assert_eq!([pool.turn(0, 29), pool.turn(0, 30)], [Turn::No, Turn::Trial], "20 s");
+        pool.outliers.told(0, false, true, pool.now + Duration::from_secs(30));
+        assert!(pool.stats[0].standing.is_in());
+    }
+
+    #[test]
+    fn with_too_few_usable_ones_all_are_used() {
+        let pool = pool(json!({"panic_threshold": "50%"}), 4);
+        assert_eq!([0, 1, 2, 4].map(|usable| pool.outliers.panics(usable, 4)), [true, true, false, false]);
+    }
+}

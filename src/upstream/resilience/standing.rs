@@ -1,0 +1,248 @@
+//! Where a backend stands by what became of its requests: in, out for a while, or warming up.
+
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use parking_lot::Mutex;
+
+/// How long a backend is out after it could not be connected to; twice as long each further time, up to the longest.
+const COOLING: Duration = Duration::from_secs(1);
+const LONGEST_COOLING: Duration = Duration::from_secs(10);
+/// One request at a time tries a backend that was out; who says nothing for as long is not waited for.
+const TRIAL: Duration = Duration::from_secs(60);
+/// The least share that a backend gets that begins to warm up.
+const COLDEST: f64 = 0.1;
+
+const OUT: u64 = 1 << 62;
+const WARMING: u64 = 2 << 62;
+const TIME: u64 = (1 << 62) - 1;
+
+/// Where a backend stands. Requests read one atomic, which is 0 for one that is in.
+#[derive(Debug, Default)]
+pub(in crate::upstream) struct Standing {
+    /// What it is, and until or since when, in milliseconds.
+    word: AtomicU64,
+    /// Failures in a row.
+    pub(super) failures: AtomicU32,
+    /// How often it was put out.
+    pub(in crate::upstream) ejections: AtomicU64,
+    pub(super) record: Mutex<Record>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Record {
+    /// Times it was put out without being well in between.
+    times: u32,
+    /// How long the last time was.
+    last: Duration,
+    reason: String,
+    since: Option<SystemTime>,
+    /// When it came back.
+    back: Option<Instant>,
+    /// What is counted now: since when, requests, failures.
+    pub(super) window: Option<Instant>,
+    pub(super) requests: u32,
+    pub(super) failed: u32,
+}
+
+/// Whether a backend gets a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::upstream) enum Turn {
+    /// As any other.
+    Yes,
+    /// As the one that finds out whether it is well again.
+    Trial,
+    /// Not this one: it warms up.
+    NotYet,
+    /// It is out.
+    No,
+}
+
+/// A standing, to be shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::upstream) struct Shown {
+    pub(in crate::upstream) state: &'static str,
+    pub(in crate::upstream) reason: String,
+    pub(in crate::upstream) since: Option<SystemTime>,
+}
+
+impl Standing {
+    /// Whether it is in, and nothing else is to be said.
+    pub(in crate::upstream) fn is_in(&self) -> bool {
+        self.word.load(Ordering::Relaxed) == 0
+    }
+
+    /// Whether it is out, for its time is not over or somebody tries.
+    pub(in crate::upstream) fn is_out(&self) -> bool {
+        self.word.load(Ordering::Relaxed) & OUT != 0
+    }
+
+    /// Whether one that was chosen gets the request; `random` is from 0 to 1.
+    pub(in crate::upstream) fn turn(&self, now: Instant, warm_up: Option<Duration>, random: f64) -> Turn {
+        let word = self.word.load(Ordering::Relaxed);
+        let (time, now) = (word & TIME, millis(now));
+        if word == 0 {
+            return Turn::Yes;
+        }
+        if word & OUT != 0 {
+            let next = OUT | (now + as_millis(TRIAL));
+            let is_mine =
+                || self.word.compare_exchange(word, next, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+            return if now >= time && is_mine() { Turn::Trial } else { Turn::No };
+        }
+        let whole = warm_up.map_or(0, as_millis);
+        let passed = now.saturating_sub(time);
+        if passed >= whole {
+            let _ = self.word.compare_exchange(word, 0, Ordering::Relaxed, Ordering::Relaxed);
+            return Turn::Yes;
+        }
+        #[expect(clippy::cast_precision_loss, reason = "nobody warms up for 2^52 milliseconds")]
+        let share = (passed as f64 / whole as f64).max(COLDEST);
+        if random < share { Turn::Yes } else { Turn::NotYet }
+    }
+
+    /// It could not be connected to, or a trial of that found it so again; true if it was in before.
+    pub(in crate::upstream) fn cool(&self, reason: &str, now: Instant) -> bool {
+        let doubled = |times: u32| COOLING.saturating_mul(1 << times.min(8)).min(LONGEST_COOLING);
+        self.put_out(reason.to_owned(), now, doubled)
+    }
+
+    /// Puts it out for a time that goes by how often that was; true if it was in before.
+    pub(super) fn put_out(&self, reason: String, now: Instant, lasts: impl Fn(u32) -> Duration) -> bool {
+        let mut record = self.record.lock();
+        let was_out = self.is_out();
+        // One that was well for as long as it was out begins anew.
+        let well = |back: Instant| now.saturating_duration_since(back) >= record.last;
+        if !was_out && record.back.is_none_or(well) {
+            record.times = 0;
+        }
+        record.last = lasts(record.times);
+        record.times = record.times.saturating_add(1);
+        record.reason = reason;
+        if !was_out {
+            record.since = Some(SystemTime::now());
+            self.ejections.fetch_add(1, Ordering::Relaxed);
+        }
+        (record.window, record.requests, record.failed) = (None, 0, 0);
+        self.failures.store(0, Ordering::Relaxed);
+        self.word.store(OUT | (millis(now) + as_millis(record.last)), Ordering::Relaxed);
+        !was_out
+    }
+
+    /// A trial was answered: it is in, or warms up. True if it was out before.
+    pub(in crate::upstream) fn back(&self, now: Instant, warm_up: Option<Duration>) -> bool {
+        let mut record = self.record.lock();
+        if !self.is_out() {
+            return false;
+        }
+        (record.back, record.since) = (Some(now), Some(SystemTime::now()));
+        "a request was answered".clone_into(&mut record.reason);
+        let word = warm_up.map_or(0, |_| WARMING | millis(now));
+        self.word.store(word, Ordering::Relaxed);
+        true
+    }
+
+    /// It is known to be well by other means: it begins to warm up, if it does that.
+    pub(in crate::upstream) fn warm(&self, now: Instant) {
+        let _ = self.word.compare_exchange(0, WARMING | millis(now), Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// A trial was given up: the next request may be one.
+    pub(in crate::upstream) fn give_back(&self, now: Instant) {
+        let word = self.word.load(Ordering::Relaxed);
+        if word & OUT != 0 {
+            let next = OUT | millis(now);
+            let _ = self.word.compare_exchange(word, next, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+
+    /// Where it stands, and why.
+    pub(in crate::upstream) fn shown(&self) -> Shown {
+        let record = self.record.lock();
+        let word = self.word.load(Ordering::Relaxed);
+        let state = match word {
+            0 => "in",
+            word if word & OUT != 0 => "ejected",
+            _ => "warming",
+        };
+        Shown { state, reason: record.reason.clone(), since: record.since }
+    }
+}
+
+fn millis(now: Instant) -> u64 {
+    static BASE: LazyLock<Instant> = LazyLock::new(Instant::now);
+    as_millis(now.saturating_duration_since(*BASE))
+}
+
+fn as_millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(TIME).min(TIME >> 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn start() -> Instant {
+        millis(Instant::now());
+        Instant::now() + Duration::from_secs(1)
+    }
+
+    fn after(start: Instant, seconds: u64) -> Instant {
+        start + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn one_that_cannot_be_connected_to_is_tried_by_one_request_after_a_while() {
+        let (standing, now) = (Standing::default(), start());
+        assert!(standing.is_in());
+        assert!(standing.cool("refused", now));
+        let turn = |seconds| standing.turn(after(now, seconds), None, 0.0);
+        assert_eq!([turn(0), turn(1), turn(1), turn(9)], [Turn::No, Turn::Trial, Turn::No, Turn::No]);
+        assert!(!standing.cool("refused", after(now, 2)), "it was out already");
+        assert_eq!([turn(3), turn(4)], [Turn::No, Turn::Trial], "twice as long");
+        assert_eq!(standing.shown().state, "ejected");
+        assert!(standing.back(after(now, 4), None));
+        assert_eq!((standing.shown().state, standing.is_in()), ("in", true));
+        assert_eq!(standing.ejections.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn the_time_grows_unless_it_was_well_in_between() {
+        let (standing, now) = (Standing::default(), start());
+        let lasts = |times: u32| Duration::from_secs(10) * (times + 1);
+        let put_out = |seconds| standing.put_out(String::new(), after(now, seconds), lasts);
+        let out_at = |seconds| standing.turn(after(now, seconds), None, 0.0) == Turn::No;
+        put_out(0);
+        assert!(out_at(9));
+        standing.back(after(now, 10), None);
+        put_out(15);
+        assert!(out_at(34), "20 s");
+        standing.back(after(now, 35), None);
+        put_out(55);
+        assert!(out_at(64) && !out_at(65), "10 s again");
+    }
+
+    #[test]
+    fn a_trial_that_is_given_up_is_the_next_ones() {
+        let (standing, now) = (Standing::default(), start());
+        standing.cool("refused", now);
+        assert_eq!(standing.turn(after(now, 1), None, 0.0), Turn::Trial);
+        standing.give_back(after(now, 1));
+        assert_eq!(standing.turn(after(now, 1), None, 0.0), Turn::Trial);
+    }
+
+    #[test]
+    fn one_that_comes_back_gets_its_share_little_by_little() {
+        let (standing, now, warm_up) = (Standing::default(), start(), Some(Duration::from_secs(10)));
+        standing.cool("refused", now);
+        standing.back(now, warm_up);
+        assert_eq!(standing.shown().state, "warming");
+        let share = |seconds| {
+            let turns = (0..100).map(|n| standing.turn(after(now, seconds), warm_up, f64::from(n) / 100.0));
+            turns.filter(|turn| *turn == Turn::Yes).count()
+        };
+        assert_eq!([share(0), share(5), share(9), share(10)], [10, 50, 90, 100]);
+        assert!(standing.is_in());
+    }
+}
