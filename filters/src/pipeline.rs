@@ -288,6 +288,11 @@ impl Entered {
         self.steps[pipeline] |= 1 << step;
     }
 
+    /// Appends to `key` which steps were entered: those that were not write nothing for upstreams.
+    pub fn write_key(self, key: &mut Vec<u8>) {
+        self.steps.iter().for_each(|steps| key.extend_from_slice(&steps.to_be_bytes()));
+    }
+
     /// What is still to be entered, with none of what was.
     #[must_use]
     pub fn rest(self) -> Self {

@@ -114,7 +114,7 @@ pub struct Problem {
     /// Further fields of the answer, such as `Allow` or `WWW-Authenticate`.
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// Further members of the document (RFC 9457 s3.2), such as what there is instead.
-    pub members: Vec<(&'static str, serde_json::Value)>,
+    pub members: Option<Box<serde_json::Map<String, serde_json::Value>>>,
     /// Seconds for `Retry-After` (RFC 9110 s10.2.3), at least 1.
     pub retry_after: Option<u64>,
     /// What gRPC clients are told, where that is more exact than what their mapping makes of the status.
@@ -131,7 +131,7 @@ impl Problem {
             detail: None,
             reason: None,
             headers: Vec::new(),
-            members: Vec::new(),
+            members: None,
             retry_after,
             grpc_status: None,
         }
@@ -161,7 +161,7 @@ impl Problem {
     /// Adds a member to the document.
     #[must_use]
     pub fn member(mut self, name: &'static str, value: impl Into<serde_json::Value>) -> Self {
-        self.members.push((name, value.into()));
+        self.members.get_or_insert_default().insert(name.to_owned(), value.into());
         self
     }
 

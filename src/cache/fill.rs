@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::header::{
     CONTENT_LENGTH, ETAG, HeaderMap, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED, RANGE,
 };
-use http::{Method, StatusCode};
+use http::{HeaderName, Method, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
@@ -144,6 +144,12 @@ impl Fill {
         }
     }
 
+    /// Whether the origin got this field as the client sent it: what the gateway writes itself, a request cannot be
+    /// compared by (RFC 9111 s4.1).
+    fn is_sent_as_asked(&self, name: &HeaderName) -> bool {
+        self.asked.get_all(name).iter().eq(self.head.headers.get_all(name).iter())
+    }
+
     /// Asks whether what is stored still holds (RFC 9111 s4.3.1); false if that cannot be asked.
     fn condition(&mut self) -> bool {
         let Some(stored) = &self.stored else { return false };
@@ -271,6 +277,9 @@ impl Fill {
                 Vec::new()
             }
         };
+        if names.iter().any(|name| !self.is_sent_as_asked(name)) {
+            storable = storable.and(Err(NotStored::VaryMany));
+        }
         let body = Inner::new(body, self.exchange, declared, status);
         match storable {
             Ok(facts) => {

@@ -18,6 +18,7 @@ mod view;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
 use std::time::UNIX_EPOCH;
 
 use bytes::Bytes;
@@ -73,10 +74,13 @@ pub struct Via {
     pub version: Version,
 }
 
-/// Passes interim answers (1xx) on to a client, as they come (RFC 9110 s15.2).
+/// A client that waits: interim answers (1xx) are passed on to it as they come (RFC 9110 s15.2).
 pub trait Announce: Send {
     /// Passes one on.
     fn announce(&mut self, head: ResponseHeader) -> BoxFuture<'_, ()>;
+
+    /// Ready when it went away, as far as that can be told.
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()>;
 }
 
 /// A fill under way: what will come of it, and interim answers until then.

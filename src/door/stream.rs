@@ -282,6 +282,11 @@ impl DoorStream {
         read
     }
 
+    /// Ready when the client went away; that can be told once all of its request was read.
+    pub fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.rest.is_over() { self.poll_gone(cx).map(drop) } else { Poll::Pending }
+    }
+
     /// Waits for the client to go: what it sends meanwhile belongs to its next request.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.lead.len() < AHEAD {

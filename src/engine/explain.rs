@@ -343,7 +343,7 @@ routes: [{{name: any, upstream: u, filters: [{filters}]}}]
     async fn what_came_from_outside_the_document_is_hidden_wherever_it_went() {
         for (upstream, filters) in [
             ("", "{rewrite: {add_prefix: '/${env:S}'}}"),
-            ("", "{rewrite: {path: '/%73%33cret/${env:S}/%2e/'}}"),
+            ("", "{rewrite: {path: '/%73%33cret/${env:S}/%41/'}}"),
             ("", "{headers: {request: {set: {X-Forwarded-Proto: '${env:S}'}}}}"),
             ("", "{headers: {request: {set: {x-forwarded-mine: '${env:S}'}}}}"),
             (", host: '${env:S}.test'", ""),

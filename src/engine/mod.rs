@@ -31,6 +31,7 @@ use tollhouse_filters::outcome::{Outcome, Reply};
 use tollhouse_filters::phase::Completed;
 use tollhouse_filters::pipeline::{Entered, Stack, Stop};
 use tollhouse_filters::problem::{self, Problem};
+use tollhouse_filters::selector::write_part;
 use tollhouse_filters::values::Timeout;
 
 use crate::routing::ListenerId;
@@ -88,6 +89,8 @@ pub struct Exchange {
     not_allowed: Option<Problem>,
     /// A response filter failed; what is sent instead passes none.
     response_failed: bool,
+    /// It fills a cache: what is told of its version, the request that it was made for tells.
+    is_fork: bool,
 }
 
 impl Exchange {
@@ -128,6 +131,7 @@ impl Exchange {
             refused,
             not_allowed,
             response_failed: false,
+            is_fork: false,
         }
     }
 
@@ -178,6 +182,7 @@ impl Exchange {
             refused: None,
             not_allowed: self.not_allowed.clone(),
             response_failed: false,
+            is_fork: true,
         };
         Ok((fork, head))
     }
@@ -185,6 +190,10 @@ impl Exchange {
     /// Appends what upstreams are told of who calls to a key.
     pub async fn identity_key(&mut self, key: &mut Vec<u8>) {
         self.entered.identity_key(&self.stack, &mut self.ctx, key).await;
+        let certificate = self.ctx.client.tls.as_ref().and_then(|tls| tls.forwarded_certificate.as_ref());
+        if let Some(certificate) = certificate {
+            write_part(certificate.as_bytes(), key);
+        }
     }
 
     /// Shows the entered filters that the request has no body.
@@ -300,7 +309,7 @@ impl Exchange {
             return Ok(());
         }
         let filtered = self.entered.response(&self.stack, request, response, &mut self.ctx).await;
-        if let Some(release) = &self.release {
+        if let Some(release) = self.release.as_ref().filter(|_| !self.is_fork) {
             release.write_fields(&self.route, &self.ctx, response);
         }
         filtered.map_err(|_| self.response_failure())
@@ -343,7 +352,7 @@ impl Exchange {
     /// Tells the entered filters how the request ended.
     pub fn finish(&mut self, completed: &Completed) {
         self.entered.finish(&self.stack, completed, &mut self.ctx);
-        if let Some(release) = &self.release {
+        if let Some(release) = self.release.as_ref().filter(|_| !self.is_fork) {
             release.count(&self.route, &self.ctx);
         }
     }

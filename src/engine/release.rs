@@ -131,8 +131,11 @@ impl Exchange {
         release.refused.take_if(|_| !is_preflight(request) || !self.stack.answers_preflight())
     }
 
-    /// Holds a request for a cache, which must not give one version or variant for another.
+    /// Holds a request for a cache, which must not give what was made for one listener, by other steps, or of one
+    /// version or variant for another.
     pub(super) fn held_for_cache(&mut self, mut ask: Box<Ask>, request: &mut RequestHeader) -> Decision {
+        write_part(self.ctx.listener.as_bytes(), &mut ask.key);
+        self.entered.write_key(&mut ask.key);
         if self.release.is_some() {
             if matches!(self.route.action, Action::Split(_))
                 && let Err(problem) = self.released(request)

@@ -53,8 +53,8 @@ pub fn problem_reply(problem: &Problem, request_id: &RequestId) -> Rendered {
     if let Some(detail) = &problem.detail {
         document["detail"] = json!(detail);
     }
-    for (name, value) in &problem.members {
-        document[*name] = value.clone();
+    for (name, value) in problem.members.iter().flat_map(|members| members.iter()) {
+        document[name] = value.clone();
     }
     let mut head = head_of(problem, problem.kind.status);
     put(&mut head, header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));

@@ -50,7 +50,9 @@ impl Gateway {
         };
         settle(call, &mut exchange);
         exchange.finish(&completed);
-        exchange.note_for_ramp(&completed, ended.error == Some(problem::UPSTREAM_PROTOCOL.code));
+        if call.attempts.upstream.is_some() {
+            exchange.note_for_ramp(&completed, ended.error == Some(problem::UPSTREAM_PROTOCOL.code));
+        }
         self.count(call, ended, &exchange, &completed);
         if self.observe.logs_access() {
             self.log(request, call, broken, ended, &exchange, &completed);

@@ -14,7 +14,10 @@ mod request_body;
 mod response;
 mod upstream_request;
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -25,6 +28,7 @@ use pingora::modules::http::HttpModules;
 use pingora::prelude::*;
 use pingora::proxy::{FailToProxy, ProxyWarnLogContext};
 use tollhouse_filters::outcome::Reply;
+use tollhouse_filters::problem::{self, Problem};
 
 use crate::cache::{Announce, Cache, Via};
 use crate::door::Draining;
@@ -65,7 +69,7 @@ impl Gateway {
         let via = Via { peer: peer.map(|peer| peer.ip().to_canonical()), version: call.version };
         loop {
             let exchange = call.exchange();
-            let ask = match exchange.decide(request).await {
+            let ask = match unless_gone(exchange.decide(request), &mut client).await? {
                 Decision::Cache(ask) => ask,
                 Decision::Forward(upstream) => return Ok(upstream),
                 Decision::Reply(reply) => return Err(reply),
@@ -78,6 +82,22 @@ impl Gateway {
             }
         }
     }
+}
+
+/// What is waited for, unless the client goes away first: then it gives up its place in every queue.
+async fn unless_gone<T>(
+    waited: impl Future<Output = T>,
+    client: &mut Option<&mut dyn Announce>,
+) -> std::result::Result<T, Reply> {
+    let mut waited = pin!(waited);
+    poll_fn(|cx| match (waited.as_mut().poll(cx), client.as_mut()) {
+        (Poll::Ready(done), _) => Poll::Ready(Ok(done)),
+        (Poll::Pending, Some(client)) => {
+            client.poll_gone(cx).map(|()| Err(Problem::new(&problem::CLIENT_CLOSED).into()))
+        }
+        (Poll::Pending, None) => Poll::Pending,
+    })
+    .await
 }
 
 #[async_trait]

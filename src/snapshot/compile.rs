@@ -148,7 +148,6 @@ impl Compiler<'_> {
         let identity_headers = identity_headers(&listeners, &routes);
         let mut warnings = Problems::located(unusual, &loaded.files);
         warnings.list.extend(routes::shadow_warnings(&built.matches, &routes, loaded).list);
-        let unrouted = Arc::new(routes::unrouted(listeners.len()));
         Ok(Snapshot {
             generation: self.previous.map_or(1, |previous| previous.generation + 1),
             fingerprint: loaded.fingerprint,
@@ -159,9 +158,9 @@ impl Compiler<'_> {
             forcing_headers: forcing_headers(&routes),
             reads_path_versions: routes.iter().any(|route| route.reads_path_version()),
             identities,
+            unrouted: Arc::new(routes::unrouted(listeners.len())),
             listeners,
             router: crate::routing::Router::build(built.matches),
-            unrouted,
             routes,
             upstreams,
             upstream_ids: ids,

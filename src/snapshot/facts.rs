@@ -34,6 +34,16 @@ pub(super) fn unmet<'a>(pipelines: impl IntoIterator<Item = &'a Arc<Pipeline>>) 
     None
 }
 
+/// What decides who may have an answer.
+const GATES: [&str; 4] = ["authenticate", "authorize", "forward_auth", "ip_access"];
+
+/// The first gate behind a cache in pipelines that run one after the other: stored answers would pass it by.
+pub(super) fn behind_cache<'a>(pipelines: impl IntoIterator<Item = &'a Arc<Pipeline>>) -> Option<Arc<str>> {
+    let mut steps = pipelines.into_iter().flat_map(|pipeline| pipeline.steps());
+    steps.find(|step| step.filter == "cache")?;
+    steps.find(|step| GATES.contains(&step.filter)).map(|step| step.instance.clone())
+}
+
 /// What the user is told.
 pub(super) fn message(instance: &str, fact: Fact) -> String {
     format!("filter `{instance}` needs {fact}, but nothing before it establishes that")

@@ -297,7 +297,7 @@ fn target(
         return Target::Nothing;
     }
     if let (Some(key), Some(service)) = (action, service.filter(|service| service.sends_versions_apart()))
-        && !route.split.as_ref().is_some_and(|split| !split.versions.is_empty())
+        && route.split.as_ref().is_none_or(|split| split.versions.is_empty())
     {
         let message = format!(
             "`{key}` hides the upstreams of the versions of service `{}`; take one or the other away",
@@ -377,7 +377,11 @@ fn check_facts(
 ) {
     let needy = |pipeline: &Pipeline| pipeline.steps().iter().any(|step| !step.declared.needs.is_empty());
     let keys = keys(route, names);
-    if !needy(&route.shared) && !needy(&route.own) && keys.is_empty() {
+    let caches = |pipeline: &Pipeline| pipeline.steps().iter().any(|step| step.filter == "cache");
+    let cached = caches(&route.shared)
+        || caches(&route.own)
+        || names.listeners.iter().any(|listener| caches(&listener.pipeline));
+    if !needy(&route.shared) && !needy(&route.own) && keys.is_empty() && !cached {
         return;
     }
     for (id, listener) in (0u16..).map(ListenerId).zip(names.listeners) {
@@ -385,6 +389,11 @@ fn check_facts(
             continue;
         }
         let pipelines = [&listener.pipeline, &route.shared, &route.own];
+        if let Some(instance) = facts::behind_cache(pipelines) {
+            let told = "stands behind a `cache`, which would answer those that it refuses; write it before";
+            faults.add(path, format!("filter `{instance}` {told}"));
+            return;
+        }
         if let Some((instance, fact)) = facts::unmet(pipelines) {
             faults.add(path, facts::message(&instance, fact));
             return;

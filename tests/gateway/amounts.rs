@@ -156,3 +156,34 @@ async fn who_waited_passes_and_the_log_tells_how_long() {
             && line["elapsed_ms"].as_f64() >= line["throttled_ms"].as_f64()
     );
 }
+
+#[tokio::test]
+async fn who_goes_away_while_it_waits_gives_its_place_up_at_once() {
+    let gateway = Gateway::start(
+        "routes: [{name: all, filters: [{rate_limit: {per: ip, limit: 1/min, burst: 1, \
+         over: {delay: 1m, queue: 1}}}], respond: {}}]\n",
+    )
+    .await;
+    // Of two, one finds the only place and the other is refused; gives the one that waits.
+    let pair = async || {
+        let mut wires = [Wire::connect(gateway.address()).await, Wire::connect(gateway.address()).await];
+        for wire in &mut wires {
+            wire.send("GET / HTTP/1.1\r\nHost: example.test\r\n\r\n").await;
+        }
+        let [one, other] = &mut wires;
+        let (refused, waits) = tokio::select! {
+            answer = one.answer() => (answer, 1),
+            answer = other.answer() => (answer, 0),
+        };
+        assert_eq!(refused.expect("an answer").status, 429);
+        wires.into_iter().nth(waits).expect("one of two")
+    };
+    assert_eq!(get(gateway.address(), "/").await.status, 200);
+    let waits = pair().await;
+    drop(waits);
+    let line = gateway.log_line(|line| line["status"] == 499).await;
+    assert_eq!(line["error"], "client-closed");
+    let mut next = pair().await;
+    let answered = tokio::time::timeout(Duration::from_millis(50), next.answer()).await;
+    assert!(answered.is_err(), "there was no place");
+}

@@ -432,3 +432,51 @@ async fn what_may_no_longer_be_stored_takes_what_was_with_it() {
     };
     soon("its end", gone).await;
 }
+
+#[tokio::test]
+async fn versions_and_variants_share_nothing() {
+    let says = |text: &str| format!("HTTP/1.1 200 OK\r\ncontent-length: 3\r\n{FRESH}\r\n{text}");
+    let (one, two) = (Origin::answering(says("one")).await, Origin::answering(says("two")).await);
+    let document = format!(
+        "upstreams:\n  - {{name: one, backends: [{{address: \"{}\"}}]}}\n  - {{name: two, backends: [{{address: \"{}\"}}]}}\n\
+         services:\n  - name: api\n    filters: [cache: {{}}]\n    \
+         versioning: {{from: [path, \"header:x-api\"], default: \"1\"}}\n    \
+         versions: {{\"1\": {{upstream: one}}, \"2\": {{upstream: two}}}}\n\
+         routes:\n  - {{name: api, service: api, match: {{paths: [/a]}}}}\n  \
+         - {{name: split, match: {{paths: [/s]}}, filters: [cache: {{}}], \
+         split: {{to: {{one: 1, two: 0}}, force: {{header: x-variant}}}}}}\n",
+        one.address, two.address
+    );
+    let gateway = Gateway::start(&document).await;
+    for round in 0..2 {
+        for (line, fields, text) in [
+            ("GET /v1/a", "", "one"),
+            ("GET /v2/a", "", "two"),
+            ("GET /a", "x-api: 2\r\n", "two"),
+            ("GET /a", "", "one"),
+            ("GET /s", "x-variant: two\r\n", "two"),
+            ("GET /s", "", "one"),
+        ] {
+            let answer = request(gateway.address(), line, fields).await;
+            assert_eq!(answer.text(), text, "{line} {fields}");
+            let vary = answer.field("vary").unwrap_or_default().matches("x-api").count();
+            assert!(vary <= 1, "said once: {answer:?}");
+            if round > 0 {
+                let hit = answer.field("cache-status").is_some_and(|status| status.contains("; hit"));
+                assert!(hit, "{line} {fields}: {answer:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_varies_by_what_the_gateway_writes_is_not_stored_as_rfc_9111_s4_1_says() {
+    for name in ["x-forwarded-for", "forwarded", "x-consumer"] {
+        let filters = "[headers: {request: {set: {x-consumer: gold}}}, cache: {shared: true}, \
+                       headers: {request: {set: {x-consumer: silver}}}]";
+        let vary = format!("{FRESH}vary: {name}\r\n");
+        let cached = Cached::with(filters, move |nth, _| numbered(nth, &vary)).await;
+        assert_eq!(cached.get("/").await.text(), "answer 1");
+        assert_eq!(cached.get("/").await.text(), "answer 2", "{name}");
+    }
+}

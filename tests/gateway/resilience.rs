@@ -69,13 +69,13 @@ async fn a_breaker_opens_refuses_tries_and_closes_and_says_so() {
         for _ in 0..3 {
             assert_eq!(ask(&gateway, way, "GET /").await.status, 500, "{way}");
         }
+        let line = gateway.says("a circuit breaker opened").await;
+        assert!(line.contains("3 of 4 requests failed within 10s") && line.contains(" WARN "), "{line}");
         let seen = asked.load(Ordering::SeqCst);
         let refused = ask(&gateway, way, "GET /refused").await;
         assert_eq!((refused.status, refused.problem().as_str()), (503, "circuit-open"), "{way}");
         assert_eq!(refused.field("retry-after"), Some("1"), "{way}");
         assert_eq!(asked.load(Ordering::SeqCst), seen, "nothing was sent");
-        let line = gateway.says("a circuit breaker opened").await;
-        assert!(line.contains("3 of 4 requests failed within 10s") && line.contains(" WARN "), "{line}");
         let breaker = shown(&gateway).await["circuit_breaker"].clone();
         assert_eq!(
             (&breaker["state"], &breaker["reason"]),

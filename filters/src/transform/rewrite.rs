@@ -16,7 +16,7 @@ use serde::Deserialize;
 use crate::context::{Context, Verdict};
 use crate::filter::{Build, BuildError, Filter};
 use crate::outcome::{FilterError, Outcome};
-use crate::path::{PathRules, normalize};
+use crate::path::{DotSegments, PathRules, normalize};
 use crate::phase::{OnRequest, Phases};
 use crate::problem::{INVALID_PATH, Problem};
 use crate::template::{Escape, Template};
@@ -102,8 +102,9 @@ impl OnRequest for Rewrite {
         ctx: &mut Context,
     ) -> Result<Outcome, FilterError> {
         let path = self.rewritten(request, ctx);
-        // What was put together may mean something else than its parts did.
-        let Ok(normal) = normalize(&path, &PathRules::default()) else {
+        // What was put together may mean something else than its parts did, and a value of `..` another place.
+        let rules = PathRules { dot_segments: DotSegments::Reject, ..PathRules::default() };
+        let Ok(normal) = normalize(&path, &rules) else {
             return Ok(Problem::new(&INVALID_PATH).detail("the rewritten path is not valid").into());
         };
         let target = match request.uri.query() {
@@ -151,8 +152,10 @@ mod tests {
     #[tokio::test]
     async fn a_value_stays_in_its_segment() {
         let chain = chain("- rewrite: {path: '/u/${query.id}'}");
-        let sent = chain.send(get("/?id=../admin")).await;
-        assert_eq!(sent.responds(400).status(), 400);
+        for id in ["../admin", "..", ".", "%2e%2e"] {
+            let sent = chain.send(get(&format!("/?id={id}"))).await;
+            assert_eq!(sent.responds(400).status(), 400, "{id}");
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod trouble;
 mod wire;
 
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -20,6 +21,7 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::HttpProxy;
 use tokio::io::AsyncWriteExt;
 use tollhouse_filters::outcome::Reply;
+use tollhouse_filters::problem::CLIENT_CLOSED;
 
 use self::attempt::Failure;
 use super::request::Left;
@@ -110,6 +112,10 @@ impl Announce for Announcing<'_> {
             let _ = self.0.flush().await;
         })
     }
+
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.0.poll_left(cx)
+    }
 }
 
 fn declined(head: Bytes, left: Option<Left>) -> Served {
@@ -144,6 +150,10 @@ impl Job<'_> {
     ) -> door::Connection {
         let ended = match decision {
             Ok(upstream) => self.forward(stream, upstream).await,
+            Err(Reply::Problem(problem)) if problem.kind.code == CLIENT_CLOSED.code => {
+                self.keep = false;
+                Ended { outcome: AttemptOutcome::Cancelled, error: Some(CLIENT_CLOSED.code) }
+            }
             Err(reply) => self.answer(stream, reply).await,
         };
         let broken = stream.broken();

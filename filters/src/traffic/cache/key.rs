@@ -15,18 +15,23 @@ use crate::filter::{BuildError, Fact};
 use crate::path::decode_segment;
 use crate::selector::{Part, Selector, write_part};
 
-/// Fields that are no part of the URL, but that applications take for one. Where a request has one, it is in the key.
-const OF_URL: [HeaderName; 9] = [
-    HeaderName::from_static("x-forwarded-host"),
-    HeaderName::from_static("x-forwarded-port"),
-    HeaderName::from_static("x-forwarded-prefix"),
-    HeaderName::from_static("x-forwarded-scheme"),
-    HeaderName::from_static("x-forwarded-server"),
-    HeaderName::from_static("x-host"),
-    HeaderName::from_static("x-original-host"),
-    HeaderName::from_static("x-original-url"),
-    HeaderName::from_static("x-rewrite-url"),
-];
+/// What the names of fields begin with that are no part of the URL, but that applications take for one. Where a
+/// request has one, it is in the key.
+const OF_URL: [&str; 6] =
+    ["x-forwarded-", "x-host", "x-http-host-override", "x-original-", "x-rewrite-", "x-url-scheme"];
+/// Those of them that differ from client to client and say nothing of the URL.
+const OF_CLIENT: [&str; 3] = ["x-forwarded-for", "x-forwarded-client-cert", "x-forwarded-user"];
+
+/// A field's name as applications behind CGI's rules read it, for which `_` and `-` are one (RFC 3875 s4.1.18).
+pub(super) fn plain(name: &HeaderName) -> Cow<'_, str> {
+    let name = name.as_str();
+    if name.contains('_') { name.replace('_', "-").into() } else { name.into() }
+}
+
+fn is_of_url(name: &HeaderName) -> bool {
+    let name = plain(name);
+    OF_URL.iter().any(|start| name.starts_with(start)) && !OF_CLIENT.contains(&&*name)
+}
 
 /// How keys are made.
 pub(super) struct Keys {
@@ -126,11 +131,9 @@ impl Keys {
         for selector in &self.parts {
             write_selected(selector, request, ctx, &mut key);
         }
-        for name in OF_URL {
-            for value in request.headers.get_all(&name) {
-                write_part(name.as_str().as_bytes(), &mut key);
-                write_part(value.as_bytes(), &mut key);
-            }
+        for (name, value) in request.headers.iter().filter(|(name, _)| is_of_url(name)) {
+            write_part(name.as_str().as_bytes(), &mut key);
+            write_part(value.as_bytes(), &mut key);
         }
         Some((key, target))
     }

@@ -45,11 +45,7 @@ use crate::when::When;
 use crate::world::Cached;
 
 /// Fields by which clients ask for another method than that of the request: frameworks obey them.
-const OTHER_METHOD: [HeaderName; 3] = [
-    HeaderName::from_static("x-http-method-override"),
-    HeaderName::from_static("x-http-method"),
-    HeaderName::from_static("x-method-override"),
-];
+const OTHER_METHOD: [&str; 3] = ["x-http-method-override", "x-http-method", "x-method-override"];
 
 static CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
@@ -151,7 +147,7 @@ impl Cache {
         if fields.contains_key(UPGRADE) {
             return bypass("upgrade");
         }
-        if OTHER_METHOD.iter().any(|name| fields.contains_key(name)) {
+        if fields.keys().any(|name| OTHER_METHOD.contains(&&*key::plain(name))) {
             return bypass("method-override");
         }
         if Asks::of(fields).of_origin {

@@ -86,7 +86,17 @@ async fn known_callers_do_not_share_unless_they_are_told_to() {
 
 #[tokio::test]
 async fn fields_that_applications_take_for_the_url_are_in_the_key() {
-    for name in ["x-forwarded-host", "x-original-url", "x-rewrite-url", "x-host", "x-forwarded-prefix"] {
+    for name in [
+        "x-forwarded-host",
+        "x-original-url",
+        "x-rewrite-url",
+        "x-host",
+        "x-forwarded-prefix",
+        "x-forwarded-uri",
+        "x-http-host-override",
+        "x_original_url",
+        "x-rewrite_url",
+    ] {
         let forged = of("a.test", "/").header(name, "evil.test");
         assert!(differ("{}", of("a.test", "/"), forged).await, "{name}");
     }
@@ -100,6 +110,7 @@ async fn what_the_cache_is_not_for_goes_on() {
         (plain().header("transfer-encoding", "chunked"), "body"),
         (plain().header("upgrade", "websocket"), "upgrade"),
         (plain().header("x-http-method-override", "DELETE"), "method-override"),
+        (plain().header("x_http_method_override", "DELETE"), "method-override"),
         (plain().header("if-match", "\"a\""), "condition"),
         (plain().header("if-unmodified-since", "Sun, 06 Nov 1994 08:49:37 GMT"), "condition"),
         (plain().header("cache-control", "no-store"), "request-no-store"),

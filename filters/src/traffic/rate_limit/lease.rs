@@ -55,7 +55,7 @@ impl Leases {
         charges: &mut [Charge<'_>],
     ) -> Result<Spent, StateError> {
         let now = self.clock.now();
-        if let Some(spent) = self.from_purses(tenant, charges, now) {
+        if let Some(spent) = self.take_from_purses(tenant, charges, now) {
             return Ok(spent);
         }
         for charge in &mut *charges {
@@ -72,9 +72,9 @@ impl Leases {
 
     /// Spends of the purses alone, or refuses because a budget is known to be empty; none if the store has to be
     /// asked.
-    fn from_purses(&self, tenant: TenantId, charges: &mut [Charge<'_>], now: Instant) -> Option<Spent> {
-        let mut taken = 0;
-        for charge in &mut *charges {
+    fn take_from_purses(&self, tenant: TenantId, charges: &mut [Charge<'_>], now: Instant) -> Option<Spent> {
+        for taken in 0..charges.len() {
+            let charge = &mut charges[taken];
             let found = self.take(tenant, charge, now);
             if found != Some(Spent::Yes) {
                 for charge in &charges[..taken] {
@@ -82,7 +82,6 @@ impl Leases {
                 }
                 return found;
             }
-            taken += 1;
         }
         Some(Spent::Yes)
     }
