@@ -177,7 +177,10 @@ impl Cache {
         if ask.by_identity {
             exchange.identity_key(&mut ask.key).await;
         }
-        let found = self.store.get(&ask.key);
+        let found = match self.store.get(&ask.key) {
+            None if self.store.has_slow_tier() => self.store.load(&ask.key).await,
+            found => found,
+        };
         let variants = found.as_deref().unwrap_or_default();
         let entry = variants.iter().find(|entry| matches(entry.variant(), &request.headers));
         let moment = now();
