@@ -333,8 +333,9 @@ impl Parts {
         drop(snapshot);
         let kept = self.kept;
         server.run(RunArgs { shutdown_signal: Box::new(leaving) });
-        // What the last requests used is written down.
+        // What the last requests used is written down, and what they stored.
         drop(kept);
+        self.cache.store().close();
         self.desk.observe.flush();
         Ok(())
     }

@@ -160,20 +160,28 @@ impl Store {
     }
 
     /// Keeps entries on disk too from now on, or not any more. The same directory with another capacity stays
-    /// open. Waits for the disk: not for threads that serve requests.
+    /// open; another one ends as by [`Store::close`]. Waits for the disk: not for threads that serve requests.
     ///
     /// # Errors
     /// If the directory cannot be made or written to; nothing changes then.
     pub fn set_disk(&self, options: Option<&DiskOptions>) -> io::Result<()> {
         let Some(options) = options else {
-            self.disk.store(None);
+            self.close();
             return Ok(());
         };
-        match &*self.disk.load() {
-            Some(disk) if disk.path() == options.path => disk.resize(options.capacity),
-            _ => self.disk.store(Some(Arc::new(Disk::open(options)?))),
+        if let Some(disk) = self.disk.load().as_ref().filter(|disk| disk.path() == options.path) {
+            disk.resize(options.capacity);
+            return Ok(());
         }
+        let before = self.disk.swap(Some(Arc::new(Disk::open(options)?)));
+        before.iter().for_each(|disk| disk.end());
         Ok(())
+    }
+
+    /// Keeps nothing on disk from now on, once all that waits is written: for five seconds at most. What is
+    /// there stays, for a later start.
+    pub fn close(&self) {
+        self.disk.swap(None).iter().for_each(|disk| disk.end());
     }
 
     /// Whether [`Store::load`] may find what [`Store::get`] does not.
@@ -295,13 +303,19 @@ impl Store {
         self.generation.load(Relaxed)
     }
 
+    /// Bytes of memory that it may take.
+    #[must_use]
+    pub fn capacity(&self) -> u64 {
+        self.capacity.load(Relaxed) as u64
+    }
+
     /// What is in it, and what it did.
     #[must_use]
     pub fn numbers(&self) -> Numbers {
         Numbers {
             entries: self.entries.load(Relaxed) as u64,
             bytes: (self.held.load(Relaxed) + self.sketch.load().bytes()) as u64,
-            capacity: self.capacity.load(Relaxed) as u64,
+            capacity: self.capacity(),
             evicted: self.evicted.load(Relaxed),
             not_admitted: self.not_admitted.load(Relaxed),
             purged: self.purged.load(Relaxed),
@@ -378,6 +392,12 @@ impl Store {
             (Victim::Gone, Some(victim.entry))
         });
         outcome
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 
