@@ -11,6 +11,7 @@ mod growing;
 mod head;
 mod inner;
 mod key;
+mod numbers;
 mod serve;
 pub mod store;
 mod view;
@@ -38,7 +39,7 @@ use tollhouse_filters::world::{Cached, Counter, Metrics};
 use self::fill::{Fill, Filled};
 use self::flight::{Flights, Joined, Lead, Manner, Phase};
 use self::growing::Held;
-use self::store::{Entry, How, Numbers, Purge, Store};
+use self::store::{Entry, How, Purge, Store};
 use crate::engine::Exchange;
 use crate::observe::Observe;
 use crate::upstream::call::Caller;
@@ -118,28 +119,6 @@ impl Cache {
         let counts =
             Counts { stored: count("stored"), not_stored: count("not_stored"), failed: count("failed") };
         Arc::new(Self { store, caller, observe, flights: Arc::default(), held: Held::default(), counts })
-    }
-
-    /// Shows the store's numbers among the metrics.
-    pub fn export(self: &Arc<Self>) {
-        let registry = &self.observe.registry;
-        let gauge = |name, help, read: fn(&Numbers) -> u64| {
-            let store = self.store.clone();
-            let read = move || i64::try_from(read(&store.numbers())).unwrap_or(i64::MAX);
-            registry.register_gauge_fn(name, help, &[], read);
-        };
-        gauge("tollhouse_cache_entries", "Answers that are stored.", |numbers| numbers.entries);
-        gauge("tollhouse_cache_bytes", "Memory that stored answers take.", |numbers| numbers.bytes);
-        gauge("tollhouse_cache_capacity_bytes", "Memory that they may take.", |numbers| numbers.capacity);
-        let counter = |name, help, read: fn(&Numbers) -> u64| {
-            let store = self.store.clone();
-            registry.register_counter_fn(name, help, &[], move || read(&store.numbers()));
-        };
-        let help = "Stored answers that left for others.";
-        counter("tollhouse_cache_evictions_total", help, |numbers| numbers.evicted);
-        let help = "Answers that were not stored, since others are asked for more often.";
-        counter("tollhouse_cache_not_admitted_total", help, |numbers| numbers.not_admitted);
-        counter("tollhouse_cache_purged_total", "Answers that were purged.", |numbers| numbers.purged);
     }
 
     /// The store.
@@ -238,7 +217,7 @@ impl Cache {
             return Some((false, "uncacheable"));
         }
         // What is on its way in is not in the store's books.
-        let most = self.store.numbers().capacity / 4;
+        let most = self.store.capacity() / 4;
         (self.held.0.load(Ordering::Relaxed) > most).then_some((false, "memory"))
     }
 
