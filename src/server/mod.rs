@@ -331,10 +331,9 @@ impl Parts {
             drain::Leaving { desk: self.desk.clone(), live: self.live, admin, upgrades, stops, stopping };
         // Held on, it would keep what later ones have no more: connections to stores, for one.
         drop(snapshot);
-        let kept = self.kept;
         server.run(RunArgs { shutdown_signal: Box::new(leaving) });
         // What the last requests used is written down, and what they stored.
-        drop(kept);
+        drop(self.kept);
         self.cache.store().close();
         self.desk.observe.flush();
         Ok(())
