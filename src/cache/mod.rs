@@ -24,7 +24,7 @@ use std::time::UNIX_EPOCH;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::header::RANGE;
-use http::{Method, Version};
+use http::{HeaderMap, Method, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::{oneshot, watch};
@@ -39,7 +39,7 @@ use tollhouse_filters::world::{Cached, Counter, Metrics};
 use self::fill::{Fill, Filled};
 use self::flight::{Flights, Joined, Lead, Manner, Phase};
 use self::growing::Held;
-use self::store::{Entry, How, Purge, Store};
+use self::store::{Entry, How, Purge, Store, Variants};
 use crate::engine::Exchange;
 use crate::observe::Observe;
 use crate::upstream::call::Caller;
@@ -156,10 +156,7 @@ impl Cache {
         if ask.by_identity {
             exchange.identity_key(&mut ask.key).await;
         }
-        let found = match self.store.get(&ask.key) {
-            None if self.store.has_slow_tier() => self.store.load(&ask.key).await,
-            found => found,
-        };
+        let found = self.find(&ask.key, &request.headers).await;
         let variants = found.as_deref().unwrap_or_default();
         let entry = variants.iter().find(|entry| matches(entry.variant(), &request.headers));
         let moment = now();
@@ -194,6 +191,23 @@ impl Cache {
         wanted.extend(newest.iter().flat_map(|names| variant(names, &request.headers)));
         let entry = entry.cloned();
         self.fetch((ask, wanted.into()), exchange, request, (via, client), entry).await
+    }
+
+    /// What is stored for a key; the disk is asked where memory has nothing for a request with these fields.
+    async fn find(&self, key: &[u8], fields: &HeaderMap) -> Option<Variants> {
+        let found = self.store.get(key);
+        let known = found.as_deref().unwrap_or_default();
+        if !self.store.has_slow_tier() || known.iter().any(|entry| matches(entry.variant(), fields)) {
+            return found;
+        }
+        let loaded = match known.first() {
+            None => self.store.load(key).await,
+            Some(newest) => {
+                let wanted = variant(&names(newest.variant()), fields);
+                self.store.load_variant(key, &wanted).await
+            }
+        };
+        loaded.or(found)
     }
 
     /// Why a request is not to be fetched for all.

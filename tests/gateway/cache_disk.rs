@@ -99,6 +99,30 @@ async fn what_memory_has_no_room_for_is_served_from_disk() {
 }
 
 #[tokio::test]
+async fn a_variant_that_is_only_on_disk_is_served_beside_one_in_memory() {
+    const LANGUAGES: [&str; 2] = ["Accept-Language: de\r\n", "Accept-Language: en\r\n"];
+    let folder = TempDir::new().expect("a temporary directory");
+    let cached = Cached::kept(&at(folder.path()), "[cache: {}]", |nth, head| {
+        let fields = format!("{FRESH}vary: accept-language\r\n");
+        if head.field("accept-language") == Some("en") {
+            return numbered(nth, &fields);
+        }
+        let body = "x".repeat(LARGE);
+        format!("HTTP/1.1 200 OK\r\ncontent-length: {LARGE}\r\n{fields}\r\n{body}")
+    })
+    .await;
+    for (language, writes) in LANGUAGES.iter().zip(1..) {
+        cached.send("GET /", language).await;
+        cached.counts("/disk/writes", writes).await;
+    }
+    for (language, length) in LANGUAGES.iter().zip([LARGE, "answer 2".len()]) {
+        let answer = cached.send("GET /", language).await;
+        assert!(is_hit(&answer) && answer.body.len() == length, "{language}: {:?}", answer.head);
+    }
+    assert_eq!(cached.asked(), 2);
+}
+
+#[tokio::test]
 async fn purges_hold_over_restarts() {
     const PATHS: [&str; 4] = ["/url", "/prefix/a", "/prefix/b", "/other"];
     let folder = TempDir::new().expect("a temporary directory");
@@ -116,6 +140,22 @@ async fn purges_hold_over_restarts() {
         assert_eq!(is_hit(&cached.get(path).await), hit, "{path}");
     }
     assert_eq!(cached.asked(), 4 + 3);
+}
+
+#[tokio::test]
+async fn an_upgrade_hands_the_directory_over() {
+    let folder = TempDir::new().expect("a temporary directory");
+    let mut cached = kept_in(folder.path()).await;
+    let body = cached.get("/large").await.body;
+    cached.stored(1).await;
+    let (code, said) = cached.gateway.upgrade().await;
+    assert_eq!(code, Some(0), "{said}");
+    assert!(cached.gateway.ended().await.success());
+    // The new process looks again and again whether the old one has ended.
+    cached.counts("/disk/entries", 1).await;
+    let answer = cached.get("/large").await;
+    assert!(is_hit(&answer) && answer.body == body, "{:?}", answer.head);
+    assert_eq!(cached.asked(), 1);
 }
 
 #[tokio::test]

@@ -212,9 +212,10 @@ impl Disk {
         self.shared.work.notify_one();
     }
 
-    /// The entries of a key, the newest first. Waits for the disk up to a second.
-    pub(super) async fn load(&self, key: &[u8]) -> Vec<Loaded> {
-        let files = self.shared.state.lock().index.of_key(key);
+    /// The entries of a key, or only this variant, the newest first and so many at most. Waits for the disk up
+    /// to a second.
+    pub(super) async fn load(&self, key: &[u8], variant: Option<&[u8]>, most: usize) -> Vec<Loaded> {
+        let files = self.shared.state.lock().index.of_key(key, variant, most);
         if files.is_empty() {
             return Vec::new();
         }
