@@ -150,6 +150,9 @@ impl Store {
 
     /// Gives it another capacity; what does not fit leaves.
     pub fn resize(&self, capacity: usize) {
+        if capacity == self.capacity.load(Relaxed) {
+            return;
+        }
         let sketch = Sketch::new(capacity / BYTES_FOR_A_COUNTER);
         self.room.store(capacity.saturating_sub(sketch.bytes()), Relaxed);
         self.capacity.store(capacity, Relaxed);
