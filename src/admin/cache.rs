@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::AdminState;
 use super::problem::problem;
-use crate::cache::store::{How, Purge};
+use crate::cache::store::{DiskNumbers, How, Purge};
 
 /// What the store has in it, and what it did since the process began.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -28,6 +28,49 @@ pub(super) struct NumbersView {
     not_admitted: u64,
     /// Answers that were purged.
     purged: u64,
+    /// What is in `server.cache.disk`, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    disk: Option<DiskView>,
+}
+
+/// What is on disk, and what happened there since it was opened.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "CacheDiskNumbers")]
+pub(super) struct DiskView {
+    /// Answers in it.
+    entries: u64,
+    /// Bytes that they take.
+    bytes: u64,
+    /// Bytes that they may take.
+    capacity: u64,
+    /// Answers that were read.
+    reads: u64,
+    /// Answers that were written.
+    writes: u64,
+    /// Answers that left for others.
+    evicted: u64,
+    /// Answers that were not written, since too many waited or the disk had failed.
+    dropped: u64,
+    /// Files that were not whole.
+    corrupt: u64,
+    /// Reads and writes that failed, and reads that took too long.
+    errors: u64,
+}
+
+impl From<DiskNumbers> for DiskView {
+    fn from(numbers: DiskNumbers) -> Self {
+        Self {
+            entries: numbers.entries,
+            bytes: numbers.bytes,
+            capacity: numbers.capacity,
+            reads: numbers.hits,
+            writes: numbers.written,
+            evicted: numbers.evicted,
+            dropped: numbers.dropped,
+            corrupt: numbers.corrupt,
+            errors: numbers.errors,
+        }
+    }
 }
 
 /// Which URL is looked up.
@@ -77,6 +120,7 @@ pub(super) async fn numbers(State(state): State<AdminState>) -> Json<NumbersView
         evicted: numbers.evicted,
         not_admitted: numbers.not_admitted,
         purged: numbers.purged,
+        disk: numbers.disk.map(Into::into),
     })
 }
 

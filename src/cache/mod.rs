@@ -11,6 +11,7 @@ mod growing;
 mod head;
 mod inner;
 mod key;
+mod numbers;
 mod serve;
 pub mod store;
 mod view;
@@ -24,7 +25,7 @@ use std::time::UNIX_EPOCH;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::header::RANGE;
-use http::{Method, Version};
+use http::{HeaderMap, Method, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::{oneshot, watch};
@@ -39,7 +40,7 @@ use tollhouse_filters::world::{Cached, Counter, Metrics};
 use self::fill::{Fill, Filled};
 use self::flight::{Flights, Joined, Lead, Manner, Phase};
 use self::growing::Held;
-use self::store::{Entry, How, Numbers, Purge, Store};
+use self::store::{Entry, How, Purge, Store, Variants};
 use crate::engine::Exchange;
 use crate::observe::Observe;
 use crate::upstream::call::Caller;
@@ -124,28 +125,6 @@ impl Cache {
         Arc::new(Self { store, caller, observe, flights: Arc::default(), held: Held::default(), counts })
     }
 
-    /// Shows the store's numbers among the metrics.
-    pub fn export(self: &Arc<Self>) {
-        let registry = &self.observe.registry;
-        let gauge = |name, help, read: fn(&Numbers) -> u64| {
-            let store = self.store.clone();
-            let read = move || i64::try_from(read(&store.numbers())).unwrap_or(i64::MAX);
-            registry.register_gauge_fn(name, help, &[], read);
-        };
-        gauge("tollhouse_cache_entries", "Answers that are stored.", |numbers| numbers.entries);
-        gauge("tollhouse_cache_bytes", "Memory that stored answers take.", |numbers| numbers.bytes);
-        gauge("tollhouse_cache_capacity_bytes", "Memory that they may take.", |numbers| numbers.capacity);
-        let counter = |name, help, read: fn(&Numbers) -> u64| {
-            let store = self.store.clone();
-            registry.register_counter_fn(name, help, &[], move || read(&store.numbers()));
-        };
-        let help = "Stored answers that left for others.";
-        counter("tollhouse_cache_evictions_total", help, |numbers| numbers.evicted);
-        let help = "Answers that were not stored, since others are asked for more often.";
-        counter("tollhouse_cache_not_admitted_total", help, |numbers| numbers.not_admitted);
-        counter("tollhouse_cache_purged_total", "Answers that were purged.", |numbers| numbers.purged);
-    }
-
     /// The store.
     #[must_use]
     pub fn store(&self) -> &Arc<Store> {
@@ -181,7 +160,7 @@ impl Cache {
         if ask.by_identity {
             exchange.identity_key(&mut ask.key).await;
         }
-        let found = self.store.get(&ask.key);
+        let found = self.find(&ask.key, &request.headers).await;
         let variants = found.as_deref().unwrap_or_default();
         let entry = variants.iter().find(|entry| matches(entry.variant(), &request.headers));
         let moment = now();
@@ -218,6 +197,23 @@ impl Cache {
         self.fetch((ask, wanted.into()), exchange, request, (via, client), entry).await
     }
 
+    /// What is stored for a key; the disk is asked where memory has nothing for a request with these fields.
+    async fn find(&self, key: &[u8], fields: &HeaderMap) -> Option<Variants> {
+        let found = self.store.get(key);
+        let known = found.as_deref().unwrap_or_default();
+        if !self.store.has_slow_tier() || known.iter().any(|entry| matches(entry.variant(), fields)) {
+            return found;
+        }
+        let loaded = match known.first() {
+            None => self.store.load(key).await,
+            Some(newest) => {
+                let wanted = variant(&names(newest.variant()), fields);
+                self.store.load_variant(key, &wanted).await
+            }
+        };
+        loaded.or(found)
+    }
+
     /// Why a request is not to be fetched for all.
     fn passed(
         &self,
@@ -239,7 +235,7 @@ impl Cache {
             return Some((false, "uncacheable"));
         }
         // What is on its way in is not in the store's books.
-        let most = self.store.numbers().capacity / 4;
+        let most = self.store.capacity() / 4;
         (self.held.0.load(Ordering::Relaxed) > most).then_some((false, "memory"))
     }
 

@@ -33,7 +33,7 @@ use tollhouse_filters::spec::Item;
 
 pub use address::{Address, AddressError};
 pub use admin::{Admin, AdminAddress};
-pub use cache::Cache;
+pub use cache::{Cache, CacheDisk, CacheFolder};
 pub use consumers::{ConsumerFile, ConsumerList};
 pub use dns::Dns;
 pub use listener::{Listener, Protocol};

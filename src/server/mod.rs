@@ -10,6 +10,7 @@ mod takeover;
 mod tls;
 mod upgrade;
 
+use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -32,8 +33,8 @@ use self::upgrade::Upgrades;
 
 use crate::admin::{self, AdminState};
 use crate::cache::Cache;
-use crate::cache::store::{Store, StoreOptions};
-use crate::config::{AdminAddress, Observability, Protocol};
+use crate::cache::store::{DiskOptions, Store, StoreOptions};
+use crate::config::{self, AdminAddress, Observability, Protocol};
 use crate::door::{self, Desk, Door, Draining, HandshakeFailure, Pause, Permits, Refusals, Refused, Rule};
 use crate::engine::dry;
 use crate::engine::{Background, SideCalls};
@@ -125,8 +126,18 @@ fn first_snapshot(
     let snapshot = Compiler { registry, world: &world, previous: None, mode: Mode::Live, roster: None }
         .compile(&loaded)?;
     report(&snapshot, &loaded, registry);
-    cache.store().resize(snapshot.server.cache.memory.as_len());
+    furnish(cache.store(), &snapshot.server.cache).map_err(|error| {
+        StartError::Runtime(format!("cannot use the directory of `server.cache.disk`: {error}"))
+    })?;
     Ok((snapshot, world, observe, cache))
+}
+
+/// Gives the cache's store the room that is written for it.
+fn furnish(store: &Store, options: &config::Cache) -> io::Result<()> {
+    store.resize(options.memory.as_len());
+    let disk = options.disk.as_ref();
+    let disk = disk.map(|disk| DiskOptions { path: disk.path.path().into(), capacity: disk.size.get() });
+    store.set_disk(disk.as_ref())
 }
 
 /// Filters make their counters while the document is compiled, so these come first.
@@ -320,10 +331,10 @@ impl Parts {
             drain::Leaving { desk: self.desk.clone(), live: self.live, admin, upgrades, stops, stopping };
         // Held on, it would keep what later ones have no more: connections to stores, for one.
         drop(snapshot);
-        let kept = self.kept;
         server.run(RunArgs { shutdown_signal: Box::new(leaving) });
-        // What the last requests used is written down.
-        drop(kept);
+        // What the last requests used is written down, and what they stored.
+        drop(self.kept);
+        self.cache.store().close();
         self.desk.observe.flush();
         Ok(())
     }

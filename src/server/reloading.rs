@@ -100,7 +100,9 @@ impl Applied {
         self.desk.tls.store(Arc::new(tls::by_id(snapshot)));
         tls::export(snapshot, &self.desk.observe.registry);
         self.budget.set_limit(snapshot.server.limits.buffered_bytes.get());
-        self.cache.store().resize(snapshot.server.cache.memory.as_len());
+        if let Err(error) = super::furnish(self.cache.store(), &snapshot.server.cache) {
+            log::error!("cannot use the directory of `server.cache.disk`, it stays as it was: {error}");
+        }
         let log = &snapshot.observability.access_log;
         if let Err(error) = self.desk.observe.reopen(&log.format, &log.to, &log.redact) {
             log::error!("cannot open the access log, the old one stays: {error}");

@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::{RwLock, RwLockReadGuard};
 
-use self::disk::Disk;
+use self::disk::{Disk, Loaded};
 pub use self::disk::{DiskNumbers, DiskOptions};
 pub use self::entry::{BLOCK, Entry, LONGEST_TAG, MOST_TAGS, Parts, Pieces, Variants};
 pub use self::purge::{How, Purge};
@@ -163,20 +163,32 @@ impl Store {
     }
 
     /// Keeps entries on disk too from now on, or not any more. The same directory with another capacity stays
-    /// open. Waits for the disk: not for threads that serve requests.
+    /// open; another one ends as by [`Store::close`]. Waits for the disk: not for threads that serve requests.
     ///
     /// # Errors
     /// If the directory cannot be made or written to; nothing changes then.
     pub fn set_disk(&self, options: Option<&DiskOptions>) -> io::Result<()> {
         let Some(options) = options else {
-            self.disk.store(None);
+            self.close();
             return Ok(());
         };
-        match &*self.disk.load() {
-            Some(disk) if disk.path() == options.path => disk.resize(options.capacity),
-            _ => self.disk.store(Some(Arc::new(Disk::open(options)?))),
+        if let Some(disk) = self.disk.load().as_ref().filter(|disk| disk.path() == options.path) {
+            disk.resize(options.capacity);
+            return Ok(());
+        }
+        let before = self.disk.swap(Some(Arc::new(Disk::open(options)?)));
+        if let Some(disk) = before {
+            disk.end();
         }
         Ok(())
+    }
+
+    /// Keeps nothing on disk from now on, once all that waits is written: for five seconds at most. What is
+    /// there stays, for a later start.
+    pub fn close(&self) {
+        if let Some(disk) = self.disk.swap(None) {
+            disk.end();
+        }
     }
 
     /// Whether [`Store::load`] may find what [`Store::get`] does not.
@@ -185,15 +197,34 @@ impl Store {
         self.disk.load().is_some()
     }
 
-    /// The entries of a key, from disk; they are in memory afterwards. Waits for a second at most.
+    /// The entries of a key, with those from disk, if there are any; they are in memory afterwards. Waits for a
+    /// second at most.
     pub async fn load(&self, key: &[u8]) -> Option<Variants> {
         let disk = self.disk.load_full()?;
-        let loaded = disk.load(key).await;
+        let loaded = disk.load(key, None, self.max_variants).await;
+        self.take_in(&disk, key, loaded)
+    }
+
+    /// As [`Store::load`], with only this variant from disk.
+    pub async fn load_variant(&self, key: &[u8], variant: &[u8]) -> Option<Variants> {
+        let disk = self.disk.load_full()?;
+        let loaded = disk.load(key, Some(variant), 1).await;
+        self.take_in(&disk, key, loaded)
+    }
+
+    fn take_in(&self, disk: &Disk, key: &[u8], mut loaded: Vec<Loaded>) -> Option<Variants> {
+        if loaded.is_empty() {
+            return None;
+        }
+        // What came into memory while they were read is newer.
+        let known = self.peek(key);
+        let known = known.as_deref().unwrap_or_default();
+        loaded.retain(|found| known.iter().all(|known| known.variant() != found.entry.variant()));
         // The newest last, so that it comes first.
         for found in loaded.iter().rev() {
             self.insert_in_memory(Arc::clone(&found.entry));
         }
-        let mut entries = Vec::with_capacity(loaded.len());
+        let mut entries = known.to_vec();
         for found in loaded {
             // A purge came while it was read, and did not find it in memory yet.
             if disk.still_has(&found) {
@@ -298,13 +329,19 @@ impl Store {
         self.generation.load(Relaxed)
     }
 
+    /// Bytes of memory that it may take.
+    #[must_use]
+    pub fn capacity(&self) -> u64 {
+        self.capacity.load(Relaxed) as u64
+    }
+
     /// What is in it, and what it did.
     #[must_use]
     pub fn numbers(&self) -> Numbers {
         Numbers {
             entries: self.entries.load(Relaxed) as u64,
             bytes: (self.held.load(Relaxed) + self.sketch.load().bytes()) as u64,
-            capacity: self.capacity.load(Relaxed) as u64,
+            capacity: self.capacity(),
             evicted: self.evicted.load(Relaxed),
             not_admitted: self.not_admitted.load(Relaxed),
             purged: self.purged.load(Relaxed),
@@ -381,6 +418,12 @@ impl Store {
             (Victim::Gone, Some(victim.entry))
         });
         outcome
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 

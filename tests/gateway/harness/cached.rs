@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use serde_json::Value;
 
-use super::{Answer, Gateway, Head, Origin, request};
+use super::{Answer, Gateway, Head, Origin, request, soon};
 
 /// An origin, and a gateway before it whose only route has the filter `cache`.
 pub(crate) struct Cached {
@@ -12,6 +13,12 @@ pub(crate) struct Cached {
     /// Gone with it.
     _origin: Origin,
     seen: Arc<Mutex<Vec<Head>>>,
+    /// The document's upstreams and routes.
+    rest: String,
+}
+
+fn document(server: &str, rest: &str) -> String {
+    format!("server: {{cache: {{{server}}}}}\n{rest}")
 }
 
 impl Cached {
@@ -25,6 +32,15 @@ impl Cached {
 
     /// With these filters.
     pub(crate) async fn with(
+        filters: &str,
+        answer: impl Fn(usize, &Head) -> String + Send + Sync + 'static,
+    ) -> Self {
+        Self::kept("", filters, answer).await
+    }
+
+    /// With these filters, and this in `server.cache`.
+    pub(crate) async fn kept(
+        server: &str,
         filters: &str,
         answer: impl Fn(usize, &Head) -> String + Send + Sync + 'static,
     ) -> Self {
@@ -55,8 +71,50 @@ impl Cached {
              routes: [{{name: all, match: {{paths: [/*]}}, upstream: o, filters: {filters}}}]\n",
             origin.address
         );
-        let gateway = Gateway::administered(&rest).await;
-        Self { gateway, _origin: origin, seen }
+        let gateway = Gateway::administered(&document(server, &rest)).await;
+        Self { gateway, _origin: origin, seen, rest }
+    }
+
+    /// Ends the gateway, does something, and starts it again.
+    pub(crate) async fn restart(self, meanwhile: impl FnOnce()) -> Self {
+        let Self { mut gateway, .. } = self;
+        gateway.signal("TERM");
+        assert!(gateway.ended().await.success(), "it ends by itself");
+        meanwhile();
+        Self { gateway: gateway.again().await, ..self }
+    }
+
+    /// Reloads with something else in `server.cache`.
+    pub(crate) async fn reload(&self, server: &str) {
+        self.gateway.rewrite_administered(&document(server, &self.rest));
+        let answer = self.gateway.ask_admin("POST /api/reload", "").await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+
+    /// What the admin API tells of the store.
+    pub(crate) async fn numbers(&self) -> Value {
+        self.gateway.ask_admin("GET /api/cache", "").await.json()
+    }
+
+    /// Waits until so many answers are stored; who asked has them a little earlier.
+    pub(crate) async fn stored(&self, answers: usize) {
+        let line = format!("tollhouse_cache_fills_total{{result=\"stored\"}} {answers}\n");
+        let stored = async {
+            while !self.gateway.ask_admin("GET /metrics", "").await.text().contains(&line) {
+                tokio::task::yield_now().await;
+            }
+        };
+        soon(&line, stored).await;
+    }
+
+    /// Waits until one of these numbers, such as `/disk/writes`, is so high.
+    pub(crate) async fn counts(&self, pointer: &str, least: u64) {
+        let counted = async {
+            while self.numbers().await.pointer(pointer).and_then(Value::as_u64).unwrap_or(0) < least {
+                tokio::task::yield_now().await;
+            }
+        };
+        soon(pointer, counted).await;
     }
 
     /// What the origin was asked.

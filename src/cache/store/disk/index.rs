@@ -39,8 +39,7 @@ pub(super) struct Index {
 impl File {
     pub(super) fn new(entry: &Entry, seq: u64, size: u64) -> Self {
         let (url, rest) = halves(entry.key());
-        // Four of the 32 bytes.
-        let variant = (hash(entry.variant()) >> 32) as u32;
+        let variant = short(entry.variant());
         let pages = u32::try_from(size.div_ceil(PAGE)).unwrap_or(u32::MAX);
         Self { id: Id { url, rest, variant }, seq, pages }
     }
@@ -110,12 +109,14 @@ impl Index {
         ids.iter().filter_map(|id| self.take(id)).collect()
     }
 
-    /// The files of a key, the newest first.
-    pub(super) fn of_key(&self, key: &[u8]) -> Vec<File> {
+    /// The files of a key, or of this variant, the newest first and so many at most.
+    pub(super) fn of_key(&self, key: &[u8], variant: Option<&[u8]>, most: usize) -> Vec<File> {
         let (url, rest) = halves(key);
-        let (first, last) = (Id { url, rest, variant: 0 }, Id { url, rest, variant: u32::MAX });
+        let (from, to) = variant.map_or((0, u32::MAX), |variant| (short(variant), short(variant)));
+        let (first, last) = (Id { url, rest, variant: from }, Id { url, rest, variant: to });
         let mut files: Vec<File> = self.files.range(first..=last).map(|(_, file)| *file).collect();
         files.sort_by_key(|file| std::cmp::Reverse(file.seq));
+        files.truncate(most);
         files
     }
 
@@ -153,6 +154,11 @@ impl Index {
 fn halves(key: &[u8]) -> (u64, u64) {
     let (url, rest) = key.split_at(url_of(key).len());
     (hash(url), hash(rest))
+}
+
+/// A variant's hash: four of the 32 bytes.
+fn short(variant: &[u8]) -> u32 {
+    (hash(variant) >> 32) as u32
 }
 
 fn hash(bytes: &[u8]) -> u64 {

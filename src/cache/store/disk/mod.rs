@@ -212,9 +212,10 @@ impl Disk {
         self.shared.work.notify_one();
     }
 
-    /// The entries of a key, the newest first. Waits for the disk up to a second.
-    pub(super) async fn load(&self, key: &[u8]) -> Vec<Loaded> {
-        let files = self.shared.state.lock().index.of_key(key);
+    /// The entries of a key, or only this variant, the newest first and so many at most. Waits for the disk up
+    /// to a second.
+    pub(super) async fn load(&self, key: &[u8], variant: Option<&[u8]>, most: usize) -> Vec<Loaded> {
+        let files = self.shared.state.lock().index.of_key(key, variant, most);
         if files.is_empty() {
             return Vec::new();
         }
@@ -255,6 +256,14 @@ impl Disk {
         }
     }
 
+    /// Ends it, once what waits is written; but does not wait for a disk that hangs.
+    pub(super) fn end(&self) {
+        let mut state = self.shared.state.lock();
+        state.stop = true;
+        self.shared.work.notify_one();
+        self.shared.idle.wait_while_for(&mut state, |state| !state.ended, END);
+    }
+
     /// Waits until everything that was to be done is done.
     #[cfg(test)]
     pub(super) fn settle(&self) {
@@ -267,12 +276,10 @@ impl Disk {
 }
 
 impl Drop for Disk {
-    /// Waits until what waits is written, but not for a disk that hangs.
+    /// Waits for nothing: the last who has it may be a request.
     fn drop(&mut self) {
-        let mut state = self.shared.state.lock();
-        state.stop = true;
+        self.shared.state.lock().stop = true;
         self.shared.work.notify_one();
-        self.shared.idle.wait_while_for(&mut state, |state| !state.ended, END);
     }
 }
 

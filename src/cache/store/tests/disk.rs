@@ -343,3 +343,30 @@ async fn a_directory_has_one_store_at_a_time_and_the_next_one_takes_it_over() {
     settle(&second);
     assert!(second.load(b"a\0").await.is_some() && second.load(b"b\0").await.is_some());
 }
+
+#[tokio::test]
+async fn what_is_in_memory_stays_beside_a_variant_that_is_only_on_disk() {
+    let of = |variant: &str| {
+        let parts = Parts {
+            status: 200,
+            lines: Bytes::new(),
+            body: Vec::new(),
+            variant: variant.into(),
+            tags: Vec::new(),
+            facts: Default::default(),
+        };
+        made("https://a/\0", parts)
+    };
+    let (german, english) = (of("de"), of("en"));
+    let folder = kept(&[Arc::clone(&german), Arc::clone(&english)]);
+    let store = open(folder.path(), SPACE);
+    let newer = of("en");
+    store.insert_in_memory(Arc::clone(&newer));
+    assert!(store.load_variant(german.key(), b"fr").await.is_none());
+    let found = store.load_variant(german.key(), b"de").await.expect("it was kept");
+    assert_eq!(found.iter().map(|entry| entry.variant()).collect::<Vec<_>>(), [&b"en"[..], b"de"]);
+    assert_eq!(numbers(&store).hits, 1, "only that one is read");
+    // An older one from disk never takes the place of a newer one.
+    let found = store.load(german.key()).await.expect("they were kept");
+    assert!(found.iter().any(|entry| Arc::ptr_eq(entry, &newer)) && found.len() == 2);
+}
