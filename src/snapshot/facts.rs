@@ -37,11 +37,14 @@ pub(super) fn unmet<'a>(pipelines: impl IntoIterator<Item = &'a Arc<Pipeline>>) 
 /// What decides who may have an answer.
 const GATES: [&str; 4] = ["authenticate", "authorize", "forward_auth", "ip_access"];
 
-/// The first gate behind a cache in pipelines that run one after the other: stored answers would pass it by.
-pub(super) fn behind_cache<'a>(pipelines: impl IntoIterator<Item = &'a Arc<Pipeline>>) -> Option<Arc<str>> {
+/// What the user is told of the first gate behind a cache in pipelines that run one after the other: stored answers
+/// would pass it by.
+pub(super) fn behind_cache<'a>(pipelines: impl IntoIterator<Item = &'a Arc<Pipeline>>) -> Option<String> {
     let mut steps = pipelines.into_iter().flat_map(|pipeline| pipeline.steps());
     steps.find(|step| step.filter == "cache")?;
-    steps.find(|step| GATES.contains(&step.filter)).map(|step| step.instance.clone())
+    let instance = &steps.find(|step| GATES.contains(&step.filter))?.instance;
+    let told = "stands behind a `cache`, which would answer those that it refuses; write it before";
+    Some(format!("filter `{instance}` {told}"))
 }
 
 /// What the user is told.

@@ -375,23 +375,14 @@ fn check_facts(
     path: &Path,
     faults: &mut Faults<'_>,
 ) {
-    let needy = |pipeline: &Pipeline| pipeline.steps().iter().any(|step| !step.declared.needs.is_empty());
     let keys = keys(route, names);
-    let caches = |pipeline: &Pipeline| pipeline.steps().iter().any(|step| step.filter == "cache");
-    let cached = caches(&route.shared)
-        || caches(&route.own)
-        || names.listeners.iter().any(|listener| caches(&listener.pipeline));
-    if !needy(&route.shared) && !needy(&route.own) && keys.is_empty() && !cached {
-        return;
-    }
     for (id, listener) in (0u16..).map(ListenerId).zip(names.listeners) {
         if listener.retired || matched.listeners.as_ref().is_some_and(|list| !list.contains(&id)) {
             continue;
         }
         let pipelines = [&listener.pipeline, &route.shared, &route.own];
-        if let Some(instance) = facts::behind_cache(pipelines) {
-            let told = "stands behind a `cache`, which would answer those that it refuses; write it before";
-            faults.add(path, format!("filter `{instance}` {told}"));
+        if let Some(told) = facts::behind_cache(pipelines) {
+            faults.add(path, told);
             return;
         }
         if let Some((instance, fact)) = facts::unmet(pipelines) {
