@@ -376,6 +376,9 @@ fn check_facts(
     faults: &mut Faults<'_>,
 ) {
     let keys = keys(route, names);
+    let needy = |pipeline: &Pipeline| pipeline.steps().iter().any(|step| !step.declared.needs.is_empty());
+    // A listener's own needs are told of where it is written.
+    let needy = needy(&route.shared) || needy(&route.own);
     for (id, listener) in (0u16..).map(ListenerId).zip(names.listeners) {
         if listener.retired || matched.listeners.as_ref().is_some_and(|list| !list.contains(&id)) {
             continue;
@@ -385,7 +388,7 @@ fn check_facts(
             faults.add(path, told);
             return;
         }
-        if let Some((instance, fact)) = facts::unmet(pipelines) {
+        if let Some((instance, fact)) = facts::unmet(pipelines).filter(|_| needy) {
             faults.add(path, facts::message(&instance, fact));
             return;
         }
