@@ -69,7 +69,7 @@ impl Bulkhead {
     /// A place, waited for in the queue if it has to be, but not beyond the deadline; gives how long it waited too.
     ///
     /// # Errors
-    /// See [`Full`].
+    /// Why there is no place, if there is none.
     pub async fn enter(&self, deadline: Option<Instant>) -> Result<(Place, Duration), Full> {
         if let Some(place) = self.at_once() {
             return Ok((place, Duration::ZERO));
