@@ -7,10 +7,7 @@ use tollhouse_filters::filter::Fact;
 use tollhouse_filters::pipeline::Pipeline;
 
 /// The first of these facts that nothing in pipelines that run one after the other establishes.
-pub(super) fn missing<'a>(
-    needs: &[Fact],
-    pipelines: impl IntoIterator<Item = &'a Arc<Pipeline>>,
-) -> Option<Fact> {
+fn missing<'a>(needs: &[Fact], pipelines: impl IntoIterator<Item = &'a Arc<Pipeline>>) -> Option<Fact> {
     let steps = pipelines.into_iter().flat_map(|pipeline| pipeline.steps());
     let known: HashSet<Fact> = steps
         .filter(|step| step.is_unconditional())
@@ -39,12 +36,27 @@ const GATES: [&str; 4] = ["authenticate", "authorize", "forward_auth", "ip_acces
 
 /// What the user is told of the first gate behind a cache in pipelines that run one after the other: stored answers
 /// would pass it by.
-pub(super) fn behind_cache<'a>(pipelines: impl IntoIterator<Item = &'a Arc<Pipeline>>) -> Option<String> {
+fn behind_cache<'a>(pipelines: impl IntoIterator<Item = &'a Arc<Pipeline>>) -> Option<String> {
     let mut steps = pipelines.into_iter().flat_map(|pipeline| pipeline.steps());
     steps.find(|step| step.filter == "cache")?;
     let instance = &steps.find(|step| GATES.contains(&step.filter))?.instance;
     let told = "stands behind a `cache`, which would answer those that it refuses; write it before";
     Some(format!("filter `{instance}` {told}"))
+}
+
+/// What the user is told of a route's way through the pipelines of its listener, its service and its own, and of
+/// the keys that need facts after them; a listener's own needs are told of where it is written.
+pub(super) fn wrong(pipelines: [&Arc<Pipeline>; 3], keys: &[(String, &[Fact])]) -> Option<String> {
+    let [_, shared, own] = pipelines;
+    let is_needy = |pipeline: &Pipeline| pipeline.steps().iter().any(|step| !step.declared.needs.is_empty());
+    let unmet = || unmet(pipelines).filter(|_| is_needy(shared) || is_needy(own));
+    let lacking = |(key, needs): &(String, &[Fact])| {
+        let fact = missing(needs, pipelines)?;
+        Some(format!("{key} needs {fact}, but nothing before it establishes that"))
+    };
+    behind_cache(pipelines)
+        .or_else(|| unmet().map(|(instance, fact)| message(&instance, fact)))
+        .or_else(|| keys.iter().find_map(lacking))
 }
 
 /// What the user is told.

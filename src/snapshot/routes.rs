@@ -376,27 +376,13 @@ fn check_facts(
     faults: &mut Faults<'_>,
 ) {
     let keys = keys(route, names);
-    let needy = |pipeline: &Pipeline| pipeline.steps().iter().any(|step| !step.declared.needs.is_empty());
-    // A listener's own needs are told of where it is written.
-    let needy = needy(&route.shared) || needy(&route.own);
     for (id, listener) in (0u16..).map(ListenerId).zip(names.listeners) {
         if listener.retired || matched.listeners.as_ref().is_some_and(|list| !list.contains(&id)) {
             continue;
         }
-        let pipelines = [&listener.pipeline, &route.shared, &route.own];
-        if let Some(told) = facts::behind_cache(pipelines) {
+        if let Some(told) = facts::wrong([&listener.pipeline, &route.shared, &route.own], &keys) {
             faults.add(path, told);
             return;
-        }
-        if let Some((instance, fact)) = facts::unmet(pipelines).filter(|_| needy) {
-            faults.add(path, facts::message(&instance, fact));
-            return;
-        }
-        for (key, needs) in &keys {
-            if let Some(fact) = facts::missing(needs, pipelines) {
-                faults.add(path, format!("{key} needs {fact}, but nothing before it establishes that"));
-                return;
-            }
         }
     }
 }

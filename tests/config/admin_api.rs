@@ -137,12 +137,8 @@ fn every_path_answers_as_it_is_described() {
         ("POST", "/api/reload", "/api/reload", &[], "", 401),
         ("POST", "/api/check", "/api/check", &[], fine, 200),
         ("POST", "/api/check", "/api/check", &[], wrong, 422),
-        ("POST", "/api/explain", "/api/explain", &json, &question, 200),
-        ("POST", "/api/explain", "/api/explain", &json, "{", 400),
-        ("POST", "/api/explain", "/api/explain", &json, "[[]]", 422),
-        ("POST", "/api/explain", "/api/explain", &[("content-type", "text/plain")], &question, 415),
-        ("POST", "/api/explain", "/api/explain", &json, &large, 413),
     ];
+    calls.extend(about_explaining(&json, &question, &large));
     calls.extend(about_releases(&token));
     calls.extend(about_revocations(&token, &json, &both, &entry, &large));
     calls.extend(about_the_cache(&token, &both, &large));
@@ -168,6 +164,17 @@ fn every_path_answers_as_it_is_described() {
 }
 
 type Fields<'a> = &'a [(&'a str, &'a str)];
+
+fn about_explaining<'a>(json: Fields<'a>, question: &'a str, large: &'a str) -> Vec<Call<'a>> {
+    const EXPLAIN: &str = "/api/explain";
+    vec![
+        ("POST", EXPLAIN, EXPLAIN, json, question, 200),
+        ("POST", EXPLAIN, EXPLAIN, json, "{", 400),
+        ("POST", EXPLAIN, EXPLAIN, json, "[[]]", 422),
+        ("POST", EXPLAIN, EXPLAIN, &[("content-type", "text/plain")], question, 415),
+        ("POST", EXPLAIN, EXPLAIN, json, large, 413),
+    ]
+}
 
 fn about_releases(token: Fields<'_>) -> Vec<Call<'_>> {
     vec![
