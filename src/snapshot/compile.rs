@@ -14,7 +14,7 @@ use tollhouse_filters::tree::{Error, FileId, Mark, Node, Path, Scalar, from_node
 use tollhouse_filters::world::{Stores, UpstreamId, World};
 
 use super::pipelines::{Named, Pipelines};
-use super::{Action, identities, listeners, releases, routes, stores};
+use super::{Action, fallbacks, identities, listeners, releases, routes, stores};
 use super::{ListenerPlan, NamedFiles, Snapshot, UpstreamIds};
 use crate::config::{self, Document};
 use crate::consumers::Roster;
@@ -138,6 +138,8 @@ impl Compiler<'_> {
             .with_bulkheads_of(self.previous)
             .with_keys_of(&document.upstreams);
         let built = routes::build(document.services, document.routes, &names, &mut pipelines, &mut faults);
+        let around = (&built, listeners.as_slice());
+        let fallbacks = fallbacks::find(&document.upstreams, &ids, around, &mut faults);
         names.check_tests(&document.tests, &mut faults);
         check_dns(&document.server.dns, &mut faults);
         let files = pipelines.into_files();
@@ -145,6 +147,7 @@ impl Compiler<'_> {
             return Err(problems(faults.found, unread, loaded, &files));
         }
         let routes = built.resolve(&upstreams_by_id(&ids, &upstreams), listeners.len());
+        let fallbacks = fallbacks::resolve(&fallbacks, &routes);
         let identity_headers = identity_headers(&listeners, &routes);
         let mut warnings = Problems::located(unusual, &loaded.files);
         warnings.list.extend(routes::shadow_warnings(&built.matches, &routes, loaded).list);
@@ -163,6 +166,7 @@ impl Compiler<'_> {
             router: crate::routing::Router::build(built.matches),
             routes,
             upstreams,
+            fallbacks,
             upstream_ids: ids,
             stores,
             observability: document.observability,
