@@ -43,7 +43,7 @@ pub struct Fallback {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub route: Option<Name>,
     /// Whether the route's `cache` answers with what it has, however old, unless the origin forbade that (`must-revalidate`, `no-cache`). Default: `false`. Example: `true`.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default)]
     pub stale: bool,
     /// The status of an answer, from 200 to 599. Default: `200`. Example: `203`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

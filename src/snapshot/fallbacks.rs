@@ -20,7 +20,8 @@ pub(super) type Fallbacks = HashMap<Arc<str>, usize>;
 pub(super) fn find(
     upstreams: &[config::Upstream],
     ids: &UpstreamIds,
-    (built, listeners): (&Built, &[ListenerPlan]),
+    built: &Built,
+    listeners: &[ListenerPlan],
     faults: &mut Faults<'_>,
 ) -> Fallbacks {
     let mut found = Fallbacks::new();
