@@ -9,6 +9,7 @@ pub mod concurrency;
 mod consumers;
 pub mod dns;
 pub mod health;
+pub mod hedge;
 mod listener;
 pub mod observability;
 pub mod outlier;

@@ -12,6 +12,7 @@ use tollhouse_filters::tree::Raw;
 use tollhouse_filters::values::{Duration, FieldName, Timeout};
 
 use super::concurrency::Concurrency;
+use super::hedge::Hedge;
 use super::retries::RouteRetries;
 use super::{Name, Split};
 
@@ -49,6 +50,9 @@ pub struct Route {
     /// Retries instead of the upstream's; the budget stays the upstream's.
     #[serde(default)]
     pub retries: Option<RouteRetries>,
+    /// A hedge instead of the upstream's; `max: 0` is none.
+    #[serde(default)]
+    pub hedge: Option<Hedge>,
     /// How many requests of the route may be under way to its upstream, besides what the upstream allows.
     #[serde(default)]
     pub concurrency: Option<Concurrency>,

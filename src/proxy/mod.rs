@@ -5,6 +5,7 @@ mod call;
 mod direct;
 mod failure;
 mod finish;
+mod hedge;
 mod old_client;
 mod peer;
 pub mod replay;

@@ -14,7 +14,7 @@ use tollhouse_filters::tree::{Error, FileId, Mark, Node, Path, Scalar, from_node
 use tollhouse_filters::world::{Stores, UpstreamId, World};
 
 use super::pipelines::{Named, Pipelines};
-use super::{Action, fallbacks, identities, listeners, releases, routes, stores};
+use super::{Action, fallbacks, identities, listeners, names, releases, routes, stores};
 use super::{ListenerPlan, NamedFiles, Snapshot, UpstreamIds};
 use crate::config::{self, Document};
 use crate::consumers::Roster;
@@ -134,7 +134,7 @@ impl Compiler<'_> {
         pipelines.build_chains(document.chains, &mut faults);
         let (listeners, unusual) =
             listeners::build(self, document.listeners, base, &document.server, &mut pipelines, &mut faults);
-        let names = routes::Names::new(&listeners, &ids.by_name, &document.services)
+        let names = names::Names::new(&listeners, &ids.by_name, &document.services)
             .with_bulkheads_of(self.previous)
             .with_keys_of(&document.upstreams);
         let built = routes::build(document.services, document.routes, &names, &mut pipelines, &mut faults);

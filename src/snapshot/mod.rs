@@ -5,6 +5,7 @@ mod facts;
 mod fallbacks;
 mod identities;
 mod listeners;
+mod names;
 mod pipelines;
 mod releases;
 mod reload;
@@ -26,6 +27,7 @@ use tollhouse_filters::pipeline::{Pipeline, Stack};
 use tollhouse_filters::traffic::mirror::Report;
 use tollhouse_filters::world::UpstreamId;
 
+use crate::config::hedge::Hedge;
 use crate::config::retries::RouteRetries;
 use crate::config::{Admin, Listener, Observability, RouteTimeouts, Server, Test};
 use crate::consumers::Roster;
@@ -160,6 +162,8 @@ pub struct Route {
     pub timeouts: RouteTimeouts,
     /// Retries instead of the upstream's.
     pub retries: Option<RouteRetries>,
+    /// A hedge instead of the upstream's.
+    pub hedge: Option<Hedge>,
     /// Places for its requests, besides the upstream's.
     pub bulkhead: Option<Arc<Bulkhead>>,
     /// Its metrics, by listener and branch, made on first use.

@@ -21,6 +21,7 @@ mod forwarding;
 mod grpc;
 mod harness;
 mod health;
+mod hedges;
 mod identity;
 mod limits;
 mod login;
