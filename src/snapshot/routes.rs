@@ -11,11 +11,12 @@ use tollhouse_filters::pipeline::Pipeline;
 use tollhouse_filters::tree::{Path, Raw};
 use tollhouse_filters::world::UpstreamId;
 
-use super::compile::{Faults, entity, fault};
+use super::compile::{Faults, below, entity, fault};
 use super::names::Names;
 use super::pipelines::Pipelines;
 use super::releases::{self, BuiltVersions, SplitPlan};
 use super::{Action, Route, SplitAction, SplitVersions, facts};
+use crate::config::concurrency::Concurrency;
 use crate::config::hedge::{Hedge, MAX_HEDGES};
 use crate::config::retries::RouteRetries;
 use crate::config::{self, Match, RouteTimeouts};
@@ -118,6 +119,7 @@ pub(super) fn build(
         let service = service.map(|at| &services[at]);
         let target = target(&route, service, names, pipelines, &path, faults);
         check_retries(route.retries.as_ref(), &path, faults);
+        check_concurrency(route.concurrency.as_ref(), &path, faults);
         check_hedge(route.hedge.as_ref(), &target, names, &path, faults);
         let owner = format!("route:{}", route.name);
         let before = names.bulkheads.get(route.name.as_str());
@@ -144,6 +146,12 @@ pub(super) fn build(
 fn check_retries(retries: Option<&RouteRetries>, path: &Path, faults: &mut Faults<'_>) {
     if retries.and_then(|retries| retries.max).is_some_and(|max| max > MAX_RETRIES) {
         faults.add(&path.join("retries").join("max"), format!("expected 0 to {MAX_RETRIES}"));
+    }
+}
+
+fn check_concurrency(written: Option<&Concurrency>, path: &Path, faults: &mut Faults<'_>) {
+    if let Some((place, message)) = written.and_then(Concurrency::problem) {
+        faults.add(&path.join("concurrency").concat(&below(place)), message);
     }
 }
 

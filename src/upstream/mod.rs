@@ -37,6 +37,7 @@ use self::sticky::Sticky;
 use self::trust::Trust;
 use crate::config::balance::{Algorithm, Balance};
 use crate::config::circuit_breaker::CircuitBreaker;
+use crate::config::concurrency::Concurrency;
 use crate::config::health::{Active, ProbeKind, ProbeMethod};
 use crate::config::hedge::{After, Hedge, MAX_HEDGES};
 use crate::config::retries::RouteRetries;
@@ -110,6 +111,9 @@ impl Upstream {
         check_protocol(written, &mut problems);
         check_health(written, &mut problems);
         check_breaker(written.circuit_breaker.as_ref(), &mut problems);
+        if let Some((place, message)) = written.concurrency.as_ref().and_then(Concurrency::problem) {
+            problems.add(format!("concurrency.{place}"), message);
+        }
         let trust = written.tls.as_ref().and_then(|tls| Trust::load(tls, base, &mut problems));
         if !problems.0.is_empty() {
             return Err(problems.0);

@@ -35,6 +35,7 @@ const SECTIONS: &[(&str, &str)] = &[
     ("upstreams[].circuit_breaker", "CircuitBreaker"),
     ("upstreams[].circuit_breaker.fallback", "Fallback"),
     ("upstreams[].concurrency", "UpstreamConcurrency"),
+    ("upstreams[].concurrency.adaptive", "Adaptive"),
     ("upstreams[].hedge", "Hedge"),
     ("upstreams[].pool", "Pool"),
     ("stores.NAME", "Store"),

@@ -7,6 +7,7 @@ mod admission;
 mod breaker;
 mod budget;
 mod bulkhead;
+mod gradient;
 mod latencies;
 mod outlier;
 mod retry;
