@@ -13,6 +13,7 @@ pub mod hedge;
 mod listener;
 pub mod observability;
 pub mod outlier;
+mod overload;
 pub mod retries;
 mod route;
 mod schema;
@@ -32,6 +33,7 @@ use tollhouse_filters::identity::IdentitySpec;
 use tollhouse_filters::plan::PlanSpec;
 use tollhouse_filters::spec::Item;
 
+pub use self::overload::Overload;
 pub use address::{Address, AddressError};
 pub use admin::{Admin, AdminAddress};
 pub use cache::{Cache, CacheDisk, CacheFolder};

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use tollhouse_filters::condition::{MethodName, ValueMatch};
 use tollhouse_filters::host::HostPattern;
 use tollhouse_filters::path::PathPattern;
+use tollhouse_filters::plan::Priority;
 use tollhouse_filters::spec::Item;
 use tollhouse_filters::tree::Raw;
 use tollhouse_filters::values::{Duration, FieldName, Timeout};
@@ -53,6 +54,9 @@ pub struct Route {
     /// A hedge instead of the upstream's; `max: 0` is none.
     #[serde(default)]
     pub hedge: Option<Hedge>,
+    /// Which requests are refused first while the gateway has too much to do (`server.overload`).
+    #[serde(default)]
+    pub priority: Priority,
     /// How many requests of the route may be under way to its upstream, besides what the upstream allows.
     #[serde(default)]
     pub concurrency: Option<Concurrency>,

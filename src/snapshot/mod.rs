@@ -24,6 +24,7 @@ use http::HeaderName;
 use tollhouse_filters::identity::Identities;
 use tollhouse_filters::phase::OnRequest;
 use tollhouse_filters::pipeline::{Pipeline, Stack};
+use tollhouse_filters::plan::Priority;
 use tollhouse_filters::traffic::mirror::Report;
 use tollhouse_filters::world::UpstreamId;
 
@@ -66,6 +67,8 @@ pub struct Snapshot {
     pub unrouted: Arc<Route>,
     /// Upstreams, in written order.
     pub upstreams: Vec<Arc<Upstream>>,
+    /// Priorities of consumers' requests instead of the routes', by plan.
+    pub priorities: BTreeMap<Arc<str>, Priority>,
     /// The routes that take requests while the breakers of these upstreams are open.
     pub fallbacks: HashMap<Arc<str>, Arc<Route>>,
     /// What filters call them.
@@ -164,6 +167,8 @@ pub struct Route {
     pub retries: Option<RouteRetries>,
     /// A hedge instead of the upstream's.
     pub hedge: Option<Hedge>,
+    /// Which requests are refused first while the gateway has too much to do.
+    pub priority: Priority,
     /// Places for its requests, besides the upstream's.
     pub bulkhead: Option<Arc<Bulkhead>>,
     /// Its metrics, by listener and branch, made on first use.

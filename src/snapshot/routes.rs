@@ -8,6 +8,7 @@ use tollhouse_filters::condition::Conditions;
 use tollhouse_filters::filter::Fact;
 use tollhouse_filters::phase::OnRequest;
 use tollhouse_filters::pipeline::Pipeline;
+use tollhouse_filters::plan::Priority;
 use tollhouse_filters::tree::{Path, Raw};
 use tollhouse_filters::world::UpstreamId;
 
@@ -44,6 +45,7 @@ pub(super) struct Unresolved {
     timeouts: RouteTimeouts,
     retries: Option<RouteRetries>,
     hedge: Option<Hedge>,
+    priority: Priority,
     bulkhead: Option<Arc<Bulkhead>>,
 }
 
@@ -133,6 +135,7 @@ pub(super) fn build(
             timeouts: route.timeouts,
             retries: route.retries,
             hedge: route.hedge,
+            priority: route.priority,
             bulkhead: route.concurrency.as_ref().map(|written| Bulkhead::retained(written, before)),
         };
         let matched = matches(route.matches, names, &path.join("match"), faults);
@@ -340,6 +343,7 @@ impl Built {
                     timeouts: route.timeouts,
                     retries: route.retries.clone(),
                     hedge: route.hedge.clone(),
+                    priority: route.priority,
                     bulkhead: route.bulkhead.clone(),
                     series: Box::default(),
                 };
@@ -385,6 +389,7 @@ pub(super) fn unrouted(listeners: usize) -> Route {
         timeouts: RouteTimeouts::default(),
         retries: None,
         hedge: None,
+        priority: Priority::default(),
         bulkhead: None,
         series: series(listeners),
     }

@@ -13,6 +13,7 @@ const SECTIONS: &[(&str, &str)] = &[
     ("server.limits", "Limits"),
     ("server.paths", "PathRules"),
     ("server.dns", "Dns"),
+    ("server.overload", "Overload"),
     ("server.cache", "Cache"),
     ("server.cache.disk", "CacheDisk"),
     ("filter cache: key", "CacheKey"),

@@ -28,6 +28,7 @@ mod login;
 mod mirror;
 mod names;
 mod oidc;
+mod overload;
 mod paths;
 mod protocols;
 mod proxy_protocol;
