@@ -19,6 +19,7 @@ mod floods;
 mod forward_auth;
 mod forwarding;
 mod grpc;
+mod h2_faults;
 mod harness;
 mod health;
 mod hedges;

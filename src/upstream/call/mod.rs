@@ -197,7 +197,7 @@ impl<'a> Call<'a> {
         loop {
             let picked = self.upstream.pick(key, &tried).ok_or(CallError::NoBackend)?;
             let index = picked.index;
-            let Failed { fault, error } = match self.attempt(picked, None).await {
+            let Failed { fault, error } = match Box::pin(self.attempt(picked, None)).await {
                 Ok((wire, head)) => return self.reply(wire, head).await,
                 Err(failed) => failed,
             };
@@ -219,7 +219,7 @@ impl<'a> Call<'a> {
         let request = request.map_err(|error| Failed { fault: None, error })?;
         let mut peer = self.upstream.peer(&picked);
         self.narrow(&mut peer);
-        let (session, reused) = match by(until, self.connect(&peer)).await {
+        let (session, reused) = match by(until, Box::pin(self.connect(&peer))).await {
             Ok(connected) => connected,
             Err(error) => {
                 self.upstream.connect_failed(&mut picked);
