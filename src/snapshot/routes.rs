@@ -19,7 +19,6 @@ use super::releases::{self, BuiltVersions, SplitPlan};
 use super::{Action, ListenerPlan, Route, Snapshot, SplitAction, SplitVersions, facts};
 use crate::config::retries::RouteRetries;
 use crate::config::{self, Match, Name, RouteTimeouts, Test};
-use crate::observe::RouteSeries;
 use crate::release::Versions;
 use crate::routing::{ListenerId, RouteId, RouteMatch, shadowed};
 use crate::source::{Loaded, Problems};
@@ -424,9 +423,10 @@ impl Built {
                     timeouts: route.timeouts,
                     retries: route.retries.clone(),
                     bulkhead: route.bulkhead.clone(),
+                    stacks: unmade(listeners),
                     series: Box::default(),
                 };
-                resolved.series = series(listeners * resolved.branches());
+                resolved.series = unmade(listeners * resolved.branches());
                 Arc::new(resolved)
             })
             .collect()
@@ -468,11 +468,12 @@ pub(super) fn unrouted(listeners: usize) -> Route {
         timeouts: RouteTimeouts::default(),
         retries: None,
         bulkhead: None,
-        series: series(listeners),
+        stacks: unmade(listeners),
+        series: unmade(listeners),
     }
 }
 
-fn series(count: usize) -> Box<[OnceLock<Arc<RouteSeries>>]> {
+fn unmade<T>(count: usize) -> Box<[OnceLock<T>]> {
     std::iter::repeat_with(OnceLock::new).take(count).collect()
 }
 
