@@ -171,6 +171,8 @@ pub struct Route {
     pub priority: Priority,
     /// Places for its requests, besides the upstream's.
     pub bulkhead: Option<Arc<Bulkhead>>,
+    /// Its pipelines with the listener's, by listener, made on first use.
+    stacks: Box<[OnceLock<Stack>]>,
     /// Its metrics, by listener and branch, made on first use.
     series: Box<[OnceLock<Arc<RouteSeries>>]>,
 }
@@ -331,7 +333,10 @@ impl Snapshot {
     /// The pipelines of a request on this listener and route.
     #[must_use]
     pub fn stack(&self, listener: ListenerId, route: &Route) -> Stack {
-        Stack([self.listener(listener).pipeline.clone(), route.shared.clone(), route.own.clone()])
+        let stack = || {
+            Stack::new([self.listener(listener).pipeline.clone(), route.shared.clone(), route.own.clone()])
+        };
+        route.stacks.get(usize::from(listener.0)).map_or_else(stack, |known| known.get_or_init(stack).clone())
     }
 }
 

@@ -21,7 +21,6 @@ use crate::config::concurrency::Concurrency;
 use crate::config::hedge::{Hedge, MAX_HEDGES};
 use crate::config::retries::RouteRetries;
 use crate::config::{self, Match, RouteTimeouts};
-use crate::observe::RouteSeries;
 use crate::release::Versions;
 use crate::routing::{ListenerId, RouteId, RouteMatch, shadowed};
 use crate::source::{Loaded, Problems};
@@ -345,9 +344,10 @@ impl Built {
                     hedge: route.hedge.clone(),
                     priority: route.priority,
                     bulkhead: route.bulkhead.clone(),
+                    stacks: unmade(listeners),
                     series: Box::default(),
                 };
-                resolved.series = series(listeners * resolved.branches());
+                resolved.series = unmade(listeners * resolved.branches());
                 Arc::new(resolved)
             })
             .collect()
@@ -391,11 +391,12 @@ pub(super) fn unrouted(listeners: usize) -> Route {
         hedge: None,
         priority: Priority::default(),
         bulkhead: None,
-        series: series(listeners),
+        stacks: unmade(listeners),
+        series: unmade(listeners),
     }
 }
 
-fn series(count: usize) -> Box<[OnceLock<Arc<RouteSeries>>]> {
+fn unmade<T>(count: usize) -> Box<[OnceLock<T>]> {
     std::iter::repeat_with(OnceLock::new).take(count).collect()
 }
 
