@@ -37,6 +37,7 @@ mod reload;
 mod resilience;
 mod retries;
 mod revocations;
+mod shared_login;
 mod slow;
 mod sse;
 mod start;
@@ -45,6 +46,7 @@ mod tls;
 mod upgrade;
 mod upstream_auth;
 mod upstream_tls;
+mod waiting;
 mod websocket;
 
 #[path = "../conformance/rfc5861.rs"]
