@@ -233,6 +233,7 @@ impl Exchange {
         }
         self.ctx.upstream = Some(upstream.name.clone());
         self.ctx.deadline = self.total_timeout(&upstream).map(|total| self.ctx.started + total);
+        self.snapshot.identities.hide_sessions(request, &mut self.ctx);
         match self.admit(&upstream).await {
             Ok(()) => Decision::Forward(upstream),
             Err(reply) => Decision::Reply(reply),
