@@ -11,6 +11,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 
 use crate::path::{NormalPath, decode_segment};
+use crate::values;
 
 /// A request as conditions see it.
 #[derive(Debug, Clone, Copy)]
@@ -325,10 +326,12 @@ struct WholeRegex(Regex);
 impl<'de> Deserialize<'de> for WholeRegex {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        let build = |text: &str| regex::RegexBuilder::new(text).size_limit(1 << 20).build();
         // First alone: `a)|(b` must not close the group that anchors it.
-        let regex = build(&text).and_then(|_| build(&format!("^(?:{text})$")));
-        regex.map(Self).map_err(|_| de::Error::custom("expected a regular expression"))
+        let built = values::regex(&text).and_then(|_| values::regex(&format!("^(?:{text})$")));
+        built.map(Self).map_err(|error| match error {
+            regex::Error::CompiledTooBig(_) => de::Error::custom("the regular expression is too large"),
+            _ => de::Error::custom("expected a regular expression"),
+        })
     }
 }
 

@@ -15,7 +15,7 @@ use crate::plan::Plans;
 use crate::traffic::mirror::Report;
 use crate::tree::{Path, suggest};
 use crate::values::hex;
-use crate::world::{Clock, Ledger, Metrics, Rng, ScopedState, Stores, UpstreamId, World};
+use crate::world::{Clock, Ledger, Metrics, Rng, ScopedState, Store, Stores, UpstreamId, World};
 
 /// One kind of filter: what users write in a `filters` list.
 ///
@@ -106,6 +106,21 @@ pub trait Surroundings {
     fn file(&self, path: &str) -> Result<String, String> {
         Err(format!("cannot read {path}: there are no files here"))
     }
+}
+
+/// The store of this name; `option` is where the name was written.
+pub(crate) fn store(
+    surroundings: &dyn Surroundings,
+    option: &str,
+    name: &str,
+) -> Result<Arc<dyn Store>, BuildError> {
+    let stores = surroundings.stores();
+    stores.and_then(|all| all.get(name)).cloned().ok_or_else(|| {
+        let mut error = BuildError::at(option, format!("no store is named `{name}`"));
+        let names = stores.into_iter().flat_map(Stores::keys).map(|name| &**name);
+        error.hint = suggest(name, names).map(|near| format!("did you mean `{near}`?"));
+        error
+    })
 }
 
 /// What a filter is given while it is built, and what it declares about itself.
@@ -241,15 +256,8 @@ impl<'a> Build<'a> {
     /// Where this instance's budgets are kept: in the store of this name, which `option` holds, or else in
     /// the process.
     pub fn ledger(&self, option: &str, store: Option<&str>) -> Result<Ledger, BuildError> {
-        let Some(name) = store else { return Ok(Ledger::new(self.state(), None)) };
-        let stores = self.surroundings.stores();
-        let store = stores.and_then(|all| all.get(name)).cloned().ok_or_else(|| {
-            let mut error = BuildError::at(option, format!("no store is named `{name}`"));
-            let names = stores.into_iter().flat_map(Stores::keys).map(|name| &**name);
-            error.hint = suggest(name, names).map(|near| format!("did you mean `{near}`?"));
-            error
-        })?;
-        Ok(Ledger::new(self.state(), Some(store)))
+        let store = store.map(|name| self::store(self.surroundings, option, name)).transpose()?;
+        Ok(Ledger::new(self.state(), store))
     }
 
     /// What this instance shares with the one of the same id before it, such as counts of what is under way; made

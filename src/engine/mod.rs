@@ -229,6 +229,7 @@ impl Exchange {
         if let Some(problem) = self.body_too_large(request) {
             return Decision::Reply(problem.into());
         }
+        self.snapshot.identities.hide_sessions(request, &mut self.ctx);
         self.forward(upstream, request).await
     }
 

@@ -15,6 +15,7 @@ mod request;
 mod request_body;
 mod response;
 mod upstream_request;
+mod watched;
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -87,10 +88,12 @@ impl Gateway {
                 }
                 Decision::Reply(reply) => return Err(reply),
             };
+            let told: Option<&mut dyn Announce> = match &mut client {
+                Some(client) => Some(&mut **client),
+                None => None,
+            };
             // On the heap: most requests have none.
-            if let Some(reply) =
-                Box::pin(self.cache.answer(ask, exchange, request, (via, client.take()))).await
-            {
+            if let Some(reply) = Box::pin(self.cache.answer(ask, exchange, request, (via, told))).await {
                 return Err(reply);
             }
         }
@@ -111,6 +114,11 @@ async fn unless_gone<T>(
         (Poll::Pending, None) => Poll::Pending,
     })
     .await
+}
+
+/// Whether this is what came of waiting for a client that went away.
+fn is_gone(reply: &Reply) -> bool {
+    matches!(reply, Reply::Problem(problem) if problem.kind.code == problem::CLIENT_CLOSED.code)
 }
 
 #[async_trait]

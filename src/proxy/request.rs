@@ -12,7 +12,7 @@ use tollhouse_filters::outcome::Reply;
 use tollhouse_filters::problem::{self, Problem};
 
 use super::replay::{self, CollectError, Gathered, WholeBody};
-use super::{Call, Gateway, direct, hedge, reply};
+use super::{Call, Gateway, direct, hedge, is_gone, reply};
 use crate::config::upstream::Protocol;
 use crate::door;
 use crate::engine::{Connection, Exchange};
@@ -83,11 +83,16 @@ impl Gateway {
     /// Runs the filters; true when the request was answered.
     pub(super) async fn decide(&self, session: &mut Session, call: &mut Call) -> Result<bool> {
         let decision = match call.decided.take() {
-            Some(upstream) => Ok(upstream),
-            None => self.decision(call, session.req_header_mut(), None).await,
+            Some(decision) => decision,
+            None => self.watched_decision(session, call).await,
         };
         let upstream = match decision {
             Ok(upstream) => upstream,
+            Err(reply) if is_gone(&reply) => {
+                return Err(
+                    Error::explain(ErrorType::ConnectionClosed, "it left while it waited").into_down()
+                );
+            }
             Err(reply) => return reply::write(session, call, reply).await.map(|()| true),
         };
         if matches!(upstream.protocol(), Protocol::H2 | Protocol::H2c) {

@@ -124,9 +124,9 @@ impl Compiler<'_> {
         let plans = identities::plans(&document, &mut faults);
         let (roster, unread) =
             identities::roster(&mut document, &plans, folder, self.roster.as_ref(), &mut faults);
-        let around = (&ids.by_name, &plans);
-        let identities = identities::build(&mut document, &roster, self.world, around, &mut faults);
         let (stores, by_name) = stores::build(self, &document.stores, base, &mut faults);
+        let around = identities::Around { upstreams: &ids.by_name, plans: &plans, stores: &by_name };
+        let identities = identities::build(&mut document, &roster, self.world, &around, &mut faults);
         let versions = releases::version_names(&document.services);
         let named = named(&ids, (&identities, &plans, &by_name), &versions);
         let mut pipelines = Pipelines::new(self.registry, self.world, named, folder, files);

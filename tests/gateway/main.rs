@@ -41,6 +41,7 @@ mod reload;
 mod resilience;
 mod retries;
 mod revocations;
+mod shared_login;
 mod slow;
 mod sse;
 mod start;
@@ -49,6 +50,7 @@ mod tls;
 mod upgrade;
 mod upstream_auth;
 mod upstream_tls;
+mod waiting;
 mod websocket;
 
 #[path = "../conformance/rfc5861.rs"]

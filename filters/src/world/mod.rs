@@ -6,6 +6,7 @@ mod cached;
 mod client;
 mod clock;
 mod metrics;
+mod records;
 mod retained;
 mod revocations;
 mod rng;
@@ -22,6 +23,7 @@ pub use client::{
 };
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use metrics::{Counter, Gauge, MemoryMetrics, Metrics, NoMetrics};
+pub use records::Records;
 pub use retained::Retained;
 pub use revocations::{Full, Matched, Revocation, Revocations, Revoked};
 pub use rng::{Rng, SeededRng, SystemRng};
