@@ -5,6 +5,7 @@ mod amounts;
 mod balancing;
 mod bodies;
 mod cache;
+mod cache_bodies;
 mod cache_disk;
 mod compression;
 mod consumers;
