@@ -3,6 +3,7 @@
 mod backend;
 mod balance;
 pub mod call;
+mod discovery;
 mod export;
 mod health;
 mod idle;
