@@ -78,7 +78,10 @@ fn check_discovery(written: &written::Upstream, problems: &mut Problems) {
         && tls.sni.is_none()
         && registry.tells_addresses()
     {
-        problems.add("tls.sni", "is needed with this type of `discovery`, which may tell addresses without a name");
+        problems.add(
+            "tls.sni",
+            "is needed with this type of `discovery`, which may tell addresses without a name",
+        );
     }
 }
 
@@ -201,4 +204,3 @@ fn check_health(written: &written::Upstream, problems: &mut Problems) {
         problems.add(here("type"), "`grpc` needs an upstream with `protocol: h2` or `h2c`");
     }
 }
-

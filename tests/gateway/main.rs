@@ -11,6 +11,7 @@ mod consumers;
 mod credentials;
 mod decompression;
 mod direct;
+mod discovery;
 mod failures;
 mod faults;
 mod filters;

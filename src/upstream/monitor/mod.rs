@@ -78,7 +78,6 @@ struct Watched {
     followed: HashMap<usize, Task<Following>>,
 }
 
-
 /// Something that a task of its own keeps up to date, until this is dropped.
 struct Task<T> {
     of: Arc<T>,
@@ -213,12 +212,7 @@ impl Shared {
     }
 
     /// Has the names of these members looked up and their addresses probed. What nobody goes by any more ends.
-    fn connect_all(
-        self: &Arc<Self>,
-        watched: &mut Watched,
-        which: impl Fn(&Member) -> bool,
-        seeds: &Seeds,
-    ) {
+    fn connect_all(self: &Arc<Self>, watched: &mut Watched, which: impl Fn(&Member) -> bool, seeds: &Seeds) {
         let members: Vec<_> = watched.members.iter().filter(|member| which(member)).cloned().collect();
         watched.probes.values().for_each(|probe| probe.of.forget_users(&which));
         for member in &members {
