@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use tollhouse_filters::tree::{self, Error, Node, Path, Raw, suggest};
 use tollhouse_filters::values::{Duration, Scalar};
 
@@ -99,7 +99,7 @@ enum FileType {
 }
 
 /// Which addresses of a name count.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Family {
     /// All.
