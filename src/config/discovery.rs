@@ -10,9 +10,9 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 use tollhouse_filters::tree::{self, Error, Node, Path, Raw, suggest};
-use tollhouse_filters::values::{Duration, Scalar};
+use tollhouse_filters::values::{Duration, Scalar, Secret, Url};
 
-use super::upstream::Host;
+use super::upstream::{Host, Tls};
 
 /// Who tells the backends of an upstream. What is wrong with it is kept until its upstream is built, so that all of it
 /// is told at once, with its place.
@@ -28,6 +28,12 @@ pub enum Registry {
     DnsSrv(DnsSrvDiscovery),
     /// A file.
     File(FileDiscovery),
+    /// Consul.
+    Consul(ConsulDiscovery),
+    /// Eureka.
+    Eureka(EurekaDiscovery),
+    /// Nacos.
+    Nacos(NacosDiscovery),
 }
 
 /// `discovery: {type: dns}`: each address of a name (A and AAAA) is a backend.
@@ -80,6 +86,118 @@ pub struct FileDiscovery {
     pub keep_last_on_empty: bool,
 }
 
+/// `discovery: {type: consul}`: the healthy instances of a service in Consul.
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ConsulDiscovery {
+    /// What it is: `consul`.
+    #[serde(rename = "type")]
+    _kind: ConsulType,
+    /// Where an agent or a server is. Default: `http://127.0.0.1:8500`. Example: `https://consul.internal:8501`.
+    #[serde(default = "local_agent")]
+    pub address: Url,
+    /// The service. Required. Example: `users`.
+    pub service: Text,
+    /// Tags that an instance must have, all of them. Default: `[]`. Example: `[v2]`.
+    #[serde(default)]
+    pub tags: Vec<String>,
+    /// The datacenter. Default: that of the agent. Example: `eu-1`.
+    #[serde(default)]
+    pub datacenter: Option<String>,
+    /// The namespace. Default: that of the token. Example: `shop`.
+    #[serde(default)]
+    pub namespace: Option<String>,
+    /// What proves who asks; needs `service:read` and `node:read`. Default: none. Example: `${env:CONSUL_TOKEN}`.
+    #[serde(default)]
+    pub token: Option<Secret>,
+    /// Whether all checks of an instance must pass; else those with warnings get requests too, by their weight for that. Default: `true`. Example: `false`.
+    #[serde(default = "yes")]
+    pub passing_only: bool,
+    /// How long a question is held back while nothing changes, from `1s` to `10m`. Default: `5m`. Example: `1m`.
+    #[serde(default = "five_minutes")]
+    pub wait: Duration,
+    /// TLS to the registry, if its URL is https. Default: `{}`. Example: `{ca: certs/registry-ca.pem}`.
+    #[serde(default)]
+    pub tls: Option<Tls>,
+    /// Whether the last backends stay in use when the registry says that there are none. Default: `false`, requests are answered with 503 then. Example: `true`.
+    #[serde(default)]
+    pub keep_last_on_empty: bool,
+}
+
+/// `discovery: {type: eureka}`: the instances of an application in Eureka that are up.
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EurekaDiscovery {
+    /// What it is: `eureka`.
+    #[serde(rename = "type")]
+    _kind: EurekaType,
+    /// Where Eureka is, with the path that `/apps` follows. Required. Example: `http://eureka.internal:8761/eureka`.
+    pub address: Url,
+    /// The application. Required. Example: `USERS`.
+    pub app: Text,
+    /// Whether the secure port of instances is used. Default: `false`. Example: `true`.
+    #[serde(default)]
+    pub secure: bool,
+    /// Which address of instances is used: `ip` or `name`. Default: `ip`. Example: `name`.
+    #[serde(default)]
+    pub host: EurekaHost,
+    /// Who asks (RFC 7617); needs `password`. Default: none. Example: `gateway`.
+    #[serde(default)]
+    pub username: Option<String>,
+    /// What proves it; needs `username`. Default: none. Example: `${env:EUREKA_PASSWORD}`.
+    #[serde(default)]
+    pub password: Option<Secret>,
+    /// How often it is asked, give or take a tenth; at least `1s`. Default: `30s`. Example: `10s`.
+    #[serde(default = "thirty_seconds")]
+    pub interval: Duration,
+    /// TLS to the registry, if its URL is https. Default: `{}`. Example: `{ca: certs/registry-ca.pem}`.
+    #[serde(default)]
+    pub tls: Option<Tls>,
+    /// Whether the last backends stay in use when the registry says that there are none. Default: `false`, requests are answered with 503 then. Example: `true`.
+    #[serde(default)]
+    pub keep_last_on_empty: bool,
+}
+
+/// `discovery: {type: nacos}`: the instances of a service in Nacos that are healthy and enabled.
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NacosDiscovery {
+    /// What it is: `nacos`.
+    #[serde(rename = "type")]
+    _kind: NacosType,
+    /// Where Nacos is, with its context path. Required. Example: `http://nacos.internal:8848/nacos`.
+    pub address: Url,
+    /// The service. Required. Example: `users`.
+    pub service: Text,
+    /// Its group. Default: `DEFAULT_GROUP`. Example: `shop`.
+    #[serde(default = "default_group")]
+    pub group: String,
+    /// The id of its namespace. Default: `public`. Example: `7e1b3a5c-production`.
+    #[serde(default)]
+    pub namespace: Option<String>,
+    /// The clusters whose instances count. Default: `[]`, all. Example: `[eu]`.
+    #[serde(default)]
+    pub clusters: Vec<String>,
+    /// The version of the interface: `v1` or `v2`. Default: `v2`. Example: `v1`.
+    #[serde(default)]
+    pub api: NacosApi,
+    /// Who asks; needs `password`. Default: none. Example: `gateway`.
+    #[serde(default)]
+    pub username: Option<String>,
+    /// What proves it; needs `username`. Default: none. Example: `${env:NACOS_PASSWORD}`.
+    #[serde(default)]
+    pub password: Option<Secret>,
+    /// How often it is asked, give or take a tenth; at least `1s`. Default: `10s`. Example: `30s`.
+    #[serde(default = "ten_seconds")]
+    pub interval: Duration,
+    /// TLS to the registry, if its URL is https. Default: `{}`. Example: `{ca: certs/registry-ca.pem}`.
+    #[serde(default)]
+    pub tls: Option<Tls>,
+    /// Whether the last backends stay in use when the registry says that there are none. Default: `false`, requests are answered with 503 then. Example: `true`.
+    #[serde(default)]
+    pub keep_last_on_empty: bool,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 enum DnsType {
@@ -96,6 +214,76 @@ enum DnsSrvType {
 #[serde(rename_all = "snake_case")]
 enum FileType {
     File,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum ConsulType {
+    Consul,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum EurekaType {
+    Eureka,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum NacosType {
+    Nacos,
+}
+
+/// Which address of an instance in Eureka is used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EurekaHost {
+    /// `ipAddr`.
+    #[default]
+    Ip,
+    /// `hostName`.
+    Name,
+}
+
+/// The version of Nacos' interface.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum NacosApi {
+    /// Of Nacos 1 and 2.
+    V1,
+    /// Of Nacos 2 and later.
+    #[default]
+    V2,
+}
+
+/// A text of 1 to 255 bytes without control characters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Text(String);
+
+impl std::ops::Deref for Text {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Scalar for Text {
+    const EXPECTED: &'static str = "a name of 1 to 255 bytes";
+    const EXAMPLE: &'static str = "users";
+
+    fn read(text: &str) -> Option<Self> {
+        let fits = (1..=255).contains(&text.len()) && !text.chars().any(char::is_control);
+        fits.then(|| Self(text.to_owned()))
+    }
+}
+
+tollhouse_filters::scalar!(Text);
+
+impl fmt::Display for Text {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
 /// Which addresses of a name count.
@@ -146,10 +334,13 @@ impl fmt::Display for DnsName {
 type Read = fn(&Arc<Node>) -> Result<Registry, Vec<Error>>;
 
 /// The types of registries, each with what reads its options.
-const TYPES: [(&str, Read); 3] = [
+const TYPES: [(&str, Read); 6] = [
     ("dns", |node| options(node).map(Registry::Dns)),
     ("dns_srv", |node| options(node).map(Registry::DnsSrv)),
     ("file", |node| options(node).map(Registry::File)),
+    ("consul", |node| options(node).map(Registry::Consul)),
+    ("eureka", |node| options(node).map(Registry::Eureka)),
+    ("nacos", |node| options(node).map(Registry::Nacos)),
 ];
 
 fn options<T: DeserializeOwned>(node: &Arc<Node>) -> Result<T, Vec<Error>> {
@@ -166,6 +357,19 @@ impl Discovery {
     }
 }
 
+impl Discovery {
+    /// Leaves out the files by which the registry is reached.
+    pub fn forget_files(&mut self) {
+        let tls = match &mut self.0 {
+            Ok(Registry::Consul(written)) => &mut written.tls,
+            Ok(Registry::Eureka(written)) => &mut written.tls,
+            Ok(Registry::Nacos(written)) => &mut written.tls,
+            _ => return,
+        };
+        *tls = None;
+    }
+}
+
 impl Registry {
     /// What it is called in documents.
     pub const fn kind(&self) -> &'static str {
@@ -173,6 +377,9 @@ impl Registry {
             Self::Dns(_) => "dns",
             Self::DnsSrv(_) => "dns_srv",
             Self::File(_) => "file",
+            Self::Consul(_) => "consul",
+            Self::Eureka(_) => "eureka",
+            Self::Nacos(_) => "nacos",
         }
     }
 
@@ -182,6 +389,19 @@ impl Registry {
             Self::Dns(written) => written.keep_last_on_empty,
             Self::DnsSrv(written) => written.keep_last_on_empty,
             Self::File(written) => written.keep_last_on_empty,
+            Self::Consul(written) => written.keep_last_on_empty,
+            Self::Eureka(written) => written.keep_last_on_empty,
+            Self::Nacos(written) => written.keep_last_on_empty,
+        }
+    }
+
+    /// How it is reached over TLS, if it is asked over HTTP and something is written of that.
+    pub const fn tls(&self) -> Option<&Tls> {
+        match self {
+            Self::Consul(written) => written.tls.as_ref(),
+            Self::Eureka(written) => written.tls.as_ref(),
+            Self::Nacos(written) => written.tls.as_ref(),
+            Self::Dns(_) | Self::DnsSrv(_) | Self::File(_) => None,
         }
     }
 
@@ -237,9 +457,36 @@ impl JsonSchema for Discovery {
             generator.subschema_for::<DnsDiscovery>(),
             generator.subschema_for::<DnsSrvDiscovery>(),
             generator.subschema_for::<FileDiscovery>(),
+            generator.subschema_for::<ConsulDiscovery>(),
+            generator.subschema_for::<EurekaDiscovery>(),
+            generator.subschema_for::<NacosDiscovery>(),
         ];
         json_schema!({"description": "Who tells the backends of an upstream.", "oneOf": kinds})
     }
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn local_agent() -> Url {
+    Url::read("http://127.0.0.1:8500").expect("a URL")
+}
+
+fn default_group() -> String {
+    "DEFAULT_GROUP".to_owned()
+}
+
+fn five_minutes() -> Duration {
+    Duration::from_secs(300)
+}
+
+fn thirty_seconds() -> Duration {
+    Duration::from_secs(30)
+}
+
+fn ten_seconds() -> Duration {
+    Duration::from_secs(10)
 }
 
 fn one_second() -> Duration {

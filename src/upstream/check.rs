@@ -1,10 +1,12 @@
 //! What an upstream must be, beyond what its parts say.
 
+use std::path::Path;
 use std::time::Duration;
 
 use tollhouse_filters::tree::Error;
 use tollhouse_filters::values::ByteSize;
 
+use super::trust::Trust;
 use super::{MAX_BACKENDS, MAX_RETRIES, MAX_WEIGHT, Problems};
 use crate::config::balance::{Algorithm, Balance};
 use crate::config::circuit_breaker::CircuitBreaker;
@@ -29,6 +31,9 @@ const OF_MESSAGES: [&str; 10] = [
 ];
 /// Shortest interval between looks at a file.
 const MIN_LOOK: Duration = Duration::from_millis(100);
+/// Shortest interval between questions to a registry that does not hold them back, and the longest that one does.
+const MIN_ASKING: Duration = Duration::from_secs(1);
+const MAX_WAIT: Duration = Duration::from_secs(600);
 /// Shortest interval between probes.
 const MIN_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -69,11 +74,7 @@ fn check_discovery(written: &written::Upstream, problems: &mut Problems) {
         Ok(registry) => registry,
         Err(errors) => return errors.iter().for_each(|error| problems.add(below(error), told(error))),
     };
-    if let Registry::File(file) = registry
-        && file.interval.get() < MIN_LOOK
-    {
-        problems.add("discovery.interval", "expected at least 100ms");
-    }
+    check_registry(registry, problems);
     if let Some(tls) = &written.tls
         && tls.sni.is_none()
         && registry.tells_addresses()
@@ -83,6 +84,43 @@ fn check_discovery(written: &written::Upstream, problems: &mut Problems) {
             "is needed with this type of `discovery`, which may tell addresses without a name",
         );
     }
+}
+
+fn check_registry(registry: &Registry, problems: &mut Problems) {
+    let mut proof = |user: bool, password: bool| match (user, password) {
+        (true, false) => problems.add("discovery.username", "needs `password` too"),
+        (false, true) => problems.add("discovery.password", "needs `username` too"),
+        _ => {}
+    };
+    match registry {
+        Registry::Eureka(written) => proof(written.username.is_some(), written.password.is_some()),
+        Registry::Nacos(written) => proof(written.username.is_some(), written.password.is_some()),
+        _ => {}
+    }
+    let (interval, least) = match registry {
+        Registry::File(written) => (written.interval, MIN_LOOK),
+        Registry::Eureka(written) => (written.interval, MIN_ASKING),
+        Registry::Nacos(written) => (written.interval, MIN_ASKING),
+        Registry::Consul(written) => {
+            if !(MIN_ASKING..=MAX_WAIT).contains(&written.wait.get()) {
+                problems.add("discovery.wait", "expected 1s to 10m");
+            }
+            return;
+        }
+        Registry::Dns(_) | Registry::DnsSrv(_) => return,
+    };
+    if interval.get() < least {
+        problems.add("discovery.interval", format!("expected at least {least:?}"));
+    }
+}
+
+/// The files by which a registry is reached over TLS.
+pub(super) fn check_registry_tls(written: &written::Upstream, base: &Path, problems: &mut Problems) {
+    let registry = written.discovery.as_ref().and_then(|discovery| discovery.registry().ok());
+    let Some(tls) = registry.and_then(Registry::tls) else { return };
+    let mut found = Problems::default();
+    Trust::load(tls, base, &mut found);
+    found.0.into_iter().for_each(|(path, message)| problems.add(format!("discovery.{path}"), message));
 }
 
 fn below(error: &Error) -> String {

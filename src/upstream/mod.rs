@@ -89,6 +89,7 @@ impl Upstream {
         let mut problems = Problems::default();
         check::check(written, &mut problems);
         let trust = written.tls.as_ref().and_then(|tls| Trust::load(tls, base, &mut problems));
+        check::check_registry_tls(written, base, &mut problems);
         if !problems.0.is_empty() {
             return Err(problems.0);
         }

@@ -4,15 +4,22 @@
 //! and nothing else: what of a set can be used, what of it is new, when a registry that failed is asked again, and what
 //! is in use meanwhile is the same for all of them.
 
+mod consul;
 mod dns;
+mod eureka;
 mod file;
 mod following;
+mod http;
+mod nacos;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 
+use super::call::Caller;
 use super::resolve::Lookup;
 use crate::config::discovery::Registry;
 
@@ -55,6 +62,8 @@ pub(super) trait Directory: Send + Sync {
 pub(super) struct World {
     /// Looks names up, by the settings of the document.
     pub(super) lookup: Arc<dyn Lookup>,
+    /// Makes calls.
+    pub(super) caller: Caller,
 }
 
 /// Opens directories.
@@ -69,6 +78,9 @@ impl Open for World {
             Registry::Dns(written) => Box::new(dns::Addresses::new(written, Arc::clone(&self.lookup))),
             Registry::DnsSrv(written) => Box::new(dns::Services::new(written, Arc::clone(&self.lookup))),
             Registry::File(written) => Box::new(Arc::new(file::File::new(written, following.base()))),
+            Registry::Consul(written) => Box::new(consul::Consul::new(written, following, self)),
+            Registry::Eureka(written) => Box::new(eureka::Eureka::new(written, following, self)),
+            Registry::Nacos(written) => Box::new(nacos::Nacos::new(written, following, self)),
         }
     }
 }

@@ -99,7 +99,7 @@ impl Monitor {
     /// # Errors
     /// When the thread cannot be started.
     pub fn start(caller: Caller, origins: &Origins, registry: Arc<Registry>) -> io::Result<Self> {
-        let directories = World { lookup: origins.lookup() };
+        let directories = World { lookup: origins.lookup(), caller: caller.clone() };
         Self::start_with(origins.lookup(), Arc::new(caller), Arc::new(directories), registry)
     }
 
