@@ -10,8 +10,10 @@ use super::trust::Trust;
 use super::{MAX_BACKENDS, MAX_RETRIES, MAX_WEIGHT, Problems};
 use crate::config::balance::{Algorithm, Balance};
 use crate::config::circuit_breaker::CircuitBreaker;
+use crate::config::concurrency::Concurrency;
 use crate::config::discovery::Registry;
 use crate::config::health::{ProbeKind, ProbeMethod};
+use crate::config::hedge::MAX_HEDGES;
 use crate::config::upstream::{self as written, Host, Protocol};
 
 /// The most of a body that is kept for another attempt; Pingora keeps no more.
@@ -46,6 +48,9 @@ pub(super) fn check(written: &written::Upstream, problems: &mut Problems) {
     check_protocol(written, problems);
     check_health(written, problems);
     check_breaker(written.circuit_breaker.as_ref(), problems);
+    if let Some((place, message)) = written.concurrency.as_ref().and_then(Concurrency::problem) {
+        problems.add(format!("concurrency.{place}"), message);
+    }
 }
 
 fn check_backends(written: &written::Upstream, problems: &mut Problems) {
@@ -140,6 +145,14 @@ fn check_attempts(written: &written::Upstream, problems: &mut Problems) {
         && OF_MESSAGES.contains(&name.get().as_str())
     {
         problems.add("timeouts.remaining_header", "is a field that says something else");
+    }
+    if let Some(hedge) = &written.hedge {
+        if hedge.max > MAX_HEDGES {
+            problems.add("hedge.max", format!("expected 0 to {MAX_HEDGES}"));
+        }
+        if written.balance.sticky.is_some() {
+            problems.add("hedge", "goes to other backends, and `balance.sticky` keeps clients with theirs");
+        }
     }
     if written.retries.body_bytes > MAX_KEPT {
         problems.add("retries.body_bytes", format!("expected at most {MAX_KEPT}"));

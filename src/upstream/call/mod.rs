@@ -6,6 +6,7 @@
 mod body;
 mod error;
 mod head;
+mod hedge;
 
 #[cfg(test)]
 mod tests;
@@ -24,14 +25,15 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
 use self::body::Wire;
-use self::error::within;
-use super::{Asked, Fault, Progress, Tried, Upstream};
+use self::error::{by, within};
+use super::{Asked, Fault, Picked, Progress, Tried, Upstream};
 use crate::config::upstream::Protocol;
 
 pub use self::body::BodyStream;
 pub(super) use self::error::describe;
 pub use self::error::{CallError, Waiting};
 pub(super) use self::head::name_as_http2;
+pub use self::hedge::{Account, Attempt};
 
 /// Idle connections kept over all upstreams, for each HTTP version.
 const POOL: usize = 16_384;
@@ -75,6 +77,12 @@ pub struct Reply {
     pub delimited: bool,
 }
 
+/// Why an attempt failed: what the rules of retries call that, if they do.
+struct Failed {
+    fault: Option<Fault>,
+    error: CallError,
+}
+
 /// Why an exchange failed, and whether it may go over a fresh connection.
 struct Failure {
     error: CallError,
@@ -105,15 +113,8 @@ impl Caller {
         body: impl Into<Payload>,
         options: CallOptions,
     ) -> Result<Reply, CallError> {
-        let deadline = options.timeout.or(upstream.total_timeout()).map(|limit| Instant::now() + limit);
-        let mut key = options.key.to_vec();
-        if key.is_empty() {
-            upstream.write_key(&head, None, &mut key);
-        }
-        let limits = (options.connect, options.read);
-        let interim = options.interim;
-        let call = Call { caller: self, upstream, head, body: body.into(), deadline, limits, interim };
-        within(deadline, Box::pin(call.attempts(&key))).await
+        let (call, key) = Call::new(self, upstream, head, body.into(), options);
+        within(call.deadline, Box::pin(call.attempts(&key))).await
     }
 
     pub(super) fn connector(&self) -> &Connector {
@@ -171,40 +172,74 @@ struct Call<'a> {
     interim: Option<UnboundedSender<ResponseHeader>>,
 }
 
-impl Call<'_> {
+impl<'a> Call<'a> {
+    /// A call, and what balancing goes by.
+    fn new(
+        caller: &'a Caller,
+        upstream: &'a Upstream,
+        head: RequestHeader,
+        body: Payload,
+        options: CallOptions,
+    ) -> (Self, Vec<u8>) {
+        let deadline = options.timeout.or(upstream.total_timeout()).map(|limit| Instant::now() + limit);
+        let mut key = options.key.to_vec();
+        if key.is_empty() {
+            upstream.write_key(&head, None, &mut key);
+        }
+        let limits = (options.connect, options.read);
+        (Self { caller, upstream, head, body, deadline, limits, interim: options.interim }, key)
+    }
+
     async fn attempts(&self, key: &[u8]) -> Result<Reply, CallError> {
         let mut tried = Tried::default();
         let mut progress = Progress::default();
         self.upstream.asked(std::time::Instant::now());
         loop {
-            let mut picked = self.upstream.pick(key, &tried).ok_or(CallError::NoBackend)?;
-            let request = head::request(&self.head, self.body.len(), self.upstream, &picked)?;
-            let mut peer = self.upstream.peer(&picked);
-            self.narrow(&mut peer);
-            let (session, reused) = match self.connect(&peer).await {
-                Ok(connected) => connected,
-                Err(error) => {
-                    self.upstream.connect_failed(&mut picked);
-                    tried.insert(picked.index);
-                    self.again(Fault::Connect, &mut progress).await.ok_or(error)?;
-                    continue;
-                }
+            let picked = self.upstream.pick(key, &tried).ok_or(CallError::NoBackend)?;
+            let index = picked.index;
+            let Failed { fault, error } = match Box::pin(self.attempt(picked, None)).await {
+                Ok((wire, head)) => return self.reply(wire, head).await,
+                Err(failed) => failed,
             };
-            let mut wire = Wire::new(self.caller, session, peer, picked);
-            let failure = match self.exchange(&mut wire, request).await {
-                Ok(head) => return self.reply(wire, head).await,
-                Err(failure) => failure,
-            };
-            let closed = failure.stale && reused;
-            let guard = &mut wire.picked.guard;
-            if closed {
-                guard.unseen()
-            } else {
-                guard.failed()
+            let Some(fault) = fault else { return Err(error) };
+            if fault == Fault::Connect {
+                tried.insert(index);
             }
-            let fault = if closed { Fault::Stale } else { Fault::Reset };
-            self.again(fault, &mut progress).await.ok_or(failure.error)?;
+            self.again(fault, &mut progress).await.ok_or(error)?;
         }
+    }
+
+    /// One attempt, to the head of its answer, which has to be here by then.
+    async fn attempt(
+        &self,
+        mut picked: Picked,
+        until: Option<std::time::Instant>,
+    ) -> Result<(Wire, ResponseHeader), Failed> {
+        let request = head::request(&self.head, self.body.len(), self.upstream, &picked);
+        let request = request.map_err(|error| Failed { fault: None, error })?;
+        let mut peer = self.upstream.peer(&picked);
+        self.narrow(&mut peer);
+        let (session, reused) = match by(until, Box::pin(self.connect(&peer))).await {
+            Ok(connected) => connected,
+            Err(error) => {
+                self.upstream.connect_failed(&mut picked);
+                return Err(Failed { fault: Some(Fault::Connect), error });
+            }
+        };
+        let mut wire = Wire::new(self.caller, session, peer, picked);
+        let failure = match by(until, self.exchange(&mut wire, request)).await {
+            Ok(head) => return Ok((wire, head)),
+            Err(failure) => failure,
+        };
+        let closed = failure.stale && reused;
+        let guard = &mut wire.picked.guard;
+        if closed {
+            guard.unseen()
+        } else {
+            guard.failed()
+        }
+        let fault = if closed { Fault::Stale } else { Fault::Reset };
+        Err(Failed { fault: Some(fault), error: failure.error })
     }
 
     /// Waits for another attempt; none if there is none.
