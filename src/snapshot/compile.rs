@@ -178,7 +178,12 @@ impl Compiler<'_> {
         if self.mode == Mode::Afar {
             return files;
         }
-        let upstreams = document.upstreams.iter().filter_map(|upstream| upstream.tls.as_ref());
+        let registries = document
+            .upstreams
+            .iter()
+            .filter_map(|upstream| upstream.discovery.as_ref()?.registry().ok()?.tls());
+        let upstreams =
+            document.upstreams.iter().filter_map(|upstream| upstream.tls.as_ref()).chain(registries);
         let upstreams = upstreams.flat_map(|tls| [&tls.ca, &tls.client_cert, &tls.client_key]).flatten();
         let listeners = document.listeners.iter().filter_map(|listener| listener.tls.as_ref());
         let stores = document.stores.values().flat_map(files_of);
@@ -273,6 +278,10 @@ fn without_files(upstream: &config::Upstream) -> config::Upstream {
     let mut upstream = upstream.clone();
     if let Some(tls) = &mut upstream.tls {
         (tls.ca, tls.client_cert, tls.client_key) = (None, None, None);
+    }
+    // Of a registry, no more than what it is matters afar.
+    if let Some(discovery) = &mut upstream.discovery {
+        discovery.forget_files();
     }
     upstream
 }

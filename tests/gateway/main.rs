@@ -12,6 +12,7 @@ mod consumers;
 mod credentials;
 mod decompression;
 mod direct;
+mod discovery;
 mod failures;
 mod fallbacks;
 mod faults;

@@ -1,0 +1,494 @@
+//! Backends that a registry tells, as the user writes who that is.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::num::NonZeroU16;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize};
+use tollhouse_filters::tree::{self, Error, Node, Path, Raw, suggest};
+use tollhouse_filters::values::{Duration, Scalar, Secret, Url};
+
+use super::upstream::{Host, Tls};
+
+/// Who tells the backends of an upstream. What is wrong with it is kept until its upstream is built, so that all of it
+/// is told at once, with its place.
+#[derive(Clone, PartialEq)]
+pub struct Discovery(Result<Registry, Vec<Error>>);
+
+/// A registry, by its type.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Registry {
+    /// The addresses of a name.
+    Dns(DnsDiscovery),
+    /// The services of a name.
+    DnsSrv(DnsSrvDiscovery),
+    /// A file.
+    File(FileDiscovery),
+    /// Consul.
+    Consul(ConsulDiscovery),
+    /// Eureka.
+    Eureka(EurekaDiscovery),
+    /// Nacos.
+    Nacos(NacosDiscovery),
+}
+
+/// `discovery: {type: dns}`: each address of a name (A and AAAA) is a backend.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DnsDiscovery {
+    /// What it is: `dns`.
+    #[serde(rename = "type")]
+    _kind: DnsType,
+    /// The name; looked up as names of backends are (`server.dns`), again and again by its TTL. Required. Example: `users.internal`.
+    pub name: DnsName,
+    /// The port of all of them. Required. Example: `8080`.
+    pub port: NonZeroU16,
+    /// Which addresses count: `any`, `ipv4` or `ipv6`. Default: `any`. Example: `ipv4`.
+    #[serde(default)]
+    pub family: Family,
+    /// Whether the last backends stay in use when the registry says that there are none. Default: `false`, requests are answered with 503 then. Example: `true`.
+    #[serde(default)]
+    pub keep_last_on_empty: bool,
+}
+
+/// `discovery: {type: dns_srv}`: the service records of a name (RFC 2782), with their priorities, weights and ports.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DnsSrvDiscovery {
+    /// What it is: `dns_srv`.
+    #[serde(rename = "type")]
+    _kind: DnsSrvType,
+    /// The name; looked up as names of backends are (`server.dns`), again and again by its TTL. Required. Example: `_http._tcp.users.internal`.
+    pub name: DnsName,
+    /// Whether the last backends stay in use when the registry says that there are none. Default: `false`, requests are answered with 503 then. Example: `true`.
+    #[serde(default)]
+    pub keep_last_on_empty: bool,
+}
+
+/// `discovery: {type: file}`: a list of backends in a file of its own, in YAML or JSON, written as under `backends`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FileDiscovery {
+    /// What it is: `file`.
+    #[serde(rename = "type")]
+    _kind: FileType,
+    /// The file, relative to the document. Required. Example: `backends/users.yaml`.
+    pub path: PathBuf,
+    /// How often it is looked at; at least `100ms`. Default: `1s`. Example: `10s`.
+    #[serde(default = "one_second")]
+    pub interval: Duration,
+    /// Whether the last backends stay in use when the registry says that there are none. Default: `false`, requests are answered with 503 then. Example: `true`.
+    #[serde(default)]
+    pub keep_last_on_empty: bool,
+}
+
+/// `discovery: {type: consul}`: the healthy instances of a service in Consul.
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ConsulDiscovery {
+    /// What it is: `consul`.
+    #[serde(rename = "type")]
+    _kind: ConsulType,
+    /// Where an agent or a server is. Default: `http://127.0.0.1:8500`. Example: `https://consul.internal:8501`.
+    #[serde(default = "local_agent")]
+    pub address: Url,
+    /// The service. Required. Example: `users`.
+    pub service: Text,
+    /// Tags that an instance must have, all of them. Default: `[]`. Example: `[v2]`.
+    #[serde(default)]
+    pub tags: Vec<String>,
+    /// The datacenter. Default: that of the agent. Example: `eu-1`.
+    #[serde(default)]
+    pub datacenter: Option<String>,
+    /// The namespace. Default: that of the token. Example: `shop`.
+    #[serde(default)]
+    pub namespace: Option<String>,
+    /// What proves who asks; needs `service:read` and `node:read`. Default: none. Example: `${env:CONSUL_TOKEN}`.
+    #[serde(default)]
+    pub token: Option<Secret>,
+    /// Whether all checks of an instance must pass; else those with warnings get requests too, by their weight for that. Default: `true`. Example: `false`.
+    #[serde(default = "yes")]
+    pub passing_only: bool,
+    /// How long a question is held back while nothing changes, from `1s` to `10m`. Default: `5m`. Example: `1m`.
+    #[serde(default = "five_minutes")]
+    pub wait: Duration,
+    /// TLS to the registry, if its URL is https. Default: `{}`. Example: `{ca: certs/registry-ca.pem}`.
+    #[serde(default)]
+    pub tls: Option<Tls>,
+    /// Whether the last backends stay in use when the registry says that there are none. Default: `false`, requests are answered with 503 then. Example: `true`.
+    #[serde(default)]
+    pub keep_last_on_empty: bool,
+}
+
+/// `discovery: {type: eureka}`: the instances of an application in Eureka that are up.
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EurekaDiscovery {
+    /// What it is: `eureka`.
+    #[serde(rename = "type")]
+    _kind: EurekaType,
+    /// Where Eureka is, with the path that `/apps` follows. Required. Example: `http://eureka.internal:8761/eureka`.
+    pub address: Url,
+    /// The application. Required. Example: `USERS`.
+    pub app: Text,
+    /// Whether the secure port of instances is used. Default: `false`. Example: `true`.
+    #[serde(default)]
+    pub secure: bool,
+    /// Which address of instances is used: `ip` or `name`. Default: `ip`. Example: `name`.
+    #[serde(default)]
+    pub host: EurekaHost,
+    /// Who asks (RFC 7617); needs `password`. Default: none. Example: `gateway`.
+    #[serde(default)]
+    pub username: Option<String>,
+    /// What proves it; needs `username`. Default: none. Example: `${env:EUREKA_PASSWORD}`.
+    #[serde(default)]
+    pub password: Option<Secret>,
+    /// How often it is asked, give or take a tenth; at least `1s`. Default: `30s`. Example: `10s`.
+    #[serde(default = "thirty_seconds")]
+    pub interval: Duration,
+    /// TLS to the registry, if its URL is https. Default: `{}`. Example: `{ca: certs/registry-ca.pem}`.
+    #[serde(default)]
+    pub tls: Option<Tls>,
+    /// Whether the last backends stay in use when the registry says that there are none. Default: `false`, requests are answered with 503 then. Example: `true`.
+    #[serde(default)]
+    pub keep_last_on_empty: bool,
+}
+
+/// `discovery: {type: nacos}`: the instances of a service in Nacos that are healthy and enabled.
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NacosDiscovery {
+    /// What it is: `nacos`.
+    #[serde(rename = "type")]
+    _kind: NacosType,
+    /// Where Nacos is, with its context path. Required. Example: `http://nacos.internal:8848/nacos`.
+    pub address: Url,
+    /// The service. Required. Example: `users`.
+    pub service: Text,
+    /// Its group. Default: `DEFAULT_GROUP`. Example: `shop`.
+    #[serde(default = "default_group")]
+    pub group: String,
+    /// The id of its namespace. Default: `public`. Example: `7e1b3a5c-production`.
+    #[serde(default)]
+    pub namespace: Option<String>,
+    /// The clusters whose instances count. Default: `[]`, all. Example: `[eu]`.
+    #[serde(default)]
+    pub clusters: Vec<String>,
+    /// The version of the interface: `v1` or `v2`. Default: `v2`. Example: `v1`.
+    #[serde(default)]
+    pub api: NacosApi,
+    /// Who asks; needs `password`. Default: none. Example: `gateway`.
+    #[serde(default)]
+    pub username: Option<String>,
+    /// What proves it; needs `username`. Default: none. Example: `${env:NACOS_PASSWORD}`.
+    #[serde(default)]
+    pub password: Option<Secret>,
+    /// How often it is asked, give or take a tenth; at least `1s`. Default: `10s`. Example: `30s`.
+    #[serde(default = "ten_seconds")]
+    pub interval: Duration,
+    /// TLS to the registry, if its URL is https. Default: `{}`. Example: `{ca: certs/registry-ca.pem}`.
+    #[serde(default)]
+    pub tls: Option<Tls>,
+    /// Whether the last backends stay in use when the registry says that there are none. Default: `false`, requests are answered with 503 then. Example: `true`.
+    #[serde(default)]
+    pub keep_last_on_empty: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum DnsType {
+    Dns,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum DnsSrvType {
+    DnsSrv,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum FileType {
+    File,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum ConsulType {
+    Consul,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum EurekaType {
+    Eureka,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum NacosType {
+    Nacos,
+}
+
+/// Which address of an instance in Eureka is used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EurekaHost {
+    /// `ipAddr`.
+    #[default]
+    Ip,
+    /// `hostName`.
+    Name,
+}
+
+/// The version of Nacos' interface.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum NacosApi {
+    /// Of Nacos 1 and 2.
+    V1,
+    /// Of Nacos 2 and later.
+    #[default]
+    V2,
+}
+
+/// A text of 1 to 255 bytes without control characters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Text(String);
+
+impl std::ops::Deref for Text {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Scalar for Text {
+    const EXPECTED: &'static str = "a name of 1 to 255 bytes";
+    const EXAMPLE: &'static str = "users";
+
+    fn read(text: &str) -> Option<Self> {
+        let fits = (1..=255).contains(&text.len()) && !text.chars().any(char::is_control);
+        fits.then(|| Self(text.to_owned()))
+    }
+}
+
+tollhouse_filters::scalar!(Text);
+
+impl fmt::Display for Text {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Which addresses of a name count.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Family {
+    /// All.
+    #[default]
+    Any,
+    /// Those of IPv4.
+    Ipv4,
+    /// Those of IPv6.
+    Ipv6,
+}
+
+/// A name that is looked up by DNS, in lower case.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DnsName(String);
+
+impl DnsName {
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Scalar for DnsName {
+    const EXPECTED: &'static str = "a host name such as `users.internal`";
+    const EXAMPLE: &'static str = "users.internal";
+
+    fn read(text: &str) -> Option<Self> {
+        match Host::read(text)? {
+            Host::Name(name) => Some(Self(name)),
+            Host::Ip(_) => None,
+        }
+    }
+}
+
+tollhouse_filters::scalar!(DnsName);
+
+impl fmt::Display for DnsName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Reads the options of one type.
+type Read = fn(&Arc<Node>) -> Result<Registry, Vec<Error>>;
+
+/// The types of registries, each with what reads its options.
+const TYPES: [(&str, Read); 6] = [
+    ("dns", |node| options(node).map(Registry::Dns)),
+    ("dns_srv", |node| options(node).map(Registry::DnsSrv)),
+    ("file", |node| options(node).map(Registry::File)),
+    ("consul", |node| options(node).map(Registry::Consul)),
+    ("eureka", |node| options(node).map(Registry::Eureka)),
+    ("nacos", |node| options(node).map(Registry::Nacos)),
+];
+
+fn options<T: DeserializeOwned>(node: &Arc<Node>) -> Result<T, Vec<Error>> {
+    tree::from_node_all(node)
+}
+
+impl Discovery {
+    /// The registry.
+    ///
+    /// # Errors
+    /// What is wrong with it, with paths below `discovery`.
+    pub fn registry(&self) -> Result<&Registry, &[Error]> {
+        self.0.as_ref().map_err(Vec::as_slice)
+    }
+}
+
+impl Discovery {
+    /// Leaves out the files by which the registry is reached.
+    pub fn forget_files(&mut self) {
+        let tls = match &mut self.0 {
+            Ok(Registry::Consul(written)) => &mut written.tls,
+            Ok(Registry::Eureka(written)) => &mut written.tls,
+            Ok(Registry::Nacos(written)) => &mut written.tls,
+            _ => return,
+        };
+        *tls = None;
+    }
+}
+
+impl Registry {
+    /// What it is called in documents.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Dns(_) => "dns",
+            Self::DnsSrv(_) => "dns_srv",
+            Self::File(_) => "file",
+            Self::Consul(_) => "consul",
+            Self::Eureka(_) => "eureka",
+            Self::Nacos(_) => "nacos",
+        }
+    }
+
+    /// Whether the last backends stay in use when it says that there are none.
+    pub const fn keeps_last_on_empty(&self) -> bool {
+        match self {
+            Self::Dns(written) => written.keep_last_on_empty,
+            Self::DnsSrv(written) => written.keep_last_on_empty,
+            Self::File(written) => written.keep_last_on_empty,
+            Self::Consul(written) => written.keep_last_on_empty,
+            Self::Eureka(written) => written.keep_last_on_empty,
+            Self::Nacos(written) => written.keep_last_on_empty,
+        }
+    }
+
+    /// How it is reached over TLS, if it is asked over HTTP and something is written of that.
+    pub const fn tls(&self) -> Option<&Tls> {
+        match self {
+            Self::Consul(written) => written.tls.as_ref(),
+            Self::Eureka(written) => written.tls.as_ref(),
+            Self::Nacos(written) => written.tls.as_ref(),
+            Self::Dns(_) | Self::DnsSrv(_) | Self::File(_) => None,
+        }
+    }
+
+    /// The name that a certificate of a backend is for whose address alone is told; none if there is no such name.
+    pub fn server_name(&self) -> Option<&str> {
+        match self {
+            Self::Dns(written) => Some(written.name.as_str()),
+            _ => None,
+        }
+    }
+
+    /// Whether backends may have no name that a certificate could be for.
+    pub const fn tells_addresses(&self) -> bool {
+        !matches!(self, Self::Dns(_) | Self::DnsSrv(_))
+    }
+}
+
+impl fmt::Debug for Discovery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.as_ref().map_or("unreadable", Registry::kind))
+    }
+}
+
+impl<'de> Deserialize<'de> for Discovery {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Raw(node) = Raw::deserialize(deserializer)?;
+        let written = node.get("type").and_then(|node| node.as_str()).unwrap_or_default();
+        let known = TYPES.iter().find(|(name, _)| *name == written);
+        Ok(Self(known.map_or_else(|| Err(vec![unknown(&node, written)]), |(_, read)| read(&node))))
+    }
+}
+
+fn unknown(node: &Node, written: &str) -> Error {
+    let names: Vec<&str> = TYPES.iter().map(|(name, _)| *name).collect();
+    let (last, others) = names.split_last().expect("there are types");
+    let message = format!("expected the type `{}` or `{last}`", others.join("`, `"));
+    let mut path = Path::new();
+    path.push("type");
+    let error = Error::new(node.at, message).on(path);
+    match suggest(written, names) {
+        Some(near) => error.hint(format!("did you mean `{near}`?")),
+        None => error,
+    }
+}
+
+impl JsonSchema for Discovery {
+    fn schema_name() -> Cow<'static, str> {
+        "Discovery".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let kinds = [
+            generator.subschema_for::<DnsDiscovery>(),
+            generator.subschema_for::<DnsSrvDiscovery>(),
+            generator.subschema_for::<FileDiscovery>(),
+            generator.subschema_for::<ConsulDiscovery>(),
+            generator.subschema_for::<EurekaDiscovery>(),
+            generator.subschema_for::<NacosDiscovery>(),
+        ];
+        json_schema!({"description": "Who tells the backends of an upstream.", "oneOf": kinds})
+    }
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn local_agent() -> Url {
+    Url::read("http://127.0.0.1:8500").expect("a URL")
+}
+
+fn default_group() -> String {
+    "DEFAULT_GROUP".to_owned()
+}
+
+fn five_minutes() -> Duration {
+    Duration::from_secs(300)
+}
+
+fn thirty_seconds() -> Duration {
+    Duration::from_secs(30)
+}
+
+fn ten_seconds() -> Duration {
+    Duration::from_secs(10)
+}
+
+fn one_second() -> Duration {
+    Duration::from_secs(1)
+}
