@@ -103,6 +103,7 @@ impl Applied {
         if let Err(error) = super::furnish(self.cache.store(), &snapshot.server.cache) {
             log::error!("cannot use the directory of `server.cache.disk`, it stays as it was: {error}");
         }
+        self.cache.share(super::shared_by(snapshot));
         let log = &snapshot.observability.access_log;
         if let Err(error) = self.desk.observe.reopen(&log.format, &log.to, &log.redact) {
             log::error!("cannot open the access log, the old one stays: {error}");
