@@ -13,6 +13,7 @@ use tollhouse_filters::registry::Registry;
 use tollhouse_filters::tree::{Error, FileId, Mark, Node, Path, Scalar, from_node_all, suggest};
 use tollhouse_filters::world::{Stores, UpstreamId, World};
 
+use super::caches::{self, Caches};
 use super::pipelines::{Named, Pipelines};
 use super::{Action, identities, listeners, releases, routes, stores};
 use super::{ListenerPlan, NamedFiles, Snapshot, UpstreamIds};
@@ -140,12 +141,16 @@ impl Compiler<'_> {
         let built = routes::build(document.services, document.routes, &names, &mut pipelines, &mut faults);
         names.check_tests(&document.tests, &mut faults);
         check_dns(&document.server.dns, &mut faults);
+        caches::check(&document.server.cache, document.stores.keys(), &mut faults);
         let files = pipelines.into_files();
         if !faults.found.is_empty() || !unread.list.is_empty() {
             return Err(problems(faults.found, unread, loaded, &files));
         }
         let routes = built.resolve(&upstreams_by_id(&ids, &upstreams), listeners.len());
         let identity_headers = identity_headers(&listeners, &routes);
+        let of_routes = routes.iter().flat_map(|route| [&route.shared, &route.own]);
+        let all = listeners.iter().map(|listener| &listener.pipeline).chain(of_routes);
+        let caches = Caches::of(all, &routes, &self.world.cached);
         let mut warnings = Problems::located(unusual, &loaded.files);
         warnings.list.extend(routes::shadow_warnings(&built.matches, &routes, loaded).list);
         Ok(Snapshot {
@@ -155,6 +160,7 @@ impl Compiler<'_> {
             server: document.server,
             admin: document.admin,
             identity_headers,
+            caches,
             forcing_headers: forcing_headers(&routes),
             reads_path_versions: routes.iter().any(|route| route.reads_path_version()),
             identities,
