@@ -76,12 +76,17 @@ impl Gateway {
             };
             // On the heap: most requests have none.
             if let Some(reply) =
-                Box::pin(self.cache.answer(ask, exchange, request, (via, client.take()))).await
+                Box::pin(self.cache.answer(ask, exchange, request, (via, reborrowed(&mut client)))).await
             {
                 return Err(reply);
             }
         }
     }
+}
+
+/// The same client, for a while.
+fn reborrowed<'a>(client: &'a mut Option<&mut dyn Announce>) -> Option<&'a mut dyn Announce> {
+    client.as_mut().map(|client| &mut **client as _)
 }
 
 /// What is waited for, unless the client goes away first: then it gives up its place in every queue.

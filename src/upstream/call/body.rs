@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use super::error::within;
-use super::{CallError, Caller, Failure};
+use super::{CallError, Caller, Failure, Waiting};
 use crate::upstream::Picked;
 
 /// The body of a reply.
@@ -42,7 +42,7 @@ impl BodyStream {
             return Err(error.clone());
         }
         let Some(wire) = &mut self.wire else { return Ok(None) };
-        match within(self.deadline, wire.read()).await {
+        match within((self.deadline, Waiting::Total), wire.read()).await {
             Ok(Some(bytes)) => Ok(Some(bytes)),
             Ok(None) => {
                 if let Some(wire) = self.wire.take() {

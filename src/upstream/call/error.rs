@@ -32,6 +32,8 @@ pub enum Waiting {
     Write,
     /// More of the response.
     Read,
+    /// The head of this attempt's answer.
+    Try,
     /// Anything: the limit on the whole call.
     Total,
 }
@@ -84,19 +86,20 @@ impl fmt::Display for Waiting {
             Self::Connect => "connect timeout",
             Self::Write => "write timeout",
             Self::Read => "read timeout",
+            Self::Try => "per-try timeout",
             Self::Total => "total timeout",
         })
     }
 }
 
-/// The future's outcome, or [`Waiting::Total`] once the deadline has passed.
-pub(super) async fn within<T>(
-    deadline: Option<Instant>,
-    future: impl Future<Output = Result<T, CallError>>,
-) -> Result<T, CallError> {
+/// The future's outcome, or a timeout of this kind once the deadline has passed.
+pub(super) async fn within<T, E: From<CallError>>(
+    (deadline, waiting): (Option<Instant>, Waiting),
+    future: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
     match deadline {
         Some(deadline) => {
-            timeout_at(deadline, future).await.unwrap_or(Err(CallError::Timeout(Waiting::Total)))
+            timeout_at(deadline, future).await.unwrap_or_else(|_| Err(CallError::Timeout(waiting).into()))
         }
         None => future.await,
     }

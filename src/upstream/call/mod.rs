@@ -25,7 +25,8 @@ use tokio::time::Instant;
 
 use self::body::Wire;
 use self::error::within;
-use super::{Asked, Fault, Progress, Tried, Upstream};
+use super::{Asked, Fault, Progress, Rules, Tried, Upstream};
+use crate::config::retries::RouteRetries;
 use crate::config::upstream::Protocol;
 
 pub use self::body::BodyStream;
@@ -57,6 +58,10 @@ pub struct CallOptions {
     pub read: Option<Option<Duration>>,
     /// Who is told of interim answers (1xx) of HTTP/1.1, as they come.
     pub interim: Option<UnboundedSender<ResponseHeader>>,
+    /// What narrows the upstream's retries.
+    pub retries: Option<RouteRetries>,
+    /// The backend that the caller stays with, by its place in the written list, if it can be used.
+    pub stuck: Option<usize>,
 }
 
 /// A request body, sent with its length known.
@@ -73,6 +78,8 @@ pub struct Reply {
     /// Whether more than the end of the connection says where the body ends, so that one that was cut is known
     /// (RFC 9112 s8).
     pub delimited: bool,
+    /// The backend that answered, by its place in the written list.
+    pub backend: usize,
 }
 
 /// Why an exchange failed, and whether it may go over a fresh connection.
@@ -94,7 +101,7 @@ impl Caller {
     /// Hop-by-hop fields, framing and `Host` of `head` are replaced. A connection that cannot be made is
     /// retried on another backend as the upstream's rules allow; an idempotent request also when a
     /// pooled connection turns out to be closed (RFC 9110 section 9.2.2), or the rules name what went wrong before
-    /// the head of an answer.
+    /// the head of an answer, or its status.
     ///
     /// # Errors
     /// See [`CallError`]; [`CallError::status`] says how to answer for it.
@@ -110,10 +117,8 @@ impl Caller {
         if key.is_empty() {
             upstream.write_key(&head, None, &mut key);
         }
-        let limits = (options.connect, options.read);
-        let interim = options.interim;
-        let call = Call { caller: self, upstream, head, body: body.into(), deadline, limits, interim };
-        within(deadline, Box::pin(call.attempts(&key))).await
+        let call = Call { caller: self, upstream, head, body: body.into(), deadline, options };
+        within((deadline, Waiting::Total), Box::pin(call.attempts(&key))).await
     }
 
     pub(super) fn connector(&self) -> &Connector {
@@ -166,9 +171,7 @@ struct Call<'a> {
     head: RequestHeader,
     body: Payload,
     deadline: Option<Instant>,
-    /// On connecting, and between two reads.
-    limits: (Option<Duration>, Option<Option<Duration>>),
-    interim: Option<UnboundedSender<ResponseHeader>>,
+    options: CallOptions,
 }
 
 impl Call<'_> {
@@ -177,11 +180,13 @@ impl Call<'_> {
         let mut progress = Progress::default();
         self.upstream.asked(std::time::Instant::now());
         loop {
-            let mut picked = self.upstream.pick(key, &tried).ok_or(CallError::NoBackend)?;
+            let picked = self.upstream.pick_for(self.options.stuck, key, &tried);
+            let mut picked = picked.ok_or(CallError::NoBackend)?;
+            let try_until = (self.rules().per_try().map(|limit| Instant::now() + limit), Waiting::Try);
             let request = head::request(&self.head, self.body.len(), self.upstream, &picked)?;
             let mut peer = self.upstream.peer(&picked);
             self.narrow(&mut peer);
-            let (session, reused) = match self.connect(&peer).await {
+            let (session, reused) = match within(try_until, self.connect(&peer)).await {
                 Ok(connected) => connected,
                 Err(error) => {
                     self.upstream.connect_failed(&mut picked);
@@ -191,8 +196,15 @@ impl Call<'_> {
                 }
             };
             let mut wire = Wire::new(self.caller, session, peer, picked);
-            let failure = match self.exchange(&mut wire, request).await {
-                Ok(head) => return self.reply(wire, head).await,
+            let failure = match within(try_until, self.exchange(&mut wire, request)).await {
+                Ok(head) => match self.instead_of(&head, &mut progress).await {
+                    false => return self.reply(wire, head).await,
+                    true => {
+                        wire.picked.guard.answered(head.status.as_u16());
+                        tried.insert(wire.picked.index);
+                        continue;
+                    }
+                },
                 Err(failure) => failure,
             };
             let closed = failure.stale && reused;
@@ -213,13 +225,25 @@ impl Call<'_> {
         let (method, headers) = (&self.head.method, &self.head.headers);
         let asked = Asked { method, headers, repeatable: true, left };
         let now = std::time::Instant::now();
-        let after = self.upstream.rules(None).judge(fault, &asked, progress, now, fastrand::f64()).ok()?;
+        let after = self.rules().judge(fault, &asked, progress, now, fastrand::f64()).ok()?;
         tokio::time::sleep(after).await;
         Some(())
     }
 
+    /// Waits for another attempt in the place of this answer; false if there is none.
+    async fn instead_of(&self, head: &ResponseHeader, progress: &mut Progress) -> bool {
+        match self.rules().fault_of(head.status.as_u16(), Some(&head.headers)) {
+            Some(fault) => self.again(fault, progress).await.is_some(),
+            None => false,
+        }
+    }
+
+    fn rules(&self) -> Rules<'_> {
+        self.upstream.rules(self.options.retries.as_ref())
+    }
+
     fn narrow(&self, peer: &mut HttpPeer) {
-        let (connect, read) = self.limits;
+        let CallOptions { connect, read, .. } = self.options;
         if connect.is_some() {
             peer.options.connection_timeout = connect;
             peer.options.total_connection_timeout = connect;
@@ -270,6 +294,7 @@ impl Call<'_> {
 
     async fn reply(&self, mut wire: Wire, head: ResponseHeader) -> Result<Reply, CallError> {
         wire.picked.guard.answered(head.status.as_u16());
+        let backend = wire.picked.index;
         let delimited = wire.is_delimited();
         let status_ends_it = wire.is_done().map_err(|failure| {
             wire.picked.guard.failed();
@@ -280,7 +305,7 @@ impl Call<'_> {
             // No body: give the connection back even if the caller never asks for one.
             body.next().await?;
         }
-        Ok(Reply { head, body, delimited: delimited || status_ends_it })
+        Ok(Reply { head, body, delimited: delimited || status_ends_it, backend })
     }
 
     async fn write_body(&self, session: &mut HttpSession) -> Result<(), Failure> {
@@ -301,7 +326,7 @@ impl Call<'_> {
                 Some(http::StatusCode::SWITCHING_PROTOCOLS) => break,
                 // The h2 crate skips them itself.
                 Some(status) if status.is_informational() && session.as_http1().is_some() => {
-                    if let Some(interim) = &self.interim {
+                    if let Some(interim) = &self.options.interim {
                         let _ = interim.send(head::response(session)?);
                     }
                 }
