@@ -115,10 +115,12 @@ impl Fill {
     pub(super) async fn run(mut self, mut tell: oneshot::Sender<Filled>) {
         let upstream = match self.way(&mut tell).await {
             Some(Ok(upstream)) => upstream,
-            Some(Err(reply)) => match self.stale_for(is_refusal(&reply), true) {
-                Some(stored) => return self.stale(tell, stored, None),
-                None => return self.own(tell, reply, "filter").await,
-            },
+            Some(Err(reply)) => {
+                match self.stored_however_old().or_else(|| self.stale_for(is_refusal(&reply), true)) {
+                    Some(stored) => return self.stale(tell, stored, None),
+                    None => return self.own(tell, reply, "filter").await,
+                }
+            }
             None => return self.finish(CLIENT_CLOSED.status, 0),
         };
         let validated = self.condition();
@@ -337,6 +339,12 @@ impl Fill {
                 let _ = tell.send(Filled::Own(Reply::Message(Box::new(message)), Some(why.name()), upstream));
             }
         }
+    }
+
+    /// What is stored, if the upstream is left alone and has it served then (RFC 9111 s4.2.4: disconnected).
+    fn stored_however_old(&self) -> Option<Arc<Entry>> {
+        let stored = self.stored.as_ref().filter(|_| self.exchange.takes_stale)?;
+        (!stored.facts().no_stale && !stored.is_purged()).then(|| stored.clone())
     }
 
     /// What is stored, if it may be served in the place of what came.

@@ -4,11 +4,10 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use tollhouse_filters::caching::Counted;
-use tollhouse_filters::pipeline::Pipeline;
 use tollhouse_filters::world::Cached;
 
-use super::Route;
 use super::compile::{Faults, below, did_you_mean};
+use super::{ListenerPlan, Route};
 use crate::config;
 use crate::config::Name;
 use crate::release::{bare, looks_like_a_version};
@@ -24,12 +23,14 @@ pub struct Caches {
 }
 
 impl Caches {
-    /// Those of these pipelines.
-    pub(super) fn of<'a>(
-        pipelines: impl Iterator<Item = &'a Arc<Pipeline>>,
+    /// Those of these listeners and routes.
+    pub(super) fn of(
+        listeners: &[ListenerPlan],
         routes: &[Arc<Route>],
         cached: &Arc<dyn Cached>,
     ) -> Option<Self> {
+        let of_routes = routes.iter().flat_map(|route| [&route.shared, &route.own]);
+        let pipelines = listeners.iter().map(|listener| &listener.pipeline).chain(of_routes);
         let mut counted: Vec<Counted> = Vec::new();
         for cache in
             pipelines.flat_map(|pipeline| pipeline.steps()).filter_map(|step| step.declared.caches.as_ref())

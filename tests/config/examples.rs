@@ -25,6 +25,7 @@ const OVERVIEWS: &[&str] = &[
     "matching",
     "proxy_protocol",
     "ramp",
+    "resilience",
     "services",
     "split",
     "stores",

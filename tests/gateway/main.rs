@@ -16,6 +16,7 @@ mod credentials;
 mod decompression;
 mod direct;
 mod failures;
+mod fallbacks;
 mod faults;
 mod filters;
 mod floods;
