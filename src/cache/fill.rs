@@ -276,6 +276,28 @@ impl Fill {
         facts(&self.plan.rules, asked, (answer.status, &answer.headers), times)
     }
 
+    /// What is to be known of an answer to be stored, and the requests that it is for; else why it is not.
+    fn storable(
+        &self,
+        head: &ResponseHeader,
+        times: Times,
+        (delimited, declared): (bool, Option<u64>),
+    ) -> Result<(Facts, Vec<u8>), NotStored> {
+        let facts = self.facts(head, times)?;
+        if declared.is_some_and(|length| length > self.plan.max_object) {
+            return Err(NotStored::TooLarge);
+        }
+        if !delimited {
+            return Err(NotStored::Endless);
+        }
+        match Vary::of(&head.headers).and(&self.plan.vary) {
+            Vary::By(names) if names.iter().all(|name| self.is_sent_as_asked(name)) => {
+                Ok((facts, variant(&names, &self.asked)))
+            }
+            _ => Err(NotStored::VaryMany),
+        }
+    }
+
     async fn answered(mut self, tell: oneshot::Sender<Filled>, came: Came, upstream: &Upstream) {
         let Came { reply, times } = came;
         let call::Reply { mut head, body, delimited, backend } = reply;
@@ -290,26 +312,11 @@ impl Fill {
         if let Err(problem) = self.exchange.response(&self.head, &mut head).await {
             return self.own(tell, problem.into(), "filter").await;
         }
-        let too_large = declared.is_some_and(|length| length > self.plan.max_object);
-        let mut storable = self.facts(&head, times);
-        if !delimited || too_large {
-            storable = storable.and(Err(if too_large { NotStored::TooLarge } else { NotStored::Endless }));
-        }
-        let names = match Vary::of(&head.headers).and(&self.plan.vary) {
-            Vary::By(names) => names,
-            Vary::Any | Vary::TooMany => {
-                storable = storable.and(Err(NotStored::VaryMany));
-                Vec::new()
-            }
-        };
-        if names.iter().any(|name| !self.is_sent_as_asked(name)) {
-            storable = storable.and(Err(NotStored::VaryMany));
-        }
+        let storable = self.storable(&head, times, (delimited, declared));
         let stays_with = Some(backend).filter(|backend| upstream.stuck_to(&self.head) != Some(*backend));
         let body = Inner::new(body, self.exchange, declared, status);
         match storable {
-            Ok(facts) => {
-                let variant = variant(&names, &self.asked);
+            Ok((facts, variant)) => {
                 let growing = Growing::new(head, facts, variant, self.cache.held.clone());
                 let work = Work {
                     cache: self.cache,

@@ -121,9 +121,9 @@ async fn follow(cache: Weak<Cache>, journal: Arc<Journal>, tried: mpsc::Sender<(
         let Some(cache) = cache.upgrade() else { return };
         if let Some(news) = news {
             cache.follow(news);
-        }
-        if let Some(place) = reader.place() {
-            cache.store.set_mark(place.to_string());
+            if let Some(place) = reader.place() {
+                cache.store.set_mark(place.to_string());
+            }
         }
         let _ = tried.send(());
     }

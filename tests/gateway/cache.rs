@@ -312,7 +312,7 @@ async fn long_stored_bodies_are_the_same_for_everybody_whenever_they_ask() {
                 assert_eq!((got.status, got.text() == wanted), (status, true), "{length}, {fields}, {nth}");
             }
             let request = http::Request::get("http://example.test/").body(()).expect("valid");
-            let mut client = H2c::connect(cached.gateway.address()).await;
+            let client = H2c::connect(cached.gateway.address()).await;
             let got = client.send(request, b"").await.expect("an answer");
             assert!(got.body == body.as_bytes(), "{length} over HTTP/2, {nth}");
         }

@@ -186,7 +186,7 @@ impl Call<'_> {
             let request = head::request(&self.head, self.body.len(), self.upstream, &picked)?;
             let mut peer = self.upstream.peer(&picked);
             self.narrow(&mut peer);
-            let (session, reused) = match within(try_until, self.connect(&peer)).await {
+            let (session, reused) = match Box::pin(within(try_until, self.connect(&peer))).await {
                 Ok(connected) => connected,
                 Err(error) => {
                     self.upstream.connect_failed(&mut picked);
