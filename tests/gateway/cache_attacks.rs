@@ -137,12 +137,6 @@ async fn broken_answers_reach_nobody_twice() {
                 "HTTP/1.1 200 OK\r\ncontent-length: 3\r\ncontent-length: 5\r\n{FRESH}connection: close\r\n\r\nhello"
             ),
         ),
-        (
-            "both",
-            format!(
-                "HTTP/1.1 200 OK\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n{FRESH}connection: close\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
-            ),
-        ),
         ("signed", format!("HTTP/1.1 200 OK\r\ncontent-length: +5\r\n{FRESH}connection: close\r\n\r\nhello")),
         ("end", format!("HTTP/1.1 200 OK\r\n{FRESH}connection: close\r\n\r\nhello")),
         ("unasked", format!("HTTP/1.1 304 Not Modified\r\n{FRESH}etag: \"v\"\r\nconnection: close\r\n\r\n")),
