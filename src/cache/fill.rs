@@ -372,7 +372,7 @@ impl Fill {
             return self.stale(tell, stored, None);
         }
         self.cache.counts.failed.inc();
-        let problem = problem_of(error);
+        let problem = error.problem();
         self.lead.tell(Phase::Failed(Arc::new(problem.clone())));
         let upstream = self.exchange.ctx.upstream.clone();
         self.finish(problem.status(), 0);
@@ -420,22 +420,4 @@ fn length(head: &ResponseHeader) -> Result<Option<u64>, ()> {
 fn weakly(tag: &http::HeaderValue) -> &[u8] {
     let tag = tag.as_bytes();
     tag.strip_prefix(b"W/").unwrap_or(tag)
-}
-
-/// The answer for a call that failed.
-fn problem_of(error: &CallError) -> Problem {
-    use crate::upstream::call::Waiting;
-    match error {
-        CallError::NoBackend => Problem::new(&problem::NO_BACKEND),
-        CallError::Timeout(waiting) => Problem::new(&problem::UPSTREAM_TIMEOUT).detail(match waiting {
-            Waiting::Connect => "connect timeout",
-            Waiting::Write => "write timeout",
-            Waiting::Read => "read timeout",
-            Waiting::Try => "per-try timeout",
-            Waiting::Total => "total timeout",
-        }),
-        CallError::Connect(_) => Problem::new(&problem::UPSTREAM_UNREACHABLE),
-        CallError::Protocol(_) | CallError::TooLarge => Problem::new(&problem::UPSTREAM_PROTOCOL),
-        CallError::Request(_) => Problem::new(&problem::INTERNAL),
-    }
 }

@@ -132,6 +132,12 @@ impl Cache {
         &self.store
     }
 
+    /// The connections that fills go over, which calls for one client share.
+    #[must_use]
+    pub fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
     /// Purges what is stored here, and what is under way to be; gives how many answers it was.
     pub fn purge(&self, what: &Purge, how: How) -> u64 {
         // First those under way: one that is stored meanwhile is hit by what follows.

@@ -5,7 +5,9 @@ mod call;
 mod direct;
 mod failure;
 mod finish;
+mod hedge;
 mod old_client;
+pub mod overload;
 mod peer;
 pub mod replay;
 mod reply;
@@ -30,6 +32,7 @@ use pingora::proxy::{FailToProxy, ProxyWarnLogContext};
 use tollhouse_filters::outcome::Reply;
 use tollhouse_filters::problem::{self, Problem};
 
+use self::overload::Overload;
 use crate::cache::{Announce, Cache, Via};
 use crate::door::Draining;
 use crate::engine::Decision;
@@ -50,6 +53,8 @@ pub struct Gateway {
     pub observe: Arc<Observe>,
     /// What is stored of answers.
     pub cache: Arc<Cache>,
+    /// Which requests are refused, as there is too much to do.
+    pub overload: Arc<Overload>,
     /// For request bodies that filters want whole.
     pub budget: Arc<Budget>,
     /// Whether the process is on its way out.
@@ -66,12 +71,20 @@ impl Gateway {
         mut client: Option<&mut dyn Announce>,
     ) -> std::result::Result<Arc<Upstream>, Reply> {
         let peer = call.connection.as_ref().and_then(|connection| connection.peer);
+        let level = self.overload.level();
+        if level > 0 {
+            self.overload.refuse(level, call.exchange().highest_priority(), call)?;
+        }
         let via = Via { peer: peer.map(|peer| peer.ip().to_canonical()), version: call.version };
         loop {
             let exchange = call.exchange();
             let ask = match unless_gone(exchange.decide(request), &mut client).await? {
                 Decision::Cache(ask) => ask,
-                Decision::Forward(upstream) => return Ok(upstream),
+                Decision::Forward(upstream) if level == 0 => return Ok(upstream),
+                Decision::Forward(upstream) => {
+                    self.overload.refuse(level, exchange.priority(), call)?;
+                    return Ok(upstream);
+                }
                 Decision::Reply(reply) => return Err(reply),
             };
             // On the heap: most requests have none.

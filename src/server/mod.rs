@@ -299,13 +299,8 @@ impl Parts {
         let opened = Lifetime { origin, before, upgrades: upgrades.clone() }.begin(&snapshot.server)?;
         let mut server = Server::new_with_opt_and_conf(None, server_conf(&snapshot));
         server.bootstrap();
-        let gateway = Gateway {
-            live: self.live.clone(),
-            observe: self.desk.observe.clone(),
-            cache: self.cache.clone(),
-            budget: self.budget.clone(),
-            draining: self.desk.draining.clone(),
-        };
+        let gateway = self.gateway();
+        let opened = watched(opened, &gateway);
         let mut proxy = pingora::proxy::http_proxy(&server.configuration, gateway.clone());
         proxy.server_options = Some(http_options(&snapshot));
         proxy.h2_options = Some(h2_options(&snapshot));
@@ -344,6 +339,17 @@ impl Parts {
         self.cache.store().close();
         self.desk.observe.flush();
         Ok(())
+    }
+
+    fn gateway(&self) -> Gateway {
+        Gateway {
+            live: self.live.clone(),
+            observe: self.desk.observe.clone(),
+            cache: self.cache.clone(),
+            overload: Arc::default(),
+            budget: self.budget.clone(),
+            draining: self.desk.draining.clone(),
+        }
     }
 
     /// Copies of every listening socket, by name, for the next process.
@@ -399,6 +405,16 @@ impl Parts {
             i64::try_from(budget.used()).unwrap_or(i64::MAX)
         });
     }
+}
+
+/// Looks after the runtime that the door runs on from when it opens.
+fn watched(opened: door::Opened, gateway: &Gateway) -> door::Opened {
+    gateway.overload.export(&gateway.observe.registry);
+    let (overload, live) = (gateway.overload.clone(), Arc::downgrade(&gateway.live));
+    Box::new(move |told| {
+        tokio::spawn(overload.watch(live));
+        opened(told);
+    })
 }
 
 /// Knows again what was used of quotas, and writes down what will be.

@@ -37,7 +37,9 @@ use self::sticky::Sticky;
 use self::trust::Trust;
 use crate::config::balance::{Algorithm, Balance};
 use crate::config::circuit_breaker::CircuitBreaker;
+use crate::config::concurrency::Concurrency;
 use crate::config::health::{Active, ProbeKind, ProbeMethod};
+use crate::config::hedge::{After, Hedge, MAX_HEDGES};
 use crate::config::retries::RouteRetries;
 use crate::config::upstream::{self as written, Host, Protocol};
 use crate::observe::{Registry, UpstreamSeries};
@@ -109,6 +111,9 @@ impl Upstream {
         check_protocol(written, &mut problems);
         check_health(written, &mut problems);
         check_breaker(written.circuit_breaker.as_ref(), &mut problems);
+        if let Some((place, message)) = written.concurrency.as_ref().and_then(Concurrency::problem) {
+            problems.add(format!("concurrency.{place}"), message);
+        }
         let trust = written.tls.as_ref().and_then(|tls| Trust::load(tls, base, &mut problems));
         if !problems.0.is_empty() {
             return Err(problems.0);
@@ -186,6 +191,25 @@ impl Upstream {
     /// What is tried again, for a route that has rules of its own or not.
     pub fn rules<'a>(&'a self, route: Option<&'a RouteRetries>) -> Rules<'a> {
         Rules::new(&self.written.retries, route, &self.memory.budget)
+    }
+
+    /// How requests of a route that has a hedge of its own, or not, are hedged, if they are.
+    pub fn hedge<'a>(&'a self, route: Option<&'a Hedge>) -> Option<&'a Hedge> {
+        let hedge = route.or(self.written.hedge.as_ref())?;
+        (hedge.max > 0 && self.backends().len() > 1).then_some(hedge)
+    }
+
+    /// How long one attempt is waited for before the next; none while that is not known.
+    pub fn hedges_after(&self, hedge: &Hedge) -> Option<Duration> {
+        match hedge.after {
+            After::Time(time) => Some(time.get()),
+            After::Percentile(of) => self.memory.latencies.percentile(of),
+        }
+    }
+
+    /// Notes what the head of an answer took.
+    pub fn took(&self, time: Duration) {
+        self.memory.latencies.note(time);
     }
 
     /// Counts a request, which pays for retries.
@@ -285,6 +309,14 @@ fn check_backends(written: &written::Upstream, problems: &mut Problems) {
         && OF_MESSAGES.contains(&name.get().as_str())
     {
         problems.add("timeouts.remaining_header", "is a field that says something else");
+    }
+    if let Some(hedge) = &written.hedge {
+        if hedge.max > MAX_HEDGES {
+            problems.add("hedge.max", format!("expected 0 to {MAX_HEDGES}"));
+        }
+        if written.balance.sticky.is_some() {
+            problems.add("hedge", "goes to other backends, and `balance.sticky` keeps clients with theirs");
+        }
     }
     if written.retries.body_bytes > MAX_KEPT {
         problems.add("retries.body_bytes", format!("expected at most {MAX_KEPT}"));

@@ -114,12 +114,6 @@ async fn broken_answers_reach_nobody_twice() {
             ),
         ),
         (
-            "chunk",
-            format!(
-                "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n{FRESH}connection: close\r\n\r\n9\r\nhello"
-            ),
-        ),
-        (
             "coding",
             format!(
                 "HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n{FRESH}connection: close\r\n\r\n0\r\n\r\n"

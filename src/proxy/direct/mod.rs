@@ -25,7 +25,7 @@ use tollhouse_filters::problem::CLIENT_CLOSED;
 
 use self::attempt::Failure;
 use super::request::Left;
-use super::{Call, Gateway, response};
+use super::{Call, Gateway, hedge, response};
 use crate::cache::Announce;
 use crate::config::upstream::Protocol;
 use crate::door::{self, Application, ConnFacts, Declined, DoorStream, Head, Served};
@@ -33,6 +33,7 @@ use crate::engine::Connection;
 use crate::observe::AttemptOutcome;
 use crate::routing::ListenerId;
 use crate::upstream::Upstream;
+use crate::upstream::call::Payload;
 
 /// One request on its way.
 struct Job<'a> {
@@ -91,10 +92,33 @@ impl Gateway {
             call.decided = Some(upstream.clone());
             return declined(bytes, Some(Left { call, request }));
         }
+        let decision = match decision {
+            Ok(upstream) => self.unhedged(&mut call, &request, upstream, stream).await,
+            answered => answered,
+        };
         let keep = sound && !wire::says_close(&request.headers);
         let job =
             Job { gateway: self, call, request, keep, whole: false, status: None, bytes_in: 0, bytes_out: 0 };
         Served::Over(job.run(stream, decision).await)
+    }
+}
+
+impl Gateway {
+    /// Where the request goes, unless it is hedged: then its answer.
+    async fn unhedged(
+        &self,
+        call: &mut Call,
+        request: &RequestHeader,
+        upstream: Arc<Upstream>,
+        stream: &mut DoorStream,
+    ) -> Result<Arc<Upstream>, Reply> {
+        if stream.unread() != Some(0) {
+            return Ok(upstream);
+        }
+        let Some(hedge) = hedge::of(call, &upstream, request) else { return Ok(upstream) };
+        let client = &mut Announcing(stream);
+        // On the heap: most requests are not.
+        Err(Box::pin(self.hedged(call, request, (upstream, hedge), Payload::EMPTY, Some(client))).await)
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use super::error::within;
-use super::{CallError, Caller, Failure, Waiting};
+use super::{CallError, Caller, Failure};
 use crate::upstream::Picked;
 
 /// The body of a reply.
@@ -32,6 +32,12 @@ impl BodyStream {
         Self { wire: Some(wire), failed: None, deadline }
     }
 
+    /// The same, as late as it may come.
+    #[must_use]
+    pub fn without_deadline(self) -> Self {
+        Self { deadline: None, ..self }
+    }
+
     /// The next piece, never empty; `None` once the body is complete.
     ///
     /// # Errors
@@ -42,7 +48,7 @@ impl BodyStream {
             return Err(error.clone());
         }
         let Some(wire) = &mut self.wire else { return Ok(None) };
-        match within((self.deadline, Waiting::Total), wire.read()).await {
+        match within(self.deadline, wire.read()).await {
             Ok(Some(bytes)) => Ok(Some(bytes)),
             Ok(None) => {
                 if let Some(wire) = self.wire.take() {

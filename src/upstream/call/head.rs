@@ -85,10 +85,10 @@ pub(super) fn response(session: &HttpSession) -> Result<ResponseHeader, Failure>
     if head.headers.len() > MAX_FIELDS || bytes > MAX_BYTES {
         return Err(CallError::TooLarge.into());
     }
-    // RFC 9112 section 6.1: with another coding nobody knows what the body is.
-    let mut codings = head.headers.get_all(TRANSFER_ENCODING).iter().map(HeaderValue::as_bytes);
-    let chunked = |coding: &[u8]| coding.trim_ascii().eq_ignore_ascii_case(b"chunked");
+    let mut codings = head.headers.get_all(TRANSFER_ENCODING).iter();
+    let chunked = |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
     if !codings.next().is_none_or(chunked) || codings.next().is_some() {
+        // Without the field nobody would know of the coding.
         return Err(CallError::Protocol("an unknown transfer coding".into()).into());
     }
     let mut head = head.clone();

@@ -6,6 +6,7 @@
 mod body;
 mod error;
 mod head;
+mod hedge;
 
 #[cfg(test)]
 mod tests;
@@ -24,8 +25,8 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
 use self::body::Wire;
-use self::error::within;
-use super::{Asked, Fault, Progress, Rules, Tried, Upstream};
+use self::error::{by, within};
+use super::{Asked, Fault, Picked, Progress, Rules, Tried, Upstream};
 use crate::config::retries::RouteRetries;
 use crate::config::upstream::Protocol;
 
@@ -33,6 +34,7 @@ pub use self::body::BodyStream;
 pub(super) use self::error::describe;
 pub use self::error::{CallError, Waiting};
 pub(super) use self::head::name_as_http2;
+pub use self::hedge::{Account, Attempt};
 
 /// Idle connections kept over all upstreams, for each HTTP version.
 const POOL: usize = 16_384;
@@ -82,6 +84,12 @@ pub struct Reply {
     pub backend: usize,
 }
 
+/// Why an attempt failed: what the rules of retries call that, if they do.
+struct Failed {
+    fault: Option<Fault>,
+    error: CallError,
+}
+
 /// Why an exchange failed, and whether it may go over a fresh connection.
 struct Failure {
     error: CallError,
@@ -101,7 +109,7 @@ impl Caller {
     /// Hop-by-hop fields, framing and `Host` of `head` are replaced. A connection that cannot be made is
     /// retried on another backend as the upstream's rules allow; an idempotent request also when a
     /// pooled connection turns out to be closed (RFC 9110 section 9.2.2), or the rules name what went wrong before
-    /// the head of an answer, or its status.
+    /// the head of an answer.
     ///
     /// # Errors
     /// See [`CallError`]; [`CallError::status`] says how to answer for it.
@@ -112,13 +120,8 @@ impl Caller {
         body: impl Into<Payload>,
         options: CallOptions,
     ) -> Result<Reply, CallError> {
-        let deadline = options.timeout.or(upstream.total_timeout()).map(|limit| Instant::now() + limit);
-        let mut key = options.key.to_vec();
-        if key.is_empty() {
-            upstream.write_key(&head, None, &mut key);
-        }
-        let call = Call { caller: self, upstream, head, body: body.into(), deadline, options };
-        within((deadline, Waiting::Total), Box::pin(call.attempts(&key))).await
+        let (call, key) = Call::new(self, upstream, head, body.into(), options);
+        within(call.deadline, Box::pin(call.attempts(&key))).await
     }
 
     pub(super) fn connector(&self) -> &Connector {
@@ -171,52 +174,90 @@ struct Call<'a> {
     head: RequestHeader,
     body: Payload,
     deadline: Option<Instant>,
-    options: CallOptions,
+    /// On connecting, and between two reads.
+    limits: (Option<Duration>, Option<Option<Duration>>),
+    interim: Option<UnboundedSender<ResponseHeader>>,
+    retries: Option<RouteRetries>,
+    stuck: Option<usize>,
 }
 
-impl Call<'_> {
+impl<'a> Call<'a> {
+    /// A call, and what balancing goes by.
+    fn new(
+        caller: &'a Caller,
+        upstream: &'a Upstream,
+        head: RequestHeader,
+        body: Payload,
+        options: CallOptions,
+    ) -> (Self, Vec<u8>) {
+        let deadline = options.timeout.or(upstream.total_timeout()).map(|limit| Instant::now() + limit);
+        let mut key = options.key.to_vec();
+        if key.is_empty() {
+            upstream.write_key(&head, None, &mut key);
+        }
+        let limits = (options.connect, options.read);
+        let CallOptions { interim, retries, stuck, .. } = options;
+        (Self { caller, upstream, head, body, deadline, limits, interim, retries, stuck }, key)
+    }
+
     async fn attempts(&self, key: &[u8]) -> Result<Reply, CallError> {
         let mut tried = Tried::default();
         let mut progress = Progress::default();
         self.upstream.asked(std::time::Instant::now());
         loop {
-            let picked = self.upstream.pick_for(self.options.stuck, key, &tried);
-            let mut picked = picked.ok_or(CallError::NoBackend)?;
-            let try_until = (self.rules().per_try().map(|limit| Instant::now() + limit), Waiting::Try);
-            let request = head::request(&self.head, self.body.len(), self.upstream, &picked)?;
-            let mut peer = self.upstream.peer(&picked);
-            self.narrow(&mut peer);
-            let (session, reused) = match Box::pin(within(try_until, self.connect(&peer))).await {
-                Ok(connected) => connected,
-                Err(error) => {
-                    self.upstream.connect_failed(&mut picked);
-                    tried.insert(picked.index);
-                    self.again(Fault::Connect, &mut progress).await.ok_or(error)?;
+            let picked = self.upstream.pick_for(self.stuck, key, &tried).ok_or(CallError::NoBackend)?;
+            let index = picked.index;
+            let until = self.rules().per_try().map(|limit| std::time::Instant::now() + limit);
+            let Failed { fault, error } = match Box::pin(self.attempt(picked, until)).await {
+                Ok((mut wire, head)) => {
+                    if !self.instead_of(&head, &mut progress).await {
+                        return self.reply(wire, head).await;
+                    }
+                    wire.picked.guard.answered(head.status.as_u16());
+                    tried.insert(index);
                     continue;
                 }
+                Err(failed) => failed,
             };
-            let mut wire = Wire::new(self.caller, session, peer, picked);
-            let failure = match within(try_until, self.exchange(&mut wire, request)).await {
-                Ok(head) => match self.instead_of(&head, &mut progress).await {
-                    false => return self.reply(wire, head).await,
-                    true => {
-                        wire.picked.guard.answered(head.status.as_u16());
-                        tried.insert(wire.picked.index);
-                        continue;
-                    }
-                },
-                Err(failure) => failure,
-            };
-            let closed = failure.stale && reused;
-            let guard = &mut wire.picked.guard;
-            if closed {
-                guard.unseen()
-            } else {
-                guard.failed()
+            let Some(fault) = fault else { return Err(error) };
+            if fault == Fault::Connect {
+                tried.insert(index);
             }
-            let fault = if closed { Fault::Stale } else { Fault::Reset };
-            self.again(fault, &mut progress).await.ok_or(failure.error)?;
+            self.again(fault, &mut progress).await.ok_or(error)?;
         }
+    }
+
+    /// One attempt, to the head of its answer, which has to be here by then.
+    async fn attempt(
+        &self,
+        mut picked: Picked,
+        until: Option<std::time::Instant>,
+    ) -> Result<(Wire, ResponseHeader), Failed> {
+        let request = head::request(&self.head, self.body.len(), self.upstream, &picked);
+        let request = request.map_err(|error| Failed { fault: None, error })?;
+        let mut peer = self.upstream.peer(&picked);
+        self.narrow(&mut peer);
+        let (session, reused) = match by(until, Box::pin(self.connect(&peer))).await {
+            Ok(connected) => connected,
+            Err(error) => {
+                self.upstream.connect_failed(&mut picked);
+                return Err(Failed { fault: Some(Fault::Connect), error });
+            }
+        };
+        let mut wire = Wire::new(self.caller, session, peer, picked);
+        let failure = match by(until, self.exchange(&mut wire, request)).await {
+            Ok(head) => return Ok((wire, head)),
+            Err(failure) => failure,
+        };
+        let closed = failure.stale && reused;
+        let guard = &mut wire.picked.guard;
+        if closed {
+            guard.unseen()
+        } else {
+            guard.failed()
+        }
+        let fault = if closed { Fault::Stale } else { Fault::Reset };
+        Err(Failed { fault: Some(fault), error: failure.error })
     }
 
     /// Waits for another attempt; none if there is none.
@@ -239,11 +280,11 @@ impl Call<'_> {
     }
 
     fn rules(&self) -> Rules<'_> {
-        self.upstream.rules(self.options.retries.as_ref())
+        self.upstream.rules(self.retries.as_ref())
     }
 
     fn narrow(&self, peer: &mut HttpPeer) {
-        let CallOptions { connect, read, .. } = self.options;
+        let (connect, read) = self.limits;
         if connect.is_some() {
             peer.options.connection_timeout = connect;
             peer.options.total_connection_timeout = connect;
@@ -326,7 +367,7 @@ impl Call<'_> {
                 Some(http::StatusCode::SWITCHING_PROTOCOLS) => break,
                 // The h2 crate skips them itself.
                 Some(status) if status.is_informational() && session.as_http1().is_some() => {
-                    if let Some(interim) = &self.options.interim {
+                    if let Some(interim) = &self.interim {
                         let _ = interim.send(head::response(session)?);
                     }
                 }
