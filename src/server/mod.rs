@@ -45,7 +45,7 @@ use crate::proxy::{Budget, Front, Gateway};
 use crate::release::ramp;
 use crate::snapshot::{Compiler, Live, Mode, Reloader, Snapshot, apart};
 use crate::source::{self, Loaded, Problems};
-use crate::store::{Keeper, RedisStore};
+use crate::store::Keeper;
 use crate::upstream::Monitor;
 
 /// Answers to one key that vary, such as by language; the oldest leave first.
@@ -140,12 +140,6 @@ fn furnish(store: &Store, options: &config::Cache) -> io::Result<()> {
     store.set_disk(disk.as_ref())
 }
 
-/// The store over which the cache shares purges.
-fn shared_by(snapshot: &Snapshot) -> Option<&Arc<RedisStore>> {
-    let name = snapshot.server.cache.store.as_ref()?;
-    snapshot.stores.iter().find(|store| **store.name() == *name.as_str())
-}
-
 /// Filters make their counters while the document is compiled, so these come first.
 fn start_observing(loaded: &Loaded) -> Result<Arc<Observe>, StartError> {
     let written = loaded.root.get("observability").map_or(Ok(Observability::default()), from_node_all);
@@ -204,7 +198,7 @@ impl Parts {
         keeper
             .keep(&snapshot.stores)
             .map_err(|error| StartError::Runtime(format!("cannot connect to stores: {error}")))?;
-        cache.share(shared_by(&snapshot));
+        cache.share(reloading::shared_by(&snapshot));
         if let Some(before) = &mut before {
             before.resume(&snapshot);
         }
