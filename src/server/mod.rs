@@ -30,7 +30,6 @@ use self::lifetime::Lifetime;
 use self::signals::Signals;
 use self::takeover::Predecessor;
 use self::upgrade::Upgrades;
-
 use crate::admin::{self, AdminState};
 use crate::cache::Cache;
 use crate::cache::store::{DiskOptions, Store, StoreOptions};
