@@ -208,7 +208,7 @@ pub fn query_pairs(query: &str) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, s
     raw_pairs(query).map(|(key, value)| (decode_query(key), decode_query(value)))
 }
 
-fn raw_pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
+pub(crate) fn raw_pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
     let pairs = query.split('&').filter(|pair| !pair.is_empty());
     pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")))
 }
@@ -233,7 +233,7 @@ pub fn cookie_pairs(headers: &HeaderMap) -> impl Iterator<Item = (Cow<'_, str>, 
 }
 
 /// As bytes: one value outside ASCII must not hide the others of its line.
-fn raw_cookies(headers: &HeaderMap) -> impl Iterator<Item = (&[u8], &[u8])> {
+pub(crate) fn raw_cookies(headers: &HeaderMap) -> impl Iterator<Item = (&[u8], &[u8])> {
     let pairs = headers.get_all(COOKIE).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
     pairs.filter_map(|pair| {
         let at = pair.iter().position(|byte| *byte == b'=')?;

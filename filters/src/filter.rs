@@ -8,6 +8,7 @@ use http::HeaderName;
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 
+use crate::caching::Counted;
 use crate::context::Slot;
 use crate::identity::{Identities, Identity};
 use crate::phase::Phases;
@@ -145,6 +146,8 @@ pub struct Declared {
     pub answers_preflight: bool,
     /// What came of the copies that the step makes.
     pub mirror: Option<Arc<Report>>,
+    /// How the step counts queries of URLs under which answers are stored.
+    pub caches: Option<Counted>,
 }
 
 impl<'a> Build<'a> {
@@ -239,6 +242,11 @@ impl<'a> Build<'a> {
     /// Declares that this step copies requests, and where it is told what came of them.
     pub fn mirrors(&mut self, report: Arc<Report>) {
         self.declared.mirror = Some(report);
+    }
+
+    /// Declares that answers are stored for this step, under URLs whose queries it counts so.
+    pub fn caches(&mut self, counted: Counted) {
+        self.declared.caches = Some(counted);
     }
 
     /// The clock: the machine's, or a test's.

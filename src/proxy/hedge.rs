@@ -132,6 +132,7 @@ async fn prepared(
         connect: timeouts.connect.map(|limit| limit.get()),
         read: timeouts.read.map(|limit| limit.get()),
         interim: None,
+        ..CallOptions::default()
     };
     Ok((head, options))
 }

@@ -88,16 +88,18 @@ impl Gateway {
                 }
                 Decision::Reply(reply) => return Err(reply),
             };
-            let told: Option<&mut dyn Announce> = match &mut client {
-                Some(client) => Some(&mut **client),
-                None => None,
-            };
+            let told = reborrowed(&mut client);
             // On the heap: most requests have none.
             if let Some(reply) = Box::pin(self.cache.answer(ask, exchange, request, (via, told))).await {
                 return Err(reply);
             }
         }
     }
+}
+
+/// The same client, for a while.
+fn reborrowed<'a>(client: &'a mut Option<&mut dyn Announce>) -> Option<&'a mut dyn Announce> {
+    client.as_mut().map(|client| &mut **client as _)
 }
 
 /// What is waited for, unless the client goes away first: then it gives up its place in every queue.

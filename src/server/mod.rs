@@ -30,7 +30,6 @@ use self::lifetime::Lifetime;
 use self::signals::Signals;
 use self::takeover::Predecessor;
 use self::upgrade::Upgrades;
-
 use crate::admin::{self, AdminState};
 use crate::cache::Cache;
 use crate::cache::store::{DiskOptions, Store, StoreOptions};
@@ -198,6 +197,7 @@ impl Parts {
         keeper
             .keep(&snapshot.stores)
             .map_err(|error| StartError::Runtime(format!("cannot connect to stores: {error}")))?;
+        cache.share(reloading::shared_by(&snapshot));
         if let Some(before) = &mut before {
             before.resume(&snapshot);
         }

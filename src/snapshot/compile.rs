@@ -13,6 +13,7 @@ use tollhouse_filters::registry::Registry;
 use tollhouse_filters::tree::{Error, FileId, Mark, Node, Path, Scalar, from_node_all, suggest};
 use tollhouse_filters::world::{Stores, UpstreamId, World};
 
+use super::caches::{self, Caches};
 use super::pipelines::{Named, Pipelines};
 use super::{Action, fallbacks, identities, listeners, names, releases, routes, stores};
 use super::{ListenerPlan, NamedFiles, Snapshot, UpstreamIds};
@@ -141,6 +142,7 @@ impl Compiler<'_> {
         let fallbacks = fallbacks::find(&document.upstreams, &ids, &built, &listeners, &mut faults);
         names.check_tests(&document.tests, &mut faults);
         check_dns(&document.server.dns, &mut faults);
+        caches::check(&document.server.cache, document.stores.keys(), &mut faults);
         let files = pipelines.into_files();
         none_of(faults.found, unread, loaded, &files)?;
         let routes = built.resolve(&upstreams_by_id(&ids, &upstreams), listeners.len());
@@ -152,6 +154,7 @@ impl Compiler<'_> {
             server: document.server,
             admin: document.admin,
             identity_headers: identity_headers(&listeners, &routes),
+            caches: Caches::of(&listeners, &routes, &self.world.cached),
             forcing_headers: forcing_headers(&routes),
             reads_path_versions: routes.iter().any(|route| route.reads_path_version()),
             identities,

@@ -1,5 +1,6 @@
 //! What requests use: immutable, everything resolved.
 
+mod caches;
 mod compile;
 mod facts;
 mod fallbacks;
@@ -40,6 +41,7 @@ use crate::store::RedisStore;
 use crate::tls::ServerTls;
 use crate::upstream::{Bulkhead, Upstream};
 
+pub use caches::Caches;
 pub(crate) use compile::fault;
 pub use compile::{Compiler, Mode, apart};
 pub use reload::{Reloaded, Reloader, Verify};
@@ -75,6 +77,8 @@ pub struct Snapshot {
     pub upstream_ids: UpstreamIds,
     /// Stores, by name; none in a snapshot that is not to serve.
     pub stores: Vec<Arc<RedisStore>>,
+    /// Caches; none where no route has one.
+    pub caches: Option<Caches>,
     /// Ways to prove who is calling.
     pub identities: Identities,
     /// Fields that filters write for upstreams; a client's own copies are dropped.

@@ -4,6 +4,7 @@
 //! connection, on a request's path: while there is none, the store is away at once. A task of its own
 //! connects, looks every second whether the store still decides, and connects anew when it does not.
 
+mod journal;
 mod keeper;
 mod link;
 mod numbers;
@@ -27,6 +28,7 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use tollhouse_filters::world::{Away, Charge, Metrics, OnFailure, Records, Store, Tally, TenantId};
 
+pub use self::journal::{Journal, News, Place, Reader};
 pub use self::keeper::Keeper;
 use self::link::Link;
 use self::numbers::Numbers;

@@ -16,7 +16,7 @@ mod tasks;
 
 use std::sync::Arc;
 
-pub use cached::{Cached, NothingCached};
+pub use cached::{Cached, NothingCached, Purged};
 pub use client::{
     Aside, BufferedBody, Client, ClientBody, ClientError, ClientReply, FilePart, NoClient, Origin,
     ScriptedClient, SentRequest, Told, UpstreamId,

@@ -26,7 +26,8 @@ use tokio::time::Instant;
 
 use self::body::Wire;
 use self::error::{by, within};
-use super::{Asked, Fault, Picked, Progress, Tried, Upstream};
+use super::{Asked, Fault, Picked, Progress, Rules, Tried, Upstream};
+use crate::config::retries::RouteRetries;
 use crate::config::upstream::Protocol;
 
 pub use self::body::BodyStream;
@@ -59,6 +60,10 @@ pub struct CallOptions {
     pub read: Option<Option<Duration>>,
     /// Who is told of interim answers (1xx) of HTTP/1.1, as they come.
     pub interim: Option<UnboundedSender<ResponseHeader>>,
+    /// What narrows the upstream's retries.
+    pub retries: Option<RouteRetries>,
+    /// The backend that the caller stays with, by its place in the written list, if it can be used.
+    pub stuck: Option<usize>,
 }
 
 /// A request body, sent with its length known.
@@ -75,6 +80,8 @@ pub struct Reply {
     /// Whether more than the end of the connection says where the body ends, so that one that was cut is known
     /// (RFC 9112 s8).
     pub delimited: bool,
+    /// The backend that answered, by its place in the written list.
+    pub backend: usize,
 }
 
 /// Why an attempt failed: what the rules of retries call that, if they do.
@@ -170,6 +177,8 @@ struct Call<'a> {
     /// On connecting, and between two reads.
     limits: (Option<Duration>, Option<Option<Duration>>),
     interim: Option<UnboundedSender<ResponseHeader>>,
+    retries: Option<RouteRetries>,
+    stuck: Option<usize>,
 }
 
 impl<'a> Call<'a> {
@@ -187,7 +196,8 @@ impl<'a> Call<'a> {
             upstream.write_key(&head, None, &mut key);
         }
         let limits = (options.connect, options.read);
-        (Self { caller, upstream, head, body, deadline, limits, interim: options.interim }, key)
+        let CallOptions { interim, retries, stuck, .. } = options;
+        (Self { caller, upstream, head, body, deadline, limits, interim, retries, stuck }, key)
     }
 
     async fn attempts(&self, key: &[u8]) -> Result<Reply, CallError> {
@@ -195,10 +205,18 @@ impl<'a> Call<'a> {
         let mut progress = Progress::default();
         self.upstream.asked(std::time::Instant::now());
         loop {
-            let picked = self.upstream.pick(key, &tried).ok_or(CallError::NoBackend)?;
+            let picked = self.upstream.pick_for(self.stuck, key, &tried).ok_or(CallError::NoBackend)?;
             let index = picked.index;
-            let Failed { fault, error } = match Box::pin(self.attempt(picked, None)).await {
-                Ok((wire, head)) => return self.reply(wire, head).await,
+            let until = self.rules().per_try().map(|limit| std::time::Instant::now() + limit);
+            let Failed { fault, error } = match Box::pin(self.attempt(picked, until)).await {
+                Ok((mut wire, head)) => {
+                    if !self.instead_of(&head, &mut progress).await {
+                        return self.reply(wire, head).await;
+                    }
+                    wire.picked.guard.answered(head.status.as_u16());
+                    tried.insert(index);
+                    continue;
+                }
                 Err(failed) => failed,
             };
             let Some(fault) = fault else { return Err(error) };
@@ -248,9 +266,21 @@ impl<'a> Call<'a> {
         let (method, headers) = (&self.head.method, &self.head.headers);
         let asked = Asked { method, headers, repeatable: true, left };
         let now = std::time::Instant::now();
-        let after = self.upstream.rules(None).judge(fault, &asked, progress, now, fastrand::f64()).ok()?;
+        let after = self.rules().judge(fault, &asked, progress, now, fastrand::f64()).ok()?;
         tokio::time::sleep(after).await;
         Some(())
+    }
+
+    /// Waits for another attempt in the place of this answer; false if there is none.
+    async fn instead_of(&self, head: &ResponseHeader, progress: &mut Progress) -> bool {
+        match self.rules().fault_of(head.status.as_u16(), Some(&head.headers)) {
+            Some(fault) => self.again(fault, progress).await.is_some(),
+            None => false,
+        }
+    }
+
+    fn rules(&self) -> Rules<'_> {
+        self.upstream.rules(self.retries.as_ref())
     }
 
     fn narrow(&self, peer: &mut HttpPeer) {
@@ -305,6 +335,7 @@ impl<'a> Call<'a> {
 
     async fn reply(&self, mut wire: Wire, head: ResponseHeader) -> Result<Reply, CallError> {
         wire.picked.guard.answered(head.status.as_u16());
+        let backend = wire.picked.index;
         let delimited = wire.is_delimited();
         let status_ends_it = wire.is_done().map_err(|failure| {
             wire.picked.guard.failed();
@@ -315,7 +346,7 @@ impl<'a> Call<'a> {
             // No body: give the connection back even if the caller never asks for one.
             body.next().await?;
         }
-        Ok(Reply { head, body, delimited: delimited || status_ends_it })
+        Ok(Reply { head, body, delimited: delimited || status_ends_it, backend })
     }
 
     async fn write_body(&self, session: &mut HttpSession) -> Result<(), Failure> {
