@@ -26,7 +26,7 @@ use tokio::time::Instant;
 
 use self::body::Wire;
 use self::error::{by, within};
-use super::{Asked, Fault, Picked, Progress, Rules, Tried, Upstream};
+use super::{Asked, Backend, Fault, Picked, Progress, Rules, Tried, Upstream};
 use crate::config::retries::RouteRetries;
 use crate::config::upstream::Protocol;
 
@@ -62,8 +62,8 @@ pub struct CallOptions {
     pub interim: Option<UnboundedSender<ResponseHeader>>,
     /// What narrows the upstream's retries.
     pub retries: Option<RouteRetries>,
-    /// The backend that the caller stays with, by its place in the written list, if it can be used.
-    pub stuck: Option<usize>,
+    /// The backend that the caller stays with, if it can be used.
+    pub stuck: Option<Arc<Backend>>,
 }
 
 /// A request body, sent with its length known.
@@ -80,8 +80,8 @@ pub struct Reply {
     /// Whether more than the end of the connection says where the body ends, so that one that was cut is known
     /// (RFC 9112 s8).
     pub delimited: bool,
-    /// The backend that answered, by its place in the written list.
-    pub backend: usize,
+    /// The backend that answered.
+    pub backend: Arc<Backend>,
 }
 
 /// Why an attempt failed: what the rules of retries call that, if they do.
@@ -178,7 +178,7 @@ struct Call<'a> {
     limits: (Option<Duration>, Option<Option<Duration>>),
     interim: Option<UnboundedSender<ResponseHeader>>,
     retries: Option<RouteRetries>,
-    stuck: Option<usize>,
+    stuck: Option<Arc<Backend>>,
 }
 
 impl<'a> Call<'a> {
@@ -205,7 +205,8 @@ impl<'a> Call<'a> {
         let mut progress = Progress::default();
         self.upstream.asked(std::time::Instant::now());
         loop {
-            let picked = self.upstream.pick_for(self.stuck, key, &tried).ok_or(CallError::NoBackend)?;
+            let picked =
+                self.upstream.pick_for(self.stuck.as_ref(), key, &tried).ok_or(CallError::NoBackend)?;
             let index = picked.index;
             let until = self.rules().per_try().map(|limit| std::time::Instant::now() + limit);
             let Failed { fault, error } = match Box::pin(self.attempt(picked, until)).await {
@@ -335,7 +336,7 @@ impl<'a> Call<'a> {
 
     async fn reply(&self, mut wire: Wire, head: ResponseHeader) -> Result<Reply, CallError> {
         wire.picked.guard.answered(head.status.as_u16());
-        let backend = wire.picked.index;
+        let backend = Arc::clone(&wire.picked.backend);
         let delimited = wire.is_delimited();
         let status_ends_it = wire.is_done().map_err(|failure| {
             wire.picked.guard.failed();
