@@ -141,8 +141,7 @@ impl Compiler<'_> {
         let built = routes::build(document.services, document.routes, &names, &mut pipelines, &mut faults);
         let fallbacks = fallbacks::find(&document.upstreams, &ids, &built, &listeners, &mut faults);
         names.check_tests(&document.tests, &mut faults);
-        check_dns(&document.server.dns, &mut faults);
-        caches::check(&document.server.cache, document.stores.keys(), &mut faults);
+        check_server(&document.server, document.stores.keys(), &mut faults);
         let files = pipelines.into_files();
         none_of(faults.found, unread, loaded, &files)?;
         let routes = built.resolve(&upstreams_by_id(&ids, &upstreams), listeners.len());
@@ -264,6 +263,15 @@ fn none_of(
     problems.list.extend(unread.list);
     problems.inputs = loaded.inputs.iter().chain(files.paths()).chain(&unread.inputs).cloned().collect();
     Err(problems)
+}
+
+fn check_server<'a>(
+    server: &config::Server,
+    stores: impl Iterator<Item = &'a config::Name> + Clone,
+    faults: &mut Faults<'_>,
+) {
+    check_dns(&server.dns, faults);
+    caches::check(&server.cache, stores, faults);
 }
 
 fn check_dns(dns: &config::Dns, faults: &mut Faults<'_>) {
