@@ -143,7 +143,7 @@ routes:
         assert_eq!(ask(&gateway, "direct.test", "GET /").await.status, 200);
         assert_eq!(ask(&gateway, "other.test", "GET /").await.status, 500, "which opens the breaker");
         let look = async || {
-            gateway.ask_admin("GET /api/cache/lookup?url=http://direct.test/", "").await.json()["entries"]
+            gateway.ask_admin("GET /api/cache/lookup?url=http://direct.test/", "").await.json()["stored"]
                 .clone()
         };
         let stored = look().await;
