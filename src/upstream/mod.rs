@@ -134,6 +134,13 @@ impl Upstream {
         })
     }
 
+    /// The same, but known and trusted by what was read elsewhere.
+    fn trusting(mut self, trust: Trust) -> Self {
+        self.group_key = group_key(self.written.protocol, Some(&trust));
+        self.trust = Some(trust);
+        self
+    }
+
     /// Chooses a backend for one attempt: another than those tried while one is left. `None` when
     /// no backend can get requests. `key` is what [`Upstream::write_key`] made of the request.
     pub fn pick(&self, key: &[u8], tried: &Tried) -> Option<Picked> {

@@ -1,0 +1,389 @@
+//! Backends whose addresses are in etcd: the keys that begin with a prefix, and what changes of them.
+//!
+//! By the JSON gateway of the API of version 3: a range gives all of it at one revision, a watch what came after
+//! (<https://etcd.io/docs/v3.4/dev-guide/api_grpc_gateway/>). Keys that go with their leases are removed as others are.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http::HeaderValue;
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use pingora::http::RequestHeader;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
+use serde_json::{Value, json};
+use zeroize::Zeroizing;
+
+use super::http::{Problem, Server, brief};
+use super::{Directory, Failed, Instance, Tell, World, entry, jittered};
+use crate::config::discovery::Etcd as Written;
+use crate::upstream::call::{CallError, Waiting};
+
+/// Keys asked for at once.
+const PAGE: usize = 1000;
+/// Most keys with the prefix.
+const MOST: usize = 20_000;
+/// How long a watch may say nothing before another one takes its place, lest a connection is dead.
+const SILENCE: Duration = Duration::from_secs(30);
+/// The longest watch.
+const LONGEST: Duration = Duration::from_secs(600);
+/// Pause before everything is asked for anew, as history is gone.
+const ANEW: Duration = Duration::from_secs(1);
+
+/// A cluster of etcd.
+pub(super) struct Etcd {
+    servers: Vec<Server>,
+    /// Who is asked first.
+    first: AtomicUsize,
+    prefix: Vec<u8>,
+    /// The body that shows who the gateway is.
+    login: Option<Zeroizing<String>>,
+    tls: bool,
+    world: World,
+}
+
+impl Etcd {
+    /// Checks what is written. `tls`: whether backends are spoken to over TLS.
+    ///
+    /// # Errors
+    /// What is wrong, as paths to keys and messages.
+    pub(super) fn new(
+        written: &Written,
+        base: &Path,
+        tls: bool,
+        world: World,
+    ) -> Result<Self, Vec<(String, String)>> {
+        let wrong = |key: &str, message: &str| Err(vec![(key.to_owned(), message.to_owned())]);
+        if written.endpoints.is_empty() {
+            return wrong("endpoints", "at least one is needed");
+        }
+        if written.prefix.is_empty() {
+            return wrong("prefix", "must not be empty: all keys of etcd would be backends");
+        }
+        let login = match (&written.username, &written.password) {
+            (None, None) => None,
+            (Some(name), Some(password)) => {
+                let login = json!({"name": name, "password": password.expose()});
+                Some(Zeroizing::new(login.to_string()))
+            }
+            (Some(_), None) => return wrong("username", "needs a `password` too"),
+            (None, Some(_)) => return wrong("password", "needs a `username` too"),
+        };
+        let servers = written.endpoints.iter().map(|url| Server::new(url, written.tls.as_ref(), base));
+        Ok(Self {
+            servers: servers.collect::<Result<_, _>>()?,
+            first: AtomicUsize::new(0),
+            prefix: written.prefix.clone().into_bytes(),
+            login,
+            tls,
+            world,
+        })
+    }
+}
+
+#[async_trait]
+impl Directory for Etcd {
+    async fn follow(&self, tell: &Tell) -> Failed {
+        let count = self.servers.len();
+        let first = self.first.load(Ordering::Relaxed);
+        let mut last = Failed::from("there are no servers");
+        for at in (first..first + count).map(|at| at % count) {
+            let mut link = Link { etcd: self, server: &self.servers[at], token: None, told: false };
+            last = link.follow(tell).await.failed(link.server);
+            self.first.store((at + 1) % count, Ordering::Relaxed);
+            if link.told {
+                break;
+            }
+        }
+        last
+    }
+}
+
+/// One server while it is followed.
+struct Link<'a> {
+    etcd: &'a Etcd,
+    server: &'a Server,
+    token: Option<HeaderValue>,
+    told: bool,
+}
+
+/// What is known: the keys, and the revision that they are of.
+struct Known {
+    revision: i64,
+    keys: BTreeMap<Vec<u8>, Option<Instance>>,
+}
+
+/// Why a watch ended without a failure.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    /// It said nothing for long.
+    Silent,
+    /// What it should tell is not there any more, or was never there.
+    Gone,
+}
+
+impl Link<'_> {
+    async fn follow(&mut self, tell: &Tell) -> Problem {
+        if let Err(problem) = self.log_in().await {
+            return problem;
+        }
+        loop {
+            let mut known = match self.range().await {
+                Ok(known) => known,
+                Err(problem) => return problem,
+            };
+            if let Err(problem) = self.keep_up(&mut known, tell).await {
+                return problem;
+            }
+            tokio::time::sleep(jittered(ANEW)).await;
+        }
+    }
+
+    /// Tells what is known, and what changes of it until history is gone.
+    async fn keep_up(&mut self, known: &mut Known, tell: &Tell) -> Result<(), Problem> {
+        self.tell(known, tell)?;
+        while self.watch(known, tell).await? == End::Silent {}
+        Ok(())
+    }
+
+    fn tell(&mut self, known: &Known, tell: &Tell) -> Result<(), Problem> {
+        let instances: Vec<_> = known.keys.values().flatten().cloned().collect();
+        if instances.is_empty() && !known.keys.is_empty() {
+            let keys = known.keys.len();
+            return Err(Problem::Said(format!("none of the {keys} keys tells a backend")));
+        }
+        tell.set(instances);
+        self.told = true;
+        Ok(())
+    }
+
+    async fn log_in(&mut self) -> Result<(), Problem> {
+        let Some(login) = &self.etcd.login else { return Ok(()) };
+        let Token { token } =
+            self.ask("/v3/auth/authenticate", Bytes::copy_from_slice(login.as_bytes())).await?;
+        let mut token = HeaderValue::from_str(&token).map_err(|_| unexpected())?;
+        token.set_sensitive(true);
+        self.token = Some(token);
+        Ok(())
+    }
+
+    /// All keys, page by page, at the revision of the first page.
+    async fn range(&mut self) -> Result<Known, Problem> {
+        let end = STANDARD.encode(after_all(&self.etcd.prefix));
+        let mut from = self.etcd.prefix.clone();
+        let mut known = Known { revision: 0, keys: BTreeMap::new() };
+        loop {
+            let page = json!({
+                "key": STANDARD.encode(&from), "range_end": end, "limit": PAGE.to_string(),
+                "revision": known.revision.to_string(),
+            });
+            let Range { header, kvs, more } = self.ask("/v3/kv/range", page.to_string().into()).await?;
+            if known.revision == 0 {
+                known.revision = header.revision;
+            }
+            let Some(last) = kvs.last() else { return Ok(known) };
+            // The smallest key after the last one.
+            from = [last.key.as_slice(), &[0]].concat();
+            for pair in kvs {
+                known.put(pair, self.etcd.tls)?;
+            }
+            if !more {
+                return Ok(known);
+            }
+        }
+    }
+
+    /// Takes in what changes after the known revision.
+    async fn watch(&mut self, known: &mut Known, tell: &Tell) -> Result<End, Problem> {
+        let create = json!({"create_request": {
+            "key": STANDARD.encode(&self.etcd.prefix), "range_end": STANDARD.encode(after_all(&self.etcd.prefix)),
+            "start_revision": (known.revision + 1).to_string(),
+        }});
+        let mut head = self.head("/v3/watch")?;
+        // A server that has lost the others of its cluster ends the watch instead of saying nothing.
+        head.insert_header("grpc-metadata-hasleader", "true").map_err(|_| unexpected())?;
+        let body = create.to_string().into();
+        let world = &self.etcd.world;
+        let mut lines = self.server.lines(world, head, body, (LONGEST, jittered(SILENCE))).await?;
+        loop {
+            let line = match lines.next().await {
+                Ok(Some(line)) => line,
+                Ok(None) => return Err(Problem::Said("the watch ended".to_owned())),
+                Err(CallError::Timeout(Waiting::Read | Waiting::Total)) => return Ok(End::Silent),
+                Err(error) => return Err(error.into()),
+            };
+            let watched = match read(&line)? {
+                Line { result: Some(watched), .. } => watched,
+                Line { error, .. } => return Err(error.map_or_else(unexpected, refused)),
+            };
+            if watched.compact_revision > 0 || (watched.created && watched.header.revision < known.revision) {
+                return Ok(End::Gone);
+            }
+            if watched.created {
+                // What is known is confirmed; what happened since comes next, whatever the header says.
+                self.tell(known, tell)?;
+                continue;
+            }
+            if watched.canceled {
+                return Err(Problem::Said(format!("the watch was ended: {}", brief(&watched.cancel_reason))));
+            }
+            known.change(watched, self.etcd.tls)?;
+            self.tell(known, tell)?;
+        }
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, path: &str, body: Bytes) -> Result<T, Problem> {
+        let answer = self.server.ask(&self.etcd.world, self.head(path)?, body).await?;
+        read(&answer)
+    }
+
+    fn head(&self, path: &str) -> Result<RequestHeader, Problem> {
+        let mut head = self.server.head("POST", path)?;
+        head.insert_header(CONTENT_TYPE, "application/json").map_err(|_| unexpected())?;
+        if let Some(token) = &self.token {
+            head.insert_header(AUTHORIZATION, token).map_err(|_| unexpected())?;
+        }
+        Ok(head)
+    }
+}
+
+impl Known {
+    fn put(&mut self, pair: Pair, tls: bool) -> Result<(), Problem> {
+        if self.keys.len() >= MOST && !self.keys.contains_key(&pair.key) {
+            return Err(Problem::Said(format!("there are more than {MOST} keys with the prefix")));
+        }
+        let name = pair.key.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+        let instance = entry::read(name, &pair.value, tls).unwrap_or_else(|why| {
+            let key = brief(&String::from_utf8_lossy(&pair.key));
+            log::warn!(registry = "etcd", key, why; "a key tells no backend");
+            None
+        });
+        self.keys.insert(pair.key, instance);
+        Ok(())
+    }
+
+    fn change(&mut self, watched: Watched, tls: bool) -> Result<(), Problem> {
+        // With events, the header may be ahead of those that are still to come.
+        let last = watched.events.iter().map(|event| event.kv.mod_revision).max();
+        self.revision = self.revision.max(last.unwrap_or(watched.header.revision));
+        for Event { kind, kv } in watched.events {
+            match kind {
+                Kind::Put => self.put(kv, tls)?,
+                Kind::Delete => drop(self.keys.remove(&kv.key)),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The smallest key that is greater than all with this prefix; `\0` stands for no such key.
+fn after_all(prefix: &[u8]) -> Vec<u8> {
+    match prefix.iter().rposition(|byte| *byte < 0xff) {
+        Some(at) => [&prefix[..at], &[prefix[at] + 1]].concat(),
+        None => vec![0],
+    }
+}
+
+#[derive(Deserialize)]
+struct Token {
+    token: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Header {
+    #[serde(deserialize_with = "number")]
+    revision: i64,
+}
+
+#[derive(Deserialize)]
+struct Range {
+    header: Header,
+    #[serde(default)]
+    kvs: Vec<Pair>,
+    #[serde(default)]
+    more: bool,
+}
+
+#[derive(Deserialize)]
+struct Pair {
+    #[serde(deserialize_with = "bytes")]
+    key: Vec<u8>,
+    #[serde(default, deserialize_with = "bytes")]
+    value: Vec<u8>,
+    #[serde(default, deserialize_with = "number")]
+    mod_revision: i64,
+}
+
+#[derive(Deserialize)]
+struct Line {
+    result: Option<Watched>,
+    error: Option<Value>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Watched {
+    header: Header,
+    created: bool,
+    canceled: bool,
+    cancel_reason: String,
+    #[serde(deserialize_with = "number")]
+    compact_revision: i64,
+    events: Vec<Event>,
+}
+
+#[derive(Deserialize)]
+struct Event {
+    #[serde(rename = "type", default)]
+    kind: Kind,
+    kv: Pair,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+enum Kind {
+    #[default]
+    Put,
+    Delete,
+}
+
+fn read<T: DeserializeOwned>(json: &[u8]) -> Result<T, Problem> {
+    serde_json::from_slice(json).map_err(|_| unexpected())
+}
+
+fn unexpected() -> Problem {
+    Problem::Said("an answer that is none of etcd's API of version 3".to_owned())
+}
+
+/// What an error in a stream says.
+fn refused(error: Value) -> Problem {
+    let text = error.get("message").or_else(|| error.get("error")).unwrap_or(&error);
+    Problem::Said(brief(text.as_str().unwrap_or("it ended with an error")))
+}
+
+/// A number of 64 bits, which JSON of Protocol Buffers has in a text.
+fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Number {
+        Text(String),
+        Number(i64),
+    }
+    match Number::deserialize(deserializer)? {
+        Number::Text(text) => text.parse().map_err(serde::de::Error::custom),
+        Number::Number(number) => Ok(number),
+    }
+}
+
+/// Bytes, which JSON of Protocol Buffers has in Base64.
+fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    STANDARD.decode(text).map_err(serde::de::Error::custom)
+}
