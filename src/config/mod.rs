@@ -7,6 +7,7 @@ mod cache;
 pub mod circuit_breaker;
 pub mod concurrency;
 mod consumers;
+pub mod discovery;
 pub mod dns;
 pub mod health;
 mod listener;

@@ -13,6 +13,7 @@ use super::Name;
 use super::balance::Balance;
 use super::circuit_breaker::CircuitBreaker;
 use super::concurrency::Concurrency;
+use super::discovery::Discovery;
 use super::health::Health;
 use super::retries::Retries;
 
@@ -25,8 +26,12 @@ pub struct Upstream {
     /// The HTTP version spoken to the backends. Default: `http/1.1`. Example: `h2`.
     #[serde(default)]
     pub protocol: Protocol,
-    /// Where requests go; at least one. Required. Example: `[{address: "127.0.0.1:9001"}]`.
+    /// Where requests go; at least one. Required without `discovery`. Example: `[{address: "127.0.0.1:9001"}]`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub backends: Vec<Backend>,
+    /// Who tells where requests go, instead of `backends`. Default: none. Example: `{type: dns, name: users.internal, port: 8080}`.
+    #[serde(default, skip_serializing)]
+    pub discovery: Option<Discovery>,
     /// What the backend sees as `Host`: `preserve` what the client sent, `backend` for the backend's own address,
     /// or a fixed name. Default: `preserve`. Example: `users.internal`.
     #[serde(default)]
@@ -219,7 +224,8 @@ impl fmt::Display for Address {
 }
 
 impl Host {
-    fn read(text: &str) -> Option<Self> {
+    /// Reads a name, an IPv4 address or a bracketed IPv6 address.
+    pub fn read(text: &str) -> Option<Self> {
         if let Some(inner) = text.strip_prefix('[') {
             return inner.strip_suffix(']')?.parse().ok().map(|ip| Self::Ip(IpAddr::V6(ip)));
         }
@@ -348,10 +354,8 @@ mod tests {
 
     #[test]
     fn keys_that_do_not_work_yet_are_refused() {
-        for key in ["discovery", "hosts"] {
-            let written = json!({"name": "u", "backends": [], key: {}});
-            assert!(serde_json::from_value::<Upstream>(written).is_err(), "{key}");
-        }
+        let written = json!({"name": "u", "backends": [], "hosts": {}});
+        assert!(serde_json::from_value::<Upstream>(written).is_err());
     }
 
     #[test]

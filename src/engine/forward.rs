@@ -173,9 +173,13 @@ fn own(request: &RequestHeader, ctx: &Context, forwarding: &Forwarding<'_>) -> O
     let original = host_of(request);
     let asked = original.filter(|_| !request.headers.contains_key(&X_FORWARDED_HOST.name));
     let certificate = ctx.client.tls.as_ref().and_then(|tls| tls.forwarded_certificate.as_ref());
+    let likely;
     let host = match forwarding.picked {
         Some(picked) => forwarding.upstream.host_header(picked, original.unwrap_or_default()),
-        None => forwarding.upstream.likely_host(original.unwrap_or_default()),
+        None => {
+            likely = forwarding.upstream.likely_host(original.unwrap_or_default());
+            &likely
+        }
     };
     let sent = request.headers.get(header::HOST).is_some_and(|sent| sent == host);
     let mut text = Vec::with_capacity(384);

@@ -11,7 +11,7 @@ use tollhouse_filters::problem::{self, Problem};
 use super::Call;
 use super::request::upstream;
 use crate::observe::{AttemptOutcome, Registry};
-use crate::upstream::{Asked, Fault, Picked, Progress, Rules, Tried, Upstream};
+use crate::upstream::{Asked, Backend, Fault, Picked, Progress, Rules, Tried, Upstream};
 
 /// The attempts at backends.
 #[derive(Default)]
@@ -20,8 +20,8 @@ pub(super) struct Attempts {
     pub(super) tried: Tried,
     /// What balancing goes by; empty for most.
     pub(super) key: Vec<u8>,
-    /// The backend that the client's cookie is for, by its place in the written list.
-    pub(super) stuck: Option<usize>,
+    /// The backend that the client's cookie is for.
+    pub(super) stuck: Option<Arc<Backend>>,
     pub(super) picked: Option<Picked>,
     pub(super) made: u32,
     /// The last attempt is in the metrics already.
@@ -52,7 +52,7 @@ impl Call {
         let attempts = &mut self.attempts;
         // The last attempt is over, and must not count against its backend.
         attempts.picked = None;
-        let Some(picked) = upstream.pick_for(attempts.stuck, &attempts.key, &attempts.tried) else {
+        let Some(picked) = upstream.pick_for(attempts.stuck.as_ref(), &attempts.key, &attempts.tried) else {
             return Err(Problem::new(&problem::NO_BACKEND).detail(upstream.unavailable()));
         };
         attempts.tried.insert(picked.index);
@@ -72,11 +72,12 @@ impl Call {
         let Attempts { upstream: Some(upstream), picked: Some(picked), stuck, .. } = &self.attempts else {
             return;
         };
-        if !upstream.is_sticky() || *stuck == Some(picked.index) {
+        let is_there = |stuck: &Arc<Backend>| Arc::ptr_eq(stuck, &picked.backend);
+        if !upstream.is_sticky() || stuck.as_ref().is_some_and(is_there) {
             return;
         }
         let tls = self.exchange.as_ref().is_some_and(|exchange| exchange.ctx.scheme.as_str() == "https");
-        if let Some(cookie) = upstream.stick(picked.index, tls) {
+        if let Some(cookie) = upstream.stick(&picked.backend, tls) {
             let _ = answer.append_header(SET_COOKIE, cookie);
         }
     }

@@ -39,7 +39,7 @@ const TURNS: usize = 16;
 /// The backend chosen for one attempt; it counts as in flight until this is dropped.
 #[derive(Debug)]
 pub struct Picked {
-    /// Its place in the written list, for [`Tried`].
+    /// Its number among the upstream's backends, for [`Tried`].
     pub index: usize,
     /// Where to connect.
     pub address: SocketAddr,
@@ -47,7 +47,7 @@ pub struct Picked {
     pub backend: Arc<Backend>,
     /// Keeps the in-flight count, and is told what became of the attempt.
     pub guard: InFlight,
-    /// Its place among those that get requests.
+    /// Its place among those that got requests then.
     at: usize,
 }
 
@@ -117,10 +117,16 @@ impl Balancer {
         Self { levels: Levels::new(&of_members, below), ..self }
     }
 
-    /// The backend at this place of the written list, if it can get requests.
-    pub(super) fn pick_this(&self, index: usize, tried: &Tried) -> Option<Picked> {
-        let at = self.members.iter().position(|member| member.index == index)?;
-        let well = !tried.contains(index) && !self.members[at].stats.standing.is_out();
+    /// Gives the backends other numbers than their places in the list.
+    pub(super) fn numbered(mut self, numbers: &[usize]) -> Self {
+        self.members.iter_mut().for_each(|member| member.index = numbers[member.index]);
+        self
+    }
+
+    /// This backend, if it is one of those that can get requests.
+    pub(super) fn pick_this(&self, backend: &Arc<Backend>, tried: &Tried) -> Option<Picked> {
+        let at = self.members.iter().position(|member| Arc::ptr_eq(&member.backend, backend))?;
+        let well = !tried.contains(self.members[at].index) && !self.members[at].stats.standing.is_out();
         if well { self.take(at, false) } else { None }
     }
 
@@ -129,7 +135,12 @@ impl Balancer {
         if !picked.backend.has_one_address() {
             return picked.guard.failed();
         }
-        self.outliers.unreachable(picked.at, Instant::now());
+        let is_it = |member: &Member| Arc::ptr_eq(&member.backend, &picked.backend);
+        // It may have been chosen before the backends changed.
+        let at = Some(picked.at).filter(|at| self.members.get(*at).is_some_and(is_it));
+        if let Some(at) = at.or_else(|| self.members.iter().position(is_it)) {
+            self.outliers.unreachable(at, Instant::now());
+        }
         picked.guard.unreachable();
     }
 

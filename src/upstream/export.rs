@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use super::Upstream;
 use super::resilience::State;
@@ -14,17 +15,45 @@ const IN_FLIGHT: &str = "tollhouse_upstream_in_flight";
 const WAITING: &str = "tollhouse_upstream_waiting";
 const EJECTED: &str = "tollhouse_upstream_backend_ejected";
 const EJECTIONS: &str = "tollhouse_upstream_ejections_total";
+const UP: &str = "tollhouse_upstream_discovery_up";
+const AGE: &str = "tollhouse_upstream_discovery_age_seconds";
+const BACKENDS: &str = "tollhouse_upstream_discovery_backends";
+const CHANGES: &str = "tollhouse_upstream_discovery_changes_total";
 
 /// Exports the numbers of these upstreams, and those of no others.
 pub(super) fn export(upstreams: &[Arc<Upstream>], registry: &Registry) {
-    for name in [BREAKER_OPEN, BREAKER_CHANGES, REFUSED, IN_FLIGHT, WAITING, EJECTED, EJECTIONS] {
-        registry.forget_fns(name);
-    }
+    let resilience = [BREAKER_OPEN, BREAKER_CHANGES, REFUSED, IN_FLIGHT, WAITING, EJECTED, EJECTIONS];
+    resilience.into_iter().chain([UP, AGE, BACKENDS, CHANGES]).for_each(|name| registry.forget_fns(name));
     for upstream in upstreams {
         breaker(upstream, registry);
         bulkhead(upstream, registry);
         ejections(upstream, registry);
+        discovery(upstream, registry);
     }
+}
+
+/// Exports the numbers of the backends of this upstream anew, as they are others now.
+pub(super) fn export_backends(upstreams: &[Arc<Upstream>], upstream: &str, registry: &Registry) {
+    for name in [EJECTED, EJECTIONS] {
+        registry.forget_fns_of(name, ("upstream", upstream));
+    }
+    let its = upstreams.iter().filter(|other| *other.name == *upstream);
+    its.for_each(|upstream| ejections(upstream, registry));
+}
+
+fn discovery(upstream: &Upstream, registry: &Registry) {
+    let Some(following) = upstream.following() else { return };
+    let labels = [("upstream", &*upstream.name), ("type", following.written().kind())];
+    let gauge = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+    let (up, age, told, changes) = (following.clone(), following.clone(), following.clone(), following.clone());
+    let help = "1 while the registry that tells the backends of an upstream is followed.";
+    registry.register_gauge_fn(UP, help, &labels, move || up.is_up().into());
+    let help = "Seconds since a registry last confirmed the backends; -1 before it did.";
+    registry.register_gauge_fn(AGE, help, &labels, move || age.age(SystemTime::now()).map_or(-1, gauge));
+    let help = "Backends that are in use, as a registry told them.";
+    registry.register_gauge_fn(BACKENDS, help, &labels, move || gauge(told.backends().len() as u64));
+    let help = "Changes of the backends that a registry tells.";
+    registry.register_counter_fn(CHANGES, help, &labels, move || changes.changes());
 }
 
 fn breaker(upstream: &Upstream, registry: &Registry) {

@@ -111,8 +111,7 @@ impl Known {
         let addresses = self.usable(&addresses)?;
         let port = self.origin.port;
         let endpoint = |address| Endpoint { address: SocketAddr::new(address, port), health: None };
-        let backend = &self.upstream.backends()[0];
-        backend.set_endpoints(addresses.into_iter().map(endpoint).collect());
+        self.upstream.backends()[0].set_endpoints(addresses.into_iter().map(endpoint).collect());
         *until = Instant::now().checked_add(ttl);
         Ok(())
     }
@@ -177,7 +176,7 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
 mod tests {
     use async_trait::async_trait;
 
-    use super::super::resolve::Failed;
+    use super::super::resolve::{Failed, Service};
     use super::*;
     use crate::config::Dns;
 
@@ -186,9 +185,13 @@ mod tests {
 
     #[async_trait]
     impl Lookup for Script {
-        async fn lookup(&self, _: &str) -> Result<Found, Failed> {
+        async fn addresses(&self, _: &str) -> Result<Found, Failed> {
             let addresses = self.0.lock().pop().ok_or(Failed::from("no answer"))?;
             Ok(Found { v4: Some(addresses), v6: None, ttl: Duration::ZERO })
+        }
+
+        async fn services(&self, _: &str) -> Result<(Vec<Service>, Duration), Failed> {
+            Err(Failed::from("there are no services here"))
         }
 
         fn set(&self, _: &Dns) {}

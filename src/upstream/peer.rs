@@ -67,8 +67,10 @@ impl Upstream {
     }
 
     /// What the first backend would see, for requests that are not sent.
-    pub fn likely_host<'a>(&'a self, original: &'a str) -> &'a str {
-        self.backends().first().map_or(original, |backend| self.host_for(backend, original))
+    pub fn likely_host(&self, original: &str) -> String {
+        let now = self.backends.now();
+        let first = now.balancer.backends().first();
+        first.map_or(original, |backend| self.host_for(backend, original)).to_owned()
     }
 
     fn host_for<'a>(&'a self, backend: &'a Backend, original: &'a str) -> &'a str {
@@ -82,7 +84,8 @@ impl Upstream {
     /// Never empty with TLS: an IP backend without a written name was refused when the upstream was built.
     pub(super) fn server_name<'a>(&'a self, backend: &'a Backend) -> &'a str {
         let Some(tls) = &self.trust else { return "" };
-        tls.sni.as_deref().or_else(|| backend.name()).unwrap_or_default()
+        let told = || self.following().and_then(|following| following.written().server_name());
+        tls.sni.as_deref().or_else(|| backend.name()).or_else(told).unwrap_or_default()
     }
 
     /// How long the connection may idle afterwards. Pingora bounds its pool only as a whole; so the

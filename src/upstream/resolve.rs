@@ -13,7 +13,7 @@ use hickory_resolver::config::{
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::op::Query;
-use hickory_resolver::proto::rr::{Name, RecordType};
+use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use hickory_resolver::{Hosts, TokioResolver};
 use parking_lot::Mutex;
 use tokio::time::timeout;
@@ -24,6 +24,8 @@ use crate::config::Dns;
 const LONGEST: Duration = Duration::from_secs(10);
 /// How long the answer of one family waits for that of the other; some servers never answer AAAA.
 const OTHER_FAMILY: Duration = Duration::from_millis(500);
+/// How long a name has no records, if the server does not say.
+const NONE: Duration = Duration::from_secs(5);
 /// Files that say how names resolve; read again when they change.
 const FILES: [&str; 2] = ["/etc/resolv.conf", "/etc/hosts"];
 
@@ -38,12 +40,40 @@ pub(super) struct Found {
     pub(super) ttl: Duration,
 }
 
-/// Why a name has no addresses, for people.
+impl Found {
+    /// The same, if there are any.
+    fn some(self) -> Result<Self, Failed> {
+        let known = [self.v4.as_deref(), self.v6.as_deref()];
+        match known.iter().all(|family| family.is_some_and(<[IpAddr]>::is_empty)) {
+            true => Err(Failed::from("the name has no addresses")),
+            false => Ok(self),
+        }
+    }
+}
+
+/// Where a service is (RFC 2782).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Service {
+    /// A name, without the dot at its end.
+    pub(super) target: Box<str>,
+    pub(super) port: u16,
+    /// Those of a lower number come first.
+    pub(super) priority: u16,
+    pub(super) weight: u16,
+}
+
+/// Why a name has no addresses or a registry cannot be followed, for people; without secrets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Failed(Box<str>);
 
 impl From<&str> for Failed {
     fn from(why: &str) -> Self {
+        Self(why.into())
+    }
+}
+
+impl From<String> for Failed {
+    fn from(why: String) -> Self {
         Self(why.into())
     }
 }
@@ -54,11 +84,20 @@ impl fmt::Display for Failed {
     }
 }
 
-/// Asks for the addresses of a name.
+/// Asks for what a name stands for.
 #[async_trait]
 pub(super) trait Lookup: Send + Sync {
     /// The addresses, at least one; or why there are none.
-    async fn lookup(&self, host: &str) -> Result<Found, Failed>;
+    async fn lookup(&self, host: &str) -> Result<Found, Failed> {
+        self.addresses(host).await?.some()
+    }
+
+    /// The addresses, which may be none if that is the answer; or why nobody can tell.
+    async fn addresses(&self, host: &str) -> Result<Found, Failed>;
+
+    /// The service records of a name and how long they hold; none is an answer too.
+    async fn services(&self, name: &str) -> Result<(Vec<Service>, Duration), Failed>;
+
     /// Goes by these settings from now on.
     fn set(&self, dns: &Dns);
 }
@@ -81,18 +120,22 @@ struct Client {
 
 #[async_trait]
 impl Lookup for Resolver {
-    async fn lookup(&self, host: &str) -> Result<Found, Failed> {
+    async fn addresses(&self, host: &str) -> Result<Found, Failed> {
         let dns = self.dns.lock().clone();
         let client = self.client(&dns)?;
-        let name = Name::from_utf8(host).map_err(|error| Failed(error.to_string().into()))?;
+        let name = parse(host)?;
         let found = match client.in_hosts(&name) {
             Some(found) => found,
-            None => timeout(LONGEST, client.ask(name))
-                .await
-                .unwrap_or_else(|_| Err(Failed::from("the name servers do not answer")))?,
+            None => in_time(client.ask(name)).await?,
         };
-        let (shortest, longest) = (dns.min_ttl.get(), dns.max_ttl.get());
-        Ok(Found { ttl: found.ttl.min(longest).max(shortest), ..found })
+        Ok(Found { ttl: bounded(found.ttl, &dns), ..found })
+    }
+
+    async fn services(&self, name: &str) -> Result<(Vec<Service>, Duration), Failed> {
+        let dns = self.dns.lock().clone();
+        let client = self.client(&dns)?;
+        let (services, ttl) = in_time(client.ask_services(parse(name)?)).await?;
+        Ok((services, bounded(ttl, &dns)))
     }
 
     fn set(&self, dns: &Dns) {
@@ -151,25 +194,65 @@ impl Client {
     }
 
     async fn family(&self, name: &Name, family: RecordType) -> Result<Answer, NetError> {
-        match self.resolver.lookup(name.clone(), family).await {
+        self.records(name, family, |data| data.ip_addr()).await
+    }
+
+    async fn ask_services(&self, name: Name) -> Result<(Vec<Service>, Duration), Failed> {
+        let service = |data: &RData| match data {
+            // A target that is the root says that there is decidedly no such service.
+            RData::SRV(service) if !service.target.is_root() => Some(Service {
+                target: service.target.to_string().trim_end_matches('.').into(),
+                port: service.port,
+                priority: service.priority,
+                weight: service.weight,
+            }),
+            _ => None,
+        };
+        let answer = self.records(&name, RecordType::SRV, service).await;
+        answer.map(|Answer { records, ttl }| (records, ttl)).map_err(|error| why(&error))
+    }
+
+    async fn records<T>(
+        &self,
+        name: &Name,
+        kind: RecordType,
+        read: impl Fn(&RData) -> Option<T>,
+    ) -> Result<Answer<T>, NetError> {
+        let error = match self.resolver.lookup(name.clone(), kind).await {
             Ok(lookup) => {
-                let records = lookup.answers();
-                let ttl = records.iter().map(|record| record.ttl).min().unwrap_or(0);
-                let addresses = records.iter().filter_map(|record| record.data.ip_addr()).collect();
-                Ok(Answer { addresses, ttl: Duration::from_secs(ttl.into()) })
+                let found = lookup.answers();
+                let ttl = found.iter().map(|record| record.ttl).min().unwrap_or(0);
+                let records = found.iter().filter_map(|record| read(&record.data)).collect();
+                return Ok(Answer { records, ttl: Duration::from_secs(ttl.into()) });
             }
-            Err(error) if error.is_no_records_found() => {
-                Ok(Answer { addresses: Vec::new(), ttl: Duration::MAX })
+            Err(error) => error,
+        };
+        match &error {
+            NetError::Dns(DnsError::NoRecordsFound(none)) => {
+                let ttl = none.negative_ttl.map_or(NONE, |seconds| Duration::from_secs(seconds.into()));
+                Ok(Answer { records: Vec::new(), ttl })
             }
-            Err(error) => Err(error),
+            _ => Err(error),
         }
     }
 }
 
-/// The addresses of one family; none is an answer too.
-struct Answer {
-    addresses: Vec<IpAddr>,
+/// What was found of one type; none is an answer too.
+struct Answer<T = IpAddr> {
+    records: Vec<T>,
     ttl: Duration,
+}
+
+fn parse(name: &str) -> Result<Name, Failed> {
+    Name::from_utf8(name).map_err(|error| Failed(error.to_string().into()))
+}
+
+async fn in_time<T>(asked: impl Future<Output = Result<T, Failed>>) -> Result<T, Failed> {
+    timeout(LONGEST, asked).await.unwrap_or_else(|_| Err(Failed::from("the name servers do not answer")))
+}
+
+fn bounded(ttl: Duration, dns: &Dns) -> Duration {
+    ttl.min(dns.max_ttl.get()).max(dns.min_ttl.get())
 }
 
 /// What the other family's lookup says, if it says it soon.
@@ -177,19 +260,21 @@ async fn after(other: impl Future<Output = Result<Answer, NetError>>) -> Result<
     timeout(OTHER_FAMILY, other).await.unwrap_or(Err(NetError::Timeout))
 }
 
-/// Both families as one; failed only if there is no address in either.
+/// Both families as one; failed if one did and there is no address in the other.
 fn join(v4: Result<Answer, NetError>, v6: Result<Answer, NetError>) -> Result<Found, Failed> {
     let has_some =
-        |answer: &Result<Answer, NetError>| answer.as_ref().is_ok_and(|answer| !answer.addresses.is_empty());
-    if !has_some(&v4) && !has_some(&v6) {
-        return Err(match (v4, v6) {
-            (Ok(_), Ok(_)) => Failed::from("the name has no addresses"),
-            (Err(error), _) | (_, Err(error)) => why(&error),
-        });
+        |answer: &Result<Answer, NetError>| answer.as_ref().is_ok_and(|answer| !answer.records.is_empty());
+    let some = has_some(&v4) || has_some(&v6);
+    if let (false, (Err(error), _) | (_, Err(error))) = (some, (&v4, &v6)) {
+        return Err(why(error));
     }
-    let ttl = |answer: &Result<Answer, NetError>| answer.as_ref().map_or(Duration::MAX, |answer| answer.ttl);
+    // How long a family has no addresses counts only where neither has.
+    let ttl = |answer: &Result<Answer, NetError>| match answer {
+        Ok(answer) if !some || !answer.records.is_empty() => answer.ttl,
+        _ => Duration::MAX,
+    };
     let ttl = ttl(&v4).min(ttl(&v6));
-    let addresses = |answer: Result<Answer, NetError>| answer.ok().map(|answer| answer.addresses);
+    let addresses = |answer: Result<Answer, NetError>| answer.ok().map(|answer| answer.records);
     Ok(Found { v4: addresses(v4), v6: addresses(v6), ttl })
 }
 
@@ -221,8 +306,8 @@ mod tests {
     use super::*;
 
     fn answer(addresses: &[&str], ttl: u64) -> Result<Answer, NetError> {
-        let addresses = addresses.iter().map(|text| text.parse().unwrap()).collect();
-        Ok(Answer { addresses, ttl: Duration::from_secs(ttl) })
+        let records = addresses.iter().map(|text| text.parse().unwrap()).collect();
+        Ok(Answer { records, ttl: Duration::from_secs(ttl) })
     }
 
     #[test]
@@ -231,13 +316,14 @@ mod tests {
         assert_eq!(both.ttl, Duration::from_secs(30));
         let half = join(answer(&["192.0.2.1"], 60), Err(NetError::Timeout)).unwrap();
         assert_eq!((half.v6, half.ttl), (None, Duration::from_secs(60)));
-        let none = join(answer(&[], 60), answer(&["::1"], 60)).unwrap();
-        assert_eq!(none.v4, Some(Vec::new()));
+        let none = join(answer(&[], 5), answer(&["::1"], 60)).unwrap();
+        assert_eq!((none.v4, none.ttl), (Some(Vec::new()), Duration::from_secs(60)));
+        assert_eq!(join(answer(&[], 5), answer(&[], 9)).unwrap().ttl, Duration::from_secs(5));
     }
 
     #[test]
     fn without_any_address_the_reason_is_told() {
-        let why = |v4, v6| join(v4, v6).unwrap_err().to_string();
+        let why = |v4, v6| join(v4, v6).and_then(Found::some).unwrap_err().to_string();
         assert_eq!(why(answer(&[], 1), answer(&[], 1)), "the name has no addresses");
         assert_eq!(why(answer(&[], 1), Err(NetError::Timeout)), "the name servers do not answer");
     }

@@ -31,8 +31,37 @@ pub struct UpstreamView {
     pub circuit_breaker: Option<StateView>,
     /// Requests under way and waiting; null if there may be any number.
     pub concurrency: Option<PlacesView>,
+    /// Who tells its backends; null if they are written in the document.
+    pub discovery: Option<DiscoveryView>,
     /// Its backends, in written order.
     pub backends: Vec<BackendView>,
+}
+
+/// A registry that tells backends.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[schemars(rename = "Discovery")]
+pub struct DiscoveryView {
+    /// What it is: `dns`, `file` and so on.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// Whether it is followed; while it is not, the last backends stay in use.
+    pub up: bool,
+    /// When it last confirmed the backends; null if it never did.
+    pub told: Option<At>,
+    /// Seconds since then.
+    pub age: Option<u64>,
+    /// When the backends last changed.
+    pub changed: Option<At>,
+    /// How often they did.
+    pub changes: u64,
+    /// Instances that it tells and that cannot be used.
+    pub ignored: usize,
+    /// It says that there are no backends, and the last ones are used all the same.
+    pub kept_on_empty: bool,
+    /// Why it cannot be followed; null if it can.
+    pub error: Option<String>,
+    /// Since when it cannot.
+    pub failing_since: Option<At>,
 }
 
 /// Where something stands, and why.
@@ -157,7 +186,7 @@ impl JsonSchema for At {
 impl Upstream {
     /// How its backends do, at this moment.
     pub fn view(&self) -> UpstreamView {
-        let backends = self.backends().iter().zip(&self.written.backends);
+        let now = self.backends.now();
         UpstreamView {
             name: self.name.to_string(),
             protocol: self.protocol(),
@@ -177,15 +206,18 @@ impl Upstream {
                 in_flight: places.in_flight(),
                 waiting: places.waiting(),
             }),
-            backends: backends.map(|(backend, written)| backend.view(written.weight)).collect(),
+            discovery: self.following().map(|following| following.view(SystemTime::now())),
+            backends: now.all().map(|(backend, written)| backend.view(written.weight)).collect(),
         }
     }
 
     /// Why no backend can get requests, for the client of a request that none got.
     pub fn unavailable(&self) -> &'static str {
-        let takers =
-            || self.backends().iter().zip(&self.written.backends).filter(|(_, written)| written.weight > 0);
-        if takers().next().is_none() {
+        let now = self.backends.now();
+        let takers = || now.all().filter(|(_, written)| written.weight > 0);
+        if self.following().is_some_and(|following| following.age(SystemTime::now()).is_none()) {
+            "the backends are not known yet"
+        } else if takers().next().is_none() {
             "no backend takes requests"
         } else if takers().all(|(backend, _)| !backend.is_resolved()) {
             "no backend has a known address"

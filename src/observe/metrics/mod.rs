@@ -222,6 +222,20 @@ impl Registry {
         self.functions.lock().retain(|(known, _), _| **known != *name);
     }
 
+    /// As [`forget_fns`](Self::forget_fns), of those alone that have this label.
+    pub fn forget_fns_of(&self, name: &str, label: (&str, &str)) {
+        let has = |labels: &[(Box<str>, Box<str>)]| {
+            labels.iter().any(|(name, value)| (&**name, &**value) == label)
+        };
+        self.functions.lock().retain(|(known, labels), _| **known != *name || !has(labels));
+    }
+
+    /// Removes the series of backends that are gone for long enough, where a registry tells other ones.
+    pub fn tidy_backends(&self) {
+        self.upstreams.sweep_backends();
+        self.budget.tidy();
+    }
+
     /// Called after each reload: removes the series of names that this and the reload before do not know, and those of
     /// filters that are gone. One reload's grace lets the last numbers be collected and a rollback find them.
     pub fn retain(&self, live: &Live<'_>) {

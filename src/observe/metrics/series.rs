@@ -231,6 +231,10 @@ impl UpstreamFamilies {
         self.connect_failures.sweep(|values, _| known(values));
         self.retries.sweep(|values, _| known(values));
         self.out_of_budget.sweep(|values, _| known(values));
+        self.sweep_backends();
+    }
+
+    pub(super) fn sweep_backends(&self) {
         self.healthy.sweep(|_, cell| Arc::strong_count(cell) > 1);
         self.changes.sweep(|_, cell| Arc::strong_count(cell) > 1);
     }

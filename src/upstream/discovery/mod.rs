@@ -4,9 +4,23 @@
 //! and nothing else: what of a set can be used, what of it is new, when a registry that failed is asked again, and what
 //! is in use meanwhile is the same for all of them.
 
-use std::fmt;
+mod dns;
+mod file;
+mod following;
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
+
+use super::resolve::Lookup;
+use crate::config::discovery::Registry;
+
+pub(super) use self::following::Following;
+pub(super) use super::resolve::Failed;
+
+/// The longest that a registry is left alone that could not be followed.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// One backend as a registry tells it, unchecked: one that cannot be used is left out and logged, the others are used.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,14 +43,43 @@ pub(super) trait Directory: Send + Sync {
     /// Tells whole sets, as they change, until the registry cannot be followed any more: why. Whoever called calls
     /// again, after a while that grows with each call that told nothing. It may be dropped at any time.
     async fn follow(&self, tell: &Tell) -> Failed;
+
+    /// The longest that it is left alone after it could not be followed.
+    fn patience(&self) -> Duration {
+        PATIENCE
+    }
 }
 
-/// Why a registry cannot be followed, for people; without secrets.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Failed(Box<str>);
+/// What directories reach registries with.
+#[derive(Clone)]
+pub(super) struct World {
+    /// Looks names up, by the settings of the document.
+    pub(super) lookup: Arc<dyn Lookup>,
+}
+
+/// Opens directories.
+pub(super) trait Open: Send + Sync {
+    /// Who knows the backends of this one. Nothing is reached before it is followed.
+    fn open(&self, following: &Following) -> Box<dyn Directory>;
+}
+
+impl Open for World {
+    fn open(&self, following: &Following) -> Box<dyn Directory> {
+        match following.written() {
+            Registry::Dns(written) => Box::new(dns::Addresses::new(written, Arc::clone(&self.lookup))),
+            Registry::DnsSrv(written) => Box::new(dns::Services::new(written, Arc::clone(&self.lookup))),
+            Registry::File(written) => Box::new(Arc::new(file::File::new(written, following.base()))),
+        }
+    }
+}
+
+/// Give or take a tenth, so that what began together does not stay together.
+pub(super) fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(0.9 + 0.2 * fastrand::f64())
+}
 
 /// Who is told of sets.
-pub(super) struct Tell(Box<dyn Fn(Vec<Instance>) + Send + Sync>);
+pub(super) struct Tell(Box<dyn Fn(Option<Vec<Instance>>) + Send + Sync>);
 
 impl Instance {
     /// One of which nothing else is told.
@@ -46,32 +89,19 @@ impl Instance {
 }
 
 impl Tell {
-    /// One that passes sets on.
-    pub(super) fn new(pass_on: impl Fn(Vec<Instance>) + Send + Sync + 'static) -> Self {
+    /// One that passes sets on; none says that the last one still holds.
+    pub(super) fn new(pass_on: impl Fn(Option<Vec<Instance>>) + Send + Sync + 'static) -> Self {
         Self(Box::new(pass_on))
     }
 
-    /// A whole set, in any order, which may be empty. One that is equal to the last changes nothing, but shows that
-    /// the registry is there: tell what is known as often as the registry confirms it.
+    /// A whole set, in any order, which may be empty. One that is equal to the last changes nothing.
     pub(super) fn set(&self, instances: Vec<Instance>) {
-        (self.0)(instances);
+        (self.0)(Some(instances));
     }
-}
 
-impl From<&str> for Failed {
-    fn from(why: &str) -> Self {
-        Self(why.into())
-    }
-}
-
-impl From<String> for Failed {
-    fn from(why: String) -> Self {
-        Self(why.into())
-    }
-}
-
-impl fmt::Display for Failed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+    /// The last set still holds, as the registry confirms: what is shown as its age begins anew. Only after a set was
+    /// told in this very call.
+    pub(super) fn still(&self) {
+        (self.0)(None);
     }
 }

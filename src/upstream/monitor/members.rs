@@ -14,14 +14,14 @@ use crate::upstream::{Backend, Upstream};
 /// A backend of an upstream.
 pub(super) struct Member {
     pub(super) upstream: Arc<Upstream>,
-    at: usize,
+    backend: Arc<Backend>,
     /// None without a check, and for what only prepares to follow one that is shown. Locked, so that what is shown last is the latest.
     series: Option<Mutex<BackendSeries>>,
 }
 
-/// The backends of these upstreams.
+/// The backends of these upstreams, which now are as their registries said last.
 pub(super) fn members(upstreams: &[Arc<Upstream>], registry: &Registry) -> Vec<Arc<Member>> {
-    upstreams.iter().flat_map(|upstream| of_upstream(upstream, registry, |_| true)).collect()
+    joined(&[], upstreams, registry)
 }
 
 /// These members and, besides, the backends of these upstreams. What both have is shown and counted for
@@ -33,32 +33,55 @@ pub(super) fn joined(
 ) -> Vec<Arc<Member>> {
     let held: HashSet<_> = before.iter().map(|member| Arc::as_ptr(&member.upstream)).collect();
     let shown: HashSet<_> = before.iter().map(|member| (&*member.upstream.name, member.label())).collect();
-    let new =
-        upstreams.iter().filter(|upstream| !held.contains(&Arc::as_ptr(upstream))).flat_map(|upstream| {
-            of_upstream(upstream, registry, |label| !shown.contains(&(&*upstream.name, label.to_owned())))
-        });
+    let new = upstreams.iter().filter(|upstream| !held.contains(&Arc::as_ptr(upstream))).flat_map(|upstream| {
+        upstream.renew();
+        let is_shown = |label: &str| !shown.contains(&(&*upstream.name, label.to_owned()));
+        upstream.backends().into_iter().map(move |backend| Member::new(upstream, backend, registry, is_shown))
+    });
     before.iter().cloned().chain(new).collect()
 }
 
-/// The backends of one upstream; those whose label is wanted are shown.
-fn of_upstream(
+/// These members, where the backends of this upstream are others than before: who stays is the same member, who is new
+/// is among them, who is gone is not.
+pub(super) fn renewed(
+    before: &[Arc<Member>],
     upstream: &Arc<Upstream>,
     registry: &Registry,
-    is_shown: impl Fn(&str) -> bool,
 ) -> Vec<Arc<Member>> {
-    let member = |at| {
-        let member = Member { upstream: Arc::clone(upstream), at, series: None };
-        let label = member.label();
-        let shown = upstream.check().is_some() && is_shown(&label);
-        let series = shown.then(|| Mutex::new(registry.backend(&upstream.name, &label)));
-        Arc::new(Member { series, ..member })
+    let (own, mut members): (Vec<_>, Vec<_>) =
+        before.iter().cloned().partition(|member| Arc::ptr_eq(&member.upstream, upstream));
+    let shown: HashSet<_> = members
+        .iter()
+        .filter(|member| member.upstream.name == upstream.name)
+        .map(|member| member.label())
+        .collect();
+    let mut known: HashMap<_, _> =
+        own.into_iter().map(|member| (Arc::as_ptr(&member.backend), member)).collect();
+    let member = |backend: Arc<Backend>| {
+        let stays = known.remove(&Arc::as_ptr(&backend));
+        stays.unwrap_or_else(|| Member::new(upstream, backend, registry, |label| !shown.contains(label)))
     };
-    (0..upstream.backends().len()).map(member).collect()
+    members.extend(upstream.backends().into_iter().map(member));
+    members
 }
 
 impl Member {
+    /// One that is shown if its label is wanted and it is checked.
+    fn new(
+        upstream: &Arc<Upstream>,
+        backend: Arc<Backend>,
+        registry: &Registry,
+        is_shown: impl Fn(&str) -> bool,
+    ) -> Arc<Self> {
+        let member = Self { upstream: Arc::clone(upstream), backend, series: None };
+        let label = member.label();
+        let shown = upstream.check().is_some() && is_shown(&label);
+        let series = shown.then(|| Mutex::new(registry.backend(&upstream.name, &label)));
+        Arc::new(Self { series, ..member })
+    }
+
     pub(super) fn backend(&self) -> &Backend {
-        &self.upstream.backends()[self.at]
+        &self.backend
     }
 
     /// What metrics call the backend.

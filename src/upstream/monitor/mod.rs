@@ -1,8 +1,10 @@
 //! Keeps the backends of the running document looked up and probed, off the request path.
 //!
 //! One thread does it for the whole process and for all generations: a name is looked up once and an
-//! address probed once, whoever shares them, and what is known survives reloads.
+//! address probed once, whoever shares them, and what is known survives reloads. It also follows the registries that
+//! tell backends.
 
+mod followed;
 mod lanes;
 mod members;
 mod probing;
@@ -25,6 +27,7 @@ use self::members::{Member, Seeds, joined, members};
 use self::probing::Probing;
 use super::backend::Endpoint;
 use super::call::Caller;
+use super::discovery::{Following, Open, World, jittered};
 use super::export::export;
 use super::names::Name;
 use super::probe::{Key, Prober};
@@ -53,6 +56,7 @@ pub struct Monitor {
 struct Shared {
     lookup: Arc<dyn Lookup>,
     prober: Arc<dyn Prober>,
+    directories: Arc<dyn Open>,
     registry: Arc<Registry>,
     lookups: Lanes,
     probes: Lanes,
@@ -64,12 +68,16 @@ struct Shared {
 struct Watched {
     /// Counts the documents that were watched.
     generation: u64,
+    upstreams: Vec<Arc<Upstream>>,
     members: Vec<Arc<Member>>,
     names: HashMap<Box<str>, Task<Name>>,
     /// The settings that names are looked up by.
     dns: Dns,
     probes: HashMap<Key, Task<Probing>>,
+    /// Registries that are followed, by what is known of them.
+    followed: HashMap<usize, Task<Following>>,
 }
+
 
 /// Something that a task of its own keeps up to date, until this is dropped.
 struct Task<T> {
@@ -92,12 +100,14 @@ impl Monitor {
     /// # Errors
     /// When the thread cannot be started.
     pub fn start(caller: Caller, origins: &Origins, registry: Arc<Registry>) -> io::Result<Self> {
-        Self::start_with(origins.lookup(), Arc::new(caller), registry)
+        let directories = World { lookup: origins.lookup() };
+        Self::start_with(origins.lookup(), Arc::new(caller), Arc::new(directories), registry)
     }
 
     fn start_with(
         lookup: Arc<dyn Lookup>,
         prober: Arc<dyn Prober>,
+        directories: Arc<dyn Open>,
         registry: Arc<Registry>,
     ) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -109,6 +119,7 @@ impl Monitor {
         let shared = Shared {
             lookup,
             prober,
+            directories,
             registry,
             lookups: Lanes::new(LOOKUPS),
             probes: Lanes::new(PROBES),
@@ -121,39 +132,44 @@ impl Monitor {
     /// names and addresses already holds for them at once.
     pub fn watch(&self, upstreams: &[Arc<Upstream>], dns: &Dns) {
         export(upstreams, &self.shared.registry);
-        let members = members(upstreams, &self.shared.registry);
-        self.replace(dns, |_| members);
+        let replaced = upstreams.to_vec();
+        self.replace(dns, |_, _| (replaced, members(upstreams, &self.shared.registry)));
     }
 
     /// Watches the backends of these upstreams too: those that serve until these do are watched on.
     /// [`watch`](Self::watch) ends that.
     pub fn prepare(&self, upstreams: &[Arc<Upstream>], dns: &Dns) {
-        self.replace(dns, |before| joined(before, upstreams, &self.shared.registry));
+        self.replace(dns, |before, members| {
+            let new = upstreams.iter().filter(|new| !before.iter().any(|old| Arc::ptr_eq(old, new)));
+            let both = before.iter().chain(new).cloned().collect();
+            (both, joined(members, upstreams, &self.shared.registry))
+        });
     }
 
-    /// Watches other members.
-    fn replace(&self, dns: &Dns, members: impl FnOnce(&[Arc<Member>]) -> Vec<Arc<Member>>) {
+    /// Watches other upstreams and members.
+    fn replace(
+        &self,
+        dns: &Dns,
+        replaced: impl FnOnce(&[Arc<Upstream>], &[Arc<Member>]) -> (Vec<Arc<Upstream>>, Vec<Arc<Member>>),
+    ) {
         let _entered = self.runtime.enter();
         let mut watched = self.shared.watched.lock();
-        let members = members(&watched.members);
+        let (upstreams, members) = replaced(&watched.upstreams, &watched.members);
         watched.generation += 1;
         self.shared.look_up_by(&mut watched, dns);
-        let before = std::mem::replace(&mut watched.members, members.clone());
+        watched.upstreams = upstreams;
+        self.shared.follow(&mut watched);
+        let before = std::mem::replace(&mut watched.members, members);
         let seeds = Seeds::new(&before);
-        watched.probes.values().for_each(|probe| probe.of.forget_users(|_| true));
-        for member in &members {
-            self.shared.resolve(&mut watched, member);
-            self.shared.connect(&mut watched, member, &seeds);
-        }
-        let hosts: HashSet<&str> = members.iter().filter_map(|member| member.backend().name()).collect();
-        watched.names.retain(|host, _| hosts.contains(&**host));
-        watched.probes.retain(|_, probe| probe.of.has_users());
+        self.shared.connect_all(&mut watched, |_| true, &seeds);
     }
 
     /// Waits until all that came with the last [`watch`](Self::watch) or [`prepare`](Self::prepare) was
     /// looked up and probed once, within bounds: what is slower than that is used as soon as it is known.
     pub fn warm_up(&self) {
         let started = Instant::now();
+        let followed = self.shared.watched.lock().followed();
+        followed.iter().for_each(|followed| followed.wait_until_tried(started + FIRST_LOOKUPS));
         let names = self.shared.watched.lock().names();
         names.iter().for_each(|name| name.wait_until_tried(started + FIRST_LOOKUPS));
         let probes = self.shared.watched.lock().probes();
@@ -166,6 +182,12 @@ impl Watched {
     fn names(&self) -> Vec<Arc<Name>> {
         let new = self.names.values().filter(|name| name.born == self.generation);
         new.map(|name| Arc::clone(&name.of)).collect()
+    }
+
+    /// The registries that are followed since this generation.
+    fn followed(&self) -> Vec<Arc<Following>> {
+        let new = self.followed.values().filter(|followed| followed.born == self.generation);
+        new.map(|followed| Arc::clone(&followed.of)).collect()
     }
 
     /// The probed addresses that came with this generation.
@@ -187,6 +209,26 @@ impl Shared {
             name.task.abort();
             name.task = tokio::spawn(Arc::clone(self).keep_resolved(Arc::clone(&name.of))).abort_handle();
         }
+        self.follow_names_anew(watched);
+    }
+
+    /// Has the names of these members looked up and their addresses probed. What nobody goes by any more ends.
+    fn connect_all(
+        self: &Arc<Self>,
+        watched: &mut Watched,
+        which: impl Fn(&Member) -> bool,
+        seeds: &Seeds,
+    ) {
+        let members: Vec<_> = watched.members.iter().filter(|member| which(member)).cloned().collect();
+        watched.probes.values().for_each(|probe| probe.of.forget_users(&which));
+        for member in &members {
+            self.resolve(watched, member);
+            self.connect(watched, member, seeds);
+        }
+        let hosts: HashSet<&str> =
+            watched.members.iter().filter_map(|member| member.backend().name()).collect();
+        watched.names.retain(|host, _| hosts.contains(&**host));
+        watched.probes.retain(|_, probe| probe.of.has_users());
     }
 
     /// Has the member's name looked up, if it has one.
@@ -242,16 +284,8 @@ impl Shared {
 
     /// Gives every backend of this name its new addresses.
     fn reconnect(self: &Arc<Self>, watched: &mut Watched, name: &Name) {
-        let has_name = |member: &Arc<Member>| member.backend().name() == Some(name.host());
-        let affected: Vec<_> = watched.members.iter().filter(|member| has_name(member)).cloned().collect();
-        watched
-            .probes
-            .values()
-            .for_each(|probe| probe.of.forget_users(|member| member.backend().name() == Some(name.host())));
-        for member in &affected {
-            self.connect(watched, member, &Seeds::default());
-        }
-        watched.probes.retain(|_, probe| probe.of.has_users());
+        let has_name = |member: &Member| member.backend().name() == Some(name.host());
+        self.connect_all(watched, has_name, &Seeds::default());
     }
 
     async fn keep_probed(self: Arc<Self>, probing: Arc<Probing>) {
@@ -270,9 +304,4 @@ impl Shared {
             pause = jittered(interval);
         }
     }
-}
-
-/// Give or take a tenth, so that what began together does not stay together.
-fn jittered(pause: Duration) -> Duration {
-    pause.mul_f64(0.9 + 0.2 * fastrand::f64())
 }

@@ -1,3 +1,5 @@
+mod followed;
+
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -8,7 +10,7 @@ use super::*;
 use crate::upstream::Tried;
 use crate::upstream::health::Outcome;
 use crate::upstream::probe::Target;
-use crate::upstream::resolve::{Failed, Found};
+use crate::upstream::resolve::{Failed, Found, Service};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -25,6 +27,7 @@ struct State {
     hanging: HashSet<SocketAddr>,
     probed: HashMap<SocketAddr, usize>,
     asked: HashMap<String, usize>,
+    registry: followed::Script,
 }
 
 #[async_trait]
@@ -46,7 +49,7 @@ impl Prober for World {
 
 #[async_trait]
 impl Lookup for World {
-    async fn lookup(&self, host: &str) -> Result<Found, Failed> {
+    async fn addresses(&self, host: &str) -> Result<Found, Failed> {
         *self.state.lock().asked.entry(host.to_owned()).or_default() += 1;
         if host.starts_with("hanging") {
             tokio::time::sleep(Duration::from_secs(3600)).await;
@@ -56,6 +59,10 @@ impl Lookup for World {
         let v4 = found.iter().map(|text| text.parse().unwrap()).collect();
         let ttl = Duration::from_millis(if host.starts_with("hour.") { 3_600_000 } else { 10 });
         Ok(Found { v4: Some(v4), v6: Some(Vec::new()), ttl })
+    }
+
+    async fn services(&self, _: &str) -> Result<(Vec<Service>, Duration), Failed> {
+        Err(Failed::from("there are no services here"))
     }
 
     fn set(&self, _: &Dns) {}
@@ -70,7 +77,7 @@ struct Scene {
 impl Scene {
     fn new() -> Self {
         let (world, registry) = (Arc::<World>::default(), Registry::new(1000));
-        let monitor = Monitor::start_with(world.clone(), world.clone(), registry.clone()).unwrap();
+        let monitor = Monitor::start_with(world.clone(), world.clone(), world.clone(), registry.clone()).unwrap();
         Self { world, registry, monitor }
     }
 

@@ -1,0 +1,383 @@
+//! What is known of the backends of one upstream: the last good set, how old it is, what went wrong since.
+//!
+//! It belongs to an upstream as its breaker does: a reload that changes nothing of its discovery keeps it, and whoever
+//! follows the registry for it goes on.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use super::{Failed, Instance};
+use crate::config::discovery::Registry;
+use crate::config::upstream::{Address, Backend, Host};
+use crate::upstream::view::{DiscoveryView, seconds_between};
+use crate::upstream::{MAX_BACKENDS, MAX_WEIGHT};
+
+/// How soon a registry is asked again at first; twice as late each time.
+const RETRY: Duration = Duration::from_secs(1);
+/// Instances that cannot be used and are logged one by one; more are counted.
+const NAMED: usize = 8;
+
+/// The backends of an upstream, as its registry tells them.
+#[derive(Debug)]
+pub(in crate::upstream) struct Following {
+    written: Registry,
+    /// What files are relative to.
+    base: PathBuf,
+    upstream: Arc<str>,
+    known: Mutex<Known>,
+    tried: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// The last good set, in the order of addresses.
+    backends: Arc<[Backend]>,
+    /// When the registry last told a set, which may be the same.
+    told: Option<SystemTime>,
+    /// When the set last changed, and how often it did.
+    changed: Option<SystemTime>,
+    changes: u64,
+    failing: Option<Failing>,
+    /// It was tried to follow the registry, and what that led to is in use.
+    tried: bool,
+    /// The registry says that there are no backends, and the last ones are kept all the same.
+    outvoted: bool,
+    /// What of the last set could not be used.
+    ignored: BTreeSet<(Instance, &'static str)>,
+}
+
+#[derive(Debug)]
+struct Failing {
+    why: Failed,
+    since: SystemTime,
+    times: u32,
+}
+
+impl Following {
+    /// Nobody has told anything yet.
+    pub(in crate::upstream) fn new(written: Registry, base: &Path, upstream: Arc<str>) -> Self {
+        Self { written, base: base.to_owned(), upstream, known: Mutex::default(), tried: Condvar::new() }
+    }
+
+    /// Whether it is this registry that is followed.
+    pub(in crate::upstream) fn follows(&self, written: &Registry, base: &Path) -> bool {
+        self.written == *written && self.base == base
+    }
+
+    pub(in crate::upstream) const fn written(&self) -> &Registry {
+        &self.written
+    }
+
+    pub(super) fn base(&self) -> &Path {
+        &self.base
+    }
+
+    /// The name of its upstream.
+    pub(in crate::upstream) const fn upstream(&self) -> &Arc<str> {
+        &self.upstream
+    }
+
+    /// The last good set.
+    pub(in crate::upstream) fn backends(&self) -> Arc<[Backend]> {
+        Arc::clone(&self.known.lock().backends)
+    }
+
+    /// Takes in what the registry tells; whether the set changed.
+    pub(in crate::upstream) fn told(&self, instances: Option<Vec<Instance>>, now: SystemTime) -> bool {
+        let mut known = self.known.lock();
+        let Some(instances) = instances else {
+            // Still the same.
+            known.told = known.told.map(|_| now);
+            return false;
+        };
+        let told = instances.len();
+        let (backends, ignored) = usable(instances);
+        let upstream = &*self.upstream;
+        log_ignored(upstream, &ignored, &known.ignored);
+        known.ignored = ignored;
+        if backends.is_empty() && told > 0 {
+            // No registry means that; nothing of what it tells is trusted.
+            let why = format!("none of the {told} instances that it tells can be used");
+            self.fail(&mut known, why.into(), now);
+            return false;
+        }
+        if known.failing.take().is_some() {
+            log::info!(upstream, registry = self.written.kind(); "a registry is followed again");
+        }
+        let is_first = known.told.replace(now).is_none();
+        let outvoted = backends.is_empty() && !known.backends.is_empty() && self.written.keeps_last_on_empty();
+        if outvoted && !known.outvoted {
+            log::warn!(upstream; "a registry says that there are no backends; keeping the last ones");
+        }
+        known.outvoted = outvoted;
+        if outvoted || (*known.backends == *backends && !is_first) {
+            return false;
+        }
+        if backends.is_empty() {
+            log::warn!(upstream; "a registry says that there are no backends; there is nobody to ask");
+        } else {
+            let before = known.backends.len();
+            log::info!(upstream, backends = backends.len(), before; "a registry tells other backends");
+        }
+        known.backends = backends.into();
+        known.changed = Some(now);
+        known.changes += 1;
+        true
+    }
+
+    /// The registry cannot be followed: how long to wait before it is tried again, at most as long as this.
+    pub(in crate::upstream) fn failed(&self, why: Failed, patience: Duration, now: SystemTime) -> Duration {
+        let mut known = self.known.lock();
+        self.fail(&mut known, why, now);
+        let times = known.failing.as_ref().map_or(0, |failing| failing.times.saturating_sub(1));
+        RETRY.saturating_mul(1 << times.min(8)).min(patience)
+    }
+
+    fn fail(&self, known: &mut Known, why: Failed, now: SystemTime) {
+        let failing = known.failing.take();
+        let (upstream, registry) = (&*self.upstream, self.written.kind());
+        if failing.as_ref().is_none_or(|failing| failing.why != why) {
+            let kept = known.backends.len();
+            let message = if kept > 0 { "keeping the last backends" } else { "it has no backends" };
+            log::warn!(upstream, registry, backends = kept, error:% = why; "cannot follow a registry; {message}");
+        }
+        let (since, times) = failing.map_or((now, 0), |failing| (failing.since, failing.times));
+        known.failing = Some(Failing { why, since, times: times.saturating_add(1) });
+    }
+
+    /// What was told last is in use, or nothing could be: wakes who waits for that.
+    pub(in crate::upstream) fn wake(&self) {
+        self.known.lock().tried = true;
+        self.tried.notify_all();
+    }
+
+    /// Waits until what the registry told is in use, or it cannot be followed; at most until the deadline.
+    pub(in crate::upstream) fn wait_until_tried(&self, deadline: Instant) {
+        let mut known = self.known.lock();
+        while !known.tried {
+            if self.tried.wait_until(&mut known, deadline).timed_out() {
+                return;
+            }
+        }
+    }
+
+    /// Whether the registry is followed, as far as is known.
+    pub(in crate::upstream) fn is_up(&self) -> bool {
+        is_up(&self.known.lock())
+    }
+
+    /// Seconds since the registry last told a set; none before it did.
+    pub(in crate::upstream) fn age(&self, now: SystemTime) -> Option<u64> {
+        self.known.lock().told.map(|told| seconds_between(told, now))
+    }
+
+    /// How often the set changed.
+    pub(in crate::upstream) fn changes(&self) -> u64 {
+        self.known.lock().changes
+    }
+
+    /// Everything, to be shown.
+    pub(in crate::upstream) fn view(&self, now: SystemTime) -> DiscoveryView {
+        let known = self.known.lock();
+        let failing = known.failing.as_ref();
+        DiscoveryView {
+            kind: self.written.kind(),
+            up: is_up(&known),
+            told: known.told.map(Into::into),
+            age: known.told.map(|told| seconds_between(told, now)),
+            changed: known.changed.map(Into::into),
+            changes: known.changes,
+            ignored: known.ignored.len(),
+            kept_on_empty: known.outvoted,
+            error: failing.map(|failing| failing.why.to_string()),
+            failing_since: failing.map(|failing| failing.since.into()),
+        }
+    }
+}
+
+fn is_up(known: &MutexGuard<'_, Known>) -> bool {
+    known.told.is_some() && known.failing.is_none()
+}
+
+/// What of a set can be used, each address once and in their order, and what cannot.
+fn usable(mut instances: Vec<Instance>) -> (Vec<Backend>, BTreeSet<(Instance, &'static str)>) {
+    instances.sort_unstable();
+    instances.dedup();
+    let mut ignored = BTreeSet::new();
+    let mut backends: Vec<Backend> = Vec::with_capacity(instances.len());
+    for instance in instances {
+        match backend(&instance) {
+            Ok(backend) => backends.push(backend),
+            Err(why) => drop(ignored.insert((instance, why))),
+        }
+    }
+    let key = |backend: &Backend| (backend.address.to_string(), backend.priority, backend.weight);
+    backends.sort_by_cached_key(key);
+    // The same address told twice is one backend: the one of the first group.
+    backends.dedup_by(|later, earlier| later.address == earlier.address);
+    for extra in backends.drain(backends.len().min(MAX_BACKENDS)..) {
+        let instance = Instance::at(&extra.address.to_string(), extra.address.port.into());
+        ignored.insert((instance, "there are too many"));
+    }
+    (backends, ignored)
+}
+
+fn backend(instance: &Instance) -> Result<Backend, &'static str> {
+    let host = &*instance.host;
+    let host = host.parse().map(Host::Ip).ok().or_else(|| Host::read(host)).ok_or("the host is none")?;
+    let port = u16::try_from(instance.port).ok().filter(|port| *port != 0).ok_or("the port is none")?;
+    let weight = u16::try_from(instance.weight.unwrap_or(1)).ok().filter(|weight| *weight <= MAX_WEIGHT);
+    let priority = u8::try_from(instance.priority.unwrap_or(0));
+    Ok(Backend {
+        address: Address { host, port },
+        weight: weight.ok_or("the weight is over 1000")?,
+        priority: priority.map_err(|_| "the priority is over 255")?,
+        zone: instance.zone.as_deref().map(str::to_owned),
+    })
+}
+
+/// Logs what cannot be used, each once for as long as it is told.
+fn log_ignored(
+    upstream: &str,
+    ignored: &BTreeSet<(Instance, &'static str)>,
+    before: &BTreeSet<(Instance, &'static str)>,
+) {
+    let new = || ignored.difference(before);
+    for (instance, why) in new().take(NAMED) {
+        // Whatever a registry tells as a host, a line of the log stays one line of bounded length.
+        let host: String = instance.host.chars().take(255).flat_map(char::escape_default).collect();
+        log::warn!(upstream, host, port = instance.port, why; "an instance that a registry tells is not used");
+    }
+    let more = new().count().saturating_sub(NAMED);
+    if more > 0 {
+        log::warn!(upstream, more; "instances that a registry tells are not used");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::PATIENCE;
+    use super::*;
+    use crate::config::discovery::Discovery;
+
+    const EPOCH: SystemTime = SystemTime::UNIX_EPOCH;
+
+    fn following(keep: bool) -> Following {
+        let written =
+            json!({"type": "dns", "name": "users.test", "port": 80, "keep_last_on_empty": keep});
+        let written: Discovery = serde_json::from_value(written).unwrap();
+        Following::new(written.registry().unwrap().clone(), Path::new(""), "users".into())
+    }
+
+    fn at(seconds: u64) -> SystemTime {
+        EPOCH + Duration::from_secs(seconds)
+    }
+
+    fn some(hosts: &[&str]) -> Option<Vec<Instance>> {
+        Some(hosts.iter().map(|host| Instance::at(host, 80)).collect())
+    }
+
+    fn shown(following: &Following) -> Vec<String> {
+        following.backends().iter().map(|backend| backend.address.to_string()).collect()
+    }
+
+    #[test]
+    fn the_last_good_set_is_kept_while_the_registry_is_gone_and_its_age_is_shown() {
+        let following = following(false);
+        assert!(!following.is_up());
+        assert!(following.told(some(&["192.0.2.1"]), at(0)));
+        let pauses: Vec<u64> =
+            (0..7).map(|n| following.failed("gone".into(), PATIENCE, at(10 + n)).as_secs()).collect();
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30]);
+        assert_eq!(shown(&following), ["192.0.2.1:80"]);
+        let view = serde_json::to_value(following.view(at(60))).unwrap();
+        assert_eq!(
+            view,
+            json!({
+                "type": "dns", "up": false, "told": "1970-01-01T00:00:00.000Z", "age": 60,
+                "changed": "1970-01-01T00:00:00.000Z", "changes": 1, "ignored": 0, "kept_on_empty": false,
+                "error": "gone", "failing_since": "1970-01-01T00:00:10.000Z",
+            })
+        );
+        assert!(!following.told(some(&["192.0.2.1"]), at(70)), "the same set is no change");
+        assert!(following.is_up());
+        assert_eq!(following.age(at(71)), Some(1));
+        assert_eq!(following.failed("gone".into(), PATIENCE, at(80)).as_secs(), 1, "it begins anew");
+    }
+
+    #[test]
+    fn an_empty_set_is_believed_unless_it_is_written_otherwise() {
+        let (believing, keeping) = (following(false), following(true));
+        for following in [&believing, &keeping] {
+            following.told(some(&["192.0.2.1"]), at(0));
+            following.told(Some(Vec::new()), at(1));
+        }
+        assert!(shown(&believing).is_empty());
+        assert_eq!((shown(&keeping).len(), keeping.view(at(2)).kept_on_empty), (1, true));
+        keeping.told(some(&["192.0.2.2"]), at(3));
+        assert_eq!((shown(&keeping), keeping.view(at(4)).kept_on_empty), (vec!["192.0.2.2:80".into()], false));
+        assert!(following(true).told(Some(Vec::new()), at(0)), "there is nothing to keep, but it is known now");
+    }
+
+    #[test]
+    fn instances_that_cannot_be_used_are_left_out_one_by_one() {
+        let following = following(false);
+        let with = |host: &str, weight, priority| Instance {
+            weight: Some(weight),
+            priority: Some(priority),
+            ..Instance::at(host, 80)
+        };
+        following.told(
+            Some(vec![
+                Instance::at("b.test", 80),
+                Instance::at("a b", 80),
+                Instance::at("", 80),
+                Instance::at("x\n.test", 80),
+                Instance::at("a.test", 0),
+                Instance::at("a.test", 65536),
+                with("a.test", 1001, 0),
+                with("a.test", 1, 256),
+                Instance::at("2001:db8::1", 80),
+                Instance::at("[2001:db8::2]", 80),
+                with("A.TEST", 1000, 255),
+            ]),
+            at(0),
+        );
+        assert_eq!(shown(&following), ["[2001:db8::1]:80", "[2001:db8::2]:80", "a.test:80", "b.test:80"]);
+        assert_eq!(following.view(at(0)).ignored, 7);
+    }
+
+    #[test]
+    fn an_address_told_twice_is_one_backend_and_the_order_says_nothing() {
+        let following = following(false);
+        assert!(following.told(some(&["192.0.2.2", "192.0.2.1", "192.0.2.2"]), at(0)));
+        assert_eq!(shown(&following), ["192.0.2.1:80", "192.0.2.2:80"]);
+        assert!(!following.told(some(&["192.0.2.1", "192.0.2.2"]), at(1)));
+        let weight = Instance { weight: Some(2), ..Instance::at("192.0.2.1", 80) };
+        assert!(following.told(Some(vec![weight, Instance::at("192.0.2.2", 80)]), at(2)), "another weight");
+    }
+
+    #[test]
+    fn a_set_of_which_nothing_can_be_used_is_a_failure_and_no_empty_set() {
+        let following = following(false);
+        following.told(some(&["192.0.2.1"]), at(0));
+        assert!(!following.told(some(&["a b"]), at(1)));
+        assert_eq!(shown(&following), ["192.0.2.1:80"]);
+        let error = following.view(at(2)).error.unwrap();
+        assert_eq!(error, "none of the 1 instances that it tells can be used");
+    }
+
+    #[test]
+    fn no_more_backends_than_an_upstream_may_have_are_taken_in() {
+        let following = following(false);
+        let many = (0..MAX_BACKENDS + 5).map(|n| Instance::at(&format!("b{n}.test"), 80)).collect();
+        following.told(Some(many), at(0));
+        assert_eq!((shown(&following).len(), following.view(at(0)).ignored), (MAX_BACKENDS, 5));
+    }
+}
