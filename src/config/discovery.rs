@@ -1,5 +1,9 @@
 //! Backends that a registry tells, as the user writes who that is.
 
+mod etcd;
+pub mod kubeconfig;
+pub mod kubernetes;
+
 use std::borrow::Cow;
 use std::fmt;
 use std::num::NonZeroU16;
@@ -13,6 +17,9 @@ use tollhouse_filters::tree::{self, Error, Node, Path, Raw, suggest};
 use tollhouse_filters::values::{Duration, Scalar};
 
 use super::upstream::Host;
+
+pub use self::etcd::EtcdDiscovery;
+pub use self::kubernetes::KubernetesDiscovery;
 
 /// Who tells the backends of an upstream. What is wrong with it is kept until its upstream is built, so that all of it
 /// is told at once, with its place.
@@ -28,6 +35,10 @@ pub enum Registry {
     DnsSrv(DnsSrvDiscovery),
     /// A file.
     File(FileDiscovery),
+    /// A cluster of etcd.
+    Etcd(EtcdDiscovery),
+    /// A cluster of Kubernetes.
+    Kubernetes(KubernetesDiscovery),
 }
 
 /// `discovery: {type: dns}`: each address of a name (A and AAAA) is a backend.
@@ -143,10 +154,12 @@ impl fmt::Display for DnsName {
 }
 
 /// The types of registries, each with what reads its options.
-const TYPES: [(&str, fn(&Arc<Node>) -> Result<Registry, Vec<Error>>); 3] = [
+const TYPES: [(&str, fn(&Arc<Node>) -> Result<Registry, Vec<Error>>); 5] = [
     ("dns", |node| options(node).map(Registry::Dns)),
     ("dns_srv", |node| options(node).map(Registry::DnsSrv)),
     ("file", |node| options(node).map(Registry::File)),
+    ("etcd", |node| options(node).map(Registry::Etcd)),
+    ("kubernetes", |node| options(node).map(Registry::Kubernetes)),
 ];
 
 fn options<T: DeserializeOwned>(node: &Arc<Node>) -> Result<T, Vec<Error>> {
@@ -170,6 +183,8 @@ impl Registry {
             Self::Dns(_) => "dns",
             Self::DnsSrv(_) => "dns_srv",
             Self::File(_) => "file",
+            Self::Etcd(_) => "etcd",
+            Self::Kubernetes(_) => "kubernetes",
         }
     }
 
@@ -179,6 +194,8 @@ impl Registry {
             Self::Dns(written) => written.keep_last_on_empty,
             Self::DnsSrv(written) => written.keep_last_on_empty,
             Self::File(written) => written.keep_last_on_empty,
+            Self::Etcd(written) => written.keep_last_on_empty,
+            Self::Kubernetes(written) => written.keep_last_on_empty,
         }
     }
 
@@ -234,6 +251,8 @@ impl JsonSchema for Discovery {
             generator.subschema_for::<DnsDiscovery>(),
             generator.subschema_for::<DnsSrvDiscovery>(),
             generator.subschema_for::<FileDiscovery>(),
+            generator.subschema_for::<EtcdDiscovery>(),
+            generator.subschema_for::<KubernetesDiscovery>(),
         ];
         json_schema!({"description": "Who tells the backends of an upstream.", "oneOf": kinds})
     }

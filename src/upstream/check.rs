@@ -1,10 +1,12 @@
 //! What an upstream must be, beyond what its parts say.
 
+use std::path::Path;
 use std::time::Duration;
 
 use tollhouse_filters::tree::Error;
 use tollhouse_filters::values::ByteSize;
 
+use super::discovery;
 use super::{MAX_BACKENDS, MAX_RETRIES, MAX_WEIGHT, Problems};
 use crate::config::balance::{Algorithm, Balance};
 use crate::config::circuit_breaker::CircuitBreaker;
@@ -78,7 +80,20 @@ fn check_discovery(written: &written::Upstream, problems: &mut Problems) {
         && tls.sni.is_none()
         && registry.tells_addresses()
     {
-        problems.add("tls.sni", "is needed with this type of `discovery`, which may tell addresses without a name");
+        problems.add(
+            "tls.sni",
+            "is needed with this type of `discovery`, which may tell addresses without a name",
+        );
+    }
+}
+
+/// A registry whose files are as they must be.
+pub(super) fn check_registry(written: &written::Upstream, base: &Path, problems: &mut Problems) {
+    let registry = written.discovery.as_ref().map(|discovery| discovery.registry());
+    if let Some(Ok(registry)) = registry
+        && let Err(wrong) = discovery::check(registry, base)
+    {
+        wrong.into_iter().for_each(|(key, message)| problems.add(format!("discovery.{key}"), message));
     }
 }
 
@@ -201,4 +216,3 @@ fn check_health(written: &written::Upstream, problems: &mut Problems) {
         problems.add(here("type"), "`grpc` needs an upstream with `protocol: h2` or `h2c`");
     }
 }
-

@@ -45,7 +45,8 @@ fn discovery(upstream: &Upstream, registry: &Registry) {
     let Some(following) = upstream.following() else { return };
     let labels = [("upstream", &*upstream.name), ("type", following.written().kind())];
     let gauge = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
-    let (up, age, told, changes) = (following.clone(), following.clone(), following.clone(), following.clone());
+    let (up, age, told, changes) =
+        (following.clone(), following.clone(), following.clone(), following.clone());
     let help = "1 while the registry that tells the backends of an upstream is followed.";
     registry.register_gauge_fn(UP, help, &labels, move || up.is_up().into());
     let help = "Seconds since a registry last confirmed the backends; -1 before it did.";

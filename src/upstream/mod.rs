@@ -88,6 +88,7 @@ impl Upstream {
     ) -> Result<Self, Vec<(String, String)>> {
         let mut problems = Problems::default();
         check::check(written, &mut problems);
+        check::check_registry(written, base, &mut problems);
         let trust = written.tls.as_ref().and_then(|tls| Trust::load(tls, base, &mut problems));
         if !problems.0.is_empty() {
             return Err(problems.0);

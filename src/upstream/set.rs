@@ -120,7 +120,8 @@ impl Set {
         let health = written.health.as_ref();
         let outlier = health.and_then(|health| health.outlier.clone());
         let warm_up = health.and_then(|health| health.slow_start).map(|time| time.get());
-        let value = |sticky: &Sticky, backend: &Arc<Backend>| (sticky.value(backend.written()), backend.clone());
+        let value =
+            |sticky: &Sticky, backend: &Arc<Backend>| (sticky.value(backend.written()), backend.clone());
         // Of an address that is written twice, the first.
         let cookies = |sticky| backends.iter().rev().map(|backend| value(sticky, backend)).collect();
         let cookies = sticky.map(cookies).unwrap_or_default();
@@ -142,7 +143,8 @@ impl Set {
     ) -> Self {
         let warms_up = written.health.as_ref().is_some_and(|health| health.slow_start.is_some());
         let known = self.balancer.backends().iter().zip(&self.numbers);
-        let known: HashMap<_, _> = known.map(|(backend, number)| (backend.written(), (backend, *number))).collect();
+        let known: HashMap<_, _> =
+            known.map(|(backend, number)| (backend.written(), (backend, *number))).collect();
         // A number that was just given up may still be noted as tried by a request under way.
         let mut free = {
             let taken: HashSet<usize> = self.numbers.iter().copied().collect();

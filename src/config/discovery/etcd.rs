@@ -10,7 +10,7 @@ use crate::config::upstream::Tls;
 /// JSON gateway, which servers of version 3.4 and later have.
 #[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Etcd {
+pub struct EtcdDiscovery {
     /// What it is: `etcd`.
     #[serde(rename = "type")]
     _kind: EtcdType,

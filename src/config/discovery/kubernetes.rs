@@ -10,7 +10,7 @@ use tollhouse_filters::values::Scalar;
 /// `discovery: {type: kubernetes}`: the endpoints of a Service of Kubernetes, by its EndpointSlices.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct Kubernetes {
+pub struct KubernetesDiscovery {
     /// What it is: `kubernetes`.
     #[serde(rename = "type")]
     _kind: KubernetesType,

@@ -224,9 +224,8 @@ impl Registry {
 
     /// As [`forget_fns`](Self::forget_fns), of those alone that have this label.
     pub fn forget_fns_of(&self, name: &str, label: (&str, &str)) {
-        let has = |labels: &[(Box<str>, Box<str>)]| {
-            labels.iter().any(|(name, value)| (&**name, &**value) == label)
-        };
+        let has =
+            |labels: &[(Box<str>, Box<str>)]| labels.iter().any(|(name, value)| (&**name, &**value) == label);
         self.functions.lock().retain(|(known, labels), _| **known != *name || !has(labels));
     }
 

@@ -10,11 +10,11 @@ use super::Instance;
 const MOST: usize = 64 << 10;
 
 /// The backend that a value, or else the name of its key, tells. None for one that is switched off or being removed.
-/// With `tls`, the port for TLS counts where there are two.
+/// The port for TLS counts where there is no other.
 ///
 /// # Errors
 /// What is wrong with it.
-pub(super) fn read(name: &[u8], value: &[u8], tls: bool) -> Result<Option<Instance>, &'static str> {
+pub(super) fn read(name: &[u8], value: &[u8]) -> Result<Option<Instance>, &'static str> {
     if value.len() > MOST {
         return Err("the value is longer than 64 KiB");
     }
@@ -22,7 +22,7 @@ pub(super) fn read(name: &[u8], value: &[u8], tls: bool) -> Result<Option<Instan
     match text(value)? {
         // Ephemeral nodes are often empty, and named after who is there.
         "" => address(text(name)?).map(Some),
-        object if object.starts_with('{') => json(object, tls),
+        object if object.starts_with('{') => json(object),
         quoted if quoted.starts_with('"') => {
             let text: String = serde_json::from_str(quoted).map_err(|_| "the value is not JSON")?;
             address(&text).map(Some)
@@ -62,7 +62,7 @@ struct Details {
 /// What gRPC's resolvers for etcd call a removal.
 const REMOVAL: u8 = 1;
 
-fn json(text: &str, tls: bool) -> Result<Option<Instance>, &'static str> {
+fn json(text: &str) -> Result<Option<Instance>, &'static str> {
     let written: Written = serde_json::from_str(text)
         .map_err(|_| "the value is not JSON of a known form: `host` and `port`, or `Addr`")?;
     if written.enabled == Some(false) || written.operation == Some(REMOVAL) {
@@ -75,8 +75,7 @@ fn json(text: &str, tls: bool) -> Result<Option<Instance>, &'static str> {
             (address(text)?, details.unwrap_or_default())
         }
         (None, Some(host)) => {
-            let (first, second) = (written.port, written.tls_port);
-            let port = if tls { second.or(first) } else { first.or(second) };
+            let port = written.port.or(written.tls_port);
             (Instance::at(host, port.ok_or("the value has no `port`")?), written.details)
         }
         (None, None) => return Err("the value has neither `host` nor `Addr`"),
@@ -101,7 +100,7 @@ mod tests {
     use super::*;
 
     fn of(value: &str) -> Result<Option<Instance>, &'static str> {
-        read(b"10.9.9.9:99", value.as_bytes(), false)
+        read(b"10.9.9.9:99", value.as_bytes())
     }
 
     fn at(value: &str) -> Instance {
@@ -151,8 +150,6 @@ mod tests {
             )
         };
         assert_eq!(at(&curator("")), Instance::at("10.0.0.1", 8080));
-        let secure = read(b"", curator("").as_bytes(), true).unwrap().unwrap();
-        assert_eq!(secure, Instance::at("10.0.0.1", 8443));
         let only_secure = curator("").replace("\"port\":8080", "\"port\":null");
         assert_eq!(at(&only_secure), Instance::at("10.0.0.1", 8443));
         assert_eq!(at(&curator(r#","enabled":true"#)), Instance::at("10.0.0.1", 8080));
@@ -182,8 +179,8 @@ mod tests {
         ] {
             assert!(of(bad).is_err(), "{bad}");
         }
-        assert!(read(b"a", b"", false).is_err());
-        assert!(read(b"a", b"\xff:80", false).is_err());
+        assert!(read(b"a", b"").is_err());
+        assert!(read(b"a", b"\xff:80").is_err());
         assert!(of(&format!("{}:80", "a".repeat(MOST))).is_err());
     }
 }

@@ -4,7 +4,7 @@
 //! (<https://etcd.io/docs/v3.4/dev-guide/api_grpc_gateway/>). Keys that go with their leases are removed as others are.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -18,83 +18,75 @@ use pingora::http::RequestHeader;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
-use zeroize::Zeroizing;
 
 use super::http::{Problem, Server, brief};
 use super::{Directory, Failed, Instance, Tell, World, entry, jittered};
-use crate::config::discovery::Etcd as Written;
+use crate::config::discovery::EtcdDiscovery as Written;
 use crate::upstream::call::{CallError, Waiting};
 
 /// Keys asked for at once.
 const PAGE: usize = 1000;
 /// Most keys with the prefix.
 const MOST: usize = 20_000;
-/// How long a watch may say nothing before another one takes its place, lest a connection is dead.
+/// How long a watch may say nothing before all is asked for anew, lest its connection is dead.
 const SILENCE: Duration = Duration::from_secs(30);
 /// The longest watch.
 const LONGEST: Duration = Duration::from_secs(600);
-/// Pause before everything is asked for anew, as history is gone.
+/// Pause before all is asked for anew.
 const ANEW: Duration = Duration::from_secs(1);
 
 /// A cluster of etcd.
 pub(super) struct Etcd {
-    servers: Vec<Server>,
+    written: Written,
+    base: PathBuf,
     /// Who is asked first.
     first: AtomicUsize,
-    prefix: Vec<u8>,
-    /// The body that shows who the gateway is.
-    login: Option<Zeroizing<String>>,
-    tls: bool,
     world: World,
 }
 
 impl Etcd {
-    /// Checks what is written. `tls`: whether backends are spoken to over TLS.
-    ///
-    /// # Errors
-    /// What is wrong, as paths to keys and messages.
-    pub(super) fn new(
-        written: &Written,
-        base: &Path,
-        tls: bool,
-        world: World,
-    ) -> Result<Self, Vec<(String, String)>> {
-        let wrong = |key: &str, message: &str| Err(vec![(key.to_owned(), message.to_owned())]);
-        if written.endpoints.is_empty() {
-            return wrong("endpoints", "at least one is needed");
-        }
-        if written.prefix.is_empty() {
-            return wrong("prefix", "must not be empty: all keys of etcd would be backends");
-        }
-        let login = match (&written.username, &written.password) {
-            (None, None) => None,
-            (Some(name), Some(password)) => {
-                let login = json!({"name": name, "password": password.expose()});
-                Some(Zeroizing::new(login.to_string()))
-            }
-            (Some(_), None) => return wrong("username", "needs a `password` too"),
-            (None, Some(_)) => return wrong("password", "needs a `username` too"),
-        };
-        let servers = written.endpoints.iter().map(|url| Server::new(url, written.tls.as_ref(), base));
-        Ok(Self {
-            servers: servers.collect::<Result<_, _>>()?,
-            first: AtomicUsize::new(0),
-            prefix: written.prefix.clone().into_bytes(),
-            login,
-            tls,
-            world,
-        })
+    /// The cluster as it is written; files are relative to `base`.
+    pub(super) fn new(written: &Written, base: &Path, world: World) -> Self {
+        Self { written: written.clone(), base: base.to_owned(), first: AtomicUsize::new(0), world }
     }
+}
+
+/// Checks what is written, files included.
+///
+/// # Errors
+/// What is wrong, as paths to keys and messages.
+pub(super) fn check(written: &Written, base: &Path) -> Result<(), Vec<(String, String)>> {
+    let wrong = |key: &str, message: &str| Err(vec![(key.to_owned(), message.to_owned())]);
+    if written.endpoints.is_empty() {
+        return wrong("endpoints", "at least one is needed");
+    }
+    if written.prefix.is_empty() {
+        return wrong("prefix", "must not be empty: all keys of etcd would be backends");
+    }
+    match (&written.username, &written.password) {
+        (Some(_), None) => return wrong("username", "needs a `password` too"),
+        (None, Some(_)) => return wrong("password", "needs a `username` too"),
+        _ => {}
+    }
+    servers(written, base).map(drop)
+}
+
+fn servers(written: &Written, base: &Path) -> Result<Vec<Server>, Vec<(String, String)>> {
+    written.endpoints.iter().map(|url| Server::new(url, written.tls.as_ref(), base)).collect()
 }
 
 #[async_trait]
 impl Directory for Etcd {
     async fn follow(&self, tell: &Tell) -> Failed {
-        let count = self.servers.len();
-        let first = self.first.load(Ordering::Relaxed);
+        // Anew each time, as certificates may have been replaced.
+        let servers = match servers(&self.written, &self.base) {
+            Ok(servers) => servers,
+            Err(problems) => return super::http::joined(problems),
+        };
+        let (count, first) = (servers.len(), self.first.load(Ordering::Relaxed));
         let mut last = Failed::from("there are no servers");
         for at in (first..first + count).map(|at| at % count) {
-            let mut link = Link { etcd: self, server: &self.servers[at], token: None, told: false };
+            let mut link = Link { etcd: self, server: &servers[at], token: None, told: false };
             last = link.follow(tell).await.failed(link.server);
             self.first.store((at + 1) % count, Ordering::Relaxed);
             if link.told {
@@ -116,16 +108,7 @@ struct Link<'a> {
 /// What is known: the keys, and the revision that they are of.
 struct Known {
     revision: i64,
-    keys: BTreeMap<Vec<u8>, Option<Instance>>,
-}
-
-/// Why a watch ended without a failure.
-#[derive(Debug, PartialEq, Eq)]
-enum End {
-    /// It said nothing for long.
-    Silent,
-    /// What it should tell is not there any more, or was never there.
-    Gone,
+    keys: BTreeMap<Vec<u8>, Result<Option<Instance>, &'static str>>,
 }
 
 impl Link<'_> {
@@ -138,25 +121,22 @@ impl Link<'_> {
                 Ok(known) => known,
                 Err(problem) => return problem,
             };
-            if let Err(problem) = self.keep_up(&mut known, tell).await {
+            let watched = match self.tell(&known, tell) {
+                Ok(()) => self.watch(&mut known, tell).await,
+                told => told,
+            };
+            if let Err(problem) = watched {
                 return problem;
             }
             tokio::time::sleep(jittered(ANEW)).await;
         }
     }
 
-    /// Tells what is known, and what changes of it until history is gone.
-    async fn keep_up(&mut self, known: &mut Known, tell: &Tell) -> Result<(), Problem> {
-        self.tell(known, tell)?;
-        while self.watch(known, tell).await? == End::Silent {}
-        Ok(())
-    }
-
     fn tell(&mut self, known: &Known, tell: &Tell) -> Result<(), Problem> {
-        let instances: Vec<_> = known.keys.values().flatten().cloned().collect();
-        if instances.is_empty() && !known.keys.is_empty() {
-            let keys = known.keys.len();
-            return Err(Problem::Said(format!("none of the {keys} keys tells a backend")));
+        let instances: Vec<_> = known.keys.values().flatten().flatten().cloned().collect();
+        let unread = known.keys.values().filter(|key| key.is_err()).count();
+        if instances.is_empty() && unread > 0 {
+            return Err(Problem::Said(format!("none of the {unread} values with the prefix can be read")));
         }
         tell.set(instances);
         self.told = true;
@@ -164,9 +144,11 @@ impl Link<'_> {
     }
 
     async fn log_in(&mut self) -> Result<(), Problem> {
-        let Some(login) = &self.etcd.login else { return Ok(()) };
-        let Token { token } =
-            self.ask("/v3/auth/authenticate", Bytes::copy_from_slice(login.as_bytes())).await?;
+        let (Some(name), Some(password)) = (&self.etcd.written.username, &self.etcd.written.password) else {
+            return Ok(());
+        };
+        let login = json!({"name": name, "password": password.expose()}).to_string();
+        let Token { token } = self.ask("/v3/auth/authenticate", login.into()).await?;
         let mut token = HeaderValue::from_str(&token).map_err(|_| unexpected())?;
         token.set_sensitive(true);
         self.token = Some(token);
@@ -175,8 +157,9 @@ impl Link<'_> {
 
     /// All keys, page by page, at the revision of the first page.
     async fn range(&mut self) -> Result<Known, Problem> {
-        let end = STANDARD.encode(after_all(&self.etcd.prefix));
-        let mut from = self.etcd.prefix.clone();
+        let prefix = self.etcd.written.prefix.as_bytes();
+        let end = STANDARD.encode(after_all(prefix));
+        let mut from = prefix.to_vec();
         let mut known = Known { revision: 0, keys: BTreeMap::new() };
         loop {
             let page = json!({
@@ -191,7 +174,7 @@ impl Link<'_> {
             // The smallest key after the last one.
             from = [last.key.as_slice(), &[0]].concat();
             for pair in kvs {
-                known.put(pair, self.etcd.tls)?;
+                known.put(pair)?;
             }
             if !more {
                 return Ok(known);
@@ -199,10 +182,12 @@ impl Link<'_> {
         }
     }
 
-    /// Takes in what changes after the known revision.
-    async fn watch(&mut self, known: &mut Known, tell: &Tell) -> Result<End, Problem> {
+    /// Takes in what changes after the known revision, until nothing did for long, or history is gone. Then all is to be
+    /// asked for anew: it shows whether the server is still there.
+    async fn watch(&mut self, known: &mut Known, tell: &Tell) -> Result<(), Problem> {
+        let prefix = self.etcd.written.prefix.as_bytes();
         let create = json!({"create_request": {
-            "key": STANDARD.encode(&self.etcd.prefix), "range_end": STANDARD.encode(after_all(&self.etcd.prefix)),
+            "key": STANDARD.encode(prefix), "range_end": STANDARD.encode(after_all(prefix)),
             "start_revision": (known.revision + 1).to_string(),
         }});
         let mut head = self.head("/v3/watch")?;
@@ -215,7 +200,7 @@ impl Link<'_> {
             let line = match lines.next().await {
                 Ok(Some(line)) => line,
                 Ok(None) => return Err(Problem::Said("the watch ended".to_owned())),
-                Err(CallError::Timeout(Waiting::Read | Waiting::Total)) => return Ok(End::Silent),
+                Err(CallError::Timeout(Waiting::Read | Waiting::Total)) => return Ok(()),
                 Err(error) => return Err(error.into()),
             };
             let watched = match read(&line)? {
@@ -223,17 +208,17 @@ impl Link<'_> {
                 Line { error, .. } => return Err(error.map_or_else(unexpected, refused)),
             };
             if watched.compact_revision > 0 || (watched.created && watched.header.revision < known.revision) {
-                return Ok(End::Gone);
+                return Ok(());
             }
             if watched.created {
                 // What is known is confirmed; what happened since comes next, whatever the header says.
-                self.tell(known, tell)?;
+                tell.still();
                 continue;
             }
             if watched.canceled {
                 return Err(Problem::Said(format!("the watch was ended: {}", brief(&watched.cancel_reason))));
             }
-            known.change(watched, self.etcd.tls)?;
+            known.change(watched)?;
             self.tell(known, tell)?;
         }
     }
@@ -254,27 +239,29 @@ impl Link<'_> {
 }
 
 impl Known {
-    fn put(&mut self, pair: Pair, tls: bool) -> Result<(), Problem> {
+    fn put(&mut self, pair: Pair) -> Result<(), Problem> {
         if self.keys.len() >= MOST && !self.keys.contains_key(&pair.key) {
             return Err(Problem::Said(format!("there are more than {MOST} keys with the prefix")));
         }
         let name = pair.key.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-        let instance = entry::read(name, &pair.value, tls).unwrap_or_else(|why| {
+        let instance = entry::read(name, &pair.value);
+        if let Err(why) = instance
+            && self.keys.get(&pair.key) != Some(&instance)
+        {
             let key = brief(&String::from_utf8_lossy(&pair.key));
-            log::warn!(registry = "etcd", key, why; "a key tells no backend");
-            None
-        });
+            log::warn!(registry = "etcd", key, why; "a value that cannot be read is left out");
+        }
         self.keys.insert(pair.key, instance);
         Ok(())
     }
 
-    fn change(&mut self, watched: Watched, tls: bool) -> Result<(), Problem> {
+    fn change(&mut self, watched: Watched) -> Result<(), Problem> {
         // With events, the header may be ahead of those that are still to come.
         let last = watched.events.iter().map(|event| event.kv.mod_revision).max();
         self.revision = self.revision.max(last.unwrap_or(watched.header.revision));
         for Event { kind, kv } in watched.events {
             match kind {
-                Kind::Put => self.put(kv, tls)?,
+                Kind::Put => self.put(kv)?,
                 Kind::Delete => drop(self.keys.remove(&kv.key)),
             }
         }
@@ -386,4 +373,56 @@ fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
 fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
     let text = String::deserialize(deserializer)?;
     STANDARD.decode(text).map_err(serde::de::Error::custom)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_range_is_after_all_keys_with_the_prefix_and_no_others() {
+        for (prefix, end) in [
+            (&b"/services/users/"[..], &b"/services/users0"[..]),
+            (b"a", b"b"),
+            (b"a\xff", b"b"),
+            (b"a\xfe", b"a\xff"),
+            (b"\xff\xff", b"\0"),
+        ] {
+            assert_eq!(after_all(prefix), end);
+        }
+    }
+
+    // Answers of etcd 3.4.23.
+    #[test]
+    fn what_a_server_says_is_read() {
+        let range: Range = read(
+            br#"{"header":{"cluster_id":"14841639068965178418","member_id":"10276657743932975437","revision":"2","raft_term":"2"},"kvs":[{"key":"L3MvYQ==","create_revision":"2","mod_revision":"2","version":"1","value":"MTI3LjAuMC4xOjE="}],"count":"1"}"#,
+        )
+        .expect("a range");
+        assert_eq!((range.header.revision, range.more), (2, false));
+        assert_eq!((range.kvs[0].key.as_slice(), range.kvs[0].value.as_slice()), (&b"/s/a"[..], &b"127.0.0.1:1"[..]));
+        let line: Line = read(
+            br#"{"result":{"header":{"cluster_id":"14841639068965178418","member_id":"10276657743932975437","revision":"4","raft_term":"2"},"events":[{"type":"DELETE","kv":{"key":"L3MvYQ==","mod_revision":"4"}}]}}"#,
+        )
+        .expect("a line");
+        let mut known = Known { revision: 2, keys: BTreeMap::from([(b"/s/a".to_vec(), Ok(None))]) };
+        known.change(line.result.expect("a result")).expect("a change");
+        assert_eq!((known.revision, known.keys.len()), (4, 0));
+        let line: Line = read(
+            br#"{"result":{"header":{"cluster_id":"14841639068965178418","member_id":"10276657743932975437","raft_term":"2"},"canceled":true,"compact_revision":"4"}}"#,
+        )
+        .expect("a line");
+        assert_eq!(line.result.expect("a result").compact_revision, 4);
+    }
+
+    #[test]
+    fn no_more_keys_are_taken_in_than_any_upstream_has_use_for() {
+        let mut known = Known { revision: 1, keys: BTreeMap::new() };
+        let pair = |n: usize| Pair { key: n.to_be_bytes().to_vec(), value: b"a:1".to_vec(), mod_revision: 1 };
+        for n in 0..MOST {
+            known.put(pair(n)).expect("there is room");
+        }
+        assert!(known.put(pair(0)).is_ok(), "it is known already");
+        assert!(known.put(pair(MOST)).is_err());
+    }
 }

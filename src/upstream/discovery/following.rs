@@ -109,7 +109,8 @@ impl Following {
             log::info!(upstream, registry = self.written.kind(); "a registry is followed again");
         }
         let is_first = known.told.replace(now).is_none();
-        let outvoted = backends.is_empty() && !known.backends.is_empty() && self.written.keeps_last_on_empty();
+        let outvoted =
+            backends.is_empty() && !known.backends.is_empty() && self.written.keeps_last_on_empty();
         if outvoted && !known.outvoted {
             log::warn!(upstream; "a registry says that there are no backends; keeping the last ones");
         }
@@ -269,8 +270,7 @@ mod tests {
     const EPOCH: SystemTime = SystemTime::UNIX_EPOCH;
 
     fn following(keep: bool) -> Following {
-        let written =
-            json!({"type": "dns", "name": "users.test", "port": 80, "keep_last_on_empty": keep});
+        let written = json!({"type": "dns", "name": "users.test", "port": 80, "keep_last_on_empty": keep});
         let written: Discovery = serde_json::from_value(written).unwrap();
         Following::new(written.registry().unwrap().clone(), Path::new(""), "users".into())
     }
@@ -321,8 +321,14 @@ mod tests {
         assert!(shown(&believing).is_empty());
         assert_eq!((shown(&keeping).len(), keeping.view(at(2)).kept_on_empty), (1, true));
         keeping.told(some(&["192.0.2.2"]), at(3));
-        assert_eq!((shown(&keeping), keeping.view(at(4)).kept_on_empty), (vec!["192.0.2.2:80".into()], false));
-        assert!(following(true).told(Some(Vec::new()), at(0)), "there is nothing to keep, but it is known now");
+        assert_eq!(
+            (shown(&keeping), keeping.view(at(4)).kept_on_empty),
+            (vec!["192.0.2.2:80".into()], false)
+        );
+        assert!(
+            following(true).told(Some(Vec::new()), at(0)),
+            "there is nothing to keep, but it is known now"
+        );
     }
 
     #[test]

@@ -18,7 +18,9 @@ use crate::upstream::resolve::Found;
 use crate::upstream::trust::Trust;
 
 /// The longest that a whole answer takes.
-const ANSWER: Duration = Duration::from_secs(15);
+const ANSWER: Duration = Duration::from_secs(30);
+/// The longest wait for more of it.
+const QUIET: Duration = Duration::from_secs(5);
 /// The longest wait for a connection.
 const CONNECT: Duration = Duration::from_secs(3);
 /// Most bytes of an answer, and of one line of those that come line by line.
@@ -135,7 +137,7 @@ impl Server {
         silence: Option<Duration>,
     ) -> Result<BodyStream, Problem> {
         self.resolve(world).await?;
-        let read = Some(Some(silence.unwrap_or(ANSWER)));
+        let read = Some(Some(silence.unwrap_or(QUIET)));
         let options =
             CallOptions { timeout: Some(limit), connect: Some(CONNECT), read, ..CallOptions::default() };
         let mut reply = world.caller.send(&self.upstream, head, body, options).await?;
@@ -224,4 +226,9 @@ fn said(body: &[u8]) -> Option<String> {
 /// The beginning of what a server says, on one line.
 pub(super) fn brief(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(200).collect::<String>().trim().to_owned()
+}
+
+/// Why servers cannot be made of what is written.
+pub(super) fn joined(problems: Vec<(String, String)>) -> Failed {
+    problems.into_iter().map(|(_, message)| message).collect::<Vec<_>>().join("; ").into()
 }

@@ -5,14 +5,20 @@
 //! is in use meanwhile is the same for all of them.
 
 mod dns;
+mod entry;
+mod etcd;
 mod file;
 mod following;
+mod http;
+mod kubernetes;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 
+use super::call::Caller;
 use super::resolve::Lookup;
 use crate::config::discovery::Registry;
 
@@ -55,6 +61,8 @@ pub(super) trait Directory: Send + Sync {
 pub(super) struct World {
     /// Looks names up, by the settings of the document.
     pub(super) lookup: Arc<dyn Lookup>,
+    /// Makes calls.
+    pub(super) caller: Caller,
 }
 
 /// Opens directories.
@@ -69,7 +77,23 @@ impl Open for World {
             Registry::Dns(written) => Box::new(dns::Addresses::new(written, Arc::clone(&self.lookup))),
             Registry::DnsSrv(written) => Box::new(dns::Services::new(written, Arc::clone(&self.lookup))),
             Registry::File(written) => Box::new(Arc::new(file::File::new(written, following.base()))),
+            Registry::Etcd(written) => Box::new(etcd::Etcd::new(written, following.base(), self.clone())),
+            Registry::Kubernetes(written) => {
+                Box::new(kubernetes::Kubernetes::new(written, following.base(), self.clone()))
+            }
         }
+    }
+}
+
+/// Checks what is written of a registry, files included, which are relative to `base`. Nothing is reached.
+///
+/// # Errors
+/// What is wrong, as paths to keys below `discovery` and messages.
+pub(super) fn check(registry: &Registry, base: &Path) -> Result<(), Vec<(String, String)>> {
+    match registry {
+        Registry::Dns(_) | Registry::DnsSrv(_) | Registry::File(_) => Ok(()),
+        Registry::Etcd(written) => etcd::check(written, base),
+        Registry::Kubernetes(written) => kubernetes::check(written, base),
     }
 }
 

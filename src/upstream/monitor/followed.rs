@@ -22,7 +22,8 @@ fn id(following: &Arc<Following>) -> usize {
 impl Shared {
     /// Follows the registries of all upstreams, each once, and no others.
     pub(super) fn follow(self: &Arc<Self>, watched: &mut Watched) {
-        let all: Vec<_> = watched.upstreams.iter().filter_map(|upstream| upstream.following()).cloned().collect();
+        let all: Vec<_> =
+            watched.upstreams.iter().filter_map(|upstream| upstream.following()).cloned().collect();
         let wanted: HashSet<usize> = all.iter().map(id).collect();
         watched.followed.retain(|followed, _| wanted.contains(followed));
         let born = watched.generation;
@@ -76,7 +77,11 @@ impl Shared {
             let members = renewed(&watched.members, upstream, &self.registry);
             watched.members = members;
             // Who stays is probed on as it was.
-            self.connect_all(&mut watched, |member| Arc::ptr_eq(&member.upstream, upstream), &Seeds::default());
+            self.connect_all(
+                &mut watched,
+                |member| Arc::ptr_eq(&member.upstream, upstream),
+                &Seeds::default(),
+            );
         }
         export_backends(&watched.upstreams, following.upstream(), &self.registry);
         self.registry.tidy_backends();

@@ -33,11 +33,15 @@ pub(super) fn joined(
 ) -> Vec<Arc<Member>> {
     let held: HashSet<_> = before.iter().map(|member| Arc::as_ptr(&member.upstream)).collect();
     let shown: HashSet<_> = before.iter().map(|member| (&*member.upstream.name, member.label())).collect();
-    let new = upstreams.iter().filter(|upstream| !held.contains(&Arc::as_ptr(upstream))).flat_map(|upstream| {
-        upstream.renew();
-        let is_shown = |label: &str| !shown.contains(&(&*upstream.name, label.to_owned()));
-        upstream.backends().into_iter().map(move |backend| Member::new(upstream, backend, registry, is_shown))
-    });
+    let new =
+        upstreams.iter().filter(|upstream| !held.contains(&Arc::as_ptr(upstream))).flat_map(|upstream| {
+            upstream.renew();
+            let is_shown = |label: &str| !shown.contains(&(&*upstream.name, label.to_owned()));
+            upstream
+                .backends()
+                .into_iter()
+                .map(move |backend| Member::new(upstream, backend, registry, is_shown))
+        });
     before.iter().cloned().chain(new).collect()
 }
 

@@ -78,7 +78,6 @@ struct Watched {
     followed: HashMap<usize, Task<Following>>,
 }
 
-
 /// Something that a task of its own keeps up to date, until this is dropped.
 struct Task<T> {
     of: Arc<T>,
@@ -100,7 +99,7 @@ impl Monitor {
     /// # Errors
     /// When the thread cannot be started.
     pub fn start(caller: Caller, origins: &Origins, registry: Arc<Registry>) -> io::Result<Self> {
-        let directories = World { lookup: origins.lookup() };
+        let directories = World { lookup: origins.lookup(), caller: caller.clone() };
         Self::start_with(origins.lookup(), Arc::new(caller), Arc::new(directories), registry)
     }
 
@@ -213,12 +212,7 @@ impl Shared {
     }
 
     /// Has the names of these members looked up and their addresses probed. What nobody goes by any more ends.
-    fn connect_all(
-        self: &Arc<Self>,
-        watched: &mut Watched,
-        which: impl Fn(&Member) -> bool,
-        seeds: &Seeds,
-    ) {
+    fn connect_all(self: &Arc<Self>, watched: &mut Watched, which: impl Fn(&Member) -> bool, seeds: &Seeds) {
         let members: Vec<_> = watched.members.iter().filter(|member| which(member)).cloned().collect();
         watched.probes.values().for_each(|probe| probe.of.forget_users(&which));
         for member in &members {

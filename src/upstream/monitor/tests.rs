@@ -77,7 +77,8 @@ struct Scene {
 impl Scene {
     fn new() -> Self {
         let (world, registry) = (Arc::<World>::default(), Registry::new(1000));
-        let monitor = Monitor::start_with(world.clone(), world.clone(), world.clone(), registry.clone()).unwrap();
+        let monitor =
+            Monitor::start_with(world.clone(), world.clone(), world.clone(), registry.clone()).unwrap();
         Self { world, registry, monitor }
     }
 

@@ -13,9 +13,9 @@ use http::HeaderValue;
 use tollhouse_filters::values::{Scalar, Secret, Url};
 use zeroize::Zeroizing;
 
+use crate::config::discovery::KubernetesDiscovery;
 use crate::config::discovery::kubeconfig::{Cluster, Kubeconfig, User};
-use crate::config::discovery::kubernetes::Kubernetes;
-use crate::upstream::discovery::http::Server;
+use crate::upstream::discovery::http::{Server, joined};
 use crate::upstream::trust::Trust;
 
 /// Where the account of a Pod is.
@@ -60,7 +60,7 @@ impl Access {
     ///
     /// # Errors
     /// Why the cluster cannot be asked, without secrets.
-    pub(super) fn of(written: &Kubernetes, base: &Path, here: &Here) -> Result<Self, String> {
+    pub(super) fn of(written: &KubernetesDiscovery, base: &Path, here: &Here) -> Result<Self, String> {
         let mut access = match &written.kubeconfig {
             Some(file) => {
                 let path = base.join(file);
@@ -148,8 +148,7 @@ impl Credential {
 }
 
 fn server(url: &Url) -> Result<Server, String> {
-    Server::new(url, None, Path::new(""))
-        .map_err(|problems| problems.into_iter().map(|(_, message)| message).collect::<Vec<_>>().join("; "))
+    Server::new(url, None, Path::new("")).map_err(|problems| joined(problems).to_string())
 }
 
 fn trust(url: &Url, cluster: &Cluster, user: &User, below: &Path) -> Result<Trust, String> {

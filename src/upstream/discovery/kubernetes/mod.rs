@@ -26,7 +26,7 @@ use self::access::{Access, Here};
 use self::slices::{Bare, Slices};
 use super::http::{Problem, brief};
 use super::{Directory, Failed, Tell, World, jittered};
-use crate::config::discovery::kubernetes::Kubernetes as Written;
+use crate::config::discovery::KubernetesDiscovery as Written;
 
 /// Slices asked for at once.
 const PAGE: &str = "100";
@@ -68,21 +68,20 @@ impl Kubernetes {
     pub(super) fn new(written: &Written, base: &Path, world: World) -> Self {
         Self { written: written.clone(), base: base.to_owned(), here: Here::of_process(), world }
     }
+}
 
-    /// Checks what is written, and the kubeconfig if there is one: whether the gateway runs in a cluster is seen when it
-    /// runs.
-    ///
-    /// # Errors
-    /// What is wrong, as paths to keys and messages.
-    pub(super) fn check(written: &Written, base: &Path) -> Result<(), Vec<(String, String)>> {
-        if written.kubeconfig.is_none() {
-            let needless =
-                written.context.as_ref().map(|_| vec![("context".into(), "is for a `kubeconfig`".into())]);
-            return needless.map_or(Ok(()), Err);
-        }
-        let access = Access::of(written, base, &Here::of_process());
-        access.map(drop).map_err(|why| vec![("kubeconfig".to_owned(), why)])
+/// Checks what is written, and the kubeconfig if there is one: whether the gateway runs in a cluster is seen when it runs.
+///
+/// # Errors
+/// What is wrong, as paths to keys and messages.
+pub(super) fn check(written: &Written, base: &Path) -> Result<(), Vec<(String, String)>> {
+    if written.kubeconfig.is_none() {
+        let needless =
+            written.context.as_ref().map(|_| vec![("context".into(), "is for a `kubeconfig`".into())]);
+        return needless.map_or(Ok(()), Err);
     }
+    let access = Access::of(written, base, &Here::of_process());
+    access.map(drop).map_err(|why| vec![("kubeconfig".to_owned(), why)])
 }
 
 #[async_trait]
@@ -155,7 +154,7 @@ impl Link<'_> {
             opened => opened?,
         };
         // It is there, and nothing changed.
-        told(slices, tell)?;
+        tell.still();
         while let Some(line) = lines.next().await? {
             if line.trim_ascii().is_empty() {
                 continue;
@@ -173,7 +172,10 @@ impl Link<'_> {
                 _ => return Err(unexpected()),
             };
             *version = now;
-            told(slices, tell)?;
+            match &*kind {
+                "BOOKMARK" => tell.still(),
+                _ => told(slices, tell)?,
+            }
         }
         Ok(End::Over)
     }

@@ -28,6 +28,7 @@ impl Followed {
         let kubernetes = Kubernetes { here, ..Kubernetes::new(&written, base, world) };
         let (told, sets) = unbounded_channel();
         let tell = Tell::new(move |set| {
+            let Some(set) = set else { return };
             let set = set.iter().map(|instance| format!("{}:{}", instance.host, instance.port)).collect();
             let _ = told.send(set);
         });

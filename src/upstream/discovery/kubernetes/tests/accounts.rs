@@ -157,7 +157,7 @@ fn what_is_wrong_with_a_kubeconfig_is_said_when_the_document_is_checked() {
         std::fs::write(folder.path().join("config"), config.to_string()).unwrap();
         let written = json!({"type": "kubernetes", "service": "users", "kubeconfig": "config"});
         let problems =
-            Kubernetes::check(&serde_json::from_value(written).unwrap(), folder.path()).unwrap_err();
+            super::super::check(&serde_json::from_value(written).unwrap(), folder.path()).unwrap_err();
         let [(key, message)] = problems.as_slice() else { panic!("{problems:?}") };
         assert_eq!(key, "kubeconfig");
         message.clone()
@@ -179,5 +179,5 @@ fn what_is_wrong_with_a_kubeconfig_is_said_when_the_document_is_checked() {
     assert_eq!(data, "config has data that is not Base64");
     let context =
         serde_json::from_value(json!({"type": "kubernetes", "service": "users", "context": "c"})).unwrap();
-    assert_eq!(Kubernetes::check(&context, Path::new("")).unwrap_err()[0].0, "context");
+    assert_eq!(super::super::check(&context, Path::new("")).unwrap_err()[0].0, "context");
 }
