@@ -18,6 +18,7 @@ const OVERVIEWS: &[&str] = &[
     "access_log",
     "balancing",
     "credentials",
+    "discovery",
     "grpc",
     "health",
     "jwks",
@@ -183,6 +184,7 @@ fn redirect_to_origins(document: &mut Value) -> HashMap<String, Origin> {
         upstream["protocol"] = json!("http/1.1");
         let fields = upstream.as_object_mut().expect("a map");
         fields.remove("tls");
+        fields.remove("discovery");
         if fields.get("health").is_some_and(|health| health["active"]["type"] == "grpc") {
             fields.remove("health");
         }

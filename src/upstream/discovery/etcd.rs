@@ -400,7 +400,10 @@ mod tests {
         )
         .expect("a range");
         assert_eq!((range.header.revision, range.more), (2, false));
-        assert_eq!((range.kvs[0].key.as_slice(), range.kvs[0].value.as_slice()), (&b"/s/a"[..], &b"127.0.0.1:1"[..]));
+        assert_eq!(
+            (range.kvs[0].key.as_slice(), range.kvs[0].value.as_slice()),
+            (&b"/s/a"[..], &b"127.0.0.1:1"[..])
+        );
         let line: Line = read(
             br#"{"result":{"header":{"cluster_id":"14841639068965178418","member_id":"10276657743932975437","revision":"4","raft_term":"2"},"events":[{"type":"DELETE","kv":{"key":"L3MvYQ==","mod_revision":"4"}}]}}"#,
         )

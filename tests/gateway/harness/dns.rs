@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use hickory_proto::op::{Message, OpCode, ResponseCode};
-use hickory_proto::rr::{RData, Record, RecordType};
+use hickory_proto::rr::rdata::SRV;
+use hickory_proto::rr::{Name, RData, Record, RecordType};
 use parking_lot::Mutex;
 use tokio::net::UdpSocket;
 use tokio::task::JoinHandle;
@@ -15,6 +16,8 @@ use tokio::task::JoinHandle;
 pub(crate) enum Reply {
     /// These addresses, for so many seconds.
     Addresses(Vec<IpAddr>, u32),
+    /// These services, by priority, weight, port and target, for so many seconds.
+    Services(Vec<(u16, u16, u16, &'static str)>, u32),
     /// SERVFAIL.
     Failure,
     /// Nothing at all.
@@ -90,6 +93,15 @@ fn answer(query: &Message, reply: Option<Reply>) -> Option<Message> {
         None => answer.metadata.response_code = ResponseCode::NXDomain,
         Some(Reply::Failure) => answer.metadata.response_code = ResponseCode::ServFail,
         Some(Reply::Silence) => return None,
+        Some(Reply::Services(services, ttl)) => {
+            for (priority, weight, port, target) in services {
+                let target = Name::from_utf8(target).expect("a name");
+                let data = RData::SRV(SRV::new(priority, weight, port, target));
+                if question.query_type() == RecordType::SRV {
+                    answer.add_answer(Record::from_rdata(question.name().clone(), ttl, data));
+                }
+            }
+        }
         Some(Reply::Addresses(addresses, ttl)) => {
             for address in addresses {
                 let data = match address {

@@ -63,7 +63,8 @@ impl Etcd {
         let ports = [free_port(&host), free_port(&host)];
         let folder = directory.path().display().to_string();
         let mut options: Vec<_> = options.iter().map(|option| option.replace("{}", &folder)).collect();
-        let [clients, peers] = [format!("{scheme}://{host}:{}", ports[0]), format!("http://{host}:{}", ports[1])];
+        let [clients, peers] =
+            [format!("{scheme}://{host}:{}", ports[0]), format!("http://{host}:{}", ports[1])];
         for (name, value) in [
             ("--listen-client-urls", &clients),
             ("--advertise-client-urls", &clients),
@@ -109,7 +110,8 @@ impl Etcd {
 
     /// What a document calls it.
     pub(crate) fn url(&self) -> String {
-        let scheme = if self.options.iter().any(|option| option.starts_with("https:")) { "https" } else { "http" };
+        let scheme =
+            if self.options.iter().any(|option| option.starts_with("https:")) { "https" } else { "http" };
         format!("{scheme}://{}:{}", self.host, self.ports[0])
     }
 
@@ -121,7 +123,8 @@ impl Etcd {
     /// Asks it something, as its operator.
     pub(crate) async fn ask(&self, path: &str, body: &Value) -> Value {
         let body = body.to_string();
-        let token = self.token.as_ref().map(|token| format!("Authorization: {token}\r\n")).unwrap_or_default();
+        let token =
+            self.token.as_ref().map(|token| format!("Authorization: {token}\r\n")).unwrap_or_default();
         let request = format!(
             "POST {path} HTTP/1.1\r\nHost: etcd\r\n{token}Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
             body.len()

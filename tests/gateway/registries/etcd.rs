@@ -41,7 +41,8 @@ async fn keys_with_the_prefix_are_backends_and_what_changes_is_seen_at_once() {
     etcd.put("/users/eu/3", &plain).await;
     become_these(&gateway, &["one", "three", "two"]).await;
     let shown = view(&gateway).await;
-    let weights: Vec<_> = shown["backends"].as_array().expect("a list").iter().map(|b| b["weight"].clone()).collect();
+    let weights: Vec<_> =
+        shown["backends"].as_array().expect("a list").iter().map(|b| b["weight"].clone()).collect();
     assert!(weights.contains(&json!(5)), "{shown}");
     etcd.delete("/users/1").await;
     etcd.put("/users/2", &third).await;
