@@ -3,6 +3,7 @@
 mod etcd;
 pub mod kubeconfig;
 pub mod kubernetes;
+mod zookeeper;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -20,6 +21,7 @@ use super::upstream::Host;
 
 pub use self::etcd::EtcdDiscovery;
 pub use self::kubernetes::KubernetesDiscovery;
+pub use self::zookeeper::ZookeeperDiscovery;
 
 /// Who tells the backends of an upstream. What is wrong with it is kept until its upstream is built, so that all of it
 /// is told at once, with its place.
@@ -39,6 +41,8 @@ pub enum Registry {
     Etcd(EtcdDiscovery),
     /// A cluster of Kubernetes.
     Kubernetes(KubernetesDiscovery),
+    /// An ensemble of ZooKeeper.
+    Zookeeper(ZookeeperDiscovery),
 }
 
 /// `discovery: {type: dns}`: each address of a name (A and AAAA) is a backend.
@@ -154,12 +158,13 @@ impl fmt::Display for DnsName {
 }
 
 /// The types of registries, each with what reads its options.
-const TYPES: [(&str, fn(&Arc<Node>) -> Result<Registry, Vec<Error>>); 5] = [
+const TYPES: [(&str, fn(&Arc<Node>) -> Result<Registry, Vec<Error>>); 6] = [
     ("dns", |node| options(node).map(Registry::Dns)),
     ("dns_srv", |node| options(node).map(Registry::DnsSrv)),
     ("file", |node| options(node).map(Registry::File)),
     ("etcd", |node| options(node).map(Registry::Etcd)),
     ("kubernetes", |node| options(node).map(Registry::Kubernetes)),
+    ("zookeeper", |node| options(node).map(Registry::Zookeeper)),
 ];
 
 fn options<T: DeserializeOwned>(node: &Arc<Node>) -> Result<T, Vec<Error>> {
@@ -185,6 +190,7 @@ impl Registry {
             Self::File(_) => "file",
             Self::Etcd(_) => "etcd",
             Self::Kubernetes(_) => "kubernetes",
+            Self::Zookeeper(_) => "zookeeper",
         }
     }
 
@@ -196,6 +202,7 @@ impl Registry {
             Self::File(written) => written.keep_last_on_empty,
             Self::Etcd(written) => written.keep_last_on_empty,
             Self::Kubernetes(written) => written.keep_last_on_empty,
+            Self::Zookeeper(written) => written.keep_last_on_empty,
         }
     }
 
@@ -253,6 +260,7 @@ impl JsonSchema for Discovery {
             generator.subschema_for::<FileDiscovery>(),
             generator.subschema_for::<EtcdDiscovery>(),
             generator.subschema_for::<KubernetesDiscovery>(),
+            generator.subschema_for::<ZookeeperDiscovery>(),
         ];
         json_schema!({"description": "Who tells the backends of an upstream.", "oneOf": kinds})
     }

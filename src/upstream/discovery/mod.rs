@@ -11,6 +11,11 @@ mod file;
 mod following;
 mod http;
 mod kubernetes;
+#[cfg(feature = "zookeeper")]
+mod zookeeper;
+#[cfg(not(feature = "zookeeper"))]
+#[path = "zookeeper/absent.rs"]
+mod zookeeper;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -81,6 +86,7 @@ impl Open for World {
             Registry::Kubernetes(written) => {
                 Box::new(kubernetes::Kubernetes::new(written, following.base(), self.clone()))
             }
+            Registry::Zookeeper(written) => Box::new(zookeeper::Zookeeper::new(written, self.clone())),
         }
     }
 }
@@ -94,6 +100,7 @@ pub(super) fn check(registry: &Registry, base: &Path) -> Result<(), Vec<(String,
         Registry::Dns(_) | Registry::DnsSrv(_) | Registry::File(_) => Ok(()),
         Registry::Etcd(written) => etcd::check(written, base),
         Registry::Kubernetes(written) => kubernetes::check(written, base),
+        Registry::Zookeeper(written) => zookeeper::check(written),
     }
 }
 

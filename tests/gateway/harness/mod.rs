@@ -20,6 +20,8 @@ mod redis;
 pub(crate) mod secure_origin;
 mod tls;
 mod wire;
+#[cfg(feature = "zookeeper")]
+pub(crate) mod zookeeper;
 
 use std::future::Future;
 use std::time::Duration;
@@ -43,6 +45,8 @@ pub(crate) use redis::Redis;
 pub(crate) use secure_origin::{Identity, TlsOrigin};
 pub(crate) use tls::{Authority, Client, Kind, Secure, write_pair};
 pub(crate) use wire::{Answer, Broken, Head, Wire};
+#[cfg(feature = "zookeeper")]
+pub(crate) use zookeeper::Zookeeper;
 
 /// Longest wait for anything that should happen at once.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
