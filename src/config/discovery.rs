@@ -157,8 +157,11 @@ impl fmt::Display for DnsName {
     }
 }
 
+/// Reads the options of one type.
+type Read = fn(&Arc<Node>) -> Result<Registry, Vec<Error>>;
+
 /// The types of registries, each with what reads its options.
-const TYPES: [(&str, fn(&Arc<Node>) -> Result<Registry, Vec<Error>>); 6] = [
+const TYPES: [(&str, Read); 6] = [
     ("dns", |node| options(node).map(Registry::Dns)),
     ("dns_srv", |node| options(node).map(Registry::DnsSrv)),
     ("file", |node| options(node).map(Registry::File)),

@@ -20,6 +20,10 @@ use super::{Backend, Upstream};
 use crate::config::upstream as written;
 
 /// Where requests of an upstream go.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "most are the large one, which requests reach without a further step"
+)]
 pub(super) enum Backends {
     /// As the document says.
     Written(Set),

@@ -230,16 +230,19 @@ async fn a_request_under_way_at_a_backend_that_goes_is_answered_and_its_connecti
     let file = folder.path().join("users.yaml");
     std::fs::write(&file, listing(&[going.address])).expect("written");
     let gateway = Gateway::within(folder, LISTENER, &document("", &in_file(), "")).await;
-    let address = gateway.address();
-    let under_way = tokio::spawn(async move { get(address, "/").await });
+    let mut client = Wire::connect(gateway.address()).await;
+    client.send("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
     let mut wire = soon("the request", wires.recv()).await.expect("a connection");
     wire.head().await.expect("a request");
     replace(&file, &listing(&[stays.address]));
     become_these(&gateway, &["stays"]).await;
     wire.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlast").await;
-    let answer = soon("the answer", under_way).await.expect("answered");
+    let answer = soon("the answer", client.answer()).await.expect("answered");
     assert_eq!((answer.status, answer.text()), (200, "last".to_owned()));
-    assert!(soon("the end of the connection", wire.head()).await.is_err(), "it is closed, not kept");
+    soon("the end of the connection, which is not kept", wire.closed()).await;
+    client.send("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
+    let next = soon("the answer", client.answer()).await.expect("answered");
+    assert_eq!(next.text(), "stays");
 }
 
 #[tokio::test]
