@@ -80,12 +80,12 @@ def token(consumer):
 
 
 class Gateway:
-    """A gateway in front of the origin. `kind` is what the test is about: plain, jwt or routes."""
+    """A gateway in front of the origin. `kind` is what the test is about: plain, jwt, cache or routes."""
 
     #: Its name in reports; templates and the files made of them; what it can be measured in; paths that it has otherwise.
     name: str
     files: dict
-    kinds = ("plain", "jwt", "routes")
+    kinds = ("plain", "jwt", "cache", "routes")
     paths = {}
     speaks_tls = True
 
@@ -174,7 +174,7 @@ class TollhouseFull(Tollhouse):
 class Nginx(Gateway):
     name = "nginx"
     files = {"nginx.conf": "nginx.conf"}
-    kinds = ("plain", "routes")
+    kinds = ("plain", "cache", "routes")
 
     def command(self):
         return [self.program(), "-p", self.folder, "-e", self.folder / "error.log", "-c", self.folder / "nginx.conf"]

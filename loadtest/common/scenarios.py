@@ -79,7 +79,9 @@ SCENARIOS = {
     "handshakes": cpu("full TLS handshakes", Handshakes(), goal=0.75),
     "jwt": Scenario("JWT (HS256), a limit for each consumer", with_tokens, kind="jwt",
                     gateways=(NginxLua, Haproxy, Envoy, Tollhouse), goal=0.9, against="nginx-lua"),
-    # "cache" comes here with the filter of that name: the origin's answers may be kept for an hour.
+    # The origin's answers may be kept for an hour.
+    "cache": cpu("a hit of 1 KiB in the cache", Oha("/cache/1k"), kind="cache", gateways=(Nginx, Haproxy, Tollhouse), goal=0.8),
+    "cache-100k": cpu("a hit of 100 KiB in the cache", Oha("/cache/100k"), kind="cache", gateways=(Nginx, Haproxy, Tollhouse), goal=1.2),
     "routes": Scenario(f"{ROUTES:,} routes", over_routes, kind="routes", routes=ROUTES, goal=1.05, against="1 route"),
     "upload": cpu("upload of 10 MB", Oha("/1k", body=10_000_000, connections=4, number=60), goal=1.0),
     "download": cpu("download of 100 MiB", Oha("/100m", connections=4, number=16), goal=0.6),

@@ -108,7 +108,10 @@ impl Fill {
     pub(super) async fn run(mut self, tell: oneshot::Sender<Filled>) {
         let upstream = match self.upstream().await {
             Ok(upstream) => upstream,
-            Err(reply) => return self.own(tell, reply, "filter").await,
+            Err(reply) => match self.stored_however_old() {
+                Some(stored) => return self.stale(tell, stored, None),
+                None => return self.own(tell, reply, "filter").await,
+            },
         };
         let validated = self.condition();
         match self.send(&upstream).await {
@@ -309,6 +312,12 @@ impl Fill {
                 let _ = tell.send(Filled::Own(Reply::Message(Box::new(message)), Some(why.name()), upstream));
             }
         }
+    }
+
+    /// What is stored, if the upstream is left alone and has it served then (RFC 9111 s4.2.4: disconnected).
+    fn stored_however_old(&self) -> Option<Arc<Entry>> {
+        let stored = self.stored.as_ref().filter(|_| self.exchange.takes_stale)?;
+        (!stored.facts().no_stale && !stored.is_purged()).then(|| stored.clone())
     }
 
     /// What is stored, if it may be served in the place of what came.

@@ -11,11 +11,10 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use tollhouse_filters::caching::{CacheStatus, Judgement, Selected, select};
 use tollhouse_filters::outcome::{Body, Message, Reply};
 use tollhouse_filters::problem::{self, Problem};
-use tollhouse_filters::world::BufferedBody;
 
 use super::growing::{Growing, Reader};
 use super::head;
-use super::store::Entry;
+use super::store::{Entry, Pieces};
 use crate::engine::Exchange;
 
 /// The answer from a stored one, which needs nobody else.
@@ -40,7 +39,7 @@ pub(super) fn entry(entry: &Arc<Entry>, request: &RequestHeader, judged: Judgeme
     let body = match selected {
         Selected::Whole => {
             put(&mut head, CONTENT_LENGTH, HeaderValue::from(length));
-            body(entry.body().collect())
+            body(entry.body())
         }
         Selected::NotModified => {
             not_modified(&mut head);
@@ -50,7 +49,7 @@ pub(super) fn entry(entry: &Arc<Entry>, request: &RequestHeader, judged: Judgeme
             head.set_status(206).expect("a status");
             put(&mut head, CONTENT_RANGE, range(format_args!("{first}-{last}"), length));
             put(&mut head, CONTENT_LENGTH, HeaderValue::from(last - first + 1));
-            body(entry.range(first..last + 1).collect())
+            body(entry.range(first..last + 1))
         }
         Selected::NoSuchPart => {
             head.set_status(416).expect("a status");
@@ -95,11 +94,11 @@ fn range(which: std::fmt::Arguments<'_>, length: u64) -> HeaderValue {
     HeaderValue::from_str(&format!("bytes {which}/{length}")).expect("digits")
 }
 
-fn body(mut pieces: Vec<Bytes>) -> Body {
-    match pieces.len() {
-        0 => Body::Bytes(Bytes::new()),
-        1 => Body::Bytes(pieces.remove(0)),
-        _ => Body::Stream(Box::new(BufferedBody::new(pieces))),
+fn body(mut pieces: Pieces) -> Body {
+    if pieces.are_many() {
+        Body::Stream(Box::new(pieces))
+    } else {
+        Body::Bytes(pieces.next().unwrap_or_default())
     }
 }
 

@@ -7,6 +7,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tollhouse_filters::values::{Duration, FieldName, Percent};
 
+use super::Name;
+
 /// When an upstream is left alone: requests are refused with 503 and `Retry-After` while the breaker is open. A request counts
 /// once, with all of its attempts; it failed if it had no answer, or one of 500 or more.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -28,25 +30,39 @@ pub struct CircuitBreaker {
     pub open: Duration,
     /// Requests that are let pass then; if all are answered, it closes, and if one fails or is slow, it opens anew. Default: `3`. Example: `1`.
     pub half_open: NonZeroU32,
-    /// What is answered in the place of the 503. Default: none. Example: `{status: 200, body: "[]"}`.
+    /// What happens in the place of the 503: another route's action, a stored answer, or one that is written here. Default: none. Example: `{status: 200, body: "[]"}`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fallback: Option<Fallback>,
 }
 
-/// An answer in the place of the upstream's.
+/// What happens to a request whose upstream is left alone: one of `route`, `stale` and an answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Fallback {
-    /// Its status, from 200 to 599. Default: `200`. Example: `203`.
-    #[serde(default = "ok")]
+    /// A route, whose `upstream`, `respond` or `redirect` takes the request as the filters so far left it; its own filters do not run. Default: none. Example: `users-standby`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub route: Option<Name>,
+    /// Whether the route's `cache` answers with what it has, however old, unless the origin forbade that (`must-revalidate`, `no-cache`). Default: `false`. Example: `true`.
+    #[serde(default)]
+    pub stale: bool,
+    /// The status of an answer, from 200 to 599. Default: `200`. Example: `203`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 200, max = 599))]
-    pub status: u16,
+    pub status: Option<u16>,
     /// Its fields. Default: none. Example: `{content-type: application/json}`.
     #[serde(default)]
     pub headers: BTreeMap<FieldName, String>,
     /// Its content. Default: none. Example: `"[]"`.
     #[serde(default)]
     pub body: String,
+}
+
+impl Fallback {
+    /// Whether it is an answer that is written here.
+    #[must_use]
+    pub const fn is_answer(&self) -> bool {
+        self.route.is_none() && !self.stale
+    }
 }
 
 impl Default for CircuitBreaker {
@@ -62,8 +78,4 @@ impl Default for CircuitBreaker {
             fallback: None,
         }
     }
-}
-
-fn ok() -> u16 {
-    200
 }

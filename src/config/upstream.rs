@@ -343,7 +343,7 @@ mod tests {
             "circuit_breaker": {
                 "error_ratio": "20%", "slow": "1s", "slow_ratio": "80%", "min_requests": 5, "window": "30s",
                 "open": "5s", "half_open": 1,
-                "fallback": {"status": 200, "headers": {"content-type": "application/json"}, "body": "[]"},
+                "fallback": {"stale": false, "status": 200, "headers": {"content-type": "application/json"}, "body": "[]"},
             },
             "concurrency": {"in_flight": 512, "queue": 128, "max_wait": "250ms"},
             "pool": {"idle": 0, "idle_timeout": "4s"},

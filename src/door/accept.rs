@@ -6,14 +6,13 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pingora::protocols::l4::stream::Stream as L4Stream;
-use pingora::protocols::{GetSocketDigest, SocketDigest, UniqueID};
 use pingora::server::ShutdownWatch;
 use tokio::net::{TcpListener, UnixListener};
 
 use super::bind::StdSocket;
 use super::handshake::{self, Arrival};
 use super::pause::Watch;
+use super::socket::Socket;
 use super::stream::DoorStream;
 use super::{Application, Common, ConnFacts, Listener, Permit, Refused, conn, proxied, stopped};
 
@@ -23,7 +22,7 @@ const REST: Duration = Duration::from_millis(100);
 /// What one accept loop works with.
 pub(super) struct Loop<A> {
     pub(super) common: Arc<Common<A>>,
-    pub(super) socket: Arc<Socket>,
+    pub(super) socket: Arc<Listening>,
     pub(super) listener: Arc<Listener>,
     pub(super) shutdown: ShutdownWatch,
     pub(super) pause: Watch,
@@ -53,7 +52,7 @@ pub(super) async fn run<A: Application>(mut this: Loop<A>) {
 }
 
 /// The next connection that is for this process.
-async fn next(socket: &Socket, pause: &mut Watch) -> io::Result<Connection> {
+async fn next(socket: &Listening, pause: &mut Watch) -> io::Result<Connection> {
     loop {
         pause.over().await;
         tokio::select! {
@@ -106,10 +105,10 @@ fn admit<A: Application>(this: &Loop<A>, connection: Connection) {
         listener: this.listener.id,
         peer: connection.peer,
         local: connection.local,
-        unix: matches!(*this.socket, Socket::Unix(_)),
+        unix: matches!(*this.socket, Listening::Unix(_)),
         tls: None,
     };
-    let arrival = Arrival { socket: connection.stream, facts, permit };
+    let arrival = Arrival { socket: connection.socket, facts, permit };
     let (common, shutdown) = (this.common.clone(), this.shutdown.clone());
     if !this.listener.proxied {
         return welcome(common, arrival, shutdown);
@@ -157,19 +156,19 @@ fn welcome<A: Application>(common: Arc<Common<A>>, arrival: Arrival, shutdown: S
 
 /// A listening socket on the runtime.
 #[derive(Debug)]
-pub(super) enum Socket {
+pub(super) enum Listening {
     Tcp(TcpListener),
     Unix(UnixListener),
 }
 
 /// A connection as it was accepted.
 struct Connection {
-    stream: L4Stream,
+    socket: Socket,
     peer: Option<SocketAddr>,
     local: Option<SocketAddr>,
 }
 
-impl Socket {
+impl Listening {
     pub(super) fn new(socket: StdSocket) -> io::Result<Self> {
         match socket {
             StdSocket::Tcp(socket) => TcpListener::from_std(socket).map(Self::Tcp),
@@ -184,11 +183,11 @@ impl Socket {
                 stream.set_nodelay(true)?;
                 let local = stream.local_addr().ok().map(canonical);
                 let peer = Some(canonical(peer));
-                Ok(Connection { stream: with_addresses(stream.into(), peer, local), peer, local })
+                Ok(Connection { socket: stream.into(), peer, local })
             }
             Self::Unix(socket) => {
                 let (stream, _) = socket.accept().await?;
-                Ok(Connection { stream: with_addresses(stream.into(), None, None), peer: None, local: None })
+                Ok(Connection { socket: stream.into(), peer: None, local: None })
             }
         }
     }
@@ -197,19 +196,6 @@ impl Socket {
 /// On a `[::]` listener IPv4 clients appear as `::ffff:a.b.c.d`; limits and rules speak of `a.b.c.d`.
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
-}
-
-/// What Pingora asks for addresses; filled here, it never asks the kernel.
-pub(super) fn with_addresses(
-    mut stream: L4Stream,
-    peer: Option<SocketAddr>,
-    local: Option<SocketAddr>,
-) -> L4Stream {
-    let digest = SocketDigest::from_raw_fd(stream.id());
-    let _ = digest.peer_addr.set(peer.map(Into::into));
-    let _ = digest.local_addr.set(local.map(Into::into));
-    stream.set_socket_digest(digest);
-    stream
 }
 
 #[cfg(test)]

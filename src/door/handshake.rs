@@ -10,7 +10,6 @@ use std::task::{Poll, ready};
 use std::time::{Instant, SystemTime};
 
 use pingora::prelude::timeout;
-use pingora::protocols::l4::stream::Stream as L4Stream;
 use pingora::server::ShutdownWatch;
 use rustls::server::{Accepted, AcceptedAlert, Acceptor};
 use rustls::{CipherSuite, HandshakeKind, PeerIncompatible, ProtocolVersion, ServerConnection};
@@ -19,6 +18,7 @@ use tokio_rustls::server::{StartHandshake, TlsStream};
 use tollhouse_filters::context::Tls;
 
 use super::refusal::Refusal;
+use super::socket::Socket;
 use super::stream::DoorStream;
 use super::transport::{Secure, Transport};
 use super::{Application, Common, ConnFacts, Permit, Rule, conn};
@@ -124,7 +124,7 @@ impl HandshakeFailures {
 
 /// A connection before its handshake.
 pub(super) struct Arrival {
-    pub(super) socket: L4Stream,
+    pub(super) socket: Socket,
     pub(super) facts: ConnFacts,
     pub(super) permit: Permit,
 }
@@ -183,9 +183,9 @@ pub(super) async fn shake<A>(
 /// Answers the client's first message and all that follows, up to the end of the handshake.
 async fn finish(
     accepted: Accepted,
-    socket: L4Stream,
+    socket: Socket,
     tls: &ServerTls,
-) -> Result<(TlsStream<L4Stream>, Tls), End> {
+) -> Result<(TlsStream<Socket>, Tls), End> {
     let started = StartHandshake::from_parts(accepted, socket);
     let config = tls.config(&started.client_hello());
     let accept = started.into_stream_with(config, |session| session.set_buffer_limit(Some(HELD)));
@@ -223,7 +223,7 @@ fn report<T, A>(common: &Common<A>, listener: u16, end: End) -> Option<T> {
 }
 
 /// Reads the client's first message; what it says instead of one is left in `first`.
-async fn greeting(socket: &mut L4Stream, first: &mut Vec<u8>) -> Result<Accepted, End> {
+async fn greeting(socket: &mut Socket, first: &mut Vec<u8>) -> Result<Accepted, End> {
     let mut acceptor = Acceptor::default();
     let mut begun = false;
     let mut read = 0;
@@ -269,7 +269,7 @@ fn feed(acceptor: &mut Acceptor, mut bytes: &[u8]) -> io::Result<usize> {
     Ok(all)
 }
 
-async fn tell(socket: &mut L4Stream, mut alert: AcceptedAlert) {
+async fn tell(socket: &mut Socket, mut alert: AcceptedAlert) {
     let mut bytes = Vec::new();
     if alert.write_all(&mut bytes).is_ok() {
         let _ = socket.write_all(&bytes).await;
@@ -284,7 +284,7 @@ fn is_request(bytes: &[u8]) -> bool {
 }
 
 /// What both sides agreed on, if that is enough.
-fn agreed(stream: &TlsStream<L4Stream>, tls: &ServerTls) -> Result<Tls, HandshakeFailure> {
+fn agreed(stream: &TlsStream<Socket>, tls: &ServerTls) -> Result<Tls, HandshakeFailure> {
     let session: &ServerConnection = stream.get_ref().1;
     let protocol = match session.alpn_protocol() {
         Some(name) if name == H2.as_bytes() => Some(H2),

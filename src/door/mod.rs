@@ -22,6 +22,7 @@ mod preamble;
 mod proxied;
 mod refusal;
 mod rule;
+mod socket;
 mod stream;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -223,9 +224,9 @@ async fn stopped(mut shutdown: ShutdownWatch) {
     let _ = shutdown.wait_for(|on| *on).await;
 }
 
-fn open(bound: Bound) -> Option<accept::Socket> {
+fn open(bound: Bound) -> Option<accept::Listening> {
     let listener = bound.listener();
-    match accept::Socket::new(bound.into_socket()) {
+    match accept::Listening::new(bound.into_socket()) {
         Ok(socket) => {
             log::info!(listener = listener.name.as_ref(), address:% = listener.address; "listening");
             Some(socket)

@@ -13,10 +13,10 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 
 use bytes::{Buf, Bytes, BytesMut};
-use pingora::protocols::l4::stream::Stream as L4Stream;
 use pingora::protocols::raw_connect::ProxyDigest;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::Handle;
+use tollhouse_filters::world::FilePart;
 
 use super::alarm::Alarm;
 use super::chunks::Chunks;
@@ -24,6 +24,7 @@ use super::facts::{Carried, carried, carrier};
 use super::frames::Frames;
 use super::head::{Body, Head};
 use super::patience::Patience;
+use super::socket::Socket;
 use super::transport::{Transport, linger};
 use super::tunnel::{GOING_AWAY, Tunnel};
 use super::{ConnFacts, Declined, Desk, HeadLimits, Permit, Rule};
@@ -69,7 +70,7 @@ enum Rest {
 }
 
 impl DoorStream {
-    pub(super) fn new(socket: L4Stream, facts: ConnFacts, desk: &Desk, permit: Permit) -> Self {
+    pub(super) fn new(socket: Socket, facts: ConnFacts, desk: &Desk, permit: Permit) -> Self {
         Self::over(Transport::Plain(socket), facts, desk, permit)
     }
 
@@ -285,6 +286,18 @@ impl DoorStream {
     /// Ready when the client went away; that can be told once all of its request was read.
     pub fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.rest.is_over() { self.poll_gone(cx).map(drop) } else { Poll::Pending }
+    }
+
+    /// Whether the client gets bytes as they are, so that the kernel can send them from a file.
+    pub fn sends_files(&self) -> bool {
+        self.inner().http2().is_none() && matches!(self.rest, Rest::Bytes(_) | Rest::Chunks(_))
+    }
+
+    /// Sends from a file, to who [gets it as it is](Self::sends_files), after what was written before.
+    pub fn poll_send_file(&mut self, cx: &mut Context<'_>, part: &mut FilePart) -> Poll<io::Result<usize>> {
+        let Some(socket) = there(&mut self.inner).plain() else { return Poll::Ready(Err(invalid())) };
+        let polled = self.out.poll_send_file(socket, &mut self.alarm, cx, part);
+        self.sent(polled)
     }
 
     /// Waits for the client to go: what it sends meanwhile belongs to its next request.

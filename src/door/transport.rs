@@ -7,14 +7,14 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use pingora::prelude::timeout;
-use pingora::protocols::l4::stream::Stream as L4Stream;
+use pingora::protocols::ALPN;
 use pingora::protocols::tls::SslDigest;
-use pingora::protocols::{ALPN, Shutdown};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio_rustls::server::TlsStream;
 use tollhouse_filters::context::Tls;
 
 use super::Permit;
+use super::socket::Socket;
 use crate::tls::H2;
 
 /// A socket, or TLS over it.
@@ -24,20 +24,20 @@ use crate::tls::H2;
 )]
 pub(super) enum Transport {
     /// The socket.
-    Plain(L4Stream),
+    Plain(Socket),
     /// TLS after its handshake; boxed, so that plain connections do not pay for it.
     Tls(Box<Secure>),
 }
 
 /// TLS after its handshake.
 pub(super) struct Secure {
-    stream: TlsStream<L4Stream>,
+    stream: TlsStream<Socket>,
     digest: Arc<SslDigest>,
     http2: bool,
 }
 
 impl Secure {
-    pub(super) fn new(stream: TlsStream<L4Stream>, agreed: &Tls) -> Self {
+    pub(super) fn new(stream: TlsStream<Socket>, agreed: &Tls) -> Self {
         let fingerprint = agreed.certificate.as_ref().map(|certificate| certificate.fingerprint.to_vec());
         let digest =
             SslDigest::new(agreed.cipher, agreed.version, None, None, fingerprint.unwrap_or_default());
@@ -47,7 +47,7 @@ impl Secure {
 
 impl Transport {
     /// The socket under all.
-    pub(super) fn socket(&self) -> &L4Stream {
+    pub(super) fn socket(&self) -> &Socket {
         match self {
             Self::Plain(socket) => socket,
             Self::Tls(secure) => secure.stream.get_ref().0,
@@ -83,12 +83,18 @@ impl Transport {
         }
     }
 
+    /// The socket, if what is sent goes out as it is.
+    pub(super) fn plain(&mut self) -> Option<&mut Socket> {
+        match self {
+            Self::Plain(socket) => Some(socket),
+            Self::Tls(_) => None,
+        }
+    }
+
     pub(super) async fn close(&mut self) {
         match self {
-            Self::Plain(socket) => Shutdown::shutdown(socket).await,
-            Self::Tls(secure) => {
-                let _ = secure.stream.shutdown().await;
-            }
+            Self::Plain(socket) => drop(socket.shutdown().await),
+            Self::Tls(secure) => drop(secure.stream.shutdown().await),
         }
     }
 }

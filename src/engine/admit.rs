@@ -11,11 +11,20 @@ use tollhouse_filters::problem::{self, Problem};
 
 use super::Exchange;
 use crate::config::circuit_breaker::Fallback;
+use crate::snapshot::Route;
 use crate::upstream::{Refusal, Upstream};
+
+/// What becomes of a request that does not get to its upstream.
+pub(super) enum Refused {
+    /// It is answered.
+    Reply(Reply),
+    /// This route's action takes it.
+    Route(Arc<Route>),
+}
 
 impl Exchange {
     /// Lets the request to its upstream, which may take a while, or says what it is answered instead.
-    pub(super) async fn admit(&mut self, upstream: &Arc<Upstream>) -> Result<(), Reply> {
+    pub(super) async fn admit(&mut self, upstream: &Arc<Upstream>) -> Result<(), Refused> {
         let route = self.route.bulkhead.as_ref();
         if upstream.is_open_to_all() && route.is_none() {
             return Ok(());
@@ -27,27 +36,34 @@ impl Exchange {
                 self.ctx.waited += waited;
                 Ok(())
             }
-            Err(refusal) => Err(refused(&refusal, upstream)),
+            Err(Refusal::Busy(detail)) => {
+                Err(Refused::Reply(Problem::new(&problem::UPSTREAM_BUSY).detail(detail).into()))
+            }
+            Err(Refusal::Open(left)) => Err(self.left_alone(upstream, left)),
         }
     }
-}
 
-fn refused(refusal: &Refusal, upstream: &Upstream) -> Reply {
-    match refusal {
-        Refusal::Busy(detail) => Problem::new(&problem::UPSTREAM_BUSY).detail(*detail).into(),
-        Refusal::Open(left) => match upstream.fallback() {
+    /// What the upstream's fallback makes of a request, while its breaker is open for so long still.
+    fn left_alone(&mut self, upstream: &Upstream, left: Duration) -> Refused {
+        if let Some(route) = self.snapshot.fallbacks.get(&upstream.name) {
+            return Refused::Route(route.clone());
+        }
+        let fallback = upstream.fallback();
+        self.takes_stale = fallback.is_some_and(|fallback| fallback.stale);
+        Refused::Reply(match fallback.filter(|fallback| fallback.is_answer()) {
             Some(fallback) => stand_in(fallback),
             None => {
                 let seconds = left.saturating_add(Duration::from_millis(999)).as_secs();
                 Problem::new(&problem::CIRCUIT_OPEN).come_back_after(seconds).into()
             }
-        },
+        })
     }
 }
 
 /// The answer in the place of the upstream's. What is written was checked when the upstream was built.
 fn stand_in(fallback: &Fallback) -> Reply {
-    let Ok(mut head) = ResponseHeader::build(fallback.status, Some(fallback.headers.len())) else {
+    let Ok(mut head) = ResponseHeader::build(fallback.status.unwrap_or(200), Some(fallback.headers.len()))
+    else {
         return Problem::new(&problem::INTERNAL).into();
     };
     for (name, value) in &fallback.headers {

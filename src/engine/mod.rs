@@ -38,6 +38,7 @@ use crate::routing::ListenerId;
 use crate::snapshot::{Action, Route, Snapshot};
 use crate::upstream::{Admission, Upstream};
 
+use self::admit::Refused;
 use self::find::{Found, find};
 pub use self::release::Release;
 pub use background::Background;
@@ -85,6 +86,8 @@ pub struct Exchange {
     pub admission: Admission,
     /// Its version and its variant; none where its route has neither.
     pub release: Option<Box<Release>>,
+    /// What is stored may answer it, however old: its upstream is left alone, and says so.
+    pub takes_stale: bool,
     refused: Option<Problem>,
     not_allowed: Option<Problem>,
     /// A response filter failed; what is sent instead passes none.
@@ -128,6 +131,7 @@ impl Exchange {
             ctx,
             admission: Admission::default(),
             release,
+            takes_stale: false,
             refused,
             not_allowed,
             response_failed: false,
@@ -179,6 +183,7 @@ impl Exchange {
             ctx: self.ctx.fork(),
             admission: Admission::default(),
             release: self.release.clone(),
+            takes_stale: false,
             refused: None,
             not_allowed: self.not_allowed.clone(),
             response_failed: false,
@@ -218,25 +223,43 @@ impl Exchange {
                 Ok(upstream) => upstream,
                 Err(problem) => return Decision::Reply(problem.into()),
             },
-            Action::Answer(filter) => {
-                return match filter.on_request(request, &mut self.ctx).await {
-                    Ok(Outcome::Respond(reply)) => Decision::Reply(reply),
-                    Ok(Outcome::Continue | Outcome::Cache(_)) | Err(_) => {
-                        Decision::Reply(Problem::new(&problem::INTERNAL).into())
-                    }
-                };
-            }
+            Action::Answer(_) => return self.answered(&self.route.clone(), request).await,
             Action::NotFound => return Decision::Reply(Problem::new(&problem::NO_ROUTE).into()),
         };
         if let Some(problem) = self.body_too_large(request) {
             return Decision::Reply(problem.into());
         }
-        self.ctx.upstream = Some(upstream.name.clone());
-        self.ctx.deadline = self.total_timeout(&upstream).map(|total| self.ctx.started + total);
-        match self.admit(&upstream).await {
-            Ok(()) => Decision::Forward(upstream),
-            Err(reply) => Decision::Reply(reply),
+        self.forward(upstream, request).await
+    }
+
+    /// Sends it there, or, while that upstream is left alone, where its fallback does.
+    async fn forward(&mut self, mut upstream: Arc<Upstream>, request: &mut RequestHeader) -> Decision {
+        // To an end: no fallback leads back to where it began.
+        loop {
+            self.ctx.upstream = Some(upstream.name.clone());
+            self.ctx.deadline = self.total_timeout(&upstream).map(|total| self.ctx.started + total);
+            let instead = match self.admit(&upstream).await {
+                Ok(()) => return Decision::Forward(upstream),
+                Err(Refused::Reply(reply)) => return Decision::Reply(reply),
+                Err(Refused::Route(route)) => route,
+            };
+            match &instead.action {
+                Action::Upstream(other) => upstream = other.clone(),
+                // On the heap: hardly any request gets here.
+                _ => return Box::pin(self.answered(&instead, request)).await,
+            }
         }
+    }
+
+    /// What a route answers by itself.
+    async fn answered(&mut self, route: &Route, request: &mut RequestHeader) -> Decision {
+        let Action::Answer(filter) = &route.action else {
+            return Decision::Reply(Problem::new(&problem::INTERNAL).into());
+        };
+        Decision::Reply(match filter.on_request(request, &mut self.ctx).await {
+            Ok(Outcome::Respond(reply)) => reply,
+            Ok(Outcome::Continue | Outcome::Cache(_)) | Err(_) => Problem::new(&problem::INTERNAL).into(),
+        })
     }
 
     /// Whether an entered filter wants the whole request body, and how much of it is taken at most.

@@ -48,7 +48,7 @@ impl Call {
 
     /// Chooses a backend that was not tried yet, while there is one, for one more attempt.
     pub(super) fn next_backend(&mut self) -> Result<Arc<Upstream>, Problem> {
-        let upstream = upstream(self);
+        let upstream = upstream(self).clone();
         let attempts = &mut self.attempts;
         // The last attempt is over, and must not count against its backend.
         attempts.picked = None;
@@ -113,7 +113,7 @@ impl Call {
         let mut progress = self.attempts.progress;
         let judged = self.rules().judge(fault, &asked, &mut progress, now, fastrand::f64());
         self.attempts.progress = progress;
-        let upstream = upstream(self);
+        let upstream = upstream(self).clone();
         let series = upstream.series(registry);
         if fault == Fault::Connect || judged.is_ok() {
             series.attempt(outcome);

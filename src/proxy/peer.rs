@@ -82,7 +82,7 @@ impl Gateway {
         mut error: Box<Error>,
     ) -> Box<Error> {
         if let Some(picked) = &call.attempts.picked {
-            let upstream = upstream(call);
+            let upstream = upstream(call).clone();
             log::debug!(upstream = &*upstream.name, backend:% = picked.address; "cannot connect: {error}");
         }
         let repeatable = self.repeatable(session, call, false);

@@ -196,9 +196,9 @@ fn accepts_events(request: &RequestHeader) -> bool {
 }
 
 /// The upstream that the filters sent the request to.
-pub(super) fn upstream(call: &Call) -> Arc<Upstream> {
+pub(super) fn upstream(call: &Call) -> &Arc<Upstream> {
     call.attempts
         .upstream
-        .clone()
+        .as_ref()
         .expect("Pingora asks for a peer only after request_filter let the request pass")
 }

@@ -18,7 +18,7 @@ pub(super) async fn prepare(
 ) -> Result<()> {
     // Pingora gives the body out from its start again.
     (call.body_seen, call.body_passed) = (0, 0);
-    let upstream = upstream(call);
+    let upstream = upstream(call).clone();
     let left = call.time_left();
     let picked = call.attempts.picked.take();
     let forwarding = Forwarding {

@@ -14,7 +14,7 @@ use tollhouse_filters::tree::{Error, FileId, Mark, Node, Path, Scalar, from_node
 use tollhouse_filters::world::{Stores, UpstreamId, World};
 
 use super::pipelines::{Named, Pipelines};
-use super::{Action, identities, listeners, releases, routes, stores};
+use super::{Action, fallbacks, identities, listeners, releases, routes, stores};
 use super::{ListenerPlan, NamedFiles, Snapshot, UpstreamIds};
 use crate::config::{self, Document};
 use crate::consumers::Roster;
@@ -138,6 +138,7 @@ impl Compiler<'_> {
             .with_bulkheads_of(self.previous)
             .with_keys_of(&document.upstreams);
         let built = routes::build(document.services, document.routes, &names, &mut pipelines, &mut faults);
+        let fallbacks = fallbacks::find(&document.upstreams, &ids, &built, &listeners, &mut faults);
         names.check_tests(&document.tests, &mut faults);
         check_dns(&document.server.dns, &mut faults);
         let files = pipelines.into_files();
@@ -145,22 +146,21 @@ impl Compiler<'_> {
             return Err(problems(faults.found, unread, loaded, &files));
         }
         let routes = built.resolve(&upstreams_by_id(&ids, &upstreams), listeners.len());
-        let identity_headers = identity_headers(&listeners, &routes);
-        let mut warnings = Problems::located(unusual, &loaded.files);
-        warnings.list.extend(routes::shadow_warnings(&built.matches, &routes, loaded).list);
+        let warnings = warnings(unusual, routes::shadow_warnings(&built.matches, &routes, loaded), loaded);
         Ok(Snapshot {
             generation: self.previous.map_or(1, |previous| previous.generation + 1),
             fingerprint: loaded.fingerprint,
             files,
             server: document.server,
             admin: document.admin,
-            identity_headers,
+            identity_headers: identity_headers(&listeners, &routes),
             forcing_headers: forcing_headers(&routes),
             reads_path_versions: routes.iter().any(|route| route.reads_path_version()),
             identities,
             unrouted: Arc::new(routes::unrouted(listeners.len())),
             listeners,
             router: crate::routing::Router::build(built.matches),
+            fallbacks: fallbacks::resolve(&fallbacks, &routes),
             routes,
             upstreams,
             upstream_ids: ids,
@@ -219,6 +219,13 @@ impl Compiler<'_> {
         }
         built
     }
+}
+
+/// What is unusual, and routes that can never match.
+fn warnings(unusual: Vec<Error>, shadowed: Problems, loaded: &Loaded) -> Problems {
+    let mut warnings = Problems::located(unusual, &loaded.files);
+    warnings.list.extend(shadowed.list);
+    warnings
 }
 
 /// What filters may name.

@@ -2,6 +2,7 @@
 
 mod compile;
 mod facts;
+mod fallbacks;
 mod identities;
 mod listeners;
 mod pipelines;
@@ -12,7 +13,7 @@ mod stores;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -63,6 +64,8 @@ pub struct Snapshot {
     pub unrouted: Arc<Route>,
     /// Upstreams, in written order.
     pub upstreams: Vec<Arc<Upstream>>,
+    /// The routes that take requests while the breakers of these upstreams are open.
+    pub fallbacks: HashMap<Arc<str>, Arc<Route>>,
     /// What filters call them.
     pub upstream_ids: UpstreamIds,
     /// Stores, by name; none in a snapshot that is not to serve.

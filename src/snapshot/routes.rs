@@ -142,23 +142,25 @@ impl<'a> Names<'a> {
 pub(super) struct Built {
     /// For the router, by route id.
     pub(super) matches: Vec<RouteMatch>,
-    routes: Vec<Unresolved>,
+    pub(super) routes: Vec<Unresolved>,
 }
 
-struct Unresolved {
-    name: Arc<str>,
+/// A route whose upstreams are still ids.
+pub(super) struct Unresolved {
+    pub(super) name: Arc<str>,
     service: Option<Arc<str>>,
     versions: Option<Arc<Versions>>,
-    shared: Arc<Pipeline>,
-    own: Arc<Pipeline>,
-    target: Target,
+    pub(super) shared: Arc<Pipeline>,
+    pub(super) own: Arc<Pipeline>,
+    pub(super) target: Target,
     timeouts: RouteTimeouts,
     retries: Option<RouteRetries>,
     bulkhead: Option<Arc<Bulkhead>>,
 }
 
+/// What a route does.
 #[derive(Clone)]
-enum Target {
+pub(super) enum Target {
     Upstream(UpstreamId),
     Versions(Vec<UpstreamId>),
     Split(SplitPlan),
@@ -168,7 +170,7 @@ enum Target {
 
 impl Target {
     /// Every upstream that requests may go to.
-    fn upstreams(&self) -> Vec<UpstreamId> {
+    pub(super) fn upstreams(&self) -> Vec<UpstreamId> {
         match self {
             Self::Upstream(id) => vec![*id],
             Self::Versions(ids) => ids.clone(),

@@ -165,7 +165,11 @@ fn check_breaker(breaker: Option<&CircuitBreaker>, problems: &mut Problems) {
         _ => {}
     }
     let Some(fallback) = &breaker.fallback else { return };
-    if !(200..=599).contains(&fallback.status) {
+    let answers = fallback.status.is_some() || !fallback.headers.is_empty() || !fallback.body.is_empty();
+    if [fallback.route.is_some(), fallback.stale, answers].iter().filter(|is| **is).count() > 1 {
+        problems.add(here("fallback"), "does one thing; keep `route`, `stale`, or what is answered");
+    }
+    if fallback.status.is_some_and(|status| !(200..=599).contains(&status)) {
         problems.add(here("fallback.status"), "expected 200 to 599");
     }
     for (name, value) in &fallback.headers {

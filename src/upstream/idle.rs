@@ -2,7 +2,8 @@
 
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
-use std::sync::{Arc, Weak};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock, OnceLock, Weak};
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
@@ -14,15 +15,22 @@ use tokio::net::TcpStream;
 const SWEEP: Duration = Duration::from_secs(1);
 
 /// Plain connections of HTTP/1.1 between two requests. They outlive snapshots, as their backend does.
+///
+/// They wait on shelves: each thread uses one of its own first, so that threads do not wait for each other.
 #[derive(Debug, Default)]
-pub(super) struct Idle(Mutex<Waiting>);
-
-#[derive(Debug, Default)]
-struct Waiting {
-    connections: Vec<Connection>,
+pub(super) struct Idle {
+    /// None before the first one waits: most backends of a large document never see a request.
+    shelves: OnceLock<Box<[Shelf]>>,
+    /// On all shelves together.
+    waiting: AtomicUsize,
     /// Somebody sweeps.
-    swept: bool,
+    swept: AtomicBool,
 }
+
+/// Apart from its neighbours in the caches of processors.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Shelf(Mutex<Vec<Connection>>);
 
 #[derive(Debug)]
 struct Connection {
@@ -31,13 +39,37 @@ struct Connection {
     until: Instant,
 }
 
+/// As many as threads that can run at once, within reason.
+static SHELVES: LazyLock<usize> =
+    LazyLock::new(|| std::thread::available_parallelism().map_or(1, |threads| threads.get().min(64)));
+
+thread_local! {
+    /// Threads take shelves by turns.
+    static TURN: usize = {
+        static TURNS: AtomicUsize = AtomicUsize::new(0);
+        TURNS.fetch_add(1, Relaxed)
+    };
+}
+
 impl Idle {
-    /// A connection to this address that the backend has not closed; the one that waited least. To be `sure` takes a
-    /// system call; else the end of a connection is known a moment after it came.
+    /// A connection to this address that the backend has not closed; the one of this thread's that waited least, or
+    /// one of another's. To be `sure` takes a system call; else the end of a connection is known a moment after it
+    /// came.
     pub(super) fn take(&self, address: SocketAddr, sure: bool) -> Option<TcpStream> {
-        let mut waiting = self.0.lock();
-        while let Some(at) = waiting.connections.iter().rposition(|known| known.address == address) {
-            let connection = waiting.connections.remove(at);
+        let shelves = self.shelves.get()?;
+        let own = TURN.with(|turn| turn % shelves.len());
+        let (before, from) = shelves.split_at(own);
+        from.iter().chain(before).find_map(|shelf| {
+            // Most have one on their own shelf.
+            (self.waiting.load(Relaxed) > 0).then(|| self.take_from(shelf, address, sure)).flatten()
+        })
+    }
+
+    fn take_from(&self, shelf: &Shelf, address: SocketAddr, sure: bool) -> Option<TcpStream> {
+        let mut waiting = shelf.0.lock();
+        while let Some(at) = waiting.iter().rposition(|known| known.address == address) {
+            let connection = waiting.remove(at);
+            self.waiting.fetch_sub(1, Relaxed);
             let open = || if sure { is_surely_open(&connection.stream) } else { is_open(&connection.stream) };
             if connection.until > Instant::now() && open() {
                 return Some(connection.stream);
@@ -48,28 +80,45 @@ impl Idle {
 
     /// Keeps a connection for so long, unless so many wait already.
     pub(super) fn put(self: &Arc<Self>, stream: TcpStream, address: SocketAddr, most: usize, keep: Duration) {
-        let mut waiting = self.0.lock();
-        if waiting.connections.len() >= most {
+        if self.waiting.fetch_add(1, Relaxed) >= most {
+            self.waiting.fetch_sub(1, Relaxed);
             return;
         }
-        waiting.connections.push(Connection { stream, address, until: Instant::now() + keep });
-        if !std::mem::replace(&mut waiting.swept, true) {
+        let shelves = self.shelves.get_or_init(|| (0..*SHELVES).map(|_| Shelf::default()).collect());
+        let own = TURN.with(|turn| turn % shelves.len());
+        shelves[own].0.lock().push(Connection { stream, address, until: Instant::now() + keep });
+        if !self.swept.load(Relaxed) && !self.swept.swap(true, Relaxed) {
             tokio::spawn(sweep(Arc::downgrade(self)));
         }
     }
+
+    /// Drops what waited too long or was closed; gives how many are left.
+    fn sweep(&self) -> usize {
+        let now = Instant::now();
+        for shelf in self.shelves.get().into_iter().flatten() {
+            let mut waiting = shelf.0.lock();
+            let before = waiting.len();
+            waiting.retain(|connection| connection.until > now && is_open(&connection.stream));
+            self.waiting.fetch_sub(before - waiting.len(), Relaxed);
+            if waiting.is_empty() {
+                *waiting = Vec::new();
+            }
+        }
+        self.waiting.load(Relaxed)
+    }
 }
 
-/// Drops what waited too long or was closed, until nothing waits.
+/// Sweeps until nothing waits.
 async fn sweep(idle: Weak<Idle>) {
     loop {
         tokio::time::sleep(SWEEP).await;
         let Some(idle) = idle.upgrade() else { return };
-        let mut waiting = idle.0.lock();
-        let now = Instant::now();
-        waiting.connections.retain(|connection| connection.until > now && is_open(&connection.stream));
-        if waiting.connections.is_empty() {
-            *waiting = Waiting::default();
-            return;
+        if idle.sweep() == 0 {
+            idle.swept.store(false, Relaxed);
+            // One may have come just before that.
+            if idle.waiting.load(Relaxed) == 0 || idle.swept.swap(true, Relaxed) {
+                return;
+            }
         }
     }
 }
@@ -113,6 +162,20 @@ mod tests {
         idle.put(second, address, 2, LONG);
         let taken = [idle.take(address, false).unwrap(), idle.take(address, false).unwrap()];
         assert_eq!(taken.map(|stream| stream.local_addr().unwrap()), ports);
+        assert!(idle.take(address, false).is_none());
+    }
+
+    #[tokio::test]
+    async fn what_another_thread_left_is_taken_too() {
+        let idle = Arc::new(Idle::default());
+        let (stream, address, _theirs) = pair().await;
+        let (there, runtime) = (idle.clone(), tokio::runtime::Handle::current());
+        let other = std::thread::spawn(move || {
+            let _entered = runtime.enter();
+            there.put(stream, address, 1, LONG);
+        });
+        other.join().expect("no panic");
+        assert!(idle.take(address, false).is_some());
         assert!(idle.take(address, false).is_none());
     }
 

@@ -26,6 +26,7 @@ const OVERVIEWS: &[&str] = &[
     "matching",
     "proxy_protocol",
     "ramp",
+    "resilience",
     "services",
     "split",
     "stores",

@@ -13,6 +13,7 @@ mod decompression;
 mod direct;
 mod discovery;
 mod failures;
+mod fallbacks;
 mod faults;
 mod filters;
 mod floods;

@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fmt;
+use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -84,6 +86,32 @@ pub type Told = dyn FnOnce(Result<(ResponseHeader, Option<Bytes>), ClientError>)
 pub trait ClientBody: Send + Sync {
     /// The next piece; `None` after the last one. After an error no further piece comes.
     async fn next(&mut self) -> Result<Option<Bytes>, ClientError>;
+
+    /// The next piece, if it is there already.
+    fn ready(&mut self) -> Option<Bytes> {
+        None
+    }
+
+    /// All that is left of it, if that lies in a file: the kernel can send it from there. Nothing is left then.
+    fn file(&mut self) -> Option<FilePart> {
+        None
+    }
+}
+
+/// A part of a file, which stays as it is as long as somebody has this.
+pub struct FilePart {
+    /// The file.
+    pub file: Arc<dyn AsFd + Send + Sync>,
+    /// Where in it the part begins, in bytes.
+    pub at: u64,
+    /// How many bytes it has.
+    pub left: u64,
+}
+
+impl fmt::Debug for FilePart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FilePart({} bytes from {})", self.left, self.at)
+    }
 }
 
 /// What came back.
@@ -162,6 +190,10 @@ impl BufferedBody {
 impl ClientBody for BufferedBody {
     async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
         Ok(self.0.pop_front())
+    }
+
+    fn ready(&mut self) -> Option<Bytes> {
+        self.0.pop_front()
     }
 }
 

@@ -17,8 +17,8 @@ use std::sync::Arc;
 
 pub use cached::{Cached, NothingCached};
 pub use client::{
-    Aside, BufferedBody, Client, ClientBody, ClientError, ClientReply, NoClient, Origin, ScriptedClient,
-    SentRequest, Told, UpstreamId,
+    Aside, BufferedBody, Client, ClientBody, ClientError, ClientReply, FilePart, NoClient, Origin,
+    ScriptedClient, SentRequest, Told, UpstreamId,
 };
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use metrics::{Counter, Gauge, MemoryMetrics, Metrics, NoMetrics};

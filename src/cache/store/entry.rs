@@ -1,13 +1,13 @@
 //! A stored response: complete, immutable, shared by everybody who sends it.
 
 use std::fmt;
-use std::iter::FusedIterator;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use bytes::Bytes;
 
+use super::body::{Large, Pieces};
 use crate::cache::{Facts, Key};
 
 /// Bodies up to this size lie beside their head, in one allocation; larger ones in blocks of this size.
@@ -49,7 +49,7 @@ pub struct Entry {
     /// Key, variant, tags, lines, and the body if it is small, one after the other.
     pub(super) packed: Bytes,
     /// The body if it is not.
-    pub(super) large: Option<Box<Large>>,
+    pub(super) large: Option<Arc<Large>>,
     pub(super) facts: Facts,
     pub(super) key_end: u32,
     pub(super) variant_end: u32,
@@ -59,11 +59,6 @@ pub struct Entry {
     pub(super) purged: AtomicBool,
 }
 
-pub(super) struct Large {
-    pub(super) length: u64,
-    pub(super) blocks: Box<[Bytes]>,
-}
-
 /// The entries of one key, the newest first: one unless the responses vary.
 #[derive(Debug, Clone)]
 pub enum Variants {
@@ -71,17 +66,6 @@ pub enum Variants {
     One(Arc<Entry>),
     /// Several.
     Many(Arc<[Arc<Entry>]>),
-}
-
-/// A body, or a range of one, piece by piece. Cheap: handles of what is stored.
-#[derive(Debug, Clone)]
-pub struct Pieces {
-    entry: Arc<Entry>,
-    /// The block that is next.
-    block: usize,
-    /// Bytes between the start of that block and the next byte to give.
-    skip: u64,
-    left: u64,
 }
 
 impl Entry {
@@ -110,10 +94,9 @@ impl Entry {
         if is_small {
             parts.body.iter().for_each(|piece| packed.extend_from_slice(piece));
         }
-        let blocks = || Box::new(Large { length: length as u64, blocks: blocks(parts.body) });
         Self {
             packed: packed.into(),
-            large: (!is_small).then(blocks),
+            large: (!is_small).then(|| Arc::new(Large::new(parts.body))),
             facts: parts.facts,
             key_end,
             variant_end,
@@ -126,11 +109,12 @@ impl Entry {
 
     /// The same response with other lines, tags and facts, as a 304 makes it (RFC 9111 s4.3.4).
     #[must_use]
-    pub fn renewed(self: &Arc<Self>, lines: Bytes, tags: Vec<String>, facts: Facts) -> Self {
-        let body = self.body().collect();
+    pub fn renewed(&self, lines: Bytes, tags: Vec<String>, facts: Facts) -> Self {
+        let body = if self.large.is_some() { Vec::new() } else { self.body().collect() };
         let variant = self.variant().to_vec();
         let key = Key::from_bytes(self.packed.slice(..self.key_end as usize));
-        Self::new(&key, Parts { status: self.status, lines, body, variant, tags, facts })
+        let renewed = Self::new(&key, Parts { status: self.status, lines, body, variant, tags, facts });
+        Self { large: self.large.clone(), ..renewed }
     }
 
     /// Whether what is packed lies as it should: it came from outside.
@@ -211,36 +195,22 @@ impl Entry {
     #[must_use]
     pub fn length(&self) -> u64 {
         let small = || (self.packed.len() - self.lines_end as usize) as u64;
-        self.large.as_ref().map_or_else(small, |large| large.length)
+        self.large.as_ref().map_or_else(small, |large| large.length())
     }
 
     /// The body.
     #[must_use]
-    pub fn body(self: &Arc<Self>) -> Pieces {
+    pub fn body(&self) -> Pieces {
         self.range(0..self.length())
     }
 
     /// Bytes of the body from the first up to the last, that one not included; what lies behind the end
     /// is not given.
     #[must_use]
-    pub fn range(self: &Arc<Self>, range: Range<u64>) -> Pieces {
-        let end = range.end.min(self.length());
-        let left = end.saturating_sub(range.start);
-        let (mut block, mut skip) = (0, range.start);
-        for bytes in self.large.iter().flat_map(|large| &large.blocks) {
-            if skip < bytes.len() as u64 {
-                break;
-            }
-            skip -= bytes.len() as u64;
-            block += 1;
-        }
-        Pieces { entry: Arc::clone(self), block, skip, left }
-    }
-
-    fn block(&self, at: usize) -> Option<Bytes> {
+    pub fn range(&self, range: Range<u64>) -> Pieces {
         match &self.large {
-            Some(large) => large.blocks.get(at).cloned(),
-            None => (at == 0).then(|| self.packed.slice(self.lines_end as usize..)),
+            Some(large) => Pieces::large(large, range),
+            None => Pieces::small(self.packed.slice(self.lines_end as usize..), range),
         }
     }
 
@@ -260,8 +230,8 @@ impl Entry {
     pub fn weight(&self) -> usize {
         let allocated = |bytes: usize| bytes + bytes / 16 + SHARED;
         let blocks = self.large.as_ref().map_or(0, |large| {
-            let handles = large.blocks.len() * (size_of::<Bytes>() + SHARED);
-            size_of::<Large>() + handles + usize::try_from(large.length).unwrap_or(usize::MAX)
+            let handles = large.most_blocks() * (size_of::<Bytes>() + SHARED) as u64;
+            size_of::<Large>() + usize::try_from(handles + large.length()).unwrap_or(usize::MAX)
         });
         let tags: usize = self.tags().map(|tag| TAGGED + tag.len()).sum();
         INDEXED + 2 * size_of::<usize>() + size_of::<Self>() + allocated(self.packed.len()) + blocks + tags
@@ -297,26 +267,6 @@ impl Deref for Variants {
     }
 }
 
-impl Iterator for Pieces {
-    type Item = Bytes;
-
-    fn next(&mut self) -> Option<Bytes> {
-        if self.left == 0 {
-            return None;
-        }
-        let block = self.entry.block(self.block)?;
-        let start = self.skip.min(block.len() as u64);
-        let end = (start + self.left).min(block.len() as u64);
-        self.block += 1;
-        self.skip = 0;
-        self.left -= end - start;
-        // Within the block, whose length is a `usize`.
-        Some(block.slice(start as usize..end as usize))
-    }
-}
-
-impl FusedIterator for Pieces {}
-
 /// The part of a key before its partition.
 pub(super) fn url_of(key: &[u8]) -> &[u8] {
     memchr::memchr(0, key).map_or(key, |end| &key[..end])
@@ -328,31 +278,6 @@ fn kept_tags(tags: &[String]) -> impl Iterator<Item = &String> + Clone {
 
 fn end_of(packed: &[u8]) -> u32 {
     u32::try_from(packed.len()).expect("heads have far less than 4 GiB")
-}
-
-/// Pieces of at least a block as they are, those that are smaller together in blocks.
-fn blocks(pieces: Vec<Bytes>) -> Box<[Bytes]> {
-    let mut blocks = Vec::new();
-    let mut open = Vec::new();
-    for piece in pieces {
-        if open.len() + piece.len() > BLOCK {
-            close(&mut open, &mut blocks);
-        }
-        if piece.len() >= BLOCK {
-            blocks.push(piece);
-        } else {
-            open.extend_from_slice(&piece);
-        }
-    }
-    close(&mut open, &mut blocks);
-    blocks.into()
-}
-
-fn close(open: &mut Vec<u8>, blocks: &mut Vec<Bytes>) {
-    if !open.is_empty() {
-        blocks.push(Bytes::copy_from_slice(open));
-        open.clear();
-    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@
 //! S3-FIFO (the order in which entries leave) and TinyLFU (whether one that comes in is worth one that would
 //! have to leave). Keys are hashed with a secret, and compared whole.
 
+mod arena;
+mod body;
 mod disk;
 mod entry;
 mod index;
@@ -25,9 +27,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::{RwLock, RwLockReadGuard};
 
+pub use self::body::Pieces;
 use self::disk::{Disk, Loaded};
 pub use self::disk::{DiskNumbers, DiskOptions};
-pub use self::entry::{BLOCK, Entry, LONGEST_TAG, MOST_TAGS, Parts, Pieces, Variants};
+pub use self::entry::{BLOCK, Entry, LONGEST_TAG, MOST_TAGS, Parts, Variants};
 pub use self::purge::{How, Purge};
 use self::shard::Shard;
 use self::sketch::Sketch;

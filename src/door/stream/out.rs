@@ -6,9 +6,11 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use tokio::io::AsyncWrite;
+use tollhouse_filters::world::FilePart;
 
 use super::super::alarm::Alarm;
 use super::super::patience::Patience;
+use super::super::socket::Socket;
 use super::super::transport::Transport;
 
 /// Writes up to this size are collected until a flush: Pingora writes a head and its body apart.
@@ -73,6 +75,35 @@ impl Out {
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match Pin::new(inner).poll_write_vectored(cx, pieces) {
+            Poll::Pending => self.poll_alarm(alarm, cx),
+            Poll::Ready(sent) => {
+                let n = sent?;
+                self.went(n)?;
+                Poll::Ready(Ok(n))
+            }
+        }
+    }
+
+    /// Sends what is held, and with it a part of a file; gives how much of that went out.
+    pub(super) fn poll_send_file(
+        &mut self,
+        socket: &mut Socket,
+        alarm: &mut Alarm,
+        cx: &mut Context<'_>,
+        part: &mut FilePart,
+    ) -> Poll<io::Result<usize>> {
+        while self.len() > 0 {
+            match socket.poll_send_more(cx, &self.held[self.sent..]) {
+                Poll::Pending => return self.poll_alarm(alarm, cx),
+                Poll::Ready(sent) => {
+                    let n = nonzero(sent?)?;
+                    self.sent += n;
+                    self.went(n)?;
+                }
+            }
+        }
+        self.drained();
+        match socket.poll_send_file(cx, part) {
             Poll::Pending => self.poll_alarm(alarm, cx),
             Poll::Ready(sent) => {
                 let n = sent?;

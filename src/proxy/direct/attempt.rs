@@ -221,7 +221,7 @@ impl Job<'_> {
     /// One attempt's head, from a fresh copy of the request's.
     async fn head(&mut self) -> Result<Vec<u8>, Failure> {
         let call = &mut *self.call;
-        let upstream = upstream(call);
+        let upstream = upstream(call).clone();
         let left = call.time_left();
         let picked = call.attempts.picked.take();
         let peer = call.connection.as_ref().and_then(|connection| connection.peer);
@@ -250,10 +250,10 @@ impl Job<'_> {
 
     /// How long this attempt may take.
     fn waits(&mut self) -> Result<Waits, Failure> {
-        let upstream = upstream(&self.call);
+        let of_upstream = upstream(&self.call).read_timeout();
         let (events, head) = (self.call.events, self.call.try_until());
         let exchange = self.call.exchange();
-        let idle = exchange.route.timeouts.read.map_or(upstream.read_timeout(), |limit| limit.get());
+        let idle = exchange.route.timeouts.read.map_or(of_upstream, |limit| limit.get());
         let deadline = exchange.ctx.deadline;
         if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return Err(failure::overdue().into());

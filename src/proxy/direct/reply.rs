@@ -1,5 +1,9 @@
 //! Answers of the gateway's own.
 
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+
+use bytes::Bytes;
 use http::header;
 use pingora::prelude::timeout;
 use pingora::protocols::http::date::get_cached_date;
@@ -16,6 +20,8 @@ use crate::door::DoorStream;
 /// What is still to come of a request's body, and is read so that its connection can be kept.
 const MOST_DRAINED: u64 = 64 * 1024;
 
+/// How many pieces go out with one call.
+const MOST_TOGETHER: usize = 16;
 /// The largest body that is copied behind its head.
 const MOST_COPIED: usize = 1024;
 
@@ -54,8 +60,13 @@ impl Job<'_> {
                     self.send(stream, &bytes).await?;
                 }
             }
-            Body::Stream(pieces) => {
-                self.send(stream, &out).await?;
+            Body::Stream(mut pieces) => {
+                let as_they_are = !chunked && !self.call.exchange().stack.sees_response_chunks();
+                if as_they_are {
+                    self.send_ready(stream, out, &mut *pieces).await?;
+                } else {
+                    self.send(stream, &out).await?;
+                }
                 self.send_pieces(stream, pieces, chunked).await?;
             }
         }
@@ -64,6 +75,39 @@ impl Job<'_> {
             self.drain(stream).await;
         }
         Ok(())
+    }
+
+    /// Sends a head and what is there of its body already, with as few calls as possible.
+    async fn send_ready(
+        &mut self,
+        stream: &mut DoorStream,
+        head: Vec<u8>,
+        pieces: &mut dyn ClientBody,
+    ) -> Result<(), Failure> {
+        if stream.sends_files()
+            && let Some(mut part) = pieces.file()
+        {
+            stream.write_all(&head).await.map_err(|_| Trouble::Client)?;
+            while part.left > 0 {
+                let sent = poll_fn(|cx| stream.poll_send_file(cx, &mut part)).await;
+                self.bytes_out += sent.map_err(|_| Trouble::Client)? as u64;
+            }
+            return Ok(());
+        }
+        let mut together = vec![Bytes::from(head)];
+        loop {
+            while together.len() < MOST_TOGETHER
+                && let Some(piece) = pieces.ready()
+            {
+                self.bytes_out += piece.len() as u64;
+                together.push(piece);
+            }
+            if together.is_empty() {
+                return Ok(());
+            }
+            write_together(stream, &together).await.map_err(|_| Trouble::Client)?;
+            together.clear();
+        }
     }
 
     /// Sends a body as it comes, through the filters that look at pieces.
@@ -121,4 +165,18 @@ impl Job<'_> {
         let _ = Box::pin(timeout(patience, rest)).await;
         self.keep = stream.is_at_end();
     }
+}
+
+/// Writes pieces one after the other, as if they were one.
+async fn write_together(stream: &mut DoorStream, pieces: &[Bytes]) -> io::Result<()> {
+    let mut slices: Vec<_> = pieces.iter().map(|piece| IoSlice::new(piece)).collect();
+    let mut left = &mut slices[..];
+    while !left.is_empty() {
+        let n = stream.write_vectored(left).await?;
+        if n == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        IoSlice::advance_slices(&mut left, n);
+    }
+    stream.flush().await
 }

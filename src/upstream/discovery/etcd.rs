@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
-use super::http::{Problem, Server, brief};
+use super::server::{Problem, Server, brief};
 use super::{Directory, Failed, Instance, Tell, World, entry, jittered};
 use crate::config::discovery::EtcdDiscovery as Written;
 use crate::upstream::call::{CallError, Waiting};
@@ -81,7 +81,7 @@ impl Directory for Etcd {
         // Anew each time, as certificates may have been replaced.
         let servers = match servers(&self.written, &self.base) {
             Ok(servers) => servers,
-            Err(problems) => return super::http::joined(problems),
+            Err(problems) => return super::server::joined(problems),
         };
         let (count, first) = (servers.len(), self.first.load(Ordering::Relaxed));
         let mut last = Failed::from("there are no servers");

@@ -9,8 +9,8 @@ mod entry;
 mod etcd;
 mod file;
 mod following;
-mod http;
 mod kubernetes;
+mod server;
 #[cfg(feature = "zookeeper")]
 mod zookeeper;
 #[cfg(not(feature = "zookeeper"))]

@@ -1,6 +1,7 @@
 //! An entry as a file: a mark, a checksum of the rest (SHA-256), a head in JSON, what is packed, the body.
 
 use std::io::{self, Write};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
@@ -8,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::cache::Facts;
-use crate::cache::store::entry::{BLOCK, Entry, Large};
+use crate::cache::store::body::Large;
+use crate::cache::store::entry::{BLOCK, Entry};
 
 /// What a file of this form begins with.
 const MARK: [u8; 8] = *b"tollcac1";
@@ -29,14 +31,14 @@ struct Head {
 
 /// Writes an entry.
 pub(super) fn write(entry: &Entry, out: &mut impl Write) -> io::Result<()> {
-    let head = head(entry)?;
-    let blocks = entry.large.iter().flat_map(|large| &large.blocks).map(|block| &**block);
-    let parts = || [&*head, &*entry.packed].into_iter().chain(blocks.clone());
+    let head = Bytes::from(head(entry)?);
+    let body = entry.large.iter().flat_map(|_| entry.body());
+    let parts = || [head.clone(), entry.packed.clone()].into_iter().chain(body.clone());
     let mut digest = Sha256::new();
-    parts().for_each(|part| digest.update(part));
+    parts().for_each(|part| digest.update(&part));
     out.write_all(&MARK)?;
     out.write_all(&digest.finalize())?;
-    parts().try_for_each(|part| out.write_all(part))
+    parts().try_for_each(|part| out.write_all(&part))
 }
 
 /// The entry of a file; `None` if it is not whole, or not such a file.
@@ -55,7 +57,7 @@ pub(super) fn read(file: Vec<u8>) -> Option<Entry> {
         let body = file.slice_ref(body);
         let starts = (0..body.len()).step_by(BLOCK);
         let blocks = starts.map(|start| body.slice(start..body.len().min(start + BLOCK))).collect();
-        Box::new(Large { length: body.len() as u64, blocks })
+        Arc::new(Large::of(blocks))
     });
     let entry = Entry {
         // Copied, so that it does not hold on to the file's other parts.
@@ -75,7 +77,7 @@ pub(super) fn read(file: Vec<u8>) -> Option<Entry> {
 /// Bytes of a file, at most.
 pub(super) fn size(entry: &Entry) -> u64 {
     const HEAD: u64 = 1024;
-    HEAD + entry.packed.len() as u64 + entry.large.as_ref().map_or(0, |large| large.length)
+    HEAD + entry.packed.len() as u64 + entry.large.as_ref().map_or(0, |large| large.length())
 }
 
 fn head(entry: &Entry) -> io::Result<Vec<u8>> {
@@ -94,8 +96,6 @@ fn head(entry: &Entry) -> io::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
     /// A file with these ends, and a checksum that is right.

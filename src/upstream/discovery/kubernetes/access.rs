@@ -15,7 +15,7 @@ use zeroize::Zeroizing;
 
 use crate::config::discovery::KubernetesDiscovery;
 use crate::config::discovery::kubeconfig::{Cluster, Kubeconfig, User};
-use crate::upstream::discovery::http::{Server, joined};
+use crate::upstream::discovery::server::{Server, joined};
 use crate::upstream::trust::Trust;
 
 /// Where the account of a Pod is.

@@ -24,7 +24,7 @@ use tollhouse_filters::identity::form;
 
 use self::access::{Access, Here};
 use self::slices::{Bare, Slices};
-use super::http::{Problem, brief};
+use super::server::{Problem, brief};
 use super::{Directory, Failed, Tell, World, jittered};
 use crate::config::discovery::KubernetesDiscovery as Written;
 

@@ -4,7 +4,8 @@ use crate::config::discovery::ZookeeperDiscovery as Written;
 use crate::upstream::discovery::{Directory, Failed, Tell, World};
 
 /// What is missing.
-const MISSING: &str = "this build has no ZooKeeper: it needs the feature `zookeeper` (`cargo build --features zookeeper`)";
+const MISSING: &str =
+    "this build has no ZooKeeper: it needs the feature `zookeeper` (`cargo build --features zookeeper`)";
 
 /// Nobody.
 pub(super) struct Zookeeper;

@@ -9,8 +9,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::time::{sleep, timeout};
-use zookeeper_client::{AddWatchMode, Client, Error, EventType, PersistentWatcher, SessionState, WatchedEvent};
 use zeroize::Zeroizing;
+use zookeeper_client::{
+    AddWatchMode, Client, Error, EventType, PersistentWatcher, SessionState, WatchedEvent,
+};
 
 use super::{Directory, Failed, Instance, Tell, World, entry, jittered};
 use crate::config::discovery::ZookeeperDiscovery as Written;
@@ -81,7 +83,9 @@ impl Zookeeper {
                 Host::Name(name) => {
                     let found = self.world.lookup.lookup(name).await?;
                     let addresses = [found.v4, found.v6].into_iter().flatten().flatten();
-                    servers.extend(addresses.map(|address| std::net::SocketAddr::new(address, server.port).to_string()));
+                    servers.extend(
+                        addresses.map(|address| std::net::SocketAddr::new(address, server.port).to_string()),
+                    );
                 }
             }
         }
@@ -108,7 +112,8 @@ impl Zookeeper {
             return Err(Error::BadArguments(&"the node has more than 20000 children"));
         }
         let read = self.read(client, names.into_iter().collect()).await?;
-        let mut children: Children = before.iter().map(|(name, child)| (name.clone(), child.clone())).collect();
+        let mut children: Children =
+            before.iter().map(|(name, child)| (name.clone(), child.clone())).collect();
         let there: BTreeSet<_> = read.iter().map(|(name, _)| name.clone()).collect();
         children.retain(|name, _| there.contains(name));
         put(&mut children, read);
@@ -116,7 +121,11 @@ impl Zookeeper {
     }
 
     /// The data of these children; none for those that are gone.
-    async fn read(&self, client: &Client, names: BTreeSet<String>) -> Result<Vec<(String, Option<Vec<u8>>)>, Error> {
+    async fn read(
+        &self,
+        client: &Client,
+        names: BTreeSet<String>,
+    ) -> Result<Vec<(String, Option<Vec<u8>>)>, Error> {
         let path = self.written.path.as_str();
         let read = |name: String| async move {
             match client.get_data(&format!("{path}/{name}")).await {
@@ -146,7 +155,9 @@ impl Zookeeper {
 
     fn note(&self, event: &WatchedEvent, changed: &mut Changed) -> Result<(), Failed> {
         match (event.event_type, event.session_state) {
-            (EventType::Session, SessionState::SyncConnected | SessionState::ConnectedReadOnly) => *changed = Changed::All,
+            (EventType::Session, SessionState::SyncConnected | SessionState::ConnectedReadOnly) => {
+                *changed = Changed::All
+            }
             // The client looks for another server, for as long as the session lasts.
             (EventType::Session, SessionState::Disconnected) => {}
             (EventType::Session, state) => return Err(ended(state)),
@@ -199,7 +210,7 @@ fn put(children: &mut Children, read: Vec<(String, Option<Vec<u8>>)>) {
         if let Err(why) = instance
             && children.get(&name) != Some(&instance)
         {
-            let node = super::http::brief(&name);
+            let node = super::server::brief(&name);
             log::warn!(registry = "zookeeper", node, why; "a node that cannot be read is left out");
         }
         children.insert(name, instance);

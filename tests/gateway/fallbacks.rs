@@ -1,0 +1,124 @@
+//! Where requests go while the breaker of their upstream is open.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::harness::{Answer, Gateway, Origin, Wire, refusing, soon};
+
+/// Filters that see pieces of the answer make the second way Pingora's.
+const WAYS: [&str; 2] = ["direct.test", "proxied.test"];
+const OPENS_AT_ONCE: &str = "min_requests: 1, error_ratio: 1%, open: 1h";
+
+async fn ask(gateway: &Gateway, way: &str, line: &str) -> Answer {
+    let mut client = Wire::connect(gateway.address()).await;
+    client.send(format!("{line} HTTP/1.1\r\nHost: {way}\r\n\r\n")).await;
+    soon("an answer", client.answer()).await.expect("an answer")
+}
+
+/// Answers 500 after so many answers; says in its answers how many it has given.
+async fn failing_after(good: usize, fields: &'static str) -> Origin {
+    let asked = Arc::new(AtomicUsize::new(0));
+    Origin::new(move |mut wire| {
+        let asked = asked.clone();
+        async move {
+            while wire.head().await.is_ok() {
+                let nth = asked.fetch_add(1, Ordering::SeqCst) + 1;
+                let status = if nth <= good { "200 OK" } else { "500 Oh" };
+                wire.send(format!("HTTP/1.1 {status}\r\n{fields}Content-Length: 1\r\n\r\n{nth}")).await;
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn an_open_breaker_hands_requests_to_another_route_as_their_filters_left_them() {
+    let (bad, other) = (refusing().await, Origin::echo().await);
+    let gateway = Gateway::administered(&format!(
+        "upstreams:
+  - {{name: main, backends: [{{address: \"{bad}\"}}], retries: {{max: 0}}, circuit_breaker: {{{OPENS_AT_ONCE}, fallback: {{route: standby}}}}}}
+  - {{name: other, backends: [{{address: \"{}\"}}]}}
+routes:
+  - name: direct
+    match: {{hosts: [direct.test]}}
+    filters: [headers: {{request: {{set: {{x-filtered: by-direct}}}}}}]
+    upstream: main
+  - name: proxied
+    match: {{hosts: [proxied.test]}}
+    filters: [body_limit: {{response: 1GiB}}, headers: {{request: {{set: {{x-filtered: by-proxied}}}}}}]
+    upstream: main
+  - {{name: standby, match: {{hosts: [standby.test]}}, filters: [respond: {{status: 403}}], upstream: other}}
+",
+        other.address
+    ))
+    .await;
+    for (way, filtered) in WAYS.iter().zip(["by-direct", "by-proxied"]) {
+        let mut first = ask(&gateway, way, "GET /x").await;
+        if first.status == 502 {
+            first = ask(&gateway, way, "GET /x").await;
+        }
+        assert_eq!(first.status, 200, "{way}: {}", first.text());
+        let seen = first.text().to_lowercase();
+        assert!(seen.contains("get /x ") && seen.contains(filtered), "{way}: {seen}");
+        let route = way.trim_end_matches(".test");
+        let line = gateway.log_line(|line| line["route"] == route && line["status"] == 200).await;
+        assert_eq!(line["upstream"], "other", "{line}");
+    }
+}
+
+#[tokio::test]
+async fn an_open_breaker_hands_requests_on_from_fallback_to_fallback_and_to_an_answer() {
+    let bad = refusing().await;
+    let breaker = |fallback| format!("circuit_breaker: {{{OPENS_AT_ONCE}, fallback: {{route: {fallback}}}}}");
+    let gateway = Gateway::start(&format!(
+        "upstreams:
+  - {{name: a, backends: [{{address: \"{bad}\"}}], retries: {{max: 0}}, {}}}
+  - {{name: b, backends: [{{address: \"{bad}\"}}], retries: {{max: 0}}, {}}}
+routes:
+  - {{name: one, match: {{hosts: [direct.test]}}, upstream: a}}
+  - {{name: two, match: {{hosts: [two.test]}}, upstream: b}}
+  - {{name: sorry, match: {{hosts: [sorry.test]}}, respond: {{status: 200, body: sorry}}}}
+",
+        breaker("two"),
+        breaker("sorry")
+    ))
+    .await;
+    let mut seen = Vec::new();
+    for _ in 0..3 {
+        let answer = ask(&gateway, "direct.test", "GET /").await;
+        seen.push((answer.status, answer.text().contains("sorry")));
+    }
+    assert_eq!(seen, [(502, false), (502, false), (200, true)]);
+}
+
+#[tokio::test]
+async fn an_open_breaker_has_the_cache_answer_with_what_it_has_however_old() {
+    for (fields, expected) in [
+        ("Cache-Control: max-age=0\r\nETag: \"1\"\r\n", (200, "1")),
+        // What the origin forbade is not done.
+        ("Cache-Control: max-age=0, must-revalidate\r\nETag: \"1\"\r\n", (503, "")),
+    ] {
+        let origin = failing_after(1, fields).await;
+        let gateway = Gateway::administered(&format!(
+            "upstreams: [{{name: o, backends: [{{address: \"{}\"}}], circuit_breaker: {{{OPENS_AT_ONCE}, fallback: {{stale: true}}}}}}]
+routes:
+  - {{name: cached, match: {{hosts: [direct.test]}}, upstream: o, filters: [cache: {{}}]}}
+  - {{name: other, match: {{hosts: [other.test]}}, upstream: o}}",
+            origin.address
+        ))
+        .await;
+        assert_eq!(ask(&gateway, "direct.test", "GET /").await.text(), "1");
+        assert_eq!(ask(&gateway, "other.test", "GET /").await.status, 500, "which opens the breaker");
+        let answer = ask(&gateway, "direct.test", "GET /").await;
+        assert_eq!(answer.status, expected.0, "{fields}");
+        if expected.0 == 200 {
+            assert_eq!(answer.text(), expected.1, "{fields}");
+        } else {
+            assert_eq!(answer.problem(), "circuit-open", "{fields}");
+        }
+        // Without a cache, or with nothing in it, there is nothing to serve.
+        assert_eq!(ask(&gateway, "other.test", "GET /").await.status, 503);
+        let missed = ask(&gateway, "direct.test", "GET /new").await;
+        assert_eq!((missed.status, missed.problem().as_str()), (503, "circuit-open"));
+    }
+}
