@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tollhouse_filters::values::Scalar;
 
 /// `discovery: {type: kubernetes}`: the endpoints of a Service of Kubernetes, by its EndpointSlices.
@@ -47,7 +47,7 @@ enum KubernetesType {
 }
 
 /// Which endpoints get requests, by their conditions.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Include {
     /// Those that are ready.

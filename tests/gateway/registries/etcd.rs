@@ -53,6 +53,7 @@ async fn keys_with_the_prefix_are_backends_and_what_changes_is_seen_at_once() {
     etcd.delete("/users/eu/3").await;
     becomes_status(&gateway, 503).await;
     etcd.put("/users/2", &second).await;
+    becomes_status(&gateway, 200).await;
     become_these(&gateway, &["two"]).await;
 }
 

@@ -28,6 +28,7 @@ async fn children_are_backends_and_go_with_the_sessions_that_made_them() {
     create(&operator, "/users", "").await;
     let session = zookeeper.session().await;
     appear(&session, &format!("/users/{first}"), "").await;
+    becomes_status(&gateway, 200).await;
     become_these(&gateway, &["one"]).await;
     // As Curator's service discovery writes it.
     let curator = json!({
@@ -46,6 +47,7 @@ async fn children_are_backends_and_go_with_the_sessions_that_made_them() {
     becomes_status(&gateway, 503).await;
     operator.set_data("/users/6ff5a1a4", first.as_bytes(), None).await.expect("set");
     create(&operator, "/users/bad", "{").await;
+    becomes_status(&gateway, 200).await;
     become_these(&gateway, &["one"]).await;
     gateway.says("a node that cannot be read is left out").await;
 }
