@@ -109,7 +109,7 @@ fn passing(filters: bool) -> Passing {
         let mut answer = ResponseHeader::build(200, None).expect("valid");
         answer.insert_header("server", "origin/1.0").expect("valid");
         let ctx = Context::for_tests(path("/service-00000/items/42"), Instant::now());
-        (Stack([none.clone(), none, own]), common::request(&common::target(0)), answer, ctx)
+        (Stack::new([none.clone(), none, own]), common::request(&common::target(0)), answer, ctx)
     };
     pass(make());
     make()

@@ -31,8 +31,8 @@ fn run(stack: &Stack, request: &mut RequestHeader, response: &mut ResponseHeader
 fn pipeline(c: &mut Criterion) {
     let snapshot = common::snapshot(1);
     let none = Arc::new(Pipeline::default());
-    let five = Stack([none.clone(), none.clone(), snapshot.routes[0].own.clone()]);
-    let empty = Stack([none.clone(), none.clone(), none]);
+    let five = Stack::new([none.clone(), none.clone(), snapshot.routes[0].own.clone()]);
+    let empty = Stack::new([none.clone(), none.clone(), none]);
     let mut answer = ResponseHeader::build(200, None).expect("valid");
     answer.insert_header("server", "origin/1.0").expect("valid");
     let head = common::request(&common::target(0));

@@ -20,7 +20,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("consumers", &["source", "config"]),
     ("snapshot", &["consumers", "source", "config", "release", "routing", "store", "tls", "upstream"]),
     ("engine", &["consumers", "snapshot", "source", "config", "release", "routing", "tls", "upstream"]),
-    ("cache", &["engine", "snapshot", "source", "config", "routing", "tls", "upstream"]),
+    ("cache", &["engine", "snapshot", "source", "config", "routing", "store", "tls", "upstream"]),
     ("door", &["handover", "engine", "snapshot", "source", "config", "routing", "tls", "upstream"]),
     (
         "proxy",

@@ -11,6 +11,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 
 use crate::path::{NormalPath, decode_segment};
+use crate::values;
 
 /// A request as conditions see it.
 #[derive(Debug, Clone, Copy)]
@@ -207,7 +208,7 @@ pub fn query_pairs(query: &str) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, s
     raw_pairs(query).map(|(key, value)| (decode_query(key), decode_query(value)))
 }
 
-fn raw_pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
+pub(crate) fn raw_pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
     let pairs = query.split('&').filter(|pair| !pair.is_empty());
     pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")))
 }
@@ -232,7 +233,7 @@ pub fn cookie_pairs(headers: &HeaderMap) -> impl Iterator<Item = (Cow<'_, str>, 
 }
 
 /// As bytes: one value outside ASCII must not hide the others of its line.
-fn raw_cookies(headers: &HeaderMap) -> impl Iterator<Item = (&[u8], &[u8])> {
+pub(crate) fn raw_cookies(headers: &HeaderMap) -> impl Iterator<Item = (&[u8], &[u8])> {
     let pairs = headers.get_all(COOKIE).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
     pairs.filter_map(|pair| {
         let at = pair.iter().position(|byte| *byte == b'=')?;
@@ -325,10 +326,12 @@ struct WholeRegex(Regex);
 impl<'de> Deserialize<'de> for WholeRegex {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        let build = |text: &str| regex::RegexBuilder::new(text).size_limit(1 << 20).build();
         // First alone: `a)|(b` must not close the group that anchors it.
-        let regex = build(&text).and_then(|_| build(&format!("^(?:{text})$")));
-        regex.map(Self).map_err(|_| de::Error::custom("expected a regular expression"))
+        let built = values::regex(&text).and_then(|_| values::regex(&format!("^(?:{text})$")));
+        built.map(Self).map_err(|error| match error {
+            regex::Error::CompiledTooBig(_) => de::Error::custom("the regular expression is too large"),
+            _ => de::Error::custom("expected a regular expression"),
+        })
     }
 }
 

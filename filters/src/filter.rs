@@ -8,6 +8,7 @@ use http::HeaderName;
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 
+use crate::caching::Counted;
 use crate::context::Slot;
 use crate::identity::{Identities, Identity};
 use crate::phase::Phases;
@@ -15,7 +16,7 @@ use crate::plan::Plans;
 use crate::traffic::mirror::Report;
 use crate::tree::{Path, suggest};
 use crate::values::hex;
-use crate::world::{Clock, Ledger, Metrics, Rng, ScopedState, Stores, UpstreamId, World};
+use crate::world::{Clock, Ledger, Metrics, Rng, ScopedState, Store, Stores, UpstreamId, World};
 
 /// One kind of filter: what users write in a `filters` list.
 ///
@@ -108,6 +109,21 @@ pub trait Surroundings {
     }
 }
 
+/// The store of this name; `option` is where the name was written.
+pub(crate) fn store(
+    surroundings: &dyn Surroundings,
+    option: &str,
+    name: &str,
+) -> Result<Arc<dyn Store>, BuildError> {
+    let stores = surroundings.stores();
+    stores.and_then(|all| all.get(name)).cloned().ok_or_else(|| {
+        let mut error = BuildError::at(option, format!("no store is named `{name}`"));
+        let names = stores.into_iter().flat_map(Stores::keys).map(|name| &**name);
+        error.hint = suggest(name, names).map(|near| format!("did you mean `{near}`?"));
+        error
+    })
+}
+
 /// What a filter is given while it is built, and what it declares about itself.
 pub struct Build<'a> {
     world: &'a World,
@@ -130,6 +146,8 @@ pub struct Declared {
     pub answers_preflight: bool,
     /// What came of the copies that the step makes.
     pub mirror: Option<Arc<Report>>,
+    /// How the step counts queries of URLs under which answers are stored.
+    pub caches: Option<Counted>,
 }
 
 impl<'a> Build<'a> {
@@ -226,6 +244,11 @@ impl<'a> Build<'a> {
         self.declared.mirror = Some(report);
     }
 
+    /// Declares that answers are stored for this step, under URLs whose queries it counts so.
+    pub fn caches(&mut self, counted: Counted) {
+        self.declared.caches = Some(counted);
+    }
+
     /// The clock: the machine's, or a test's.
     #[must_use]
     pub fn clock(&self) -> Arc<dyn Clock> {
@@ -241,15 +264,8 @@ impl<'a> Build<'a> {
     /// Where this instance's budgets are kept: in the store of this name, which `option` holds, or else in
     /// the process.
     pub fn ledger(&self, option: &str, store: Option<&str>) -> Result<Ledger, BuildError> {
-        let Some(name) = store else { return Ok(Ledger::new(self.state(), None)) };
-        let stores = self.surroundings.stores();
-        let store = stores.and_then(|all| all.get(name)).cloned().ok_or_else(|| {
-            let mut error = BuildError::at(option, format!("no store is named `{name}`"));
-            let names = stores.into_iter().flat_map(Stores::keys).map(|name| &**name);
-            error.hint = suggest(name, names).map(|near| format!("did you mean `{near}`?"));
-            error
-        })?;
-        Ok(Ledger::new(self.state(), Some(store)))
+        let store = store.map(|name| self::store(self.surroundings, option, name)).transpose()?;
+        Ok(Ledger::new(self.state(), store))
     }
 
     /// What this instance shares with the one of the same id before it, such as counts of what is under way; made

@@ -233,37 +233,86 @@ impl Pipeline {
 
 /// The pipelines of one request: the listener's, the service's and the route's, in this order.
 #[derive(Clone)]
-pub struct Stack(pub [Arc<Pipeline>; 3]);
+pub struct Stack(Arc<Layers>);
+
+/// What all requests of a route and a listener share.
+struct Layers {
+    pipelines: [Arc<Pipeline>; 3],
+    /// What any step sees, looked at once: most requests have nobody who sees anything.
+    request_body: bool,
+    request_chunks: bool,
+    upstream_request: bool,
+    response: bool,
+    response_chunks: bool,
+    finish: bool,
+}
 
 impl Stack {
+    /// Puts pipelines on top of each other.
+    #[must_use]
+    pub fn new(pipelines: [Arc<Pipeline>; 3]) -> Self {
+        let any =
+            |takers: fn(&Pipeline) -> &[u8]| pipelines.iter().any(|pipeline| !takers(pipeline).is_empty());
+        Self(Arc::new(Layers {
+            request_body: any(|pipeline| &pipeline.request_body),
+            request_chunks: any(|pipeline| &pipeline.request_chunk),
+            upstream_request: any(|pipeline| &pipeline.upstream_request),
+            response: any(|pipeline| &pipeline.response),
+            response_chunks: any(|pipeline| &pipeline.response_chunk),
+            finish: any(|pipeline| &pipeline.finish),
+            pipelines,
+        }))
+    }
+
+    /// The pipelines, the listener's first.
+    #[must_use]
+    pub fn pipelines(&self) -> &[Arc<Pipeline>; 3] {
+        &self.0.pipelines
+    }
+
+    /// Whether any step sees the whole request body.
+    #[must_use]
+    pub fn sees_request_body(&self) -> bool {
+        self.0.request_body
+    }
+
     /// Whether any step sees pieces of the request body.
     #[must_use]
     pub fn sees_request_chunks(&self) -> bool {
-        self.0.iter().any(|pipeline| !pipeline.request_chunk.is_empty())
+        self.0.request_chunks
     }
 
     /// Whether any step sees what an attempt sends.
     #[must_use]
     pub fn sees_upstream_request(&self) -> bool {
-        self.0.iter().any(|pipeline| !pipeline.upstream_request.is_empty())
+        self.0.upstream_request
     }
 
     /// Whether any step sees the head of the answer.
     #[must_use]
     pub fn sees_response(&self) -> bool {
-        self.0.iter().any(|pipeline| !pipeline.response.is_empty())
+        self.0.response
     }
 
     /// Whether any step sees pieces of the answer's body.
     #[must_use]
     pub fn sees_response_chunks(&self) -> bool {
-        self.0.iter().any(|pipeline| !pipeline.response_chunk.is_empty())
+        self.0.response_chunks
+    }
+
+    /// Whether any step is told how the request ended.
+    #[must_use]
+    pub fn sees_the_end(&self) -> bool {
+        self.0.finish
     }
 
     /// Whether a step answers CORS preflight requests.
     #[must_use]
     pub fn answers_preflight(&self) -> bool {
-        self.0.iter().flat_map(|pipeline| &*pipeline.steps).any(|step| step.declared.answers_preflight)
+        self.pipelines()
+            .iter()
+            .flat_map(|pipeline| &*pipeline.steps)
+            .any(|step| step.declared.answers_preflight)
     }
 }
 

@@ -13,7 +13,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::filter::BuildError;
 use crate::limits::Policy;
@@ -30,6 +30,37 @@ use crate::values::{Duration, Name, Quota, Rate};
 pub struct PlanSpec {
     /// All of these hold.
     pub limits: Vec<PlanLimitSpec>,
+    /// The priority of its consumers' requests instead of the route's, where the gateway has too much to do.
+    #[serde(default)]
+    pub priority: Option<Priority>,
+}
+
+/// Which requests are refused first while the gateway has too much to do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Priority {
+    /// These first.
+    Low,
+    /// Then these.
+    #[default]
+    Normal,
+    /// And then these.
+    High,
+    /// Never.
+    Critical,
+}
+
+impl Priority {
+    /// As it is written.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Low => "low",
+            Self::Normal => "normal",
+            Self::High => "high",
+            Self::Critical => "critical",
+        }
+    }
 }
 
 /// One limit of a plan: a rate (`limit`) or a quota.

@@ -10,7 +10,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
-use crate::condition::{cookie_values, query_values};
+use crate::condition::{cookie_values, decode_query, query_values, raw_cookies, raw_pairs};
 use crate::context::Context;
 use crate::filter::Fact;
 
@@ -64,6 +64,31 @@ impl Selector {
     /// requests share a key by concatenation; false when the request lacks what is asked for.
     pub fn write_key(&self, request: &RequestHeader, ctx: &Context, key: &mut Vec<u8>) -> bool {
         self.write(request, Some(ctx), address_bytes, key)
+    }
+
+    /// As [`Selector::write_key`], with all that the request has of a field, a cookie or a parameter, each as it stands
+    /// and in order: whichever of them others go by, it is in the key.
+    pub fn write_every_key(&self, request: &RequestHeader, ctx: &Context, key: &mut Vec<u8>) -> bool {
+        match self {
+            Self::Part(part) => match part.every(request) {
+                Some(values) => {
+                    values.iter().for_each(|value| write_part(value, key));
+                    // An end that is no length of a value.
+                    key.extend_from_slice(&[u8::MAX; 4]);
+                    !values.is_empty()
+                }
+                None => self.write_key(request, ctx, key),
+            },
+            Self::First(list) => {
+                let start = key.len();
+                list.iter().zip(0u8..).any(|(selector, ordinal)| {
+                    key.truncate(start);
+                    key.push(ordinal);
+                    selector.write_every_key(request, ctx, key)
+                })
+            }
+            Self::All(list) => list.iter().all(|selector| selector.write_every_key(request, ctx, key)),
+        }
     }
 
     /// As [`Selector::write_key`], with all addresses of an IPv6 network of 64 bits as one `ip`: that is
@@ -155,6 +180,25 @@ impl Part {
                 .map(Self::Header)
                 .map_err(|_| "expected a header field's name after `header:`".to_owned()),
             _ => Err(expected.to_owned()),
+        }
+    }
+
+    /// All that a request has of this; none for what it has one of at most.
+    fn every<'a>(&self, request: &'a RequestHeader) -> Option<Vec<&'a [u8]>> {
+        match self {
+            Self::Header(name) => {
+                Some(request.headers.get_all(name).iter().map(|line| line.as_bytes()).collect())
+            }
+            Self::Cookie(name) => {
+                let named = raw_cookies(&request.headers).filter(|(key, _)| *key == name.as_bytes());
+                Some(named.map(|(_, value)| value).collect())
+            }
+            Self::Query(name) => {
+                let pairs = raw_pairs(request.uri.query().unwrap_or_default());
+                let named = pairs.filter(|(key, _)| decode_query(key) == **name);
+                Some(named.map(|(_, value)| value.as_bytes()).collect())
+            }
+            _ => None,
         }
     }
 

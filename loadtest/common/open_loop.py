@@ -68,7 +68,9 @@ class Client:
         reader, writer = await self.connection()
         try:
             writer.write(request)
-            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+            head = "http/1.1 1"
+            while head.startswith("http/1.1 1"):  # interim answers only announce the final one
+                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
             length = head.split("content-length:", 1)
             body = await reader.readexactly(int(length[1].split("\r\n", 1)[0])) if len(length) == 2 else await chunks(reader)
         except BaseException:

@@ -11,6 +11,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
 use tokio::sync::oneshot;
+use tollhouse_filters::values::within;
 use tollhouse_filters::world::World;
 
 use super::admission::Place;
@@ -243,6 +244,9 @@ pub(super) async fn reload(State(state): State<AdminState>) -> Response {
     }
 }
 
+/// What all regular expressions of a document that is only checked may take together, in bytes.
+const EXPRESSIONS: usize = 128 << 20;
+
 /// Checks a document sent as the body; it can neither include nor refer to anything on this machine.
 pub(super) async fn check(
     State(state): State<AdminState>,
@@ -263,7 +267,7 @@ pub(super) async fn check(
             mode: Mode::Afar,
             roster: None,
         };
-        compiler.compile(&loaded).map(|snapshot| snapshot.warnings)
+        within(EXPRESSIONS, || compiler.compile(&loaded)).map(|snapshot| snapshot.warnings)
     });
     match checked.await {
         Some(Ok(warnings)) => Json(Checked { ok: true, warnings }).into_response(),

@@ -7,6 +7,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tollhouse_filters::world::Purged;
 
 use super::AdminState;
 use super::problem::problem;
@@ -31,6 +32,19 @@ pub(super) struct NumbersView {
     /// What is in `server.cache.disk`, where there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     disk: Option<DiskView>,
+    /// How purges are shared, where they are (`server.cache.store`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shared: Option<SharedView>,
+}
+
+/// How purges are shared with other gateways.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "CacheSharing")]
+pub(super) struct SharedView {
+    /// The store.
+    store: String,
+    /// Purges that wait for it to be back.
+    late: usize,
 }
 
 /// What is on disk, and what happened there since it was opened.
@@ -106,8 +120,12 @@ pub(super) struct Wish {
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Purged")]
 pub(super) struct Done {
-    /// How many it was.
+    /// How many it was, here.
     purged: u64,
+    /// Whether all gateways know that share purges (`server.cache.store`); false if they will only once the store is
+    /// back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shared: Option<bool>,
 }
 
 /// What the store has in it.
@@ -121,6 +139,7 @@ pub(super) async fn numbers(State(state): State<AdminState>) -> Json<NumbersView
         not_admitted: numbers.not_admitted,
         purged: numbers.purged,
         disk: numbers.disk.map(Into::into),
+        shared: state.cache.shared().map(|(store, late)| SharedView { store: store.to_string(), late }),
     })
 }
 
@@ -150,7 +169,10 @@ pub(super) async fn purge(
     };
     let how = if wish.soft { How::Soft } else { How::Hard };
     match wish.what() {
-        Ok(what) => Json(Done { purged: state.cache.purge(&what, how) }).into_response(),
+        Ok(what) => {
+            let Purged { hits, shared } = state.cache.purge_everywhere(what, how).await;
+            Json(Done { purged: hits, shared }).into_response()
+        }
         Err(reason) => problem(StatusCode::UNPROCESSABLE_ENTITY, reason),
     }
 }

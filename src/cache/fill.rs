@@ -6,6 +6,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::header::{
     CONTENT_LENGTH, ETAG, HeaderMap, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED, RANGE,
+    SET_COOKIE,
 };
 use http::{HeaderName, Method, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -14,15 +15,17 @@ use tokio::sync::oneshot;
 use tollhouse_filters::caching::{
     Ask, Facts, NotStored, Plan, RequestDirectives, Times, Vary, facts, serves_on_error, variant,
 };
+use tollhouse_filters::context::Scheme;
 use tollhouse_filters::outcome::{Body, Message, Reply};
 use tollhouse_filters::phase::Completed;
-use tollhouse_filters::problem::{self, Problem};
+use tollhouse_filters::problem::{self, CLIENT_CLOSED, Problem};
 use tollhouse_filters::template::Escape;
 
 use super::flight::{Lead, Phase};
 use super::growing::{Growing, Reader};
 use super::inner::Inner;
-use super::store::{Entry, Parts};
+use super::keep::Work;
+use super::store::Entry;
 use super::{Cache, Key, Via, head, now};
 use crate::engine::{Decision, Exchange, Forwarding};
 use crate::observe::AttemptOutcome;
@@ -57,6 +60,8 @@ pub(super) struct Fill {
     lead: Lead,
     /// Where interim answers go.
     interim: UnboundedSender<ResponseHeader>,
+    /// Whether the client came over TLS.
+    tls: bool,
 }
 
 /// An upstream's answer, and when it came.
@@ -87,6 +92,7 @@ impl Fill {
                 head.set_uri(uri);
             }
         }
+        let tls = exchange.ctx.scheme == Scheme::Https;
         let tags = ask.plan.tags.iter().map(|tag| tag.render(request, &exchange.ctx, Escape::Text)).collect();
         Self {
             cache,
@@ -101,25 +107,39 @@ impl Fill {
             stored,
             lead,
             interim,
+            tls,
         }
     }
 
     /// Asks the origin, tells who waits, and stores what may be stored.
-    pub(super) async fn run(mut self, tell: oneshot::Sender<Filled>) {
-        let upstream = match self.upstream().await {
-            Ok(upstream) => upstream,
-            Err(reply) => match self.stored_however_old() {
-                Some(stored) => return self.stale(tell, stored, None),
-                None => return self.own(tell, reply, "filter").await,
-            },
+    pub(super) async fn run(mut self, mut tell: oneshot::Sender<Filled>) {
+        let upstream = match self.way(&mut tell).await {
+            Some(Ok(upstream)) => upstream,
+            Some(Err(reply)) => {
+                match self.stored_however_old().or_else(|| self.stale_for(is_refusal(&reply), true)) {
+                    Some(stored) => return self.stale(tell, stored, None),
+                    None => return self.own(tell, reply, "filter").await,
+                }
+            }
+            None => return self.finish(CLIENT_CLOSED.status, 0),
         };
         let validated = self.condition();
         match self.send(&upstream).await {
             Ok(came) if came.reply.head.status == StatusCode::NOT_MODIFIED && validated => {
                 Box::pin(self.validated(tell, came, upstream)).await;
             }
-            Ok(came) => Box::pin(self.answered(tell, came)).await,
+            Ok(came) => Box::pin(self.answered(tell, came, &upstream)).await,
             Err(error) => self.failed(tell, &error),
+        }
+    }
+
+    /// As [`Fill::upstream`]; none if all who wait for it went away meanwhile: then it gives up its place in queues.
+    async fn way(&mut self, tell: &mut oneshot::Sender<Filled>) -> Option<Result<Arc<Upstream>, Reply>> {
+        let waiting = self.lead.waiting();
+        tokio::select! {
+            biased;
+            upstream = self.upstream() => Some(upstream),
+            () = async { tell.closed().await; waiting.over().await } => None,
         }
     }
 
@@ -173,6 +193,8 @@ impl Fill {
         upstream.write_key(&self.head, Some(ctx), &mut key);
         let timeouts = &self.exchange.route.timeouts;
         let options = CallOptions {
+            retries: self.exchange.route.retries.clone(),
+            stuck: upstream.stuck_to(&self.head),
             timeout: ctx.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())),
             key: key.into(),
             connect: timeouts.connect.map(|limit| limit.get()),
@@ -203,9 +225,9 @@ impl Fill {
         match renewed {
             Ok(Some((entry, keep))) => {
                 let entry = Arc::new(entry);
-                if keep && !self.lead.is_spoiled() && !self.cache.store.replace(&stored, entry.clone()) {
-                    self.cache.store.insert(entry.clone());
-                } else if !keep {
+                if keep {
+                    self.cache.put(&self.lead, &entry, Some(&stored));
+                } else {
                     self.cache.store.remove(&stored);
                 }
                 self.lead.tell(Phase::Stored(entry.clone()));
@@ -220,7 +242,7 @@ impl Fill {
                     self.head.remove_header(&name);
                 }
                 match self.send(&upstream).await {
-                    Ok(came) => self.answered(tell, came).await,
+                    Ok(came) => self.answered(tell, came, &upstream).await,
                     Err(error) => self.failed(tell, &error),
                 }
             }
@@ -254,9 +276,31 @@ impl Fill {
         facts(&self.plan.rules, asked, (answer.status, &answer.headers), times)
     }
 
-    async fn answered(mut self, tell: oneshot::Sender<Filled>, came: Came) {
+    /// What is to be known of an answer to be stored, and the requests that it is for; else why it is not.
+    fn storable(
+        &self,
+        head: &ResponseHeader,
+        times: Times,
+        (delimited, declared): (bool, Option<u64>),
+    ) -> Result<(Facts, Vec<u8>), NotStored> {
+        let facts = self.facts(head, times)?;
+        if declared.is_some_and(|length| length > self.plan.max_object) {
+            return Err(NotStored::TooLarge);
+        }
+        if !delimited {
+            return Err(NotStored::Endless);
+        }
+        match Vary::of(&head.headers).and(&self.plan.vary) {
+            Vary::By(names) if names.iter().all(|name| self.is_sent_as_asked(name)) => {
+                Ok((facts, variant(&names, &self.asked)))
+            }
+            _ => Err(NotStored::VaryMany),
+        }
+    }
+
+    async fn answered(mut self, tell: oneshot::Sender<Filled>, came: Came, upstream: &Upstream) {
         let Came { reply, times } = came;
-        let call::Reply { mut head, body, delimited } = reply;
+        let call::Reply { mut head, body, delimited, backend } = reply;
         let status = head.status;
         if let Some(stored) = self.stale_for(matches!(status.as_u16(), 500 | 502..=504), true) {
             return self.stale(tell, stored, Some(status.as_u16()));
@@ -268,25 +312,13 @@ impl Fill {
         if let Err(problem) = self.exchange.response(&self.head, &mut head).await {
             return self.own(tell, problem.into(), "filter").await;
         }
-        let too_large = declared.is_some_and(|length| length > self.plan.max_object);
-        let mut storable = self.facts(&head, times);
-        if !delimited || too_large {
-            storable = storable.and(Err(if too_large { NotStored::TooLarge } else { NotStored::Endless }));
-        }
-        let names = match Vary::of(&head.headers).and(&self.plan.vary) {
-            Vary::By(names) => names,
-            Vary::Any | Vary::TooMany => {
-                storable = storable.and(Err(NotStored::VaryMany));
-                Vec::new()
-            }
-        };
-        if names.iter().any(|name| !self.is_sent_as_asked(name)) {
-            storable = storable.and(Err(NotStored::VaryMany));
-        }
+        let storable = self.storable(&head, times, (delimited, declared));
+        let stuck = upstream.stuck_to(&self.head);
+        let stays_with =
+            Some(backend).filter(|backend| !stuck.is_some_and(|stuck| Arc::ptr_eq(&stuck, backend)));
         let body = Inner::new(body, self.exchange, declared, status);
         match storable {
-            Ok(facts) => {
-                let variant = variant(&names, &self.asked);
+            Ok((facts, variant)) => {
                 let growing = Growing::new(head, facts, variant, self.cache.held.clone());
                 let work = Work {
                     cache: self.cache,
@@ -307,6 +339,10 @@ impl Fill {
                     self.cache.store.remove(&stored);
                 }
                 drop(self.lead);
+                if let Some(cookie) = stays_with.and_then(|backend| upstream.stick(&backend, self.tls)) {
+                    // Only here, where the answer is for one client alone.
+                    let _ = head.append_header(SET_COOKIE, cookie);
+                }
                 let upstream = body.upstream();
                 let message = Message { head, body: Body::Stream(Box::new(body)) };
                 let _ = tell.send(Filled::Own(Reply::Message(Box::new(message)), Some(why.name()), upstream));
@@ -338,7 +374,7 @@ impl Fill {
             return self.stale(tell, stored, None);
         }
         self.cache.counts.failed.inc();
-        let problem = problem_of(error);
+        let problem = error.problem();
         self.lead.tell(Phase::Failed(Arc::new(problem.clone())));
         let upstream = self.exchange.ctx.upstream.clone();
         self.finish(problem.status(), 0);
@@ -361,87 +397,10 @@ impl Fill {
     }
 }
 
-/// What is left to do when an answer is to be stored.
-struct Work {
-    cache: Arc<Cache>,
-    plan: Arc<Plan>,
-    key: Key,
-    tags: Vec<String>,
-    lead: Lead,
-}
-
-impl Work {
-    async fn store(self, tell: oneshot::Sender<Filled>, growing: Arc<Growing>, mut body: Inner) {
-        self.cache.flights.note_cacheable(self.lead.key());
-        if let Some(reader) = growing.read() {
-            // Who does not wait any more does not read either; what is stored is for others.
-            let _ = tell.send(Filled::Growing(growing.clone(), reader));
-        }
-        let now = now();
-        let shared = growing.facts.left(now).is_ok() && !growing.facts.no_cache;
-        self.lead.tell(if shared { Phase::Answered(growing.clone()) } else { Phase::Released });
-        // Says so, however this ends, unless it was whole before.
-        let _broken = Broken(&growing);
-        let mut kept = true;
-        let last = loop {
-            let (piece, ends) = match body.next_and_end().await {
-                Ok(Some(next)) => next,
-                Ok(None) => break None,
-                Err(_) => return self.cache.counts.failed.inc(),
-            };
-            if ends {
-                break Some(piece);
-            }
-            if kept && growing.length() + piece.len() as u64 > self.plan.max_object {
-                kept = false;
-                growing.pass();
-                self.cache.flights.note_uncacheable(self.lead.key());
-                self.lead.leave();
-            }
-            if !growing.push(piece).await {
-                return self.cache.counts.not_stored.inc();
-            }
-        };
-        drop(body);
-        // Stored before anybody can know that it is whole, and ask again.
-        self.keep(&growing, last.as_ref());
-        if let Some(last) = last {
-            growing.push(last).await;
-        }
-        growing.finish();
-    }
-
-    /// Stores what is whole, with its last piece.
-    fn keep(&self, growing: &Growing, last: Option<&Bytes>) {
-        let length = growing.length() + last.map_or(0, |last| last.len() as u64);
-        let pieces = growing.pieces().filter(|_| !self.lead.is_spoiled() && length <= self.plan.max_object);
-        let Some(mut pieces) = pieces else { return self.cache.counts.not_stored.inc() };
-        pieces.extend(last.cloned());
-        let parts = Parts {
-            status: growing.head.status.as_u16(),
-            lines: head::lines(&growing.head),
-            body: pieces,
-            variant: growing.variant.clone(),
-            tags: self.tags.clone(),
-            facts: growing.facts,
-        };
-        let entry = Arc::new(Entry::new(&self.key, parts));
-        self.cache.store.insert(entry.clone());
-        self.cache.counts.stored.inc();
-        if self.lead.is_spoiled() {
-            // Purged between the two.
-            self.cache.store.remove(&entry);
-        }
-    }
-}
-
-/// Says that a body broke off, however the filling of it ends, unless it was whole before.
-struct Broken<'a>(&'a Growing);
-
-impl Drop for Broken<'_> {
-    fn drop(&mut self) {
-        self.0.abandon();
-    }
+/// Whether the upstream was not asked since it is left alone, or has enough to do.
+fn is_refusal(reply: &Reply) -> bool {
+    let refuses = [problem::CIRCUIT_OPEN.code, problem::UPSTREAM_BUSY.code];
+    matches!(reply, Reply::Problem(problem) if refuses.contains(&problem.kind.code))
 }
 
 /// The length that a head tells; it must be one number. What has no body has none.
@@ -463,21 +422,4 @@ fn length(head: &ResponseHeader) -> Result<Option<u64>, ()> {
 fn weakly(tag: &http::HeaderValue) -> &[u8] {
     let tag = tag.as_bytes();
     tag.strip_prefix(b"W/").unwrap_or(tag)
-}
-
-/// The answer for a call that failed.
-fn problem_of(error: &CallError) -> Problem {
-    use crate::upstream::call::Waiting;
-    match error {
-        CallError::NoBackend => Problem::new(&problem::NO_BACKEND),
-        CallError::Timeout(waiting) => Problem::new(&problem::UPSTREAM_TIMEOUT).detail(match waiting {
-            Waiting::Connect => "connect timeout",
-            Waiting::Write => "write timeout",
-            Waiting::Read => "read timeout",
-            Waiting::Total => "total timeout",
-        }),
-        CallError::Connect(_) => Problem::new(&problem::UPSTREAM_UNREACHABLE),
-        CallError::Protocol(_) | CallError::TooLarge => Problem::new(&problem::UPSTREAM_PROTOCOL),
-        CallError::Request(_) => Problem::new(&problem::INTERNAL),
-    }
 }

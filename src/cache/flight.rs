@@ -45,6 +45,12 @@ pub(super) struct Flight {
     key: Bytes,
 }
 
+impl Flight {
+    fn is_spoiled(&self) -> bool {
+        self.spoiled.load(Ordering::SeqCst)
+    }
+}
+
 /// Whether a request is the first to ask.
 pub(super) enum Joined {
     /// It is, and asks for all.
@@ -79,15 +85,21 @@ pub(super) enum Manner {
 
 impl Flights {
     fn shard(&self, key: &[u8]) -> (&Mutex<Shard>, u64) {
-        let hash = self.hasher.hash_one(key);
-        (&self.shards[hash as usize % SHARDS], hash)
+        (&self.shards[self.part(key)], self.hasher.hash_one(key))
+    }
+
+    /// All of a URL is in one part.
+    fn part(&self, key: &[u8]) -> usize {
+        let url = memchr::memchr(0, key).map_or(key, |end| &key[..end]);
+        (self.hasher.hash_one(url) % SHARDS as u64) as usize
     }
 
     /// Joins those who ask for this key.
     pub(super) fn join(self: &Arc<Self>, key: Bytes) -> Joined {
         let (shard, _) = self.shard(&key);
         let mut shard = shard.lock();
-        if let Some(flight) = shard.flights.get(&key) {
+        // What was purged since it was asked for is not for who asks after that.
+        if let Some(flight) = shard.flights.get(&key).filter(|flight| !flight.is_spoiled()) {
             return Joined::Other(flight.phase.subscribe());
         }
         let flight = Arc::new(Flight {
@@ -96,7 +108,7 @@ impl Flights {
             key: key.clone(),
         });
         shard.flights.insert(key, flight.clone());
-        Joined::First(Lead { flights: self.clone(), flight })
+        Joined::First(Lead { flights: self.clone(), flight, alone: false })
     }
 
     /// A flight of one's own, that nobody can join.
@@ -105,6 +117,7 @@ impl Flights {
         Lead {
             flights: self.clone(),
             flight: Arc::new(Flight { phase, spoiled: AtomicBool::new(false), key }),
+            alone: false,
         }
     }
 
@@ -149,7 +162,9 @@ impl Flights {
 
     /// What is under way for keys that begin so is not to be stored.
     pub(super) fn spoil(&self, start: &[u8]) {
-        for shard in &self.shards {
+        // A NUL ends the URL.
+        let parts = if start.contains(&0) { self.part(start)..=self.part(start) } else { 0..=SHARDS - 1 };
+        for shard in &self.shards[parts] {
             for flight in shard.lock().flights.values().filter(|flight| flight.key.starts_with(start)) {
                 flight.spoiled.store(true, Ordering::SeqCst);
             }
@@ -161,9 +176,35 @@ impl Flights {
 pub(super) struct Lead {
     flights: Arc<Flights>,
     flight: Arc<Flight>,
+    /// It asks for the store, not for a client.
+    alone: bool,
+}
+
+/// Those who wait for what somebody asks for.
+pub(super) struct Waiting(Option<Arc<Flight>>);
+
+impl Waiting {
+    /// Waits until there are none.
+    pub(super) async fn over(&self) {
+        match &self.0 {
+            Some(flight) => flight.phase.closed().await,
+            None => std::future::pending().await,
+        }
+    }
 }
 
 impl Lead {
+    /// From now on no client need wait for it to be wanted.
+    pub(super) fn for_the_store(mut self) -> Self {
+        self.alone = true;
+        self
+    }
+
+    /// Those who wait for it.
+    pub(super) fn waiting(&self) -> Waiting {
+        Waiting((!self.alone).then(|| self.flight.clone()))
+    }
+
     /// Tells the others.
     pub(super) fn tell(&self, phase: Phase) {
         self.flight.phase.send_if_modified(|known| {
@@ -186,7 +227,7 @@ impl Lead {
 
     /// Whether what it asked for was purged since.
     pub(super) fn is_spoiled(&self) -> bool {
-        self.flight.spoiled.load(Ordering::SeqCst)
+        self.flight.is_spoiled()
     }
 
     /// What it asks for.
@@ -244,5 +285,11 @@ mod tests {
         };
         flights.spoil(b"http://a.test/x\0");
         assert!(one.is_spoiled() && !other.is_spoiled());
+        let Joined::First(anew) = flights.join(key("http://a.test/x\0r")) else {
+            panic!("it is asked for anew")
+        };
+        drop(one);
+        assert!(matches!(flights.join(key("http://a.test/x\0r")), Joined::Other(_)), "that one stays");
+        drop(anew);
     }
 }

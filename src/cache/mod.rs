@@ -10,12 +10,15 @@ mod flight;
 mod growing;
 mod head;
 mod inner;
+mod keep;
 mod key;
 mod numbers;
 mod serve;
+mod shared;
 pub mod store;
 mod view;
 
+use std::future::poll_fn;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -35,11 +38,12 @@ use tollhouse_filters::caching::{
 };
 use tollhouse_filters::outcome::Reply;
 use tollhouse_filters::problem::{self, Problem};
-use tollhouse_filters::world::{Cached, Counter, Metrics};
 
 use self::fill::{Fill, Filled};
 use self::flight::{Flights, Joined, Lead, Manner, Phase};
 use self::growing::Held;
+use self::numbers::Counts;
+use self::shared::Sharing;
 use self::store::{Entry, How, Purge, Store, Variants};
 use crate::engine::Exchange;
 use crate::observe::Observe;
@@ -57,13 +61,7 @@ pub struct Cache {
     flights: Arc<Flights>,
     held: Held,
     counts: Counts,
-}
-
-/// What became of fills.
-struct Counts {
-    stored: Counter,
-    not_stored: Counter,
-    failed: Counter,
+    sharing: Sharing,
 }
 
 /// How a request came in, which upstreams are told.
@@ -91,8 +89,8 @@ struct Begun {
 }
 
 impl Begun {
-    /// What comes of it; none if it ended without a word.
-    async fn outcome(mut self, mut client: Option<&mut dyn Announce>) -> Option<Filled> {
+    /// What comes of it; else what is answered: it ended without a word, or the client went away.
+    async fn outcome(mut self, mut client: Option<&mut dyn Announce>) -> Result<Filled, Problem> {
         loop {
             tokio::select! {
                 biased;
@@ -101,10 +99,17 @@ impl Begun {
                         client.announce(head).await;
                     }
                 }
-                told = &mut self.told => return told.ok(),
+                // Which only a fault of ours brings about.
+                told = &mut self.told => return told.map_err(|_| Problem::new(&problem::INTERNAL)),
+                () = gone(&mut client) => return Err(Problem::new(&problem::CLIENT_CLOSED)),
             }
         }
     }
+}
+
+/// Waits until the client is gone, as far as that can be told.
+async fn gone(client: &mut Option<&mut dyn Announce>) {
+    poll_fn(|cx| client.as_mut().map_or(Poll::Pending, |client| client.poll_gone(cx))).await;
 }
 
 /// Milliseconds since 1970.
@@ -116,13 +121,9 @@ impl Cache {
     /// Over this store; fills go over these connections.
     #[must_use]
     pub fn new(store: Arc<Store>, caller: Caller, observe: Arc<Observe>) -> Arc<Self> {
-        let count = |result| {
-            let help = "Answers fetched for caches, by what became of them.";
-            observe.registry.counter("tollhouse_cache_fills_total", help, &[("result", result)])
-        };
-        let counts =
-            Counts { stored: count("stored"), not_stored: count("not_stored"), failed: count("failed") };
-        Arc::new(Self { store, caller, observe, flights: Arc::default(), held: Held::default(), counts })
+        let counts = Counts::new(&*observe.registry);
+        let (flights, held, sharing) = (Arc::default(), Held::default(), Sharing::default());
+        Arc::new(Self { store, caller, observe, flights, held, counts, sharing })
     }
 
     /// The store.
@@ -131,7 +132,13 @@ impl Cache {
         &self.store
     }
 
-    /// Purges what is stored, and what is under way to be; gives how many answers it was.
+    /// The connections that fills go over, which calls for one client share.
+    #[must_use]
+    pub fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
+    /// Purges what is stored here, and what is under way to be; gives how many answers it was.
     pub fn purge(&self, what: &Purge, how: How) -> u64 {
         // First those under way: one that is stored meanwhile is hit by what follows.
         match what {
@@ -261,18 +268,19 @@ impl Cache {
             false => self.flights.alone(wanted),
             true => match self.flights.join(wanted) {
                 Joined::First(lead) => lead,
-                Joined::Other(phase) => return self.wait(phase, &ask, exchange, request, entry).await,
+                Joined::Other(phase) => {
+                    return self.wait((phase, client), &ask, exchange, request, entry).await;
+                }
             },
         };
         let filled = match self.begin(&ask, exchange, request, via, entry, lead).await {
             Ok(begun) => begun.outcome(client).await,
             Err(reply) => return Some(reply),
         };
-        let Some(filled) = filled else {
-            // It ended without a word, which only a fault of ours brings about.
-            return Some(Problem::new(&problem::INTERNAL).into());
-        };
-        Some(self.filled(filled, &ask, exchange, request))
+        Some(match filled {
+            Ok(filled) => self.filled(filled, &ask, exchange, request),
+            Err(problem) => problem.into(),
+        })
     }
 
     /// Starts a fill.
@@ -306,6 +314,7 @@ impl Cache {
         wanted.extend(entry.iter().flat_map(|entry| variant(&names(entry.variant()), &request.headers)));
         if let Joined::First(lead) = self.flights.join(wanted.into()) {
             exchange.ctx.cache.get_or_insert_default();
+            let lead = lead.for_the_store();
             let _ = self.begin(ask, exchange, request, via, entry.cloned(), lead).await;
         }
     }
@@ -343,14 +352,18 @@ impl Cache {
     /// Waits for who asks for all; goes on alone if that takes too long, or the answer is not for all.
     async fn wait(
         &self,
-        mut phase: watch::Receiver<Phase>,
+        (mut phase, mut client): (watch::Receiver<Phase>, Option<&mut dyn Announce>),
         ask: &Ask,
         exchange: &mut Exchange,
         request: &RequestHeader,
         stored: Option<Arc<Entry>>,
     ) -> Option<Reply> {
         let told = phase.wait_for(|phase| !matches!(phase, Phase::Asking));
-        let told = timeout(ask.plan.wait, told).await;
+        let told = tokio::select! {
+            biased;
+            told = timeout(ask.plan.wait, told) => told,
+            () = gone(&mut client) => return Some(Problem::new(&problem::CLIENT_CLOSED).into()),
+        };
         let outcome = told.map(|told| told.map_or(Phase::Released, |phase| phase.clone()));
         let moment = now();
         let fresh = |facts: &Facts| judge(facts, &ask.directives, false, moment);
@@ -384,11 +397,5 @@ impl Cache {
         status.collapsed = false;
         status.detail = Some(reason.into());
         None
-    }
-}
-
-impl Cached for Cache {
-    fn purge_url(&self, url: &[u8], soft: bool) -> u64 {
-        self.purge(&Purge::Url(url.to_vec()), if soft { How::Soft } else { How::Hard })
     }
 }

@@ -1,5 +1,7 @@
 //! The store's numbers among the metrics.
 
+use tollhouse_filters::world::{Counter, Metrics};
+
 use super::Cache;
 use super::store::{DiskNumbers, Numbers};
 
@@ -44,6 +46,49 @@ const DISK_COUNTERS: &[Shown<DiskNumbers>] = &[
         |disk| disk.errors,
     ),
 ];
+
+/// What is counted as it happens.
+pub(super) struct Counts {
+    pub(super) stored: Counter,
+    pub(super) not_stored: Counter,
+    pub(super) failed: Counter,
+    /// Purges that other gateways were told of at once, and those that they will be.
+    told: Counter,
+    told_late: Counter,
+    /// Purges of other gateways.
+    pub(super) heard: Counter,
+    /// Times at which such may have been missed.
+    pub(super) gaps: Counter,
+}
+
+impl Counts {
+    pub(super) fn new(metrics: &dyn Metrics) -> Self {
+        let fills = |result| {
+            let help = "Answers fetched for caches, by what became of them.";
+            metrics.counter("tollhouse_cache_fills_total", help, &[("result", result)])
+        };
+        let purges = |way| {
+            let help =
+                "Purges shared with other gateways: sent, sent once the store was back (late), received.";
+            metrics.counter("tollhouse_cache_shared_purges_total", help, &[("way", way)])
+        };
+        let help = "Times at which purges of other gateways may have been missed, so that all became stale.";
+        Self {
+            stored: fills("stored"),
+            not_stored: fills("not_stored"),
+            failed: fills("failed"),
+            told: purges("sent"),
+            told_late: purges("late"),
+            heard: purges("received"),
+            gaps: metrics.counter("tollhouse_cache_shared_gaps_total", help, &[]),
+        }
+    }
+
+    /// Counts a purge that others were told of, or will be.
+    pub(super) fn told(&self, at_once: bool) {
+        if at_once { self.told.inc() } else { self.told_late.inc() }
+    }
+}
 
 impl Cache {
     /// Shows the store's numbers among the metrics. Without a directory, those of the disk are 0.

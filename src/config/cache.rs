@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use tollhouse_filters::scalar;
-use tollhouse_filters::values::{ByteSize, Scalar};
+use tollhouse_filters::values::{ByteSize, Name, Scalar};
 
 /// Where the filter `cache` keeps answers: one place for the process.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -16,6 +16,9 @@ pub struct Cache {
     pub memory: ByteSize,
     /// Where answers are kept too, for what memory has no room for, and for after a restart. Default: nowhere.
     pub disk: Option<CacheDisk>,
+    /// The store over which purges are shared with all gateways that name it with the same `prefix`. Default: each purges
+    /// for itself.
+    pub store: Option<Name>,
 }
 
 /// A directory of stored answers.
@@ -61,6 +64,6 @@ scalar!(CacheFolder);
 
 impl Default for Cache {
     fn default() -> Self {
-        Self { memory: ByteSize::from_bytes(256 << 20), disk: None }
+        Self { memory: ByteSize::from_bytes(256 << 20), disk: None, store: None }
     }
 }

@@ -1,8 +1,11 @@
 //! Backends that a registry tells, as the user writes who that is.
 
+mod consul;
 mod etcd;
+mod eureka;
 pub mod kubeconfig;
 pub mod kubernetes;
+mod nacos;
 mod zookeeper;
 
 use std::borrow::Cow;
@@ -13,14 +16,17 @@ use std::sync::Arc;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
 use tollhouse_filters::tree::{self, Error, Node, Path, Raw, suggest};
 use tollhouse_filters::values::{Duration, Scalar};
 
-use super::upstream::Host;
+use super::upstream::{Host, Tls};
 
+pub use self::consul::ConsulDiscovery;
 pub use self::etcd::EtcdDiscovery;
+pub use self::eureka::{EurekaDiscovery, EurekaHost};
 pub use self::kubernetes::KubernetesDiscovery;
+pub use self::nacos::{NacosApi, NacosDiscovery};
 pub use self::zookeeper::ZookeeperDiscovery;
 
 /// Who tells the backends of an upstream. What is wrong with it is kept until its upstream is built, so that all of it
@@ -37,6 +43,12 @@ pub enum Registry {
     DnsSrv(DnsSrvDiscovery),
     /// A file.
     File(FileDiscovery),
+    /// Consul.
+    Consul(ConsulDiscovery),
+    /// Eureka.
+    Eureka(EurekaDiscovery),
+    /// Nacos.
+    Nacos(NacosDiscovery),
     /// A cluster of etcd.
     Etcd(EtcdDiscovery),
     /// A cluster of Kubernetes.
@@ -113,8 +125,38 @@ enum FileType {
     File,
 }
 
+/// A text of 1 to 255 bytes without control characters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Text(String);
+
+impl std::ops::Deref for Text {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Scalar for Text {
+    const EXPECTED: &'static str = "a name of 1 to 255 bytes";
+    const EXAMPLE: &'static str = "users";
+
+    fn read(text: &str) -> Option<Self> {
+        let fits = (1..=255).contains(&text.len()) && !text.chars().any(char::is_control);
+        fits.then(|| Self(text.to_owned()))
+    }
+}
+
+tollhouse_filters::scalar!(Text);
+
+impl fmt::Display for Text {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// Which addresses of a name count.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Family {
     /// All.
@@ -161,10 +203,13 @@ impl fmt::Display for DnsName {
 type Read = fn(&Arc<Node>) -> Result<Registry, Vec<Error>>;
 
 /// The types of registries, each with what reads its options.
-const TYPES: [(&str, Read); 6] = [
+const TYPES: [(&str, Read); 9] = [
     ("dns", |node| options(node).map(Registry::Dns)),
     ("dns_srv", |node| options(node).map(Registry::DnsSrv)),
     ("file", |node| options(node).map(Registry::File)),
+    ("consul", |node| options(node).map(Registry::Consul)),
+    ("eureka", |node| options(node).map(Registry::Eureka)),
+    ("nacos", |node| options(node).map(Registry::Nacos)),
     ("etcd", |node| options(node).map(Registry::Etcd)),
     ("kubernetes", |node| options(node).map(Registry::Kubernetes)),
     ("zookeeper", |node| options(node).map(Registry::Zookeeper)),
@@ -182,6 +227,22 @@ impl Discovery {
     pub fn registry(&self) -> Result<&Registry, &[Error]> {
         self.0.as_ref().map_err(Vec::as_slice)
     }
+
+    /// Leaves out the files by which the registry is reached.
+    pub fn forget_files(&mut self) {
+        let tls = match &mut self.0 {
+            Ok(Registry::Consul(written)) => &mut written.tls,
+            Ok(Registry::Eureka(written)) => &mut written.tls,
+            Ok(Registry::Nacos(written)) => &mut written.tls,
+            Ok(Registry::Etcd(written)) => &mut written.tls,
+            Ok(Registry::Kubernetes(written)) => {
+                (written.kubeconfig, written.context) = (None, None);
+                return;
+            }
+            _ => return,
+        };
+        *tls = None;
+    }
 }
 
 impl Registry {
@@ -191,6 +252,9 @@ impl Registry {
             Self::Dns(_) => "dns",
             Self::DnsSrv(_) => "dns_srv",
             Self::File(_) => "file",
+            Self::Consul(_) => "consul",
+            Self::Eureka(_) => "eureka",
+            Self::Nacos(_) => "nacos",
             Self::Etcd(_) => "etcd",
             Self::Kubernetes(_) => "kubernetes",
             Self::Zookeeper(_) => "zookeeper",
@@ -203,9 +267,23 @@ impl Registry {
             Self::Dns(written) => written.keep_last_on_empty,
             Self::DnsSrv(written) => written.keep_last_on_empty,
             Self::File(written) => written.keep_last_on_empty,
+            Self::Consul(written) => written.keep_last_on_empty,
+            Self::Eureka(written) => written.keep_last_on_empty,
+            Self::Nacos(written) => written.keep_last_on_empty,
             Self::Etcd(written) => written.keep_last_on_empty,
             Self::Kubernetes(written) => written.keep_last_on_empty,
             Self::Zookeeper(written) => written.keep_last_on_empty,
+        }
+    }
+
+    /// How it is reached over TLS, if it is asked over HTTP and something is written of that.
+    pub const fn tls(&self) -> Option<&Tls> {
+        match self {
+            Self::Consul(written) => written.tls.as_ref(),
+            Self::Eureka(written) => written.tls.as_ref(),
+            Self::Nacos(written) => written.tls.as_ref(),
+            Self::Etcd(written) => written.tls.as_ref(),
+            Self::Dns(_) | Self::DnsSrv(_) | Self::File(_) | Self::Kubernetes(_) | Self::Zookeeper(_) => None,
         }
     }
 
@@ -261,6 +339,9 @@ impl JsonSchema for Discovery {
             generator.subschema_for::<DnsDiscovery>(),
             generator.subschema_for::<DnsSrvDiscovery>(),
             generator.subschema_for::<FileDiscovery>(),
+            generator.subschema_for::<ConsulDiscovery>(),
+            generator.subschema_for::<EurekaDiscovery>(),
+            generator.subschema_for::<NacosDiscovery>(),
             generator.subschema_for::<EtcdDiscovery>(),
             generator.subschema_for::<KubernetesDiscovery>(),
             generator.subschema_for::<ZookeeperDiscovery>(),

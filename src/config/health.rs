@@ -5,10 +5,10 @@ use std::hash::{Hash, Hasher};
 use std::num::{NonZeroU16, NonZeroU32};
 
 use http::uri::PathAndQuery;
-use regex::bytes::Regex;
+use regex::bytes::{Regex, RegexBuilder};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tollhouse_filters::values::{Duration, Scalar, StatusRange};
+use tollhouse_filters::values::{Duration, Scalar, StatusRange, bounded};
 
 use super::outlier::Outlier;
 use super::upstream::is_host;
@@ -207,7 +207,7 @@ impl Scalar for BodyMatch {
     fn read(text: &str) -> Option<Self> {
         let regex = match text.strip_prefix('~') {
             Some("") => return None,
-            Some(pattern) => Some(Regex::new(pattern).ok()?),
+            Some(pattern) => Some(bounded(|most| RegexBuilder::new(pattern).size_limit(most).build()).ok()?),
             None => None,
         };
         (!text.is_empty()).then(|| Self { written: text.to_owned(), regex })

@@ -7,11 +7,13 @@ use serde::Deserialize;
 use tollhouse_filters::condition::{MethodName, ValueMatch};
 use tollhouse_filters::host::HostPattern;
 use tollhouse_filters::path::PathPattern;
+use tollhouse_filters::plan::Priority;
 use tollhouse_filters::spec::Item;
 use tollhouse_filters::tree::Raw;
 use tollhouse_filters::values::{Duration, FieldName, Timeout};
 
 use super::concurrency::Concurrency;
+use super::hedge::Hedge;
 use super::retries::RouteRetries;
 use super::{Name, Split};
 
@@ -49,6 +51,12 @@ pub struct Route {
     /// Retries instead of the upstream's; the budget stays the upstream's.
     #[serde(default)]
     pub retries: Option<RouteRetries>,
+    /// A hedge instead of the upstream's; `max: 0` is none.
+    #[serde(default)]
+    pub hedge: Option<Hedge>,
+    /// Which requests are refused first while the gateway has too much to do (`server.overload`).
+    #[serde(default)]
+    pub priority: Priority,
     /// How many requests of the route may be under way to its upstream, besides what the upstream allows.
     #[serde(default)]
     pub concurrency: Option<Concurrency>,

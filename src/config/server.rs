@@ -11,7 +11,7 @@ use tollhouse_filters::path::PathRules;
 use tollhouse_filters::scalar;
 use tollhouse_filters::values::{ByteRate, ByteSize, Duration, IpSet, Scalar};
 
-use super::{Cache, Dns};
+use super::{Cache, Dns, Overload};
 
 /// The process: threads, limits, trusted proxies.
 #[derive(Debug, Clone, serde::Deserialize, JsonSchema)]
@@ -39,6 +39,8 @@ pub struct Server {
     pub paths: PathRules,
     /// How names of backends are looked up.
     pub dns: Dns,
+    /// When requests of low priority are refused, as the process has too much to do.
+    pub overload: Overload,
     /// Where the filter `cache` keeps answers.
     pub cache: Cache,
 }
@@ -55,6 +57,7 @@ impl Default for Server {
             limits: Limits::default(),
             paths: PathRules::default(),
             dns: Dns::default(),
+            overload: Overload::default(),
             cache: Cache::default(),
         }
     }

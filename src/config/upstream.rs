@@ -15,6 +15,7 @@ use super::circuit_breaker::CircuitBreaker;
 use super::concurrency::Concurrency;
 use super::discovery::Discovery;
 use super::health::Health;
+use super::hedge::Hedge;
 use super::retries::Retries;
 
 /// A named group of backends that serve the same requests.
@@ -51,6 +52,9 @@ pub struct Upstream {
     /// What is tried again, and how often. Default: `{max: 1, conditions: [connect, refused_stream, stale]}`. Example: `{max: 2, conditions: [connect, reset, 503]}`.
     #[serde(default)]
     pub retries: Retries,
+    /// Another attempt at another backend while one keeps the client waiting. Default: none. Example: `{after: p95}`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hedge: Option<Hedge>,
     /// When the upstream as a whole is left alone for a while. Default: none. Example: `{error_ratio: 50%, min_requests: 20, window: 10s, open: 10s, half_open: 3}`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub circuit_breaker: Option<CircuitBreaker>,
@@ -340,6 +344,7 @@ mod tests {
                 "idempotency_key": true, "backoff": "0s..1s", "per_try": "500ms", "budget": "5%",
                 "body_bytes": "1KiB",
             },
+            "hedge": {"after": "p95", "max": 2},
             "circuit_breaker": {
                 "error_ratio": "20%", "slow": "1s", "slow_ratio": "80%", "min_requests": 5, "window": "30s",
                 "open": "5s", "half_open": 1,

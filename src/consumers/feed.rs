@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::hash::BuildHasher;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,15 +13,22 @@ use tollhouse_filters::identity::consumers::{Clash, Clerk, Index, Layout, Record
 use tollhouse_filters::tree::Path;
 
 use super::entry::{self, Entry};
-use super::lines::{HashMap, HashSet, Line, LineReader, NOBODY, difference, last_lines, length};
+use super::lines::{HashMap, HashSet, Line, LineReader, NOBODY, last_lines, length};
+use super::picture::{Picture, Update};
 use crate::source::{Place, Problem, Problems};
 
 /// Most problems that are told.
 const MOST_PROBLEMS: usize = 100;
-/// A file changed so recently may change again without looking different.
-const RECENT: Duration = Duration::from_secs(1);
+/// A file that was read so soon after it was changed may have changed again without looking different: kernels tell
+/// the time by ticks of up to 10 ms.
+const TICK: Duration = Duration::from_millis(50);
+/// The same for a file whose times are in whole seconds, as some file systems have them.
+const COARSE_TICK: Duration = Duration::from_secs(2);
 /// Who has written nothing for so long is done.
 pub const QUIET: Duration = Duration::from_millis(300);
+/// The same for who has not closed a file that is shorter than it was, or closed it empty: consumers are not dropped
+/// because they are still to be written.
+const LONG_QUIET: Duration = Duration::from_secs(10);
 
 /// What a file looks like from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +48,12 @@ impl Stamp {
     fn is_same_file(&self, other: &Self) -> bool {
         (self.device, self.inode) == (other.device, other.inode)
     }
+
+    /// Whether every change after one of this age shows.
+    fn is_sure(&self, age: Option<Duration>) -> bool {
+        let tick = if self.modified.1 == 0 { COARSE_TICK } else { TICK };
+        age.is_some_and(|age| age > tick)
+    }
 }
 
 /// What was last read of a file.
@@ -51,10 +63,12 @@ pub(super) struct Feed {
     /// How messages call it.
     shown: String,
     hasher: RandomState,
-    lines: Vec<Line>,
-    /// How far `lines` reach, in bytes.
+    picture: Picture,
+    /// How far its lines reach, in bytes.
     length: u64,
     stamp: Option<Stamp>,
+    /// A file with this stamp is as it was.
+    is_sure: bool,
 }
 
 /// How urgent a look at the file is.
@@ -89,13 +103,6 @@ struct Change {
     with: Vec<Arc<Record>>,
 }
 
-/// Lines that were seen in the place of others.
-struct Update {
-    /// Which ones of those that there were.
-    of: Range<usize>,
-    lines: Vec<Line>,
-}
-
 /// What a line said, once it has been read.
 #[derive(Clone)]
 enum Said {
@@ -106,8 +113,8 @@ enum Said {
 impl Feed {
     pub(super) fn new(path: PathBuf) -> Self {
         let shown = path.display().to_string();
-        let (hasher, lines, length, stamp) = (RandomState::default(), Vec::new(), 0, None);
-        Self { path, shown, hasher, lines, length, stamp }
+        let (hasher, picture) = (RandomState::default(), Picture::default());
+        Self { path, shown, hasher, picture, length: 0, stamp: None, is_sure: false }
     }
 
     /// Looks at the file, and makes what it says of the consumers that there are. Only what is given out as
@@ -118,26 +125,40 @@ impl Feed {
         let stamp = Stamp::of(&about);
         let age = about.modified().ok().and_then(|at| SystemTime::now().duration_since(at).ok());
         let is_whole = stamp.size == self.length;
-        if self.stamp == Some(stamp) && is_whole && age.is_some_and(|age| age > RECENT) {
+        if self.is_sure && self.stamp == Some(stamp) && is_whole {
             return Ok(Seen::Same);
         }
-        if look == Look::Quiet && age.is_some_and(|age| age < QUIET) {
+        let is_same_file = self.stamp.is_some_and(|seen| seen.is_same_file(&stamp));
+        if let Some(patience) = self.patience(is_same_file, stamp.size, look)
+            && age.is_some_and(|age| age < patience)
+        {
             return Ok(Seen::Unsettled);
         }
+        let is_sure = stamp.is_sure(age);
         let mut reading = Reading::new(self, index, layout);
-        let is_same_file = self.stamp.is_some_and(|seen| seen.is_same_file(&stamp));
         let may_be_more = look != Look::Quiet && is_same_file && stamp.size > self.length;
         if may_be_more && self.ends_as_before(&mut file) {
             // Not worth a word before all was looked at.
             let Ok(changed) = reading.appended(&mut file) else { return Ok(Seen::Unsettled) };
-            return self.take(index, changed, stamp).map(Seen::Partly).or(Ok(Seen::Unsettled));
+            return self.take(index, changed, stamp, is_sure).map(Seen::Partly).or(Ok(Seen::Unsettled));
         }
         let is_same_size = is_same_file && is_whole;
         if look == Look::Early && !is_same_size && self.stamp.is_some() {
             return Ok(Seen::Unsettled);
         }
-        let changed = reading.whole(&mut file)?;
-        self.take(index, changed, stamp).map(Seen::Whole)
+        let changed = reading.whole(&mut file, stamp.size)?;
+        self.take(index, changed, stamp, is_sure).map(Seen::Whole)
+    }
+
+    /// How long more of the file may be still to come, if that is so.
+    fn patience(&self, is_same_file: bool, size: u64, look: Look) -> Option<Duration> {
+        let is_shorter = is_same_file && size < self.length;
+        match look {
+            Look::Early => None,
+            Look::Settled => (is_shorter && size == 0).then_some(LONG_QUIET),
+            Look::Quiet if is_shorter => Some(LONG_QUIET),
+            Look::Quiet => Some(QUIET),
+        }
     }
 
     /// Applies a change, and remembers what was seen if it can be.
@@ -146,40 +167,37 @@ impl Feed {
         index: &Index,
         (change, seen): Changed,
         stamp: Stamp,
+        is_sure: bool,
     ) -> Result<Option<Index>, Problems> {
-        let (start, count) = (seen.of.start, seen.lines.len());
-        let old: Vec<Line> = self.lines.splice(seen.of, seen.lines).collect();
-        if change.with.is_empty() && change.without.is_empty() {
-            self.seen(stamp);
-            return Ok(None);
-        }
-        match index.changed(change.without.iter().map(|name| &**name), &change.with) {
+        let undo = self.picture.take(seen);
+        let next = match change.with.is_empty() && change.without.is_empty() {
+            true => Ok(None),
+            false => index.changed(change.without.iter().map(|name| &**name), &change.with).map(Some),
+        };
+        match next {
             Ok(next) => {
-                self.seen(stamp);
-                Ok(Some(next))
+                self.length = length(self.picture.lines());
+                (self.stamp, self.is_sure) = (Some(stamp), is_sure);
+                Ok(next)
             }
             Err(clashes) => {
                 let problems = self.clashes(index, &clashes);
-                drop(self.lines.splice(start..start + count, old));
+                self.picture.take(undo);
                 Err(problems)
             }
         }
     }
 
-    fn seen(&mut self, stamp: Stamp) {
-        self.length = length(&self.lines);
-        self.stamp = Some(stamp);
-    }
-
     /// The last line about a consumer, if it is still where it was.
     pub(super) fn line_of(&self, index: &Index, name: &str) -> io::Result<Option<Vec<u8>>> {
         let hash = index.hash_of(name);
-        let Some((at, line)) = last_lines(&[&self.lines], &HashSet::from_iter([hash])).get(&hash).copied()
+        let Some((at, line)) =
+            last_lines(&[self.picture.lines()], &HashSet::from_iter([hash])).get(&hash).copied()
         else {
             return Ok(None);
         };
         let mut file = File::open(&self.path)?;
-        let text = read_line(&mut file, length(&self.lines[..at]), line.length)?;
+        let text = read_line(&mut file, length(&self.picture.lines()[..at]), line.length)?;
         Ok((self.hasher.hash_one(&*text) == line.hash).then_some(text))
     }
 
@@ -206,7 +224,7 @@ impl Feed {
 
     /// Whether the last line seen before is still there, with its end.
     fn ends_as_before(&self, file: &mut File) -> bool {
-        let Some(last) = self.lines.last() else { return true };
+        let Some(last) = self.picture.lines().last() else { return true };
         let offset = self.length - u64::from(last.length);
         let line = read_line(file, offset, last.length);
         line.is_ok_and(|line| line.ends_with(b"\n") && self.hasher.hash_one(&*line) == last.hash)
@@ -215,7 +233,7 @@ impl Feed {
     fn clashes(&self, index: &Index, clashes: &[Clash]) -> Problems {
         let names = clashes.iter().flat_map(|clash| [&clash.record, &clash.other]);
         let names: HashSet<u64> = names.map(|record| index.hash_of(&record.consumer().name)).collect();
-        let lines = last_lines(&[&self.lines], &names);
+        let lines = last_lines(&[self.picture.lines()], &names);
         let line =
             |record: &Record| lines.get(&index.hash_of(&record.consumer().name)).map_or(0, |(at, _)| at + 1);
         let list = clashes.iter().take(MOST_PROBLEMS).map(|clash| {
@@ -254,58 +272,54 @@ impl<'a> Reading<'a> {
     fn appended(&mut self, file: &mut File) -> Result<Changed, Problems> {
         let unreadable = |error: io::Error| self.feed.unreadable(&error);
         file.seek(SeekFrom::Start(self.feed.length)).map_err(unreadable)?;
-        let (mut lines, mut said) = (Vec::new(), HashMap::default());
+        let (mut lines, mut said) = (Vec::<Line>::new(), HashMap::default());
         let mut reader = LineReader::new(file);
         while let Some(line) = reader.next().map_err(|error| self.feed.unreadable(&error))? {
             if !line.ends_with(b"\n") && entry::read(line).is_err() {
                 break;
             }
-            let (name, what) = self.line(self.feed.lines.len() + lines.len() + 1, line);
-            let hash = self.feed.hasher.hash_one(line);
-            lines.push(Line { hash, name, length: u32::try_from(line.len()).unwrap_or(u32::MAX) });
+            let (name, what) = self.line(self.feed.picture.lines().len() + lines.len() + 1, line);
+            lines.push(Line { name, ..Line::of(line, &self.feed.hasher) });
             said.extend(what.map(|what| (name, (lines.len(), what))));
         }
         let mut change = Change::default();
         let mut said: Vec<(u64, (usize, Said))> = said.into_iter().collect();
         said.sort_unstable_by_key(|(_, (at, _))| *at);
         said.into_iter().for_each(|(name, (_, what))| self.note(name, Some(what), &mut change));
-        let end = self.feed.lines.len();
-        self.done((change, Update { of: end..end, lines }))
+        self.done((change, self.feed.picture.added(lines)))
     }
 
-    /// Reads all of the file, and what differs twice.
-    fn whole(&mut self, file: &mut File) -> Result<Changed, Problems> {
+    /// Reads all of the file, of this size, and what differs twice.
+    fn whole(&mut self, file: &mut File, size: u64) -> Result<Changed, Problems> {
         let feed = self.feed;
         let unreadable = |error: io::Error| feed.unreadable(&error);
-        file.seek(SeekFrom::Start(0)).map_err(unreadable)?;
-        let found = difference(&mut *file, &feed.lines, &feed.hasher).map_err(unreadable)?;
-        let old_middle = &feed.lines[found.before..feed.lines.len() - found.after];
+        let found = feed.picture.difference(&*file, size, &feed.hasher).map_err(unreadable)?;
+        let (offset, mut update) = (found.offset, found.update);
+        let lines = feed.picture.lines();
+        let old_middle = &lines[update.of.clone()];
         let known: HashMap<u64, u64> = old_middle.iter().map(|line| (line.hash, line.name)).collect();
-        let mut middle = found.middle;
-        file.seek(SeekFrom::Start(found.offset)).map_err(unreadable)?;
+        file.seek(SeekFrom::Start(offset)).map_err(unreadable)?;
         let mut reader = LineReader::new(&mut *file);
-        let mut said: Vec<Option<Said>> = Vec::with_capacity(middle.len());
-        for (at, seen) in middle.iter_mut().enumerate() {
+        let mut said: Vec<Option<Said>> = Vec::with_capacity(update.lines.len());
+        for (at, seen) in update.lines.iter_mut().enumerate() {
+            let line = reader.next().map_err(unreadable)?.unwrap_or_default();
             if let Some(name) = known.get(&seen.hash) {
                 seen.name = *name;
-                reader.next().map_err(unreadable)?;
                 said.push(None);
                 continue;
             }
-            let line = reader.next().map_err(unreadable)?.unwrap_or_default();
             if feed.hasher.hash_one(line) != seen.hash {
                 return Err(feed.unreadable(&io::Error::other("it changes while it is read")));
             }
-            let (name, what) = self.line(found.before + at + 1, line);
+            let (name, what) = self.line(update.of.start + at + 1, line);
             seen.name = name;
             said.push(what);
         }
-        let names: HashSet<u64> =
-            old_middle.iter().chain(&middle).map(|line| line.name).filter(|name| *name != NOBODY).collect();
-        let kept = feed.lines.len() - found.after;
-        let parts = [&feed.lines[..found.before], &middle, &feed.lines[kept..]];
+        let named = old_middle.iter().chain(&update.lines).map(|line| line.name);
+        let names: HashSet<u64> = named.filter(|name| *name != NOBODY).collect();
+        let parts = [&lines[..update.of.start], &update.lines, &lines[update.of.end..]];
         let change = self.changed(file, &names, &parts, said).map_err(unreadable)?;
-        self.done((change, Update { of: found.before..kept, lines: middle }))
+        self.done((change, update))
     }
 
     /// What is said of these consumers other than before. Of the lines now, those in the middle have been read.
@@ -317,7 +331,7 @@ impl<'a> Reading<'a> {
         said: Vec<Option<Said>>,
     ) -> io::Result<Change> {
         let mut change = Change::default();
-        let (old, new) = (last_lines(&[&self.feed.lines], names), last_lines(parts, names));
+        let (old, new) = (last_lines(&[self.feed.picture.lines()], names), last_lines(parts, names));
         let gone = names.iter().filter(|name| !new.contains_key(name));
         gone.for_each(|name| self.note(*name, None, &mut change));
         // In the file's order: of two that clash, the later one is at fault.

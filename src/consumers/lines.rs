@@ -1,5 +1,4 @@
-//! A file of lines as it was last seen: a hash of each line, so that the next look finds what changed without
-//! keeping the text.
+//! Lines of a file, and what is remembered of each.
 
 use std::hash::BuildHasher;
 use std::io::{self, Read};
@@ -30,41 +29,16 @@ pub(super) struct Line {
     pub(super) length: u32,
 }
 
+impl Line {
+    /// A line about nobody known.
+    pub(super) fn of(text: &[u8], hasher: &RandomState) -> Self {
+        let length = u32::try_from(text.len()).unwrap_or(u32::MAX);
+        Self { hash: hasher.hash_one(text), name: NOBODY, length }
+    }
+}
+
 /// The name on blank lines.
 pub(super) const NOBODY: u64 = 0;
-
-/// How a file differs from what was seen before: in the middle.
-#[derive(Debug)]
-pub(super) struct Difference {
-    /// Lines at the beginning that are as before.
-    pub(super) before: usize,
-    /// Where they end, in bytes.
-    pub(super) offset: u64,
-    /// The lines in between, whose names are not known.
-    pub(super) middle: Vec<Line>,
-    /// Lines at the end that are as before.
-    pub(super) after: usize,
-}
-
-/// Finds out how a file differs from the lines seen before.
-pub(super) fn difference(file: impl Read, seen: &[Line], hasher: &RandomState) -> io::Result<Difference> {
-    let mut lines = LineReader::new(file);
-    let (mut before, mut offset, mut middle) = (0, 0, Vec::new());
-    while let Some(line) = lines.next()? {
-        let (hash, length) = (hasher.hash_one(line), line.len());
-        let is_same = middle.is_empty() && seen.get(before).is_some_and(|seen| seen.hash == hash);
-        if is_same {
-            before += 1;
-            offset += length as u64;
-        } else {
-            middle.push(Line { hash, name: NOBODY, length: u32::try_from(length).unwrap_or(u32::MAX) });
-        }
-    }
-    let ends = seen[before..].iter().rev().zip(middle.iter().rev());
-    let after = ends.take_while(|(seen, line)| seen.hash == line.hash).count();
-    middle.truncate(middle.len() - after);
-    Ok(Difference { before, offset, middle, after })
-}
 
 /// The last line of each of these consumers, by the hash of its name. The lines come in parts, one behind the
 /// other.
@@ -157,10 +131,6 @@ impl<R: Read> LineReader<R> {
 mod tests {
     use super::*;
 
-    fn seen(text: &str, hasher: &RandomState) -> Vec<Line> {
-        difference(text.as_bytes(), &[], hasher).expect("read").middle
-    }
-
     #[test]
     fn lines_come_as_they_are_however_they_are_read() {
         /// Gives a byte at a time.
@@ -184,32 +154,8 @@ mod tests {
 
     #[test]
     fn a_line_without_end_is_an_error_and_not_all_memory() {
-        let error = seen_error(io::repeat(b'x'));
-        assert_eq!(error, "line 1 is longer than 1 MiB");
-    }
-
-    fn seen_error(from: impl Read) -> String {
-        difference(from, &[], &RandomState::default()).expect_err("too long").to_string()
-    }
-
-    #[test]
-    fn only_what_differs_is_in_the_middle() {
-        let hasher = RandomState::default();
-        let old = seen("a\nb\nc\nd\n", &hasher);
-        for (text, expected) in [
-            ("a\nb\nc\nd\n", (4, 8, 0, 0)),
-            ("a\nb\nc\nd\ne\n", (4, 8, 1, 0)),
-            ("a\nx\nc\nd\n", (1, 2, 1, 2)),
-            ("a\nc\nd\n", (1, 2, 0, 2)),
-            ("x\na\nb\nc\nd\n", (0, 0, 1, 4)),
-            ("", (0, 0, 0, 0)),
-            ("a\na\nb\nc\nd\n", (1, 2, 1, 3)),
-            ("a\nb\nc\nd", (3, 6, 1, 0)),
-        ] {
-            let found = difference(text.as_bytes(), &old, &hasher).expect("read");
-            let found = (found.before, found.offset, found.middle.len(), found.after);
-            assert_eq!(found, expected, "{text:?}");
-        }
+        let mut lines = LineReader::new(io::repeat(b'x'));
+        assert_eq!(lines.next().expect_err("too long").to_string(), "line 1 is longer than 1 MiB");
     }
 
     #[test]

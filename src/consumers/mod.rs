@@ -4,6 +4,7 @@
 mod entry;
 mod feed;
 mod lines;
+mod picture;
 #[cfg(test)]
 mod tests;
 mod write;

@@ -190,6 +190,34 @@ fn a_file_that_is_being_written_anew_is_left_alone_until_that_is_done() {
 }
 
 #[test]
+fn a_file_that_was_emptied_is_left_alone_until_it_is_clear_that_nothing_comes() {
+    let place = Place::with(&consumer("acme", ONE));
+    fs::write(place.file(), "").expect("written");
+    assert_eq!(place.look(Look::Settled), "unsettled");
+    assert_eq!(place.look(Look::Quiet), "unsettled");
+    assert_eq!(place.owner("key-one").as_deref(), Some("acme"));
+    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(11);
+    let file = OpenOptions::new().write(true).open(place.file()).expect("there");
+    file.set_modified(long_ago).expect("set");
+    assert_eq!(place.look(Look::Quiet), "0 consumers");
+    assert_eq!(place.owner("key-one"), None);
+}
+
+#[test]
+fn a_change_within_a_tick_of_the_clock_is_seen() {
+    let place = Place::with(&consumer("acme", ONE));
+    let file = OpenOptions::new().write(true).open(place.file()).expect("there");
+    let at = u64::try_from(place.text().find(ONE).expect("there")).expect("short");
+    let modified = file.metadata().and_then(|about| about.modified()).expect("a time");
+    for (bytes, owner) in [(&b"00"[..], None), (&ONE.as_bytes()[..2], Some("acme"))] {
+        file.write_all_at(bytes, at).expect("written");
+        file.set_modified(modified).expect("set");
+        place.look(Look::Settled);
+        assert_eq!(place.owner("key-one").as_deref(), owner);
+    }
+}
+
+#[test]
 fn what_is_refused_changes_nothing_until_it_is_mended() {
     let place = Place::with(&consumer("acme", ONE));
     place.rename(&format!("{}{{\"name\":\"acme\",\"deleted\":true}}\n{{\n", consumer("globex", TWO)));

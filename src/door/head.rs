@@ -182,7 +182,7 @@ impl Scanner {
             (length, false) => Body::Length(length.unwrap_or(0)),
         };
         let higher_minor = (line.minor > 1).then_some(line.minor_at);
-        let plain = line.plain && line.minor == 1 && !self.odd && matches!(body, Body::Length(_));
+        let plain = line.plain && line.minor == 1 && !self.odd && body != Body::Open;
         Ok(Head { start: self.start, end: self.at, body, higher_minor, plain })
     }
 }

@@ -11,6 +11,9 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tollhouse_filters::world::FilePart;
 
+/// What is sent of a file with one call at most, in bytes.
+const MOST_AT_ONCE: usize = 1 << 20;
+
 /// A socket, and what was read from it too early.
 pub(super) struct Socket {
     kind: Kind,
@@ -42,7 +45,7 @@ impl Socket {
         cx: &mut Context<'_>,
         part: &mut FilePart,
     ) -> Poll<io::Result<usize>> {
-        let most = usize::try_from(part.left).unwrap_or(usize::MAX);
+        let most = usize::try_from(part.left).unwrap_or(usize::MAX).min(MOST_AT_ONCE);
         let sent = ready!(self.poll_try(cx, |socket| {
             let mut at = part.at;
             Ok(sendfile(socket, &part.file, Some(&mut at), most)?)

@@ -283,9 +283,10 @@ impl DoorStream {
         read
     }
 
-    /// Ready when the client went away; that can be told once all of its request was read.
+    /// Ready when the client went away; whose body is larger than what is read ahead of it is missed later.
     pub fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.rest.is_over() { self.poll_gone(cx).map(drop) } else { Poll::Pending }
+        let most = if self.rest.is_over() { AHEAD } else { LEAD };
+        self.poll_gone(most, cx).map(drop)
     }
 
     /// Whether the client gets bytes as they are, so that the kernel can send them from a file.
@@ -300,9 +301,9 @@ impl DoorStream {
         self.sent(polled)
     }
 
-    /// Waits for the client to go: what it sends meanwhile belongs to its next request.
-    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.lead.len() < AHEAD {
+    /// Waits for the client to go: what it sends meanwhile, up to `most` bytes, is kept for who reads next.
+    fn poll_gone(&mut self, most: usize, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.lead.len() < most {
             if ready!(self.poll_lead(cx))? == 0 {
                 return Poll::Ready(Ok(()));
             }
@@ -407,7 +408,7 @@ impl AsyncRead for DoorStream {
             return Poll::Ready(Err(invalid()));
         }
         if self.rest.is_over() {
-            return self.poll_gone(cx);
+            return self.poll_gone(AHEAD, cx);
         }
         if self.lead.is_empty() {
             self.close_in_time(cx);

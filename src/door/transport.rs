@@ -18,10 +18,6 @@ use super::socket::Socket;
 use crate::tls::H2;
 
 /// A socket, or TLS over it.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "plain connections keep their socket without an allocation of its own"
-)]
 pub(super) enum Transport {
     /// The socket.
     Plain(Socket),

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http::HeaderValue;
 use pingora::http::ResponseHeader;
 use tollhouse_filters::outcome::{Body, Message, Reply};
+use tollhouse_filters::plan::Priority;
 use tollhouse_filters::problem::{self, Problem};
 
 use super::Exchange;
@@ -23,6 +24,21 @@ pub(super) enum Refused {
 }
 
 impl Exchange {
+    /// How important the request is: by the plan of who calls, where that says so, or by its route.
+    #[must_use]
+    pub fn priority(&self) -> Priority {
+        let plan = self.ctx.consumer.as_ref().and_then(|consumer| consumer.plan.as_ref());
+        let of_plan = plan.and_then(|plan| self.snapshot.priorities.get(plan));
+        of_plan.copied().unwrap_or(self.route.priority)
+    }
+
+    /// How important it may turn out to be, before it is known who calls.
+    #[must_use]
+    pub fn highest_priority(&self) -> Priority {
+        let of_plans = self.snapshot.priorities.values().copied().max();
+        of_plans.unwrap_or(self.route.priority).max(self.route.priority)
+    }
+
     /// Lets the request to its upstream, which may take a while, or says what it is answered instead.
     pub(super) async fn admit(&mut self, upstream: &Arc<Upstream>) -> Result<(), Refused> {
         let route = self.route.bulkhead.as_ref();

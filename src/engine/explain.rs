@@ -54,6 +54,9 @@ pub struct Explanation {
     /// Where the request goes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upstream: Option<String>,
+    /// When another backend is asked too, while one keeps the client waiting: a time or a percentile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hedged_after: Option<String>,
     /// The head that the upstream would get.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub upstream_request: Vec<String>,
@@ -223,9 +226,20 @@ fn explanation(
         variant: variant(exchange),
         filters: outcome.decisions().to_vec(),
         upstream: upstream.map(ToString::to_string),
+        hedged_after: upstream.and_then(|name| hedged_after(snapshot, exchange, name, request)),
         upstream_request: outcome.upstream_request.as_ref().map(lines).unwrap_or_default(),
         status: outcome.answer.as_ref().map(|(head, _)| head.status.as_u16()),
     }
+}
+
+fn hedged_after(
+    snapshot: &Snapshot,
+    exchange: &super::Exchange,
+    upstream: &str,
+    request: &RequestHeader,
+) -> Option<String> {
+    let hedge = snapshot.upstream_named(upstream)?.hedge(exchange.route.hedge.as_ref())?;
+    request.method.is_idempotent().then(|| hedge.after.to_string())
 }
 
 fn version(exchange: &super::Exchange) -> Option<Taken> {
@@ -285,6 +299,9 @@ impl fmt::Display for Explanation {
         }
         if let Some(upstream) = &self.upstream {
             writeln!(f, "upstream   {upstream}")?;
+        }
+        if let Some(after) = &self.hedged_after {
+            writeln!(f, "hedged     after {after}")?;
         }
         for line in &self.upstream_request {
             writeln!(f, "           {line}")?;

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, HeaderValue};
 use pingora::http::{RequestHeader, ResponseHeader};
-use tollhouse_filters::caching::Ask;
+use tollhouse_filters::caching::{Ask, invalidated, is_safe};
 use tollhouse_filters::context::{Context, RequestId, Tls};
 use tollhouse_filters::outcome::{Outcome, Reply};
 use tollhouse_filters::phase::Completed;
@@ -229,6 +229,7 @@ impl Exchange {
         if let Some(problem) = self.body_too_large(request) {
             return Decision::Reply(problem.into());
         }
+        self.snapshot.identities.hide_sessions(request, &mut self.ctx);
         self.forward(upstream, request).await
     }
 
@@ -336,6 +337,24 @@ impl Exchange {
             release.write_fields(&self.route, &self.ctx, response);
         }
         filtered.map_err(|_| self.response_failure())
+    }
+
+    /// Whether a request with this method takes out what caches hold (RFC 9111 s4.4), if it is answered well.
+    #[must_use]
+    pub fn invalidates(&self, request: &RequestHeader) -> bool {
+        self.snapshot.caches.is_some() && !is_safe(&request.method)
+    }
+
+    /// Takes out what an upstream's answer to an unsafe request says that it changed, on whatever route it is stored.
+    pub fn invalidate(&self, request: &RequestHeader, response: &ResponseHeader) {
+        let Some(caches) = self.snapshot.caches.as_ref().filter(|_| !is_safe(&request.method)) else {
+            return;
+        };
+        let whole = self.release.as_ref().and_then(|release| release.whole_path.as_deref());
+        let is_version = |segment: &str| caches.is_version(segment);
+        for url in invalidated(request, response, (&self.ctx, whole), &caches.counted, is_version) {
+            caches.cached.invalidate(&url);
+        }
     }
 
     /// Whether the head of the answer is seen, by a filter or by what tells of its version.

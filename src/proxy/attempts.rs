@@ -1,6 +1,7 @@
 //! Attempts at backends, and what follows one that failed: the same on both ways to forward.
 
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,8 @@ pub(super) struct Attempts {
     /// The backend that the client's cookie is for.
     pub(super) stuck: Option<Arc<Backend>>,
     pub(super) picked: Option<Picked>,
+    /// The backend that answered, where several were asked at once.
+    pub(super) backend: Option<SocketAddr>,
     pub(super) made: u32,
     /// The last attempt is in the metrics already.
     pub(super) counted: bool,

@@ -18,8 +18,8 @@ pub struct Call {
     pub(super) exchange: Option<Exchange>,
     /// The connection it came on.
     pub(super) connection: Option<Connection>,
-    /// The upstream that the request phase, which ran before, sends it to.
-    pub(super) decided: Option<Arc<Upstream>>,
+    /// What came of the request phase, if it ran before: the upstream it goes to, or what it is answered.
+    pub(super) decided: Option<Result<Arc<Upstream>, Reply>>,
     /// The protocol version the client speaks.
     pub(super) version: Version,
     /// Counts as in flight until it is dropped.

@@ -86,7 +86,8 @@ impl Gateway {
         let (ctx, attempts) = (&exchange.ctx, &call.attempts);
         let request_id = ctx.request_id.to_string();
         let tries = call.tries(ended.outcome, completed.status);
-        let backend = attempts.picked.as_ref().map(|picked| picked.address.to_string());
+        let backend = attempts.picked.as_ref().map(|picked| picked.address).or(attempts.backend);
+        let backend = backend.map(|backend| backend.to_string());
         let field = |name| request.headers.get(name).map(http::HeaderValue::as_bytes);
         let authority = request.uri.authority().map(|authority| authority.as_str().as_bytes());
         let ended_by = ctx.ended_by.as_ref();

@@ -5,7 +5,9 @@ mod call;
 mod direct;
 mod failure;
 mod finish;
+mod hedge;
 mod old_client;
+pub mod overload;
 mod peer;
 pub mod replay;
 mod reply;
@@ -13,6 +15,7 @@ mod request;
 mod request_body;
 mod response;
 mod upstream_request;
+mod watched;
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -30,6 +33,7 @@ use pingora::proxy::{FailToProxy, ProxyWarnLogContext};
 use tollhouse_filters::outcome::Reply;
 use tollhouse_filters::problem::{self, Problem};
 
+use self::overload::Overload;
 use crate::cache::{Announce, Cache, Via};
 use crate::door::Draining;
 use crate::engine::Decision;
@@ -50,6 +54,8 @@ pub struct Gateway {
     pub observe: Arc<Observe>,
     /// What is stored of answers.
     pub cache: Arc<Cache>,
+    /// Which requests are refused, as there is too much to do.
+    pub overload: Arc<Overload>,
     /// For request bodies that filters want whole.
     pub budget: Arc<Budget>,
     /// Whether the process is on its way out.
@@ -66,22 +72,34 @@ impl Gateway {
         mut client: Option<&mut dyn Announce>,
     ) -> std::result::Result<Arc<Upstream>, Reply> {
         let peer = call.connection.as_ref().and_then(|connection| connection.peer);
+        let level = self.overload.level();
+        if level > 0 {
+            self.overload.refuse(level, call.exchange().highest_priority(), call)?;
+        }
         let via = Via { peer: peer.map(|peer| peer.ip().to_canonical()), version: call.version };
         loop {
             let exchange = call.exchange();
             let ask = match unless_gone(exchange.decide(request), &mut client).await? {
                 Decision::Cache(ask) => ask,
-                Decision::Forward(upstream) => return Ok(upstream),
+                Decision::Forward(upstream) if level == 0 => return Ok(upstream),
+                Decision::Forward(upstream) => {
+                    self.overload.refuse(level, exchange.priority(), call)?;
+                    return Ok(upstream);
+                }
                 Decision::Reply(reply) => return Err(reply),
             };
+            let told = reborrowed(&mut client);
             // On the heap: most requests have none.
-            if let Some(reply) =
-                Box::pin(self.cache.answer(ask, exchange, request, (via, client.take()))).await
-            {
+            if let Some(reply) = Box::pin(self.cache.answer(ask, exchange, request, (via, told))).await {
                 return Err(reply);
             }
         }
     }
+}
+
+/// The same client, for a while.
+fn reborrowed<'a>(client: &'a mut Option<&mut dyn Announce>) -> Option<&'a mut dyn Announce> {
+    client.as_mut().map(|client| &mut **client as _)
 }
 
 /// What is waited for, unless the client goes away first: then it gives up its place in every queue.
@@ -98,6 +116,11 @@ async fn unless_gone<T>(
         (Poll::Pending, None) => Poll::Pending,
     })
     .await
+}
+
+/// Whether this is what came of waiting for a client that went away.
+fn is_gone(reply: &Reply) -> bool {
+    matches!(reply, Reply::Problem(problem) if problem.kind.code == problem::CLIENT_CLOSED.code)
 }
 
 #[async_trait]

@@ -1,6 +1,7 @@
 //! The only way an answer of our own leaves.
 
 use bytes::Bytes;
+use http::{Version, header};
 use pingora::ErrorType;
 use pingora::http::ResponseHeader;
 use pingora::prelude::*;
@@ -16,7 +17,7 @@ pub(super) async fn write(session: &mut Session, call: &mut Call, reply: Reply) 
     if let Reply::Problem(problem) = &reply {
         call.problem = Some(problem.kind.code);
     }
-    let rendered = call.exchange().rendered(reply, session.req_header()).await;
+    let mut rendered = call.exchange().rendered(reply, session.req_header()).await;
     match rendered.body {
         Body::Bytes(bytes) => {
             if bytes.is_empty() {
@@ -26,6 +27,11 @@ pub(super) async fn write(session: &mut Session, call: &mut Call, reply: Reply) 
             session.write_response_body(Some(bytes), true).await?;
         }
         Body::Stream(mut stream) => {
+            // Else its end would be that of the connection, and one that was cut would look whole (RFC 9112 s8).
+            let sized = rendered.head.headers.contains_key(header::CONTENT_LENGTH);
+            if !sized && call.version == Version::HTTP_11 {
+                let _ = rendered.head.insert_header(header::TRANSFER_ENCODING, "chunked");
+            }
             session.write_response_header(Box::new(rendered.head), false).await?;
             while let Some(piece) = stream.next().await.map_err(broken)? {
                 let piece = filtered(call, Some(piece), false)?;

@@ -12,7 +12,7 @@ use tollhouse_filters::outcome::Reply;
 use tollhouse_filters::problem::{self, Problem};
 
 use super::replay::{self, CollectError, Gathered, WholeBody};
-use super::{Call, Gateway, direct, reply};
+use super::{Call, Gateway, direct, hedge, is_gone, reply};
 use crate::config::upstream::Protocol;
 use crate::door;
 use crate::engine::{Connection, Exchange};
@@ -83,11 +83,16 @@ impl Gateway {
     /// Runs the filters; true when the request was answered.
     pub(super) async fn decide(&self, session: &mut Session, call: &mut Call) -> Result<bool> {
         let decision = match call.decided.take() {
-            Some(upstream) => Ok(upstream),
-            None => self.decision(call, session.req_header_mut(), None).await,
+            Some(decision) => decision,
+            None => self.watched_decision(session, call).await,
         };
         let upstream = match decision {
             Ok(upstream) => upstream,
+            Err(reply) if is_gone(&reply) => {
+                return Err(
+                    Error::explain(ErrorType::ConnectionClosed, "it left while it waited").into_down()
+                );
+            }
             Err(reply) => return reply::write(session, call, reply).await.map(|()| true),
         };
         if matches!(upstream.protocol(), Protocol::H2 | Protocol::H2c) {
@@ -95,6 +100,9 @@ impl Gateway {
             call.upgrade = false;
         }
         if let Some(reply) = self.whole_body(session, call).await? {
+            return reply::write(session, call, reply).await.map(|()| true);
+        }
+        if let Some(reply) = self.hedge(session, call, &upstream).await {
             return reply::write(session, call, reply).await.map(|()| true);
         }
         if call.upgrade {
@@ -107,6 +115,25 @@ impl Gateway {
         call.attempts.stuck = upstream.stuck_to(session.req_header());
         call.attempts.upstream = Some(upstream);
         Ok(false)
+    }
+
+    /// The answer to a request that is hedged, which one with a body on its way is not.
+    async fn hedge(&self, session: &mut Session, call: &mut Call, upstream: &Arc<Upstream>) -> Option<Reply> {
+        let hedge = hedge::of(call, upstream, session.req_header())?;
+        let body: Vec<Bytes> = match &call.body {
+            Some(whole) => whole.chunks().to_vec(),
+            None if session.downstream_session.is_body_empty() => Vec::new(),
+            None => return None,
+        };
+        if call.body.is_none()
+            && call.exchange().stack.sees_request_chunks()
+            && let Some(reply) = call.exchange().request_chunk(&mut Bytes::new(), true)
+        {
+            return Some(reply);
+        }
+        let (asked, request) = ((upstream.clone(), hedge), session.req_header());
+        // On the heap: most requests are not.
+        Some(Box::pin(self.hedged(call, request, asked, body.into(), None)).await)
     }
 
     /// Collects the request body for the filters that want the whole of it.

@@ -51,6 +51,7 @@ impl Gateway {
             }
             strip_hop_by_hop(response);
         }
+        call.exchange().invalidate(session.req_header(), response);
         call.stick(response);
         if let Err(problem) = call.exchange().response(session.req_header(), response).await {
             return failure::refuse(call, problem.into());
@@ -163,7 +164,7 @@ pub(super) fn content_length(value: &[u8]) -> Option<u64> {
 }
 
 /// Whether the answer has no natural end (WHATWG HTML s9.2, Server-Sent Events).
-fn is_event_stream(response: &ResponseHeader) -> bool {
+pub(super) fn is_event_stream(response: &ResponseHeader) -> bool {
     response.headers.get(header::CONTENT_TYPE).is_some_and(|content_type| is_events(content_type.as_bytes()))
 }
 

@@ -30,7 +30,6 @@ use self::lifetime::Lifetime;
 use self::signals::Signals;
 use self::takeover::Predecessor;
 use self::upgrade::Upgrades;
-
 use crate::admin::{self, AdminState};
 use crate::cache::Cache;
 use crate::cache::store::{DiskOptions, Store, StoreOptions};
@@ -198,6 +197,7 @@ impl Parts {
         keeper
             .keep(&snapshot.stores)
             .map_err(|error| StartError::Runtime(format!("cannot connect to stores: {error}")))?;
+        cache.share(reloading::shared_by(&snapshot));
         if let Some(before) = &mut before {
             before.resume(&snapshot);
         }
@@ -292,13 +292,8 @@ impl Parts {
         let opened = Lifetime { origin, before, upgrades: upgrades.clone() }.begin(&snapshot.server)?;
         let mut server = Server::new_with_opt_and_conf(None, server_conf(&snapshot));
         server.bootstrap();
-        let gateway = Gateway {
-            live: self.live.clone(),
-            observe: self.desk.observe.clone(),
-            cache: self.cache.clone(),
-            budget: self.budget.clone(),
-            draining: self.desk.draining.clone(),
-        };
+        let gateway = self.gateway();
+        let opened = watched(opened, &gateway);
         let mut proxy = pingora::proxy::http_proxy(&server.configuration, gateway.clone());
         proxy.server_options = Some(http_options(&snapshot));
         proxy.h2_options = Some(h2_options(&snapshot));
@@ -337,6 +332,17 @@ impl Parts {
         self.cache.store().close();
         self.desk.observe.flush();
         Ok(())
+    }
+
+    fn gateway(&self) -> Gateway {
+        Gateway {
+            live: self.live.clone(),
+            observe: self.desk.observe.clone(),
+            cache: self.cache.clone(),
+            overload: Arc::default(),
+            budget: self.budget.clone(),
+            draining: self.desk.draining.clone(),
+        }
     }
 
     /// Copies of every listening socket, by name, for the next process.
@@ -392,6 +398,16 @@ impl Parts {
             i64::try_from(budget.used()).unwrap_or(i64::MAX)
         });
     }
+}
+
+/// Looks after the runtime that the door runs on from when it opens.
+fn watched(opened: door::Opened, gateway: &Gateway) -> door::Opened {
+    gateway.overload.export(&gateway.observe.registry);
+    let (overload, live) = (gateway.overload.clone(), Arc::downgrade(&gateway.live));
+    Box::new(move |told| {
+        tokio::spawn(overload.watch(live));
+        opened(told);
+    })
 }
 
 /// Knows again what was used of quotas, and writes down what will be.

@@ -16,6 +16,7 @@ use crate::observe::metrics;
 use crate::proxy::Budget;
 use crate::snapshot::{Reloaded, Reloader, Snapshot};
 use crate::source::{Problems, Stir, Watch};
+use crate::store::RedisStore;
 
 /// When memory that compiling took is free for long enough.
 const SETTLED: Duration = Duration::from_millis(1500);
@@ -103,6 +104,7 @@ impl Applied {
         if let Err(error) = super::furnish(self.cache.store(), &snapshot.server.cache) {
             log::error!("cannot use the directory of `server.cache.disk`, it stays as it was: {error}");
         }
+        self.cache.share(shared_by(snapshot));
         let log = &snapshot.observability.access_log;
         if let Err(error) = self.desk.observe.reopen(&log.format, &log.to, &log.redact) {
             log::error!("cannot open the access log, the old one stays: {error}");
@@ -126,6 +128,12 @@ fn report(problems: &Problems, generation: u64) {
         log::error!("{problem}");
     }
     log::error!(generation = generation; "the changed configuration is refused; the running one stays");
+}
+
+/// The store over which the cache shares purges.
+pub(super) fn shared_by(snapshot: &Snapshot) -> Option<&Arc<RedisStore>> {
+    let name = snapshot.server.cache.store.as_ref()?;
+    snapshot.stores.iter().find(|store| **store.name() == *name.as_str())
 }
 
 /// What the door enforces.

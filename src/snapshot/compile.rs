@@ -1,6 +1,6 @@
 //! From a loaded document to a snapshot, or every problem at once.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path as FilePath;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,15 +8,16 @@ use std::time::Duration;
 use http::HeaderName;
 use tollhouse_filters::identity::Identities;
 use tollhouse_filters::pipeline::Pipeline;
-use tollhouse_filters::plan::Plans;
+use tollhouse_filters::plan::{PlanSpec, Plans, Priority};
 use tollhouse_filters::registry::Registry;
 use tollhouse_filters::tree::{Error, FileId, Mark, Node, Path, Scalar, from_node_all, suggest};
 use tollhouse_filters::world::{Stores, UpstreamId, World};
 
+use super::caches::{self, Caches};
 use super::pipelines::{Named, Pipelines};
-use super::{Action, fallbacks, identities, listeners, releases, routes, stores};
+use super::{Action, fallbacks, identities, listeners, names, releases, routes, stores};
 use super::{ListenerPlan, NamedFiles, Snapshot, UpstreamIds};
-use crate::config::{self, Document};
+use crate::config::{self, Document, Name};
 use crate::consumers::Roster;
 use crate::source::{Files, Loaded, Problems};
 use crate::store::files_of;
@@ -124,9 +125,9 @@ impl Compiler<'_> {
         let plans = identities::plans(&document, &mut faults);
         let (roster, unread) =
             identities::roster(&mut document, &plans, folder, self.roster.as_ref(), &mut faults);
-        let around = (&ids.by_name, &plans);
-        let identities = identities::build(&mut document, &roster, self.world, around, &mut faults);
         let (stores, by_name) = stores::build(self, &document.stores, base, &mut faults);
+        let around = identities::Around { upstreams: &ids.by_name, plans: &plans, stores: &by_name };
+        let identities = identities::build(&mut document, &roster, self.world, &around, &mut faults);
         let versions = releases::version_names(&document.services);
         let named = named(&ids, (&identities, &plans, &by_name), &versions);
         let mut pipelines = Pipelines::new(self.registry, self.world, named, folder, files);
@@ -134,17 +135,16 @@ impl Compiler<'_> {
         pipelines.build_chains(document.chains, &mut faults);
         let (listeners, unusual) =
             listeners::build(self, document.listeners, base, &document.server, &mut pipelines, &mut faults);
-        let names = routes::Names::new(&listeners, &ids.by_name, &document.services)
+        let names = names::Names::new(&listeners, &ids.by_name, &document.services)
             .with_bulkheads_of(self.previous)
             .with_keys_of(&document.upstreams);
         let built = routes::build(document.services, document.routes, &names, &mut pipelines, &mut faults);
         let fallbacks = fallbacks::find(&document.upstreams, &ids, &built, &listeners, &mut faults);
         names.check_tests(&document.tests, &mut faults);
         check_dns(&document.server.dns, &mut faults);
+        caches::check(&document.server.cache, document.stores.keys(), &mut faults);
         let files = pipelines.into_files();
-        if !faults.found.is_empty() || !unread.list.is_empty() {
-            return Err(problems(faults.found, unread, loaded, &files));
-        }
+        none_of(faults.found, unread, loaded, &files)?;
         let routes = built.resolve(&upstreams_by_id(&ids, &upstreams), listeners.len());
         let warnings = warnings(unusual, routes::shadow_warnings(&built.matches, &routes, loaded), loaded);
         Ok(Snapshot {
@@ -154,12 +154,14 @@ impl Compiler<'_> {
             server: document.server,
             admin: document.admin,
             identity_headers: identity_headers(&listeners, &routes),
+            caches: Caches::of(&listeners, &routes, &self.world.cached),
             forcing_headers: forcing_headers(&routes),
             reads_path_versions: routes.iter().any(|route| route.reads_path_version()),
             identities,
             unrouted: Arc::new(routes::unrouted(listeners.len())),
             listeners,
             router: crate::routing::Router::build(built.matches),
+            priorities: priorities(&document.plans),
             fallbacks: fallbacks::resolve(&fallbacks, &routes),
             routes,
             upstreams,
@@ -179,7 +181,12 @@ impl Compiler<'_> {
         if self.mode == Mode::Afar {
             return files;
         }
-        let upstreams = document.upstreams.iter().filter_map(|upstream| upstream.tls.as_ref());
+        let registries = document
+            .upstreams
+            .iter()
+            .filter_map(|upstream| upstream.discovery.as_ref()?.registry().ok()?.tls());
+        let upstreams =
+            document.upstreams.iter().filter_map(|upstream| upstream.tls.as_ref()).chain(registries);
         let upstreams = upstreams.flat_map(|tls| [&tls.ca, &tls.client_cert, &tls.client_key]).flatten();
         let listeners = document.listeners.iter().filter_map(|listener| listener.tls.as_ref());
         let stores = document.stores.values().flat_map(files_of);
@@ -228,6 +235,11 @@ fn warnings(unusual: Vec<Error>, shadowed: Problems, loaded: &Loaded) -> Problem
     warnings
 }
 
+/// Priorities of plans that have one.
+fn priorities(plans: &BTreeMap<Name, PlanSpec>) -> BTreeMap<Arc<str>, Priority> {
+    plans.iter().filter_map(|(name, plan)| Some((name.shared(), plan.priority?))).collect()
+}
+
 /// What filters may name.
 fn named<'a>(
     ids: &'a UpstreamIds,
@@ -237,13 +249,21 @@ fn named<'a>(
     Named { upstreams: &ids.by_name, identities, plans, stores, versions }
 }
 
-/// All that is wrong with a document, and what is to be watched until somebody repairs it.
-fn problems(mut found: Vec<Error>, unread: Problems, loaded: &Loaded, files: &NamedFiles) -> Problems {
+/// That nothing is wrong with a document; else all that is, and what is to be watched until somebody repairs it.
+fn none_of(
+    mut found: Vec<Error>,
+    unread: Problems,
+    loaded: &Loaded,
+    files: &NamedFiles,
+) -> Result<(), Problems> {
+    if found.is_empty() && unread.list.is_empty() {
+        return Ok(());
+    }
     found.sort_by_key(|error| (error.at.file, error.at.line, error.at.column));
     let mut problems = Problems::located(found, &loaded.files);
     problems.list.extend(unread.list);
     problems.inputs = loaded.inputs.iter().chain(files.paths()).chain(&unread.inputs).cloned().collect();
-    problems
+    Err(problems)
 }
 
 fn check_dns(dns: &config::Dns, faults: &mut Faults<'_>) {
@@ -261,6 +281,10 @@ fn without_files(upstream: &config::Upstream) -> config::Upstream {
     let mut upstream = upstream.clone();
     if let Some(tls) = &mut upstream.tls {
         (tls.ca, tls.client_cert, tls.client_key) = (None, None, None);
+    }
+    // Of a registry, no more than what it is matters afar.
+    if let Some(discovery) = &mut upstream.discovery {
+        discovery.forget_files();
     }
     upstream
 }

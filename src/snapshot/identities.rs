@@ -8,7 +8,7 @@ use tollhouse_filters::filter::Surroundings;
 use tollhouse_filters::identity::{self, Identities, Site, Source};
 use tollhouse_filters::plan::{self, Plans};
 use tollhouse_filters::tree::Path;
-use tollhouse_filters::world::{UpstreamId, World};
+use tollhouse_filters::world::{Stores, UpstreamId, World};
 
 use super::compile::{Faults, did_you_mean};
 use crate::config::Document;
@@ -35,20 +35,28 @@ pub(super) fn roster(
     (roster, found.file)
 }
 
-/// What a document has for its identities: upstreams by name, and plans.
-struct Around<'a>(&'a BTreeMap<Arc<str>, UpstreamId>, &'a Plans);
+/// What a document has for its identities.
+pub(super) struct Around<'a> {
+    pub(super) upstreams: &'a BTreeMap<Arc<str>, UpstreamId>,
+    pub(super) plans: &'a Plans,
+    pub(super) stores: &'a Stores,
+}
 
 impl Surroundings for Around<'_> {
     fn plans(&self) -> Option<&Plans> {
-        Some(self.1)
+        Some(self.plans)
+    }
+
+    fn stores(&self) -> Option<&Stores> {
+        Some(self.stores)
     }
 
     fn upstream(&self, name: &str) -> Option<UpstreamId> {
-        self.0.get(name).copied()
+        self.upstreams.get(name).copied()
     }
 
     fn nearest_upstream(&self, name: &str) -> Option<String> {
-        did_you_mean(name, self.0.keys().map(|name| &**name))
+        did_you_mean(name, self.upstreams.keys().map(|name| &**name))
     }
 }
 
@@ -67,10 +75,10 @@ pub(super) fn build(
     document: &mut Document,
     roster: &Roster,
     world: &World,
-    (upstreams, plans): (&BTreeMap<Arc<str>, UpstreamId>, &Plans),
+    around: &Around<'_>,
     faults: &mut Faults<'_>,
 ) -> Identities {
-    let site = Site { world, surroundings: &Around(upstreams, plans) };
+    let site = Site { world, surroundings: around };
     let (identities, errors) = identity::build(&document.identities, roster.consumers(), &site);
     for error in errors {
         faults.add_with_hint(&error.path, error.message, error.hint);

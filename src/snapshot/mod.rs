@@ -1,10 +1,12 @@
 //! What requests use: immutable, everything resolved.
 
+mod caches;
 mod compile;
 mod facts;
 mod fallbacks;
 mod identities;
 mod listeners;
+mod names;
 mod pipelines;
 mod releases;
 mod reload;
@@ -23,9 +25,11 @@ use http::HeaderName;
 use tollhouse_filters::identity::Identities;
 use tollhouse_filters::phase::OnRequest;
 use tollhouse_filters::pipeline::{Pipeline, Stack};
+use tollhouse_filters::plan::Priority;
 use tollhouse_filters::traffic::mirror::Report;
 use tollhouse_filters::world::UpstreamId;
 
+use crate::config::hedge::Hedge;
 use crate::config::retries::RouteRetries;
 use crate::config::{Admin, Listener, Observability, RouteTimeouts, Server, Test};
 use crate::consumers::Roster;
@@ -37,6 +41,7 @@ use crate::store::RedisStore;
 use crate::tls::ServerTls;
 use crate::upstream::{Bulkhead, Upstream};
 
+pub use caches::Caches;
 pub(crate) use compile::fault;
 pub use compile::{Compiler, Mode, apart};
 pub use reload::{Reloaded, Reloader, Verify};
@@ -64,12 +69,16 @@ pub struct Snapshot {
     pub unrouted: Arc<Route>,
     /// Upstreams, in written order.
     pub upstreams: Vec<Arc<Upstream>>,
+    /// Priorities of consumers' requests instead of the routes', by plan.
+    pub priorities: BTreeMap<Arc<str>, Priority>,
     /// The routes that take requests while the breakers of these upstreams are open.
     pub fallbacks: HashMap<Arc<str>, Arc<Route>>,
     /// What filters call them.
     pub upstream_ids: UpstreamIds,
     /// Stores, by name; none in a snapshot that is not to serve.
     pub stores: Vec<Arc<RedisStore>>,
+    /// Caches; none where no route has one.
+    pub caches: Option<Caches>,
     /// Ways to prove who is calling.
     pub identities: Identities,
     /// Fields that filters write for upstreams; a client's own copies are dropped.
@@ -160,8 +169,14 @@ pub struct Route {
     pub timeouts: RouteTimeouts,
     /// Retries instead of the upstream's.
     pub retries: Option<RouteRetries>,
+    /// A hedge instead of the upstream's.
+    pub hedge: Option<Hedge>,
+    /// Which requests are refused first while the gateway has too much to do.
+    pub priority: Priority,
     /// Places for its requests, besides the upstream's.
     pub bulkhead: Option<Arc<Bulkhead>>,
+    /// Its pipelines with the listener's, by listener, made on first use.
+    stacks: Box<[OnceLock<Stack>]>,
     /// Its metrics, by listener and branch, made on first use.
     series: Box<[OnceLock<Arc<RouteSeries>>]>,
 }
@@ -322,7 +337,10 @@ impl Snapshot {
     /// The pipelines of a request on this listener and route.
     #[must_use]
     pub fn stack(&self, listener: ListenerId, route: &Route) -> Stack {
-        Stack([self.listener(listener).pipeline.clone(), route.shared.clone(), route.own.clone()])
+        let stack = || {
+            Stack::new([self.listener(listener).pipeline.clone(), route.shared.clone(), route.own.clone()])
+        };
+        route.stacks.get(usize::from(listener.0)).map_or_else(stack, |known| known.get_or_init(stack).clone())
     }
 }
 

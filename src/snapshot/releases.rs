@@ -11,7 +11,8 @@ use tollhouse_filters::when::{When, WhenSpec};
 use tollhouse_filters::world::{UpstreamId, World};
 
 use super::compile::{Faults, did_you_mean};
-use super::routes::{Names, Service};
+use super::names::Names;
+use super::routes::Service;
 use crate::config::{self, ApiVersion, Name};
 use crate::release::{Force, Ramp, Split, Versions, bare};
 

@@ -1,6 +1,6 @@
 //! From written routes and services to resolved ones.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
 use http::Method;
@@ -8,135 +8,23 @@ use tollhouse_filters::condition::Conditions;
 use tollhouse_filters::filter::Fact;
 use tollhouse_filters::phase::OnRequest;
 use tollhouse_filters::pipeline::Pipeline;
-use tollhouse_filters::selector::Selector;
+use tollhouse_filters::plan::Priority;
 use tollhouse_filters::tree::{Path, Raw};
-use tollhouse_filters::when::WhenSpec;
 use tollhouse_filters::world::UpstreamId;
 
-use super::compile::{Faults, did_you_mean, entity, fault};
+use super::compile::{Faults, below, entity, fault};
+use super::names::Names;
 use super::pipelines::Pipelines;
 use super::releases::{self, BuiltVersions, SplitPlan};
-use super::{Action, ListenerPlan, Route, Snapshot, SplitAction, SplitVersions, facts};
+use super::{Action, Route, SplitAction, SplitVersions, facts};
+use crate::config::concurrency::Concurrency;
+use crate::config::hedge::{Hedge, MAX_HEDGES};
 use crate::config::retries::RouteRetries;
-use crate::config::{self, Match, Name, RouteTimeouts, Test};
-use crate::observe::RouteSeries;
+use crate::config::{self, Match, RouteTimeouts};
 use crate::release::Versions;
 use crate::routing::{ListenerId, RouteId, RouteMatch, shadowed};
 use crate::source::{Loaded, Problems};
 use crate::upstream::{Bulkhead, MAX_RETRIES, Upstream};
-
-/// The names that others can refer to.
-pub(super) struct Names<'a> {
-    listeners: &'a [ListenerPlan],
-    upstreams: &'a BTreeMap<Arc<str>, UpstreamId>,
-    services: HashMap<Arc<str>, usize>,
-    /// Places of the routes that ran before, by name.
-    bulkheads: HashMap<Arc<str>, Arc<Bulkhead>>,
-    versions: BTreeSet<Arc<str>>,
-    /// Upstreams whose `hash_on` needs facts.
-    keyed: HashMap<UpstreamId, (Arc<str>, Vec<Fact>)>,
-}
-
-impl<'a> Names<'a> {
-    pub(super) fn new(
-        listeners: &'a [ListenerPlan],
-        upstreams: &'a BTreeMap<Arc<str>, UpstreamId>,
-        services: &[config::Service],
-    ) -> Self {
-        let versions = releases::version_names(services);
-        let services = services.iter().enumerate().map(|(at, service)| (service.name.shared(), at)).collect();
-        Self { listeners, upstreams, services, versions, bulkheads: HashMap::new(), keyed: HashMap::new() }
-    }
-
-    /// Notes the places of routes that go on.
-    pub(super) fn with_bulkheads_of(mut self, previous: Option<&Snapshot>) -> Self {
-        let routes = previous.into_iter().flat_map(|snapshot| &snapshot.routes);
-        self.bulkheads =
-            routes.filter_map(|route| Some((route.name.clone(), route.bulkhead.clone()?))).collect();
-        self
-    }
-
-    /// Notes what the keys need that these upstreams balance by.
-    pub(super) fn with_keys_of(mut self, upstreams: &[config::Upstream]) -> Self {
-        for upstream in upstreams {
-            let needs = upstream.balance.hash_on.as_ref().map(Selector::needs).unwrap_or_default();
-            let id = self.upstreams.get(upstream.name.as_str()).filter(|_| !needs.is_empty());
-            if let Some(id) = id {
-                self.keyed.insert(*id, (upstream.name.shared(), needs));
-            }
-        }
-        self
-    }
-
-    pub(super) fn upstream(&self, name: &Name, path: &Path, faults: &mut Faults<'_>) -> Option<UpstreamId> {
-        let found = self.upstreams.get(name.as_str()).copied();
-        if found.is_none() {
-            let hint = did_you_mean(name.as_str(), self.upstreams.keys().map(|name| &**name));
-            faults.add_with_hint(path, format!("no upstream is named `{name}`"), hint);
-        }
-        found
-    }
-
-    fn listener(&self, name: &Name, path: &Path, faults: &mut Faults<'_>) -> Option<ListenerId> {
-        let known = |listener: &ListenerPlan| !listener.retired && *listener.name == *name.as_str();
-        let found = self.listeners.iter().position(known);
-        if found.is_none() {
-            let current = self.listeners.iter().filter(|listener| !listener.retired);
-            let hint = did_you_mean(name.as_str(), current.map(|listener| &*listener.name));
-            faults.add_with_hint(path, format!("no listener is named `{name}`"), hint);
-        }
-        found.and_then(|at| u16::try_from(at).ok()).map(ListenerId)
-    }
-
-    fn service(&self, name: &Name, path: &Path, faults: &mut Faults<'_>) -> Option<usize> {
-        let found = self.services.get(name.as_str()).copied();
-        if found.is_none() {
-            let hint = did_you_mean(name.as_str(), self.services.keys().map(|name| &**name));
-            faults.add_with_hint(path, format!("no service is named `{name}`"), hint);
-        }
-        found
-    }
-
-    /// Checks that tests name what exists.
-    pub(super) fn check_tests(&self, tests: &[Test], faults: &mut Faults<'_>) {
-        tests.iter().enumerate().for_each(|(at, test)| self.check_test(at, test, faults));
-    }
-
-    fn check_test(&self, at: usize, test: &Test, faults: &mut Faults<'_>) {
-        let path = entity("tests", at);
-        if let Some(name) = &test.request.listener {
-            self.listener(name, &path.join("request").join("listener"), faults);
-        }
-        if let Some(name) = &test.expect.upstream {
-            self.upstream(name, &path.join("expect").join("upstream"), faults);
-        }
-        for (nth, name) in test.expect.mirrors.iter().flatten().enumerate() {
-            self.upstream(name, &path.join("expect").join("mirrors").join(nth), faults);
-        }
-        let versions = || self.versions.iter().map(|name| &**name);
-        let variants = || versions().chain(self.upstreams.keys().map(|name| &**name));
-        self.check_expected("version", test.expect.version.as_ref(), versions, &path, faults);
-        self.check_expected("variant", test.expect.variant.as_ref(), variants, &path, faults);
-    }
-
-    fn check_expected<'n, I: Iterator<Item = &'n str>>(
-        &self,
-        what: &str,
-        name: Option<&Name>,
-        known: impl Fn() -> I,
-        path: &Path,
-        faults: &mut Faults<'_>,
-    ) {
-        let Some(name) = name.filter(|name| !known().any(|known| known == name.as_str())) else { return };
-        let hint = did_you_mean(name.as_str(), known());
-        faults.add_with_hint(&path.join("expect").join(what), format!("no {what} is named `{name}`"), hint);
-    }
-
-    /// Checks that the versions that a condition names exist.
-    pub(super) fn check_when(&self, when: &WhenSpec, path: &Path, faults: &mut Faults<'_>) {
-        releases::check_when(when, &self.versions, path, faults);
-    }
-}
 
 /// Routes whose upstreams are still ids.
 pub(super) struct Built {
@@ -155,6 +43,8 @@ pub(super) struct Unresolved {
     pub(super) target: Target,
     timeouts: RouteTimeouts,
     retries: Option<RouteRetries>,
+    hedge: Option<Hedge>,
+    priority: Priority,
     bulkhead: Option<Arc<Bulkhead>>,
 }
 
@@ -230,6 +120,8 @@ pub(super) fn build(
         let service = service.map(|at| &services[at]);
         let target = target(&route, service, names, pipelines, &path, faults);
         check_retries(route.retries.as_ref(), &path, faults);
+        check_concurrency(route.concurrency.as_ref(), &path, faults);
+        check_hedge(route.hedge.as_ref(), &target, names, &path, faults);
         let owner = format!("route:{}", route.name);
         let before = names.bulkheads.get(route.name.as_str());
         let unresolved = Unresolved {
@@ -241,6 +133,8 @@ pub(super) fn build(
             target,
             timeouts: route.timeouts,
             retries: route.retries,
+            hedge: route.hedge,
+            priority: route.priority,
             bulkhead: route.concurrency.as_ref().map(|written| Bulkhead::retained(written, before)),
         };
         let matched = matches(route.matches, names, &path.join("match"), faults);
@@ -254,6 +148,30 @@ pub(super) fn build(
 fn check_retries(retries: Option<&RouteRetries>, path: &Path, faults: &mut Faults<'_>) {
     if retries.and_then(|retries| retries.max).is_some_and(|max| max > MAX_RETRIES) {
         faults.add(&path.join("retries").join("max"), format!("expected 0 to {MAX_RETRIES}"));
+    }
+}
+
+fn check_concurrency(written: Option<&Concurrency>, path: &Path, faults: &mut Faults<'_>) {
+    if let Some((place, message)) = written.and_then(Concurrency::problem) {
+        faults.add(&path.join("concurrency").concat(&below(place)), message);
+    }
+}
+
+fn check_hedge(
+    hedge: Option<&Hedge>,
+    target: &Target,
+    names: &Names<'_>,
+    path: &Path,
+    faults: &mut Faults<'_>,
+) {
+    let Some(hedge) = hedge else { return };
+    if hedge.max > MAX_HEDGES {
+        faults.add(&path.join("hedge").join("max"), format!("expected 0 to {MAX_HEDGES}"));
+    }
+    if hedge.max > 0 && target.upstreams().iter().any(|id| names.sticky.contains(id)) {
+        let message =
+            "goes to other backends, and `balance.sticky` of the upstream keeps clients with theirs";
+        faults.add(&path.join("hedge"), message);
     }
 }
 
@@ -423,10 +341,13 @@ impl Built {
                     action: action(&route.target, upstreams),
                     timeouts: route.timeouts,
                     retries: route.retries.clone(),
+                    hedge: route.hedge.clone(),
+                    priority: route.priority,
                     bulkhead: route.bulkhead.clone(),
+                    stacks: unmade(listeners),
                     series: Box::default(),
                 };
-                resolved.series = series(listeners * resolved.branches());
+                resolved.series = unmade(listeners * resolved.branches());
                 Arc::new(resolved)
             })
             .collect()
@@ -467,12 +388,15 @@ pub(super) fn unrouted(listeners: usize) -> Route {
         action: Action::NotFound,
         timeouts: RouteTimeouts::default(),
         retries: None,
+        hedge: None,
+        priority: Priority::default(),
         bulkhead: None,
-        series: series(listeners),
+        stacks: unmade(listeners),
+        series: unmade(listeners),
     }
 }
 
-fn series(count: usize) -> Box<[OnceLock<Arc<RouteSeries>>]> {
+fn unmade<T>(count: usize) -> Box<[OnceLock<T>]> {
     std::iter::repeat_with(OnceLock::new).take(count).collect()
 }
 

@@ -18,7 +18,7 @@ use super::view::State;
 use super::{Reason, RedisStore, Shared};
 
 /// Longest wait for a connection, and for a store to take the script.
-const CONNECT: Duration = Duration::from_secs(2);
+pub(super) const CONNECT: Duration = Duration::from_secs(2);
 /// Wait after the first failure; it doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// Longest wait between two attempts.
@@ -89,7 +89,7 @@ impl Keeper {
 
 /// Connects a store, and connects it anew whenever it is away.
 async fn keep(shared: Arc<Shared>) {
-    let mut pause = FIRST_PAUSE;
+    let mut pause = Pause::default();
     loop {
         let began = Instant::now();
         match timeout(CONNECT, connect(&shared)).await {
@@ -101,16 +101,33 @@ async fn keep(shared: Arc<Shared>) {
             Err(_) => shared.sink(Reason::Slow(CONNECT)),
         }
         if began.elapsed() >= GOOD {
-            pause = FIRST_PAUSE;
+            pause = Pause::default();
         }
+        sleep(pause.next()).await;
+    }
+}
+
+/// How long to wait before the next attempt.
+pub(super) struct Pause(Duration);
+
+impl Default for Pause {
+    fn default() -> Self {
+        Self(FIRST_PAUSE)
+    }
+}
+
+impl Pause {
+    /// The wait, which is longer each time.
+    pub(super) fn next(&mut self) -> Duration {
+        let pause = self.0;
+        self.0 = (pause * 2).min(LONGEST_PAUSE);
         // Gateways that lost a store together do not come back to it together.
-        sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
+        pause.mul_f64(0.5 + fastrand::f64() / 2.0)
     }
 }
 
 /// The task that runs a connection; it ends with this, whatever it still waits for.
-struct Driver(JoinHandle<()>);
+pub(super) struct Driver(pub(super) JoinHandle<()>);
 
 impl Drop for Driver {
     fn drop(&mut self) {

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use redis::aio::{ConnectionLike, MultiplexedConnection};
-use redis::{ErrorKind, RedisResult, ServerErrorKind, Value, from_redis_value};
+use redis::{Cmd, ErrorKind, RedisResult, ServerErrorKind, Value, from_redis_value};
 
 use super::Reason;
 use super::script::{self, Demand};
@@ -44,9 +44,13 @@ impl Link {
 
     /// Gives back units of the quota with this key.
     pub(super) async fn give_back(&self, key: &str, slot: u64, cost: u64) -> RedisResult<()> {
+        self.ask(&script::give_back(key, slot, cost)).await.map(drop)
+    }
+
+    /// Runs a command.
+    pub(super) async fn ask(&self, command: &Cmd) -> RedisResult<Value> {
         let mut connection = self.connection.clone();
-        let answer = connection.req_packed_command(&script::give_back(key, slot, cost)).await;
-        answer.and_then(Value::extract_error).map(drop)
+        connection.req_packed_command(command).await.and_then(Value::extract_error)
     }
 
     pub(super) fn answered(&self) {

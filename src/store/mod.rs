@@ -4,10 +4,12 @@
 //! connection, on a request's path: while there is none, the store is away at once. A task of its own
 //! connects, looks every second whether the store still decides, and connects anew when it does not.
 
+mod journal;
 mod keeper;
 mod link;
 mod numbers;
 mod reason;
+mod records;
 mod script;
 mod target;
 mod view;
@@ -19,12 +21,14 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use parking_lot::{Condvar, Mutex};
+use redis::{RedisResult, Value};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
-use tollhouse_filters::world::{Away, Charge, Metrics, OnFailure, Store, Tally, TenantId};
+use tollhouse_filters::world::{Away, Charge, Metrics, OnFailure, Records, Store, Tally, TenantId};
 
+pub use self::journal::{Journal, News, Place, Reader};
 pub use self::keeper::Keeper;
 use self::link::Link;
 use self::numbers::Numbers;
@@ -165,20 +169,35 @@ impl Store for RedisStore {
     fn on_failure(&self) -> OnFailure {
         self.shared.options.on_failure
     }
+
+    fn records(&self) -> Option<&dyn Records> {
+        Some(self)
+    }
 }
 
 impl Shared {
-    /// Decides over this link; without an answer in time, the link may be no good any more.
+    /// Decides over this link.
     async fn decide(&self, link: &Arc<Link>, mut demand: Demand<'_, '_, '_>) -> Option<bool> {
+        let answer = self.answered(link, link.decide(&demand)).await?;
+        let spent = demand.settle(&answer);
+        if spent.is_none() {
+            self.fall(link, Reason::Nonsense);
+        }
+        spent
+    }
+
+    /// What is answered over this link; without an answer in time, the link may be no good any more.
+    async fn answered(
+        &self,
+        link: &Arc<Link>,
+        asked: impl Future<Output = RedisResult<Value>>,
+    ) -> Option<Value> {
         let deadline = self.options.timeout.get();
-        let reason = match timeout(deadline, link.decide(&demand)).await {
-            Ok(Ok(answer)) => match demand.settle(&answer) {
-                Some(spent) => {
-                    link.answered();
-                    return Some(spent);
-                }
-                None => Reason::Nonsense,
-            },
+        let reason = match timeout(deadline, asked).await {
+            Ok(Ok(answer)) => {
+                link.answered();
+                return Some(answer);
+            }
             Ok(Err(error)) => Reason::from(error),
             Err(_) if link.missed() => Reason::Slow(deadline),
             // Once is no reason to give up a connection.

@@ -128,6 +128,14 @@ impl<'a> Keyed<'a> {
         self.key("q:", key)
     }
 
+    pub(super) fn record(&self, key: &[u8]) -> String {
+        self.key("r:", key)
+    }
+
+    pub(super) fn group(&self, key: &[u8]) -> String {
+        self.key("g:", key)
+    }
+
     fn key(&self, kind: &str, key: &[u8]) -> String {
         let digest = self.hasher.clone().chain_update(key).finalize();
         format!("{}:{kind}{}:{}", self.prefix, self.tenant.0, hex(&digest[..DIGEST]))

@@ -10,8 +10,10 @@ use super::discovery;
 use super::{MAX_BACKENDS, MAX_RETRIES, MAX_WEIGHT, Problems};
 use crate::config::balance::{Algorithm, Balance};
 use crate::config::circuit_breaker::CircuitBreaker;
+use crate::config::concurrency::Concurrency;
 use crate::config::discovery::Registry;
 use crate::config::health::{ProbeKind, ProbeMethod};
+use crate::config::hedge::MAX_HEDGES;
 use crate::config::upstream::{self as written, Host, Protocol};
 
 /// The most of a body that is kept for another attempt; Pingora keeps no more.
@@ -31,6 +33,9 @@ const OF_MESSAGES: [&str; 10] = [
 ];
 /// Shortest interval between looks at a file.
 const MIN_LOOK: Duration = Duration::from_millis(100);
+/// Shortest interval between questions to a registry that does not hold them back, and the longest that one does.
+const MIN_ASKING: Duration = Duration::from_secs(1);
+const MAX_WAIT: Duration = Duration::from_secs(600);
 /// Shortest interval between probes.
 const MIN_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -43,6 +48,9 @@ pub(super) fn check(written: &written::Upstream, problems: &mut Problems) {
     check_protocol(written, problems);
     check_health(written, problems);
     check_breaker(written.circuit_breaker.as_ref(), problems);
+    if let Some((place, message)) = written.concurrency.as_ref().and_then(Concurrency::problem) {
+        problems.add(format!("concurrency.{place}"), message);
+    }
 }
 
 fn check_backends(written: &written::Upstream, problems: &mut Problems) {
@@ -71,11 +79,7 @@ fn check_discovery(written: &written::Upstream, problems: &mut Problems) {
         Ok(registry) => registry,
         Err(errors) => return errors.iter().for_each(|error| problems.add(below(error), told(error))),
     };
-    if let Registry::File(file) = registry
-        && file.interval.get() < MIN_LOOK
-    {
-        problems.add("discovery.interval", "expected at least 100ms");
-    }
+    check_options(registry, problems);
     if let Some(tls) = &written.tls
         && tls.sni.is_none()
         && registry.tells_addresses()
@@ -84,6 +88,35 @@ fn check_discovery(written: &written::Upstream, problems: &mut Problems) {
             "tls.sni",
             "is needed with this type of `discovery`, which may tell addresses without a name",
         );
+    }
+}
+
+fn check_options(registry: &Registry, problems: &mut Problems) {
+    let mut proof = |user: bool, password: bool| match (user, password) {
+        (true, false) => problems.add("discovery.username", "needs `password` too"),
+        (false, true) => problems.add("discovery.password", "needs `username` too"),
+        _ => {}
+    };
+    match registry {
+        Registry::Eureka(written) => proof(written.username.is_some(), written.password.is_some()),
+        Registry::Nacos(written) => proof(written.username.is_some(), written.password.is_some()),
+        _ => {}
+    }
+    let (interval, least) = match registry {
+        Registry::File(written) => (written.interval, MIN_LOOK),
+        Registry::Eureka(written) => (written.interval, MIN_ASKING),
+        Registry::Nacos(written) => (written.interval, MIN_ASKING),
+        Registry::Consul(written) => {
+            if !(MIN_ASKING..=MAX_WAIT).contains(&written.wait.get()) {
+                problems.add("discovery.wait", "expected 1s to 10m");
+            }
+            return;
+        }
+        // The others check what they have themselves, in `discovery`.
+        _ => return,
+    };
+    if interval.get() < least {
+        problems.add("discovery.interval", format!("expected at least {least:?}"));
     }
 }
 
@@ -114,6 +147,14 @@ fn check_attempts(written: &written::Upstream, problems: &mut Problems) {
         && OF_MESSAGES.contains(&name.get().as_str())
     {
         problems.add("timeouts.remaining_header", "is a field that says something else");
+    }
+    if let Some(hedge) = &written.hedge {
+        if hedge.max > MAX_HEDGES {
+            problems.add("hedge.max", format!("expected 0 to {MAX_HEDGES}"));
+        }
+        if written.balance.sticky.is_some() {
+            problems.add("hedge", "goes to other backends, and `balance.sticky` keeps clients with theirs");
+        }
     }
     if written.retries.body_bytes > MAX_KEPT {
         problems.add("retries.body_bytes", format!("expected at most {MAX_KEPT}"));

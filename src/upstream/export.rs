@@ -12,6 +12,7 @@ const BREAKER_OPEN: &str = "tollhouse_upstream_breaker_state";
 const BREAKER_CHANGES: &str = "tollhouse_upstream_breaker_changes_total";
 const REFUSED: &str = "tollhouse_upstream_refused_total";
 const IN_FLIGHT: &str = "tollhouse_upstream_in_flight";
+const LIMIT: &str = "tollhouse_upstream_concurrency_limit";
 const WAITING: &str = "tollhouse_upstream_waiting";
 const EJECTED: &str = "tollhouse_upstream_backend_ejected";
 const EJECTIONS: &str = "tollhouse_upstream_ejections_total";
@@ -22,7 +23,7 @@ const CHANGES: &str = "tollhouse_upstream_discovery_changes_total";
 
 /// Exports the numbers of these upstreams, and those of no others.
 pub(super) fn export(upstreams: &[Arc<Upstream>], registry: &Registry) {
-    let resilience = [BREAKER_OPEN, BREAKER_CHANGES, REFUSED, IN_FLIGHT, WAITING, EJECTED, EJECTIONS];
+    let resilience = [BREAKER_OPEN, BREAKER_CHANGES, REFUSED, IN_FLIGHT, LIMIT, WAITING, EJECTED, EJECTIONS];
     resilience.into_iter().chain([UP, AGE, BACKENDS, CHANGES]).for_each(|name| registry.forget_fns(name));
     for upstream in upstreams {
         breaker(upstream, registry);
@@ -84,6 +85,9 @@ fn bulkhead(upstream: &Upstream, registry: &Registry) {
     let shown = Arc::clone(places);
     let help = "Requests under way, where their number is limited.";
     registry.register_gauge_fn(IN_FLIGHT, help, &label, move || gauge(shown.in_flight()));
+    let shown = Arc::clone(places);
+    let help = "Requests that may be under way.";
+    registry.register_gauge_fn(LIMIT, help, &label, move || gauge(shown.limit()));
     let shown = Arc::clone(places);
     registry.register_gauge_fn(WAITING, "Requests that wait for a place.", &label, move || {
         gauge(shown.waiting())

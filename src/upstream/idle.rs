@@ -2,7 +2,10 @@
 
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool, AtomicUsize,
+    Ordering::{Relaxed, SeqCst},
+};
 use std::sync::{Arc, LazyLock, OnceLock, Weak};
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
@@ -80,14 +83,14 @@ impl Idle {
 
     /// Keeps a connection for so long, unless so many wait already.
     pub(super) fn put(self: &Arc<Self>, stream: TcpStream, address: SocketAddr, most: usize, keep: Duration) {
-        if self.waiting.fetch_add(1, Relaxed) >= most {
+        if self.waiting.fetch_add(1, SeqCst) >= most {
             self.waiting.fetch_sub(1, Relaxed);
             return;
         }
         let shelves = self.shelves.get_or_init(|| (0..*SHELVES).map(|_| Shelf::default()).collect());
         let own = TURN.with(|turn| turn % shelves.len());
         shelves[own].0.lock().push(Connection { stream, address, until: Instant::now() + keep });
-        if !self.swept.load(Relaxed) && !self.swept.swap(true, Relaxed) {
+        if !self.swept.load(SeqCst) && !self.swept.swap(true, SeqCst) {
             tokio::spawn(sweep(Arc::downgrade(self)));
         }
     }
@@ -114,9 +117,9 @@ async fn sweep(idle: Weak<Idle>) {
         tokio::time::sleep(SWEEP).await;
         let Some(idle) = idle.upgrade() else { return };
         if idle.sweep() == 0 {
-            idle.swept.store(false, Relaxed);
-            // One may have come just before that.
-            if idle.waiting.load(Relaxed) == 0 || idle.swept.swap(true, Relaxed) {
+            // Who puts one here counts it first and looks then; so one that came meanwhile is seen by one of both.
+            idle.swept.swap(false, SeqCst);
+            if idle.waiting.load(SeqCst) == 0 || idle.swept.swap(true, SeqCst) {
                 return;
             }
         }

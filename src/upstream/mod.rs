@@ -38,6 +38,7 @@ use self::set::Backends;
 use self::sticky::Sticky;
 use self::trust::Trust;
 use crate::config::health::Active;
+use crate::config::hedge::{After, Hedge};
 use crate::config::retries::RouteRetries;
 use crate::config::upstream::{self as written, Protocol};
 use crate::observe::{Registry, UpstreamSeries};
@@ -180,6 +181,25 @@ impl Upstream {
     /// What is tried again, for a route that has rules of its own or not.
     pub fn rules<'a>(&'a self, route: Option<&'a RouteRetries>) -> Rules<'a> {
         Rules::new(&self.written.retries, route, &self.memory.budget)
+    }
+
+    /// How requests of a route that has a hedge of its own, or not, are hedged, if they are.
+    pub fn hedge<'a>(&'a self, route: Option<&'a Hedge>) -> Option<&'a Hedge> {
+        let hedge = route.or(self.written.hedge.as_ref())?;
+        (hedge.max > 0 && self.backends().len() > 1).then_some(hedge)
+    }
+
+    /// How long one attempt is waited for before the next; none while that is not known.
+    pub fn hedges_after(&self, hedge: &Hedge) -> Option<Duration> {
+        match hedge.after {
+            After::Time(time) => Some(time.get()),
+            After::Percentile(of) => self.memory.latencies.percentile(of),
+        }
+    }
+
+    /// Notes what the head of an answer took.
+    pub fn took(&self, time: Duration) {
+        self.memory.latencies.note(time);
     }
 
     /// Counts a request, which pays for retries.

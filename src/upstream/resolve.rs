@@ -54,7 +54,7 @@ impl Found {
 /// Where a service is (RFC 2782).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Service {
-    /// A name, without the dot at its end.
+    /// A name, with the dot at its end; what looks like an address is none.
     pub(super) target: Box<str>,
     pub(super) port: u16,
     /// Those of a lower number come first.
@@ -201,7 +201,7 @@ impl Client {
         let service = |data: &RData| match data {
             // A target that is the root says that there is decidedly no such service.
             RData::SRV(service) if !service.target.is_root() => Some(Service {
-                target: service.target.to_string().trim_end_matches('.').into(),
+                target: service.target.to_string().into(),
                 port: service.port,
                 priority: service.priority,
                 weight: service.weight,

@@ -81,7 +81,7 @@ pub struct StateView {
 #[schemars(rename = "Places")]
 pub struct PlacesView {
     /// Requests that may be under way.
-    pub limit: u32,
+    pub limit: usize,
     /// Requests under way.
     pub in_flight: usize,
     /// Requests that wait.
@@ -202,7 +202,7 @@ impl Upstream {
                 }
             }),
             concurrency: self.memory.bulkhead.as_ref().map(|places| PlacesView {
-                limit: places.written.in_flight.get(),
+                limit: places.limit(),
                 in_flight: places.in_flight(),
                 waiting: places.waiting(),
             }),

@@ -268,7 +268,7 @@ fn upstreams_tell_their_backends_as_they_are() {
     let admin = Admin::with_token();
     let expected = json!({
         "name": "users", "protocol": "http/1.1", "tls": false, "algorithm": "round_robin", "checked": false,
-        "circuit_breaker": null, "concurrency": null,
+        "circuit_breaker": null, "concurrency": null, "discovery": null,
         "backends": [{
             "address": "127.0.0.1:9", "weight": 1, "usable": true,
             "in_flight": 0, "latency_ms": null, "requests": 0, "failures": 0,

@@ -292,56 +292,6 @@ async fn both_ways_answer_from_the_same_store() {
     assert!(status.starts_with(b"tollhouse; hit"));
 }
 
-/// A body of so many bytes that shows where in it one is.
-fn numbered_lines(length: usize) -> String {
-    (0..).flat_map(|line: u32| format!("{line:07}\n").into_bytes()).map(char::from).take(length).collect()
-}
-
-#[tokio::test]
-async fn long_stored_bodies_are_the_same_for_everybody_whenever_they_ask() {
-    for length in [100 << 10, 3 << 20] {
-        let body = numbered_lines(length);
-        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n{FRESH}\r\n{body}");
-        let cached = Cached::new("{}", move |_, _| answer.clone()).await;
-        let mut wire = Wire::connect(cached.gateway.address()).await;
-        let part = format!("Range: bytes=70000-{}\r\n", length - 5);
-        for nth in 1..=6 {
-            for (fields, status, wanted) in [("", 200, &body[..]), (&part, 206, &body[70_000..length - 4])] {
-                wire.send(format!("GET / HTTP/1.1\r\nHost: example.test\r\n{fields}\r\n")).await;
-                let got = soon("an answer", wire.answer()).await.expect("whole");
-                assert_eq!((got.status, got.text() == wanted), (status, true), "{length}, {fields}, {nth}");
-            }
-            let request = http::Request::get("http://example.test/").body(()).expect("valid");
-            let mut client = H2c::connect(cached.gateway.address()).await;
-            let got = client.send(request, b"").await.expect("an answer");
-            assert!(got.body == body.as_bytes(), "{length} over HTTP/2, {nth}");
-        }
-        assert_eq!(cached.asked(), 1);
-    }
-}
-
-#[tokio::test]
-async fn a_purge_takes_nothing_from_who_is_reading() {
-    const LENGTH: usize = 8 << 20;
-    let body = numbered_lines(LENGTH);
-    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {LENGTH}\r\n{FRESH}\r\n{body}");
-    let cached = Cached::new("{}", move |_, _| answer.clone()).await;
-    let get = "GET / HTTP/1.1\r\nHost: example.test\r\n\r\n";
-    for _ in 0..3 {
-        assert_eq!(cached.get("/").await.body.len(), LENGTH);
-    }
-    let mut slow = Wire::connect(cached.gateway.address()).await;
-    slow.send(get).await;
-    let head = slow.head().await.expect("a head");
-    assert_eq!(head.field("content-length"), Some(&*LENGTH.to_string()));
-    cached.gateway.ask_admin("POST /api/cache/purge", r#"{"all": true}"#).await;
-    // What takes its place would show, if anything did.
-    let other = cached.get("/other").await;
-    assert_eq!((other.body.len(), cached.asked()), (LENGTH, 2));
-    let rest = soon("the rest", slow.body(&head)).await.expect("whole");
-    assert!(rest == body.as_bytes());
-}
-
 #[tokio::test]
 async fn something_is_stored_once_it_is_asked_for_often_enough() {
     let cached = Cached::new("{min_uses: 3}", |nth, _| numbered(nth, FRESH)).await;

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::harness::{
-    Authority, Broken, Client, Gateway, H2c, Kind, Origin, Wire, get, h2_over, request, soon,
+    Authority, Broken, Client, Gateway, H2c, Kind, Origin, Redis, Wire, get, h2_over, request, soon,
 };
 
 const SECRET: &str = "a secret of thirty-two bytes, or so";
@@ -450,4 +450,19 @@ async fn a_nonce_is_good_for_one_request() {
     }
     assert_eq!(GET.send(&gateway, &GET.message(), b"").await.status, 401);
     assert_eq!(origin.heads().len(), 2);
+}
+
+#[tokio::test]
+async fn a_nonce_is_good_once_for_all_gateways_that_share_a_store() {
+    let (origin, redis) = (Origin::echo().await, Redis::start().await);
+    let store = format!("stores: {{main: {{type: redis, timeout: 1s, url: \"{}\"}}}}\n", redis.url());
+    let text = format!("{store}{}", document(&origin, "", ", store: main"));
+    let (one, other) = (Gateway::start(&text).await, Gateway::start(&text).await);
+    let of = |nonce| Signed { nonce: Some(nonce), ..GET };
+    for (signed, fields) in [(of("n1"), of("n1").message()), (of("n2"), of("n2").plain())] {
+        assert_eq!(signed.send(&one, &fields, b"").await.status, 200, "{fields:?}");
+        for gateway in [&one, &other] {
+            assert_eq!(signed.send(gateway, &fields, b"").await.status, 401, "{fields:?}");
+        }
+    }
 }

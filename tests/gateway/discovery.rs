@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 
-use crate::harness::{Dns, Gateway, Origin, Reply, Wire, get, soon};
+use crate::harness::{Dns, Gateway, Origin, Reply, Wire, get, soon, until};
 
 const LISTENER: &str = "{name: plain, address: \"127.0.0.1:0\"}";
 
@@ -235,7 +235,7 @@ async fn a_request_under_way_at_a_backend_that_goes_is_answered_and_its_connecti
     let mut wire = soon("the request", wires.recv()).await.expect("a connection");
     wire.head().await.expect("a request");
     replace(&file, &listing(&[stays.address]));
-    become_these(&gateway, &["stays"]).await;
+    until("the change", || (gateway.said("a registry tells other backends") == 2).then_some(())).await;
     wire.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlast").await;
     let answer = soon("the answer", client.answer()).await.expect("answered");
     assert_eq!((answer.status, answer.text()), (200, "last".to_owned()));

@@ -5,7 +5,7 @@ use crate::harness::{Answer, Browser, Gateway, Oidc, Origin, request, soon};
 const SECRET: &str = "a secret of at least thirty-two characters";
 
 /// One route for users, and one that tells what their browser is sent on to.
-fn document(origin: &Origin, oidc: &Oidc, keys: &[&str]) -> String {
+pub(super) fn document(origin: &Origin, oidc: &Oidc, keys: &[&str]) -> String {
     let keys: Vec<String> =
         keys.iter().map(|key| format!("\"{key}, of thirty-two bytes or more\"")).collect();
     format!(
@@ -69,7 +69,7 @@ fn session(browser: &Browser) -> Option<&String> {
 }
 
 /// Goes to a page without going on.
-async fn look(browser: &mut Browser) -> Answer {
+pub(super) async fn look(browser: &mut Browser) -> Answer {
     browser.step("https://app.test/page").await
 }
 

@@ -249,6 +249,23 @@ async fn who_waits_too_long_is_refused_and_a_route_has_places_of_its_own() {
     }
 }
 
+#[tokio::test]
+async fn adaptive_places_begin_with_the_fewest_and_grow_with_quick_answers() {
+    for way in WAYS {
+        let origin = Origin::answering(OK).await;
+        let rules = "concurrency: {in_flight: 50, queue: 5, adaptive: {min: 1, window: 1ms}}";
+        let gateway = before(&[origin.address], rules, "").await;
+        assert_eq!(shown(&gateway).await["concurrency"]["limit"], 1);
+        let limit = "tollhouse_upstream_concurrency_limit{upstream=\"origin\"}";
+        soon("more places", async {
+            while gateway.number(limit).await < 2 {
+                assert_eq!(ask(&gateway, way, "GET /").await.status, 200, "{way}");
+            }
+        })
+        .await;
+    }
+}
+
 /// A backend in a process of its own; at the same place again, if it was there before.
 async fn backend(at: Option<SocketAddr>) -> Gateway {
     let address = at.map_or("127.0.0.1:0".to_owned(), |address| address.to_string());

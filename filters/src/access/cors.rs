@@ -22,7 +22,7 @@ use crate::filter::{Build, BuildError, Filter};
 use crate::outcome::{FilterError, Outcome, Reply};
 use crate::phase::{OnRequest, OnResponse, Phases};
 use crate::problem::{FORBIDDEN, Problem};
-use crate::values::{Duration, FieldName};
+use crate::values::{self, Duration, FieldName};
 
 /// Who may read answers from a browser, and how.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -128,7 +128,7 @@ impl Origins {
             if text == "*" {
                 origins.any = true;
             } else if let Some(regex) = text.strip_prefix('~') {
-                let regex = Regex::new(&format!("^(?:{regex})$"));
+                let regex = values::regex(&format!("^(?:{regex})$"));
                 origins
                     .regexes
                     .push(regex.map_err(|_| BuildError::at("origins", "a regular expression is not valid"))?);

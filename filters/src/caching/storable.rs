@@ -190,9 +190,9 @@ fn by_default(status: StatusCode) -> bool {
 
 /// `corrected_initial_age` (s4.2.3), in seconds.
 fn age(response: &HeaderMap, times: Times) -> u32 {
-    // s5.1: of several values the first counts; what is no number is ignored.
+    // s5.1: of several values the first counts; what is no number is ignored. A parameter makes it no younger.
     let said = response.get(AGE).and_then(|value| value.to_str().ok());
-    let said = said.and_then(|text| seconds(text.split(',').next()?.trim())).unwrap_or(0);
+    let said = said.and_then(|text| seconds(text.split([',', ';']).next()?.trim())).unwrap_or(0);
     let delay = times.received.saturating_sub(times.sent) / 1000;
     let corrected = u64::from(said) + delay;
     let apparent = one_date(response, &DATE).map_or(0, |date| (times.received / 1000).saturating_sub(date));

@@ -4,19 +4,18 @@ use std::thread;
 
 use cel::common::ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, LiteralValue, SourceInfo, operators};
 use cel::parser::Expression as Tree;
-use regex::{Regex, RegexBuilder};
+use regex::Regex;
 
 use super::Compiled;
 use super::evaluate::{BOUNDED, FUNCTIONS, MATCHES};
 use super::facts::{NAMES, Root};
 use crate::tree::suggest;
+use crate::values;
 
 /// Most parts of an expression.
 const PARTS: usize = 500;
 /// How deep they can be within each other.
 const DEPTH: usize = 48;
-/// A longer compiled pattern is refused.
-const PATTERN_SIZE: usize = 1 << 20;
 
 /// What can be called, beside operators.
 const CALLS: [&str; 12] = [
@@ -45,7 +44,8 @@ const STACK: usize = 64 << 20;
 pub(super) fn compile(text: &str) -> Result<Compiled, String> {
     let owned = text.to_owned();
     let compiler = thread::Builder::new().name("expression".to_owned()).stack_size(STACK);
-    let compiled = compiler.spawn(move || compile_here(&owned)).map_err(|error| error.to_string())?;
+    let compiled =
+        compiler.spawn(values::carried(move || compile_here(&owned))).map_err(|error| error.to_string())?;
     compiled.join().unwrap_or_else(|_| Err("no expression: its reader broke off".to_owned()))
 }
 
@@ -181,7 +181,7 @@ impl Walk<'_> {
         let Some(Tree { id: place, expr: Expr::Literal(LiteralValue::String(pattern)) }) = pattern else {
             return Err(wrong("the pattern of `matches` has to be written as it is"));
         };
-        let regex = RegexBuilder::new(pattern.inner()).size_limit(PATTERN_SIZE).build();
+        let regex = values::regex(pattern.inner());
         let regex = regex.map_err(|_| wrong("expected a regular expression of RE2's kind"))?;
         let number = i64::try_from(self.patterns.len()).unwrap_or(i64::MAX);
         self.patterns.push(regex);

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderName;
+use http::header::COOKIE;
+use pingora_http::RequestHeader;
 use serde::de::DeserializeOwned;
 
 use super::api_key::{self, ApiKeys};
@@ -18,16 +20,19 @@ use super::oidc::Oidc;
 use super::remote::Remote;
 use super::spec::{ConsumerSpec, IdentitySpec, Kind};
 use super::{Broken, Identity, Source};
-use crate::filter::{BuildError, Surroundings};
+use crate::context::Context;
+use crate::filter::{self, BuildError, Surroundings};
 use crate::plan::Plans;
 use crate::tree::{self, Node, Path, suggest};
 use crate::values::{Name, Url};
-use crate::world::{UpstreamId, World};
+use crate::world::{Store, UpstreamId, World};
 
 /// The identities of a document, by name.
 #[derive(Default)]
 pub struct Identities {
     by_name: BTreeMap<Arc<str>, Arc<dyn Identity>>,
+    /// The cookies of logins, of all of them.
+    sessions: Vec<Source>,
 }
 
 impl Identities {
@@ -45,6 +50,19 @@ impl Identities {
     /// All of them, by name.
     pub fn all(&self) -> impl Iterator<Item = &Arc<dyn Identity>> {
         self.by_name.values()
+    }
+
+    /// Takes the cookies of logins out of a request to an upstream: they are the gateway's own, and with them an
+    /// upstream could pass for its users, also one that has no part in their login.
+    pub fn hide_sessions(&self, request: &mut RequestHeader, ctx: &mut Context) {
+        if self.sessions.is_empty() || !request.headers.contains_key(COOKIE) {
+            return;
+        }
+        for source in &self.sessions {
+            if !source.values(request).is_empty() {
+                source.remove(request, ctx);
+            }
+        }
     }
 
     /// Where anything of theirs is that logs must not show.
@@ -80,6 +98,11 @@ impl Site<'_> {
         found.map(Some)
     }
 
+    /// The store that the option `store` names.
+    pub(super) fn store(&self, name: &str) -> Result<Arc<dyn Store>, BuildError> {
+        filter::store(self.surroundings, "store", name)
+    }
+
     /// The place at a URL that an option names. What is secret does not go over a network in the clear.
     pub(super) fn remote(
         &self,
@@ -113,6 +136,9 @@ pub fn build(
             );
             Arc::new(Broken { name: name.shared() })
         });
+        if identity.login().is_some() {
+            built.sessions.extend_from_slice(identity.sources());
+        }
         built.by_name.insert(name.shared(), identity);
     }
     (built, errors)

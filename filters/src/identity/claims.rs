@@ -3,11 +3,12 @@
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 
 use super::Refusal;
 use super::cache::seconds;
 use crate::filter::BuildError;
-use crate::values::DurationOrZero;
+use crate::values::{DurationOrZero, hex};
 use crate::world::{Matched, Revocations};
 
 const BAD_CLAIM: Refusal = Refusal::new("a registered claim of the token has the wrong type");
@@ -71,12 +72,18 @@ impl Rules {
     }
 }
 
+/// Bytes of the digest that stands for a token: enough that nobody makes two with the same.
+const DIGEST: usize = 16;
+
 /// Whom the token is about: where it has no `sub`, the client it was given to (`client_id` of RFC 7662 and RFC 9068,
-/// `azp` of OpenID Connect).
+/// `azp` of OpenID Connect). One that says neither is a caller of its own, by all that it says.
 pub(super) fn subject(claims: &Map<String, Value>) -> String {
-    let text = |name: &str| claims.get(name).and_then(Value::as_str);
+    let text = |name: &str| claims.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
     let client = || text("client_id").or(text("azp")).map(|client| format!("client:{client}"));
-    text("sub").map(str::to_owned).or_else(client).unwrap_or_default()
+    text("sub").map(str::to_owned).or_else(client).unwrap_or_else(|| {
+        let digest = Sha256::digest(serde_json::to_vec(claims).unwrap_or_default());
+        format!("token:{}", hex(&digest[..DIGEST]))
+    })
 }
 
 /// The end of a token, in Unix seconds, if it has one.

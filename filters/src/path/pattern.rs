@@ -49,9 +49,6 @@ impl Captures {
     }
 }
 
-/// A longer compiled regular expression is refused.
-const REGEX_SIZE: usize = 1 << 20;
-
 /// Segments that a pattern can have, which bounds how deep the router descends.
 const MAX_SEGMENTS: usize = 128;
 
@@ -129,7 +126,7 @@ impl PathPattern {
 
 fn anchored(regex: &str) -> Result<Regex, String> {
     let build = |text: &str| {
-        regex::RegexBuilder::new(text).size_limit(REGEX_SIZE).build().map_err(|error| {
+        crate::values::regex(text).map_err(|error| {
             let error = error.to_string();
             format!("the regular expression is not valid: {}", error.lines().last().unwrap_or_default())
         })

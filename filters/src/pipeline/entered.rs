@@ -55,7 +55,7 @@ impl Entered {
         stack: &Stack,
         takers: fn(&Pipeline) -> &[u8],
     ) -> impl DoubleEndedIterator<Item = &Arc<Step>> {
-        stack.0.iter().enumerate().flat_map(move |(nth, pipeline)| {
+        stack.pipelines().iter().enumerate().flat_map(move |(nth, pipeline)| {
             let entered = takers(pipeline).iter().filter(move |step| self.has(nth, **step));
             entered.map(|step| &pipeline.steps[usize::from(*step)])
         })
@@ -70,7 +70,7 @@ impl Entered {
         ctx: &mut Context,
     ) -> Option<Stop> {
         let (first, from) = self.next;
-        for (nth, pipeline) in stack.0.iter().enumerate().skip(first) {
+        for (nth, pipeline) in stack.pipelines().iter().enumerate().skip(first) {
             let from = if nth == first { from } else { 0 };
             for (at, step) in pipeline.steps.iter().enumerate().skip(from) {
                 self.next = (nth, at + 1);
@@ -105,7 +105,7 @@ impl Entered {
     /// Enters the steps of the listener and the service that see answers, for a request that is answered before any
     /// step runs.
     pub fn answered_early(&mut self, stack: &Stack, request: &RequestHeader, ctx: &Context) {
-        for (nth, pipeline) in stack.0.iter().enumerate().take(2) {
+        for (nth, pipeline) in stack.pipelines().iter().enumerate().take(2) {
             for at in pipeline.response.iter().chain(&pipeline.response_chunk) {
                 let step = &pipeline.steps[usize::from(*at)];
                 let runs = step.when.as_ref().is_none_or(|when| when.holds(request, ctx) == Ok(true));
@@ -119,6 +119,9 @@ impl Entered {
     /// The largest body that every entered step which wants the whole of it takes; `None` when none does.
     #[must_use]
     pub fn wants_body(self, stack: &Stack, ctx: &Context) -> Option<u64> {
+        if !stack.sees_request_body() {
+            return None;
+        }
         let steps = self.steps(stack, |pipeline| &pipeline.request_body);
         let filters = steps.filter_map(|step| step.phases.request_body.as_ref());
         filters.filter(|filter| filter.wants(ctx)).map(|filter| filter.max_bytes()).min()
@@ -234,6 +237,9 @@ impl Entered {
 
     /// Tells the entered steps how the request ended, in reverse.
     pub fn finish(self, stack: &Stack, completed: &Completed, ctx: &mut Context) {
+        if !stack.sees_the_end() {
+            return;
+        }
         for step in self.steps(stack, |pipeline| &pipeline.finish).rev() {
             if let Some(filter) = &step.phases.finish {
                 ctx.enter_step(step.filter, &step.instance);

@@ -317,5 +317,5 @@ fn build(
         steps.push(Arc::new(Step::new(entry.name, instance, phases, declared, siblings, &*world.metrics)));
     }
     let none = Arc::new(Pipeline::default());
-    Ok(Chain { stack: Stack([none.clone(), none, Arc::new(Pipeline::new(steps))]), clock })
+    Ok(Chain { stack: Stack::new([none.clone(), none, Arc::new(Pipeline::new(steps))]), clock })
 }

@@ -6,6 +6,7 @@ mod cached;
 mod client;
 mod clock;
 mod metrics;
+mod records;
 mod retained;
 mod revocations;
 mod rng;
@@ -15,13 +16,14 @@ mod tasks;
 
 use std::sync::Arc;
 
-pub use cached::{Cached, NothingCached};
+pub use cached::{Cached, NothingCached, Purged};
 pub use client::{
     Aside, BufferedBody, Client, ClientBody, ClientError, ClientReply, FilePart, NoClient, Origin,
     ScriptedClient, SentRequest, Told, UpstreamId,
 };
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use metrics::{Counter, Gauge, MemoryMetrics, Metrics, NoMetrics};
+pub use records::Records;
 pub use retained::Retained;
 pub use revocations::{Full, Matched, Revocation, Revocations, Revoked};
 pub use rng::{Rng, SeededRng, SystemRng};

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Charge, ScopedState, State, StateError, Tally, TenantId};
+use super::{Charge, Records, ScopedState, State, StateError, Tally, TenantId};
 
 /// The stores of a document, by name.
 pub type Stores = BTreeMap<Arc<str>, Arc<dyn Store>>;
@@ -33,6 +33,11 @@ pub trait Store: Send + Sync {
 
     /// What is done about a decision that it cannot make.
     fn on_failure(&self) -> OnFailure;
+
+    /// Where it keeps values; none if it only decides.
+    fn records(&self) -> Option<&dyn Records> {
+        None
+    }
 }
 
 /// A store gave no answer, or none in time.

@@ -251,7 +251,7 @@ pub(super) fn gateway(registry: &Registry, lists: [&str; 3]) -> Gateway {
     };
     let slots = AtomicU32::new(0);
     let pipeline = |list| Arc::new(Pipeline::new(steps(registry, &world, &slots, list)));
-    Gateway { stack: Stack(lists.map(pipeline)), client, metrics }
+    Gateway { stack: Stack::new(lists.map(pipeline)), client, metrics }
 }
 
 /// Probes on the route alone.

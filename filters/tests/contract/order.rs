@@ -121,6 +121,6 @@ async fn sixty_four_steps_are_told_apart() {
 #[should_panic(expected = "the compiler of documents refuses longer pipelines")]
 fn a_pipeline_of_more_steps_cannot_be_made() {
     let gateway = probes("[{probe: {}, name: a}]");
-    let step = &gateway.stack.0[2].steps()[0];
+    let step = &gateway.stack.pipelines()[2].steps()[0];
     let _ = Pipeline::new(vec![step.clone(); MAX_STEPS + 1]);
 }

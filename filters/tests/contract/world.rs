@@ -12,6 +12,7 @@ use tollhouse_filters::context::{Context, Slot, Verdict};
 use tollhouse_filters::filter::{Build, BuildError, Filter};
 use tollhouse_filters::outcome::{FilterError, Outcome};
 use tollhouse_filters::phase::{OnRequest, Phases};
+use tollhouse_filters::pipeline::Stack;
 use tollhouse_filters::problem::{FORBIDDEN, Problem};
 use tollhouse_filters::registry::Registry;
 use tollhouse_filters::world::{Client, ClientError, ScopedState, TenantId, UpstreamId};
@@ -111,7 +112,8 @@ async fn one_instance_in_two_places_is_one_state() {
     // The same pipeline for the listener and the route, as a chain named twice gives it.
     let mut twice = first.begin("/");
     let mut both = gateway(&registry(), ["[]", "[]", "[]"]);
-    both.stack.0 = [first.stack.0[2].clone(), first.stack.0[0].clone(), first.stack.0[2].clone()];
+    let [_, _, own] = first.stack.pipelines();
+    both.stack = Stack::new([own.clone(), first.stack.pipelines()[0].clone(), own.clone()]);
     let mut run = both.begin("/");
     run.request().await;
     twice.request().await;

@@ -4,18 +4,24 @@
 //! The file only grows, and what nobody needs any more is given back as a hole in it: no place is ever used
 //! twice, so what is on its way to somebody stays what it was.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bytes::Bytes;
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, memfd_create};
+use rustix::process::{Resource, getrlimit};
+use tokio::runtime::Handle;
 
 /// A hole frees whole pages; those of every system fit in here.
 const STEP: u64 = 64 * 1024;
+
+/// What is copied or given back at once on a thread that serves requests; more is left to another.
+pub(super) const MOST_AT_ONCE: u64 = 1 << 20;
 
 /// The file of this process; none where the system gives none.
 static ARENA: LazyLock<io::Result<Arena>> = LazyLock::new(Arena::new);
@@ -27,9 +33,27 @@ struct Arena {
 
 impl Arena {
     fn new() -> io::Result<Self> {
+        // Writing past such a limit ends the process.
+        if getrlimit(Resource::Fsize).current.is_some() {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        // A hole in a huge page is written over in place, and with it what is still on its way to somebody.
+        if has_huge_pages(Path::new("/sys/kernel/mm/transparent_hugepage")) {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
         let file = memfd_create("tollhouse-cache", MemfdFlags::CLOEXEC)?;
         Ok(Self { file: file.into(), end: AtomicU64::new(0) })
     }
+}
+
+/// Whether files of memory may have huge pages without asking for them, of any size.
+fn has_huge_pages(folder: &Path) -> bool {
+    let sizes = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let chosen = |path: PathBuf| fs::read_to_string(path.join("shmem_enabled")).unwrap_or_default();
+    sizes
+        .chain([folder.to_owned()])
+        .map(chosen)
+        .any(|chosen| ["[always]", "[within_size]", "[force]"].iter().any(|choice| chosen.contains(choice)))
 }
 
 /// Bytes in the file, until this is dropped.
@@ -63,12 +87,13 @@ impl Lodged {
     }
 
     /// A copy of so many of the bytes, which are there.
-    pub(super) fn read(&self, from: u64, length: usize) -> Bytes {
+    ///
+    /// # Errors
+    /// When the system cannot bring them back from where it swapped them to.
+    pub(super) fn read(&self, from: u64, length: usize) -> io::Result<Bytes> {
         let mut bytes = vec![0; length];
-        let read = self.arena.file.read_exact_at(&mut bytes, self.at + from);
-        // As with all other memory, there is no going on without it.
-        read.expect("memory can be read");
-        bytes.into()
+        self.arena.file.read_exact_at(&mut bytes, self.at + from)?;
+        Ok(bytes.into())
     }
 }
 
@@ -80,10 +105,17 @@ impl AsFd for Lodged {
 
 impl Drop for Lodged {
     fn drop(&mut self) {
-        if self.length > 0 {
+        let (arena, at, length) = (self.arena, self.at, self.length.next_multiple_of(STEP));
+        let punch = move || {
             let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            let given = fallocate(&self.arena.file, hole, self.at, self.length.next_multiple_of(STEP));
+            let given = fallocate(&arena.file, hole, at, length);
             debug_assert!(given.is_ok(), "a file of memory can have holes");
+        };
+        match Handle::try_current() {
+            _ if length == 0 => {}
+            // Freeing many pages takes a while.
+            Ok(runtime) if length > MOST_AT_ONCE => drop(runtime.spawn_blocking(punch)),
+            _ => punch(),
         }
     }
 }
@@ -101,8 +133,28 @@ mod tests {
         let before = blocks();
         let lodged = Lodged::new(&[piece.clone(), piece]).expect("room");
         assert!(blocks() >= before + (6 << 20) / 512);
-        assert_eq!(lodged.read((3 << 20) - 1, 2), [7, 7].as_slice());
+        assert_eq!(lodged.read((3 << 20) - 1, 2).expect("there"), [7, 7].as_slice());
         drop(lodged);
         assert!(blocks() < before + (6 << 20) / 512);
+    }
+
+    #[test]
+    fn huge_pages_are_noticed_whatever_their_size() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let size = folder.path().join("hugepages-64kB");
+        fs::create_dir(&size).expect("made");
+        let mut found = Vec::new();
+        for (all, of_size) in [
+            ("always within_size advise [never] deny force", "always inherit within_size advise [never]"),
+            ("always within_size [advise] never deny force", "always [inherit] within_size advise never"),
+            ("always [within_size] advise never deny force", "always [inherit] within_size advise never"),
+            ("always within_size advise [never] deny force", "[always] inherit within_size advise never"),
+        ] {
+            fs::write(folder.path().join("shmem_enabled"), all).expect("written");
+            fs::write(size.join("shmem_enabled"), of_size).expect("written");
+            found.push(has_huge_pages(folder.path()));
+        }
+        assert_eq!(found, [false, false, true, true]);
+        assert!(!has_huge_pages(&folder.path().join("missing")));
     }
 }

@@ -13,10 +13,10 @@ use tokio::runtime::Handle;
 use tollhouse_filters::world::{ClientBody, ClientError, FilePart};
 
 use super::BLOCK;
-use super::arena::Lodged;
+use super::arena::{Lodged, MOST_AT_ONCE};
 
-/// What is copied at once to where the kernel can send it from; more is copied off the request's thread.
-const MOST_AT_ONCE: u64 = 1 << 20;
+/// Somebody copies a long body: one at a time, since each is there twice meanwhile.
+static COPYING: AtomicBool = AtomicBool::new(false);
 
 /// A body that does not lie beside its head.
 ///
@@ -68,8 +68,17 @@ impl Large {
         if self.length <= MOST_AT_ONCE {
             return self.relocate();
         }
-        let this = Arc::clone(self);
-        Handle::try_current().ok()?.spawn_blocking(move || this.relocate());
+        let runtime = Handle::try_current().ok().filter(|_| !COPYING.swap(true, Relaxed));
+        match runtime {
+            Some(runtime) => {
+                let this = Arc::clone(self);
+                runtime.spawn_blocking(move || {
+                    this.relocate();
+                    COPYING.store(false, Relaxed);
+                });
+            }
+            None => self.moved.store(false, Relaxed),
+        }
         None
     }
 
@@ -93,7 +102,7 @@ impl Large {
     }
 }
 
-/// A body, or a range of one, piece by piece.
+/// A body, or a range of one, piece by piece. It ends early, with something [left](Self::left), when the system has lost it.
 #[derive(Clone)]
 pub struct Pieces {
     source: Source,
@@ -139,6 +148,11 @@ impl Pieces {
         Self { source: Source::Large(Arc::clone(body), place), at: range.start, left, block, skip }
     }
 
+    /// How many bytes are still to come.
+    pub(in crate::cache) fn left(&self) -> u64 {
+        self.left
+    }
+
     /// Whether more than one piece may be to come.
     pub(in crate::cache) fn are_many(&self) -> bool {
         matches!(self.source, Source::Large(..)) && self.left > 0
@@ -170,7 +184,7 @@ impl Iterator for Pieces {
                     let end = block.len().min(self.skip.saturating_add(most));
                     block.slice(self.skip..end)
                 }
-                Place::Lodged(lodged) => lodged.read(self.at, most.min(BLOCK)),
+                Place::Lodged(lodged) => lodged.read(self.at, most.min(BLOCK)).ok()?,
             },
         };
         self.at += piece.len() as u64;
@@ -185,7 +199,10 @@ impl FusedIterator for Pieces {}
 #[async_trait]
 impl ClientBody for Pieces {
     async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
-        Ok(Iterator::next(self))
+        match Iterator::next(self) {
+            None if self.left > 0 => Err(ClientError::Broken("a stored body cannot be read".to_owned())),
+            piece => Ok(piece),
+        }
     }
 
     fn ready(&mut self) -> Option<Bytes> {
@@ -194,6 +211,10 @@ impl ClientBody for Pieces {
 
     fn file(&mut self) -> Option<FilePart> {
         let Source::Large(large, _) = &self.source else { return None };
+        // Whose head has to be sent without one.
+        if self.left == 0 {
+            return None;
+        }
         let lodged = large.lodged()?;
         let at = lodged.at() + self.at;
         Some(FilePart { file: lodged, at, left: std::mem::take(&mut self.left) })

@@ -194,6 +194,19 @@ impl Store {
         }
     }
 
+    /// Writes down, beside what is on disk, how far purges of others were followed; nothing where there is no disk.
+    pub fn set_mark(&self, mark: String) {
+        if let Some(disk) = &*self.disk.load() {
+            disk.set_mark(mark);
+        }
+    }
+
+    /// What was written down so last, perhaps before a restart.
+    #[must_use]
+    pub fn mark(&self) -> Option<String> {
+        self.disk.load().as_ref()?.mark()
+    }
+
     /// Whether [`Store::load`] may find what [`Store::get`] does not.
     #[must_use]
     pub fn has_slow_tier(&self) -> bool {

@@ -263,7 +263,9 @@ impl Job<'_> {
 
     /// Sends the request and passes the answer on; true if the backend's connection takes another request.
     async fn relay(&mut self, relay: &mut Relay<'_>) -> Result<bool, Failure> {
-        let seen = self.call.exchange().sees_response() || upstream(&self.call).is_sticky();
+        let exchange = self.call.exchange();
+        let seen = exchange.sees_response() || exchange.invalidates(&self.request);
+        let seen = seen || upstream(&self.call).is_sticky();
         loop {
             let Answer { head, body, reusable, rest } = relay.answer(&self.request.method, seen).await?;
             let mut head = match head {
@@ -316,6 +318,7 @@ impl Job<'_> {
             relay.forget_deadline();
         }
         response::strip_hop_by_hop(&mut head);
+        self.call.exchange().invalidate(&self.request, &head);
         self.call.stick(&mut head);
         self.call.exchange().response(&self.request, &mut head).await?;
         response::frame(&self.request.method, &mut head, self.call.version);

@@ -25,7 +25,7 @@ use tollhouse_filters::problem::CLIENT_CLOSED;
 
 use self::attempt::Failure;
 use super::request::Left;
-use super::{Call, Gateway, response};
+use super::{Call, Gateway, hedge, is_gone, response};
 use crate::cache::Announce;
 use crate::config::upstream::Protocol;
 use crate::door::{self, Application, ConnFacts, Declined, DoorStream, Head, Served};
@@ -33,6 +33,7 @@ use crate::engine::Connection;
 use crate::observe::AttemptOutcome;
 use crate::routing::ListenerId;
 use crate::upstream::Upstream;
+use crate::upstream::call::Payload;
 
 /// One request on its way.
 struct Job<'a> {
@@ -85,16 +86,42 @@ impl Gateway {
         self.take_in(connection(stream.facts()), &mut request, &mut call);
         let sound = !call.exchange().is_refused();
         let decision = self.decision(&mut call, &mut request, Some(&mut Announcing(stream))).await;
-        if let Ok(upstream) = &decision
-            && !is_plain(upstream, &mut call, stream.unread() == Some(0))
-        {
-            call.decided = Some(upstream.clone());
+        let is_here = match &decision {
+            Ok(upstream) => is_plain(upstream, &mut call, stream.unread()),
+            // Pingora keeps the connections of those who sent chunks that nobody wanted.
+            Err(reply) => stream.unread().is_some() || is_gone(reply),
+        };
+        if !is_here {
+            call.decided = Some(decision);
             return declined(bytes, Some(Left { call, request }));
         }
+        let decision = match decision {
+            Ok(upstream) => self.unhedged(&mut call, &request, upstream, stream).await,
+            answered => answered,
+        };
         let keep = sound && !wire::says_close(&request.headers);
         let job =
             Job { gateway: self, call, request, keep, whole: false, status: None, bytes_in: 0, bytes_out: 0 };
         Served::Over(job.run(stream, decision).await)
+    }
+}
+
+impl Gateway {
+    /// Where the request goes, unless it is hedged: then its answer.
+    async fn unhedged(
+        &self,
+        call: &mut Call,
+        request: &RequestHeader,
+        upstream: Arc<Upstream>,
+        stream: &mut DoorStream,
+    ) -> Result<Arc<Upstream>, Reply> {
+        if stream.unread() != Some(0) {
+            return Ok(upstream);
+        }
+        let Some(hedge) = hedge::of(call, &upstream, request) else { return Ok(upstream) };
+        let client = &mut Announcing(stream);
+        // On the heap: most requests are not.
+        Err(Box::pin(self.hedged(call, request, (upstream, hedge), Payload::EMPTY, Some(client))).await)
     }
 }
 
@@ -127,8 +154,10 @@ pub(super) fn connection(facts: &ConnFacts) -> Connection {
     Connection { listener: ListenerId(facts.listener), peer: facts.peer, tls: facts.tls.clone() }
 }
 
-/// Whether the exchange is one of bytes that no filter sees, over a plain connection of HTTP/1.1.
-fn is_plain(upstream: &Upstream, call: &mut Call, bodiless: bool) -> bool {
+/// Whether the exchange is one of bytes that no filter sees, over a plain connection of HTTP/1.1; of a request
+/// with so much left to read, if that is known.
+fn is_plain(upstream: &Upstream, call: &mut Call, unread: Option<u64>) -> bool {
+    let Some(unread) = unread else { return false };
     let http1 = match upstream.protocol() {
         Protocol::Http1 => true,
         Protocol::Auto => !upstream.is_tls(),
@@ -136,7 +165,7 @@ fn is_plain(upstream: &Upstream, call: &mut Call, bodiless: bool) -> bool {
     };
     let exchange = call.exchange();
     let stack = &exchange.stack;
-    let request = (stack.sees_request_chunks() && !bodiless) || exchange.wants_body().is_some();
+    let request = (stack.sees_request_chunks() && unread > 0) || exchange.wants_body().is_some();
     let seen = request || stack.sees_response_chunks();
     http1 && !upstream.is_tls() && !seen
 }
@@ -150,7 +179,7 @@ impl Job<'_> {
     ) -> door::Connection {
         let ended = match decision {
             Ok(upstream) => self.forward(stream, upstream).await,
-            Err(Reply::Problem(problem)) if problem.kind.code == CLIENT_CLOSED.code => {
+            Err(reply) if is_gone(&reply) => {
                 self.keep = false;
                 Ended { outcome: AttemptOutcome::Cancelled, error: Some(CLIENT_CLOSED.code) }
             }

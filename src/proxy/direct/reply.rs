@@ -91,6 +91,10 @@ impl Job<'_> {
             while part.left > 0 {
                 let sent = poll_fn(|cx| stream.poll_send_file(cx, &mut part)).await;
                 self.bytes_out += sent.map_err(|_| Trouble::Client)? as u64;
+                if part.left > 0 {
+                    // A fast client of a long body is not the only one.
+                    tokio::task::yield_now().await;
+                }
             }
             return Ok(());
         }

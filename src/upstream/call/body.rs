@@ -32,6 +32,12 @@ impl BodyStream {
         Self { wire: Some(wire), failed: None, deadline }
     }
 
+    /// The same, as late as it may come.
+    #[must_use]
+    pub fn without_deadline(self) -> Self {
+        Self { deadline: None, ..self }
+    }
+
     /// The next piece, never empty; `None` once the body is complete.
     ///
     /// # Errors

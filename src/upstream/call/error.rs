@@ -5,6 +5,7 @@ use std::future::Future;
 
 use pingora::ErrorType;
 use tokio::time::{Instant, timeout_at};
+use tollhouse_filters::problem::{self, Problem};
 
 /// Why a call failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +33,8 @@ pub enum Waiting {
     Write,
     /// More of the response.
     Read,
+    /// The head of the response, as long as one attempt may take to get it.
+    Try,
     /// Anything: the limit on the whole call.
     Total,
 }
@@ -44,6 +47,17 @@ impl CallError {
             Self::Timeout(_) => 504,
             Self::Connect(_) | Self::Protocol(_) | Self::TooLarge => 502,
             Self::Request(_) => 500,
+        }
+    }
+
+    /// What a client is answered for it.
+    pub fn problem(&self) -> Problem {
+        match self {
+            Self::NoBackend => Problem::new(&problem::NO_BACKEND),
+            Self::Timeout(waiting) => Problem::new(&problem::UPSTREAM_TIMEOUT).detail(waiting.as_str()),
+            Self::Connect(_) => Problem::new(&problem::UPSTREAM_UNREACHABLE),
+            Self::Protocol(_) | Self::TooLarge => Problem::new(&problem::UPSTREAM_PROTOCOL),
+            Self::Request(_) => Problem::new(&problem::INTERNAL),
         }
     }
 
@@ -78,14 +92,22 @@ impl fmt::Display for CallError {
 
 impl std::error::Error for CallError {}
 
-impl fmt::Display for Waiting {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Waiting {
+    /// Which timeout it was.
+    pub const fn as_str(self) -> &'static str {
+        match self {
             Self::Connect => "connect timeout",
             Self::Write => "write timeout",
             Self::Read => "read timeout",
+            Self::Try => "per-try timeout",
             Self::Total => "total timeout",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Waiting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 
@@ -98,6 +120,19 @@ pub(super) async fn within<T>(
         Some(deadline) => {
             timeout_at(deadline, future).await.unwrap_or(Err(CallError::Timeout(Waiting::Total)))
         }
+        None => future.await,
+    }
+}
+
+/// The future's outcome, or [`Waiting::Try`] once this time has come.
+pub(super) async fn by<T, E: From<CallError>>(
+    until: Option<std::time::Instant>,
+    future: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    match until {
+        Some(until) => timeout_at(until.into(), future)
+            .await
+            .unwrap_or_else(|_| Err(CallError::Timeout(Waiting::Try).into())),
         None => future.await,
     }
 }

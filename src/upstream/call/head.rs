@@ -85,6 +85,12 @@ pub(super) fn response(session: &HttpSession) -> Result<ResponseHeader, Failure>
     if head.headers.len() > MAX_FIELDS || bytes > MAX_BYTES {
         return Err(CallError::TooLarge.into());
     }
+    let mut codings = head.headers.get_all(TRANSFER_ENCODING).iter();
+    let chunked = |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+    if !codings.next().is_none_or(chunked) || codings.next().is_some() {
+        // Without the field nobody would know of the coding.
+        return Err(CallError::Protocol("an unknown transfer coding".into()).into());
+    }
     let mut head = head.clone();
     for name in hop_by_hop(&head.headers) {
         head.remove_header(&name);

@@ -6,6 +6,7 @@
 mod body;
 mod error;
 mod head;
+mod hedge;
 
 #[cfg(test)]
 mod tests;
@@ -24,14 +25,16 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
 use self::body::Wire;
-use self::error::within;
-use super::{Asked, Fault, Progress, Tried, Upstream};
+use self::error::{by, within};
+use super::{Asked, Backend, Fault, Picked, Progress, Rules, Tried, Upstream};
+use crate::config::retries::RouteRetries;
 use crate::config::upstream::Protocol;
 
 pub use self::body::BodyStream;
 pub(super) use self::error::describe;
 pub use self::error::{CallError, Waiting};
 pub(super) use self::head::name_as_http2;
+pub use self::hedge::{Account, Attempt};
 
 /// Idle connections kept over all upstreams, for each HTTP version.
 const POOL: usize = 16_384;
@@ -57,6 +60,10 @@ pub struct CallOptions {
     pub read: Option<Option<Duration>>,
     /// Who is told of interim answers (1xx) of HTTP/1.1, as they come.
     pub interim: Option<UnboundedSender<ResponseHeader>>,
+    /// What narrows the upstream's retries.
+    pub retries: Option<RouteRetries>,
+    /// The backend that the caller stays with, if it can be used.
+    pub stuck: Option<Arc<Backend>>,
 }
 
 /// A request body, sent with its length known.
@@ -73,6 +80,14 @@ pub struct Reply {
     /// Whether more than the end of the connection says where the body ends, so that one that was cut is known
     /// (RFC 9112 s8).
     pub delimited: bool,
+    /// The backend that answered.
+    pub backend: Arc<Backend>,
+}
+
+/// Why an attempt failed: what the rules of retries call that, if they do.
+struct Failed {
+    fault: Option<Fault>,
+    error: CallError,
 }
 
 /// Why an exchange failed, and whether it may go over a fresh connection.
@@ -105,15 +120,8 @@ impl Caller {
         body: impl Into<Payload>,
         options: CallOptions,
     ) -> Result<Reply, CallError> {
-        let deadline = options.timeout.or(upstream.total_timeout()).map(|limit| Instant::now() + limit);
-        let mut key = options.key.to_vec();
-        if key.is_empty() {
-            upstream.write_key(&head, None, &mut key);
-        }
-        let limits = (options.connect, options.read);
-        let interim = options.interim;
-        let call = Call { caller: self, upstream, head, body: body.into(), deadline, limits, interim };
-        within(deadline, Box::pin(call.attempts(&key))).await
+        let (call, key) = Call::new(self, upstream, head, body.into(), options);
+        within(call.deadline, Box::pin(call.attempts(&key))).await
     }
 
     pub(super) fn connector(&self) -> &Connector {
@@ -169,42 +177,88 @@ struct Call<'a> {
     /// On connecting, and between two reads.
     limits: (Option<Duration>, Option<Option<Duration>>),
     interim: Option<UnboundedSender<ResponseHeader>>,
+    retries: Option<RouteRetries>,
+    stuck: Option<Arc<Backend>>,
 }
 
-impl Call<'_> {
+impl<'a> Call<'a> {
+    /// A call, and what balancing goes by.
+    fn new(
+        caller: &'a Caller,
+        upstream: &'a Upstream,
+        head: RequestHeader,
+        body: Payload,
+        options: CallOptions,
+    ) -> (Self, Vec<u8>) {
+        let deadline = options.timeout.or(upstream.total_timeout()).map(|limit| Instant::now() + limit);
+        let mut key = options.key.to_vec();
+        if key.is_empty() {
+            upstream.write_key(&head, None, &mut key);
+        }
+        let limits = (options.connect, options.read);
+        let CallOptions { interim, retries, stuck, .. } = options;
+        (Self { caller, upstream, head, body, deadline, limits, interim, retries, stuck }, key)
+    }
+
     async fn attempts(&self, key: &[u8]) -> Result<Reply, CallError> {
         let mut tried = Tried::default();
         let mut progress = Progress::default();
         self.upstream.asked(std::time::Instant::now());
         loop {
-            let mut picked = self.upstream.pick(key, &tried).ok_or(CallError::NoBackend)?;
-            let request = head::request(&self.head, self.body.len(), self.upstream, &picked)?;
-            let mut peer = self.upstream.peer(&picked);
-            self.narrow(&mut peer);
-            let (session, reused) = match self.connect(&peer).await {
-                Ok(connected) => connected,
-                Err(error) => {
-                    self.upstream.connect_failed(&mut picked);
-                    tried.insert(picked.index);
-                    self.again(Fault::Connect, &mut progress).await.ok_or(error)?;
+            let picked =
+                self.upstream.pick_for(self.stuck.as_ref(), key, &tried).ok_or(CallError::NoBackend)?;
+            let index = picked.index;
+            let until = self.rules().per_try().map(|limit| std::time::Instant::now() + limit);
+            let Failed { fault, error } = match Box::pin(self.attempt(picked, until)).await {
+                Ok((mut wire, head)) => {
+                    if !self.instead_of(&head, &mut progress).await {
+                        return self.reply(wire, head).await;
+                    }
+                    wire.picked.guard.answered(head.status.as_u16());
+                    tried.insert(index);
                     continue;
                 }
+                Err(failed) => failed,
             };
-            let mut wire = Wire::new(self.caller, session, peer, picked);
-            let failure = match self.exchange(&mut wire, request).await {
-                Ok(head) => return self.reply(wire, head).await,
-                Err(failure) => failure,
-            };
-            let closed = failure.stale && reused;
-            let guard = &mut wire.picked.guard;
-            if closed {
-                guard.unseen()
-            } else {
-                guard.failed()
+            let Some(fault) = fault else { return Err(error) };
+            if fault == Fault::Connect {
+                tried.insert(index);
             }
-            let fault = if closed { Fault::Stale } else { Fault::Reset };
-            self.again(fault, &mut progress).await.ok_or(failure.error)?;
+            self.again(fault, &mut progress).await.ok_or(error)?;
         }
+    }
+
+    /// One attempt, to the head of its answer, which has to be here by then.
+    async fn attempt(
+        &self,
+        mut picked: Picked,
+        until: Option<std::time::Instant>,
+    ) -> Result<(Wire, ResponseHeader), Failed> {
+        let request = head::request(&self.head, self.body.len(), self.upstream, &picked);
+        let request = request.map_err(|error| Failed { fault: None, error })?;
+        let mut peer = self.upstream.peer(&picked);
+        self.narrow(&mut peer);
+        let (session, reused) = match by(until, Box::pin(self.connect(&peer))).await {
+            Ok(connected) => connected,
+            Err(error) => {
+                self.upstream.connect_failed(&mut picked);
+                return Err(Failed { fault: Some(Fault::Connect), error });
+            }
+        };
+        let mut wire = Wire::new(self.caller, session, peer, picked);
+        let failure = match by(until, self.exchange(&mut wire, request)).await {
+            Ok(head) => return Ok((wire, head)),
+            Err(failure) => failure,
+        };
+        let closed = failure.stale && reused;
+        let guard = &mut wire.picked.guard;
+        if closed {
+            guard.unseen()
+        } else {
+            guard.failed()
+        }
+        let fault = if closed { Fault::Stale } else { Fault::Reset };
+        Err(Failed { fault: Some(fault), error: failure.error })
     }
 
     /// Waits for another attempt; none if there is none.
@@ -213,9 +267,21 @@ impl Call<'_> {
         let (method, headers) = (&self.head.method, &self.head.headers);
         let asked = Asked { method, headers, repeatable: true, left };
         let now = std::time::Instant::now();
-        let after = self.upstream.rules(None).judge(fault, &asked, progress, now, fastrand::f64()).ok()?;
+        let after = self.rules().judge(fault, &asked, progress, now, fastrand::f64()).ok()?;
         tokio::time::sleep(after).await;
         Some(())
+    }
+
+    /// Waits for another attempt in the place of this answer; false if there is none.
+    async fn instead_of(&self, head: &ResponseHeader, progress: &mut Progress) -> bool {
+        match self.rules().fault_of(head.status.as_u16(), Some(&head.headers)) {
+            Some(fault) => self.again(fault, progress).await.is_some(),
+            None => false,
+        }
+    }
+
+    fn rules(&self) -> Rules<'_> {
+        self.upstream.rules(self.retries.as_ref())
     }
 
     fn narrow(&self, peer: &mut HttpPeer) {
@@ -270,6 +336,7 @@ impl Call<'_> {
 
     async fn reply(&self, mut wire: Wire, head: ResponseHeader) -> Result<Reply, CallError> {
         wire.picked.guard.answered(head.status.as_u16());
+        let backend = Arc::clone(&wire.picked.backend);
         let delimited = wire.is_delimited();
         let status_ends_it = wire.is_done().map_err(|failure| {
             wire.picked.guard.failed();
@@ -280,7 +347,7 @@ impl Call<'_> {
             // No body: give the connection back even if the caller never asks for one.
             body.next().await?;
         }
-        Ok(Reply { head, body, delimited: delimited || status_ends_it })
+        Ok(Reply { head, body, delimited: delimited || status_ends_it, backend })
     }
 
     async fn write_body(&self, session: &mut HttpSession) -> Result<(), Failure> {

@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     fn service(priority: u16, weight: u16) -> Service {
-        Service { target: "a.test".into(), port: 80, priority, weight }
+        Service { target: "a.test.".into(), port: 80, priority, weight }
     }
 
     fn told(services: &[Service]) -> Vec<(u32, u32)> {

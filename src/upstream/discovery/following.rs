@@ -341,10 +341,12 @@ mod tests {
         };
         following.told(
             Some(vec![
-                Instance::at("b.test", 80),
+                Instance::at("b.test.", 80),
                 Instance::at("a b", 80),
                 Instance::at("", 80),
                 Instance::at("x\n.test", 80),
+                // The target of a service record that is a name of numbers: no certificate could be for it.
+                Instance::at("192.0.2.1.", 80),
                 Instance::at("a.test", 0),
                 Instance::at("a.test", 65536),
                 with("a.test", 1001, 0),
@@ -356,7 +358,7 @@ mod tests {
             at(0),
         );
         assert_eq!(shown(&following), ["[2001:db8::1]:80", "[2001:db8::2]:80", "a.test:80", "b.test:80"]);
-        assert_eq!(following.view(at(0)).ignored, 7);
+        assert_eq!(following.view(at(0)).ignored, 8);
     }
 
     #[test]

@@ -4,13 +4,19 @@
 //! and nothing else: what of a set can be used, what of it is new, when a registry that failed is asked again, and what
 //! is in use meanwhile is the same for all of them.
 
+mod consul;
 mod dns;
 mod entry;
 mod etcd;
+mod eureka;
 mod file;
 mod following;
+mod http;
 mod kubernetes;
+mod nacos;
 mod server;
+#[cfg(test)]
+mod tests;
 #[cfg(feature = "zookeeper")]
 mod zookeeper;
 #[cfg(not(feature = "zookeeper"))]
@@ -82,6 +88,9 @@ impl Open for World {
             Registry::Dns(written) => Box::new(dns::Addresses::new(written, Arc::clone(&self.lookup))),
             Registry::DnsSrv(written) => Box::new(dns::Services::new(written, Arc::clone(&self.lookup))),
             Registry::File(written) => Box::new(Arc::new(file::File::new(written, following.base()))),
+            Registry::Consul(written) => Box::new(consul::Consul::new(written, following, self)),
+            Registry::Eureka(written) => Box::new(eureka::Eureka::new(written, following, self)),
+            Registry::Nacos(written) => Box::new(nacos::Nacos::new(written, following, self)),
             Registry::Etcd(written) => Box::new(etcd::Etcd::new(written, following.base(), self.clone())),
             Registry::Kubernetes(written) => {
                 Box::new(kubernetes::Kubernetes::new(written, following.base(), self.clone()))
@@ -98,6 +107,9 @@ impl Open for World {
 pub(super) fn check(registry: &Registry, base: &Path) -> Result<(), Vec<(String, String)>> {
     match registry {
         Registry::Dns(_) | Registry::DnsSrv(_) | Registry::File(_) => Ok(()),
+        Registry::Consul(written) => http::check(&written.address, written.tls.as_ref(), base),
+        Registry::Eureka(written) => http::check(&written.address, written.tls.as_ref(), base),
+        Registry::Nacos(written) => http::check(&written.address, written.tls.as_ref(), base),
         Registry::Etcd(written) => etcd::check(written, base),
         Registry::Kubernetes(written) => kubernetes::check(written, base),
         Registry::Zookeeper(written) => zookeeper::check(written),

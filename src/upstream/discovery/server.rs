@@ -13,7 +13,7 @@ use super::{Failed, World};
 use crate::config::upstream::{self as written, Tls};
 use crate::upstream::Upstream;
 use crate::upstream::backend::Endpoint;
-use crate::upstream::call::{BodyStream, CallError, CallOptions};
+use crate::upstream::call::{BodyStream, CallError, CallOptions, Reply};
 use crate::upstream::resolve::Found;
 use crate::upstream::trust::Trust;
 
@@ -24,7 +24,7 @@ const QUIET: Duration = Duration::from_secs(5);
 /// The longest wait for a connection.
 const CONNECT: Duration = Duration::from_secs(3);
 /// Most bytes of an answer, and of one line of those that come line by line.
-const MOST: usize = 16 << 20;
+pub(super) const MOST: usize = 16 << 20;
 /// Most bytes of an answer that says what went wrong.
 const MOST_OF_ERRORS: usize = 64 << 10;
 
@@ -65,8 +65,10 @@ impl Server {
         let origin = url.origin();
         let host =
             if origin.host.contains(':') { format!("[{}]", origin.host) } else { origin.host.to_string() };
-        let written =
-            json!({"name": "registry", "backends": [{"address": format!("{host}:{}", origin.port)}]});
+        // Whoever follows a registry asks again by himself, and later each time.
+        let written = json!({
+            "name": "registry", "backends": [{"address": format!("{host}:{}", origin.port)}], "retries": {"max": 0},
+        });
         let written: Result<written::Upstream, _> = serde_json::from_value(written);
         let mut written = written.map_err(|error| vec![(String::new(), error.to_string())])?;
         written.tls = match (tls, origin.tls) {
@@ -111,8 +113,8 @@ impl Server {
         head: RequestHeader,
         body: Bytes,
     ) -> Result<Bytes, Problem> {
-        let mut answer = self.send(world, head, body, ANSWER, None).await?;
-        Ok(answer.read_all(MOST).await?)
+        let mut reply = good(self.send(world, head, body, ANSWER, QUIET).await?).await?;
+        Ok(reply.read_all(MOST).await?)
     }
 
     /// The lines of an answer with a good status, which ends with the time limit or when nothing comes for the time of
@@ -124,31 +126,23 @@ impl Server {
         body: Bytes,
         (limit, silence): (Duration, Duration),
     ) -> Result<Lines, Problem> {
-        let body = self.send(world, head, body, limit, Some(silence)).await?;
+        let body = good(self.send(world, head, body, limit, silence).await?).await?;
         Ok(Lines { body, read: BytesMut::new(), searched: 0 })
     }
 
-    async fn send(
+    /// An answer of any status, which ends with the time limit or when nothing comes for the time of `silence`.
+    pub(super) async fn send(
         &self,
         world: &World,
         head: RequestHeader,
         body: Bytes,
         limit: Duration,
-        silence: Option<Duration>,
-    ) -> Result<BodyStream, Problem> {
+        silence: Duration,
+    ) -> Result<Reply, Problem> {
         self.resolve(world).await?;
-        let read = Some(Some(silence.unwrap_or(QUIET)));
-        let options =
-            CallOptions { timeout: Some(limit), connect: Some(CONNECT), read, ..CallOptions::default() };
-        let mut reply = world.caller.send(&self.upstream, head, body, options).await?;
-        match reply.head.status.as_u16() {
-            200..=299 => Ok(reply.body),
-            // What is longer says nothing that anybody reads.
-            status => {
-                let body = reply.body.read_all(MOST_OF_ERRORS).await;
-                Err(Problem::Status(status, body.unwrap_or_default()))
-            }
-        }
+        let (timeout, read) = (Some(limit), Some(Some(silence)));
+        let options = CallOptions { timeout, connect: Some(CONNECT), read, ..CallOptions::default() };
+        Ok(world.caller.send(&self.upstream, head, body, options).await?)
     }
 
     /// Looks the server's name up, if it has one: each time, as it is asked seldom.
@@ -165,6 +159,18 @@ impl Server {
             addresses.map(|address| Endpoint { address: SocketAddr::new(address, self.port), health: None });
         self.upstream.backends()[0].set_endpoints(endpoints.collect());
         Ok(())
+    }
+}
+
+/// The body of an answer with a good status.
+async fn good(mut reply: Reply) -> Result<BodyStream, Problem> {
+    match reply.head.status.as_u16() {
+        200..=299 => Ok(reply.body),
+        // What is longer says nothing that anybody reads.
+        status => {
+            let body = reply.body.read_all(MOST_OF_ERRORS).await;
+            Err(Problem::Status(status, body.unwrap_or_default()))
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use crate::upstream::Upstream;
 #[derive(Debug, Default)]
 pub struct Admission {
     passage: Option<Passage>,
-    _places: [Option<Place>; 2],
+    places: [Option<Place>; 2],
 }
 
 /// Why a request was not let in.
@@ -30,6 +30,7 @@ impl Admission {
         if let Some(passage) = &mut self.passage {
             passage.settle(verdict, now);
         }
+        self.places.iter().flatten().for_each(|place| place.settle(verdict == Verdict::Failed, now));
     }
 }
 
@@ -54,7 +55,7 @@ impl Upstream {
         let (first, waited) = place(route, deadline, "too many requests of this route are under way").await?;
         let upstream = self.memory.bulkhead.as_ref();
         let (second, more) = place(upstream, deadline, "too many requests are under way").await?;
-        Ok((Admission { passage, _places: [first, second] }, waited + more))
+        Ok((Admission { passage, places: [first, second] }, waited + more))
     }
 
     /// What is answered while the breaker is open, if something else than a problem is.

@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::gradient::Gradient;
 use crate::config::concurrency::Concurrency;
 
 /// Places for requests under way, and a queue before them.
@@ -13,6 +15,11 @@ use crate::config::concurrency::Concurrency;
 pub struct Bulkhead {
     pub(in crate::upstream) written: Concurrency,
     places: Arc<Semaphore>,
+    /// How many places there are to be.
+    limit: AtomicUsize,
+    /// Those beyond it, which are gone when they are given back.
+    excess: AtomicUsize,
+    gradient: Option<Mutex<Gradient>>,
     waiting: AtomicUsize,
     /// Requests that were refused: the queue was full.
     pub(in crate::upstream) full: AtomicU64,
@@ -23,7 +30,28 @@ pub struct Bulkhead {
 /// A place; it is free again when this is dropped.
 #[derive(Debug)]
 pub struct Place {
-    _permit: OwnedSemaphorePermit,
+    permit: Option<OwnedSemaphorePermit>,
+    /// Who wants to know how long answers take, and since when; nobody, where the number of places is fixed.
+    adaptive: Option<(Arc<Bulkhead>, Instant)>,
+}
+
+impl Place {
+    /// The request that holds it was answered, well or not.
+    pub(super) fn settle(&self, failed: bool, at: Instant) {
+        if let Some((bulkhead, since)) = &self.adaptive {
+            bulkhead.adapt(at.saturating_duration_since(*since), failed, Instant::now());
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let Some((bulkhead, _)) = &self.adaptive else { return };
+        let less = |excess: usize| excess.checked_sub(1);
+        if bulkhead.excess.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok() {
+            self.permit.take().into_iter().for_each(OwnedSemaphorePermit::forget);
+        }
+    }
 }
 
 /// There is no place.
@@ -48,9 +76,15 @@ impl Bulkhead {
     /// All places are free.
     #[must_use]
     pub fn new(written: Concurrency) -> Arc<Self> {
-        let places = Arc::new(Semaphore::new(usize::try_from(written.in_flight.get()).unwrap_or(usize::MAX)));
-        let (waiting, full, late) = Default::default();
-        Arc::new(Self { written, places, waiting, full, late })
+        let most = written.in_flight.get();
+        let adaptive = written.adaptive.clone();
+        let gradient = adaptive.map(|adaptive| Gradient::new(adaptive, most, Instant::now()));
+        let all = usize::try_from(most).unwrap_or(usize::MAX);
+        let limit = gradient.as_ref().map_or(all, Gradient::limit);
+        let places = Arc::new(Semaphore::new(limit));
+        let (limit, gradient) = (AtomicUsize::new(limit), gradient.map(Mutex::new));
+        let (excess, waiting, full, late) = Default::default();
+        Arc::new(Self { written, places, limit, excess, gradient, waiting, full, late })
     }
 
     /// These settings go on in this one, if they are the same.
@@ -61,16 +95,50 @@ impl Bulkhead {
     }
 
     /// A place now, without waiting.
-    fn at_once(&self) -> Option<Place> {
+    fn at_once(self: &Arc<Self>) -> Option<Place> {
         let permit = Arc::clone(&self.places).try_acquire_owned().ok()?;
-        Some(Place { _permit: permit })
+        Some(self.place(permit))
+    }
+
+    fn place(self: &Arc<Self>, permit: OwnedSemaphorePermit) -> Place {
+        let adaptive = self.gradient.is_some().then(|| (Arc::clone(self), Instant::now()));
+        Place { permit: Some(permit), adaptive }
+    }
+
+    /// Takes in how long an answer took, and gives or takes places for it.
+    fn adapt(&self, took: Duration, failed: bool, now: Instant) {
+        let Some(gradient) = &self.gradient else { return };
+        let mut gradient = gradient.lock();
+        if (failed && !gradient.is_slow(took)) || !gradient.note(took, self.in_flight(), now) {
+            return;
+        }
+        let (new, old) = (gradient.limit(), self.limit.load(Ordering::Relaxed));
+        self.limit.store(new, Ordering::Relaxed);
+        if new > old {
+            // Those that were to go may stay.
+            let mut more = new - old;
+            let fewer = |excess: usize| (excess > 0).then(|| excess - excess.min(more));
+            if let Ok(excess) = self.excess.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer) {
+                more -= excess.min(more);
+            }
+            self.places.add_permits(more);
+        } else {
+            let gone = self.places.forget_permits(old - new);
+            self.excess.fetch_add(old - new - gone, Ordering::Relaxed);
+        }
+    }
+
+    /// How many places there are.
+    #[must_use]
+    pub fn limit(&self) -> usize {
+        self.limit.load(Ordering::Relaxed)
     }
 
     /// A place, waited for in the queue if it has to be, but not beyond the deadline; gives how long it waited too.
     ///
     /// # Errors
     /// Why there is no place, if there is none.
-    pub async fn enter(&self, deadline: Option<Instant>) -> Result<(Place, Duration), Full> {
+    pub async fn enter(self: &Arc<Self>, deadline: Option<Instant>) -> Result<(Place, Duration), Full> {
         if let Some(place) = self.at_once() {
             return Ok((place, Duration::ZERO));
         }
@@ -86,7 +154,7 @@ impl Bulkhead {
         let longest = self.written.max_wait.get();
         let longest = left.map_or(longest, |left| left.min(longest));
         match tokio::time::timeout(longest, Arc::clone(&self.places).acquire_owned()).await {
-            Ok(Ok(permit)) => Ok((Place { _permit: permit }, begun.elapsed())),
+            Ok(Ok(permit)) => Ok((self.place(permit), begun.elapsed())),
             // Nobody closes it.
             Ok(Err(_)) | Err(_) => {
                 self.late.fetch_add(1, Ordering::Relaxed);
@@ -98,7 +166,7 @@ impl Bulkhead {
     /// Requests under way.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        let all = usize::try_from(self.written.in_flight.get()).unwrap_or(usize::MAX);
+        let all = self.limit() + self.excess.load(Ordering::Relaxed);
         all.saturating_sub(self.places.available_permits())
     }
 
@@ -151,6 +219,45 @@ mod tests {
         assert_eq!((bulkhead.waiting(), bulkhead.late.load(Ordering::Relaxed)), (0, 2));
         drop(held);
         assert!(bulkhead.enter(None).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn places_come_and_go_with_what_the_upstream_can_do() {
+        let written = json!({"in_flight": 100, "adaptive": {"min": 4, "window": "1ms"}});
+        let bulkhead = Bulkhead::new(serde_json::from_value(written).unwrap());
+        let (millis, hour) = (Duration::from_millis, Duration::from_secs(3600));
+        assert_eq!(bulkhead.limit(), 4);
+        let mut now = Instant::now();
+        let mut held = Vec::new();
+        // Quick answers: as many places as are wanted, up to `in_flight`.
+        while bulkhead.limit() < 100 {
+            while let Some(place) = bulkhead.at_once() {
+                held.push(place);
+            }
+            assert_eq!(bulkhead.in_flight(), held.len());
+            now += millis(1);
+            (0..10).for_each(|_| bulkhead.adapt(millis(5), false, now));
+        }
+        while let Some(place) = bulkhead.at_once() {
+            held.push(place);
+        }
+        assert_eq!((held.len(), bulkhead.in_flight()), (100, 100));
+        // A failure that is quick says nothing; slow answers take places away, also those that are taken.
+        for _ in 0..20 {
+            bulkhead.adapt(Duration::ZERO, true, now);
+        }
+        while bulkhead.limit() > 20 {
+            now += millis(1);
+            (0..10).for_each(|_| bulkhead.adapt(hour, true, now));
+        }
+        let limit = bulkhead.limit();
+        assert_eq!(bulkhead.in_flight(), 100, "who is in stays in");
+        held.truncate(limit);
+        assert_eq!(bulkhead.in_flight(), limit);
+        assert!(bulkhead.at_once().is_none(), "what was given back is gone");
+        drop(held);
+        let again: Vec<_> = std::iter::from_fn(|| bulkhead.at_once()).collect();
+        assert_eq!((again.len(), bulkhead.excess.load(Ordering::Relaxed)), (limit, 0));
     }
 
     #[tokio::test]

@@ -7,6 +7,8 @@ mod admission;
 mod breaker;
 mod budget;
 mod bulkhead;
+mod gradient;
+mod latencies;
 mod outlier;
 mod retry;
 mod standing;
@@ -16,6 +18,7 @@ use std::time::Instant;
 
 use self::breaker::Breaker;
 use self::budget::Budget;
+use self::latencies::Latencies;
 use crate::config::upstream as written;
 
 pub(super) use self::breaker::State;
@@ -31,6 +34,7 @@ pub use self::retry::{Asked, Fault, Keep, Progress, Rules};
 #[derive(Debug)]
 pub(super) struct Memory {
     pub(super) budget: Arc<Budget>,
+    pub(super) latencies: Arc<Latencies>,
     pub(super) breaker: Option<Arc<Breaker>>,
     pub(super) bulkhead: Option<Arc<Bulkhead>>,
 }
@@ -48,6 +52,7 @@ impl Memory {
             Bulkhead::retained(rules, before.and_then(|before| before.bulkhead.as_ref()))
         };
         Self {
+            latencies: before.map(|before| Arc::clone(&before.latencies)).unwrap_or_default(),
             budget: before.map_or_else(|| Arc::new(Budget::new(now)), |before| Arc::clone(&before.budget)),
             breaker: written.circuit_breaker.as_ref().map(breaker),
             bulkhead: written.concurrency.as_ref().map(bulkhead),

@@ -217,6 +217,12 @@ impl<'a> Rules<'a> {
         Ok(after)
     }
 
+    /// Takes one more attempt, made while another is under way, out of the budget, if there is one left.
+    #[must_use]
+    pub fn may_hedge(&self, now: Instant) -> bool {
+        self.budget.withdraw(now, self.upstream.budget)
+    }
+
     /// Any time up to a bound that doubles with each retry ("full jitter").
     fn backoff(&self, retries: u8, random: f64) -> Duration {
         let range = self.route.and_then(|route| route.backoff).unwrap_or(self.upstream.backoff);

@@ -44,6 +44,17 @@ impl Cached {
         filters: &str,
         answer: impl Fn(usize, &Head) -> String + Send + Sync + 'static,
     ) -> Self {
+        let routes =
+            format!("routes: [{{name: all, match: {{paths: [/*]}}, upstream: o, filters: {filters}}}]\n");
+        Self::routed(server, &routes, answer).await
+    }
+
+    /// With these routes, and whatever else stands in a document, before the upstream `o`.
+    pub(crate) async fn routed(
+        server: &str,
+        routes: &str,
+        answer: impl Fn(usize, &Head) -> String + Send + Sync + 'static,
+    ) -> Self {
         let seen: Arc<Mutex<Vec<Head>>> = Arc::default();
         let (heads, answer) = (seen.clone(), Arc::new(answer));
         let origin = Origin::new(move |mut wire| {
@@ -66,11 +77,8 @@ impl Cached {
             }
         })
         .await;
-        let rest = format!(
-            "upstreams: [{{name: o, backends: [{{address: \"{}\"}}]}}]\n\
-             routes: [{{name: all, match: {{paths: [/*]}}, upstream: o, filters: {filters}}}]\n",
-            origin.address
-        );
+        let rest =
+            format!("upstreams: [{{name: o, backends: [{{address: \"{}\"}}]}}]\n{routes}", origin.address);
         let gateway = Gateway::administered(&document(server, &rest)).await;
         Self { gateway, _origin: origin, seen, rest }
     }

@@ -51,6 +51,23 @@ async fn a_store_keeps_its_connection_unless_it_changes() {
 }
 
 #[tokio::test]
+async fn units_that_were_taken_in_advance_outlive_a_reload() {
+    let redis = Redis::start().await;
+    let leased = |generation| {
+        document(&redis.url(), "", generation)
+            .replace("limit: 3/h, store: main", "limit: 2/h, burst: 10, store: main, lease: 10")
+    };
+    let gateway = Gateway::start(&leased(0)).await;
+    gateway.says("a store is there store=main").await;
+    for generation in 1..=9 {
+        assert_eq!(get(gateway.address(), "/").await.status, 200, "{generation}");
+        reloaded(&gateway, &leased(generation), generation).await;
+    }
+    assert_eq!(get(gateway.address(), "/").await.status, 200, "all ten were held");
+    assert_eq!(get(gateway.address(), "/").await.status, 429);
+}
+
+#[tokio::test]
 async fn a_document_that_is_refused_connects_to_nothing() {
     let (redis, other) = (Redis::start().await, TcpListener::bind("127.0.0.1:0").expect("a port"));
     other.set_nonblocking(true).expect("a socket");

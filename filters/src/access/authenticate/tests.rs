@@ -331,6 +331,23 @@ consumers: [{{name: acme, credentials: [{{type: api_key, id: k, hash: 'sha256:9b
 }
 
 #[tokio::test]
+async fn tokens_that_name_nobody_are_each_a_caller_of_their_own() {
+    let chain = chain("{any_of: [corp]}");
+    let named = async |claims: serde_json::Value| {
+        let sent = chain.send(get("/").header("authorization", &bearer(claims))).await;
+        consumer(&sent).expect("a name")
+    };
+    let one = named(json!({"jti": "1"})).await;
+    assert!(one.len() == "corp:token:".len() + 32 && one.starts_with("corp:token:"), "{one}");
+    assert_eq!(named(json!({"jti": "1"})).await, one);
+    let others =
+        [json!({"jti": "2"}), json!({"jti": "1", "sub": ""}), json!({"jti": "1", "azp": 5}), json!({})];
+    for other in others {
+        assert_ne!(named(other).await, one);
+    }
+}
+
+#[tokio::test]
 async fn a_token_without_subject_is_its_clients() {
     let chain = chain("{any_of: [corp]}");
     for (claims, name) in [

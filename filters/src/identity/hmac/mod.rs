@@ -24,7 +24,7 @@ mod tests;
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -45,7 +45,7 @@ use super::{
 };
 use crate::context::{Consumer, Context, Principal};
 use crate::filter::BuildError;
-use crate::world::{ScopedState, StateError};
+use crate::world::{Budget, Charge, Ledger, ScopedState, Spent, StateError};
 
 pub use self::key::{SignatureAlgorithm, SigningKey};
 pub(super) use self::options::Options;
@@ -53,6 +53,8 @@ pub(super) use self::options::Options;
 const CONTENT_DIGEST: http::HeaderName = http::HeaderName::from_static("content-digest");
 /// The simple scheme's name.
 const SCHEME: &str = "hmac";
+/// The longest time for which a store knows a nonce: almost a year.
+const LONGEST_WAIT: Duration = Duration::from_secs(31_000_000);
 /// The longest nonce, in bytes.
 const LONGEST_NONCE: usize = 256;
 
@@ -64,6 +66,8 @@ pub(super) struct Hmac {
     consumers: Arc<Consumers>,
     number: Option<IdentityNo>,
     nonces: ScopedState,
+    /// As [`nonces`](Self::nonces), for all gateways that share a store.
+    shared: Option<Ledger>,
     /// What times of requests are told by.
     epoch: Instant,
 }
@@ -96,8 +100,11 @@ impl Hmac {
         sources.extend(fields.into_iter().filter(|_| takes(Scheme::MessageSignature)));
         sources.extend(takes(Scheme::Authorization).then_some(Source::Header(AUTHORIZATION)));
         let nonces = ScopedState::new(site.world.state.clone(), format!("nonces of {name}").into());
+        let store = options.store.as_ref().map(|store| site.store(store.as_str())).transpose()?;
+        let shared =
+            store.map(|store| Ledger::new(nonces.of(format!("shared nonces of {name}")), Some(store)));
         let epoch = site.world.clock.now();
-        Ok(Self { name, options, sources, consumers, number, nonces, epoch })
+        Ok(Self { name, options, sources, consumers, number, nonces, shared, epoch })
     }
 
     fn takes(&self, scheme: Scheme) -> bool {
@@ -242,14 +249,28 @@ impl Hmac {
         let ours = ctx.started.saturating_duration_since(self.epoch).as_nanos();
         let ours = Bytes::from(format!("{} {ours}", ctx.request_id));
         let ttl = self.options.window.get() + 2 * self.options.skew.get();
-        let mut is_new = true;
+        let (mut is_new, mut is_again) = (true, false);
         let mut change = |known: Option<&[u8]>| {
-            is_new = known.is_none_or(|known| known == ours);
+            is_again = known.is_some_and(|known| known == ours);
+            is_new = known.is_none() || is_again;
             is_new.then(|| ours.clone())
         };
-        let told = self.nonces.update(ctx.tenant, &digest.finalize(), ttl, &mut change).await;
+        let key = digest.finalize();
+        let told = self.nonces.update(ctx.tenant, &key, ttl, &mut change).await;
         told.map_err(Unavailable::from)?;
-        if is_new { Ok(()) } else { Err(Refusal::new("the nonce was used already").into()) }
+        if is_new && (is_again || self.is_first(&key, ttl, ctx).await?) {
+            return Ok(());
+        }
+        Err(Refusal::new("the nonce was used already").into())
+    }
+
+    /// Whether no gateway saw a nonce before: it is a budget of one, that is whole again after this time.
+    async fn is_first(&self, key: &[u8], ttl: Duration, ctx: &Context) -> Result<bool, Unavailable> {
+        let (Some(shared), Some(one)) = (&self.shared, Budget::new(ttl.min(LONGEST_WAIT), 1)) else {
+            return Ok(true);
+        };
+        let spent = shared.spend(ctx.tenant, &mut [Charge::new(key, one, 1)]).await?;
+        Ok(spent != Spent::No)
     }
 }
 

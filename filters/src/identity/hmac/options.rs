@@ -5,7 +5,7 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::values::{ByteSize, Duration, DurationOrZero, Scalar};
+use crate::values::{ByteSize, Duration, DurationOrZero, Name, Scalar};
 
 /// Signatures of requests, with keys that consumers of the document have under `credentials`: HTTP Message Signatures
 /// (RFC 9421), and a simple scheme in `Authorization`.
@@ -38,6 +38,9 @@ pub(in crate::identity) struct Options {
     /// Whether signatures need a nonce. One that is there is good for one request in any case.
     #[serde(default)]
     pub(in crate::identity) nonce: NonceRule,
+    /// The store that nonces are known in, for all gateways that share it; by default each knows those it saw itself.
+    #[serde(default)]
+    pub(in crate::identity) store: Option<Name>,
     /// The `tag` that a message signature must have; those of other tags are for somebody else.
     #[serde(default)]
     pub(in crate::identity) tag: Option<String>,

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use super::options::{AlgorithmName, KeySet, Options};
 use crate::filter::BuildError;
 use crate::identity::{Refusal, json};
+use crate::values::hex;
 
 /// The most keys of a set: a token without `kid` is tried with each.
 const MOST: usize = 32;
@@ -182,6 +183,9 @@ pub(in crate::identity) fn public_key(pem: &str) -> Result<(Vec<Algorithm>, Deco
             return Err(refused("an RSA key has 2048 to 8192 bits"));
         }
         AlgorithmFamily::Rsa => RSA.to_vec(),
+        AlgorithmFamily::Ed if is_of_small_order(bytes) => {
+            return Err(refused("the point is of small order: anybody could sign for it"));
+        }
         AlgorithmFamily::Ed => vec![Algorithm::EdDSA],
         // An uncompressed point: a byte and two coordinates.
         _ => match bytes.len() {
@@ -248,7 +252,7 @@ fn from_jwk(jwk: &Map<String, Value>) -> Result<Option<Key>, &'static str> {
     let bytes = |name: &str| URL_SAFE_NO_PAD.decode(text(name)).map_err(|_| "a value is not base64url");
     let verifies = |list: &Vec<Value>| list.iter().any(|operation| operation == "verify");
     let is_other = jwk.get("use").is_some_and(|purpose| purpose != "sig")
-        || jwk.get("key_ops").and_then(Value::as_array).is_some_and(|list| !verifies(list));
+        || jwk.get("key_ops").is_some_and(|list| !list.as_array().is_some_and(verifies));
     if is_other {
         return Ok(None);
     }
@@ -258,8 +262,11 @@ fn from_jwk(jwk: &Map<String, Value>) -> Result<Option<Key>, &'static str> {
     let (mut algorithms, key) = match (text("kty"), text("crv")) {
         ("RSA", _) => {
             let (n, e) = (bytes("n")?, bytes("e")?);
-            if !RSA_BITS.contains(&bits(&n)) || e.is_empty() {
+            if !RSA_BITS.contains(&bits(&n)) {
                 return Err("an RSA key has 2048 to 8192 bits");
+            }
+            if !is_exponent(&e) {
+                return Err("the exponent of an RSA key is odd, and from 3 to 2^33");
             }
             (RSA.to_vec(), DecodingKey::from_rsa_raw_components(&n, &e))
         }
@@ -269,6 +276,9 @@ fn from_jwk(jwk: &Map<String, Value>) -> Result<Option<Key>, &'static str> {
             let x = bytes("x")?;
             if x.len() != 32 {
                 return Err("the coordinate has another length than its curve");
+            }
+            if is_of_small_order(&x) {
+                return Err("the point is of small order: anybody could sign for it");
             }
             (vec![Algorithm::EdDSA], DecodingKey::from_ed_der(&x))
         }
@@ -290,6 +300,28 @@ fn from_jwk(jwk: &Map<String, Value>) -> Result<Option<Key>, &'static str> {
         Some(_) => return Err("`kid` is a text; put it in quotes"),
     };
     Ok(Some(Key { id, algorithms, key }))
+}
+
+/// Whether a number is the public exponent of a sound key: with 1 everything is its own signature.
+fn is_exponent(number: &[u8]) -> bool {
+    number.last().is_some_and(|last| last % 2 == 1) && (2..=33).contains(&bits(number))
+}
+
+/// Whether a key of Ed25519 is one of the points whose eightfold is nothing, however it is written (RFC 8032 s5.1.7
+/// lets them pass): a signature by them says nothing.
+fn is_of_small_order(point: &[u8]) -> bool {
+    /// The coordinate of both points of order 8 that are each other's negative, and of the other two.
+    const EIGHTH: [&str; 2] = [
+        "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+        "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+    ];
+    let Some((high, low)) = point.split_last() else { return true };
+    let coordinate = [low, &[high & 0x7f]].concat();
+    // 0, 1 and -1 modulo p = 2^255 - 19; above that, p and p + 1 stand for 0 and 1.
+    let rest = |ends: &[u8]| low[1..].iter().all(|byte| ends.contains(byte));
+    let is_low = low[0] <= 1 && rest(&[0]) && high & 0x7f == 0;
+    let is_high = (0xec..=0xee).contains(&low[0]) && rest(&[0xff]) && high & 0x7f == 0x7f;
+    is_low || is_high || EIGHTH.contains(&hex(&coordinate).as_str())
 }
 
 /// A point of an elliptic curve, uncompressed (SEC 1 s2.3.3).

@@ -26,6 +26,8 @@ const NAME_LEN: usize = 4;
 pub(super) enum Purpose {
     Login,
     Session,
+    /// What a store keeps.
+    Kept,
 }
 
 /// The cookies of one identity.
@@ -101,6 +103,16 @@ impl Jar {
             plain.truncate(length);
             Some(plain)
         })
+    }
+
+    /// The text of what a store is to keep.
+    pub(super) fn wrap(&self, plain: &[u8]) -> Option<String> {
+        self.seal(Purpose::Kept, plain)
+    }
+
+    /// What was wrapped.
+    pub(super) fn unwrap(&self, text: &str) -> Option<Zeroizing<Vec<u8>>> {
+        self.open(Purpose::Kept, text)
     }
 
     fn aad(&self, purpose: Purpose, key: &Key) -> Vec<u8> {

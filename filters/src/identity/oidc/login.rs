@@ -154,9 +154,7 @@ impl Party {
         }
         let code = code.ok_or_else(|| wrong("the answer has neither a code nor an error"))?;
         let session = self.exchange(&code, &attempt).await?;
-        let plain = serde_json::to_vec(&session).unwrap_or_default();
-        let seconds = self.options.session.get().as_secs();
-        let cookies = self.jar.keep(request, &plain, seconds);
+        let cookies = self.keep(request, &session).await.map_err(later)?;
         let too_large = "what the provider says of the user does not fit into cookies";
         let mut cookies = cookies.ok_or_else(|| Problem::new(&INTERNAL).detail(too_large))?;
         cookies.push(self.jar.end(at));

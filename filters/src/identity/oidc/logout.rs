@@ -26,9 +26,9 @@ impl Party {
             return Err(Problem::new(&METHOD_NOT_ALLOWED)
                 .header(http::header::ALLOW, "GET, POST".parse().expect("text")));
         }
-        let session = self.session(request);
+        let session = self.session(request).await.map_err(later)?;
         if let Some(session) = &session {
-            self.forget(session);
+            self.end_one(session).await.map_err(later)?;
         }
         let cookies = self.jar.drop(request);
         // Without the provider the user is logged out here at least.
@@ -78,6 +78,7 @@ impl Party {
         else {
             return Err(wrong("the token is not about a logout"));
         };
+        self.end_kept(text("sid"), text("sub")).await.map_err(later)?;
         let (which, issued_before) = match (text("sid"), text("sub")) {
             (Some(sid), _) => (Revoked::Jti(their_id(sid).into()), None),
             // Who logs in again has a session of a later second.

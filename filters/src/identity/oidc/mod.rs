@@ -2,7 +2,7 @@
 //!
 //! Who logged in is kept in cookies that only the gateway can make and read: nothing has to be shared between gateways but
 //! the keys of the cookies. What ends a session early, a logout here or one that the provider tells of, is on the list of
-//! what no longer holds.
+//! what no longer holds. With a store, sessions are kept there, and one that ends is taken out.
 
 mod cookie;
 mod login;
@@ -10,6 +10,7 @@ mod logout;
 mod options;
 mod provider;
 mod session;
+mod shelf;
 #[cfg(test)]
 mod tests;
 
@@ -39,6 +40,7 @@ use self::cookie::Jar;
 pub(super) use self::options::Options;
 use self::provider::Provider;
 use self::session::{Current, Renewals, Session};
+use self::shelf::Shelf;
 
 /// The largest form with a logout token, in bytes.
 const LARGEST: u64 = 32 * 1024;
@@ -59,6 +61,8 @@ struct Party {
     provider: Provider,
     verifier: Verifier,
     jar: Jar,
+    /// Where sessions are, if not in cookies.
+    shelf: Option<Shelf>,
     renewals: Renewals,
     revocations: Arc<Revocations>,
     clock: Arc<dyn Clock>,
@@ -76,6 +80,8 @@ impl Oidc {
         let called = cookie.as_ref().map_or(&*name, |cookie| &*cookie.0);
         let called: String = called.replace(['.', '/'], "-");
         let scope = format!("{name}\n{issuer}\n{client_id}");
+        let store = options.store.as_ref().map(|store| site.store(store.as_str())).transpose()?;
+        let shelf = store.map(|store| Shelf::new(store, &scope));
         let jar = Jar::new(&called, redirect_uri.is_https(), cookie_keys, scope);
         let verifier =
             jwt::of_issuer(&name, issuer, client_id, &options.algorithms, options.upstream.as_deref(), site)?;
@@ -86,6 +92,7 @@ impl Oidc {
             revocations: site.world.revocations.clone(),
             clock: site.world.clock.clone(),
             jar,
+            shelf,
             options,
             name,
         };
@@ -104,15 +111,12 @@ impl Oidc {
     }
 
     async fn look(&self, request: &RequestHeader) -> Result<Option<Verified>, Failure> {
-        let Some(session) = self.party.session(request) else { return Ok(None) };
+        let Some(session) = self.party.session(request).await? else { return Ok(None) };
         match self.party.current(session, self.party.now()).await? {
             Current::Ended => Ok(None),
             Current::Same(session) => Ok(Some(self.verified(&session, Vec::new())?)),
             Current::Renewed(session) => {
-                let left = self.party.end(&session).saturating_sub(self.party.now());
-                let plain = serde_json::to_vec(&*session).unwrap_or_default();
-                // One that grew too large goes on with what there is.
-                let cookies = self.party.jar.keep(request, &plain, left).unwrap_or_default();
+                let cookies = self.party.kept_anew(request, &session);
                 Ok(Some(self.verified(&session, cookies)?))
             }
         }
@@ -120,11 +124,6 @@ impl Oidc {
 }
 
 impl Party {
-    /// The session that a request shows, as it was made.
-    fn session(&self, request: &RequestHeader) -> Option<Session> {
-        serde_json::from_slice(&self.jar.session(request)?).ok()
-    }
-
     /// The claims of a token of the provider for this client.
     async fn verify_any(&self, token: &str, now: SystemTime) -> Result<Map<String, Value>, Failure> {
         let (claims, _) = self.verifier.claims(token.as_bytes(), now).await?;

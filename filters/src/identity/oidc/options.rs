@@ -6,7 +6,7 @@ use serde::Deserialize;
 use crate::filter::BuildError;
 use crate::identity::client::ClientAuth;
 use crate::identity::jwt::AlgorithmName;
-use crate::values::{Duration, Secret, Url};
+use crate::values::{Duration, Name, Secret, Url};
 
 /// Users who log in at a provider of OpenID Connect, with a browser; who they are is kept in encrypted cookies.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -34,6 +34,11 @@ pub(in crate::identity) struct Options {
     /// What cookies are called, behind `__Host-`; by default the identity's name.
     #[serde(default)]
     pub(in crate::identity) cookie: Option<CookieName>,
+    /// The store that sessions are kept in, for all gateways that share it: cookies hold nothing but which one, and who is
+    /// logged out is so everywhere. While it is away, 503, whatever its `on_failure` says. By default sessions are in
+    /// cookies.
+    #[serde(default)]
+    pub(in crate::identity) store: Option<Name>,
     /// What is asked for; `openid` always is. With `offline_access`, or where the provider gives refresh tokens anyway,
     /// sessions are refreshed.
     #[serde(default = "openid")]

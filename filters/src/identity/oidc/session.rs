@@ -95,6 +95,11 @@ impl Session {
         json::object(&URL_SAFE_NO_PAD.decode(self.token.split('.').nth(1)?).ok()?)
     }
 
+    /// When its tokens end, in Unix seconds.
+    pub(super) fn until(&self) -> u64 {
+        self.until
+    }
+
     /// Whether it is time to renew it.
     fn is_due(&self, now: u64) -> bool {
         let early = EARLY.min(self.until.saturating_sub(self.given) / 5);
@@ -151,7 +156,7 @@ impl Party {
         self.renewals.0.get_with(key, || {
             let (party, session) = (self.clone(), session.clone());
             let work = tokio::spawn(async move {
-                let renewed = party.renew(session).await;
+                let renewed = party.renew_once(session).await;
                 if renewed.is_err() {
                     party.renewals.0.invalidate(&key);
                 }
@@ -162,7 +167,7 @@ impl Party {
     }
 
     /// OpenID Connect Core 1.0 s12.
-    async fn renew(&self, session: Session) -> Result<Option<Arc<Session>>, Arc<str>> {
+    pub(super) async fn renew(&self, session: Session) -> Result<Option<Arc<Session>>, Arc<str>> {
         let refresh = session.refresh.clone().unwrap_or_default();
         let pairs = [("grant_type", "refresh_token"), ("refresh_token", &*refresh)];
         let tokens = match self.provider.tokens(&pairs).await {
@@ -202,7 +207,7 @@ impl Party {
         })
     }
 
-    /// Ends a session here, wherever its cookies are.
+    /// Notes that a session in cookies has ended.
     pub(super) fn forget(&self, session: &Session) {
         let which = Revoked::Jti(own_id(session).into());
         let expires = self.end(session);

@@ -2,17 +2,15 @@
 
 use std::borrow::Cow;
 
-use http::Uri;
-use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
+use http::header::{AUTHORIZATION, FORWARDED, HeaderName};
 use http::uri::PathAndQuery;
 use pingora_http::RequestHeader;
 
 use super::Options;
 use super::options::QueryOptions;
-use crate::caching::url;
+use crate::caching::{Counted, url};
 use crate::context::Context;
 use crate::filter::{BuildError, Fact};
-use crate::path::decode_segment;
 use crate::selector::{Part, Selector, write_part};
 
 /// What the names of fields begin with that are no part of the URL, but that applications take for one. Where a
@@ -37,7 +35,7 @@ fn is_of_url(name: &HeaderName) -> bool {
 pub(super) struct Keys {
     parts: Vec<Selector>,
     per: Per,
-    query: Query,
+    query: Counted,
 }
 
 /// Whose answers are kept apart.
@@ -48,13 +46,6 @@ enum Per {
     Nobody,
     /// Those of each value of this.
     Selected(Selector),
-}
-
-/// Which parameters of a query make a difference.
-struct Query {
-    only: Option<Vec<String>>,
-    except: Vec<String>,
-    sort: bool,
 }
 
 impl Keys {
@@ -76,7 +67,7 @@ impl Keys {
             error.path.push("query");
             return Err(error);
         }
-        Ok(Self { parts: options.key.parts.clone(), per, query: Query { only, except, sort } })
+        Ok(Self { parts: options.key.parts.clone(), per, query: Counted { only, except, sort } })
     }
 
     pub(super) fn needs(&self) -> Vec<Fact> {
@@ -97,6 +88,11 @@ impl Keys {
         let is = |selector: &Selector| matches!(selector, Selector::Part(Part::Header(name)) if *name == AUTHORIZATION);
         let per = matches!(&self.per, Per::Selected(selector) if is(selector));
         per || self.parts.iter().any(is)
+    }
+
+    /// How queries are counted.
+    pub(super) fn counted(&self) -> &Counted {
+        &self.query
     }
 
     /// The URL that a request's key begins with.
@@ -135,6 +131,9 @@ impl Keys {
             write_part(name.as_str().as_bytes(), &mut key);
             write_part(value.as_bytes(), &mut key);
         }
+        for line in request.headers.get_all(FORWARDED) {
+            write_forwarded(line.as_bytes(), &mut key);
+        }
         Some((key, target))
     }
 
@@ -154,82 +153,25 @@ impl Keys {
     }
 }
 
+/// What `Forwarded` says beside who the client is (RFC 7239 s4): all that is not plainly that.
+fn write_forwarded(line: &[u8], key: &mut Vec<u8>) {
+    let of_client = |pair: &&[u8]| {
+        let name = pair.split(|byte| *byte == b'=').next().unwrap_or_default().trim_ascii();
+        pair.is_empty() || [&b"for"[..], b"by"].iter().any(|own| name.eq_ignore_ascii_case(own))
+    };
+    let pairs = line.split(|byte| matches!(byte, b',' | b';')).map(<[u8]>::trim_ascii);
+    for pair in pairs.filter(|pair| !of_client(pair)) {
+        write_part(FORWARDED.as_str().as_bytes(), key);
+        write_part(pair, key);
+    }
+}
+
 /// A part of a request; those that lack it are alike, and like no other.
 fn write_selected(selector: &Selector, request: &RequestHeader, ctx: &Context, key: &mut Vec<u8>) {
     let start = key.len();
     key.push(1);
-    if !selector.write_key(request, ctx, key) {
+    if !selector.write_every_key(request, ctx, key) {
         key.truncate(start);
         key.push(0);
     }
-}
-
-impl Query {
-    /// The query as it counts.
-    fn of<'a>(&self, asked: Option<&'a str>) -> Option<Cow<'a, str>> {
-        let asked = asked?;
-        if self.only.is_none() && self.except.is_empty() && !self.sort {
-            return Some(asked.into());
-        }
-        let mut kept: Vec<(Cow<'_, str>, &str)> = asked
-            .split('&')
-            .filter(|pair| !pair.is_empty())
-            .map(|pair| (name(pair), pair))
-            .filter(|(name, _)| self.counts(name))
-            .collect();
-        if self.sort {
-            kept.sort_by(|(one, _), (two, _)| one.cmp(two));
-        }
-        let pairs: Vec<&str> = kept.into_iter().map(|(_, pair)| pair).collect();
-        (!pairs.is_empty()).then(|| pairs.join("&").into())
-    }
-
-    fn counts(&self, name: &str) -> bool {
-        match &self.only {
-            Some(only) => only.iter().any(|counts| counts == name),
-            None => !self.except.iter().any(|ignored| ignored == name),
-        }
-    }
-}
-
-/// The name of a parameter, decoded.
-fn name(pair: &str) -> Cow<'_, str> {
-    let name = pair.split_once('=').map_or(pair, |(name, _)| name);
-    if name.contains('+') {
-        decode_segment(&name.replace('+', " ")).into_owned().into()
-    } else {
-        decode_segment(name)
-    }
-}
-
-/// What a reference in an answer names, if it is of the same origin as the URL (RFC 9111 s4.4; RFC 3986 s5.2).
-pub(super) fn resolve(base: &[u8], reference: &str) -> Option<Vec<u8>> {
-    let base = str::from_utf8(base).ok()?;
-    let reference = reference.split('#').next()?;
-    let (scheme, rest) = base.split_once("://")?;
-    let end = rest.find(['/', '?']).unwrap_or(rest.len());
-    let (authority, path) = rest.split_at(end);
-    let origin = format!("{scheme}://{authority}");
-    let uri: Uri = reference.parse().ok().filter(|_| reference.contains("://")).unwrap_or_default();
-    if let Some(other) = uri.authority() {
-        let own_port = if scheme == "https" { ":443" } else { ":80" };
-        let other = other.as_str().to_ascii_lowercase();
-        let same =
-            uri.scheme_str() == Some(scheme) && other.strip_suffix(own_port).unwrap_or(&other) == authority;
-        let target = uri.path_and_query().map_or("/", PathAndQuery::as_str);
-        return same.then(|| format!("{origin}{target}").into_bytes());
-    }
-    if reference.starts_with("//") || reference.contains("://") {
-        return None;
-    }
-    let path = path.split('?').next().unwrap_or_default();
-    let target = if reference.starts_with('/') {
-        reference.to_owned()
-    } else if reference.is_empty() {
-        path.to_owned()
-    } else {
-        let folder = path.rfind('/').map_or("/", |slash| &path[..=slash]);
-        format!("{folder}{reference}")
-    };
-    HeaderValue::from_str(&target).is_ok().then(|| format!("{origin}{target}").into_bytes())
 }

@@ -14,8 +14,8 @@
 //! Callers share answers with `shared: true`. Nothing is stored that is `private` or `no-store`, that answers
 //! `Authorization` without saying that it is for all (RFC 9111 s3.5), or that sets a cookie.
 //!
-//! However many ask for the same, the origin is asked once. A successful request with an unsafe method takes out
-//! what is stored for its URL (RFC 9111 s4.4). `Cache-Status` tells what was done (RFC 9211).
+//! However many ask for the same, the origin is asked once. A successful request with an unsafe method, on any route,
+//! takes out what is stored for its URL (RFC 9111 s4.4). `Cache-Status` tells what was done (RFC 9211).
 
 mod key;
 mod numbers;
@@ -27,7 +27,7 @@ mod tests;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use http::header::{ACCEPT, CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER_ENCODING, UPGRADE};
+use http::header::{ACCEPT, CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, Method};
 use pingora_http::{RequestHeader, ResponseHeader};
 
@@ -42,7 +42,6 @@ use crate::filter::{Build, BuildError, Filter};
 use crate::outcome::{FilterError, Outcome};
 use crate::phase::{Completed, OnFinish, OnRequest, OnResponse, Phases};
 use crate::when::When;
-use crate::world::Cached;
 
 /// Fields by which clients ask for another method than that of the request: frameworks obey them.
 const OTHER_METHOD: [&str; 3] = ["x-http-method-override", "x-http-method", "x-method-override"];
@@ -57,7 +56,6 @@ pub struct Cache {
     client_control: bool,
     plan: Arc<Plan>,
     purges: Option<Purges>,
-    cached: Arc<dyn Cached>,
     numbers: Numbers,
 }
 
@@ -76,15 +74,14 @@ impl Filter for Cache {
             build.needs(fact);
         }
         let plan = Arc::new(options.plan(keys.has_credentials()));
-        let cached = build.cached();
+        build.caches(keys.counted().clone());
         let filter = Arc::new(Self {
             methods,
             bypass,
             keys,
             client_control: options.client_control,
             plan,
-            purges: options.purge.map(|options| Purges::new(options, cached.clone())),
-            cached,
+            purges: options.purge.map(|options| Purges::new(options, build.cached())),
             numbers: Numbers::new(build.shared_metrics()),
         });
         Ok(Phases::new().on_request(filter.clone()).on_response(filter.clone()).on_finish(filter))
@@ -103,7 +100,7 @@ impl OnRequest for Cache {
             return Ok(Outcome::Continue);
         }
         if let Some(purges) = &self.purges
-            && let Some(reply) = purges.answer(request, self.keys.url(request, ctx).as_deref(), ctx)?
+            && let Some(reply) = purges.answer(request, self.keys.url(request, ctx).as_deref(), ctx).await?
         {
             return Ok(reply.into());
         }
@@ -147,6 +144,9 @@ impl Cache {
         if fields.contains_key(UPGRADE) {
             return bypass("upgrade");
         }
+        if takes_fields_away(fields) {
+            return bypass("connection");
+        }
         if fields.keys().any(|name| OTHER_METHOD.contains(&&*key::plain(name))) {
             return bypass("method-override");
         }
@@ -165,18 +165,26 @@ impl Cache {
         }
         None
     }
+}
 
-    /// Takes out what a successful request may have changed (RFC 9111 s4.4).
-    fn invalidate(&self, request: &RequestHeader, response: &ResponseHeader, ctx: &Context) {
-        let Some(url) = self.keys.url(request, ctx) else { return };
-        self.cached.purge_url(&url, false);
-        for name in [http::header::LOCATION, http::header::CONTENT_LOCATION] {
-            let value = response.headers.get(name).and_then(|value| value.to_str().ok());
-            if let Some(other) = value.and_then(|reference| key::resolve(&url, reference)) {
-                self.cached.purge_url(&other, false);
-            }
-        }
-    }
+/// Whether `Connection` names a field that goes no further and is not about the connection: what is in the key of the
+/// request the origin would not see.
+fn takes_fields_away(fields: &HeaderMap) -> bool {
+    const OWN: [&[u8]; 7] = [
+        b"close",
+        b"keep-alive",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"proxy-connection",
+        b"http2-settings",
+    ];
+    let lines = fields.get_all(CONNECTION).iter().map(HeaderValue::as_bytes);
+    let mut names = lines.flat_map(|line| line.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii);
+    names.any(|name| {
+        !OWN.iter().any(|own| name.eq_ignore_ascii_case(own))
+            && HeaderName::from_bytes(name).is_ok_and(|name| fields.contains_key(name))
+    })
 }
 
 /// Whether a request has a body; some servers look at it whatever the method.
@@ -185,22 +193,14 @@ fn has_body(fields: &HeaderMap) -> bool {
     length.is_some_and(|length| length != b"0") || fields.contains_key(TRANSFER_ENCODING)
 }
 
-/// RFC 9110 s9.2.1.
-fn is_safe(method: &Method) -> bool {
-    method.is_safe() || method == Method::CONNECT
-}
-
 #[async_trait]
 impl OnResponse for Cache {
     async fn on_response(
         &self,
-        request: &RequestHeader,
+        _: &RequestHeader,
         response: &mut ResponseHeader,
         ctx: &mut Context,
     ) -> Result<(), FilterError> {
-        if !is_safe(&request.method) && (response.status.is_success() || response.status.is_redirection()) {
-            self.invalidate(request, response, ctx);
-        }
         if let Some(status) = &ctx.cache {
             response.append_header(CACHE_STATUS.clone(), status.to_string())?;
         }

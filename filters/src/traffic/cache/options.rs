@@ -72,7 +72,8 @@ pub struct Options {
 #[serde(deny_unknown_fields, default)]
 #[schemars(rename = "CacheKey")]
 pub struct KeyOptions {
-    /// Parts of the request, such as `header:x-country` or `cookie:currency`; a request without one is another.
+    /// Parts of the request, such as `header:x-country` or `cookie:currency`: all lines, cookies or parameters of that
+    /// name, in order. A request without one is another.
     pub parts: Vec<Selector>,
     /// Which parameters of the query; all of them, as they stand, by default.
     pub query: QueryOptions,

@@ -10,7 +10,7 @@ use super::PurgeOptions;
 use crate::context::Context;
 use crate::outcome::{FilterError, Reply};
 use crate::problem::{Problem, UNAUTHORIZED};
-use crate::world::Cached;
+use crate::world::{Cached, Purged};
 
 /// Answers PURGE requests.
 pub(super) struct Purges {
@@ -25,7 +25,7 @@ impl Purges {
     }
 
     /// The answer to a PURGE; none to any other request.
-    pub(super) fn answer(
+    pub(super) async fn answer(
         &self,
         request: &RequestHeader,
         url: Option<&[u8]>,
@@ -39,10 +39,14 @@ impl Purges {
             let problem = Problem::new(&UNAUTHORIZED).detail("purging needs its token");
             return Ok(Some(problem.header(WWW_AUTHENTICATE, challenge).into()));
         }
-        let purged = url.map_or(0, |url| self.cached.purge_url(url, self.soft));
+        let purged = match url {
+            Some(url) => self.cached.purge_url(url, self.soft).await,
+            None => Purged::default(),
+        };
+        let shared = purged.shared.map(|shared| format!(",\"shared\":{shared}")).unwrap_or_default();
         let mut head = ResponseHeader::build(200, Some(2))?;
         head.insert_header(CONTENT_TYPE, "application/json")?;
-        Ok(Some(Reply::message(head, format!("{{\"purged\":{purged}}}\n"))))
+        Ok(Some(Reply::message(head, format!("{{\"purged\":{}{shared}}}\n", purged.hits))))
     }
 
     fn may(&self, request: &RequestHeader) -> bool {

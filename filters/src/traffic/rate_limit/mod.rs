@@ -33,8 +33,8 @@
 //! freely gets a new budget with each, so a field that nothing verifies is no protection on its own.
 //!
 //! With `over`, requests over the limit wait for their turn instead, in a line of their key, first come first
-//! served. Whoever would wait longer than `delay`, or finds `queue` others waiting, is refused at once. That a
-//! client went away is noticed when its turn comes, so that its place is kept for `delay` at most.
+//! served. Whoever would wait longer than `delay`, or finds `queue` others waiting, is refused at once. The place of
+//! a client that goes away meanwhile is another's.
 //!
 //! ```yaml
 //! - rate_limit: {per: ip, limit: 10/s, over: {delay: 500ms, queue: 20}}
@@ -187,7 +187,7 @@ enum Means {
     /// Exactly.
     Exact(Ledger),
     /// By units that are taken from a store in advance.
-    Leased(Ledger, Leases),
+    Leased(Ledger, Arc<Leases>),
     /// Exactly, and those over the limit wait.
     Patient(ScopedState, Lines),
     /// By estimates, one for each rule.
@@ -203,7 +203,7 @@ impl Filter for RateLimit {
     fn build(options: Options, build: &mut Build<'_>) -> Result<Phases, BuildError> {
         check(&options)?;
         let (headers, strategy, over) = (options.headers, options.strategy, options.over.clone());
-        let lease = options.lease;
+        let (lease, store) = (options.lease, options.store.clone());
         let ledger = build.ledger("store", options.store.as_ref().map(Name::as_str))?;
         let rules = rule::rules(options, build.instance())?;
         for fact in rules.iter().flat_map(Rule::needs) {
@@ -223,7 +223,14 @@ impl Filter for RateLimit {
                 Means::Estimate(rules.iter().map(estimate).collect())
             }
             (Strategy::Exact, None) => match lease {
-                Some(size) => Means::Leased(ledger, Leases::new(size, build.clock())),
+                Some(size) => {
+                    // What is held outlives a reload, as long as it is of the same budgets of the same store.
+                    let store = store.map(|store| store.to_string());
+                    let shapes: Vec<String> = rules.iter().map(Rule::shape).collect();
+                    let part = format!("{size} {store:?} {shapes:?}");
+                    let leases = build.retained(part.as_bytes(), || Leases::new(size, build.clock()));
+                    Means::Leased(ledger, leases)
+                }
                 None => Means::Exact(ledger),
             },
             (Strategy::Exact, Some(over)) => {

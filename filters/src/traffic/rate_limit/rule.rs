@@ -61,6 +61,11 @@ impl Rule {
         ([&self.prefix, &self.period.as_secs().to_be_bytes()[..]].concat(), self.period)
     }
 
+    /// What tells its budgets from those of any other rule.
+    pub(super) fn shape(&self) -> String {
+        format!("{:?} {:?}", self.prefix, self.budget)
+    }
+
     /// What one request takes of the budget of this key.
     pub(crate) fn charge<'a>(&self, key: &'a [u8]) -> Charge<'a> {
         Charge::new(key, self.budget, self.cost)

@@ -36,6 +36,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const START: Duration = Duration::from_secs(5);
 /// How long an end waits until everything is written.
 const END: Duration = Duration::from_secs(5);
+/// The file of the mark.
+const MARK: &str = "mark";
 /// One file takes this part of the space at most.
 const LARGEST_PART: u64 = 2;
 
@@ -116,6 +118,7 @@ struct State {
 enum Job {
     Keep(Arc<Entry>, u64),
     Delete(File),
+    Mark(String),
 }
 
 #[derive(Default)]
@@ -210,6 +213,19 @@ impl Disk {
             state.purges_changed = true;
         }
         self.shared.work.notify_one();
+    }
+
+    /// Writes a mark once all purges before it are written.
+    pub(super) fn set_mark(&self, mark: String) {
+        let mut state = self.shared.state.lock();
+        state.queue.retain(|job| !matches!(job, Job::Mark(_)));
+        state.queue.push_back(Job::Mark(mark));
+        self.shared.work.notify_one();
+    }
+
+    /// The mark that was written last.
+    pub(super) fn mark(&self) -> Option<String> {
+        fs::read_to_string(self.shared.root.join(MARK)).ok()
     }
 
     /// The entries of a key, or only this variant, the newest first and so many at most. Waits for the disk up

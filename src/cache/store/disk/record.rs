@@ -32,13 +32,20 @@ struct Head {
 /// Writes an entry.
 pub(super) fn write(entry: &Entry, out: &mut impl Write) -> io::Result<()> {
     let head = Bytes::from(head(entry)?);
-    let body = entry.large.iter().flat_map(|_| entry.body());
-    let parts = || [head.clone(), entry.packed.clone()].into_iter().chain(body.clone());
+    let mut body = Vec::new();
+    if entry.large.is_some() {
+        let mut pieces = entry.body();
+        body.extend(pieces.by_ref());
+        if pieces.left() > 0 {
+            return Err(io::Error::other("a stored body cannot be read"));
+        }
+    }
+    let parts = || [&head, &entry.packed].into_iter().chain(&body);
     let mut digest = Sha256::new();
-    parts().for_each(|part| digest.update(&part));
+    parts().for_each(|part| digest.update(part));
     out.write_all(&MARK)?;
     out.write_all(&digest.finalize())?;
-    parts().try_for_each(|part| out.write_all(&part))
+    parts().try_for_each(|part| out.write_all(part))
 }
 
 /// The entry of a file; `None` if it is not whole, or not such a file.

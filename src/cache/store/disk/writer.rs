@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::index::File;
 use super::purges::Purges;
-use super::{Job, Shared, record};
+use super::{Job, MARK, Shared, record};
 use crate::cache::store::entry::Entry;
 
 /// How long a disk that fails is left alone.
@@ -62,6 +62,8 @@ fn work(shared: &Shared, lock: &fs::File, mut is_ours: bool) {
                 Ok(())
             }
             Work::Job(Job::Keep(entry, seq)) => shared.keep(&entry, seq),
+            // Purges before it may not have been written, if the disk failed.
+            Work::Job(Job::Mark(mark)) => shared.write_purges().and_then(|()| shared.write_mark(&mark)),
         };
         if let Err(error) = done {
             shared.counts.errors.fetch_add(1, Relaxed);
@@ -199,6 +201,12 @@ impl Shared {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
+    }
+
+    fn write_mark(&self, mark: &str) -> io::Result<()> {
+        let (path, new) = (self.root.join(MARK), self.root.join("mark.new"));
+        fs::write(&new, mark)?;
+        fs::rename(new, path)
     }
 
     fn write_purges(&self) -> io::Result<()> {

@@ -1,5 +1,6 @@
 //! Tokens of the RFCs, and every attack on tokens that is known.
 
+mod attacks;
 mod fetched;
 
 use std::collections::BTreeMap;

@@ -1,0 +1,165 @@
+//! Storing what comes in, unless it is purged meanwhile.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+use tollhouse_filters::caching::Plan;
+
+use super::fill::Filled;
+use super::flight::{Lead, Phase};
+use super::growing::Growing;
+use super::inner::Inner;
+use super::store::{Entry, Parts};
+use super::{Cache, Key, head, now};
+
+impl Cache {
+    /// Stores an entry, in the place of an old one if that is still there; not if what it answers was purged since it
+    /// was asked for.
+    pub(super) fn put(&self, lead: &Lead, entry: &Arc<Entry>, old: Option<&Arc<Entry>>) {
+        if lead.is_spoiled() {
+            return;
+        }
+        if !old.is_some_and(|old| self.store.replace(old, entry.clone())) {
+            self.store.insert(entry.clone());
+        }
+        if lead.is_spoiled() {
+            // Purged between the two: a purge spoils first, and then looks at what is stored.
+            self.store.remove(entry);
+        }
+    }
+}
+
+/// What is left to do when an answer is to be stored.
+pub(super) struct Work {
+    pub(super) cache: Arc<Cache>,
+    pub(super) plan: Arc<Plan>,
+    pub(super) key: Key,
+    pub(super) tags: Vec<String>,
+    pub(super) lead: Lead,
+}
+
+impl Work {
+    /// Passes the body on as it comes, and stores it once it is whole.
+    pub(super) async fn store(self, tell: oneshot::Sender<Filled>, growing: Arc<Growing>, mut body: Inner) {
+        self.cache.flights.note_cacheable(self.lead.key());
+        if let Some(reader) = growing.read() {
+            // Who does not wait any more does not read either; what is stored is for others.
+            let _ = tell.send(Filled::Growing(growing.clone(), reader));
+        }
+        let now = now();
+        let shared = growing.facts.left(now).is_ok() && !growing.facts.no_cache;
+        self.lead.tell(if shared { Phase::Answered(growing.clone()) } else { Phase::Released });
+        // Says so, however this ends, unless it was whole before.
+        let _broken = Broken(&growing);
+        let mut kept = true;
+        let last = loop {
+            let (piece, ends) = match body.next_and_end().await {
+                Ok(Some(next)) => next,
+                Ok(None) => break None,
+                Err(_) => return self.cache.counts.failed.inc(),
+            };
+            if ends {
+                break Some(piece);
+            }
+            if kept && growing.length() + piece.len() as u64 > self.plan.max_object {
+                kept = false;
+                growing.pass();
+                self.cache.flights.note_uncacheable(self.lead.key());
+                self.lead.leave();
+            }
+            if !growing.push(piece).await {
+                return self.cache.counts.not_stored.inc();
+            }
+        };
+        drop(body);
+        // Stored before anybody can know that it is whole, and ask again.
+        self.keep(&growing, last.as_ref());
+        if let Some(last) = last {
+            growing.push(last).await;
+        }
+        growing.finish();
+    }
+
+    /// Stores what is whole, with its last piece.
+    fn keep(&self, growing: &Growing, last: Option<&Bytes>) {
+        let length = growing.length() + last.map_or(0, |last| last.len() as u64);
+        let pieces = growing.pieces().filter(|_| !self.lead.is_spoiled() && length <= self.plan.max_object);
+        let Some(mut pieces) = pieces else { return self.cache.counts.not_stored.inc() };
+        pieces.extend(last.cloned());
+        let parts = Parts {
+            status: growing.head.status.as_u16(),
+            lines: head::lines(&growing.head),
+            body: pieces,
+            variant: growing.variant.clone(),
+            tags: self.tags.clone(),
+            facts: growing.facts,
+        };
+        self.cache.put(&self.lead, &Arc::new(Entry::new(&self.key, parts)), None);
+        self.cache.counts.stored.inc();
+    }
+}
+
+/// Says that a body broke off, however the filling of it ends, unless it was whole before.
+struct Broken<'a>(&'a Growing);
+
+impl Drop for Broken<'_> {
+    fn drop(&mut self) {
+        self.0.abandon();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::super::flight::Joined;
+    use super::super::store::{How, Purge, Store, StoreOptions};
+    use super::*;
+    use crate::observe::Observe;
+    use crate::observe::access_log::{Format, To};
+    use crate::upstream::call::Caller;
+
+    fn cache() -> Arc<Cache> {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let store = Arc::new(Store::new(StoreOptions { capacity: 1 << 24, max_variants: 2 }));
+        Cache::new(store, Caller::new(), Observe::new(100, &Format::Off, &To::Stdout, &[]).expect("no file"))
+    }
+
+    #[test]
+    fn nothing_that_is_purged_while_it_is_stored_stays_whoever_is_first() {
+        const ROUNDS: usize = 3000;
+        let (cache, barrier, purged) = (cache(), Barrier::new(2), AtomicBool::new(false));
+        let key = Key::from_bytes(Bytes::from_static(b"http://a.test/x\0r"));
+        let entry = || Arc::new(Entry::new(&key, Parts { status: 200, ..Parts::default() }));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..ROUNDS {
+                    barrier.wait();
+                    cache.purge(&Purge::Url(b"http://a.test/x".to_vec()), How::Hard);
+                    purged.store(true, Ordering::SeqCst);
+                    barrier.wait();
+                }
+            });
+            let (mut before, mut after) = (0, 0);
+            for round in 0..ROUNDS {
+                let old = entry();
+                cache.store.insert(old.clone());
+                let Joined::First(lead) = cache.flights.join(key.bytes().to_vec().into()) else {
+                    panic!("nobody asks yet")
+                };
+                barrier.wait();
+                // The two meet at another place each time.
+                (0..round % 200).for_each(|_| std::hint::spin_loop());
+                let is_late = purged.load(Ordering::SeqCst);
+                cache.put(&lead, &entry(), (round % 2 == 0).then_some(&old));
+                barrier.wait();
+                assert!(cache.store.peek(key.bytes()).is_none(), "round {round}");
+                purged.store(false, Ordering::SeqCst);
+                if is_late { after += 1 } else { before += 1 }
+            }
+            assert!(before > 0 && after + before == ROUNDS);
+        });
+    }
+}

@@ -1,0 +1,200 @@
+//! Requests that are hedged: attempts at several backends at once, the first good answer of which is the client's.
+//!
+//! Pingora's proxy has one connection to an upstream for a request, and so has the direct way; these go over the call
+//! path, whatever the client and the upstream speak, and leave as answers of our own do.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::time::Instant;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{StatusCode, Version, header};
+use pingora::http::{RequestHeader, ResponseHeader};
+use tollhouse_filters::outcome::{Body, Message, Reply};
+use tollhouse_filters::problem::{self, Problem};
+use tollhouse_filters::world::{ClientBody, ClientError};
+
+use super::request::upstream;
+use super::{Call, Gateway, response};
+use crate::cache::Announce;
+use crate::config::hedge::Hedge;
+use crate::engine::{Forwarding, speaks_grpc, strip_hop_by_hop};
+use crate::upstream::call::{Account, BodyStream, CallError, CallOptions, Payload, Reply as Answer};
+use crate::upstream::{Upstream, Verdict};
+
+/// The hedge of this request, whose body is none or held as a whole; none if it is not to be hedged.
+pub(super) fn of(call: &mut Call, upstream: &Upstream, request: &RequestHeader) -> Option<Hedge> {
+    let (events, upgrade) = (call.events, call.upgrade);
+    let route = &call.exchange().route;
+    let hedge = upstream.hedge(route.hedge.as_ref())?;
+    let repeatable = request.method.is_idempotent()
+        && upstream.rules(route.retries.as_ref()).may_repeat(&request.method, &request.headers);
+    let plain = !events && !upgrade && !request.headers.contains_key(header::UPGRADE);
+    (repeatable && plain && !speaks_grpc(&request.headers)).then(|| hedge.clone())
+}
+
+impl Gateway {
+    /// The answer to a request that is hedged.
+    pub(super) async fn hedged(
+        &self,
+        call: &mut Call,
+        request: &RequestHeader,
+        (upstream, hedge): (Arc<Upstream>, Hedge),
+        body: Payload,
+        client: Option<&mut dyn Announce>,
+    ) -> Reply {
+        let (head, options) = match prepared(call, request, &upstream).await {
+            Ok(prepared) => prepared,
+            Err(reply) => return reply,
+        };
+        call.attempts.upstream = Some(upstream.clone());
+        call.attempts.started = Some(Instant::now());
+        let mut account = Account::default();
+        let rules = call.rules();
+        let asked =
+            self.cache.caller().hedge(&upstream, (head, body), options, (rules, &hedge), &mut account);
+        let answer = unless_gone(asked, client).await;
+        self.account(call, &account);
+        let Some(answer) = answer else { return Problem::new(&problem::CLIENT_CLOSED).into() };
+        let failed = match &answer {
+            Ok(answer) => answer.head.status.is_server_error(),
+            Err(_) => true,
+        };
+        let verdict = if failed { Verdict::Failed } else { Verdict::Answered };
+        call.exchange().admission.settle(verdict, Instant::now());
+        match answer {
+            Ok(answer) => {
+                call.attempts.answered = true;
+                passed_on(answer)
+            }
+            Err(error) => {
+                call.reason = Some(error.to_string());
+                error.problem().into()
+            }
+        }
+    }
+
+    /// Tells metrics and the log of all attempts.
+    fn account(&self, call: &mut Call, account: &Account) {
+        let upstream = upstream(call);
+        let series = upstream.series(&self.observe.registry);
+        for attempt in &account.attempts {
+            series.attempt(attempt.outcome);
+            if attempt.is_hedge {
+                series.retried("hedge");
+            }
+        }
+        account.retried.iter().for_each(|reason| series.retried(reason));
+        if account.out_of_budget {
+            series.out_of_budget();
+        }
+        let attempts = &mut call.attempts;
+        attempts.made = u32::try_from(account.attempts.len()).unwrap_or(u32::MAX);
+        attempts.backend = account.attempts.last().map(|last| last.address);
+        if let Some(answered) = account.attempts.iter().rfind(|attempt| attempt.status.is_some()) {
+            attempts.backend = Some(answered.address);
+        }
+        if account.attempts.len() > 1 {
+            let tries = account.attempts.iter().map(|attempt| match attempt.status {
+                Some(status) => format!("{} {status}", attempt.address),
+                None => format!("{} {}", attempt.address, attempt.outcome.as_str()),
+            });
+            attempts.log = tries.collect::<Vec<_>>().join(", ");
+        }
+    }
+}
+
+/// What all attempts send, and how long they may take.
+async fn prepared(
+    call: &mut Call,
+    request: &RequestHeader,
+    upstream: &Upstream,
+) -> Result<(RequestHeader, CallOptions), Reply> {
+    let mut head = request.clone();
+    strip_hop_by_hop(&mut head);
+    let peer = call.connection.as_ref().and_then(|connection| connection.peer);
+    let version = call.version;
+    let exchange = call.exchange();
+    let left = exchange.ctx.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+    let told = left.filter(|_| upstream.remaining_header().is_some());
+    let peer = peer.map(|peer| peer.ip().to_canonical());
+    let forwarding = Forwarding { peer, version, upstream, picked: None, left: told };
+    if let Some(reply) = exchange.upstream_request(&mut head, &forwarding, 1).await {
+        return Err(reply);
+    }
+    let mut key = Vec::new();
+    upstream.write_key(request, Some(&exchange.ctx), &mut key);
+    let timeouts = &exchange.route.timeouts;
+    let options = CallOptions {
+        timeout: left,
+        key: key.into(),
+        connect: timeouts.connect.map(|limit| limit.get()),
+        read: timeouts.read.map(|limit| limit.get()),
+        interim: None,
+        ..CallOptions::default()
+    };
+    Ok((head, options))
+}
+
+/// The outcome, unless the client goes away first: then every attempt ends with it.
+async fn unless_gone(
+    asked: impl Future<Output = Result<Answer, CallError>>,
+    client: Option<&mut dyn Announce>,
+) -> Option<Result<Answer, CallError>> {
+    let Some(client) = client else { return Some(asked.await) };
+    tokio::select! {
+        biased;
+        answer = asked => Some(answer),
+        () = poll_fn(|cx| client.poll_gone(cx)) => None,
+    }
+}
+
+fn passed_on(answer: Answer) -> Reply {
+    let Answer { mut head, body, .. } = answer;
+    let Ok(declared) = declared(&head) else {
+        let detail = "the upstream's `Content-Length` is not one number";
+        return Problem::new(&problem::UPSTREAM_PROTOCOL).detail(detail).into();
+    };
+    // What the origin speaks is not what we speak (RFC 9110 s2.5).
+    head.set_version(Version::HTTP_11);
+    let events = response::is_event_stream(&head);
+    let body = if events { body.without_deadline() } else { body };
+    let body = Body::Stream(Box::new(Passed { body, declared, seen: 0 }));
+    Reply::Message(Box::new(Message { head, body }))
+}
+
+/// The length that a head declares, if it does.
+fn declared(head: &ResponseHeader) -> Result<Option<u64>, ()> {
+    if matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+        return Ok(None);
+    }
+    let mut lengths = head.headers.get_all(header::CONTENT_LENGTH).iter();
+    let Some(length) = lengths.next() else { return Ok(None) };
+    match (response::content_length(length.as_bytes()), lengths.next()) {
+        (Some(length), None) => Ok(Some(length)),
+        _ => Err(()),
+    }
+}
+
+/// The winner's body on its way; its connection is kept when it was read to its end, and closed when it was not.
+struct Passed {
+    body: BodyStream,
+    declared: Option<u64>,
+    seen: u64,
+}
+
+#[async_trait]
+impl ClientBody for Passed {
+    async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
+        let next = self.body.next().await.map_err(|error| ClientError::Broken(error.to_string()))?;
+        self.seen += next.as_ref().map_or(0, |piece| piece.len() as u64);
+        let over = next.is_none();
+        let wrong = self.declared.is_some_and(|length| self.seen > length || (over && self.seen < length));
+        if wrong {
+            let message = "the upstream's answer has another length than it said";
+            return Err(ClientError::Broken(message.to_owned()));
+        }
+        Ok(next)
+    }
+}

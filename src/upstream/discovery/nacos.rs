@@ -1,0 +1,160 @@
+//! Nacos: the instances of a service that are healthy and enabled, asked for again and again
+//! (<https://nacos.io/docs/latest/guide/user/open-api/>).
+
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use http::{Method, StatusCode};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use tollhouse_filters::values::Secret;
+
+use super::http::{Api, Question, query, scaled};
+use super::{Directory, Failed, Following, Instance, Tell, World, jittered};
+use crate::config::discovery::{NacosApi, NacosDiscovery};
+
+/// A service in Nacos.
+pub(super) struct Nacos {
+    api: Api,
+    written: NacosDiscovery,
+    token: tokio::sync::Mutex<Option<(Secret, Instant)>>,
+}
+
+/// An answer of the second version of the interface.
+#[derive(Deserialize)]
+struct Wrapped<T> {
+    code: i64,
+    data: Option<T>,
+}
+
+/// What of a list of instances is used.
+#[derive(Debug, Deserialize)]
+struct Listed {
+    #[serde(default)]
+    hosts: Vec<Entry>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Entry {
+    ip: String,
+    port: u32,
+    #[serde(default = "one")]
+    weight: f64,
+    #[serde(default = "yes")]
+    healthy: bool,
+    #[serde(default = "yes")]
+    enabled: bool,
+    #[serde(default)]
+    cluster_name: Option<String>,
+}
+
+/// A token, and for how many seconds it is good.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Login {
+    access_token: Secret,
+    token_ttl: u64,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Nacos {
+    pub(super) fn new(written: &NacosDiscovery, following: &Following, world: &World) -> Self {
+        let api = Api::new(&written.address, written.tls.as_ref(), following.base(), world);
+        Self { api, written: written.clone(), token: tokio::sync::Mutex::default() }
+    }
+
+    async fn instances(&self) -> Result<Vec<Instance>, Failed> {
+        let token = self.token().await?;
+        let mut answer = self.api.ask(self.question(token.as_ref())).await?;
+        if token.is_some() && matches!(answer.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+            // It may have ended before its time, as with a server that began anew.
+            *self.token.lock().await = None;
+            answer = self.api.ask(self.question(self.token().await?.as_ref())).await?;
+        }
+        let listed = match self.written.api {
+            NacosApi::V1 => answer.json::<Listed>()?,
+            NacosApi::V2 => unwrapped(answer.json()?)?,
+        };
+        Ok(usable(&listed.hosts))
+    }
+
+    fn question(&self, token: Option<&Secret>) -> Question<'static> {
+        let written = &self.written;
+        let clusters = (!written.clusters.is_empty()).then(|| written.clusters.join(","));
+        let (version, of_clusters) = match written.api {
+            NacosApi::V1 => ("v1", "clusters"),
+            NacosApi::V2 => ("v2", "clusterName"),
+        };
+        let query = query(&[
+            ("serviceName", Some(&written.service)),
+            ("groupName", Some(&written.group)),
+            ("namespaceId", written.namespace.as_deref()),
+            (of_clusters, clusters.as_deref()),
+            ("healthyOnly", Some("true")),
+            ("accessToken", token.map(Secret::expose)),
+        ]);
+        Question::get(format!("{}/{version}/ns/instance/list?{query}", self.api.path()))
+    }
+
+    /// What proves who asks, if somebody has to.
+    async fn token(&self) -> Result<Option<Secret>, Failed> {
+        let (Some(user), Some(password)) = (&self.written.username, &self.written.password) else {
+            return Ok(None);
+        };
+        let mut held = self.token.lock().await;
+        if let Some((token, _)) = held.as_ref().filter(|(_, until)| Instant::now() < *until) {
+            return Ok(Some(token.clone()));
+        }
+        let form = query(&[("username", Some(user)), ("password", Some(password.expose()))]);
+        let mut question = Question::get(format!("{}/v1/auth/login", self.api.path()));
+        question.method = Method::POST;
+        question.fields.push(("content-type", "application/x-www-form-urlencoded".to_owned()));
+        let answer = self.api.ask(Question { body: &form, ..question }).await?;
+        let Login { access_token, token_ttl } =
+            answer.json().map_err(|why| Failed::from(format!("cannot log in: {why}")))?;
+        // Well before its end.
+        let until = Instant::now() + Duration::from_secs(token_ttl.min(86_400)).mul_f64(0.8);
+        *held = Some((access_token.clone(), until));
+        Ok(Some(access_token))
+    }
+}
+
+#[async_trait]
+impl Directory for Nacos {
+    async fn follow(&self, tell: &Tell) -> Failed {
+        loop {
+            match self.instances().await {
+                Ok(instances) => tell.set(instances),
+                Err(why) => return why,
+            }
+            tokio::time::sleep(jittered(self.written.interval.get())).await;
+        }
+    }
+}
+
+fn unwrapped<T: DeserializeOwned>(answer: Wrapped<T>) -> Result<T, Failed> {
+    match answer {
+        Wrapped { code: 0, data: Some(data) } => Ok(data),
+        Wrapped { code, .. } => Err(format!("the registry answers code {code}").into()),
+    }
+}
+
+/// Those that may get requests. A cluster is where its instances are.
+fn usable(hosts: &[Entry]) -> Vec<Instance> {
+    let usable: Vec<&Entry> = hosts.iter().filter(|entry| entry.healthy && entry.enabled).collect();
+    let weights = scaled(&usable.iter().map(|entry| entry.weight).collect::<Vec<_>>());
+    let instance = |(entry, weight): (&&Entry, u32)| Instance {
+        weight: Some(weight),
+        zone: entry.cluster_name.as_deref().map(Into::into),
+        ..Instance::at(&entry.ip, entry.port)
+    };
+    usable.iter().zip(weights).map(instance).collect()
+}

@@ -1,0 +1,240 @@
+//! Poisoning and deception: what one client or a broken origin does changes nothing for others.
+
+use serde_json::json;
+
+use crate::harness::cached::{Cached, numbered};
+use crate::harness::{Origin, Wire, soon};
+
+const FRESH: &str = "cache-control: max-age=3600\r\n";
+
+/// The answer to a request that is sent as it is.
+async fn raw(cached: &Cached, bytes: &str) -> u16 {
+    let mut wire = Wire::connect(cached.gateway.address()).await;
+    wire.send(bytes).await;
+    soon("an answer", wire.answer()).await.map_or(0, |answer| answer.status)
+}
+
+#[tokio::test]
+async fn what_connection_takes_away_is_not_stored_under_what_it_was() {
+    let options = "{key: {parts: ['header:x-country']}}";
+    let cached = Cached::new(options, |nth, head| {
+        numbered(nth, &format!("{FRESH}x-saw: {}\r\n", head.field("x-country").unwrap_or("none")))
+    })
+    .await;
+    let poison = cached.send("GET /", "x-country: us\r\nConnection: close, X-Country\r\n").await;
+    assert_eq!(poison.field("x-saw"), Some("none"), "the origin does not see it");
+    let clean = cached.send("GET /", "x-country: us\r\n").await;
+    assert_eq!((clean.field("x-saw"), clean.text()), (Some("us"), "answer 2".into()));
+}
+
+#[tokio::test]
+async fn paths_that_look_alike_are_not_the_same() {
+    let cached = Cached::new("{}", |_, head| {
+        let target = head.target().to_owned();
+        format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n{FRESH}\r\n{target}", target.len())
+    })
+    .await;
+    // What is answered is what was asked for, or nothing.
+    let paths = [
+        "/account",
+        "/account/",
+        "/account/x.css",
+        "/account;x.css",
+        "/account;a/x.css",
+        "/account%3Bx.css",
+        "/account%23x.css",
+        "/account%3Fx.css",
+        "/account?x.css",
+        "/Account",
+        "/account%20",
+        "/account.",
+        "/account%2Ecss",
+        "/a%25c",
+        "/a%252e",
+        "/a/%2e%2e/account",
+        "/account%2Fx.css",
+        "/account%5Cx.css",
+        "/account%00x.css",
+        "/account%0d",
+        "/account\\x.css",
+    ];
+    for _ in 0..2 {
+        for path in paths {
+            let answer = cached.get(path).await;
+            match answer.status {
+                200 => {
+                    let same = ["/a/%2e%2e/account", "/account%2Ecss"].contains(&path);
+                    assert!(same || answer.text() == path, "{path}: {}", answer.text());
+                }
+                status => assert_eq!(status, 400, "{path}"),
+            }
+        }
+    }
+    assert_eq!(cached.get("/account").await.text(), "/account");
+    let before = cached.asked();
+    assert_eq!(cached.get("/a/../account").await.text(), "/account");
+    assert_eq!(cached.asked(), before, "which is the same after all");
+}
+
+#[tokio::test]
+async fn hosts_in_any_form_get_their_own() {
+    let cached = Cached::new("{}", |nth, _| numbered(nth, FRESH)).await;
+    let ask = async |host: &str, target: &str| {
+        let mut wire = Wire::connect(cached.gateway.address()).await;
+        wire.send(format!("GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")).await;
+        soon("an answer", wire.answer()).await.expect("an answer").text()
+    };
+    let first = ask("example.test", "/").await;
+    assert_eq!(ask("EXAMPLE.test", "/").await, first);
+    assert_eq!(ask("example.test:80", "/").await, first);
+    for (host, target) in
+        [("example.test:8080", "/"), ("other.test", "/"), ("other.test", "http://other.test/x")]
+    {
+        assert_ne!(ask(host, target).await, first, "{host} {target}");
+    }
+    assert_eq!(ask("example.test", "/").await, first);
+    for bytes in [
+        "GET / HTTP/1.1\r\nHost: example.test\r\nHost: evil.test\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: example.test@evil.test\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: example.test/evil\r\n\r\n",
+        "GET / HTTP/1.1\r\n\r\n",
+    ] {
+        assert_eq!(raw(&cached, bytes).await, 400, "{bytes:?}");
+    }
+}
+
+#[tokio::test]
+async fn broken_answers_reach_nobody_twice() {
+    let answers = [
+        ("cut", format!("HTTP/1.1 200 OK\r\ncontent-length: 99\r\n{FRESH}connection: close\r\n\r\nhalf")),
+        (
+            "chunks",
+            format!(
+                "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n{FRESH}connection: close\r\n\r\n5\r\nhello\r\n"
+            ),
+        ),
+        (
+            "coding",
+            format!(
+                "HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n{FRESH}connection: close\r\n\r\n0\r\n\r\n"
+            ),
+        ),
+        (
+            "unknown",
+            format!(
+                "HTTP/1.1 200 OK\r\ntransfer-encoding: xchunked\r\n{FRESH}connection: close\r\n\r\nhello"
+            ),
+        ),
+        (
+            "lengths",
+            format!(
+                "HTTP/1.1 200 OK\r\ncontent-length: 3\r\ncontent-length: 5\r\n{FRESH}connection: close\r\n\r\nhello"
+            ),
+        ),
+        ("signed", format!("HTTP/1.1 200 OK\r\ncontent-length: +5\r\n{FRESH}connection: close\r\n\r\nhello")),
+        ("end", format!("HTTP/1.1 200 OK\r\n{FRESH}connection: close\r\n\r\nhello")),
+        ("unasked", format!("HTTP/1.1 304 Not Modified\r\n{FRESH}etag: \"v\"\r\nconnection: close\r\n\r\n")),
+        (
+            "part",
+            format!(
+                "HTTP/1.1 206 Partial Content\r\ncontent-range: bytes 0-4/99\r\ncontent-length: 5\r\n{FRESH}connection: close\r\n\r\nhello"
+            ),
+        ),
+        (
+            "switch",
+            format!(
+                "HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\n{FRESH}connection: upgrade, close\r\n\r\n"
+            ),
+        ),
+    ];
+    for (name, answer) in answers {
+        let cached = Cached::new("{stale_if_unreachable: 0s}", move |_, _| answer.clone()).await;
+        for _ in 0..2 {
+            let bytes = "GET / HTTP/1.1\r\nHost: example.test\r\nConnection: close\r\n\r\n";
+            let mut wire = Wire::connect(cached.gateway.address()).await;
+            wire.send(bytes).await;
+            let _ = soon("an end", wire.rest()).await;
+        }
+        let look = cached.gateway.ask_admin("GET /api/cache/lookup?url=http://example.test/", "").await;
+        assert_eq!(look.json()["stored"], json!([]), "{name}");
+        assert_eq!(cached.numbers().await["entries"], 0, "{name}");
+        assert!(cached.asked() >= 2, "{name}: {}", cached.asked());
+    }
+}
+
+#[tokio::test]
+async fn ranges_of_every_odd_kind_get_a_right_part_all_or_a_refusal() {
+    const BODY: &str = "0123456789";
+    let cached = Cached::new("{}", |_, _| {
+        let dates = "date: Sun, 06 Nov 2022 08:49:37 GMT\r\nlast-modified: Sun, 06 Nov 2022 08:49:37 GMT\r\n";
+        format!("HTTP/1.1 200 OK\r\ncontent-length: 10\r\ncache-control: public, max-age=999999999\r\n{dates}etag: W/\"w\"\r\n\r\n{BODY}")
+    })
+    .await;
+    assert_eq!(cached.get("/").await.text(), BODY);
+    let part = |text: &str, range: &str| (206, text.to_owned(), Some(format!("bytes {range}/10")));
+    let all = || (200, BODY.to_owned(), None);
+    let none = || (416, String::new(), Some("bytes */10".to_owned()));
+    for (range, expected) in [
+        ("bytes=0-0", part("0", "0-0")),
+        ("bytes=9-", part("9", "9-9")),
+        ("bytes=-1", part("9", "9-9")),
+        ("bytes=-99", part(BODY, "0-9")),
+        ("bytes=5-999999999999999999999999", part("56789", "5-9")),
+        ("BYTES=1-2", part("12", "1-2")),
+        ("bytes=10-", none()),
+        ("bytes=99999999999999999999-", none()),
+        ("bytes=-0", none()),
+        ("bytes=0-1,2-3", all()),
+        ("bytes=0-5,3-9", all()),
+        ("bytes=0-,0-,0-,0-,0-,0-,0-,0-,0-,0-", all()),
+        ("bytes=5-1", all()),
+        ("bytes=--1", all()),
+        ("bytes=-", all()),
+        ("bytes=a-b", all()),
+        ("bytes=1-2-3", all()),
+        ("bytes=+1-2", all()),
+        ("bytes 1-2", all()),
+        ("lines=1-2", all()),
+        ("", all()),
+    ] {
+        let answer = cached.send("GET /", &format!("Range: {range}\r\n")).await;
+        let told = answer.field("content-range").map(str::to_owned);
+        assert_eq!((answer.status, answer.text(), told), expected, "{range}");
+    }
+    // Neither a weak tag nor a date that may be one second's two answers lets a part be sent (RFC 9110 s13.1.5).
+    for condition in ["W/\"w\"", "\"w\"", "Sun, 06 Nov 2022 08:49:37 GMT", "x"] {
+        let fields = format!("Range: bytes=0-1\r\nIf-Range: {condition}\r\n");
+        let answer = cached.send("GET /", &fields).await;
+        assert_eq!((answer.status, answer.text()), (200, BODY.into()), "{condition}");
+    }
+    let twice = cached.send("GET /", "Range: bytes=0-1\r\nRange: bytes=2-3\r\n").await;
+    assert_eq!((twice.status, twice.text()), (200, BODY.into()));
+    assert_eq!(cached.asked(), 1);
+}
+
+#[tokio::test]
+async fn who_asks_after_a_purge_gets_nothing_from_before_it() {
+    let (origin, mut asked) = Origin::handing_over().await;
+    let document = format!(
+        "upstreams: [{{name: o, backends: [{{address: \"{}\"}}]}}]\nroutes: [{{name: a, upstream: o, filters: [cache: {{wait: 60s}}]}}]",
+        origin.address
+    );
+    let gateway = crate::harness::Gateway::administered(&document).await;
+    let client = async || {
+        let mut client = Wire::connect(gateway.address()).await;
+        client.send("GET / HTTP/1.1\r\nHost: example.test\r\n\r\n").await;
+        client
+    };
+    let mut first = client().await;
+    let mut old = soon("the first", asked.recv()).await.expect("a connection");
+    old.head().await.expect("a request");
+    gateway.ask_admin("POST /api/cache/purge", r#"{"url": "http://example.test/"}"#).await;
+    let mut second = client().await;
+    let mut new = soon("one that asks anew", asked.recv()).await.expect("a connection");
+    new.head().await.expect("a request");
+    new.send(numbered(2, FRESH)).await;
+    assert_eq!(second.answer().await.expect("an answer").text(), "answer 2");
+    old.send(numbered(1, FRESH)).await;
+    assert_eq!(first.answer().await.expect("an answer").text(), "answer 1", "who asked before it");
+    assert_eq!(crate::harness::get(gateway.address(), "/").await.text(), "answer 2");
+}

@@ -1,0 +1,173 @@
+//! What a cache fetches is tried again, waits and stays with a backend as any other request; and what comes instead of an
+//! answer where an upstream refuses.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::harness::cached::{Cached, numbered};
+use crate::harness::{Gateway, Origin, Wire, get, request, soon};
+
+const FRESH: &str = "cache-control: max-age=3600\r\n";
+const SERVER_ERROR: &str = "HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n";
+
+fn document(origins: &[&Origin], upstream: &str, cache: &str) -> String {
+    let list: Vec<_> = origins.iter().map(|origin| format!("{{address: \"{}\"}}", origin.address)).collect();
+    format!(
+        "upstreams: [{{name: o, backends: [{}], {upstream}}}]\n\
+         routes: [{{name: a, upstream: o, filters: [cache: {cache}]}}]\n",
+        list.join(", ")
+    )
+}
+
+#[tokio::test]
+async fn a_fill_is_tried_again_after_the_statuses_that_are_written() {
+    let cached = |upstream: &'static str| async move {
+        let routes = format!("routes: [{{name: a, upstream: o, filters: [cache: {{}}], {upstream}}}]\n");
+        Cached::routed("", &routes, |nth, _| match nth {
+            1 => SERVER_ERROR.to_owned(),
+            nth => numbered(nth, FRESH),
+        })
+        .await
+    };
+    let retried = cached("retries: {max: 1, conditions: [503]}").await;
+    assert_eq!((retried.get("/").await.text(), retried.asked()), ("answer 2".into(), 2));
+    assert_eq!(retried.get("/").await.text(), "answer 2", "it is stored");
+    let not = cached("retries: {max: 1, conditions: [502]}").await;
+    assert_eq!((not.get("/").await.status, not.asked()), (503, 1));
+}
+
+#[tokio::test]
+async fn a_fill_gives_up_an_attempt_in_time_for_the_next_one() {
+    let (silent, _events) = Origin::silent().await;
+    let good = Origin::answering(numbered(1, FRESH)).await;
+    let rules = "retries: {max: 1, conditions: [reset], per_try: 100ms}";
+    let gateway = Gateway::start(&document(&[&silent, &good], rules, "{}")).await;
+    for path in ["/a", "/b", "/c", "/d"] {
+        assert_eq!(get(gateway.address(), path).await.status, 200, "{path}");
+    }
+    let alone = "retries: {max: 0, per_try: 100ms}, timeouts: {read: 1h}";
+    let gateway = Gateway::start(&document(&[&silent], alone, "{}")).await;
+    let late = get(gateway.address(), "/").await;
+    assert_eq!((late.status, late.problem().as_str()), (504, "upstream-timeout"));
+    assert!(late.text().contains("per-try timeout"), "{}", late.text());
+}
+
+#[tokio::test]
+async fn a_fill_goes_to_the_clients_backend_and_what_is_stored_sets_no_cookie() {
+    let answers = |name: &'static str| {
+        Origin::new(move |mut wire| async move {
+            while let Ok(head) = wire.head().await {
+                let control = if head.target().starts_with("/own") { "no-store" } else { "max-age=60" };
+                wire.send(format!(
+                    "HTTP/1.1 200 OK\r\ncontent-length: 3\r\ncache-control: {control}\r\n\r\n{name}"
+                ))
+                .await;
+            }
+        })
+    };
+    let (one, two) = (answers("one").await, answers("two").await);
+    let rules = "balance: {sticky: {cookie: lb, secret: s3cret}}";
+    let gateway = Gateway::start(&document(&[&one, &two], rules, "{}")).await;
+    let own = get(gateway.address(), "/own").await;
+    let cookie = own.field("set-cookie").and_then(|set| set.split(';').next()).expect("a cookie").to_owned();
+    let home = own.text();
+    for path in 0..6 {
+        let fields = format!("cookie: {cookie}\r\n");
+        let answer = request(gateway.address(), &format!("GET /shared/{path}"), &fields).await;
+        assert_eq!((answer.text(), answer.field("set-cookie")), (home.clone(), None), "{path}");
+        let own = request(gateway.address(), &format!("GET /own/{path}"), &fields).await;
+        assert_eq!((own.text(), own.field("set-cookie")), (home.clone(), None), "it has that cookie");
+    }
+    for path in 0..6 {
+        let answer = get(gateway.address(), &format!("/stored/{path}")).await;
+        assert_eq!(answer.field("set-cookie"), None, "stored for all");
+    }
+}
+
+#[tokio::test]
+async fn a_fill_gives_its_place_in_a_queue_back_when_all_who_wait_for_it_left() {
+    let (origin, mut taken) = Origin::handing_over().await;
+    let rules = "concurrency: {in_flight: 1, queue: 1, max_wait: 60s}";
+    let gateway = Gateway::administered(&document(&[&origin], rules, "{wait: 60s}")).await;
+    let client = async |path: &str| {
+        let mut client = Wire::connect(gateway.address()).await;
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: example.test\r\n\r\n")).await;
+        client
+    };
+    let waiting = async |count: u64| {
+        let number = "tollhouse_upstream_waiting{upstream=\"o\"}";
+        soon("so many wait", async { while gateway.number(number).await != count {} }).await;
+    };
+    let mut first = client("/1").await;
+    let mut at_origin = soon("the first", taken.recv()).await.expect("a connection");
+    at_origin.head().await.expect("a request");
+    let leader = client("/2").await;
+    waiting(1).await;
+    let other = client("/2").await;
+    let busy = get(gateway.address(), "/3").await;
+    assert_eq!((busy.status, busy.problem().as_str()), (503, "upstream-busy"));
+    drop(leader);
+    drop(other);
+    waiting(0).await;
+    let mut last = client("/4").await;
+    waiting(1).await;
+    at_origin.send(numbered(1, FRESH)).await;
+    assert_eq!(first.answer().await.expect("an answer").text(), "answer 1");
+    let head = soon("the next one", at_origin.head()).await.expect("a request");
+    assert_eq!(head.target(), "/4", "nobody wants /2 any more");
+    at_origin.send(numbered(2, FRESH)).await;
+    assert_eq!(last.answer().await.expect("an answer").text(), "answer 2");
+}
+
+#[tokio::test]
+async fn what_is_stale_is_served_where_a_breaker_refuses_as_rfc_5861_s4_says() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = asked.clone();
+    let origin = Origin::new(move |mut wire| {
+        let count = count.clone();
+        async move {
+            while wire.head().await.is_ok() {
+                let nth = count.fetch_add(1, Ordering::SeqCst) + 1;
+                let stale = "cache-control: max-age=60, stale-if-error=600\r\nage: 90\r\netag: \"v\"\r\n";
+                wire.send(if nth <= 2 { numbered(nth, stale) } else { SERVER_ERROR.to_owned() }).await;
+            }
+        }
+    })
+    .await;
+    let rules = "circuit_breaker: {min_requests: 4, error_ratio: 50%, open: 1h}";
+    let gateway = Gateway::start(&document(&[&origin], rules, "{stale_if_unreachable: 0s}")).await;
+    for (path, text) in [("/a", "answer 1"), ("/b", "answer 2"), ("/a", "answer 1"), ("/a", "answer 1")] {
+        assert_eq!(get(gateway.address(), path).await.text(), text, "{path}");
+    }
+    gateway.says("a circuit breaker opened").await;
+    for (path, text) in [("/a", "answer 1"), ("/b", "answer 2")] {
+        let answer = get(gateway.address(), path).await;
+        assert_eq!((answer.status, answer.text().as_str()), (200, text));
+        assert!(answer.field("cache-status").is_some_and(|status| status.contains("stale-if-error")));
+    }
+    let refused = get(gateway.address(), "/c").await;
+    assert_eq!((refused.status, refused.problem().as_str()), (503, "circuit-open"));
+    assert_eq!(asked.load(Ordering::SeqCst), 4);
+}
+
+#[tokio::test]
+async fn what_is_stale_is_served_where_there_is_no_place() {
+    let (origin, mut taken) = Origin::handing_over().await;
+    let rules = "concurrency: {in_flight: 1, queue: 0}";
+    let gateway = Gateway::administered(&document(&[&origin], rules, "{}")).await;
+    let client = async |path: &str| {
+        let mut client = Wire::connect(gateway.address()).await;
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: example.test\r\n\r\n")).await;
+        client
+    };
+    let mut first = client("/a").await;
+    let mut at_origin = soon("the first", taken.recv()).await.expect("a connection");
+    at_origin.head().await.expect("a request");
+    let stale = "cache-control: max-age=60, stale-if-error=600\r\nage: 90\r\netag: \"v\"\r\n";
+    at_origin.send(numbered(1, stale)).await;
+    assert_eq!(first.answer().await.expect("an answer").text(), "answer 1");
+    let _held = client("/held").await;
+    assert_eq!(soon("the second", at_origin.head()).await.expect("a request").target(), "/held");
+    assert_eq!(get(gateway.address(), "/a").await.text(), "answer 1");
+    assert_eq!(get(gateway.address(), "/b").await.status, 503);
+}

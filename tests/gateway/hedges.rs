@@ -1,0 +1,252 @@
+//! Hedged requests: another backend is asked while one keeps the client waiting.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+
+use crate::harness::{Answer, Gateway, H2c, Origin, Wire, soon, until};
+
+/// Filters that see pieces of the answer make the second way Pingora's; the third holds bodies as a whole.
+const WAYS: [&str; 2] = ["direct.test", "proxied.test"];
+
+fn document(backends: &[SocketAddr], upstream: &str) -> String {
+    // All but one of a thousand requests go to the first one first.
+    let weighted = backends.iter().zip([1000, 1, 1]);
+    let list: Vec<_> =
+        weighted.map(|(address, weight)| format!("{{address: \"{address}\", weight: {weight}}}")).collect();
+    format!(
+        "upstreams: [{{name: origin, backends: [{}], {upstream}}}]
+routes:
+  - {{name: proxied, match: {{hosts: [proxied.test]}}, upstream: origin, filters: [body_limit: {{response: 1GiB}}]}}
+  - {{name: whole, match: {{hosts: [whole.test]}}, upstream: origin, filters: [buffer: {{}}]}}
+  - {{name: plain, match: {{hosts: [plain.test]}}, upstream: origin, hedge: {{after: 1ms, max: 0}}}}
+  - {{name: direct, upstream: origin}}
+",
+        list.join(", ")
+    )
+}
+
+async fn before(backends: &[SocketAddr], upstream: &str) -> Gateway {
+    Gateway::administered(&document(backends, upstream)).await
+}
+
+async fn asked(address: SocketAddr, way: &str, line: &str, rest: &str) -> Answer {
+    let mut client = Wire::connect(address).await;
+    client.send(format!("{line} HTTP/1.1\r\nHost: {way}\r\n{rest}")).await;
+    let method = line.split(' ').next().unwrap_or_default();
+    soon("an answer", client.answer_to(method)).await.expect("an answer")
+}
+
+async fn ask(gateway: &Gateway, way: &str, line: &str) -> Answer {
+    asked(gateway.address(), way, line, "\r\n").await
+}
+
+/// Counts what it is asked, and answers once it is let.
+async fn holding() -> (Origin, Arc<AtomicUsize>, Arc<Semaphore>) {
+    let (asked, let_go) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
+    let (count, gate) = (asked.clone(), let_go.clone());
+    let origin = Origin::new(move |mut wire| {
+        let (count, gate) = (count.clone(), gate.clone());
+        async move {
+            while wire.head().await.is_ok() {
+                count.fetch_add(1, Ordering::SeqCst);
+                let Ok(permit) = gate.acquire().await else { return };
+                drop(permit);
+                wire.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nheld").await;
+            }
+        }
+    });
+    (origin.await, asked, let_go)
+}
+
+async fn told(events: &mut mpsc::UnboundedReceiver<&'static str>) -> &'static str {
+    soon("an event", events.recv()).await.expect("an event")
+}
+
+#[tokio::test]
+async fn the_answer_of_the_other_backend_goes_out_and_the_slow_one_is_given_up() {
+    for way in WAYS {
+        let (slow, mut events) = Origin::silent().await;
+        let quick = Origin::echo().await;
+        let rules = "hedge: {after: 20ms}, health: {outlier: {consecutive_failures: 1}}, \
+                     circuit_breaker: {min_requests: 1, error_ratio: 1%}";
+        let gateway = before(&[slow.address, quick.address], rules).await;
+        for n in 0..4 {
+            let answer = ask(&gateway, way, &format!("GET /{n}")).await;
+            assert_eq!(answer.status, 200, "{way}");
+            assert!(answer.text().contains(&format!("GET /{n} ")), "{way}: {}", answer.text());
+        }
+        for event in ["asked", "closed"].repeat(4) {
+            assert_eq!(told(&mut events).await, event, "{way}");
+        }
+        // Its connection takes the next request, and what was given up is nobody's failure.
+        assert_eq!(quick.connections(), 1, "{way}");
+        let shown = gateway.ask_admin("GET /api/upstreams/origin", "").await.json();
+        assert_eq!(shown["circuit_breaker"]["state"], "closed", "{way}");
+        let backends = shown["backends"].as_array().expect("a list");
+        assert!(
+            backends.iter().all(|one| one["failures"] == 0 && one["standing"]["state"] == "in"),
+            "{shown}"
+        );
+        let attempts = |outcome| {
+            format!("tollhouse_upstream_attempts_total{{upstream=\"origin\",outcome=\"{outcome}\"}}")
+        };
+        assert_eq!(gateway.number(&attempts("answered")).await, 4, "{way}");
+        assert_eq!(gateway.number(&attempts("cancelled")).await, 4, "{way}");
+        let hedges = "tollhouse_upstream_retries_total{upstream=\"origin\",reason=\"hedge\"}";
+        assert_eq!(gateway.number(hedges).await, 4, "{way}");
+        let line = gateway.log_line(|line| line["attempts"] == 2).await;
+        let tries = format!("{} cancelled, {} 200", slow.address, quick.address);
+        assert_eq!((&line["tries"], &line["upstream"]), (&tries.into(), &"origin".into()), "{line}");
+        assert_eq!(line["backend"], quick.address.to_string(), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn requests_over_http2_are_hedged_and_answers_of_any_length_stream() {
+    const PIECES: usize = 64;
+    let (slow, mut events) = Origin::silent().await;
+    let quick = Origin::new(|mut wire| async move {
+        while wire.head().await.is_ok() {
+            wire.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+            for _ in 0..PIECES {
+                wire.send(format!("4000\r\n{}\r\n", "x".repeat(0x4000))).await;
+            }
+            wire.send("0\r\n\r\n").await;
+        }
+    })
+    .await;
+    let gateway = before(&[slow.address, quick.address], "hedge: {after: 20ms}").await;
+    let client = H2c::connect(gateway.address()).await;
+    let answer = soon("an answer", client.get("/")).await;
+    assert_eq!((answer.status, answer.body.len()), (200, PIECES * 0x4000));
+    assert_eq!((told(&mut events).await, told(&mut events).await), ("asked", "closed"));
+    // Over HTTP/1.1, each way.
+    for way in WAYS {
+        let answer = ask(&gateway, way, "GET /").await;
+        assert_eq!((answer.status, answer.body.len()), (200, PIECES * 0x4000), "{way}");
+    }
+}
+
+#[tokio::test]
+async fn a_slow_upstream_gets_no_more_hedges_than_the_budget() {
+    const CLIENTS: usize = 30;
+    let (one, first, go) = holding().await;
+    let (other, second, go_too) = holding().await;
+    let rules = "hedge: {after: 1ms}, retries: {budget: 0%}";
+    let gateway = before(&[one.address, other.address], rules).await;
+    let address = gateway.address();
+    let mut clients = JoinSet::new();
+    for _ in 0..CLIENTS {
+        clients.spawn(async move { asked(address, "direct.test", "GET /", "\r\n").await.status });
+    }
+    let seen = || first.load(Ordering::SeqCst) + second.load(Ordering::SeqCst);
+    until("all requests and ten more", || (seen() >= CLIENTS + 10).then_some(())).await;
+    [&go, &go_too].into_iter().for_each(|gate| gate.add_permits(CLIENTS * 2));
+    while let Some(status) = soon("an answer", clients.join_next()).await {
+        assert_eq!(status.expect("no panic"), 200);
+    }
+    assert_eq!(seen(), CLIENTS + 10, "ten in ten seconds are free");
+}
+
+#[tokio::test]
+async fn what_is_not_to_be_repeated_is_asked_once() {
+    let (one, first, go) = holding().await;
+    let (other, second, go_too) = holding().await;
+    let gateway = before(&[one.address, other.address], "hedge: {after: 1ms}").await;
+    let address = gateway.address();
+    let mut clients = JoinSet::new();
+    for (way, line, rest) in [
+        ("direct.test", "POST /", "Content-Length: 0\r\n\r\n"),
+        ("proxied.test", "POST /", "Content-Length: 0\r\n\r\n"),
+        // A body on its way cannot be sent twice.
+        ("direct.test", "PUT /", "Content-Length: 2\r\n\r\nab"),
+        ("proxied.test", "PUT /", "Content-Length: 2\r\n\r\nab"),
+        ("direct.test", "GET /", "Accept: text/event-stream\r\n\r\n"),
+        ("direct.test", "GET /", "Content-Type: application/grpc\r\n\r\n"),
+        ("plain.test", "GET /", "\r\n"),
+    ] {
+        clients.spawn(async move { asked(address, way, line, rest).await.status });
+    }
+    let seen = || first.load(Ordering::SeqCst) + second.load(Ordering::SeqCst);
+    until("all of them", || (seen() >= 7).then_some(())).await;
+    // One that is hedged is asked twice; by then the others would have been.
+    clients.spawn(async move { asked(address, "direct.test", "GET /", "\r\n").await.status });
+    until("the ninth", || (seen() >= 9).then_some(())).await;
+    [&go, &go_too].into_iter().for_each(|gate| gate.add_permits(100));
+    while let Some(status) = soon("an answer", clients.join_next()).await {
+        assert_eq!(status.expect("no panic"), 200);
+    }
+    assert_eq!(seen(), 9);
+}
+
+#[tokio::test]
+async fn an_error_is_not_taken_while_another_backend_may_do_better() {
+    let (one, asked_one, go) = holding().await;
+    let bad = Origin::answering("HTTP/1.1 500 Oh\r\nContent-Length: 2\r\n\r\nno").await;
+    let gateway = before(&[one.address, bad.address], "hedge: {after: 1ms}").await;
+    let address = gateway.address();
+    let waiting = tokio::spawn(async move { asked(address, "direct.test", "GET /", "\r\n").await });
+    until("the first", || (asked_one.load(Ordering::SeqCst) == 1).then_some(())).await;
+    let of_bad = async {
+        while bad.connections() == 0 {
+            tokio::task::yield_now().await
+        }
+    };
+    soon("the hedge", of_bad).await;
+    go.add_permits(10);
+    let answer = soon("an answer", waiting).await.expect("no panic");
+    assert_eq!((answer.status, answer.text().as_str()), (200, "held"));
+    // The second request goes to the bad one first, whose answer comes before any hedge could be better.
+    let gateway = before(&[bad.address, bad.address], "hedge: {after: 1h}").await;
+    assert_eq!(ask(&gateway, "direct.test", "GET /").await.status, 500);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_ends_all_attempts() {
+    let (one, mut first) = Origin::silent().await;
+    let (other, mut second) = Origin::silent().await;
+    let gateway = before(&[one.address, other.address], "hedge: {after: 1ms}").await;
+    let mut client = Wire::connect(gateway.address()).await;
+    client.send("GET / HTTP/1.1\r\nHost: direct.test\r\n\r\n").await;
+    assert_eq!((told(&mut first).await, told(&mut second).await), ("asked", "asked"));
+    drop(client);
+    assert_eq!((told(&mut first).await, told(&mut second).await), ("closed", "closed"));
+    let line = gateway.log_line(|line| line["path"] == "/").await;
+    assert_eq!((&line["status"], &line["attempts"]), (&499.into(), &2.into()), "{line}");
+}
+
+#[tokio::test]
+async fn a_body_that_a_filter_holds_is_sent_to_both() {
+    let (slow, mut events) = Origin::silent().await;
+    let quick = Origin::echo().await;
+    let gateway = before(&[slow.address, quick.address], "hedge: {after: 1ms}").await;
+    let answer = asked(gateway.address(), "whole.test", "PUT /", "Content-Length: 5\r\n\r\nhello").await;
+    assert!(answer.status == 200 && answer.text().ends_with("\r\n\r\nhello"), "{}", answer.text());
+    assert_eq!(told(&mut events).await, "asked");
+    let answer = asked(gateway.address(), "whole.test", "POST /", "Content-Length: 5\r\n\r\nhello");
+    // The slow one is asked, and nobody else.
+    assert!(tokio::time::timeout(std::time::Duration::from_millis(200), answer).await.is_err());
+}
+
+#[tokio::test]
+async fn failures_are_retried_as_the_rules_say() {
+    let (bad, good) = (Origin::dying_after(b"").await, Origin::echo().await);
+    let rules = "hedge: {after: 1h}, retries: {conditions: [reset, 503], backoff: 0s..1ms}";
+    let gateway = before(&[bad.address, good.address], rules).await;
+    assert_eq!(ask(&gateway, "direct.test", "GET /").await.status, 200);
+    let line = gateway.log_line(|line| line["attempts"] == 2).await;
+    assert!(line["tries"].as_str().is_some_and(|tries| tries.contains("broken,")), "{line}");
+    let gateway = before(&[bad.address, bad.address], "hedge: {after: 1ms}").await;
+    assert_eq!(ask(&gateway, "direct.test", "GET /").await.problem(), "upstream-protocol");
+    let cut = Origin::dying_after(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nab").await;
+    let gateway = before(&[cut.address, cut.address], "hedge: {after: 1h}").await;
+    for way in WAYS {
+        let mut client = Wire::connect(gateway.address()).await;
+        client.send(format!("GET / HTTP/1.1\r\nHost: {way}\r\n\r\n")).await;
+        assert!(soon("the end", client.answer()).await.is_err(), "{way}: a cut answer does not look whole");
+    }
+}
