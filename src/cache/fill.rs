@@ -38,8 +38,8 @@ pub(super) enum Filled {
     Growing(Arc<Growing>, Reader),
     /// What was stored still holds.
     Validated(Arc<Entry>),
-    /// What was stored is served, though it should have been validated: this came instead, if anything.
-    Stale(Arc<Entry>, Option<u16>),
+    /// What was stored is served, though it should have been validated: why, and what came instead, if anything.
+    Stale(Arc<Entry>, &'static str, Option<u16>),
     /// An answer to this request alone, why it is not stored, and from which upstream.
     Own(Reply, Option<&'static str>, Option<Arc<str>>),
 }
@@ -116,14 +116,23 @@ impl Fill {
         let upstream = match self.way(&mut tell).await {
             Some(Ok(upstream)) => upstream,
             Some(Err(reply)) => {
-                match self.stored_however_old().or_else(|| self.stale_for(is_refusal(&reply), true)) {
-                    Some(stored) => return self.stale(tell, stored, None),
+                if let Some(stored) = self.stored_however_old() {
+                    let phase = Phase::Stale(stored.clone());
+                    return self.stale(
+                        tell,
+                        (phase, Filled::Stale(stored, problem::CIRCUIT_OPEN.code, None)),
+                        None,
+                    );
+                }
+                match self.stale_for(is_refusal(&reply), true) {
+                    Some(stored) => return self.stale_if_error(tell, stored, None),
                     None => return self.own(tell, reply, "filter").await,
                 }
             }
             None => return self.finish(CLIENT_CLOSED.status, 0),
         };
-        let validated = self.condition();
+        // Another upstream knows nothing of what is stored.
+        let validated = !self.exchange.diverted && self.condition();
         match self.send(&upstream).await {
             Ok(came) if came.reply.head.status == StatusCode::NOT_MODIFIED && validated => {
                 Box::pin(self.validated(tell, came, upstream)).await;
@@ -283,6 +292,9 @@ impl Fill {
         times: Times,
         (delimited, declared): (bool, Option<u64>),
     ) -> Result<(Facts, Vec<u8>), NotStored> {
+        if self.exchange.diverted {
+            return Err(NotStored::Diverted);
+        }
         let facts = self.facts(head, times)?;
         if declared.is_some_and(|length| length > self.plan.max_object) {
             return Err(NotStored::TooLarge);
@@ -303,7 +315,7 @@ impl Fill {
         let call::Reply { mut head, body, delimited, backend } = reply;
         let status = head.status;
         if let Some(stored) = self.stale_for(matches!(status.as_u16(), 500 | 502..=504), true) {
-            return self.stale(tell, stored, Some(status.as_u16()));
+            return self.stale_if_error(tell, stored, Some(status.as_u16()));
         }
         let declared = match length(&head) {
             Ok(declared) if status != StatusCode::NOT_MODIFIED => declared,
@@ -334,7 +346,8 @@ impl Fill {
                     self.cache.flights.note_uncacheable(self.lead.key());
                 }
                 self.cache.counts.not_stored.inc();
-                if let Some(stored) = self.stored.filter(|_| !status.is_server_error()) {
+                let of_origin = why != NotStored::Diverted && !status.is_server_error();
+                if let Some(stored) = self.stored.filter(|_| of_origin) {
                     // What was stored is no longer what the origin answers.
                     self.cache.store.remove(&stored);
                 }
@@ -352,7 +365,8 @@ impl Fill {
 
     /// What is stored, if the upstream is left alone and has it served then (RFC 9111 s4.2.4: disconnected).
     fn stored_however_old(&self) -> Option<Arc<Entry>> {
-        let stored = self.stored.as_ref().filter(|_| self.exchange.takes_stale)?;
+        let wanted = self.exchange.takes_stale && !self.directives.no_cache;
+        let stored = self.stored.as_ref().filter(|_| wanted)?;
         (!stored.facts().no_stale && !stored.is_purged()).then(|| stored.clone())
     }
 
@@ -362,16 +376,21 @@ impl Fill {
         serves_on_error(stored.facts(), &self.directives, reached, now()).then(|| stored.clone())
     }
 
-    fn stale(mut self, tell: oneshot::Sender<Filled>, stored: Arc<Entry>, came: Option<u16>) {
+    fn stale_if_error(self, tell: oneshot::Sender<Filled>, stored: Arc<Entry>, came: Option<u16>) {
+        let phase = Phase::Stored(stored.clone());
+        self.stale(tell, (phase, Filled::Stale(stored, "stale-if-error", came)), came);
+    }
+
+    fn stale(mut self, tell: oneshot::Sender<Filled>, (phase, filled): (Phase, Filled), came: Option<u16>) {
         self.cache.counts.failed.inc();
-        self.lead.tell(Phase::Stored(stored.clone()));
-        let _ = tell.send(Filled::Stale(stored, came));
+        self.lead.tell(phase);
+        let _ = tell.send(filled);
         self.finish(came.unwrap_or(502), 0);
     }
 
     fn failed(mut self, tell: oneshot::Sender<Filled>, error: &CallError) {
         if let Some(stored) = self.stale_for(true, false) {
-            return self.stale(tell, stored, None);
+            return self.stale_if_error(tell, stored, None);
         }
         self.cache.counts.failed.inc();
         let problem = error.problem();

@@ -31,6 +31,8 @@ pub(super) enum Phase {
     Answered(Arc<Growing>),
     /// What is stored is the answer.
     Stored(Arc<Entry>),
+    /// What is stored is the answer, however old.
+    Stale(Arc<Entry>),
     /// There is none.
     Failed(Arc<Problem>),
     /// It is not for others.

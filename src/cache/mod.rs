@@ -235,7 +235,7 @@ impl Cache {
         if !stored && request.method == Method::HEAD {
             return Some((false, "head"));
         }
-        if self.store.note_use(&ask.key) < ask.plan.min_uses {
+        if self.store.note_use(&ask.key) < ask.plan.min_uses && !stored {
             return Some((false, "min-uses"));
         }
         if self.flights.manner(wanted) == Manner::Passed {
@@ -334,11 +334,11 @@ impl Cache {
                 status.ttl = Some(judged.ttl);
                 serve::entry(&entry, request, judged)
             }
-            Filled::Stale(entry, came) => {
+            Filled::Stale(entry, why, came) => {
                 status.forwarded_status = came;
                 let judged = judge(entry.facts(), &ask.directives, false, now());
                 status.ttl = Some(judged.ttl);
-                status.detail = Some("stale-if-error".into());
+                status.detail = Some(why.into());
                 serve::entry(&entry, request, judged)
             }
             Filled::Own(reply, why, upstream) => {
@@ -389,6 +389,12 @@ impl Cache {
                     return Some(serve::entry(&entry, request, judged));
                 }
                 "not-shareable"
+            }
+            Ok(Phase::Stale(entry)) if is_for(entry.variant()) => {
+                let judged = fresh(entry.facts());
+                status.ttl = Some(judged.ttl);
+                status.detail = Some(problem::CIRCUIT_OPEN.code.into());
+                return Some(serve::entry(&entry, request, judged));
             }
             Ok(Phase::Failed(problem)) => return Some((*problem).clone().into()),
             Ok(_) => "not-shareable",

@@ -88,6 +88,8 @@ pub struct Exchange {
     pub release: Option<Box<Release>>,
     /// What is stored may answer it, however old: its upstream is left alone, and says so.
     pub takes_stale: bool,
+    /// It went to another route's upstream, since its own is left alone.
+    pub diverted: bool,
     refused: Option<Problem>,
     not_allowed: Option<Problem>,
     /// A response filter failed; what is sent instead passes none.
@@ -132,6 +134,7 @@ impl Exchange {
             admission: Admission::default(),
             release,
             takes_stale: false,
+            diverted: false,
             refused,
             not_allowed,
             response_failed: false,
@@ -184,6 +187,7 @@ impl Exchange {
             admission: Admission::default(),
             release: self.release.clone(),
             takes_stale: false,
+            diverted: false,
             refused: None,
             not_allowed: self.not_allowed.clone(),
             response_failed: false,
@@ -244,6 +248,7 @@ impl Exchange {
                 Err(Refused::Reply(reply)) => return Decision::Reply(reply),
                 Err(Refused::Route(route)) => route,
             };
+            self.diverted = true;
             match &instead.action {
                 Action::Upstream(other) => upstream = other.clone(),
                 // On the heap: hardly any request gets here.

@@ -105,12 +105,11 @@ impl Exchange {
     /// end that is the client's doing tells nothing of them.
     pub fn note_for_ramp(&self, completed: &Completed, broke_off: bool) {
         let Action::Split(split) = &self.route.action else { return };
-        let (Some(ramp), Some(upstream)) = (split.split.ramp(), &self.ctx.upstream) else { return };
+        let (Some(ramp), Some(_)) = (split.split.ramp(), &self.ctx.upstream) else { return };
         let variant = self.branch().checked_sub(1).filter(|at| *at < split.upstreams.len());
         let Some(variant) = variant.filter(|_| !OF_CLIENTS.contains(&completed.status)) else { return };
         // What its fallback answered is nothing that the variant can do.
-        let diverted = split.upstreams[variant].name != *upstream;
-        ramp.note(variant, diverted || broke_off || completed.status >= 500, completed.elapsed);
+        ramp.note(variant, self.diverted || broke_off || completed.status >= 500, completed.elapsed);
     }
 
     /// Which of its route's ways the request goes.

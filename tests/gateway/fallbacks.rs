@@ -122,3 +122,38 @@ routes:
         assert_eq!((missed.status, missed.problem().as_str()), (503, "circuit-open"));
     }
 }
+
+#[tokio::test]
+async fn what_a_fallback_answers_is_neither_stored_nor_takes_what_is() {
+    let lasting = "Cache-Control: max-age=3600\r\n";
+    for other in [lasting, "Cache-Control: no-store\r\n"] {
+        let origin = failing_after(1, "Cache-Control: max-age=0\r\nETag: \"1\"\r\n").await;
+        let standby = failing_after(usize::MAX, other).await;
+        let gateway = Gateway::administered(&format!(
+            "upstreams:
+  - {{name: o, backends: [{{address: \"{}\"}}], circuit_breaker: {{{OPENS_AT_ONCE}, fallback: {{route: standby}}}}}}
+  - {{name: s, backends: [{{address: \"{}\"}}]}}
+routes:
+  - {{name: cached, match: {{hosts: [direct.test]}}, upstream: o, filters: [cache: {{}}]}}
+  - {{name: other, match: {{hosts: [other.test]}}, upstream: o}}
+  - {{name: standby, match: {{hosts: [standby.test]}}, upstream: s}}",
+            origin.address, standby.address
+        ))
+        .await;
+        assert_eq!(ask(&gateway, "direct.test", "GET /").await.status, 200);
+        assert_eq!(ask(&gateway, "other.test", "GET /").await.status, 500, "which opens the breaker");
+        let look = async || {
+            gateway.ask_admin("GET /api/cache/lookup?url=http://direct.test/", "").await.json()["entries"]
+                .clone()
+        };
+        let stored = look().await;
+        for nth in 1..=2 {
+            let answer = ask(&gateway, "direct.test", "GET /").await;
+            assert_eq!((answer.status, answer.text()), (200, nth.to_string()), "the standby's, each time");
+            let status = answer.field("cache-status").unwrap_or_default().to_owned();
+            assert!(status.ends_with("detail=diverted"), "{status}");
+        }
+        assert_eq!(stored.as_array().map(Vec::len), Some(1));
+        assert_eq!(look().await.as_array().map(Vec::len), Some(1), "it stays: {other}");
+    }
+}

@@ -73,6 +73,8 @@ pub enum NotStored {
     TooLarge,
     /// Nothing but the end of the connection says where it ends, so it may have been cut.
     Endless,
+    /// It is of another upstream, in the place of the one that is left alone.
+    Diverted,
 }
 
 impl NotStored {
@@ -93,13 +95,14 @@ impl NotStored {
             Self::NotFresh => "not-fresh",
             Self::TooLarge => "too-large",
             Self::Endless => "endless",
+            Self::Diverted => "diverted",
         }
     }
 
     /// Whether the next answer will be no different, so that nobody need wait for it.
     #[must_use]
     pub const fn will_last(self) -> bool {
-        !matches!(self, Self::Method | Self::RequestNoStore)
+        !matches!(self, Self::Method | Self::RequestNoStore | Self::Diverted)
     }
 }
 
