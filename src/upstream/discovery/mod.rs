@@ -33,7 +33,7 @@ use super::call::Caller;
 use super::resolve::Lookup;
 use crate::config::discovery::Registry;
 
-pub(super) use self::following::Following;
+pub(super) use self::following::{Following, STEADY};
 pub(super) use super::resolve::Failed;
 
 /// The longest that a registry is left alone that could not be followed.
@@ -58,7 +58,7 @@ pub(super) struct Instance {
 #[async_trait]
 pub(super) trait Directory: Send + Sync {
     /// Tells whole sets, as they change, until the registry cannot be followed any more: why. Whoever called calls
-    /// again, after a while that grows with each call that told nothing. It may be dropped at any time.
+    /// again, after a while that grows with each call that ended soon. It may be dropped at any time.
     async fn follow(&self, tell: &Tell) -> Failed;
 
     /// The longest that it is left alone after it could not be followed.
