@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 use tokio::time::timeout;
 
 use crate::config::Dns;
+use crate::config::discovery::Family;
 
 /// Longest lookup of a name, all servers and attempts included.
 const LONGEST: Duration = Duration::from_secs(10);
@@ -89,11 +90,12 @@ impl fmt::Display for Failed {
 pub(super) trait Lookup: Send + Sync {
     /// The addresses, at least one; or why there are none.
     async fn lookup(&self, host: &str) -> Result<Found, Failed> {
-        self.addresses(host).await?.some()
+        self.addresses(host, Family::Any).await?.some()
     }
 
-    /// The addresses, which may be none if that is the answer; or why nobody can tell.
-    async fn addresses(&self, host: &str) -> Result<Found, Failed>;
+    /// The addresses of this family, which may be none if that is the answer; or why nobody can tell. Of the other
+    /// one, nothing is meant.
+    async fn addresses(&self, host: &str, family: Family) -> Result<Found, Failed>;
 
     /// The service records of a name and how long they hold; none is an answer too.
     async fn services(&self, name: &str) -> Result<(Vec<Service>, Duration), Failed>;
@@ -120,13 +122,13 @@ struct Client {
 
 #[async_trait]
 impl Lookup for Resolver {
-    async fn addresses(&self, host: &str) -> Result<Found, Failed> {
+    async fn addresses(&self, host: &str, family: Family) -> Result<Found, Failed> {
         let dns = self.dns.lock().clone();
         let client = self.client(&dns)?;
         let name = parse(host)?;
         let found = match client.in_hosts(&name) {
             Some(found) => found,
-            None => in_time(client.ask(name)).await?,
+            None => in_time(client.ask(name, family)).await?,
         };
         Ok(Found { ttl: bounded(found.ttl, &dns), ..found })
     }
@@ -183,12 +185,17 @@ impl Client {
         Some(Found { v4: Some(v4.unwrap_or_default()), v6: Some(v6.unwrap_or_default()), ttl: Duration::MAX })
     }
 
-    async fn ask(&self, name: Name) -> Result<Found, Failed> {
+    async fn ask(&self, name: Name, family: Family) -> Result<Found, Failed> {
         let mut v4 = Box::pin(self.family(&name, RecordType::A));
         let mut v6 = Box::pin(self.family(&name, RecordType::AAAA));
-        let (v4, v6) = tokio::select! {
-            v4 = &mut v4 => (v4, after(v6).await),
-            v6 = &mut v6 => (after(v4).await, v6),
+        let unasked = || Ok(Answer { records: Vec::new(), ttl: Duration::MAX });
+        let (v4, v6) = match family {
+            Family::Ipv4 => (v4.await, unasked()),
+            Family::Ipv6 => (unasked(), v6.await),
+            Family::Any => tokio::select! {
+                v4 = &mut v4 => (v4, after(v6).await),
+                v6 = &mut v6 => (after(v4).await, v6),
+            },
         };
         join(v4, v6)
     }
