@@ -16,6 +16,7 @@ use hickory_resolver::proto::op::Query;
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use hickory_resolver::{Hosts, TokioResolver};
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::config::Dns;
@@ -142,6 +143,36 @@ impl Lookup for Resolver {
 
     fn set(&self, dns: &Dns) {
         *self.dns.lock() = dns.clone();
+    }
+}
+
+/// Asks somebody else for no more than so many names at a time. Whatever is asked beside it waits for none of them.
+pub(super) struct Bounded {
+    lookup: Arc<dyn Lookup>,
+    places: Semaphore,
+}
+
+impl Bounded {
+    /// With so many places.
+    pub(super) fn new(lookup: Arc<dyn Lookup>, places: usize) -> Self {
+        Self { lookup, places: Semaphore::new(places) }
+    }
+}
+
+#[async_trait]
+impl Lookup for Bounded {
+    async fn addresses(&self, host: &str, family: Family) -> Result<Found, Failed> {
+        let _place = self.places.acquire().await;
+        self.lookup.addresses(host, family).await
+    }
+
+    async fn services(&self, name: &str) -> Result<(Vec<Service>, Duration), Failed> {
+        let _place = self.places.acquire().await;
+        self.lookup.services(name).await
+    }
+
+    fn set(&self, dns: &Dns) {
+        self.lookup.set(dns);
     }
 }
 
@@ -310,6 +341,11 @@ fn servers(dns: &Dns) -> ResolverConfig {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::Ordering::Relaxed;
+
+    use tokio::sync::Notify;
+
     use super::*;
 
     fn answer(addresses: &[&str], ttl: u64) -> Result<Answer, NetError> {
@@ -343,6 +379,56 @@ mod tests {
         let found = client.in_hosts(&Name::from_utf8("users.test").unwrap()).unwrap();
         assert_eq!((found.v4.map(|list| list.len()), found.v6), (Some(2), Some(Vec::new())));
         assert_eq!(client.in_hosts(&Name::from_utf8("orders.test").unwrap()), None);
+    }
+
+    /// Answers when it is let, and counts who waits.
+    #[derive(Default)]
+    struct Slow {
+        under_way: AtomicUsize,
+        let_go: Notify,
+    }
+
+    #[async_trait]
+    impl Lookup for Slow {
+        async fn addresses(&self, _: &str, _: Family) -> Result<Found, Failed> {
+            self.under_way.fetch_add(1, Relaxed);
+            self.let_go.notified().await;
+            self.under_way.fetch_sub(1, Relaxed);
+            Err(Failed::from("it was let go"))
+        }
+
+        async fn services(&self, name: &str) -> Result<(Vec<Service>, Duration), Failed> {
+            self.addresses(name, Family::Any).await.map(|_| (Vec::new(), Duration::ZERO))
+        }
+
+        fn set(&self, _: &Dns) {}
+    }
+
+    #[tokio::test]
+    async fn no_more_names_are_asked_for_at_a_time_than_there_are_places() {
+        let slow = Arc::new(Slow::default());
+        let bounded = Arc::new(Bounded::new(slow.clone(), 3));
+        let mut all = tokio::task::JoinSet::new();
+        for n in 0..10 {
+            let bounded = Arc::clone(&bounded);
+            all.spawn(async move {
+                match n % 2 {
+                    0 => bounded.addresses("a.test", Family::Any).await.map(drop),
+                    _ => bounded.services("a.test").await.map(drop),
+                }
+            });
+        }
+        let mut done = 0;
+        while done < 10 {
+            // All who may have begun have.
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(slow.under_way.load(Relaxed), 3.min(10 - done));
+            slow.let_go.notify_one();
+            all.join_next().await.unwrap().unwrap().unwrap_err();
+            done += 1;
+        }
     }
 
     #[tokio::test]
