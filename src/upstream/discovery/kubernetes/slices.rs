@@ -18,9 +18,22 @@ const MOST: usize = 1000;
 pub(super) struct Slices {
     port: Option<KubePort>,
     include: Include,
-    of: BTreeMap<Box<str>, Vec<Instance>>,
+    of: BTreeMap<Box<str>, (AddressType, Vec<Instance>)>,
     /// Slices that tell no backends, and why.
     useless: BTreeMap<Box<str>, Useless>,
+}
+
+/// What the addresses of a slice are. A Service of two families has slices of both, with the same Pods: those of the
+/// first that has any are used, in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+enum AddressType {
+    #[serde(rename = "IPv4")]
+    Ipv4,
+    #[serde(rename = "IPv6")]
+    Ipv6,
+    /// Names, which the API is about to have no more.
+    #[serde(rename = "FQDN")]
+    Name,
 }
 
 /// Why a slice tells no backends.
@@ -42,7 +55,9 @@ pub(super) struct Bare {
 
 /// An EndpointSlice, as far as it matters.
 #[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct EndpointSlice {
+    address_type: AddressType,
     #[serde(default)]
     ports: Option<Vec<Port>>,
     #[serde(default)]
@@ -94,10 +109,11 @@ impl Slices {
         if self.of.len() >= MOST && !self.of.contains_key(&name) {
             return Err(format!("there are more than {MOST} slices"));
         }
-        let slice = serde_json::from_value(object).map_err(|_| Useless::Malformed);
-        let (instances, useless) = match slice.and_then(|slice| self.instances(slice)) {
-            Ok(instances) => (instances, None),
-            Err(why) => (Vec::new(), Some(why)),
+        let slice = EndpointSlice::deserialize(object).map_err(|_| Useless::Malformed);
+        let told = slice.and_then(|slice| Ok((slice.address_type, self.instances(slice)?)));
+        let (told, useless) = match told {
+            Ok(told) => (told, None),
+            Err(why) => ((AddressType::Ipv4, Vec::new()), Some(why)),
         };
         let before = match useless {
             Some(why) => self.useless.insert(name.clone(), why),
@@ -108,7 +124,7 @@ impl Slices {
         {
             log::warn!(registry = "kubernetes", slice = &*name, why:% = why; "an EndpointSlice tells no backends");
         }
-        self.of.insert(name, instances);
+        self.of.insert(name, told);
         Ok(metadata.resource_version)
     }
 
@@ -118,7 +134,7 @@ impl Slices {
         self.useless.remove(name);
     }
 
-    /// The backends of all of them, each once: an endpoint may be in two slices while it moves.
+    /// The backends of all of them of one family, each once: an endpoint may be in two slices while it moves.
     ///
     /// # Errors
     /// There are slices, and why none of them tells backends.
@@ -126,7 +142,10 @@ impl Slices {
         match self.useless.values().next() {
             Some(why) if self.useless.len() == self.of.len() => Err(*why),
             _ => {
-                let mut all: Vec<_> = self.of.values().flatten().cloned().collect();
+                let some = || self.of.values().filter(|(_, instances)| !instances.is_empty());
+                let used = some().map(|(of, _)| *of).min();
+                let all = some().filter(|(of, _)| Some(*of) == used);
+                let mut all: Vec<_> = all.flat_map(|(_, instances)| instances).cloned().collect();
                 all.sort_unstable();
                 all.dedup();
                 Ok(all)
@@ -237,15 +256,34 @@ mod tests {
             .put(slice("a", http(), json!([{"addresses": ["10.0.0.1"]}, {"addresses": ["10.0.0.2"]}])))
             .unwrap();
         slices
-            .put(slice("b", http(), json!([{"addresses": ["10.0.0.2"]}, {"addresses": ["fd00::1"]}])))
+            .put(slice("b", http(), json!([{"addresses": ["10.0.0.2"]}, {"addresses": ["10.0.0.4"]}])))
             .unwrap();
-        assert_eq!(hosts(&slices), ["10.0.0.1:8080", "10.0.0.2:8080", "fd00::1:8080"]);
+        assert_eq!(hosts(&slices), ["10.0.0.1:8080", "10.0.0.2:8080", "10.0.0.4:8080"]);
         slices.put(slice("a", http(), json!([{"addresses": ["10.0.0.3"]}]))).unwrap();
-        assert_eq!(hosts(&slices), ["10.0.0.2:8080", "10.0.0.3:8080", "fd00::1:8080"]);
+        assert_eq!(hosts(&slices), ["10.0.0.2:8080", "10.0.0.3:8080", "10.0.0.4:8080"]);
         slices.remove("b");
         assert_eq!(hosts(&slices), ["10.0.0.3:8080"]);
         slices.remove("a");
         assert_eq!(hosts(&slices), Vec::<String>::new());
+    }
+
+    // kubernetes.io/docs/concepts/services-networking/dual-stack: a Service of both families has slices of both.
+    #[test]
+    fn a_pod_with_addresses_of_two_families_is_one_backend() {
+        let of = |kind: &str, host: &str| {
+            let mut slice = slice(kind, http(), json!([{"addresses": [host]}]));
+            slice["addressType"] = kind.into();
+            slice
+        };
+        let mut slices = Slices::new(None, Include::Ready);
+        slices.put(of("FQDN", "users.test")).unwrap();
+        assert_eq!(hosts(&slices), ["users.test:8080"], "there is nothing else");
+        slices.put(of("IPv6", "fd00::1")).unwrap();
+        assert_eq!(hosts(&slices), ["fd00::1:8080"]);
+        slices.put(of("IPv4", "10.0.0.1")).unwrap();
+        assert_eq!(hosts(&slices), ["10.0.0.1:8080"]);
+        slices.remove("IPv4");
+        assert_eq!(hosts(&slices), ["fd00::1:8080"]);
     }
 
     #[test]
