@@ -14,6 +14,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::HeaderValue;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use parking_lot::Mutex;
 use pingora::http::RequestHeader;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
@@ -32,6 +33,8 @@ const MOST: usize = 20_000;
 const SILENCE: Duration = Duration::from_secs(30);
 /// The longest watch.
 const LONGEST: Duration = Duration::from_secs(600);
+/// Values that cannot be read and are logged one by one; more are counted.
+const NAMED: usize = 8;
 /// Pause before all is asked for anew.
 const ANEW: Duration = Duration::from_secs(1);
 
@@ -42,12 +45,18 @@ pub(super) struct Etcd {
     /// Who is asked first.
     first: AtomicUsize,
     world: World,
+    /// The values that cannot be read and were logged.
+    warned: Mutex<Unread>,
 }
+
+/// Keys and why their values cannot be read.
+type Unread = BTreeMap<Vec<u8>, &'static str>;
 
 impl Etcd {
     /// The cluster as it is written; files are relative to `base`.
     pub(super) fn new(written: &Written, base: &Path, world: World) -> Self {
-        Self { written: written.clone(), base: base.to_owned(), first: AtomicUsize::new(0), world }
+        let (written, base) = (written.clone(), base.to_owned());
+        Self { written, base, first: AtomicUsize::new(0), world, warned: Mutex::default() }
     }
 }
 
@@ -135,6 +144,10 @@ impl Link<'_> {
     fn tell(&mut self, known: &Known, tell: &Tell) -> Result<(), Problem> {
         let instances: Vec<_> = known.keys.values().flatten().flatten().cloned().collect();
         let unread = known.keys.values().filter(|key| key.is_err()).count();
+        for (key, why) in known.newly_unread(&mut self.etcd.warned.lock()) {
+            let key = brief(&String::from_utf8_lossy(&key));
+            log::warn!(registry = "etcd", key, why, all = unread; "a value that cannot be read is left out");
+        }
         if instances.is_empty() && unread > 0 {
             return Err(Problem::Said(format!("none of the {unread} values with the prefix can be read")));
         }
@@ -245,14 +258,18 @@ impl Known {
         }
         let name = pair.key.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
         let instance = entry::read(name, &pair.value);
-        if let Err(why) = instance
-            && self.keys.get(&pair.key) != Some(&instance)
-        {
-            let key = brief(&String::from_utf8_lossy(&pair.key));
-            log::warn!(registry = "etcd", key, why; "a value that cannot be read is left out");
-        }
         self.keys.insert(pair.key, instance);
         Ok(())
+    }
+
+    /// What cannot be read and was not known to be so. No more are remembered than are logged.
+    fn newly_unread(&self, warned: &mut Unread) -> Unread {
+        let unread =
+            self.keys.iter().filter_map(|(key, told)| Some((key.clone(), told.as_ref().err().copied()?)));
+        let mut unread: Unread = unread.take(NAMED).collect();
+        let before = std::mem::replace(warned, unread.clone());
+        unread.retain(|key, why| before.get(key) != Some(why));
+        unread
     }
 
     fn change(&mut self, watched: Watched) -> Result<(), Problem> {
@@ -416,6 +433,28 @@ mod tests {
         )
         .expect("a line");
         assert_eq!(line.result.expect("a result").compact_revision, 4);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_warned_of_once_and_of_much_only_the_beginning() {
+        let known = |pairs: &[(&str, &str)]| {
+            let mut known = Known { revision: 1, keys: BTreeMap::new() };
+            for (key, value) in pairs {
+                let (key, value) = (key.as_bytes().to_vec(), value.as_bytes().to_vec());
+                known.put(Pair { key, value, mod_revision: 1 }).expect("there is room");
+            }
+            known
+        };
+        let mut warned = Unread::new();
+        let mut newly = |pairs: &[(&str, &str)]| known(pairs).newly_unread(&mut warned).len();
+        assert_eq!(newly(&[("a", "10.0.0.1:80"), ("b", "nothing")]), 1);
+        assert_eq!(newly(&[("a", "10.0.0.1:80"), ("b", "nothing")]), 0, "all was asked for anew");
+        assert_eq!(newly(&[("a", "10.0.0.1:80"), ("b", "{}")]), 1, "it is wrong in another way");
+        assert_eq!(newly(&[("b", "10.0.0.1:80")]), 0);
+        assert_eq!(newly(&[("b", "nothing")]), 1, "it was right meanwhile");
+        let names: Vec<String> = (0..NAMED + 9).map(|n| format!("{n:02}")).collect();
+        let many: Vec<_> = names.iter().map(|name| (name.as_str(), "nothing")).collect();
+        assert_eq!((newly(&many), newly(&many)), (NAMED, 0));
     }
 
     #[test]
