@@ -9,6 +9,9 @@ use super::Instance;
 /// Most bytes of a value.
 const MOST: usize = 64 << 10;
 
+/// Most bytes of a host, as names have no more (RFC 1035 s2.3.4).
+const LONGEST: usize = 255;
+
 /// The backend that a value, or else the name of its key, tells. None for one that is switched off or being removed.
 /// The port for TLS counts where there is no other.
 ///
@@ -19,7 +22,7 @@ pub(super) fn read(name: &[u8], value: &[u8]) -> Result<Option<Instance>, &'stat
         return Err("the value is longer than 64 KiB");
     }
     let text = |bytes| std::str::from_utf8(bytes).map(str::trim).map_err(|_| "it is not text");
-    match text(value)? {
+    let instance = match text(value)? {
         // Ephemeral nodes are often empty, and named after who is there.
         "" => address(text(name)?).map(Some),
         object if object.starts_with('{') => json(object),
@@ -28,6 +31,10 @@ pub(super) fn read(name: &[u8], value: &[u8]) -> Result<Option<Instance>, &'stat
             address(&text).map(Some)
         }
         text => address(text).map(Some),
+    }?;
+    match &instance {
+        Some(Instance { host, .. }) if host.len() > LONGEST => Err("the host is longer than 255 bytes"),
+        _ => Ok(instance),
     }
 }
 
@@ -182,5 +189,10 @@ mod tests {
         assert!(read(b"a", b"").is_err());
         assert!(read(b"a", b"\xff:80").is_err());
         assert!(of(&format!("{}:80", "a".repeat(MOST))).is_err());
+        let long = |length| "a".repeat(length);
+        assert!(of(&format!("{}:80", long(255))).is_ok());
+        assert!(of(&format!("{}:80", long(256))).is_err());
+        assert!(of(&format!("{{\"host\":\"{}\",\"port\":80}}", long(256))).is_err());
+        assert!(read(format!("{}:80", long(256)).as_bytes(), b"").is_err(), "the key's name");
     }
 }

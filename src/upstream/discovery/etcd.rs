@@ -183,9 +183,10 @@ impl Link<'_> {
             if known.revision == 0 {
                 known.revision = header.revision;
             }
-            let Some(last) = kvs.last() else { return Ok(known) };
-            // The smallest key after the last one.
-            from = [last.key.as_slice(), &[0]].concat();
+            match next(&from, &kvs)? {
+                Some(next) => from = next,
+                None => return Ok(known),
+            }
             for pair in kvs {
                 known.put(pair)?;
             }
@@ -284,6 +285,16 @@ impl Known {
         }
         Ok(())
     }
+}
+
+/// The smallest key after those of a page that begins with this one; none after an empty page.
+fn next(from: &[u8], page: &[Pair]) -> Result<Option<Vec<u8>>, Problem> {
+    let Some(last) = page.last() else { return Ok(None) };
+    if last.key.as_slice() < from {
+        // Else it would never end.
+        return Err(Problem::Said("a range does not go on after its last key".to_owned()));
+    }
+    Ok(Some([last.key.as_slice(), &[0]].concat()))
 }
 
 /// The smallest key that is greater than all with this prefix; `\0` stands for no such key.
@@ -407,6 +418,19 @@ mod tests {
         ] {
             assert_eq!(after_all(prefix), end);
         }
+    }
+
+    #[test]
+    fn each_page_begins_after_the_last_one_or_nothing_is_asked_for_any_more() {
+        let page = |keys: &[&str]| -> Vec<Pair> {
+            let pair = |key: &&str| Pair { key: key.as_bytes().to_vec(), value: Vec::new(), mod_revision: 1 };
+            keys.iter().map(pair).collect()
+        };
+        let second = next(b"/s/", &page(&["/s/a", "/s/b"])).expect("a page").expect("keys");
+        assert_eq!(second, b"/s/b\0");
+        assert!(next(&second, &page(&["/s/a", "/s/b"])).is_err(), "the same keys again");
+        assert_eq!(next(&second, &page(&["/s/c"])).expect("a page"), Some(b"/s/c\0".to_vec()));
+        assert_eq!(next(&second, &[]).expect("a page"), None);
     }
 
     // Answers of etcd 3.4.23.

@@ -90,7 +90,9 @@ impl Access {
         let token = here.account.join("token");
         // Said at once, and not when the server refuses who has none.
         text(&token)?;
-        let ca = fs::read(here.account.join("ca.crt")).ok();
+        // Without the file, the authorities of the system count; one that cannot be read is no reason for that.
+        let ca = here.account.join("ca.crt");
+        let ca = if fs::exists(&ca).unwrap_or(true) { Some(text(&ca)?.into_bytes()) } else { None };
         let namespace = text(&here.account.join("namespace")).unwrap_or_default();
         let namespace = Some(namespace.trim()).filter(|namespace| !namespace.is_empty()).unwrap_or(DEFAULT);
         let trust = Trust::from_pem(&url.origin().host, true, ca.as_deref(), None)?;

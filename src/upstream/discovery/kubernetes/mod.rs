@@ -30,6 +30,8 @@ use crate::config::discovery::KubernetesDiscovery as Written;
 
 /// Slices asked for at once.
 const PAGE: &str = "100";
+/// Most pages: a server may give less than what is asked for.
+const MOST_PAGES: usize = 100;
 /// What slices carry the name of their Service in.
 const LABEL: &str = "kubernetes.io/service-name";
 /// How long the server is asked to keep a watch, give or take a tenth. Not long: a dead connection is noticed after it.
@@ -120,7 +122,7 @@ impl Link<'_> {
     /// Takes all slices in, page by page: the version that they are of.
     async fn list(&self, slices: &mut Slices) -> Result<Box<str>, Problem> {
         let mut after = String::new();
-        loop {
+        for _ in 0..MOST_PAGES {
             let mut query = vec![("limit", PAGE)];
             if !after.is_empty() {
                 query.push(("continue", &after));
@@ -131,20 +133,21 @@ impl Link<'_> {
                 slices.put(slice).map_err(Problem::Said)?;
             }
             match metadata.after {
-                Some(next) if !next.is_empty() && next != after => after = next,
-                _ => return Ok(metadata.resource_version),
+                Some(next) if !next.is_empty() => after = next,
+                _ => return version(metadata.resource_version),
             }
         }
+        Err(Problem::Said(format!("a list does not end after {MOST_PAGES} pages")))
     }
 
     /// Takes changes in.
-    async fn watch(&self, slices: &mut Slices, version: &mut Box<str>, tell: &Tell) -> Result<End, Problem> {
+    async fn watch(&self, slices: &mut Slices, from: &mut Box<str>, tell: &Tell) -> Result<End, Problem> {
         let limit = jittered(WATCH);
         let seconds = limit.as_secs().to_string();
         let query = [
             ("watch", "true"),
             ("allowWatchBookmarks", "true"),
-            ("resourceVersion", version),
+            ("resourceVersion", from),
             ("timeoutSeconds", &seconds),
         ];
         let head = self.head(&query)?;
@@ -171,7 +174,7 @@ impl Link<'_> {
                 "ERROR" => return ended(&read(object)?),
                 _ => return Err(unexpected()),
             };
-            *version = now;
+            *from = version(now)?;
             match &*kind {
                 "BOOKMARK" => tell.still(),
                 _ => told(slices, tell)?,
@@ -199,6 +202,14 @@ impl Link<'_> {
         }
         Ok(head)
     }
+}
+
+/// A version from which a watch goes on. One from none would begin anew, and never tell what was deleted meanwhile.
+fn version(version: Box<str>) -> Result<Box<str>, Problem> {
+    if version.is_empty() {
+        return Err(Problem::Said("an answer without a resource version".to_owned()));
+    }
+    Ok(version)
 }
 
 fn told(slices: &Slices, tell: &Tell) -> Result<(), Problem> {

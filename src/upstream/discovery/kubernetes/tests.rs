@@ -152,6 +152,37 @@ async fn slices_are_listed_page_by_page_and_watched_from_the_version_of_the_list
 }
 
 #[tokio::test]
+async fn a_list_that_never_ends_is_given_up() {
+    let mut api = Api::new().await;
+    let users = users(&api);
+    for n in 0..MOST_PAGES {
+        let next = ["one", "two"][n % 2];
+        api.ask()
+            .await
+            .answers(200, &list("100", Some(next), &[slice("users-a", "90", &["10.0.0.1"])]))
+            .await;
+    }
+    let why = users.failed().await;
+    assert!(why.ends_with("a list does not end after 100 pages"), "{why}");
+}
+
+#[tokio::test]
+async fn what_is_of_no_version_is_not_watched_on_from() {
+    let mut api = Api::new().await;
+    let of_list = users(&api);
+    api.ask().await.answers(200, &list("", None, &[])).await;
+    let why = of_list.failed().await;
+    assert!(why.ends_with("an answer without a resource version"), "{why}");
+    let of_watch = users(&api);
+    one(&mut api, "100", "10.0.0.1").await;
+    let mut watch = watched(&mut api, "100").await;
+    watch.opens().await;
+    watch.line(&bookmark("")).await;
+    let why = of_watch.failed().await;
+    assert!(why.ends_with("an answer without a resource version"), "{why}");
+}
+
+#[tokio::test]
 async fn a_watch_whose_time_is_over_goes_on_where_the_last_bookmark_was() {
     let mut api = Api::new().await;
     let mut users = users(&api);

@@ -73,6 +73,16 @@ async fn nothing_is_told_to_a_server_that_the_authority_of_the_cluster_does_not_
 }
 
 #[tokio::test]
+async fn an_authority_that_cannot_be_read_is_no_reason_to_trust_those_of_the_system() {
+    let api = Api::new().await;
+    let ca = api.account.path().join("ca.crt");
+    std::fs::remove_file(&ca).unwrap();
+    std::fs::create_dir(&ca).unwrap();
+    let why = users(&api).failed().await;
+    assert!(why.contains("ca.crt is no file"), "{why}");
+}
+
+#[tokio::test]
 async fn outside_of_a_cluster_that_is_said() {
     let users = Followed::new(json!({"type": "kubernetes", "service": "users"}), Path::new(""), nowhere());
     assert!(users.failed().await.starts_with("the gateway runs in no cluster"));
