@@ -30,3 +30,19 @@ impl Directory for Zookeeper {
         MISSING.into()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_build_without_zookeeper_refuses_it_and_says_what_is_missing() {
+        let written = json!({"type": "zookeeper", "servers": ["zk.test:2181"], "path": "/services/users"});
+        let problems = check(&serde_json::from_value(written).unwrap()).unwrap_err();
+        let [(key, message)] = problems.as_slice() else { panic!("{problems:?}") };
+        assert_eq!(key, "type");
+        assert!(message.contains("cargo build --features zookeeper"), "{message}");
+    }
+}
