@@ -295,9 +295,10 @@ impl Registry {
         }
     }
 
-    /// Whether backends may have no name that a certificate could be for.
-    pub const fn tells_addresses(&self) -> bool {
-        !matches!(self, Self::Dns(_) | Self::DnsSrv(_))
+    /// Whether it alone says what a certificate of a backend has to be for, if nothing else is written: any name, as
+    /// whoever answers in its place has a certificate for one, or no name at all.
+    pub const fn tells_whom_to_trust(&self) -> bool {
+        !matches!(self, Self::Dns(_))
     }
 }
 

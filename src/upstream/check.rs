@@ -82,11 +82,11 @@ fn check_discovery(written: &written::Upstream, problems: &mut Problems) {
     check_options(registry, problems);
     if let Some(tls) = &written.tls
         && tls.sni.is_none()
-        && registry.tells_addresses()
+        && registry.tells_whom_to_trust()
     {
         problems.add(
             "tls.sni",
-            "is needed with this type of `discovery`, which may tell addresses without a name",
+            "is needed with this type of `discovery`, which may tell any name, or addresses without one",
         );
     }
 }
