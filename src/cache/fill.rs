@@ -30,7 +30,7 @@ use super::{Cache, Key, Via, head, now};
 use crate::engine::{Decision, Exchange, Forwarding};
 use crate::observe::AttemptOutcome;
 use crate::upstream::call::{self, CallError, CallOptions};
-use crate::upstream::{Upstream, Verdict};
+use crate::upstream::{Backend, Upstream, Verdict};
 
 /// What came of a fill, for who began it.
 pub(super) enum Filled {
@@ -325,9 +325,10 @@ impl Fill {
             return self.own(tell, problem.into(), "filter").await;
         }
         let storable = self.storable(&head, times, (delimited, declared));
-        let stuck = upstream.stuck_to(&self.head);
-        let stays_with =
-            Some(backend).filter(|backend| !stuck.is_some_and(|stuck| Arc::ptr_eq(&stuck, backend)));
+        let is_new = |backend: &Arc<Backend>| {
+            upstream.stuck_to(&self.head).is_none_or(|known| !Arc::ptr_eq(&known, backend))
+        };
+        let stays_with = Some(backend).filter(is_new);
         let body = Inner::new(body, self.exchange, declared, status);
         match storable {
             Ok((facts, variant)) => {
