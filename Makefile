@@ -12,7 +12,7 @@ export CARGO_TARGET_DIR
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 
 # `make run RELEASE=1` compiles for speed, which takes far longer.
-PROFILE := $(if $(filter 1,$(RELEASE)),--release)
+PROFILE := $(if $(filter 1,$(RELEASE)),--release --features full)
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 8
@@ -31,14 +31,14 @@ format:
 	rustfmt --edition 2024 --check loadtest/origin/main.rs
 
 lint: ## Only clippy, warnings are errors
-	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked --workspace --all-targets --features full -- -D warnings
 
 unit: ## Only the tests
-	cargo nextest run --locked --workspace
-	@if grep -rqE '^ *//[/!] ```' src filters/src; then cargo test --locked --workspace --doc; fi
+	cargo nextest run --locked --workspace --features full
+	@if grep -rqE '^ *//[/!] ```' src filters/src; then cargo test --locked --workspace --features full --doc; fi
 
 doc: ## Only the documentation, warnings are errors
-	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --no-deps --workspace
+	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --no-deps --workspace --features full
 
 deny: ## Only licences, sources and known vulnerabilities of dependencies
 	@if ! command -v cargo-deny >/dev/null; then \
@@ -66,7 +66,7 @@ bench: ## Measure single functions (SAVE=NAME: keep as a baseline; AGAINST=NAME:
 
 load: ## Measure the gateway side by side with others (see loadtest/)
 	@tests/setup.sh load
-	cargo build --locked --release
+	cargo build --locked --release --features full
 	loadtest/compare
 
 clean: ## Remove everything compiled

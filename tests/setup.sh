@@ -10,7 +10,7 @@
 set -euo pipefail
 
 build_packages=(build-essential cmake pkg-config)
-test_packages=(curl haproxy nginx-light nghttp2-client nodejs npm openssl python3-venv redis-server)
+test_packages=(curl etcd-server haproxy nginx-light nghttp2-client nodejs npm openssl python3-venv redis-server zookeeper)
 load_packages=(curl haproxy nginx-light openssl python3-venv)
 # Measured too where they can be installed.
 lua_packages=(libnginx-mod-http-lua lua-cjson)
@@ -36,10 +36,12 @@ installed() {
 commands_of() {
     case $1 in
         build-essential) echo cc c++ make ;;
+        etcd-server) echo etcd ;;
         nginx-light) echo nginx ;;
         nghttp2-client) echo h2load nghttp ;;
         nodejs) echo node ;;
         python3-venv) echo python3 ;;
+        zookeeper) echo java ;;
         *) echo "$1" ;;
     esac
 }

@@ -1,5 +1,13 @@
 //! Backends that a registry tells, as the user writes who that is.
 
+mod consul;
+mod etcd;
+mod eureka;
+pub mod kubeconfig;
+pub mod kubernetes;
+mod nacos;
+mod zookeeper;
+
 use std::borrow::Cow;
 use std::fmt;
 use std::num::NonZeroU16;
@@ -10,9 +18,16 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 use tollhouse_filters::tree::{self, Error, Node, Path, Raw, suggest};
-use tollhouse_filters::values::{Duration, Scalar, Secret, Url};
+use tollhouse_filters::values::{Duration, Scalar};
 
 use super::upstream::{Host, Tls};
+
+pub use self::consul::ConsulDiscovery;
+pub use self::etcd::EtcdDiscovery;
+pub use self::eureka::{EurekaDiscovery, EurekaHost};
+pub use self::kubernetes::KubernetesDiscovery;
+pub use self::nacos::{NacosApi, NacosDiscovery};
+pub use self::zookeeper::ZookeeperDiscovery;
 
 /// Who tells the backends of an upstream. What is wrong with it is kept until its upstream is built, so that all of it
 /// is told at once, with its place.
@@ -34,6 +49,12 @@ pub enum Registry {
     Eureka(EurekaDiscovery),
     /// Nacos.
     Nacos(NacosDiscovery),
+    /// A cluster of etcd.
+    Etcd(EtcdDiscovery),
+    /// A cluster of Kubernetes.
+    Kubernetes(KubernetesDiscovery),
+    /// An ensemble of ZooKeeper.
+    Zookeeper(ZookeeperDiscovery),
 }
 
 /// `discovery: {type: dns}`: each address of a name (A and AAAA) is a backend.
@@ -86,118 +107,6 @@ pub struct FileDiscovery {
     pub keep_last_on_empty: bool,
 }
 
-/// `discovery: {type: consul}`: the healthy instances of a service in Consul.
-#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ConsulDiscovery {
-    /// What it is: `consul`.
-    #[serde(rename = "type")]
-    _kind: ConsulType,
-    /// Where an agent or a server is. Default: `http://127.0.0.1:8500`. Example: `https://consul.internal:8501`.
-    #[serde(default = "local_agent")]
-    pub address: Url,
-    /// The service. Required. Example: `users`.
-    pub service: Text,
-    /// Tags that an instance must have, all of them. Default: `[]`. Example: `[v2]`.
-    #[serde(default)]
-    pub tags: Vec<String>,
-    /// The datacenter. Default: that of the agent. Example: `eu-1`.
-    #[serde(default)]
-    pub datacenter: Option<String>,
-    /// The namespace. Default: that of the token. Example: `shop`.
-    #[serde(default)]
-    pub namespace: Option<String>,
-    /// What proves who asks; needs `service:read` and `node:read`. Default: none. Example: `${env:CONSUL_TOKEN}`.
-    #[serde(default)]
-    pub token: Option<Secret>,
-    /// Whether all checks of an instance must pass; else those with warnings get requests too, by their weight for that. Default: `true`. Example: `false`.
-    #[serde(default = "yes")]
-    pub passing_only: bool,
-    /// How long a question is held back while nothing changes, from `1s` to `10m`. Default: `5m`. Example: `1m`.
-    #[serde(default = "five_minutes")]
-    pub wait: Duration,
-    /// TLS to the registry, if its URL is https. Default: `{}`. Example: `{ca: certs/registry-ca.pem}`.
-    #[serde(default)]
-    pub tls: Option<Tls>,
-    /// Whether the last backends stay in use when the registry says that there are none. Default: `false`, requests are answered with 503 then. Example: `true`.
-    #[serde(default)]
-    pub keep_last_on_empty: bool,
-}
-
-/// `discovery: {type: eureka}`: the instances of an application in Eureka that are up.
-#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct EurekaDiscovery {
-    /// What it is: `eureka`.
-    #[serde(rename = "type")]
-    _kind: EurekaType,
-    /// Where Eureka is, with the path that `/apps` follows. Required. Example: `http://eureka.internal:8761/eureka`.
-    pub address: Url,
-    /// The application. Required. Example: `USERS`.
-    pub app: Text,
-    /// Whether the secure port of instances is used. Default: `false`. Example: `true`.
-    #[serde(default)]
-    pub secure: bool,
-    /// Which address of instances is used: `ip` or `name`. Default: `ip`. Example: `name`.
-    #[serde(default)]
-    pub host: EurekaHost,
-    /// Who asks (RFC 7617); needs `password`. Default: none. Example: `gateway`.
-    #[serde(default)]
-    pub username: Option<String>,
-    /// What proves it; needs `username`. Default: none. Example: `${env:EUREKA_PASSWORD}`.
-    #[serde(default)]
-    pub password: Option<Secret>,
-    /// How often it is asked, give or take a tenth; at least `1s`. Default: `30s`. Example: `10s`.
-    #[serde(default = "thirty_seconds")]
-    pub interval: Duration,
-    /// TLS to the registry, if its URL is https. Default: `{}`. Example: `{ca: certs/registry-ca.pem}`.
-    #[serde(default)]
-    pub tls: Option<Tls>,
-    /// Whether the last backends stay in use when the registry says that there are none. Default: `false`, requests are answered with 503 then. Example: `true`.
-    #[serde(default)]
-    pub keep_last_on_empty: bool,
-}
-
-/// `discovery: {type: nacos}`: the instances of a service in Nacos that are healthy and enabled.
-#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct NacosDiscovery {
-    /// What it is: `nacos`.
-    #[serde(rename = "type")]
-    _kind: NacosType,
-    /// Where Nacos is, with its context path. Required. Example: `http://nacos.internal:8848/nacos`.
-    pub address: Url,
-    /// The service. Required. Example: `users`.
-    pub service: Text,
-    /// Its group. Default: `DEFAULT_GROUP`. Example: `shop`.
-    #[serde(default = "default_group")]
-    pub group: String,
-    /// The id of its namespace. Default: `public`. Example: `7e1b3a5c-production`.
-    #[serde(default)]
-    pub namespace: Option<String>,
-    /// The clusters whose instances count. Default: `[]`, all. Example: `[eu]`.
-    #[serde(default)]
-    pub clusters: Vec<String>,
-    /// The version of the interface: `v1` or `v2`. Default: `v2`. Example: `v1`.
-    #[serde(default)]
-    pub api: NacosApi,
-    /// Who asks; needs `password`. Default: none. Example: `gateway`.
-    #[serde(default)]
-    pub username: Option<String>,
-    /// What proves it; needs `username`. Default: none. Example: `${env:NACOS_PASSWORD}`.
-    #[serde(default)]
-    pub password: Option<Secret>,
-    /// How often it is asked, give or take a tenth; at least `1s`. Default: `10s`. Example: `30s`.
-    #[serde(default = "ten_seconds")]
-    pub interval: Duration,
-    /// TLS to the registry, if its URL is https. Default: `{}`. Example: `{ca: certs/registry-ca.pem}`.
-    #[serde(default)]
-    pub tls: Option<Tls>,
-    /// Whether the last backends stay in use when the registry says that there are none. Default: `false`, requests are answered with 503 then. Example: `true`.
-    #[serde(default)]
-    pub keep_last_on_empty: bool,
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 enum DnsType {
@@ -214,46 +123,6 @@ enum DnsSrvType {
 #[serde(rename_all = "snake_case")]
 enum FileType {
     File,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-enum ConsulType {
-    Consul,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-enum EurekaType {
-    Eureka,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-enum NacosType {
-    Nacos,
-}
-
-/// Which address of an instance in Eureka is used.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum EurekaHost {
-    /// `ipAddr`.
-    #[default]
-    Ip,
-    /// `hostName`.
-    Name,
-}
-
-/// The version of Nacos' interface.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum NacosApi {
-    /// Of Nacos 1 and 2.
-    V1,
-    /// Of Nacos 2 and later.
-    #[default]
-    V2,
 }
 
 /// A text of 1 to 255 bytes without control characters.
@@ -334,13 +203,16 @@ impl fmt::Display for DnsName {
 type Read = fn(&Arc<Node>) -> Result<Registry, Vec<Error>>;
 
 /// The types of registries, each with what reads its options.
-const TYPES: [(&str, Read); 6] = [
+const TYPES: [(&str, Read); 9] = [
     ("dns", |node| options(node).map(Registry::Dns)),
     ("dns_srv", |node| options(node).map(Registry::DnsSrv)),
     ("file", |node| options(node).map(Registry::File)),
     ("consul", |node| options(node).map(Registry::Consul)),
     ("eureka", |node| options(node).map(Registry::Eureka)),
     ("nacos", |node| options(node).map(Registry::Nacos)),
+    ("etcd", |node| options(node).map(Registry::Etcd)),
+    ("kubernetes", |node| options(node).map(Registry::Kubernetes)),
+    ("zookeeper", |node| options(node).map(Registry::Zookeeper)),
 ];
 
 fn options<T: DeserializeOwned>(node: &Arc<Node>) -> Result<T, Vec<Error>> {
@@ -355,15 +227,18 @@ impl Discovery {
     pub fn registry(&self) -> Result<&Registry, &[Error]> {
         self.0.as_ref().map_err(Vec::as_slice)
     }
-}
 
-impl Discovery {
     /// Leaves out the files by which the registry is reached.
     pub fn forget_files(&mut self) {
         let tls = match &mut self.0 {
             Ok(Registry::Consul(written)) => &mut written.tls,
             Ok(Registry::Eureka(written)) => &mut written.tls,
             Ok(Registry::Nacos(written)) => &mut written.tls,
+            Ok(Registry::Etcd(written)) => &mut written.tls,
+            Ok(Registry::Kubernetes(written)) => {
+                (written.kubeconfig, written.context) = (None, None);
+                return;
+            }
             _ => return,
         };
         *tls = None;
@@ -380,6 +255,9 @@ impl Registry {
             Self::Consul(_) => "consul",
             Self::Eureka(_) => "eureka",
             Self::Nacos(_) => "nacos",
+            Self::Etcd(_) => "etcd",
+            Self::Kubernetes(_) => "kubernetes",
+            Self::Zookeeper(_) => "zookeeper",
         }
     }
 
@@ -392,6 +270,9 @@ impl Registry {
             Self::Consul(written) => written.keep_last_on_empty,
             Self::Eureka(written) => written.keep_last_on_empty,
             Self::Nacos(written) => written.keep_last_on_empty,
+            Self::Etcd(written) => written.keep_last_on_empty,
+            Self::Kubernetes(written) => written.keep_last_on_empty,
+            Self::Zookeeper(written) => written.keep_last_on_empty,
         }
     }
 
@@ -401,7 +282,8 @@ impl Registry {
             Self::Consul(written) => written.tls.as_ref(),
             Self::Eureka(written) => written.tls.as_ref(),
             Self::Nacos(written) => written.tls.as_ref(),
-            Self::Dns(_) | Self::DnsSrv(_) | Self::File(_) => None,
+            Self::Etcd(written) => written.tls.as_ref(),
+            Self::Dns(_) | Self::DnsSrv(_) | Self::File(_) | Self::Kubernetes(_) | Self::Zookeeper(_) => None,
         }
     }
 
@@ -413,9 +295,10 @@ impl Registry {
         }
     }
 
-    /// Whether backends may have no name that a certificate could be for.
-    pub const fn tells_addresses(&self) -> bool {
-        !matches!(self, Self::Dns(_) | Self::DnsSrv(_))
+    /// Whether it alone says what a certificate of a backend has to be for, if nothing else is written: any name, as
+    /// whoever answers in its place has a certificate for one, or no name at all.
+    pub const fn tells_whom_to_trust(&self) -> bool {
+        !matches!(self, Self::Dns(_))
     }
 }
 
@@ -460,33 +343,12 @@ impl JsonSchema for Discovery {
             generator.subschema_for::<ConsulDiscovery>(),
             generator.subschema_for::<EurekaDiscovery>(),
             generator.subschema_for::<NacosDiscovery>(),
+            generator.subschema_for::<EtcdDiscovery>(),
+            generator.subschema_for::<KubernetesDiscovery>(),
+            generator.subschema_for::<ZookeeperDiscovery>(),
         ];
         json_schema!({"description": "Who tells the backends of an upstream.", "oneOf": kinds})
     }
-}
-
-fn yes() -> bool {
-    true
-}
-
-fn local_agent() -> Url {
-    Url::read("http://127.0.0.1:8500").expect("a URL")
-}
-
-fn default_group() -> String {
-    "DEFAULT_GROUP".to_owned()
-}
-
-fn five_minutes() -> Duration {
-    Duration::from_secs(300)
-}
-
-fn thirty_seconds() -> Duration {
-    Duration::from_secs(30)
-}
-
-fn ten_seconds() -> Duration {
-    Duration::from_secs(10)
 }
 
 fn one_second() -> Duration {

@@ -145,8 +145,8 @@ impl Compiler<'_> {
         let files = pipelines.into_files();
         none_of(faults.found, unread, loaded, &files)?;
         let routes = built.resolve(&upstreams_by_id(&ids, &upstreams), listeners.len());
-        let warnings = warnings(unusual, routes::shadow_warnings(&built.matches, &routes, loaded), loaded);
         Ok(Snapshot {
+            warnings: warnings(unusual, routes::shadow_warnings(&built.matches, &routes, loaded), loaded),
             generation: self.previous.map_or(1, |previous| previous.generation + 1),
             fingerprint: loaded.fingerprint,
             files,
@@ -168,7 +168,6 @@ impl Compiler<'_> {
             stores,
             observability: document.observability,
             tests: document.tests,
-            warnings,
             consumers: roster,
             packed: loaded.pack(),
         })

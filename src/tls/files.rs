@@ -12,27 +12,34 @@ const LONGEST: u64 = 64 << 20;
 
 /// The certificates of a PEM file, at least one.
 pub(crate) fn certificates(base: &Path, file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let pem = read(base, file)?;
-    let found: Vec<_> = CertificateDer::pem_slice_iter(&pem)
+    certificates_in(&read(base, file)?, &file.display().to_string())
+}
+
+/// The certificates of PEM, at least one; `name` is what messages call it.
+pub(crate) fn certificates_in(pem: &[u8], name: &str) -> Result<Vec<CertificateDer<'static>>, String> {
+    let found: Vec<_> = CertificateDer::pem_slice_iter(pem)
         .collect::<Result<_, _>>()
-        .map_err(|_| format!("{} is not valid PEM", file.display()))?;
+        .map_err(|_| format!("{name} is not valid PEM"))?;
     match found.is_empty() {
-        true => Err(format!("{} holds no certificate", file.display())),
+        true => Err(format!("{name} holds no certificate")),
         false => Ok(found),
     }
 }
 
 /// The first private key of a PEM file.
 pub(crate) fn private_key(base: &Path, file: &Path) -> Result<PrivateKeyDer<'static>, String> {
-    let pem = Zeroizing::new(read(base, file)?);
+    private_key_in(&Zeroizing::new(read(base, file)?), &file.display().to_string())
+}
+
+/// The first private key of PEM; `name` is what messages call it.
+pub(crate) fn private_key_in(pem: &[u8], name: &str) -> Result<PrivateKeyDer<'static>, String> {
     let has = |text: &[u8]| pem.windows(text.len()).any(|window| window == text);
     if has(b"-----BEGIN ENCRYPTED PRIVATE KEY-----") || has(b"Proc-Type: 4,ENCRYPTED") {
-        let name = file.display();
         return Err(format!(
             "{name} is encrypted, and nobody is there to be asked for a password; decrypt it"
         ));
     }
-    PrivateKeyDer::from_pem_slice(&pem).map_err(|_| format!("{} holds no private key", file.display()))
+    PrivateKeyDer::from_pem_slice(pem).map_err(|_| format!("{name} holds no private key"))
 }
 
 /// The revocation lists of a PEM file, or the one of a DER file.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tollhouse_filters::tree::Error;
 use tollhouse_filters::values::ByteSize;
 
-use super::trust::Trust;
+use super::discovery;
 use super::{MAX_BACKENDS, MAX_RETRIES, MAX_WEIGHT, Problems};
 use crate::config::balance::{Algorithm, Balance};
 use crate::config::circuit_breaker::CircuitBreaker;
@@ -79,19 +79,19 @@ fn check_discovery(written: &written::Upstream, problems: &mut Problems) {
         Ok(registry) => registry,
         Err(errors) => return errors.iter().for_each(|error| problems.add(below(error), told(error))),
     };
-    check_registry(registry, problems);
+    check_options(registry, problems);
     if let Some(tls) = &written.tls
         && tls.sni.is_none()
-        && registry.tells_addresses()
+        && registry.tells_whom_to_trust()
     {
         problems.add(
             "tls.sni",
-            "is needed with this type of `discovery`, which may tell addresses without a name",
+            "is needed with this type of `discovery`, which may tell any name, or addresses without one",
         );
     }
 }
 
-fn check_registry(registry: &Registry, problems: &mut Problems) {
+fn check_options(registry: &Registry, problems: &mut Problems) {
     let mut proof = |user: bool, password: bool| match (user, password) {
         (true, false) => problems.add("discovery.username", "needs `password` too"),
         (false, true) => problems.add("discovery.password", "needs `username` too"),
@@ -112,20 +112,22 @@ fn check_registry(registry: &Registry, problems: &mut Problems) {
             }
             return;
         }
-        Registry::Dns(_) | Registry::DnsSrv(_) => return,
+        // The others check what they have themselves, in `discovery`.
+        _ => return,
     };
     if interval.get() < least {
         problems.add("discovery.interval", format!("expected at least {least:?}"));
     }
 }
 
-/// The files by which a registry is reached over TLS.
-pub(super) fn check_registry_tls(written: &written::Upstream, base: &Path, problems: &mut Problems) {
-    let registry = written.discovery.as_ref().and_then(|discovery| discovery.registry().ok());
-    let Some(tls) = registry.and_then(Registry::tls) else { return };
-    let mut found = Problems::default();
-    Trust::load(tls, base, &mut found);
-    found.0.into_iter().for_each(|(path, message)| problems.add(format!("discovery.{path}"), message));
+/// A registry whose files are as they must be.
+pub(super) fn check_registry(written: &written::Upstream, base: &Path, problems: &mut Problems) {
+    let registry = written.discovery.as_ref().map(|discovery| discovery.registry());
+    if let Some(Ok(registry)) = registry
+        && let Err(wrong) = discovery::check(registry, base)
+    {
+        wrong.into_iter().for_each(|(key, message)| problems.add(format!("discovery.{key}"), message));
+    }
 }
 
 fn below(error: &Error) -> String {

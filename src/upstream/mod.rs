@@ -89,8 +89,8 @@ impl Upstream {
     ) -> Result<Self, Vec<(String, String)>> {
         let mut problems = Problems::default();
         check::check(written, &mut problems);
+        check::check_registry(written, base, &mut problems);
         let trust = written.tls.as_ref().and_then(|tls| Trust::load(tls, base, &mut problems));
-        check::check_registry_tls(written, base, &mut problems);
         if !problems.0.is_empty() {
             return Err(problems.0);
         }
@@ -108,6 +108,13 @@ impl Upstream {
             memory,
             series: OnceLock::new(),
         })
+    }
+
+    /// The same, but known and trusted by what was read elsewhere.
+    fn trusting(mut self, trust: Trust) -> Self {
+        self.group_key = group_key(self.written.protocol, Some(&trust));
+        self.trust = Some(trust);
+        self
     }
 
     /// Chooses a backend for one attempt: another than those tried while one is left. `None` when

@@ -179,13 +179,14 @@ mod tests {
     use super::super::resolve::{Failed, Service};
     use super::*;
     use crate::config::Dns;
+    use crate::config::discovery::Family;
 
     /// Gives these addresses for a second, one more each time.
     struct Script(Mutex<Vec<Vec<IpAddr>>>);
 
     #[async_trait]
     impl Lookup for Script {
-        async fn addresses(&self, _: &str) -> Result<Found, Failed> {
+        async fn addresses(&self, _: &str, _: Family) -> Result<Found, Failed> {
             let addresses = self.0.lock().pop().ok_or(Failed::from("no answer"))?;
             Ok(Found { v4: Some(addresses), v6: None, ttl: Duration::ZERO })
         }

@@ -12,6 +12,9 @@ use tokio::net::TcpStream;
 use super::{Backend, Picked, Upstream};
 use crate::config::upstream::{HostHeader, Protocol};
 
+/// What a certificate has to be for where nobody says that: a name that is nobody's (RFC 6761 s6.4), so that no
+/// connection comes about. Without a name, Pingora would take any certificate.
+const NOBODY: &str = "nobody.invalid";
 /// Requests in flight on one HTTP/2 connection; Pingora's own default is one.
 const H2_STREAMS: usize = 100;
 
@@ -39,6 +42,8 @@ impl Upstream {
     /// The peer for this address: every limit, protocol and trust setting of the upstream applied.
     pub(super) fn peer_at(&self, address: SocketAddr, server_name: &str) -> HttpPeer {
         let tls = self.trust.as_ref();
+        let is_unknown = server_name.is_empty() && tls.is_some_and(|tls| tls.verify);
+        let server_name = if is_unknown { NOBODY } else { server_name };
         let mut peer = HttpPeer::new(address, tls.is_some(), server_name.to_owned());
         // Pingora pools by address, SNI and flags, but knows neither authorities nor protocols.
         peer.group_key = self.group_key;
@@ -81,7 +86,8 @@ impl Upstream {
         }
     }
 
-    /// Never empty with TLS: an IP backend without a written name was refused when the upstream was built.
+    /// Never empty with TLS: an IP backend without a written name was refused when the upstream was built, and so were
+    /// registries that tell whom to trust.
     pub(super) fn server_name<'a>(&'a self, backend: &'a Backend) -> &'a str {
         let Some(tls) = &self.trust else { return "" };
         let told = || self.following().and_then(|following| following.written().server_name());
@@ -100,4 +106,33 @@ impl Upstream {
 /// The host a request head names: its `Host`, else nothing.
 pub(super) fn host_of(headers: &HeaderMap) -> &str {
     headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_backend_of_which_no_name_is_known_is_not_trusted() {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let written = json!({
+            "name": "users", "backends": [{"address": "192.0.2.1:443"}], "tls": {"sni": "users.test"},
+        });
+        let written = serde_json::from_value(written).unwrap();
+        let mut upstream = Upstream::build(&written, Path::new(""), None).unwrap();
+        let name = |upstream: &Upstream| {
+            let backend = &upstream.backends()[0];
+            let peer = upstream.peer_at("192.0.2.1:443".parse().unwrap(), upstream.server_name(backend));
+            (peer.sni, peer.options.verify_cert)
+        };
+        assert_eq!(name(&upstream), ("users.test".to_owned(), true));
+        upstream.trust.as_mut().unwrap().sni = None;
+        assert_eq!(name(&upstream), (NOBODY.to_owned(), true));
+        upstream.trust.as_mut().unwrap().verify = false;
+        assert_eq!(name(&upstream), (String::new(), false), "that is what is written");
+    }
 }

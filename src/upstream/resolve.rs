@@ -16,9 +16,11 @@ use hickory_resolver::proto::op::Query;
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use hickory_resolver::{Hosts, TokioResolver};
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use crate::config::Dns;
+use crate::config::discovery::Family;
 
 /// Longest lookup of a name, all servers and attempts included.
 const LONGEST: Duration = Duration::from_secs(10);
@@ -89,11 +91,12 @@ impl fmt::Display for Failed {
 pub(super) trait Lookup: Send + Sync {
     /// The addresses, at least one; or why there are none.
     async fn lookup(&self, host: &str) -> Result<Found, Failed> {
-        self.addresses(host).await?.some()
+        self.addresses(host, Family::Any).await?.some()
     }
 
-    /// The addresses, which may be none if that is the answer; or why nobody can tell.
-    async fn addresses(&self, host: &str) -> Result<Found, Failed>;
+    /// The addresses of this family, which may be none if that is the answer; or why nobody can tell. Of the other
+    /// one, nothing is meant.
+    async fn addresses(&self, host: &str, family: Family) -> Result<Found, Failed>;
 
     /// The service records of a name and how long they hold; none is an answer too.
     async fn services(&self, name: &str) -> Result<(Vec<Service>, Duration), Failed>;
@@ -120,13 +123,13 @@ struct Client {
 
 #[async_trait]
 impl Lookup for Resolver {
-    async fn addresses(&self, host: &str) -> Result<Found, Failed> {
+    async fn addresses(&self, host: &str, family: Family) -> Result<Found, Failed> {
         let dns = self.dns.lock().clone();
         let client = self.client(&dns)?;
         let name = parse(host)?;
         let found = match client.in_hosts(&name) {
             Some(found) => found,
-            None => in_time(client.ask(name)).await?,
+            None => in_time(client.ask(name, family)).await?,
         };
         Ok(Found { ttl: bounded(found.ttl, &dns), ..found })
     }
@@ -140,6 +143,36 @@ impl Lookup for Resolver {
 
     fn set(&self, dns: &Dns) {
         *self.dns.lock() = dns.clone();
+    }
+}
+
+/// Asks somebody else for no more than so many names at a time. Whatever is asked beside it waits for none of them.
+pub(super) struct Bounded {
+    lookup: Arc<dyn Lookup>,
+    places: Semaphore,
+}
+
+impl Bounded {
+    /// With so many places.
+    pub(super) fn new(lookup: Arc<dyn Lookup>, places: usize) -> Self {
+        Self { lookup, places: Semaphore::new(places) }
+    }
+}
+
+#[async_trait]
+impl Lookup for Bounded {
+    async fn addresses(&self, host: &str, family: Family) -> Result<Found, Failed> {
+        let _place = self.places.acquire().await;
+        self.lookup.addresses(host, family).await
+    }
+
+    async fn services(&self, name: &str) -> Result<(Vec<Service>, Duration), Failed> {
+        let _place = self.places.acquire().await;
+        self.lookup.services(name).await
+    }
+
+    fn set(&self, dns: &Dns) {
+        self.lookup.set(dns);
     }
 }
 
@@ -183,12 +216,17 @@ impl Client {
         Some(Found { v4: Some(v4.unwrap_or_default()), v6: Some(v6.unwrap_or_default()), ttl: Duration::MAX })
     }
 
-    async fn ask(&self, name: Name) -> Result<Found, Failed> {
+    async fn ask(&self, name: Name, family: Family) -> Result<Found, Failed> {
         let mut v4 = Box::pin(self.family(&name, RecordType::A));
         let mut v6 = Box::pin(self.family(&name, RecordType::AAAA));
-        let (v4, v6) = tokio::select! {
-            v4 = &mut v4 => (v4, after(v6).await),
-            v6 = &mut v6 => (after(v4).await, v6),
+        let unasked = || Ok(Answer { records: Vec::new(), ttl: Duration::MAX });
+        let (v4, v6) = match family {
+            Family::Ipv4 => (v4.await, unasked()),
+            Family::Ipv6 => (unasked(), v6.await),
+            Family::Any => tokio::select! {
+                v4 = &mut v4 => (v4, after(v6).await),
+                v6 = &mut v6 => (after(v4).await, v6),
+            },
         };
         join(v4, v6)
     }
@@ -303,6 +341,11 @@ fn servers(dns: &Dns) -> ResolverConfig {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::Ordering::Relaxed;
+
+    use tokio::sync::Notify;
+
     use super::*;
 
     fn answer(addresses: &[&str], ttl: u64) -> Result<Answer, NetError> {
@@ -336,6 +379,56 @@ mod tests {
         let found = client.in_hosts(&Name::from_utf8("users.test").unwrap()).unwrap();
         assert_eq!((found.v4.map(|list| list.len()), found.v6), (Some(2), Some(Vec::new())));
         assert_eq!(client.in_hosts(&Name::from_utf8("orders.test").unwrap()), None);
+    }
+
+    /// Answers when it is let, and counts who waits.
+    #[derive(Default)]
+    struct Slow {
+        under_way: AtomicUsize,
+        let_go: Notify,
+    }
+
+    #[async_trait]
+    impl Lookup for Slow {
+        async fn addresses(&self, _: &str, _: Family) -> Result<Found, Failed> {
+            self.under_way.fetch_add(1, Relaxed);
+            self.let_go.notified().await;
+            self.under_way.fetch_sub(1, Relaxed);
+            Err(Failed::from("it was let go"))
+        }
+
+        async fn services(&self, name: &str) -> Result<(Vec<Service>, Duration), Failed> {
+            self.addresses(name, Family::Any).await.map(|_| (Vec::new(), Duration::ZERO))
+        }
+
+        fn set(&self, _: &Dns) {}
+    }
+
+    #[tokio::test]
+    async fn no_more_names_are_asked_for_at_a_time_than_there_are_places() {
+        let slow = Arc::new(Slow::default());
+        let bounded = Arc::new(Bounded::new(slow.clone(), 3));
+        let mut all = tokio::task::JoinSet::new();
+        for n in 0..10 {
+            let bounded = Arc::clone(&bounded);
+            all.spawn(async move {
+                match n % 2 {
+                    0 => bounded.addresses("a.test", Family::Any).await.map(drop),
+                    _ => bounded.services("a.test").await.map(drop),
+                }
+            });
+        }
+        let mut done = 0;
+        while done < 10 {
+            // All who may have begun have.
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(slow.under_way.load(Relaxed), 3.min(10 - done));
+            slow.let_go.notify_one();
+            all.join_next().await.unwrap().unwrap().unwrap_err();
+            done += 1;
+        }
     }
 
     #[tokio::test]

@@ -15,6 +15,10 @@ use super::Problems;
 use crate::config::upstream::Tls;
 use crate::tls::files;
 
+type Certificates = Vec<CertificateDer<'static>>;
+/// A chain and the key of its first certificate.
+type Identity = (Certificates, PrivateKeyDer<'static>);
+
 /// The TLS settings of an upstream, read and checked once.
 pub(super) struct Trust {
     pub(super) verify: bool,
@@ -29,21 +33,59 @@ impl Trust {
     /// Reads the files named by `tls`, relative to `base`, and checks everything that a handshake relies on.
     pub(super) fn load(tls: &Tls, base: &Path, problems: &mut Problems) -> Option<Self> {
         let before = problems.len();
-        let mut digest = Sha256::new();
-        digest.update([u8::from(tls.verify)]);
         check_sni(tls, problems);
-        mix(&mut digest, tls.sni.as_deref().unwrap_or_default().as_bytes());
-        let ca = tls.ca.as_deref().and_then(|file| {
-            load_ca(base, file, &mut digest).map_err(|message| problems.add("tls.ca", message)).ok()
+        let ca = tls
+            .ca
+            .as_deref()
+            .and_then(|file| load_ca(base, file).map_err(|message| problems.add("tls.ca", message)).ok());
+        let client = load_client(tls, base, problems);
+        (problems.len() == before).then(|| Self::of(tls.verify, tls.sni.clone(), ca, client))
+    }
+
+    /// Settings whose parts were read and checked one by one.
+    fn of(verify: bool, sni: Option<String>, ca: Option<Certificates>, client: Option<Identity>) -> Self {
+        let mut digest = Sha256::new();
+        digest.update([u8::from(verify)]);
+        mix(&mut digest, sni.as_deref().unwrap_or_default().as_bytes());
+        if let Some(ca) = &ca {
+            digest.update(b"ca");
+            ca.iter().for_each(|certificate| mix(&mut digest, certificate));
+        }
+        let ca = ca.map(|ca| ca.iter().map(wrapped).collect::<Vec<_>>().into());
+        let client = client.map(|(chain, key)| {
+            digest.update(b"client");
+            chain.iter().for_each(|certificate| mix(&mut digest, certificate));
+            mix(&mut digest, key.secret_der());
+            let chain = chain.iter().map(|certificate| certificate.to_vec()).collect();
+            Arc::new(CertKey::new(chain, key.secret_der().to_vec()))
         });
-        let client = load_client(tls, base, &mut digest, problems);
-        (problems.len() == before).then(|| Self {
-            verify: tls.verify,
-            sni: tls.sni.clone(),
-            ca,
-            client,
-            digest: digest.finalize().into(),
-        })
+        Self { verify, sni, ca, client, digest: digest.finalize().into() }
+    }
+
+    /// Settings from what is in memory: the name to verify, unless nothing is, and PEM of authorities and of what is
+    /// shown to the server.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub(super) fn from_pem(
+        sni: &str,
+        verify: bool,
+        ca: Option<&[u8]>,
+        client: Option<(&[u8], &[u8])>,
+    ) -> Result<Self, String> {
+        if ServerName::try_from(sni).is_err() {
+            return Err(format!("`{sni}` is neither a host name nor an IP address"));
+        }
+        let name = "the certificate authority";
+        let ca = ca.map(|pem| authorities(parsable(files::certificates_in(pem, name)?, name)?, name));
+        let client = client.map(|(chain, key)| {
+            let name = "the client certificate";
+            let chain = parsable(files::certificates_in(chain, name)?, name)?;
+            let key = files::private_key_in(key, "the client key")?;
+            check_pair(&chain, &key)?;
+            Ok::<_, String>((chain, key))
+        });
+        Ok(Self::of(verify, Some(sni.to_owned()), ca.transpose()?, client.transpose()?))
     }
 }
 
@@ -58,21 +100,22 @@ fn check_sni(tls: &Tls, problems: &mut Problems) {
     }
 }
 
-fn load_ca(base: &Path, file: &Path, digest: &mut Sha256) -> Result<Arc<CaType>, String> {
-    let certificates = certificates(base, file)?;
+fn load_ca(base: &Path, file: &Path) -> Result<Certificates, String> {
+    authorities(certificates(base, file)?, &file.display().to_string())
+}
+
+/// Those, if all of them can be authorities.
+fn authorities(certificates: Certificates, name: &str) -> Result<Certificates, String> {
     let mut store = RootCertStore::empty();
-    digest.update(b"ca");
     for certificate in &certificates {
         store
             .add(certificate.clone())
-            .map_err(|error| format!("{} holds an unusable authority: {error}", file.display()))?;
-        mix(digest, certificate);
+            .map_err(|error| format!("{name} holds an unusable authority: {error}"))?;
     }
-    let wrapped: Vec<_> = certificates.iter().map(wrapped).collect();
-    Ok(wrapped.into())
+    Ok(certificates)
 }
 
-fn load_client(tls: &Tls, base: &Path, digest: &mut Sha256, problems: &mut Problems) -> Option<Arc<CertKey>> {
+fn load_client(tls: &Tls, base: &Path, problems: &mut Problems) -> Option<Identity> {
     let (certificate, key) = match (&tls.client_cert, &tls.client_key) {
         (None, None) => return None,
         (Some(_), None) => {
@@ -92,11 +135,7 @@ fn load_client(tls: &Tls, base: &Path, digest: &mut Sha256, problems: &mut Probl
         problems.add("tls.client_key", message);
         return None;
     }
-    digest.update(b"client");
-    chain.iter().for_each(|certificate| mix(digest, certificate));
-    mix(digest, key.secret_der());
-    let chain = chain.iter().map(|certificate| certificate.to_vec()).collect();
-    Some(Arc::new(CertKey::new(chain, key.secret_der().to_vec())))
+    Some((chain, key))
 }
 
 fn check_pair(chain: &[CertificateDer<'static>], key: &PrivateKeyDer<'static>) -> Result<(), String> {
@@ -116,11 +155,14 @@ fn check_pair(chain: &[CertificateDer<'static>], key: &PrivateKeyDer<'static>) -
 }
 
 /// The certificates of a PEM file, each of which Pingora can parse.
-fn certificates(base: &Path, file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let found = files::certificates(base, file)?;
-    // Pingora panics on a certificate that its parser refuses.
+fn certificates(base: &Path, file: &Path) -> Result<Certificates, String> {
+    parsable(files::certificates(base, file)?, &file.display().to_string())
+}
+
+/// Those, if all of them can be parsed: Pingora panics on a certificate that its parser refuses.
+fn parsable(found: Certificates, name: &str) -> Result<Certificates, String> {
     if found.iter().any(|certificate| x509_parser::parse_x509_certificate(certificate).is_err()) {
-        return Err(format!("{} holds an invalid certificate", file.display()));
+        return Err(format!("{name} holds an invalid certificate"));
     }
     Ok(found)
 }

@@ -13,7 +13,7 @@ use crate::harness::{Dns, Gateway, Origin, Reply, Wire, get, soon, until};
 const LISTENER: &str = "{name: plain, address: \"127.0.0.1:0\"}";
 
 /// An origin that answers with a text.
-async fn saying(address: &str, text: &'static str) -> Origin {
+pub(crate) async fn saying(address: &str, text: &'static str) -> Origin {
     let listener = TcpListener::bind(address).await.expect("a port");
     Origin::on(listener, move |mut wire: Wire| async move {
         while wire.head().await.is_ok() {
@@ -37,7 +37,7 @@ async fn twins() -> (Origin, Origin) {
 }
 
 /// A document with one upstream of this discovery.
-fn document(before: &str, discovery: &Value, further: &str) -> String {
+pub(crate) fn document(before: &str, discovery: &Value, further: &str) -> String {
     format!(
         "{before}upstreams: [{{name: users, discovery: {discovery}{further}}}]\n\
          routes: [{{name: all, upstream: users}}]\n"
@@ -45,7 +45,7 @@ fn document(before: &str, discovery: &Value, further: &str) -> String {
 }
 
 /// Who answers, sorted, of twelve requests; each is answered with 200.
-async fn answering(gateway: &Gateway) -> Vec<String> {
+pub(crate) async fn answering(gateway: &Gateway) -> Vec<String> {
     let mut texts = Vec::new();
     for _ in 0..12 {
         let answer = get(gateway.address(), "/").await;
@@ -58,7 +58,7 @@ async fn answering(gateway: &Gateway) -> Vec<String> {
 }
 
 /// Asks until these answer, and nobody else.
-async fn become_these(gateway: &Gateway, wanted: &[&str]) {
+pub(crate) async fn become_these(gateway: &Gateway, wanted: &[&str]) {
     soon(&wanted.join(" and "), async {
         while answering(gateway).await != wanted {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -68,7 +68,7 @@ async fn become_these(gateway: &Gateway, wanted: &[&str]) {
 }
 
 /// Asks until this status comes.
-async fn becomes_status(gateway: &Gateway, status: u16) {
+pub(crate) async fn becomes_status(gateway: &Gateway, status: u16) {
     soon("the status", async {
         while get(gateway.address(), "/").await.status != status {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -77,7 +77,7 @@ async fn becomes_status(gateway: &Gateway, status: u16) {
     .await;
 }
 
-async fn view(gateway: &Gateway) -> Value {
+pub(crate) async fn view(gateway: &Gateway) -> Value {
     gateway.ask_admin("GET /api/upstreams/users", "").await.json()
 }
 

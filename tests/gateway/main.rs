@@ -42,6 +42,7 @@ mod proxy_protocol;
 mod proxying;
 mod ramps;
 mod rate_limit;
+mod registries;
 mod releases;
 mod reload;
 mod resilience;

@@ -63,7 +63,7 @@ impl Credentials {
 }
 
 /// Pairs as in `application/x-www-form-urlencoded`.
-pub(crate) fn form(pairs: &[(&str, &str)]) -> String {
+pub fn form(pairs: &[(&str, &str)]) -> String {
     pairs.iter().map(|(name, value)| format!("{name}={}", encoded(value))).collect::<Vec<_>>().join("&")
 }
 

@@ -39,6 +39,7 @@ pub use api_key::KeyHash;
 pub use basic::PasswordHash;
 pub use build::{Identities, Site, build, index, layout};
 pub use certificate::Fingerprint;
+pub use client::form;
 pub use digest::BodyProof;
 pub use hmac::{SignatureAlgorithm, SigningKey};
 pub use source::Source;

@@ -17,8 +17,8 @@ use crate::upstream::resolve::{Found, Lookup, Service};
 pub(super) struct Addresses {
     written: DnsDiscovery,
     lookup: Arc<dyn Lookup>,
-    /// The last ones of each family: a family whose lookup failed keeps them.
-    known: Mutex<[Vec<IpAddr>; 2]>,
+    /// The last ones of each family, if they were ever told: a family whose lookup failed keeps them.
+    known: Mutex<[Option<Vec<IpAddr>>; 2]>,
 }
 
 /// The service records of a name.
@@ -32,20 +32,28 @@ impl Addresses {
         Self { written: written.clone(), lookup, known: Mutex::default() }
     }
 
-    /// What is known after this answer.
-    fn learn(&self, found: Found) -> Vec<Instance> {
+    /// What is known after this answer. Half of what is wanted is no set: the other half would be thought gone.
+    fn learn(&self, found: Found) -> Result<Vec<Instance>, Failed> {
         let mut known = self.known.lock();
-        let [v4, v6] = &mut *known;
-        for (held, family) in [(v4, found.v4), (v6, found.v6)] {
-            *held = family.unwrap_or_else(|| std::mem::take(held));
+        for (held, answer) in known.iter_mut().zip([found.v4, found.v6]) {
+            *held = answer.or_else(|| held.take());
         }
-        let counts = |ip: &&IpAddr| match self.written.family {
-            Family::Any => true,
-            Family::Ipv4 => ip.is_ipv4(),
-            Family::Ipv6 => ip.is_ipv6(),
+        let (wanted, family) = match self.written.family {
+            Family::Any => (&known[..], "a family"),
+            Family::Ipv4 => (&known[..1], "IPv4"),
+            Family::Ipv6 => (&known[1..], "IPv6"),
         };
         let port = u32::from(self.written.port.get());
-        known.iter().flatten().filter(counts).map(|ip| Instance::at(&ip.to_string(), port)).collect()
+        let mut instances = Vec::new();
+        for held in wanted {
+            let addresses = held.as_ref().ok_or_else(|| {
+                format!(
+                    "the name servers do not answer for addresses of {family}; `family` says which are wanted"
+                )
+            })?;
+            instances.extend(addresses.iter().map(|ip| Instance::at(&ip.to_string(), port)));
+        }
+        Ok(instances)
     }
 }
 
@@ -53,14 +61,13 @@ impl Addresses {
 impl Directory for Addresses {
     async fn follow(&self, tell: &Tell) -> Failed {
         loop {
-            match self.lookup.addresses(self.written.name.as_str()).await {
-                Ok(found) => {
-                    let ttl = found.ttl;
-                    tell.set(self.learn(found));
-                    until_old(ttl).await;
-                }
+            let found = self.lookup.addresses(self.written.name.as_str(), self.written.family).await;
+            let ttl = found.as_ref().map_or(Duration::ZERO, |found| found.ttl);
+            match found.and_then(|found| self.learn(found)) {
+                Ok(instances) => tell.set(instances),
                 Err(why) => return why,
             }
+            until_old(ttl).await;
         }
     }
 }
@@ -122,6 +129,7 @@ fn weight(weight: u16, (least, most): (u16, u16)) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::upstream::resolve::Resolver;
 
     fn service(priority: u16, weight: u16) -> Service {
         Service { target: "a.test.".into(), port: 80, priority, weight }
@@ -130,6 +138,38 @@ mod tests {
     fn told(services: &[Service]) -> Vec<(u32, u32)> {
         let pair = |instance: Instance| (instance.priority.unwrap(), instance.weight.unwrap());
         instances(services).into_iter().map(pair).collect()
+    }
+
+    fn found(v4: Option<&str>, v6: Option<&str>) -> Found {
+        let list = |text: &str| text.split_whitespace().map(|ip| ip.parse().unwrap()).collect();
+        Found { v4: v4.map(list), v6: v6.map(list), ttl: Duration::ZERO }
+    }
+
+    fn learned(family: &str, answers: &[Found]) -> Vec<Option<String>> {
+        let written = serde_json::json!({"type": "dns", "name": "a.test", "port": 80, "family": family});
+        let written = serde_json::from_value(written).unwrap();
+        let addresses = Addresses::new(&written, Arc::<Resolver>::default());
+        let joined = |instances: Vec<Instance>| {
+            instances.iter().map(|instance| instance.host.to_string()).collect::<Vec<_>>().join(" ")
+        };
+        answers.iter().map(|found| addresses.learn(found.clone()).ok().map(joined)).collect()
+    }
+
+    #[test]
+    fn a_family_that_was_never_answered_is_a_failure_and_one_that_was_is_kept() {
+        let answers = [
+            found(Some("192.0.2.1"), None),
+            found(None, Some("2001:db8::1")),
+            found(Some("192.0.2.2"), None),
+            found(Some(""), Some("")),
+        ];
+        let of = |families: [Option<&str>; 4]| families.map(|told| told.map(str::to_owned)).to_vec();
+        let both = [None, Some("192.0.2.1 2001:db8::1"), Some("192.0.2.2 2001:db8::1"), Some("")];
+        assert_eq!(learned("any", &answers), of(both));
+        let v4 = [Some("192.0.2.1"), Some("192.0.2.1"), Some("192.0.2.2"), Some("")];
+        assert_eq!(learned("ipv4", &answers), of(v4));
+        let v6 = [None, Some("2001:db8::1"), Some("2001:db8::1"), Some("")];
+        assert_eq!(learned("ipv6", &answers), of(v6));
     }
 
     #[test]

@@ -18,6 +18,9 @@ use crate::upstream::{MAX_BACKENDS, MAX_WEIGHT};
 
 /// How soon a registry is asked again at first; twice as late each time.
 const RETRY: Duration = Duration::from_secs(1);
+/// A registry that is followed for as long is followed again. What tells a set and fails at once is not: it would be
+/// asked for all of it without a pause.
+pub(in crate::upstream) const STEADY: Duration = Duration::from_secs(3);
 /// Instances that cannot be used and are logged one by one; more are counted.
 const NAMED: usize = 8;
 
@@ -42,6 +45,9 @@ struct Known {
     changed: Option<SystemTime>,
     changes: u64,
     failing: Option<Failing>,
+    /// Since its client was called last, it has told a good set, and been followed for long.
+    good: bool,
+    steady: bool,
     /// It was tried to follow the registry, and what that led to is in use.
     tried: bool,
     /// The registry says that there are no backends, and the last ones are kept all the same.
@@ -105,9 +111,8 @@ impl Following {
             self.fail(&mut known, why.into(), now);
             return false;
         }
-        if known.failing.take().is_some() {
-            log::info!(upstream, registry = self.written.kind(); "a registry is followed again");
-        }
+        known.good = true;
+        self.recover(&mut known);
         let is_first = known.told.replace(now).is_none();
         let outvoted =
             backends.is_empty() && !known.backends.is_empty() && self.written.keeps_last_on_empty();
@@ -130,6 +135,25 @@ impl Following {
         true
     }
 
+    /// Its client is called.
+    pub(in crate::upstream) fn begins(&self) {
+        let mut known = self.known.lock();
+        (known.good, known.steady) = (false, false);
+    }
+
+    /// Its client goes on after [`STEADY`].
+    pub(in crate::upstream) fn lasts(&self) {
+        let mut known = self.known.lock();
+        known.steady = true;
+        self.recover(&mut known);
+    }
+
+    fn recover(&self, known: &mut Known) {
+        if known.good && known.steady && known.failing.take().is_some() {
+            log::info!(upstream = &*self.upstream, registry = self.written.kind(); "a registry is followed again");
+        }
+    }
+
     /// The registry cannot be followed: how long to wait before it is tried again, at most as long as this.
     pub(in crate::upstream) fn failed(&self, why: Failed, patience: Duration, now: SystemTime) -> Duration {
         let mut known = self.known.lock();
@@ -139,6 +163,7 @@ impl Following {
     }
 
     fn fail(&self, known: &mut Known, why: Failed, now: SystemTime) {
+        known.good = false;
         let failing = known.failing.take();
         let (upstream, registry) = (&*self.upstream, self.written.kind());
         if failing.as_ref().is_none_or(|failing| failing.why != why) {
@@ -305,10 +330,33 @@ mod tests {
                 "error": "gone", "failing_since": "1970-01-01T00:00:10.000Z",
             })
         );
+        following.begins();
         assert!(!following.told(some(&["192.0.2.1"]), at(70)), "the same set is no change");
+        assert!(!following.is_up(), "it may fail at once");
+        following.lasts();
         assert!(following.is_up());
         assert_eq!(following.age(at(71)), Some(1));
         assert_eq!(following.failed("gone".into(), PATIENCE, at(80)).as_secs(), 1, "it begins anew");
+    }
+
+    #[test]
+    fn what_tells_a_set_and_fails_at_once_is_asked_less_and_less_often() {
+        let following = following(false);
+        let pauses: Vec<u64> = (0..7)
+            .map(|n| {
+                following.begins();
+                following.told(some(&["192.0.2.1"]), at(n));
+                following.failed("403".into(), PATIENCE, at(n)).as_secs()
+            })
+            .collect();
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 30, 30]);
+        assert_eq!(shown(&following), ["192.0.2.1:80"], "what it tells is used");
+        assert!(!following.is_up());
+        following.begins();
+        following.lasts();
+        assert!(!following.is_up(), "it told nothing");
+        following.told(some(&["192.0.2.1"]), at(20));
+        assert!(following.is_up());
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! Registries that are asked over HTTP, with the connections that side calls have.
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,17 +10,13 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
 use pingora::http::RequestHeader;
 use serde::de::DeserializeOwned;
-use serde_json::json;
 use tollhouse_filters::values::Url;
 
+use super::server::{MOST, Problem, Server, joined};
 use super::{Failed, World};
 use crate::config::upstream::Tls;
-use crate::upstream::backend::Endpoint;
-use crate::upstream::call::CallOptions;
-use crate::upstream::{MAX_WEIGHT, Upstream};
+use crate::upstream::MAX_WEIGHT;
 
-/// The longest answer that is read, in bytes.
-const LONGEST: usize = 16 << 20;
 /// For a whole question that is not held back by the registry.
 pub(super) const AT_ONCE: Duration = Duration::from_secs(10);
 
@@ -86,7 +81,6 @@ impl Api {
 
     /// Asks; the answer may be of any status.
     pub(super) async fn ask(&self, question: Question<'_>) -> Result<Answer, Failed> {
-        let upstream = self.upstream().await?;
         let Question { method, target, fields, body, limit } = question;
         let wrong = |_| Failed::from("what is asked for cannot be written as a request");
         let mut head = RequestHeader::build(method, target.as_bytes(), None).map_err(wrong)?;
@@ -94,45 +88,23 @@ impl Api {
             head.insert_header(name, value).map_err(wrong)?;
         }
         head.insert_header("host", self.url.authority()).map_err(wrong)?;
-        let read = Some(Some(limit));
-        let options = CallOptions { timeout: Some(limit), read, ..CallOptions::default() };
+        // Anew each time, as certificates may have been replaced. Connections are kept beyond it.
+        let server = Server::new(&self.url, self.tls.as_ref(), &self.base).map_err(joined)?;
         let body = Bytes::copy_from_slice(body.as_bytes());
-        let sent = self.world.caller.send(&upstream, head, body, options).await;
-        let failed = |error: crate::upstream::call::CallError| Failed::from(error.to_string());
-        let mut reply = sent.map_err(failed)?;
-        let body = reply.body.read_all(LONGEST).await.map_err(failed)?;
+        let sent = server.send(&self.world, head, body, limit, limit).await;
+        let mut reply = sent.map_err(|problem| problem.failed(&server))?;
+        let body = reply.body.read_all(MOST).await;
+        let body = body.map_err(|error| Problem::Call(error).failed(&server))?;
         Ok(Answer { status: reply.head.status, headers: reply.head.headers.clone(), body })
     }
+}
 
-    /// Where the registry is now. Connections are kept beyond it, as they go by address and trust.
-    async fn upstream(&self) -> Result<Upstream, Failed> {
-        let origin = self.url.origin();
-        let host =
-            if origin.host.contains(':') { format!("[{}]", origin.host) } else { origin.host.to_string() };
-        let written = json!({
-            "name": "registry", "backends": [{"address": format!("{host}:{}", origin.port)}], "retries": {"max": 0},
-        });
-        let mut written: crate::config::Upstream =
-            serde_json::from_value(written).map_err(|_| Failed::from("the URL leads nowhere"))?;
-        if origin.tls {
-            let mut tls = self.tls.clone().unwrap_or_default();
-            tls.sni.get_or_insert_with(|| origin.host.to_string());
-            written.tls = Some(tls);
-        }
-        let why = |problems: Vec<(String, String)>| {
-            let first = problems.into_iter().next().map(|(path, message)| format!("{path}: {message}"));
-            Failed::from(first.unwrap_or_default())
-        };
-        let upstream = Upstream::build(&written, &self.base, None).map_err(why)?;
-        if origin.host.parse::<std::net::IpAddr>().is_err() {
-            let found = self.world.lookup.lookup(&origin.host).await;
-            let found = found.map_err(|why| format!("{} has no address: {why}", origin.host))?;
-            let endpoint = |ip| Endpoint { address: SocketAddr::new(ip, origin.port), health: None };
-            let addresses = [found.v4, found.v6].into_iter().flatten().flatten();
-            upstream.backends()[0].set_endpoints(addresses.map(endpoint).collect());
-        }
-        Ok(upstream)
-    }
+/// Checks how a registry is reached, files included.
+///
+/// # Errors
+/// What is wrong, as paths to keys and messages.
+pub(super) fn check(url: &Url, tls: Option<&Tls>, base: &Path) -> Result<(), Vec<(String, String)>> {
+    Server::new(url, tls, base).map(drop)
 }
 
 /// The value of `Authorization` for a user and a password (RFC 7617).

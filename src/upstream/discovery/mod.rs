@@ -6,14 +6,24 @@
 
 mod consul;
 mod dns;
+mod entry;
+mod etcd;
 mod eureka;
 mod file;
 mod following;
 mod http;
+mod kubernetes;
 mod nacos;
+mod server;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "zookeeper")]
+mod zookeeper;
+#[cfg(not(feature = "zookeeper"))]
+#[path = "zookeeper/absent.rs"]
+mod zookeeper;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +33,7 @@ use super::call::Caller;
 use super::resolve::Lookup;
 use crate::config::discovery::Registry;
 
-pub(super) use self::following::Following;
+pub(super) use self::following::{Following, STEADY};
 pub(super) use super::resolve::Failed;
 
 /// The longest that a registry is left alone that could not be followed.
@@ -48,7 +58,7 @@ pub(super) struct Instance {
 #[async_trait]
 pub(super) trait Directory: Send + Sync {
     /// Tells whole sets, as they change, until the registry cannot be followed any more: why. Whoever called calls
-    /// again, after a while that grows with each call that told nothing. It may be dropped at any time.
+    /// again, after a while that grows with each call that ended soon. It may be dropped at any time.
     async fn follow(&self, tell: &Tell) -> Failed;
 
     /// The longest that it is left alone after it could not be followed.
@@ -81,7 +91,28 @@ impl Open for World {
             Registry::Consul(written) => Box::new(consul::Consul::new(written, following, self)),
             Registry::Eureka(written) => Box::new(eureka::Eureka::new(written, following, self)),
             Registry::Nacos(written) => Box::new(nacos::Nacos::new(written, following, self)),
+            Registry::Etcd(written) => Box::new(etcd::Etcd::new(written, following.base(), self.clone())),
+            Registry::Kubernetes(written) => {
+                Box::new(kubernetes::Kubernetes::new(written, following.base(), self.clone()))
+            }
+            Registry::Zookeeper(written) => Box::new(zookeeper::Zookeeper::new(written, self.clone())),
         }
+    }
+}
+
+/// Checks what is written of a registry, files included, which are relative to `base`. Nothing is reached.
+///
+/// # Errors
+/// What is wrong, as paths to keys below `discovery` and messages.
+pub(super) fn check(registry: &Registry, base: &Path) -> Result<(), Vec<(String, String)>> {
+    match registry {
+        Registry::Dns(_) | Registry::DnsSrv(_) | Registry::File(_) => Ok(()),
+        Registry::Consul(written) => http::check(&written.address, written.tls.as_ref(), base),
+        Registry::Eureka(written) => http::check(&written.address, written.tls.as_ref(), base),
+        Registry::Nacos(written) => http::check(&written.address, written.tls.as_ref(), base),
+        Registry::Etcd(written) => etcd::check(written, base),
+        Registry::Kubernetes(written) => kubernetes::check(written, base),
+        Registry::Zookeeper(written) => zookeeper::check(written),
     }
 }
 

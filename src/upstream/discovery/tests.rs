@@ -1,5 +1,5 @@
-//! Clients of registries against scripted servers, which say what the vendors' documentation and servers say, and
-//! answer 400 to any question of another form than the documented one.
+//! Clients of registries against scripted servers: Consul's says what its documentation shows, Eureka's follows public
+//! examples, Nacos' was written from memory of the documented form. None of them is the real thing.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -2,16 +2,18 @@
 
 use std::collections::HashSet;
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use futures_util::FutureExt;
+use tokio::time::timeout;
 
 use super::members::{Seeds, renewed};
 use super::{Shared, Task, Watched, jittered};
 use crate::config::discovery::Registry;
 use crate::upstream::Upstream;
-use crate::upstream::discovery::{Failed, Following, Tell};
+use crate::upstream::discovery::{Failed, Following, STEADY, Tell};
 use crate::upstream::export::export_backends;
 
 /// What stands for one, as long as a task holds it.
@@ -56,8 +58,16 @@ impl Shared {
         });
         let directory = self.directories.open(&following);
         loop {
+            following.begins();
             // Somebody else's code may be in it; its bugs are its own.
-            let followed = AssertUnwindSafe(directory.follow(&tell)).catch_unwind().await;
+            let mut follow = pin!(AssertUnwindSafe(directory.follow(&tell)).catch_unwind());
+            let followed = match timeout(STEADY, &mut follow).await {
+                Ok(followed) => followed,
+                Err(_) => {
+                    following.lasts();
+                    follow.await
+                }
+            };
             let why = followed.unwrap_or_else(|_| Failed::from("its client panicked"));
             let pause = following.failed(why, directory.patience(), SystemTime::now());
             following.wake();

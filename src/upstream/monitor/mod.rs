@@ -31,13 +31,15 @@ use super::discovery::{Following, Open, World, jittered};
 use super::export::export;
 use super::names::Name;
 use super::probe::{Key, Prober};
-use super::resolve::Lookup;
+use super::resolve::{Bounded, Lookup};
 use super::{Origins, Upstream};
 use crate::config::Dns;
 use crate::observe::Registry;
 
 /// Lookups under way at the same time, and slow ones besides: each takes a few sockets.
 const LOOKUPS: [usize; 2] = [16, 64];
+/// Names under way at the same time that are registries, or lead to them: each takes a socket or two.
+const LOOKUPS_OF_REGISTRIES: usize = 64;
 /// Probes under way at the same time, and slow ones besides: each takes a socket.
 const PROBES: [usize; 2] = [128, 512];
 /// Longest wait for the first lookups.
@@ -99,7 +101,8 @@ impl Monitor {
     /// # Errors
     /// When the thread cannot be started.
     pub fn start(caller: Caller, origins: &Origins, registry: Arc<Registry>) -> io::Result<Self> {
-        let directories = World { lookup: origins.lookup(), caller: caller.clone() };
+        let lookup = Arc::new(Bounded::new(origins.lookup(), LOOKUPS_OF_REGISTRIES));
+        let directories = World { lookup, caller: caller.clone() };
         Self::start_with(origins.lookup(), Arc::new(caller), Arc::new(directories), registry)
     }
 

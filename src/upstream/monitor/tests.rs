@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::config::discovery::Family;
 use crate::upstream::Tried;
 use crate::upstream::health::Outcome;
 use crate::upstream::probe::Target;
@@ -49,7 +50,7 @@ impl Prober for World {
 
 #[async_trait]
 impl Lookup for World {
-    async fn addresses(&self, host: &str) -> Result<Found, Failed> {
+    async fn addresses(&self, host: &str, _: Family) -> Result<Found, Failed> {
         *self.state.lock().asked.entry(host.to_owned()).or_default() += 1;
         if host.starts_with("hanging") {
             tokio::time::sleep(Duration::from_secs(3600)).await;

@@ -6,6 +6,7 @@ pub(crate) mod cached;
 mod checked;
 mod client;
 mod dns;
+mod etcd;
 pub(crate) mod frames;
 mod gateway;
 pub(crate) mod h2c;
@@ -19,6 +20,8 @@ mod redis;
 pub(crate) mod secure_origin;
 mod tls;
 mod wire;
+#[cfg(feature = "zookeeper")]
+pub(crate) mod zookeeper;
 
 use std::future::Future;
 use std::time::Duration;
@@ -29,6 +32,7 @@ pub(crate) use browser::Browser;
 pub(crate) use checked::{Checked, Grpc, tls_origin};
 pub(crate) use client::{exchange, get, request};
 pub(crate) use dns::{Dns, Reply};
+pub(crate) use etcd::Etcd;
 pub(crate) use gateway::{Gateway, refused_to_start};
 pub(crate) use h2c::{H2c, h2_over};
 pub(crate) use h2raw::H2Raw;
@@ -41,6 +45,8 @@ pub(crate) use redis::Redis;
 pub(crate) use secure_origin::{Identity, TlsOrigin};
 pub(crate) use tls::{Authority, Client, Kind, Secure, write_pair};
 pub(crate) use wire::{Answer, Broken, Head, Wire};
+#[cfg(feature = "zookeeper")]
+pub(crate) use zookeeper::Zookeeper;
 
 /// Longest wait for anything that should happen at once.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
