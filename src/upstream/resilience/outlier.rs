@@ -56,8 +56,10 @@ impl Outliers {
         let Some((backend, stats)) = self.pool.get(at) else { return };
         let standing = &stats.standing;
         if standing.is_out() {
+            // Where too many are out, all get requests.
+            let is_back = |trial| (trial || standing.is_cooling()) && standing.back(now, self.warm_up);
             match (trial, failed) {
-                (true, false) if standing.back(now, self.warm_up) => {
+                (trial, false) if is_back(trial) => {
                     log::info!(upstream = &*self.upstream, backend; "a backend is in use again");
                 }
                 (true, true) => self.eject(at, "a trial failed".to_owned(), now),
@@ -235,6 +237,16 @@ mod tests {
         assert_eq!([pool.turn(0, 29), pool.turn(0, 30)], [Turn::No, Turn::Trial], "20 s");
         pool.outliers.told(0, false, true, pool.now + Duration::from_secs(30));
         assert!(pool.stats[0].standing.is_in());
+    }
+
+    #[test]
+    fn any_answer_shows_that_a_backend_can_be_connected_to() {
+        let pool = pool(json!({"consecutive_failures": 1, "base_ejection": "10s"}), 3);
+        pool.outliers.unreachable(0, pool.now);
+        assert!(pool.play(0, "F"));
+        assert!(!pool.play(0, "A"));
+        assert!(pool.play(0, "F"), "it is ejected for what it does");
+        assert!(pool.play(0, "A"));
     }
 
     #[test]

@@ -36,6 +36,8 @@ pub(super) struct Record {
     times: u32,
     /// How long the last time was.
     last: Duration,
+    /// The last time was since it could not be connected to.
+    cooling: bool,
     reason: String,
     since: Option<SystemTime>,
     /// When it came back.
@@ -105,7 +107,14 @@ impl Standing {
     /// It could not be connected to, or a trial of that found it so again; true if it was in before.
     pub(in crate::upstream) fn cool(&self, reason: &str, now: Instant) -> bool {
         let doubled = |times: u32| COOLING.saturating_mul(1 << times.min(8)).min(LONGEST_COOLING);
-        self.put_out(reason.to_owned(), now, doubled)
+        let was_in = self.put_out(reason.to_owned(), now, doubled);
+        self.record.lock().cooling = true;
+        was_in
+    }
+
+    /// Whether it is out only since it could not be connected to: an answer shows that it can.
+    pub(super) fn is_cooling(&self) -> bool {
+        self.is_out() && self.record.lock().cooling
     }
 
     /// Puts it out for a time that goes by how often that was; true if it was in before.
@@ -120,6 +129,7 @@ impl Standing {
         record.last = lasts(record.times);
         record.times = record.times.saturating_add(1);
         record.reason = reason;
+        record.cooling = false;
         if !was_out {
             record.since = Some(SystemTime::now());
             self.ejections.fetch_add(1, Ordering::Relaxed);
