@@ -139,7 +139,7 @@ impl Balancer {
         // It may have been chosen before the backends changed.
         let at = Some(picked.at).filter(|at| self.members.get(*at).is_some_and(is_it));
         if let Some(at) = at.or_else(|| self.members.iter().position(is_it)) {
-            self.outliers.unreachable(at, Instant::now());
+            self.outliers.unreachable(at, picked.guard.is_trial(), Instant::now());
         }
         picked.guard.unreachable();
     }

@@ -233,6 +233,11 @@ impl InFlight {
         self.judge(true, now);
     }
 
+    /// Whether it is to find out whether a backend is well again.
+    pub(super) fn is_trial(&self) -> bool {
+        self.judge.as_ref().is_some_and(|judge| judge.trial)
+    }
+
     /// The backend could not be connected to, which is judged by who knows that.
     pub(super) fn unreachable(&mut self) {
         self.judge = None;
@@ -270,10 +275,7 @@ impl Drop for InFlight {
             let now = Instant::now();
             self.stats.measure_at_least(self.elapsed(now), Tick::of(now));
         }
-        if self.verdict != Verdict::Failed
-            && self.answered.is_none()
-            && self.judge.as_ref().is_some_and(|judge| judge.trial)
-        {
+        if self.verdict != Verdict::Failed && self.answered.is_none() && self.is_trial() {
             self.stats.standing.give_back(Instant::now());
         }
         self.stats.ended.fetch_add(1, Ordering::Relaxed);

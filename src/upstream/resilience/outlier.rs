@@ -42,9 +42,13 @@ impl Outliers {
         usable * 10_000 < all * usize::from(share)
     }
 
-    /// The backend at this place could not be connected to.
-    pub(in crate::upstream) fn unreachable(&self, at: usize, now: Instant) {
+    /// The backend at this place could not be connected to, maybe in the trial of one that is out.
+    pub(in crate::upstream) fn unreachable(&self, at: usize, trial: bool, now: Instant) {
         let Some((backend, stats)) = self.pool.get(at).filter(|_| self.pool.len() > 1) else { return };
+        // Of all who found it so at the same time, one is enough: the others say nothing new.
+        if stats.standing.is_out() && !trial {
+            return;
+        }
         if stats.standing.cool("it cannot be connected to", now) {
             let upstream = &*self.upstream;
             log::warn!(upstream, backend; "a backend cannot be connected to; others are preferred");
@@ -242,8 +246,10 @@ mod tests {
     #[test]
     fn any_answer_shows_that_a_backend_can_be_connected_to() {
         let pool = pool(json!({"consecutive_failures": 1, "base_ejection": "10s"}), 3);
-        pool.outliers.unreachable(0, pool.now);
+        pool.outliers.unreachable(0, false, pool.now);
+        pool.outliers.unreachable(0, false, pool.now);
         assert!(pool.play(0, "F"));
+        assert_eq!([pool.turn(0, 0), pool.turn(0, 1)], [Turn::No, Turn::Trial], "once is enough");
         assert!(!pool.play(0, "A"));
         assert!(pool.play(0, "F"), "it is ejected for what it does");
         assert!(pool.play(0, "A"));
