@@ -32,26 +32,23 @@ impl Addresses {
         Self { written: written.clone(), lookup, known: Mutex::default() }
     }
 
-    /// What is known after this answer. Half of what is wanted is no set: the other half would be thought gone.
+    /// What is known after this answer. A family that was never answered for is not empty, but unknown: alone it
+    /// makes no set. Beside the other it is done without, as some name servers never answer for one.
     fn learn(&self, found: Found) -> Result<Vec<Instance>, Failed> {
         let mut known = self.known.lock();
         for (held, answer) in known.iter_mut().zip([found.v4, found.v6]) {
             *held = answer.or_else(|| held.take());
         }
-        let (wanted, family) = match self.written.family {
-            Family::Any => (&known[..], "a family"),
-            Family::Ipv4 => (&known[..1], "IPv4"),
-            Family::Ipv6 => (&known[1..], "IPv6"),
+        let wanted = match self.written.family {
+            Family::Any => &known[..],
+            Family::Ipv4 => &known[..1],
+            Family::Ipv6 => &known[1..],
         };
         let port = u32::from(self.written.port.get());
-        let mut instances = Vec::new();
-        for held in wanted {
-            let addresses = held.as_ref().ok_or_else(|| {
-                format!(
-                    "the name servers do not answer for addresses of {family}; `family` says which are wanted"
-                )
-            })?;
-            instances.extend(addresses.iter().map(|ip| Instance::at(&ip.to_string(), port)));
+        let addresses = wanted.iter().flatten().flatten();
+        let instances: Vec<_> = addresses.map(|ip| Instance::at(&ip.to_string(), port)).collect();
+        if instances.is_empty() && wanted.iter().any(Option::is_none) {
+            return Err(Failed::from("the name servers do not answer for the addresses that are wanted"));
         }
         Ok(instances)
     }
@@ -156,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_family_that_was_never_answered_is_a_failure_and_one_that_was_is_kept() {
+    fn a_family_that_was_never_answered_is_unknown_and_one_that_was_is_kept() {
         let answers = [
             found(Some("192.0.2.1"), None),
             found(None, Some("2001:db8::1")),
@@ -164,7 +161,8 @@ mod tests {
             found(Some(""), Some("")),
         ];
         let of = |families: [Option<&str>; 4]| families.map(|told| told.map(str::to_owned)).to_vec();
-        let both = [None, Some("192.0.2.1 2001:db8::1"), Some("192.0.2.2 2001:db8::1"), Some("")];
+        let both =
+            [Some("192.0.2.1"), Some("192.0.2.1 2001:db8::1"), Some("192.0.2.2 2001:db8::1"), Some("")];
         assert_eq!(learned("any", &answers), of(both));
         let v4 = [Some("192.0.2.1"), Some("192.0.2.1"), Some("192.0.2.2"), Some("")];
         assert_eq!(learned("ipv4", &answers), of(v4));
