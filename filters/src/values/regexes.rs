@@ -28,10 +28,10 @@ pub fn regex(text: &str) -> Result<Regex, Error> {
     bounded(|most| RegexBuilder::new(text).size_limit(most).build())
 }
 
-/// As [`regex`], for another kind, of at most so many bytes as `build` is told.
+/// As [`regex()`], for another kind, of at most so many bytes as `build` is told.
 ///
 /// # Errors
-/// As [`regex`].
+/// As [`regex()`].
 pub fn bounded<T>(build: impl Fn(usize) -> Result<T, Error>) -> Result<T, Error> {
     let Some(left) = LEFT.with_borrow(Clone::clone) else { return build(LARGEST) };
     // What one takes cannot be told, only what it fits into.

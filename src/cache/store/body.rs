@@ -102,7 +102,7 @@ impl Large {
     }
 }
 
-/// A body, or a range of one, piece by piece. It ends early, with something [left](Self::left), when the system has lost it.
+/// A body, or a range of one, piece by piece. It ends early when the system has lost it.
 #[derive(Clone)]
 pub struct Pieces {
     source: Source,
