@@ -24,8 +24,6 @@ const MOST_PROBLEMS: usize = 100;
 const TICK: Duration = Duration::from_millis(50);
 /// The same for a file whose times are in whole seconds, as some file systems have them.
 const COARSE_TICK: Duration = Duration::from_secs(2);
-/// Most lines that are read anew while somebody may be writing: where there are more, he is.
-const MOST_EARLY: usize = if cfg!(test) { 100 } else { 10_000 };
 /// Who has written nothing for so long is done.
 pub const QUIET: Duration = Duration::from_millis(300);
 /// The same for who has not closed a file that is shorter than it was, or closed it empty: consumers are not dropped
@@ -148,11 +146,8 @@ impl Feed {
         if look == Look::Early && !is_same_size && self.stamp.is_some() {
             return Ok(Seen::Unsettled);
         }
-        let is_early = look == Look::Early && self.stamp.is_some();
-        match reading.whole(&mut file, stamp.size, if is_early { MOST_EARLY } else { usize::MAX })? {
-            Some(changed) => self.take(index, changed, stamp, is_sure).map(Seen::Whole),
-            None => Ok(Seen::Unsettled),
-        }
+        let changed = reading.whole(&mut file, stamp.size)?;
+        self.take(index, changed, stamp, is_sure).map(Seen::Whole)
     }
 
     /// How long more of the file may be still to come, if that is so.
@@ -295,14 +290,11 @@ impl<'a> Reading<'a> {
     }
 
     /// Reads all of the file, of this size, and what differs twice.
-    fn whole(&mut self, file: &mut File, size: u64, most: usize) -> Result<Option<Changed>, Problems> {
+    fn whole(&mut self, file: &mut File, size: u64) -> Result<Changed, Problems> {
         let feed = self.feed;
         let unreadable = |error: io::Error| feed.unreadable(&error);
         let found = feed.picture.difference(&*file, size, &feed.hasher).map_err(unreadable)?;
         let (offset, mut update) = (found.offset, found.update);
-        if update.lines.len() > most {
-            return Ok(None);
-        }
         let lines = feed.picture.lines();
         let old_middle = &lines[update.of.clone()];
         let known: HashMap<u64, u64> = old_middle.iter().map(|line| (line.hash, line.name)).collect();
@@ -327,7 +319,7 @@ impl<'a> Reading<'a> {
         let names: HashSet<u64> = named.filter(|name| *name != NOBODY).collect();
         let parts = [&lines[..update.of.start], &update.lines, &lines[update.of.end..]];
         let change = self.changed(file, &names, &parts, said).map_err(unreadable)?;
-        self.done((change, update)).map(Some)
+        self.done((change, update))
     }
 
     /// What is said of these consumers other than before. Of the lines now, those in the middle have been read.

@@ -167,16 +167,6 @@ fn a_line_at_the_end_counts_once_it_is_whole() {
 }
 
 #[test]
-fn who_writes_most_of_a_file_anew_is_waited_for() {
-    let lines: Vec<_> = (100..300).map(|at| consumer(&format!("c{at}"), &format!("{at:064}"))).collect();
-    let place = Place::with(&lines.concat());
-    let turned: String = lines.iter().rev().map(|line| line.replace("c299", "d299")).collect();
-    fs::write(place.file(), turned).expect("written");
-    assert_eq!(place.look(Look::Early), "unsettled", "as long as it was, and nothing where it was");
-    assert_eq!(place.look(Look::Settled), "200 consumers");
-}
-
-#[test]
 fn a_consumer_is_changed_in_its_place() {
     let place = Place::with(&format!("{}{}", consumer("acme", ONE), consumer("globex", TWO)));
     let file = OpenOptions::new().write(true).open(place.file()).expect("there");
