@@ -160,10 +160,10 @@ impl Feed {
 
     /// How long more of the file may be still to come, if that is so.
     fn patience(&self, is_same_file: bool, size: u64, look: Look) -> Option<Duration> {
-        let is_shorter = is_same_file && size < self.length;
+        let is_shorter = size < self.length;
         match look {
             Look::Early => None,
-            Look::Settled => (is_shorter && size == 0).then_some(LONG_QUIET),
+            Look::Settled => (is_same_file && is_shorter && size == 0).then_some(LONG_QUIET),
             Look::Quiet if is_shorter => Some(LONG_QUIET),
             Look::Quiet => Some(QUIET),
         }

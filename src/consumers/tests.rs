@@ -207,6 +207,21 @@ fn a_file_that_is_being_written_anew_is_left_alone_until_that_is_done() {
 }
 
 #[test]
+fn a_shorter_file_in_its_place_is_left_alone_until_it_is_clear_that_no_more_comes() {
+    let place = Place::with(&format!("{}{}", consumer("acme", ONE), consumer("globex", TWO)));
+    fs::rename(place.file(), place.file().with_extension("bak")).expect("renamed");
+    fs::write(place.file(), consumer("globex", TWO)).expect("written");
+    let file = OpenOptions::new().write(true).open(place.file()).expect("there");
+    file.set_modified(SystemTime::now() - QUIET).expect("set");
+    assert_eq!(
+        (place.look(Look::Early).as_str(), place.look(Look::Quiet).as_str()),
+        ("unsettled", "unsettled")
+    );
+    assert_eq!(place.owner("key-one").as_deref(), Some("acme"));
+    assert_eq!(place.look(Look::Settled), "1 consumers");
+}
+
+#[test]
 fn a_file_that_was_emptied_is_left_alone_until_it_is_clear_that_nothing_comes() {
     let place = Place::with(&consumer("acme", ONE));
     fs::write(place.file(), "").expect("written");

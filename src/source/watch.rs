@@ -20,6 +20,9 @@ use parking_lot::Mutex;
 
 use super::Fingerprint;
 
+/// As many symlinks does Linux follow (path_resolution(7)).
+const MOST_LINKS: usize = 40;
+
 /// How long the watcher waits.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
@@ -183,8 +186,8 @@ impl Worker {
 /// Tells of every event around a file as it happens, whatever the file holds.
 pub struct Tap {
     directories: Directories,
-    /// What the file is called in its directory.
-    name: Arc<Mutex<OsString>>,
+    /// What the file is called in its directory, and so are symlinks on the way to it.
+    names: Arc<Mutex<Vec<OsString>>>,
 }
 
 /// What happened around a file.
@@ -199,32 +202,50 @@ pub enum Stir {
 impl Tap {
     /// A tap that watches nothing yet; `tell` is called on a thread of the watcher's.
     pub fn new(tell: impl Fn(Stir) + Send + 'static) -> Tap {
-        let name = Arc::<Mutex<OsString>>::default();
-        let watched = name.clone();
+        let names = Arc::<Mutex<Vec<OsString>>>::default();
+        let watched = names.clone();
         let directories = Directories::new(move |event| {
             let settled = event.is_some_and(|event| is_end(event, &watched.lock()));
             tell(if settled { Stir::Settled } else { Stir::Written });
         });
-        Tap { directories, name }
+        Tap { directories, names }
     }
 
     /// Watches what is around this file from now on; whether that can be done.
     pub fn watch(&mut self, file: Option<&Path>) -> bool {
-        *self.name.lock() = file.and_then(Path::file_name).unwrap_or_default().to_owned();
+        *self.names.lock() = file.map(names).unwrap_or_default();
         let inputs: Vec<PathBuf> = file.map(Path::to_owned).into_iter().collect();
         self.directories.arm(&inputs);
         !self.directories.lost
     }
 }
 
-/// Whether an event says that a file of this name is whole.
-fn is_end(event: &notify::Event, name: &OsStr) -> bool {
+/// Whether an event says that a file of one of these names is whole.
+fn is_end(event: &notify::Event, names: &[OsString]) -> bool {
     let is_last = match event.kind {
         EventKind::Modify(ModifyKind::Name(mode)) => mode != RenameMode::From,
         EventKind::Access(_) => true,
         _ => false,
     };
-    is_last && event.paths.iter().any(|path| path.file_name() == Some(name))
+    // Of a renaming, what it is called now.
+    let name = event.paths.last().and_then(|path| path.file_name());
+    is_last && name.is_some_and(|name| names.iter().any(|known| known == name))
+}
+
+/// What a file is called, and the symlinks on the way to it: who turns one has another file take its place.
+fn names(file: &Path) -> Vec<OsString> {
+    let mut names: Vec<OsString> = file.file_name().map(OsStr::to_owned).into_iter().collect();
+    let mut at = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+    while names.len() <= MOST_LINKS
+        && let Some(link) = at.ancestors().filter(|part| part.is_symlink()).last()
+        && let (Ok(target), Ok(rest)) = (fs::read_link(link), at.strip_prefix(link))
+    {
+        names.extend(link.file_name().map(OsStr::to_owned));
+        let target = link.parent().unwrap_or(link).join(target);
+        // With a slash at its end it would be followed.
+        at = if rest.as_os_str().is_empty() { target } else { target.join(rest) };
+    }
+    names
 }
 
 /// The directories that are watched.

@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
 use super::*;
-use crate::source::{Timing, Watch};
+use crate::source::{Stir, Tap, Timing, Watch};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -124,4 +124,59 @@ fn a_dropped_watch_ends_its_thread() {
     let (watch, receiver) = watch(vec![temp.path("a.yaml"), temp.path("missing/b.yaml")]);
     drop(watch);
     assert_eq!(receiver.recv_timeout(DEADLINE), Err(RecvTimeoutError::Disconnected));
+}
+
+/// A tap on a file, and what it tells.
+fn tap(file: &std::path::Path) -> (Tap, Receiver<Stir>) {
+    let (sender, receiver) = channel();
+    let mut tap = Tap::new(move |stir| {
+        let _ = sender.send(stir);
+    });
+    assert!(tap.watch(Some(file)));
+    (tap, receiver)
+}
+
+/// What is told up to the first event that says so.
+fn until(receiver: &Receiver<Stir>, last: Stir) -> Vec<Stir> {
+    let mut told = Vec::new();
+    while told.last() != Some(&last) {
+        told.push(receiver.recv_timeout(DEADLINE).expect("it is told"));
+    }
+    told
+}
+
+#[test]
+fn a_file_is_whole_once_its_writer_closed_it_or_another_took_its_place() {
+    let temp = Temp::new(&[("a.jsonl", "1"), ("next", "3")]);
+    let (_tap, receiver) = tap(&temp.path("a.jsonl"));
+    temp.write("a.jsonl", "2");
+    until(&receiver, Stir::Settled);
+    fs::rename(temp.path("next"), temp.path("a.jsonl")).unwrap();
+    until(&receiver, Stir::Settled);
+}
+
+#[test]
+fn a_file_that_is_renamed_away_is_not_whole_for_that() {
+    let temp = Temp::new(&[("a.jsonl", "1")]);
+    let (_tap, receiver) = tap(&temp.path("a.jsonl"));
+    fs::rename(temp.path("a.jsonl"), temp.path("a.jsonl.bak")).unwrap();
+    let mut file = fs::File::create(temp.path("a.jsonl")).unwrap();
+    std::io::Write::write_all(&mut file, b"2").unwrap();
+    // Told after all of that: what happens to other files is not about this one.
+    fs::rename(temp.path("a.jsonl.bak"), temp.path("b")).unwrap();
+    let told: Vec<Stir> = (0..5).map(|_| receiver.recv_timeout(DEADLINE).expect("it is told")).collect();
+    assert!(!told.contains(&Stir::Settled), "{told:?}");
+    drop(file);
+    until(&receiver, Stir::Settled);
+}
+
+#[test]
+fn a_file_is_whole_when_a_link_on_the_way_to_it_is_turned() {
+    let temp = Temp::new(&[("..v1/a.jsonl", "1"), ("..v2/a.jsonl", "2")]);
+    symlink("..v1", temp.path("..data")).unwrap();
+    symlink("..data/a.jsonl", temp.path("a.jsonl")).unwrap();
+    let (_tap, receiver) = tap(&temp.path("a.jsonl"));
+    symlink("..v2", temp.path("..data_tmp")).unwrap();
+    fs::rename(temp.path("..data_tmp"), temp.path("..data")).unwrap();
+    until(&receiver, Stir::Settled);
 }
