@@ -5,15 +5,16 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use http::header::{
-    CONTENT_LENGTH, ETAG, HeaderMap, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED, RANGE,
-    SET_COOKIE,
+    AUTHORIZATION, CONTENT_LENGTH, ETAG, HeaderMap, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE,
+    LAST_MODIFIED, RANGE, SET_COOKIE,
 };
 use http::{HeaderName, Method, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 use tollhouse_filters::caching::{
-    Ask, Facts, NotStored, Plan, RequestDirectives, Times, Vary, facts, serves_on_error, variant,
+    Ask, Facts, NotStored, Plan, RequestDirectives, Serve, Times, Vary, facts, judge, serves_on_error,
+    variant,
 };
 use tollhouse_filters::context::Scheme;
 use tollhouse_filters::outcome::{Body, Message, Reply};
@@ -302,10 +303,14 @@ impl Fill {
         if !delimited {
             return Err(NotStored::Endless);
         }
+        if !self.cache.has_room(declared) {
+            return Err(NotStored::Memory);
+        }
         match Vary::of(&head.headers).and(&self.plan.vary) {
             Vary::By(names) if names.iter().all(|name| self.is_sent_as_asked(name)) => {
                 Ok((facts, variant(&names, &self.asked)))
             }
+            Vary::By(_) => Err(NotStored::VaryRewritten),
             _ => Err(NotStored::VaryMany),
         }
     }
@@ -329,6 +334,7 @@ impl Fill {
             upstream.stuck_to(&self.head).is_none_or(|known| !Arc::ptr_eq(&known, backend))
         };
         let stays_with = Some(backend).filter(is_new);
+        let authorized = self.asked.contains_key(AUTHORIZATION);
         let body = Inner::new(body, self.exchange, declared, status);
         match storable {
             Ok((facts, variant)) => {
@@ -339,16 +345,19 @@ impl Fill {
                     key: self.key,
                     tags: self.tags,
                     lead: self.lead,
+                    authorized,
                 };
                 work.store(tell, growing, body).await;
             }
             Err(why) => {
-                if why.will_last() {
-                    self.cache.flights.note_uncacheable(self.lead.key());
+                // Who asks anew for what is fresh is not to decide for others what becomes of it.
+                let is_needless = self.stored.as_ref().is_some_and(is_fresh);
+                if why.will_last() && !is_needless {
+                    self.cache.flights.note_uncacheable(self.lead.key(), authorized);
                 }
                 self.cache.counts.not_stored.inc();
-                let of_origin = why != NotStored::Diverted && !status.is_server_error();
-                if let Some(stored) = self.stored.filter(|_| of_origin) {
+                let is_final = !is_needless && !why.is_of_request() && !status.is_server_error();
+                if let Some(stored) = self.stored.filter(|_| is_final) {
                     // What was stored is no longer what the origin answers.
                     self.cache.store.remove(&stored);
                 }
@@ -415,6 +424,12 @@ impl Fill {
         let elapsed = self.exchange.ctx.started.elapsed();
         self.exchange.finish(&Completed { status, elapsed, bytes_in: 0, bytes_out: bytes });
     }
+}
+
+/// Whether a stored answer is served to who does not ask for more.
+fn is_fresh(stored: &Arc<Entry>) -> bool {
+    let directives = RequestDirectives::default();
+    judge(stored.facts(), &directives, stored.is_purged(), now()).serve == Serve::AsItIs
 }
 
 /// Whether the upstream was not asked since it is left alone, or has enough to do.

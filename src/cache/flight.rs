@@ -19,8 +19,10 @@ const SHARDS: usize = 16;
 const MOST_REMEMBERED: usize = 4096;
 /// How long such a key is remembered.
 const REMEMBERED: Duration = Duration::from_secs(10);
-/// After as many answers that cannot be stored, requests no longer go through the cache.
+/// After as many answers that cannot be stored, requests no longer go through the cache,
 const UNTIL_PASSED: u8 = 3;
+/// but one each time that so long has passed.
+const TRIED_AFTER: Duration = Duration::from_secs(1);
 
 /// What has become of a request that others wait for.
 #[derive(Clone)]
@@ -71,7 +73,17 @@ pub(super) struct Flights {
 #[derive(Default)]
 struct Shard {
     flights: HashMap<Bytes, Arc<Flight>>,
-    uncacheable: HashMap<u64, (Instant, u8)>,
+    uncacheable: HashMap<u64, Uncacheable>,
+}
+
+/// Answers that were not for all.
+struct Uncacheable {
+    /// How many in a row.
+    count: u8,
+    /// How long they are remembered.
+    until: Instant,
+    /// When one of the requests last asked for itself, rather than past the cache: its answer may be for all again.
+    tried: Instant,
 }
 
 /// How requests for a key are to be handled, after what came of earlier ones.
@@ -123,42 +135,48 @@ impl Flights {
         }
     }
 
-    /// How to handle requests for this key.
-    pub(super) fn manner(&self, key: &[u8]) -> Manner {
+    /// Where answers to requests with `Authorization` are remembered, or to those without: what comes of the ones says
+    /// nothing about the others (RFC 9111 s3.5).
+    fn memory(&self, key: &[u8], authorized: bool) -> (&Mutex<Shard>, u64) {
         let (shard, hash) = self.shard(key);
-        match shard.lock().uncacheable.get(&hash) {
-            Some((until, count)) if *until > Instant::now() => {
-                if *count >= UNTIL_PASSED {
-                    Manner::Passed
-                } else {
-                    Manner::Alone
-                }
+        (shard, hash ^ u64::from(authorized))
+    }
+
+    /// How to handle a request for this key, with `Authorization` or without, that comes now.
+    pub(super) fn manner(&self, key: &[u8], authorized: bool, now: Instant) -> Manner {
+        let (shard, hash) = self.memory(key, authorized);
+        match shard.lock().uncacheable.get_mut(&hash).filter(|known| known.until > now) {
+            None => Manner::Together,
+            Some(known) if known.count >= UNTIL_PASSED && now < known.tried + TRIED_AFTER => Manner::Passed,
+            Some(known) => {
+                known.tried = now;
+                Manner::Alone
             }
-            _ => Manner::Together,
         }
     }
 
     /// The answer for this key was not for all.
-    pub(super) fn note_uncacheable(&self, key: &[u8]) {
-        let (shard, hash) = self.shard(key);
+    pub(super) fn note_uncacheable(&self, key: &[u8], authorized: bool) {
+        let (shard, hash) = self.memory(key, authorized);
         let mut shard = shard.lock();
         let now = Instant::now();
         if shard.uncacheable.len() >= MOST_REMEMBERED {
-            shard.uncacheable.retain(|_, (until, _)| *until > now);
+            shard.uncacheable.retain(|_, known| known.until > now);
             if shard.uncacheable.len() >= MOST_REMEMBERED {
                 shard.uncacheable.clear();
             }
         }
-        let (until, count) = shard.uncacheable.entry(hash).or_insert((now, 0));
-        if *until <= now {
-            *count = 0;
+        let new = Uncacheable { count: 0, until: now, tried: now };
+        let known = shard.uncacheable.entry(hash).or_insert(new);
+        if known.until <= now {
+            known.count = 0;
         }
-        (*until, *count) = (now + REMEMBERED, count.saturating_add(1));
+        (known.until, known.count) = (now + REMEMBERED, known.count.saturating_add(1));
     }
 
     /// The answer for this key was.
-    pub(super) fn note_cacheable(&self, key: &[u8]) {
-        let (shard, hash) = self.shard(key);
+    pub(super) fn note_cacheable(&self, key: &[u8], authorized: bool) {
+        let (shard, hash) = self.memory(key, authorized);
         shard.lock().uncacheable.remove(&hash);
     }
 
@@ -267,15 +285,30 @@ mod tests {
 
     #[test]
     fn answers_that_are_not_for_all_are_remembered_until_one_is() {
+        let (flights, now) = (Flights::default(), Instant::now());
+        let manner = |key: &[u8]| flights.manner(key, false, now);
+        assert_eq!(manner(b"a"), Manner::Together);
+        flights.note_uncacheable(b"a", false);
+        assert_eq!(manner(b"a"), Manner::Alone);
+        flights.note_uncacheable(b"a", false);
+        flights.note_uncacheable(b"a", false);
+        assert_eq!((manner(b"a"), manner(b"b")), (Manner::Passed, Manner::Together));
+        assert_eq!(flights.manner(b"a", true, now), Manner::Together, "others are told apart");
+        flights.note_cacheable(b"a", true);
+        assert_eq!(manner(b"a"), Manner::Passed);
+        flights.note_cacheable(b"a", false);
+        assert_eq!(manner(b"a"), Manner::Together);
+    }
+
+    #[test]
+    fn of_requests_that_are_passed_one_is_tried_now_and_then() {
         let flights = Flights::default();
-        assert_eq!(flights.manner(b"a"), Manner::Together);
-        flights.note_uncacheable(b"a");
-        assert_eq!(flights.manner(b"a"), Manner::Alone);
-        flights.note_uncacheable(b"a");
-        flights.note_uncacheable(b"a");
-        assert_eq!((flights.manner(b"a"), flights.manner(b"b")), (Manner::Passed, Manner::Together));
-        flights.note_cacheable(b"a");
-        assert_eq!(flights.manner(b"a"), Manner::Together);
+        (0..UNTIL_PASSED).for_each(|_| flights.note_uncacheable(b"a", false));
+        let now = Instant::now();
+        assert_eq!(flights.manner(b"a", false, now), Manner::Passed);
+        let later = now + TRIED_AFTER;
+        assert_eq!(flights.manner(b"a", false, later), Manner::Alone);
+        assert_eq!(flights.manner(b"a", false, later), Manner::Passed);
     }
 
     #[test]

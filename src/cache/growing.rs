@@ -12,6 +12,8 @@ use tokio::sync::watch;
 use tollhouse_filters::caching::Facts;
 use tollhouse_filters::world::{ClientBody, ClientError};
 
+use super::store::{Entry, Pieces};
+
 /// Pieces that are held of a body that is not stored, for the slowest of those that read it.
 const MOST_HELD: usize = 16;
 
@@ -38,6 +40,8 @@ struct Body {
     gone: usize,
     length: u64,
     end: Option<End>,
+    /// Where it is read from once it is stored: pieces of its own would be there twice.
+    stored: Option<Arc<Entry>>,
     /// It is not kept: what all have read is dropped.
     passing: bool,
     /// Where the readers are, by their numbers.
@@ -97,17 +101,28 @@ impl Growing {
             return;
         }
         let slowest = body.readers.values().copied().min().unwrap_or(usize::MAX);
-        while body.gone < slowest
-            && let Some(piece) = body.pieces.pop_front()
-        {
-            body.gone += 1;
-            self.held.0.fetch_sub(piece.len() as u64, Ordering::Relaxed);
-        }
+        let gone = slowest.saturating_sub(body.gone).min(body.pieces.len());
+        body.gone += gone;
+        self.release(body.pieces.drain(..gone));
+    }
+
+    fn release(&self, pieces: impl Iterator<Item = Bytes>) {
+        let bytes: usize = pieces.map(|piece| piece.len()).sum();
+        self.held.0.fetch_sub(bytes as u64, Ordering::Relaxed);
     }
 
     /// The body is whole.
     pub(super) fn finish(&self) {
         self.end(End::Whole);
+    }
+
+    /// The body is whole, and in the store.
+    pub(super) fn stored(&self, entry: Arc<Entry>) {
+        let mut body = self.body.lock();
+        self.release(body.pieces.drain(..));
+        body.stored = Some(entry);
+        drop(body);
+        self.finish();
     }
 
     /// The body broke off; nothing, if it is whole.
@@ -142,14 +157,15 @@ impl Growing {
         body.next_reader += 1;
         body.readers.insert(id, 0);
         drop(body);
-        Some(Reader { grown: self.grown.subscribe(), growing: self.clone(), id, at: 0 })
+        let grown = self.grown.subscribe();
+        Some(Reader { growing: self.clone(), grown, id, at: 0, read: 0, rest: None })
     }
 }
 
 impl Drop for Growing {
     fn drop(&mut self) {
-        let left: usize = self.body.get_mut().pieces.iter().map(Bytes::len).sum();
-        self.held.0.fetch_sub(left as u64, Ordering::Relaxed);
+        let left = std::mem::take(&mut self.body.get_mut().pieces);
+        self.release(left.into_iter());
     }
 }
 
@@ -158,16 +174,29 @@ pub(super) struct Reader {
     growing: Arc<Growing>,
     grown: watch::Receiver<()>,
     id: u64,
+    /// The number of the next piece.
     at: usize,
+    /// Bytes that were read.
+    read: u64,
+    /// What is left, once it is stored.
+    rest: Option<Pieces>,
 }
 
 impl Reader {
-    /// The next piece; none while there is none yet.
+    /// The next piece; none while there is none yet, or if it is to be read from what is stored.
     fn take(&mut self) -> Option<Result<Option<Bytes>, ClientError>> {
+        if self.rest.is_some() {
+            return None;
+        }
         let mut body = self.growing.body.lock();
+        if let Some(stored) = &body.stored {
+            self.rest = Some(stored.range(self.read..stored.length()));
+            return None;
+        }
         let there = self.at.checked_sub(body.gone).and_then(|at| body.pieces.get(at).cloned());
         if let Some(piece) = there {
             self.at += 1;
+            self.read += piece.len() as u64;
             body.readers.insert(self.id, self.at);
             let passing = body.passing;
             drop(body);
@@ -191,6 +220,9 @@ impl ClientBody for Reader {
             if let Some(taken) = self.take() {
                 return taken;
             }
+            if let Some(rest) = &mut self.rest {
+                return ClientBody::next(rest).await;
+            }
             if self.grown.changed().await.is_err() {
                 return Err(ClientError::Broken("nobody fills it any more".to_owned()));
             }
@@ -207,6 +239,8 @@ impl Drop for Reader {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Key;
+    use super::super::store::Parts;
     use super::*;
 
     fn growing() -> (Arc<Growing>, Held) {
@@ -242,6 +276,21 @@ mod tests {
         assert_eq!(held.0.load(Ordering::Relaxed), 4);
         drop(growing);
         assert_eq!(held.0.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn what_is_stored_is_read_on_from_there_and_held_no_more() {
+        let (growing, held) = growing();
+        let mut early = growing.read().expect("its start is there");
+        assert!(growing.push(piece("ab")).await && growing.push(piece("cd")).await);
+        assert_eq!(early.next().await, Ok(Some(piece("ab"))));
+        let parts = Parts { status: 200, body: vec![piece("abcdef")], ..Parts::default() };
+        let entry = Arc::new(Entry::new(&Key::from_bytes(piece("k")), parts));
+        growing.stored(entry);
+        assert_eq!(held.0.load(Ordering::Relaxed), 0);
+        assert_eq!(all(early).await.expect("whole"), ["cdef"]);
+        let late = growing.read().expect("its start is there");
+        assert_eq!(all(late).await.expect("whole"), ["abcdef"]);
     }
 
     #[tokio::test]

@@ -10,23 +10,23 @@ use super::fill::Filled;
 use super::flight::{Lead, Phase};
 use super::growing::Growing;
 use super::inner::Inner;
-use super::store::{Entry, Parts};
+use super::store::{Entry, Inserted, Parts};
 use super::{Cache, Key, head, now};
 
 impl Cache {
     /// Stores an entry, in the place of an old one if that is still there; not if what it answers was purged since it
-    /// was asked for.
-    pub(super) fn put(&self, lead: &Lead, entry: &Arc<Entry>, old: Option<&Arc<Entry>>) {
+    /// was asked for. Whether it is in memory then.
+    pub(super) fn put(&self, lead: &Lead, entry: &Arc<Entry>, old: Option<&Arc<Entry>>) -> bool {
         if lead.is_spoiled() {
-            return;
+            return false;
         }
-        if !old.is_some_and(|old| self.store.replace(old, entry.clone())) {
-            self.store.insert(entry.clone());
-        }
+        let stored = old.is_some_and(|old| self.store.replace(old, entry.clone()))
+            || self.store.insert(entry.clone()) == Inserted::Stored;
         if lead.is_spoiled() {
             // Purged between the two: a purge spoils first, and then looks at what is stored.
             self.store.remove(entry);
         }
+        stored
     }
 }
 
@@ -37,12 +37,14 @@ pub(super) struct Work {
     pub(super) key: Key,
     pub(super) tags: Vec<String>,
     pub(super) lead: Lead,
+    /// It was asked for with `Authorization`.
+    pub(super) authorized: bool,
 }
 
 impl Work {
     /// Passes the body on as it comes, and stores it once it is whole.
     pub(super) async fn store(self, tell: oneshot::Sender<Filled>, growing: Arc<Growing>, mut body: Inner) {
-        self.cache.flights.note_cacheable(self.lead.key());
+        self.cache.flights.note_cacheable(self.lead.key(), self.authorized);
         if let Some(reader) = growing.read() {
             // Who does not wait any more does not read either; what is stored is for others.
             let _ = tell.send(Filled::Growing(growing.clone(), reader));
@@ -65,7 +67,7 @@ impl Work {
             if kept && growing.length() + piece.len() as u64 > self.plan.max_object {
                 kept = false;
                 growing.pass();
-                self.cache.flights.note_uncacheable(self.lead.key());
+                self.cache.flights.note_uncacheable(self.lead.key(), self.authorized);
                 self.lead.leave();
             }
             if !growing.push(piece).await {
@@ -74,18 +76,23 @@ impl Work {
         };
         drop(body);
         // Stored before anybody can know that it is whole, and ask again.
-        self.keep(&growing, last.as_ref());
+        if let Some(entry) = self.keep(&growing, last.as_ref()) {
+            return growing.stored(entry);
+        }
         if let Some(last) = last {
             growing.push(last).await;
         }
         growing.finish();
     }
 
-    /// Stores what is whole, with its last piece.
-    fn keep(&self, growing: &Growing, last: Option<&Bytes>) {
+    /// Stores what is whole, with its last piece; gives what is in memory then.
+    fn keep(&self, growing: &Growing, last: Option<&Bytes>) -> Option<Arc<Entry>> {
         let length = growing.length() + last.map_or(0, |last| last.len() as u64);
         let pieces = growing.pieces().filter(|_| !self.lead.is_spoiled() && length <= self.plan.max_object);
-        let Some(mut pieces) = pieces else { return self.cache.counts.not_stored.inc() };
+        let Some(mut pieces) = pieces else {
+            self.cache.counts.not_stored.inc();
+            return None;
+        };
         pieces.extend(last.cloned());
         let parts = Parts {
             status: growing.head.status.as_u16(),
@@ -95,8 +102,10 @@ impl Work {
             tags: self.tags.clone(),
             facts: growing.facts,
         };
-        self.cache.put(&self.lead, &Arc::new(Entry::new(&self.key, parts)), None);
+        let entry = Arc::new(Entry::new(&self.key, parts));
+        let in_memory = self.cache.put(&self.lead, &entry, None);
         self.cache.counts.stored.inc();
+        in_memory.then_some(entry)
     }
 }
 

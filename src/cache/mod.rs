@@ -23,11 +23,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
-use std::time::UNIX_EPOCH;
+use std::time::{Instant, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::header::RANGE;
+use http::header::{AUTHORIZATION, RANGE};
 use http::{HeaderMap, Method, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -52,6 +52,9 @@ use crate::upstream::call::Caller;
 pub use self::key::Key;
 pub use self::view::{Look, Looked};
 pub use tollhouse_filters::caching::Facts;
+
+/// Bodies that are small, in bytes.
+const SMALL: u64 = 64 << 10;
 
 /// What is stored, and what is under way to be.
 pub struct Cache {
@@ -222,13 +225,7 @@ impl Cache {
     }
 
     /// Why a request is not to be fetched for all.
-    fn passed(
-        &self,
-        ask: &Ask,
-        wanted: &[u8],
-        request: &RequestHeader,
-        stored: bool,
-    ) -> Option<(bool, &'static str)> {
+    fn passed(&self, ask: &Ask, request: &RequestHeader, stored: bool) -> Option<(bool, &'static str)> {
         if !stored && request.headers.contains_key(RANGE) {
             return Some((true, "partial"));
         }
@@ -238,12 +235,14 @@ impl Cache {
         if self.store.note_use(&ask.key) < ask.plan.min_uses && !stored {
             return Some((false, "min-uses"));
         }
-        if self.flights.manner(wanted) == Manner::Passed {
-            return Some((false, "uncacheable"));
-        }
-        // What is on its way in is not in the store's books.
-        let most = self.store.capacity() / 4;
-        (self.held.0.load(Ordering::Relaxed) > most).then_some((false, "memory"))
+        (!self.has_room(Some(0))).then_some((false, "memory"))
+    }
+
+    /// Whether a body of this length may come in for all: what is on its way is not in the store's books. Small ones
+    /// are kept out last, so that clients who read long ones slowly do little harm.
+    fn has_room(&self, length: Option<u64>) -> bool {
+        let small = length.is_some_and(|length| length <= SMALL);
+        self.held.0.load(Ordering::Relaxed) <= self.store.capacity() / if small { 2 } else { 4 }
     }
 
     /// Fetches what is not stored, or waits for who does.
@@ -255,7 +254,7 @@ impl Cache {
         (via, client): (Via, Option<&mut dyn Announce>),
         entry: Option<Arc<Entry>>,
     ) -> Option<Reply> {
-        if let Some((part, reason)) = self.passed(&ask, &wanted, request, entry.is_some()) {
+        if let Some((part, reason)) = self.passed(&ask, request, entry.is_some()) {
             let status = exchange.ctx.cache.get_or_insert_default();
             if part {
                 status.forwarded = Some(Forwarded::Partial);
@@ -263,7 +262,13 @@ impl Cache {
             status.detail = Some(reason.into());
             return None;
         }
-        let together = self.flights.manner(&wanted) == Manner::Together && !ask.directives.no_cache;
+        let authorized = request.headers.contains_key(AUTHORIZATION);
+        let manner = self.flights.manner(&wanted, authorized, Instant::now());
+        if manner == Manner::Passed {
+            exchange.ctx.cache.get_or_insert_default().detail = Some("uncacheable".into());
+            return None;
+        }
+        let together = manner == Manner::Together && !ask.directives.no_cache;
         let lead = match together {
             false => self.flights.alone(wanted),
             true => match self.flights.join(wanted) {

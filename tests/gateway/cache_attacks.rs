@@ -77,6 +77,65 @@ async fn paths_that_look_alike_are_not_the_same() {
 }
 
 #[tokio::test]
+async fn who_may_not_share_an_answer_takes_none_from_others() {
+    let cached = Cached::new("{}", |nth, _| numbered(nth, FRESH)).await;
+    assert_eq!(cached.get("/").await.text(), "answer 1");
+    for nth in 2..6 {
+        let alone = cached.send("GET /", "authorization: x\r\ncache-control: no-cache\r\n").await;
+        assert_eq!(alone.text(), format!("answer {nth}"));
+        // RFC 9111 s3.5 forbids to store that answer; it says nothing of the one that is stored.
+        assert!(
+            alone.field("cache-status").is_some_and(|status| status.contains("authorization")),
+            "{alone:?}"
+        );
+        assert_eq!(cached.get("/").await.text(), "answer 1");
+    }
+}
+
+#[tokio::test]
+async fn whom_the_origin_refuses_takes_nothing_from_others() {
+    let cached = Cached::new("{}", |nth, head| match head.field("x-odd") {
+        Some(_) => "HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n".to_owned(),
+        None => numbered(nth, FRESH),
+    })
+    .await;
+    assert_eq!(cached.get("/").await.text(), "answer 1");
+    for _ in 0..4 {
+        assert_eq!(cached.send("GET /", "x-odd: 1\r\ncache-control: no-cache\r\n").await.status, 400);
+        assert_eq!(cached.get("/").await.text(), "answer 1");
+    }
+    // Nor does it keep what is not stored yet from being so for long.
+    for _ in 0..4 {
+        assert_eq!(cached.send("GET /other", "x-odd: 1\r\n").await.status, 400);
+    }
+    let stored = async { while cached.get("/other").await.text() != cached.get("/other").await.text() {} };
+    soon("it is stored", stored).await;
+}
+
+#[tokio::test]
+async fn slow_readers_of_long_answers_do_not_keep_others_from_the_cache() {
+    // A quarter of the store is 1 MiB, and each of these a third of that.
+    let cached = Cached::kept("memory: 4MiB", "[cache: {}]", |nth, head| {
+        if head.target().starts_with("/long") {
+            let body = "x".repeat(350 << 10);
+            return format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n{FRESH}\r\n{body}", body.len());
+        }
+        numbered(nth, FRESH)
+    })
+    .await;
+    let mut slow = Vec::new();
+    for number in 0..16 {
+        let mut wire = Wire::connect(cached.gateway.address()).await;
+        wire.send(&format!("GET /long/{number} HTTP/1.1\r\nhost: a.test\r\n\r\n")).await;
+        soon("a head", wire.head()).await.expect("an answer");
+        slow.push(wire);
+    }
+    let first = cached.get("/short").await.text();
+    assert_eq!(cached.get("/short").await.text(), first);
+    drop(slow);
+}
+
+#[tokio::test]
 async fn hosts_in_any_form_get_their_own() {
     let cached = Cached::new("{}", |nth, _| numbered(nth, FRESH)).await;
     let ask = async |host: &str, target: &str| {

@@ -73,6 +73,10 @@ pub enum NotStored {
     TooLarge,
     /// Nothing but the end of the connection says where it ends, so it may have been cut.
     Endless,
+    /// It varies by a field that the gateway writes itself, or the client has it drop.
+    VaryRewritten,
+    /// Too much is on its way in already.
+    Memory,
     /// It is of another upstream, in the place of the one that is left alone.
     Diverted,
 }
@@ -95,6 +99,8 @@ impl NotStored {
             Self::NotFresh => "not-fresh",
             Self::TooLarge => "too-large",
             Self::Endless => "endless",
+            Self::VaryRewritten => "vary-rewritten",
+            Self::Memory => "memory",
             Self::Diverted => "diverted",
         }
     }
@@ -102,7 +108,13 @@ impl NotStored {
     /// Whether the next answer will be no different, so that nobody need wait for it.
     #[must_use]
     pub const fn will_last(self) -> bool {
-        !matches!(self, Self::Method | Self::RequestNoStore | Self::Diverted)
+        !matches!(self, Self::Method | Self::RequestNoStore | Self::Memory | Self::Diverted)
+    }
+
+    /// Whether it says nothing of what others would be answered.
+    #[must_use]
+    pub const fn is_of_request(self) -> bool {
+        !self.will_last() || matches!(self, Self::Authorization | Self::VaryRewritten)
     }
 }
 
