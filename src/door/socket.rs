@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use futures_util::FutureExt;
 use rustix::fs::sendfile;
 use rustix::net::{SendFlags, send};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
@@ -30,6 +31,46 @@ impl Socket {
     /// Puts bytes back that were read: they are read again before all others.
     pub(super) fn put_back(&mut self, bytes: &[u8]) {
         self.ahead.splice(..0, bytes.iter().copied());
+    }
+}
+
+/// Tells when the other end of a socket hangs up, whatever is still to be read from it.
+///
+/// It has a registration of its own: what it was told before it would else have to hide from who reads.
+pub(super) struct Hangup(Kind);
+
+impl Hangup {
+    /// Of this socket; fails if the system has no more descriptors.
+    pub(super) fn of(socket: &Socket) -> io::Result<Self> {
+        Ok(Self(match &socket.kind {
+            Kind::Tcp(socket) => Kind::Tcp(TcpStream::from_std(socket.as_fd().try_clone_to_owned()?.into())?),
+            Kind::Unix(socket) => {
+                Kind::Unix(UnixStream::from_std(socket.as_fd().try_clone_to_owned()?.into())?)
+            }
+        }))
+    }
+
+    /// Ready when it did, or the connection broke.
+    pub(super) fn poll(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let nothing = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+        loop {
+            let (ready, seen) = match &self.0 {
+                Kind::Tcp(socket) => {
+                    (ready!(socket.poll_read_ready(cx)), socket.ready(Interest::READABLE).now_or_never())
+                }
+                Kind::Unix(socket) => {
+                    (ready!(socket.poll_read_ready(cx)), socket.ready(Interest::READABLE).now_or_never())
+                }
+            };
+            if ready.is_err() || seen.is_some_and(|seen| seen.map_or(true, |seen| seen.is_read_closed())) {
+                return Poll::Ready(());
+            }
+            // What made it readable was told: only what comes next is of interest.
+            let _ = match &self.0 {
+                Kind::Tcp(socket) => socket.try_io(Interest::READABLE, nothing),
+                Kind::Unix(socket) => socket.try_io(Interest::READABLE, nothing),
+            };
+        }
     }
 }
 

@@ -24,7 +24,7 @@ use super::facts::{Carried, carried, carrier};
 use super::frames::Frames;
 use super::head::{Body, Head};
 use super::patience::Patience;
-use super::socket::Socket;
+use super::socket::{Hangup, Socket};
 use super::transport::{Transport, linger};
 use super::tunnel::{GOING_AWAY, Tunnel};
 use super::{ConnFacts, Declined, Desk, HeadLimits, Permit, Rule};
@@ -50,6 +50,8 @@ pub struct DoorStream {
     lead: BytesMut,
     /// What Pingora may still read of this request.
     rest: Rest,
+    /// Of a client that sent much ahead of the answer.
+    hangup: Option<Box<Hangup>>,
     carrier: Arc<ProxyDigest>,
     permit: Option<Permit>,
 }
@@ -82,6 +84,7 @@ impl DoorStream {
             patience: None,
             lead: BytesMut::new(),
             rest: Rest::Bytes(0),
+            hangup: None,
             carrier: carrier(facts, desk),
             permit: Some(permit),
         }
@@ -137,6 +140,7 @@ impl DoorStream {
             self.lead[at] = b'1';
         }
         self.lead.advance(head.start);
+        self.hangup = None;
         self.rest = match head.body {
             Body::Length(length) => Rest::Bytes(length),
             Body::Chunked => Rest::Chunks(Chunks::default()),
@@ -308,9 +312,12 @@ impl DoorStream {
                 return Poll::Ready(Ok(()));
             }
         }
-        // It sends ahead faster than it is served; that it goes is seen when the answer is written.
         ready!(self.poll_drain(cx))?;
-        Poll::Pending
+        // It sends ahead faster than it is served, and nothing more is read of that.
+        if self.hangup.is_none() {
+            self.hangup = Hangup::of(self.inner().socket()).ok().map(Box::new);
+        }
+        self.hangup.as_ref().map_or(Poll::Pending, |hangup| hangup.poll(cx).map(Ok))
     }
 
     /// Reads at most the rest of the request.

@@ -33,6 +33,16 @@ fn over_http1(address: SocketAddr, head: &'static str) -> Client {
     })
 }
 
+/// A client over HTTP/1 that sends more than is read before its turn: of its body, or further requests.
+fn far_ahead(address: SocketAddr, length: usize) -> Client {
+    let body = format!("POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: {length}\r\n\r\n{:40000}", "");
+    Box::pin(async move {
+        let mut wire = Wire::connect(address).await;
+        wire.send(body).await;
+        wire.answer().await.expect("an answer").status
+    })
+}
+
 /// A stream of a connection that stays: going away is to reset it. A POST has its body still to come.
 fn over_http2(client: H2c, method: &'static str) -> Client {
     let request = Request::builder().method(method).uri("http://a.test/").body(()).expect("valid");
@@ -82,14 +92,16 @@ async fn kinds(address: SocketAddr) -> Vec<Kind> {
         let connection = connection.clone();
         (method, Box::new(move || over_http2(connection.clone(), method)) as _)
     });
+    let ahead = [("much ahead", 0), ("a long body", 999_999)]
+        .map(|(what, length)| (what, Box::new(move || far_ahead(address, length)) as _));
     let alone: Kind = ("a connection of HTTP/2", Box::new(move || alone_over_http2(address)));
-    over_http1.into_iter().chain(streams).chain([alone]).collect()
+    over_http1.into_iter().chain(streams).chain(ahead).chain([alone]).collect()
 }
 
 #[tokio::test]
 async fn who_leaves_a_throttle_over_any_protocol_leaves_its_place_to_others() {
     // Nobody's turn comes for 20 seconds, so each kind has a gateway for itself.
-    for at in 0..HEADS.len() + 3 {
+    for at in 0..HEADS.len() + 5 {
         let gateway = Gateway::start(&format!(
             "routes: [{{name: all, filters: [{{rate_limit: {{per: ip, limit: 3/min, burst: 1, \
              over: {{delay: 1m, queue: {PLACES}}}}}}}], respond: {{}}}}]\n",
