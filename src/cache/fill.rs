@@ -1,7 +1,7 @@
 //! Fetching what is not stored: the same request from the cache on, as a task of its own.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{
@@ -224,7 +224,7 @@ impl Fill {
         }
         let answered = reply.as_ref().is_ok_and(|reply| reply.head.status.as_u16() < 500);
         let verdict = if answered { Verdict::Answered } else { Verdict::Failed };
-        self.exchange.admission.settle(verdict, Instant::now());
+        self.exchange.admission.settle(verdict, Instant::now(), Duration::ZERO);
         Ok(Came { reply: reply?, times: Times { sent, received: now() } })
     }
 

@@ -91,6 +91,6 @@ impl Drop for Inner {
             bytes_out: self.seen,
         };
         self.exchange.finish(&completed);
-        self.exchange.note_for_ramp(&completed, !self.over);
+        self.exchange.note_for_ramp(completed.status, !self.over, completed.elapsed);
     }
 }

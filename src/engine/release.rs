@@ -1,12 +1,12 @@
 //! The version and the variant of a request.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::HeaderName;
 use pingora::http::{RequestHeader, ResponseHeader};
 use tollhouse_filters::caching::Ask;
 use tollhouse_filters::context::Context;
-use tollhouse_filters::phase::Completed;
 use tollhouse_filters::problem::{self, Problem};
 use tollhouse_filters::selector::write_part;
 
@@ -101,15 +101,15 @@ impl Release {
 }
 
 impl Exchange {
-    /// Notes for a ramp how a request ended that went to one of its variants, whose answer may have broken off; an
-    /// end that is the client's doing tells nothing of them.
-    pub fn note_for_ramp(&self, completed: &Completed, broke_off: bool) {
+    /// Notes for a ramp with which status a request ended that went to one of its variants, whose answer may have broken
+    /// off, and how long the variant took; an end that is the client's doing tells nothing of it.
+    pub fn note_for_ramp(&self, status: u16, broke_off: bool, took: Duration) {
         let Action::Split(split) = &self.route.action else { return };
         let (Some(ramp), Some(_)) = (split.split.ramp(), &self.ctx.upstream) else { return };
         let variant = self.branch().checked_sub(1).filter(|at| *at < split.upstreams.len());
-        let Some(variant) = variant.filter(|_| !OF_CLIENTS.contains(&completed.status)) else { return };
+        let Some(variant) = variant.filter(|_| !OF_CLIENTS.contains(&status)) else { return };
         // What its fallback answered is nothing that the variant can do.
-        ramp.note(variant, self.diverted || broke_off || completed.status >= 500, completed.elapsed);
+        ramp.note(variant, self.diverted || broke_off || status >= 500, took);
     }
 
     /// Which of its route's ways the request goes.

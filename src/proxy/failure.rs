@@ -22,6 +22,8 @@ pub(super) fn refuse<T>(call: &mut Call, reply: Reply) -> Result<T> {
 
 /// An attempt had no answer in its time.
 pub(super) const PER_TRY: &str = "per-try timeout";
+/// The time for all of it.
+pub(super) const TOTAL: &str = "total timeout";
 
 /// A 504 that names the timeout.
 pub(super) fn timed_out(which: &'static str) -> Problem {
@@ -31,7 +33,7 @@ pub(super) fn timed_out(which: &'static str) -> Problem {
 /// What is left of the whole is none. That is what gRPC calls a deadline.
 pub(super) fn overdue() -> Problem {
     const DEADLINE_EXCEEDED: u8 = 4;
-    timed_out("total timeout").with_grpc_status(DEADLINE_EXCEEDED)
+    timed_out(TOTAL).with_grpc_status(DEADLINE_EXCEEDED)
 }
 
 /// The head of the answer that went to the client, if one did; interim ones (1xx) only announce it.
@@ -57,7 +59,7 @@ pub(super) async fn answer(session: &mut Session, error: &Error, call: &mut Call
     let rule = door::broken(session).filter(|rule| rule.kind().status != problem::CLIENT_CLOSED.status);
     let broken = rule.map(|rule| Problem::new(rule.kind()).detail(rule.detail()));
     let pending = call.pending.take().or_else(|| broken.map(Reply::from));
-    let reply = pending.or_else(|| classify(error, call).map(Reply::from));
+    let reply = pending.or_else(|| classify(session, error, call).map(Reply::from));
     let Some(reply) = reply else {
         call.problem = Some(problem::CLIENT_CLOSED.code);
         return FailToProxy { error_code: 0, can_reuse_downstream: false };
@@ -78,6 +80,13 @@ pub(super) async fn answer(session: &mut Session, error: &Error, call: &mut Call
     FailToProxy { error_code, can_reuse_downstream: false }
 }
 
+/// Whether the backend had nothing to answer yet, since the client has not sent everything.
+pub(super) fn is_kept_waiting(session: &mut Session, error: &Error) -> bool {
+    matches!(error.etype(), ErrorType::ReadTimedout)
+        && *error.esource() == ErrorSource::Upstream
+        && !session.as_downstream_mut().is_body_done()
+}
+
 /// Counts and names a client that moved nothing for too long; of one that moves too little, the door knows.
 fn blame_slowness(session: &Session, error: &Error, call: &mut Call) {
     let rule = match error.etype() {
@@ -92,7 +101,7 @@ fn blame_slowness(session: &Session, error: &Error, call: &mut Call) {
 }
 
 /// The problem that an error is, by whose fault; `None` when the client is gone.
-fn classify(error: &Error, call: &Call) -> Option<Problem> {
+fn classify(session: &mut Session, error: &Error, call: &Call) -> Option<Problem> {
     use ErrorType as E;
     let per_try = *error.etype() == replay::PER_TRY;
     let by_client = *error.esource() == ErrorSource::Downstream && !per_try;
@@ -102,6 +111,9 @@ fn classify(error: &Error, call: &Call) -> Option<Problem> {
     let is_overdue = deadline.is_some_and(|deadline| Instant::now() >= deadline);
     Some(match error.etype() {
         _ if per_try => timed_out(PER_TRY),
+        E::ReadTimedout if !call.upgrade && is_kept_waiting(session, error) => {
+            Problem::new(&problem::REQUEST_TIMEOUT).detail(if is_overdue { TOTAL } else { "read timeout" })
+        }
         // A request for an upgrade has no body to wait for: its stand-in waited for the answer.
         E::ReadTimedout if call.upgrade && is_overdue => overdue(),
         E::ReadTimedout if call.upgrade => timed_out("read timeout"),

@@ -1,13 +1,13 @@
 //! When a request is over: filters settle, numbers are counted, one line is logged.
 
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::{Version, header};
 use pingora::ErrorType;
 use pingora::http::RequestHeader;
 use pingora::prelude::*;
 use tollhouse_filters::phase::Completed;
-use tollhouse_filters::problem::{self, CLIENT_CLOSED, NO_BACKEND};
+use tollhouse_filters::problem::{self, CLIENT_CLOSED, NO_BACKEND, UPSTREAM_TIMEOUT};
 
 use super::direct::Ended;
 use super::{Call, Gateway, failure, replay};
@@ -51,7 +51,8 @@ impl Gateway {
         settle(call, &mut exchange);
         exchange.finish(&completed);
         if call.attempts.upstream.is_some() {
-            exchange.note_for_ramp(&completed, ended.error == Some(problem::UPSTREAM_PROTOCOL.code));
+            let broke_off = ended.error == Some(problem::UPSTREAM_PROTOCOL.code);
+            exchange.note_for_ramp(completed.status, broke_off, took(call).unwrap_or(completed.elapsed));
         }
         self.count(call, ended, &exchange, &completed);
         if self.observe.logs_access() {
@@ -136,11 +137,21 @@ fn settle(call: &Call, exchange: &mut Exchange) {
     let ended = match &call.attempts.picked {
         Some(picked) => picked.guard.ended(),
         // Nobody was asked, as there was nobody.
-        None => (call.problem == Some(NO_BACKEND.code)).then(|| (Verdict::Failed, Instant::now())),
+        None => {
+            (call.problem == Some(NO_BACKEND.code)).then(|| (Verdict::Failed, Instant::now(), Duration::ZERO))
+        }
     };
-    if let Some((verdict, at)) = ended {
-        exchange.admission.settle(verdict, at);
+    if let Some((verdict, at, of_client)) = ended {
+        exchange.admission.settle(verdict, at, of_client);
     }
+}
+
+/// How long the backend took to begin its answer once the request was whole, over all attempts at it.
+fn took(call: &Call) -> Option<Duration> {
+    let guard = &call.attempts.picked.as_ref()?.guard;
+    let (_, at, of_client) = guard.ended()?;
+    let begun = call.attempts.started.unwrap_or(guard.started());
+    Some(at.saturating_duration_since(begun).saturating_sub(of_client))
 }
 
 fn outcome(call: &Call, error: Option<&Error>) -> AttemptOutcome {
@@ -162,6 +173,7 @@ fn code(error: &Error) -> &'static str {
         _ if *error.etype() == replay::PER_TRY => "upstream-protocol",
         pingora::ErrorSource::Downstream => CLIENT_CLOSED.code,
         pingora::ErrorSource::Upstream => "upstream-protocol",
+        _ if *error.etype() == ErrorType::ReadTimedout => UPSTREAM_TIMEOUT.code,
         _ => "internal",
     }
 }

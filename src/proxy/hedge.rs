@@ -5,7 +5,7 @@
 
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -62,7 +62,7 @@ impl Gateway {
             Err(_) => true,
         };
         let verdict = if failed { Verdict::Failed } else { Verdict::Answered };
-        call.exchange().admission.settle(verdict, Instant::now());
+        call.exchange().admission.settle(verdict, Instant::now(), Duration::ZERO);
         match answer {
             Ok(answer) => {
                 call.attempts.answered = true;

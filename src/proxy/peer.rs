@@ -108,7 +108,9 @@ impl Gateway {
             error.set_retry(true);
             return error;
         }
-        if *error.esource() != ErrorSource::Upstream && *error.etype() != PER_TRY {
+        let kept_waiting = !call.upgrade && failure::is_kept_waiting(session, &error);
+        let by_upstream = *error.esource() == ErrorSource::Upstream && !kept_waiting;
+        if !by_upstream && *error.etype() != PER_TRY {
             error.set_retry(false);
             return error;
         }

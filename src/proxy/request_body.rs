@@ -13,6 +13,9 @@ pub(super) fn pass(piece: &mut Option<Bytes>, end: bool, call: &mut Call) -> Res
     if call.body.is_some() || call.upgrade {
         return Ok(());
     }
+    if end && let Some(picked) = &mut call.attempts.picked {
+        picked.guard.uploaded();
+    }
     call.body_seen += length(piece);
     if call.body_seen > call.exchange().body_limit() {
         return refuse(call, Problem::new(&problem::BODY_TOO_LARGE).into());

@@ -197,10 +197,11 @@ pub(super) fn end(call: &mut Call) -> Result<Option<Bytes>> {
     Ok(rest.filter(|rest| !rest.is_empty()))
 }
 
-/// Each piece of an answer in time for the read timeout does not make the whole of it so.
+/// Each piece of an answer in time for the read timeout does not make the whole of it so. Nobody is to blame: the client
+/// may have been slow to take it.
 fn in_time(call: &mut Call) -> Result<()> {
     let overdue = call.exchange().ctx.deadline.is_some_and(|deadline| Instant::now() > deadline);
-    if overdue { Err(Error::explain(ErrorType::ReadTimedout, "total timeout").into_up()) } else { Ok(()) }
+    if overdue { Error::e_explain(ErrorType::ReadTimedout, failure::TOTAL) } else { Ok(()) }
 }
 
 /// What concerns the upstream's connection only; `Transfer-Encoding` is Pingora's to translate.

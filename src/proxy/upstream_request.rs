@@ -42,6 +42,13 @@ pub(super) async fn prepare(
         return failure::refuse(call, reply);
     }
     let try_until = call.try_until();
+    if call.body.is_none()
+        && !call.upgrade
+        && !session.downstream_session.is_body_empty()
+        && let Some(picked) = &mut call.attempts.picked
+    {
+        picked.guard.uploads();
+    }
     if let Some(body) = &call.body {
         replay::prepare_head(request, body.len())?;
         replay::wrap(session, body, try_until, call.replay.get_or_insert_default());

@@ -170,6 +170,8 @@ pub struct InFlight {
     judge: Option<Judge>,
     /// When the head of the answer was here.
     answered: Option<Instant>,
+    /// How long the client took to send everything; none while it does.
+    upload: Option<Duration>,
 }
 
 /// Who judges a backend.
@@ -195,7 +197,25 @@ impl InFlight {
         let started = Instant::now();
         stats.begun.fetch_add(1, Ordering::Relaxed);
         let rank = stats.in_flight();
-        Self { stats: Arc::clone(stats), started, verdict: Verdict::Open, rank, judge, answered: None }
+        let (stats, verdict, upload) = (Arc::clone(stats), Verdict::Open, Some(Duration::ZERO));
+        Self { stats, started, verdict, rank, judge, answered: None, upload }
+    }
+
+    /// The client has more to send: until it has, its time is not the backend's.
+    pub fn uploads(&mut self) {
+        self.upload = None;
+    }
+
+    /// The client had more to send, and has sent everything.
+    pub fn uploaded(&mut self) {
+        if self.upload.is_none() {
+            self.uploaded_at(Instant::now());
+        }
+    }
+
+    /// As [`uploaded`](Self::uploaded), at this time.
+    pub fn uploaded_at(&mut self, at: Instant) {
+        self.upload = Some(at.saturating_duration_since(self.started));
     }
 
     /// The head of the answer is here; one of 500 or more is a failure.
@@ -206,7 +226,10 @@ impl InFlight {
             self.verdict = Verdict::Told;
             let now = Instant::now();
             self.answered = Some(now);
-            self.stats.measure(self.elapsed(now), Tick::of(now));
+            // An answer that comes before the request is whole tells nothing.
+            if self.upload.is_some() {
+                self.stats.measure(self.elapsed(now), Tick::of(now));
+            }
             self.judge(false, now);
         }
     }
@@ -244,13 +267,14 @@ impl InFlight {
         self.failed();
     }
 
-    /// What became of the request and when that was known; nothing, if it was given up.
-    pub fn ended(&self) -> Option<(Ended, Instant)> {
+    /// What became of the request, when that was known, and how much of the time until then was the client's; nothing,
+    /// if it was given up.
+    pub fn ended(&self) -> Option<(Ended, Instant, Duration)> {
         let at = self.answered.unwrap_or(self.started);
         match self.verdict {
             Verdict::Open => None,
-            Verdict::Told => Some((Ended::Answered, at)),
-            Verdict::Failed => Some((Ended::Failed, at)),
+            Verdict::Told => Some((Ended::Answered, at, self.of_client(at))),
+            Verdict::Failed => Some((Ended::Failed, at, self.of_client(at))),
         }
     }
 
@@ -264,8 +288,14 @@ impl InFlight {
         self.started
     }
 
+    fn of_client(&self, now: Instant) -> Duration {
+        self.upload.unwrap_or_else(|| now.saturating_duration_since(self.started))
+    }
+
+    /// How long the backend had, in seconds.
     fn elapsed(&self, now: Instant) -> f32 {
-        now.saturating_duration_since(self.started).as_secs_f32()
+        let all = now.saturating_duration_since(self.started);
+        all.saturating_sub(self.of_client(now)).as_secs_f32()
     }
 }
 

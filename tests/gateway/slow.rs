@@ -168,6 +168,97 @@ async fn an_origin_may_be_slow() {
     assert_eq!(over_h2.text(), "a".repeat(10));
 }
 
+/// A gateway whose breaker opens at the second failure, before an upstream with these times; requests go directly, or
+/// past a filter that sees bodies.
+async fn with_breaker(origin: &Origin, times: &str, direct: bool) -> Gateway {
+    let filters = if direct { "[]" } else { "[{compress: {}}]" };
+    Gateway::counting_all(&format!(
+        "upstreams: [{{name: origin, backends: [{{address: \"{}\"}}], {times}, \
+         circuit_breaker: {{min_requests: 2, error_ratio: 1%, open: 1h}}}}]\n\
+         routes: [{{name: all, filters: {filters}, upstream: origin}}]\n",
+        origin.address
+    ))
+    .await
+}
+
+#[tokio::test]
+async fn no_backend_is_blamed_for_clients_that_send_slowly() {
+    for direct in [true, false] {
+        let origin = Origin::giving_back().await;
+        let gateway = with_breaker(&origin, "timeouts: {total: 300ms}", direct).await;
+        for _ in 0..3 {
+            let mut client = Wire::connect(gateway.address()).await;
+            client
+                .send("POST / HTTP/1.1\r\nHost: a\r\nAccept-Encoding: gzip\r\nContent-Length: 9\r\n\r\nabc")
+                .await;
+            let answer = soon("an answer", client.answer()).await.expect("an answer");
+            // RFC 9110 s15.5.9: the request was not whole in time.
+            assert_eq!((answer.status, &answer.json()["detail"]), (408, &"total timeout".into()));
+        }
+        assert_eq!(get(gateway.address(), "/").await.status, 200, "direct: {direct}");
+    }
+}
+
+#[tokio::test]
+async fn the_time_of_a_slow_upload_is_not_its_backends() {
+    for direct in [true, false] {
+        let origin = Origin::giving_back().await;
+        let filters = if direct { "[]" } else { "[{compress: {}}]" };
+        let gateway = Gateway::start(&format!(
+            "upstreams: [{{name: origin, backends: [{{address: \"{}\"}}], \
+             circuit_breaker: {{min_requests: 2, slow: 300ms, slow_ratio: 1%, open: 1h}}}}]\n\
+             routes: [{{name: all, filters: {filters}, upstream: origin}}]\n",
+            origin.address
+        ))
+        .await;
+        for _ in 0..3 {
+            let mut client = Wire::connect(gateway.address()).await;
+            client
+                .send("POST / HTTP/1.1\r\nHost: a\r\nAccept-Encoding: gzip\r\nContent-Length: 6\r\n\r\nabc")
+                .await;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            client.send("def").await;
+            let answer = soon("an answer", client.answer()).await.expect("an answer");
+            assert_eq!((answer.status, answer.text()), (200, "abcdef".into()), "direct: {direct}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_attempt_has_its_time_once_the_client_has_sent_everything() {
+    for direct in [true, false] {
+        let origin = Origin::giving_back().await;
+        let gateway = with_breaker(&origin, "retries: {per_try: 300ms}", direct).await;
+        let mut client = Wire::connect(gateway.address()).await;
+        client
+            .send("POST / HTTP/1.1\r\nHost: a\r\nAccept-Encoding: gzip\r\nContent-Length: 6\r\n\r\nabc")
+            .await;
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        client.send("def").await;
+        let answer = soon("an answer", client.answer()).await.expect("an answer");
+        assert_eq!((answer.status, answer.text()), (200, "abcdef".into()), "direct: {direct}");
+    }
+}
+
+#[tokio::test]
+async fn no_backend_is_blamed_for_clients_that_read_slowly() {
+    for direct in [true, false] {
+        let origin = Origin::answering(large()).await;
+        let gateway = with_breaker(&origin, "timeouts: {total: 500ms}", direct).await;
+        for _ in 0..3 {
+            let mut client = Wire::connect(gateway.address()).await;
+            client.send("GET /slow HTTP/1.1\r\nHost: a\r\nAccept-Encoding: gzip\r\n\r\n").await;
+            client.head().await.expect("a head");
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            assert!(soon("the end", client.exactly(64 << 20)).await.is_err());
+        }
+        let mut client = Wire::connect(gateway.address()).await;
+        client.send(REQUEST).await;
+        let head = client.head().await.expect("a head");
+        assert!(head.line.contains(" 200 "), "direct: {direct}: {head:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_body_that_is_slow_over_http2_is_a_408_and_no_other_stream_minds() {
     let origin = Origin::giving_back().await;

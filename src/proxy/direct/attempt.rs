@@ -80,7 +80,7 @@ impl Failure {
     /// By whose fault, for the log; what was answered says more.
     pub(super) const fn code(&self) -> &'static str {
         match self {
-            Self::Trouble(Trouble::Client | Trouble::SlowClient) => problem::CLIENT_CLOSED.code,
+            Self::Trouble(trouble) if trouble.is_of_client() => problem::CLIENT_CLOSED.code,
             Self::Connect(_) | Self::Silence(_) | Self::Trouble(_) => "upstream-protocol",
             Self::Refused(_) | Self::Internal | Self::Again => "internal",
         }
@@ -251,14 +251,14 @@ impl Job<'_> {
     /// How long this attempt may take.
     fn waits(&mut self) -> Result<Waits, Failure> {
         let of_upstream = upstream(&self.call).read_timeout();
-        let (events, head) = (self.call.events, self.call.try_until());
+        let (events, per_try, head) = (self.call.events, self.call.rules().per_try(), self.call.try_until());
         let exchange = self.call.exchange();
         let idle = exchange.route.timeouts.read.map_or(of_upstream, |limit| limit.get());
         let deadline = exchange.ctx.deadline;
         if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return Err(failure::overdue().into());
         }
-        Ok(Waits { idle, deadline: deadline.filter(|_| !events), head })
+        Ok(Waits { idle, deadline: deadline.filter(|_| !events), head, per_try })
     }
 
     /// Sends the request and passes the answer on; true if the backend's connection takes another request.
@@ -268,6 +268,7 @@ impl Job<'_> {
         let seen = seen || upstream(&self.call).is_sticky();
         loop {
             let Answer { head, body, reusable, rest } = relay.answer(&self.request.method, seen).await?;
+            self.tell(|guard| relay.tell_upload(guard));
             let mut head = match head {
                 AnswerHead::Lines { status, .. } if self.answer_is_fault(status, None, relay) => {
                     return Err(Failure::Again);
@@ -342,7 +343,7 @@ impl Job<'_> {
     /// How the last attempt ended that failed so.
     pub(super) fn outcome(&self, failure: &Failure) -> AttemptOutcome {
         match failure {
-            Failure::Trouble(Trouble::Client | Trouble::SlowClient) => AttemptOutcome::Cancelled,
+            Failure::Trouble(trouble) if trouble.is_of_client() => AttemptOutcome::Cancelled,
             Failure::Connect(_) if !self.call.attempts.answered => AttemptOutcome::ConnectFailed,
             Failure::Trouble(Trouble::Timeout(_)) => AttemptOutcome::TimedOut,
             _ if self.call.attempts.answered => AttemptOutcome::Answered,
@@ -354,7 +355,7 @@ impl Job<'_> {
     pub(super) fn explain(&mut self, stream: &DoorStream, failure: Failure) -> Option<Reply> {
         let overdue = self.call.exchange().ctx.deadline.is_some_and(|deadline| Instant::now() >= deadline);
         let blamed = !matches!(failure, Failure::Refused(_) | Failure::Internal | Failure::Again);
-        let of_client = matches!(failure, Failure::Trouble(Trouble::Client | Trouble::SlowClient));
+        let of_client = matches!(failure, Failure::Trouble(trouble) if trouble.is_of_client());
         if blamed && !of_client {
             self.tell(InFlight::failed);
         }
@@ -372,6 +373,10 @@ impl Job<'_> {
                 stream.count(Rule::SlowBody);
                 self.call.reason = Some(Rule::SlowBody.detail().to_owned());
                 Problem::new(Rule::SlowBody.kind()).detail(Rule::SlowBody.detail())
+            }
+            Failure::Trouble(Trouble::LateClient) => {
+                self.call.reason = Some(Trouble::LateClient.reason().to_owned());
+                Problem::new(&problem::REQUEST_TIMEOUT).detail(failure::TOTAL)
             }
             Failure::Connect(Unconnected::Late(_)) | Failure::Trouble(Trouble::Timeout(_)) if overdue => {
                 failure::overdue()

@@ -6,6 +6,7 @@
 
 mod attempt;
 mod held;
+mod progress;
 mod relay;
 mod reply;
 mod trouble;

@@ -16,11 +16,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::held::{self, Held, Kept, LAST_CHUNK, ToClient};
+use super::progress::{Body, Down, Upload};
 use super::trouble::{Trouble, Waits};
 use super::wire::{self, Answer, Framing};
 use crate::door::DoorStream;
-use crate::proxy::failure::PER_TRY;
-use crate::upstream::Keep;
+use crate::proxy::failure::{PER_TRY, TOTAL};
+use crate::upstream::{InFlight, Keep};
 
 /// What is read at once, and so the most that is held for a side that takes it slowly, where many do.
 const ROOM: usize = 16 * 1024;
@@ -48,44 +49,14 @@ pub(super) struct Relay<'a> {
     down: Down,
     /// Since when the backend is waited for.
     since: Option<Instant>,
+    /// Until when it may take to begin an answer; none while the client has more to send.
+    head_due: Option<Instant>,
+    /// The client was waited for.
+    awaited: bool,
+    /// When it had sent everything, if it was.
+    sent_at: Option<Instant>,
     /// Bytes of content, to the backend.
     pub(super) taken: u64,
-}
-
-/// Where the request is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Upload {
-    /// The client has more to send.
-    Open,
-    /// All of it was read.
-    Over,
-    /// The backend takes no more of it, but may answer.
-    Refused,
-}
-
-/// Where the answer is.
-struct Down {
-    /// On its way to the client.
-    out: Held,
-    /// The head, as far as it came; before it is whole.
-    head: Vec<u8>,
-    /// What follows the head; none before it is there.
-    body: Option<Body>,
-    /// Read with the head, and not passed on yet.
-    early: Bytes,
-    /// Something was written to the client and not flushed.
-    unflushed: bool,
-    /// Bytes of content, to the client.
-    sent: u64,
-}
-
-struct Body {
-    framing: Framing,
-    /// Sent in chunks.
-    chunked: bool,
-    over: bool,
-    /// More came than belongs to the answer.
-    stray: bool,
 }
 
 impl<'a> Relay<'a> {
@@ -102,6 +73,7 @@ impl<'a> Relay<'a> {
         let mut up = Held::from(head);
         let taken = body.len() as u64;
         up.add(&body);
+        let head_due = waits.head.filter(|_| upload == Upload::Over);
         Self {
             early: client.take_early(),
             client,
@@ -113,15 +85,11 @@ impl<'a> Relay<'a> {
             kept: Kept::new(body, keep),
             written: false,
             heard: false,
-            down: Down {
-                out: Held::default(),
-                head: Vec::new(),
-                body: None,
-                early: Bytes::new(),
-                unflushed: false,
-                sent: 0,
-            },
+            down: Down::default(),
             since: None,
+            head_due,
+            awaited: false,
+            sent_at: None,
             taken,
         }
     }
@@ -150,7 +118,7 @@ impl<'a> Relay<'a> {
         chunked: bool,
     ) -> Result<(), Trouble> {
         self.kept.drop();
-        self.waits.head = None;
+        self.head_due = None;
         let over = matches!(framing, Framing::None);
         let stray = over && !rest.is_empty();
         let down = &mut self.down;
@@ -254,16 +222,17 @@ impl<'a> Relay<'a> {
         loop {
             // What came with the head goes out with it, if nothing can be wrong with it.
             if !sized {
-                ready!(self.poll_out(cx))?;
+                ready!(self.poll_sent(cx))?;
             }
             if !self.down.early.is_empty() {
                 let early = std::mem::take(&mut self.down.early);
                 self.pass(cx, &early)?;
                 continue;
             }
-            ready!(self.poll_out(cx))?;
+            ready!(self.poll_sent(cx))?;
             if self.down.body.as_ref().is_none_or(|body| body.over) {
-                return Pin::new(&mut *self.client).poll_flush(cx).map_err(|_| Trouble::Client);
+                let flushed = Pin::new(&mut *self.client).poll_flush(cx).map_err(|_| Trouble::Client);
+                return if flushed.is_pending() { self.poll_overdue(cx) } else { flushed };
             }
             let much = self.down.body.as_ref().is_some_and(|body| body.framing.may_exceed(ROOM as u64));
             let piece = if much && held::is_little() {
@@ -307,6 +276,19 @@ impl<'a> Relay<'a> {
             self.down.out.add(LAST_CHUNK);
         }
         Ok(())
+    }
+
+    /// As [`poll_out`](Self::poll_out), while there is time.
+    fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Trouble>> {
+        let sent = self.poll_out(cx);
+        if sent.is_pending() { self.poll_overdue(cx) } else { sent }
+    }
+
+    /// Minds the time for all of it while the client is waited for.
+    #[cold]
+    fn poll_overdue(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Trouble>> {
+        let Some(deadline) = self.waits.deadline else { return Poll::Pending };
+        self.client.alarm().poll(cx, deadline).map(|()| Err(Trouble::LateClient))
     }
 
     /// Sends what waits for the client.
@@ -382,7 +364,10 @@ impl<'a> Relay<'a> {
             let piece = if much { self.poll_upload::<MUCH_ROOM>(cx) } else { self.poll_upload::<ROOM>(cx) };
             match piece {
                 Poll::Pending if std::mem::take(&mut self.fresh) => {}
-                Poll::Pending => return Ok(()),
+                Poll::Pending => {
+                    self.awaited |= self.upload == Upload::Open;
+                    return Ok(());
+                }
                 Poll::Ready(sent) => sent?,
             }
         }
@@ -438,7 +423,27 @@ impl<'a> Relay<'a> {
     /// The backend takes no more; why, it may say.
     fn refuse(&mut self) {
         self.up = Held::default();
-        self.upload = Upload::Refused;
+        if std::mem::replace(&mut self.upload, Upload::Refused) == Upload::Open {
+            self.await_head();
+        }
+    }
+
+    /// The client is not waited for any more: from now on it is the backend's time.
+    fn await_head(&mut self) {
+        let limit = self.waits.per_try.filter(|_| self.down.body.is_none());
+        if self.awaited || limit.is_some() {
+            let now = Instant::now();
+            (self.sent_at, self.head_due) = (Some(now), limit.map(|limit| now + limit));
+        }
+    }
+
+    /// Tells how much of the time is the client's, who had more to send.
+    pub(super) fn tell_upload(&self, guard: &mut InFlight) {
+        match self.sent_at {
+            _ if self.upload == Upload::Open => guard.uploads(),
+            Some(at) => guard.uploaded_at(at),
+            None => {}
+        }
     }
 
     /// Sends a piece of the body after what waits already: the head, at the begin.
@@ -447,6 +452,7 @@ impl<'a> Relay<'a> {
         self.since = None;
         if self.client.is_at_end() {
             self.upload = Upload::Over;
+            self.await_head();
         }
         self.fresh = false;
         let held = self.up.rest().len();
@@ -465,7 +471,8 @@ impl<'a> Relay<'a> {
 
     /// Minds the time while nothing moves.
     fn poll_time(&mut self, cx: &mut Context<'_>) -> Poll<Trouble> {
-        let (due, trouble) = if self.up.is_empty() && self.upload == Upload::Open {
+        let of_client = self.up.is_empty() && self.upload == Upload::Open;
+        let (due, trouble) = if of_client {
             (self.client.body_due(), Trouble::SlowClient)
         } else {
             let now = || Instant::now();
@@ -473,13 +480,14 @@ impl<'a> Relay<'a> {
             let which = if self.up.is_empty() { "read timeout" } else { "write timeout" };
             (self.waits.idle.map(|idle| since + idle), Trouble::Timeout(which))
         };
-        let (due, trouble) = match self.waits.head {
+        let (due, trouble) = match self.head_due {
             Some(head) if due.is_none_or(|due| head < due) => (Some(head), Trouble::Timeout(PER_TRY)),
             _ => (due, trouble),
         };
         let (due, trouble) = match self.waits.deadline {
             Some(deadline) if due.is_none_or(|due| deadline < due) => {
-                (Some(deadline), Trouble::Timeout("total timeout"))
+                let trouble = if of_client { Trouble::LateClient } else { Trouble::Timeout(TOTAL) };
+                (Some(deadline), trouble)
             }
             _ => (due, trouble),
         };

@@ -9,6 +9,8 @@ pub(super) enum Trouble {
     Client,
     /// The client keeps the gateway waiting for its body.
     SlowClient,
+    /// The client was waited for when the time for all of it was over.
+    LateClient,
     /// The backend closed the connection before it said anything.
     Unanswered,
     /// The backend broke the answer off.
@@ -20,11 +22,17 @@ pub(super) enum Trouble {
 }
 
 impl Trouble {
+    /// Whether it is no fault of the backend's.
+    pub(super) const fn is_of_client(self) -> bool {
+        matches!(self, Self::Client | Self::SlowClient | Self::LateClient)
+    }
+
     /// What the log says of it.
     pub(super) const fn reason(self) -> &'static str {
         match self {
             Self::Client => "the client went away",
             Self::SlowClient => "the client is too slow",
+            Self::LateClient => "the total timeout passed while the client was waited for",
             Self::Unanswered => "the upstream closed the connection before it answered",
             Self::Cut => "the upstream broke its answer off",
             Self::Protocol(reason) | Self::Timeout(reason) => reason,
@@ -39,6 +47,8 @@ pub(super) struct Waits {
     pub(super) idle: Option<Duration>,
     /// For all of it.
     pub(super) deadline: Option<Instant>,
-    /// For the head of the answer.
+    /// For the head of the answer,
     pub(super) head: Option<Instant>,
+    /// or as long from when the client has sent everything.
+    pub(super) per_try: Option<Duration>,
 }

@@ -45,8 +45,10 @@ pub(super) struct Replay {
     given: Given,
     /// Index of the chunk to give out next.
     next: usize,
-    /// Until when there has to be an answer.
+    /// Until when there has to be an answer,
     try_until: Option<Instant>,
+    /// or how long it may take once the client has sent everything.
+    of_try: Option<Duration>,
     slot: Slot,
 }
 
@@ -57,7 +59,9 @@ impl Replay {
         try_until: Option<Instant>,
         slot: Slot,
     ) -> Self {
-        Self { real: Some(real), given, next: 0, try_until, slot }
+        let until = try_until.filter(|_| matches!(given, Given::Streamed(_)));
+        let of_try = until.map(|until| until.saturating_duration_since(Instant::now()));
+        Self { real: Some(real), given, next: 0, try_until, of_try, slot }
     }
 
     /// Pingora does not pass on to a stand-in that a connection is to be closed.
@@ -162,6 +166,13 @@ impl CustomSession for Replay {
         let Some(until) = self.try_until.filter(|_| !self.answered()) else {
             return self.read_or_idle(no_body_expected).await;
         };
+        if let Some(of_try) = self.of_try {
+            if !self.real_mut().is_body_done() {
+                return self.read_or_idle(no_body_expected).await;
+            }
+            (self.of_try, self.try_until) = (None, Some(Instant::now() + of_try));
+        }
+        let until = self.try_until.unwrap_or(until);
         let left = until.saturating_duration_since(Instant::now());
         let read = timeout(left, self.read_or_idle(no_body_expected)).await;
         read.unwrap_or_else(|_| Error::e_explain(PER_TRY, "no answer to an attempt"))

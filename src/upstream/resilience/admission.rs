@@ -25,12 +25,14 @@ pub enum Refusal {
 }
 
 impl Admission {
-    /// Says what became of the request, which was known at this time.
-    pub fn settle(&mut self, verdict: Verdict, now: Instant) {
+    /// Says what became of the request, which was known at this time, and for how much of the time the client was waited
+    /// for.
+    pub fn settle(&mut self, verdict: Verdict, now: Instant, of_client: Duration) {
         if let Some(passage) = &mut self.passage {
-            passage.settle(verdict, now);
+            passage.settle(verdict, now, of_client);
         }
-        self.places.iter().flatten().for_each(|place| place.settle(verdict == Verdict::Failed, now));
+        let failed = verdict == Verdict::Failed;
+        self.places.iter().flatten().for_each(|place| place.settle(failed, now, of_client));
     }
 }
 

@@ -14,6 +14,9 @@ use crate::config::circuit_breaker::CircuitBreaker;
 
 /// Parts of the window; the oldest one is forgotten as a whole.
 const SLOTS: u32 = 10;
+/// After so long the places of probes that were not answered are free again: a client that sends its request slowly holds
+/// none for good.
+const PROBES_EACH: Duration = Duration::from_secs(1);
 
 /// Refused: the breaker is open, for so long still.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +83,8 @@ struct Counts {
 struct Probes {
     under_way: u32,
     passed: u32,
+    /// When the places were free last.
+    since: Option<Instant>,
 }
 
 /// A request that was let pass; without a verdict, it says nothing.
@@ -143,10 +148,13 @@ impl Breaker {
             }
             State::Open => {
                 self.change(&mut inner, State::HalfOpen, "it was open for long enough".to_owned(), now);
-                inner.probes.under_way = 1;
+                (inner.probes.under_way, inner.probes.since) = (1, Some(now));
             }
             State::HalfOpen => {
                 let probes = &mut inner.probes;
+                if probes.since.is_none_or(|since| now >= since + PROBES_EACH) {
+                    (probes.under_way, probes.since) = (0, Some(now));
+                }
                 if probes.under_way + probes.passed >= self.written.half_open.get() {
                     self.refused.fetch_add(1, Ordering::Relaxed);
                     return Err(Open { left: Duration::from_secs(1) });
@@ -272,9 +280,9 @@ impl Breaker {
 
 impl Passage {
     /// Says what became of the request; the first word counts.
-    pub(super) fn settle(&mut self, verdict: Verdict, now: Instant) {
+    pub(super) fn settle(&mut self, verdict: Verdict, now: Instant, of_client: Duration) {
         if !std::mem::replace(&mut self.told, true) {
-            let elapsed = now.saturating_duration_since(self.begun);
+            let elapsed = now.saturating_duration_since(self.begun).saturating_sub(of_client);
             self.breaker.settle(self.era, verdict == Verdict::Failed, elapsed, now);
         }
     }
@@ -315,7 +323,7 @@ mod tests {
     fn ask(breaker: &Arc<Breaker>, verdict: Verdict, now: Instant) -> bool {
         match breaker.enter(now) {
             Ok(mut passage) => {
-                passage.settle(verdict, now);
+                passage.settle(verdict, now, Duration::ZERO);
                 true
             }
             Err(_) => false,
@@ -324,6 +332,31 @@ mod tests {
 
     fn state(breaker: &Breaker) -> &'static str {
         breaker.shown().state.as_str()
+    }
+
+    #[test]
+    fn probes_that_are_not_answered_hold_their_places_for_a_second() {
+        let (breaker, start) = breaker(json!({"min_requests": 1, "open": "1s", "half_open": 2}));
+        ask(&breaker, Verdict::Failed, start);
+        let half = after(start, 2000);
+        let held: Vec<Passage> = (0..2).map(|_| breaker.enter(half).expect("a probe")).collect();
+        assert!(breaker.enter(after(half, 999)).is_err());
+        for passed in ["half_open", "closed"] {
+            assert!(ask(&breaker, Verdict::Answered, after(half, 1000)));
+            assert_eq!(state(&breaker), passed);
+        }
+        drop(held);
+    }
+
+    #[test]
+    fn the_clients_time_is_not_slowness() {
+        let rules = json!({"min_requests": 1, "slow": "1s", "slow_ratio": "50%"});
+        let (breaker, start) = breaker(rules);
+        for (of_client, expected) in [(2500, "closed"), (500, "open")] {
+            let mut passage = breaker.enter(start).expect("it is closed");
+            passage.settle(Verdict::Answered, after(start, 3000), Duration::from_millis(of_client));
+            assert_eq!(state(&breaker), expected);
+        }
     }
 
     #[test]
@@ -350,7 +383,7 @@ mod tests {
         let (breaker, now) = breaker(written);
         for _ in 0..2 {
             let mut passage = breaker.enter(now).unwrap();
-            passage.settle(Verdict::Answered, after(now, 1000));
+            passage.settle(Verdict::Answered, after(now, 1000), Duration::ZERO);
         }
         assert_eq!(
             (state(&breaker), &*breaker.shown().reason),
@@ -368,9 +401,9 @@ mod tests {
         let (mut one, mut two) = (breaker.enter(then).unwrap(), breaker.enter(then).unwrap());
         assert_eq!(state(&breaker), "half_open");
         assert!(breaker.enter(then).is_err(), "no more than two");
-        one.settle(Verdict::Answered, then);
+        one.settle(Verdict::Answered, then, Duration::ZERO);
         assert!(breaker.enter(then).is_err(), "the other one is still under way");
-        two.settle(Verdict::Answered, then);
+        two.settle(Verdict::Answered, then, Duration::ZERO);
         assert_eq!(state(&breaker), "closed");
     }
 
@@ -382,7 +415,7 @@ mod tests {
         let mut other = breaker.enter(then).unwrap();
         assert!(ask(&breaker, Verdict::Failed, then));
         assert_eq!(state(&breaker), "open");
-        other.settle(Verdict::Answered, then);
+        other.settle(Verdict::Answered, then, Duration::ZERO);
         assert_eq!(state(&breaker), "open", "what began before says nothing");
         assert!(breaker.enter(after(then, 999)).is_err());
         assert!(breaker.enter(after(then, 1000)).is_ok());

@@ -37,9 +37,10 @@ pub struct Place {
 
 impl Place {
     /// The request that holds it was answered, well or not.
-    pub(super) fn settle(&self, failed: bool, at: Instant) {
+    pub(super) fn settle(&self, failed: bool, at: Instant, of_client: Duration) {
         if let Some((bulkhead, since)) = &self.adaptive {
-            bulkhead.adapt(at.saturating_duration_since(*since), failed, Instant::now());
+            let took = at.saturating_duration_since(*since).saturating_sub(of_client);
+            bulkhead.adapt(took, failed, Instant::now());
         }
     }
 }
