@@ -373,7 +373,8 @@ impl Fill {
     /// What is stored, if it may be served in the place of what came.
     fn stale_for(&self, failed: bool, reached: bool) -> Option<Arc<Entry>> {
         let stored = self.stored.as_ref().filter(|_| failed)?;
-        serves_on_error(stored.facts(), &self.directives, reached, now()).then(|| stored.clone())
+        let asked = (reached, now());
+        serves_on_error(stored.facts(), &self.directives, stored.standing(), asked).then(|| stored.clone())
     }
 
     fn stale_if_error(self, tell: oneshot::Sender<Filled>, stored: Arc<Entry>, came: Option<u16>) {

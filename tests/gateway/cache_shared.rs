@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::harness::cached::{Cached, numbered};
-use crate::harness::{Redis, soon, until};
+use crate::harness::{Head, Redis, soon, until};
 
 const FIELDS: &str = "cache-control: max-age=3600\r\netag: \"v\"\r\n";
 const FILTERS: &str = "[cache: {tags: ['t-${request.path}'], purge: {token: secret-of-purging}}]";
@@ -12,16 +12,25 @@ const GAPS: &str = "tollhouse_cache_shared_gaps_total";
 
 /// A gateway with a cache before an origin of its own, which shares purges.
 async fn sharing(redis: &Redis, server: &str) -> Cached {
+    sharing_what(redis, server, |nth, head| match head.field("if-none-match") {
+        Some(_) => format!("HTTP/1.1 304 Not Modified\r\n{FIELDS}\r\n"),
+        None => numbered(nth, FIELDS),
+    })
+    .await
+}
+
+/// The same, before an origin that answers so.
+async fn sharing_what(
+    redis: &Redis,
+    server: &str,
+    answer: impl Fn(usize, &Head) -> String + Send + Sync + 'static,
+) -> Cached {
     let rest = format!(
         "stores: {{main: {{type: redis, url: \"{}\", timeout: 1s}}}}\n\
          routes: [{{name: all, match: {{paths: [/*]}}, upstream: o, filters: {FILTERS}}}]\n",
         redis.url()
     );
-    Cached::routed(&format!("store: main{server}"), &rest, |nth, head| match head.field("if-none-match") {
-        Some(_) => format!("HTTP/1.1 304 Not Modified\r\n{FIELDS}\r\n"),
-        None => numbered(nth, FIELDS),
-    })
-    .await
+    Cached::routed(&format!("store: main{server}"), &rest, answer).await
 }
 
 async fn purge(cached: &Cached, wish: Value) -> Value {
@@ -162,6 +171,31 @@ async fn a_journal_that_is_too_short_or_nonsense_is_a_gap() {
     counts(&two, GAPS, 4).await;
     received(&two, 1).await;
     assert_eq!((asks(&two, "/a").await, asks(&two, "/a").await), (1, 0));
+}
+
+#[tokio::test]
+async fn after_a_gap_nothing_is_served_before_it_is_validated_whatever_may_be_stale() {
+    let redis = Redis::start().await;
+    let fields =
+        "cache-control: max-age=3600, stale-while-revalidate=3600, stale-if-error=3600\r\netag: \"v\"\r\n";
+    let two = sharing_what(&redis, "", move |nth, head| match head.field("if-none-match") {
+        Some(_) if head.target() == "/down" => "HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n".to_owned(),
+        _ => numbered(nth, fields),
+    })
+    .await;
+    let text = async |path: &str| two.get(path).await.text();
+    for (path, expected) in [("/a", "answer 1"), ("/down", "answer 2"), ("/a", "answer 1")] {
+        assert_eq!(text(path).await, expected);
+    }
+    // Whatever stood there may have been a purge of these.
+    let _: String = redis.ask(&["XADD", "tollhouse:journal:purges", "*", "by", "x", "says", "lost"]);
+    counts(&two, GAPS, 1).await;
+    assert_eq!(text("/a").await, "answer 3", "not even one stale answer");
+    assert_eq!(two.get("/down").await.status, 503, "nor in the place of an error");
+    assert_eq!(text("/a").await, "answer 3");
+    // What is only said to be stale may be.
+    assert_eq!(purge(&two, json!({"url": "http://example.test/a", "soft": true})).await["purged"], 1);
+    assert_eq!(text("/a").await, "answer 3", "while it is fetched anew");
 }
 
 #[tokio::test]
