@@ -241,10 +241,9 @@ impl Fill {
                     self.cache.store.remove(&stored);
                 }
                 self.lead.tell(Phase::Stored(entry.clone()));
-                self.lead.leave();
                 self.cache.counts.stored.inc();
-                let _ = tell.send(Filled::Validated(entry));
                 self.finish(304, 0);
+                self.lead.end(tell, Filled::Validated(entry));
             }
             // It is about something else: asked again, without condition.
             Ok(None) => {
@@ -361,14 +360,14 @@ impl Fill {
                     // What was stored is no longer what the origin answers.
                     self.cache.store.remove(&stored);
                 }
-                drop(self.lead);
                 if let Some(cookie) = stays_with.and_then(|backend| upstream.stick(&backend, self.tls)) {
                     // Only here, where the answer is for one client alone.
                     let _ = head.append_header(SET_COOKIE, cookie);
                 }
                 let upstream = body.upstream();
                 let message = Message { head, body: Body::Stream(Box::new(body)) };
-                let _ = tell.send(Filled::Own(Reply::Message(Box::new(message)), Some(why.name()), upstream));
+                self.lead
+                    .end(tell, Filled::Own(Reply::Message(Box::new(message)), Some(why.name()), upstream));
             }
         }
     }
@@ -383,7 +382,8 @@ impl Fill {
     /// What is stored, if it may be served in the place of what came.
     fn stale_for(&self, failed: bool, reached: bool) -> Option<Arc<Entry>> {
         let stored = self.stored.as_ref().filter(|_| failed)?;
-        serves_on_error(stored.facts(), &self.directives, reached, now()).then(|| stored.clone())
+        let asked = (reached, now());
+        serves_on_error(stored.facts(), &self.directives, stored.standing(), asked).then(|| stored.clone())
     }
 
     fn stale_if_error(self, tell: oneshot::Sender<Filled>, stored: Arc<Entry>, came: Option<u16>) {
@@ -394,8 +394,8 @@ impl Fill {
     fn stale(mut self, tell: oneshot::Sender<Filled>, (phase, filled): (Phase, Filled), came: Option<u16>) {
         self.cache.counts.failed.inc();
         self.lead.tell(phase);
-        let _ = tell.send(filled);
         self.finish(came.unwrap_or(502), 0);
+        self.lead.end(tell, filled);
     }
 
     fn failed(mut self, tell: oneshot::Sender<Filled>, error: &CallError) {
@@ -407,7 +407,7 @@ impl Fill {
         self.lead.tell(Phase::Failed(Arc::new(problem.clone())));
         let upstream = self.exchange.ctx.upstream.clone();
         self.finish(problem.status(), 0);
-        let _ = tell.send(Filled::Own(problem.into(), None, upstream));
+        self.lead.end(tell, Filled::Own(problem.into(), None, upstream));
     }
 
     /// Ends with an answer for who began it alone.
@@ -417,7 +417,7 @@ impl Fill {
         self.finish(rendered.head.status.as_u16(), 0);
         let message = Message { head: rendered.head, body: rendered.body };
         let upstream = self.exchange.ctx.upstream.clone();
-        let _ = tell.send(Filled::Own(Reply::Message(Box::new(message)), Some(why), upstream));
+        self.lead.end(tell, Filled::Own(Reply::Message(Box::new(message)), Some(why), upstream));
     }
 
     fn finish(&mut self, status: u16, bytes: u64) {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tollhouse_filters::problem::Problem;
 
 use super::growing::Growing;
@@ -245,6 +245,13 @@ impl Lead {
         }
     }
 
+    /// Tells who began it what came of it; it is over by then, so that what they ask next is asked anew.
+    pub(super) fn end<T>(self, tell: oneshot::Sender<T>, came: T) {
+        drop(self);
+        // Who went away does not hear it.
+        let _ = tell.send(came);
+    }
+
     /// Whether what it asked for was purged since.
     pub(super) fn is_spoiled(&self) -> bool {
         self.flight.is_spoiled()
@@ -264,8 +271,25 @@ impl Drop for Lead {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Wake};
+
     use super::*;
+
+    /// Asks for a key when it is woken, and notes whether it is the first.
+    pub(in crate::cache) struct Asks {
+        pub(in crate::cache) flights: Arc<Flights>,
+        pub(in crate::cache) key: Bytes,
+        pub(in crate::cache) was_first: AtomicBool,
+    }
+
+    impl Wake for Asks {
+        fn wake(self: Arc<Self>) {
+            let first = matches!(self.flights.join(self.key.clone()), Joined::First(_));
+            self.was_first.store(first, Ordering::SeqCst);
+        }
+    }
 
     fn key(text: &'static str) -> Bytes {
         Bytes::from_static(text.as_bytes())
@@ -281,6 +305,20 @@ mod tests {
         drop(lead);
         assert!(matches!(*waiting.borrow(), Phase::Released));
         assert!(matches!(flights.join(key("a")), Joined::First(_)));
+    }
+
+    #[test]
+    fn who_hears_what_came_of_a_flight_finds_it_over() {
+        let flights = Arc::<Flights>::default();
+        let Joined::First(lead) = flights.join(key("a")) else { panic!("nobody asks yet") };
+        let asks = Asks { flights: flights.clone(), key: key("a"), was_first: AtomicBool::new(false) };
+        let asks = Arc::new(asks);
+        let (tell, told) = oneshot::channel();
+        let waker = asks.clone().into();
+        let mut told = pin!(told);
+        assert!(told.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        lead.end(tell, ());
+        assert!(asks.was_first.load(Ordering::SeqCst));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A body on its way in, read by as many as wait for it.
 
 use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -230,6 +231,42 @@ impl ClientBody for Reader {
     }
 }
 
+/// A part of a body on its way in.
+pub(super) struct Part {
+    reader: Reader,
+    /// Bytes before it that have not come yet.
+    before: u64,
+    /// Bytes of it that have not been taken yet.
+    left: u64,
+}
+
+impl Reader {
+    /// Only these bytes.
+    pub(super) fn part(self, bytes: Range<u64>) -> Part {
+        Part { reader: self, before: bytes.start, left: bytes.end - bytes.start }
+    }
+}
+
+#[async_trait]
+impl ClientBody for Part {
+    async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
+        while self.left > 0 {
+            let Some(mut piece) = self.reader.next().await? else {
+                return Err(ClientError::Broken("it ended before the part did".to_owned()));
+            };
+            let room = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+            let before = piece.split_to(room(self.before).min(piece.len()));
+            self.before -= before.len() as u64;
+            piece.truncate(room(self.left));
+            self.left -= piece.len() as u64;
+            if !piece.is_empty() {
+                return Ok(Some(piece));
+            }
+        }
+        Ok(None)
+    }
+}
+
 impl Drop for Reader {
     fn drop(&mut self) {
         self.growing.body.lock().readers.remove(&self.id);
@@ -253,7 +290,7 @@ mod tests {
         Bytes::from_static(text.as_bytes())
     }
 
-    async fn all(mut reader: Reader) -> Result<Vec<Bytes>, ClientError> {
+    async fn all(mut reader: impl ClientBody) -> Result<Vec<Bytes>, ClientError> {
         let mut pieces = Vec::new();
         while let Some(piece) = reader.next().await? {
             pieces.push(piece);
@@ -291,6 +328,24 @@ mod tests {
         assert_eq!(all(early).await.expect("whole"), ["cdef"]);
         let late = growing.read().expect("its start is there");
         assert_eq!(all(late).await.expect("whole"), ["abcdef"]);
+    }
+
+    #[tokio::test]
+    async fn a_part_is_cut_from_the_pieces_that_it_lies_in() {
+        let (growing, _) = growing();
+        let part = |bytes| growing.read().expect("its start is there").part(bytes);
+        let parts = [0..1, 1..5, 2..4, 3..7, 6..7, 0..7].map(part);
+        let beyond = part(5..9);
+        for text in ["ab", "cd", "", "efg"] {
+            assert!(growing.push(piece(text)).await);
+        }
+        growing.finish();
+        let expected: [&[&str]; 6] =
+            [&["a"], &["b", "cd", "e"], &["cd"], &["d", "efg"], &["g"], &["ab", "cd", "efg"]];
+        for (part, expected) in parts.into_iter().zip(expected) {
+            assert_eq!(all(part).await.expect("whole"), expected);
+        }
+        assert!(all(beyond).await.is_err(), "never one that is shorter than was said");
     }
 
     #[tokio::test]

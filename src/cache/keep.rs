@@ -53,7 +53,7 @@ impl Work {
         let shared = growing.facts.left(now).is_ok() && !growing.facts.no_cache;
         self.lead.tell(if shared { Phase::Answered(growing.clone()) } else { Phase::Released });
         // Says so, however this ends, unless it was whole before.
-        let _broken = Broken(&growing);
+        let _broken = Broken(&growing, &self.lead);
         let mut kept = true;
         let last = loop {
             let (piece, ends) = match body.next_and_end().await {
@@ -109,11 +109,12 @@ impl Work {
     }
 }
 
-/// Says that a body broke off, however the filling of it ends, unless it was whole before.
-struct Broken<'a>(&'a Growing);
+/// Says that a body broke off, however the filling of it ends, unless it was whole before. Nobody can join it by then.
+struct Broken<'a>(&'a Growing, &'a Lead);
 
 impl Drop for Broken<'_> {
     fn drop(&mut self) {
+        self.1.leave();
         self.0.abandon();
     }
 }
@@ -122,8 +123,12 @@ impl Drop for Broken<'_> {
 mod tests {
     use std::sync::Barrier;
     use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::Context;
 
-    use super::super::flight::Joined;
+    use tollhouse_filters::world::ClientBody;
+
+    use super::super::flight::tests::Asks;
+    use super::super::flight::{Flights, Joined};
     use super::super::store::{How, Purge, Store, StoreOptions};
     use super::*;
     use crate::observe::Observe;
@@ -134,6 +139,22 @@ mod tests {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let store = Arc::new(Store::new(StoreOptions { capacity: 1 << 24, max_variants: 2 }));
         Cache::new(store, Caller::new(), Observe::new(100, &Format::Off, &To::Stdout, &[]).expect("no file"))
+    }
+
+    #[test]
+    fn who_reads_that_an_answer_broke_off_does_not_join_it_again() {
+        let (flights, key) = (Arc::<Flights>::default(), Bytes::from_static(b"a"));
+        let Joined::First(lead) = flights.join(key.clone()) else { panic!("nobody asks yet") };
+        let head = pingora::http::ResponseHeader::build(200, None).expect("valid");
+        let growing = Growing::new(head, Default::default(), Vec::new(), Default::default());
+        lead.tell(Phase::Answered(growing.clone()));
+        let mut reader = growing.read().expect("its start is there");
+        let asks = Arc::new(Asks { flights, key, was_first: AtomicBool::new(false) });
+        let waker = asks.clone().into();
+        let mut next = reader.next();
+        assert!(next.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        drop(Broken(&growing, &lead));
+        assert!(asks.was_first.load(Ordering::SeqCst));
     }
 
     #[test]

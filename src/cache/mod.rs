@@ -34,7 +34,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 use tollhouse_filters::caching::{
-    Ask, CacheStatus, Forwarded, Serve, Why, judge, matches, names, serves_on_error, variant,
+    Ask, CacheStatus, Forwarded, Serve, Standing, Why, judge, matches, names, serves_on_error, variant,
 };
 use tollhouse_filters::outcome::Reply;
 use tollhouse_filters::problem::{self, Problem};
@@ -174,7 +174,7 @@ impl Cache {
         let variants = found.as_deref().unwrap_or_default();
         let entry = variants.iter().find(|entry| matches(entry.variant(), &request.headers));
         let moment = now();
-        let judged = entry.map(|entry| judge(entry.facts(), &ask.directives, entry.is_purged(), moment));
+        let judged = entry.map(|entry| judge(entry.facts(), &ask.directives, entry.standing(), moment));
         let mut status = CacheStatus::default();
         let served = match judged.map(|judged| judged.serve) {
             Some(Serve::AsItIs) => true,
@@ -335,13 +335,13 @@ impl Cache {
             Filled::Validated(entry) => {
                 status.forwarded_status = Some(304);
                 status.stored = true;
-                let judged = judge(entry.facts(), &ask.directives, false, now());
+                let judged = judge(entry.facts(), &ask.directives, Standing::Good, now());
                 status.ttl = Some(judged.ttl);
                 serve::entry(&entry, request, judged)
             }
             Filled::Stale(entry, why, came) => {
                 status.forwarded_status = came;
-                let judged = judge(entry.facts(), &ask.directives, false, now());
+                let judged = judge(entry.facts(), &ask.directives, entry.standing(), now());
                 status.ttl = Some(judged.ttl);
                 status.detail = Some(why.into());
                 serve::entry(&entry, request, judged)
@@ -371,13 +371,13 @@ impl Cache {
         };
         let outcome = told.map(|told| told.map_or(Phase::Released, |phase| phase.clone()));
         let moment = now();
-        let fresh = |facts: &Facts| judge(facts, &ask.directives, false, moment);
+        let judged = |facts: &Facts, standing| judge(facts, &ask.directives, standing, moment);
         let is_for = |variant: &[u8]| matches(variant, &request.headers);
         let status = exchange.ctx.cache.get_or_insert_default();
         status.collapsed = true;
         let reason = match outcome {
             Ok(Phase::Answered(growing)) if is_for(&growing.variant) => {
-                let judged = fresh(&growing.facts);
+                let judged = judged(&growing.facts, Standing::Good);
                 if judged.serve == Serve::AsItIs
                     && let Some(reader) = growing.read()
                 {
@@ -387,8 +387,9 @@ impl Cache {
                 "not-shareable"
             }
             Ok(Phase::Stored(entry)) if is_for(entry.variant()) => {
-                let judged = fresh(entry.facts());
-                let stale = serves_on_error(entry.facts(), &ask.directives, false, moment);
+                let (facts, standing) = (entry.facts(), entry.standing());
+                let judged = judged(facts, standing);
+                let stale = serves_on_error(facts, &ask.directives, standing, (false, moment));
                 if judged.serve == Serve::AsItIs || (stale && stored.is_some()) {
                     status.ttl = Some(judged.ttl);
                     return Some(serve::entry(&entry, request, judged));
@@ -396,7 +397,7 @@ impl Cache {
                 "not-shareable"
             }
             Ok(Phase::Stale(entry)) if is_for(entry.variant()) => {
-                let judged = fresh(entry.facts());
+                let judged = judged(entry.facts(), entry.standing());
                 status.ttl = Some(judged.ttl);
                 status.detail = Some(problem::CIRCUIT_OPEN.code.into());
                 return Some(serve::entry(&entry, request, judged));

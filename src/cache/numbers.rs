@@ -72,7 +72,7 @@ impl Counts {
                 "Purges shared with other gateways: sent, sent once the store was back (late), received.";
             metrics.counter("tollhouse_cache_shared_purges_total", help, &[("way", way)])
         };
-        let help = "Times at which purges of other gateways may have been missed, so that all became stale.";
+        let help = "Times at which purges of other gateways may have been missed: all is validated before it is served.";
         Self {
             stored: fills("stored"),
             not_stored: fills("not_stored"),

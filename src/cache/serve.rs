@@ -36,26 +36,14 @@ pub(super) fn entry(entry: &Arc<Entry>, request: &RequestHeader, judged: Judgeme
     put(&mut head, AGE, HeaderValue::from(judged.age));
     let length = entry.length();
     let selected = select((&request.method, &request.headers), (head.status, &head.headers), length);
+    say(selected, &mut head, length);
     let body = match selected {
         Selected::Whole => {
             put(&mut head, CONTENT_LENGTH, HeaderValue::from(length));
             body(entry.body())
         }
-        Selected::NotModified => {
-            not_modified(&mut head);
-            Body::Bytes(Bytes::new())
-        }
-        Selected::Part(first, last) => {
-            head.set_status(206).expect("a status");
-            put(&mut head, CONTENT_RANGE, range(format_args!("{first}-{last}"), length));
-            put(&mut head, CONTENT_LENGTH, HeaderValue::from(last - first + 1));
-            body(entry.range(first..last + 1))
-        }
-        Selected::NoSuchPart => {
-            head.set_status(416).expect("a status");
-            put(&mut head, CONTENT_RANGE, range(format_args!("*"), length));
-            Body::Bytes(Bytes::new())
-        }
+        Selected::Part(first, last) => body(entry.range(first..last + 1)),
+        Selected::NotModified | Selected::NoSuchPart => Body::Bytes(Bytes::new()),
     };
     Reply::Message(Box::new(Message { head, body }))
 }
@@ -71,13 +59,43 @@ pub(super) fn growing(
     if let Some(judged) = judged {
         put(&mut head, AGE, HeaderValue::from(judged.age));
     }
-    let selected = select((&request.method, &request.headers), (head.status, &head.headers), u64::MAX);
-    if selected == Selected::NotModified {
-        not_modified(&mut head);
-        return Reply::message(head, Bytes::new());
+    let told = length(&head);
+    let length = told.unwrap_or(u64::MAX);
+    let mut selected = select((&request.method, &request.headers), (head.status, &head.headers), length);
+    if told.is_none() && selected != Selected::NotModified {
+        // Of how much it is a part nobody knows yet; all of it is an answer too (RFC 9110 s14.2).
+        selected = Selected::Whole;
     }
-    // A part may be asked for of what is whole only; all of it is an answer too (RFC 9110 s14.2).
-    Reply::Message(Box::new(Message { head, body: Body::Stream(Box::new(reader)) }))
+    say(selected, &mut head, length);
+    let body = match selected {
+        Selected::Whole => Body::Stream(Box::new(reader)),
+        Selected::Part(first, last) => Body::Stream(Box::new(reader.part(first..last + 1))),
+        Selected::NotModified | Selected::NoSuchPart => Body::Bytes(Bytes::new()),
+    };
+    Reply::Message(Box::new(Message { head, body }))
+}
+
+/// Makes the head say what is sent of content of this length, unless that is all of it.
+fn say(selected: Selected, head: &mut ResponseHeader, length: u64) {
+    match selected {
+        Selected::Whole => {}
+        Selected::NotModified => not_modified(head),
+        Selected::Part(first, last) => {
+            head.set_status(206).expect("a status");
+            put(head, CONTENT_RANGE, range(format_args!("{first}-{last}"), length));
+            put(head, CONTENT_LENGTH, HeaderValue::from(last - first + 1));
+        }
+        Selected::NoSuchPart => {
+            head.set_status(416).expect("a status");
+            head.remove_header(&CONTENT_LENGTH);
+            put(head, CONTENT_RANGE, range(format_args!("*"), length));
+        }
+    }
+}
+
+/// The length that a head tells.
+fn length(head: &ResponseHeader) -> Option<u64> {
+    head.headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// RFC 9110 s15.4.5: nothing of the content that is not sent.

@@ -1,7 +1,7 @@
 //! Purges that gateways tell each other, over a store.
 //!
 //! Each purge is an entry of a journal that all read, on a thread of its own. What was missed is read later; where it
-//! cannot be known any more, everything that is stored becomes stale.
+//! cannot be known any more, everything that is stored is in doubt.
 
 use std::sync::{Arc, Weak, mpsc};
 use std::thread;
@@ -103,10 +103,11 @@ impl Cache {
             }
         }
         if gap {
-            let hits = self.purge(&Purge::All, How::Soft);
+            // A purge for good may be among what was missed.
+            let hits = self.purge(&Purge::All, How::Doubt);
             if hits > 0 {
                 self.counts.gaps.inc();
-                log::warn!(answers = hits; "purges of other gateways may have been missed: what is stored is stale");
+                log::warn!(answers = hits; "purges of other gateways may have been missed: what is stored is validated before it is served");
             }
         }
     }

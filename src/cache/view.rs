@@ -56,7 +56,7 @@ impl Cache {
 }
 
 fn look(entry: &Arc<Entry>, request: &HeaderMap) -> Look {
-    let judged = judge(entry.facts(), &RequestDirectives::of(request), entry.is_purged(), now());
+    let judged = judge(entry.facts(), &RequestDirectives::of(request), entry.standing(), now());
     let serves = match judged.serve {
         _ if !matches(entry.variant(), request) => "no: it is for requests with other fields",
         Serve::AsItIs => "yes",

@@ -146,6 +146,12 @@ impl Journal {
         command
     }
 
+    fn since(&self, entry: &str) -> Cmd {
+        let mut command = redis::cmd("XRANGE");
+        command.arg(&self.key).arg(entry).arg("+");
+        command
+    }
+
     fn last(&self) -> Cmd {
         let mut command = redis::cmd("XREVRANGE");
         command.arg(&self.key).arg("+").arg("-").arg("COUNT").arg(1);
@@ -193,9 +199,7 @@ impl Reader {
         // The oldest leave first: while this one is there, none of those after it was missed.
         let before = line.ask(&self.journal.is_there(&place.entry)).await?;
         place.entry.clone_from(&last.id);
-        let others = found.into_iter().filter(|entry| entry.by != OWN.as_bytes());
-        let said = others.filter_map(|entry| entry.says);
-        Ok(News { gap: is_empty(&before), said: said.collect() })
+        Ok(News { gap: is_empty(&before), said: of_others(found) })
     }
 
     /// Connects, and finds out whether it can read on.
@@ -210,18 +214,29 @@ impl Reader {
             }
             _ => false,
         };
+        let mut news = News { gap: !goes_on, said: Vec::new() };
         if !goes_on {
             let last = listed(&line.ask(&self.journal.last()).await?).ok_or(Reason::Nonsense)?.pop();
-            let entry = match last {
+            let mut entry = match last {
                 Some(last) => last.id,
                 // An entry to go on from, which is gone when the server loses what it has.
                 None => text(&line.ask(&self.journal.anchor()).await?).ok_or(Reason::Nonsense)?,
             };
+            if let Some(place) = &self.place {
+                // What was said since is news all the same, though something between may be lost.
+                let from = line.ask(&self.journal.since(&place.entry)).await?;
+                let mut since = listed(&from).ok_or(Reason::Nonsense)?;
+                since.retain(|entry| entry.id != place.entry);
+                if let Some(last) = since.last() {
+                    entry.clone_from(&last.id);
+                }
+                news.said = of_others(since);
+            }
             self.place = Some(Place { server, entry });
         }
         self.line = Some(line);
         self.report(None);
-        Ok(News { gap: !goes_on, said: Vec::new() })
+        Ok(news)
     }
 
     /// Logs when it begins or ceases to read.
@@ -286,6 +301,12 @@ struct Entry {
     by: Vec<u8>,
     /// None in one that is only there to go on from.
     says: Option<Vec<u8>>,
+}
+
+/// What others said.
+fn of_others(entries: Vec<Entry>) -> Vec<Vec<u8>> {
+    let others = entries.into_iter().filter(|entry| entry.by != OWN.as_bytes());
+    others.filter_map(|entry| entry.says).collect()
 }
 
 fn is_empty(answer: &Value) -> bool {

@@ -3,10 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tokio::task::JoinSet;
-
 use crate::harness::cached::{Cached, numbered};
-use crate::harness::{Answer, Gateway, H2c, Hash, Origin, Wire, get, request, soon, until};
+use crate::harness::{Gateway, H2c, Hash, Origin, Wire, get, request, soon, until};
 
 const FRESH: &str = "cache-control: max-age=3600\r\n";
 
@@ -18,11 +16,13 @@ fn before(origin: &Origin, filters: &str) -> String {
     )
 }
 
-async fn herd(gateway: &Gateway, clients: usize) -> JoinSet<Answer> {
-    let mut herd = JoinSet::new();
-    let address = gateway.address();
+/// Clients that have asked. None reads yet, so that none waits for as long as all of them take to come.
+async fn herd(gateway: &Gateway, clients: usize) -> Vec<Wire> {
+    let mut herd = Vec::with_capacity(clients);
     for _ in 0..clients {
-        herd.spawn(async move { get(address, "/").await });
+        let mut client = Wire::connect(gateway.address()).await;
+        client.send("GET / HTTP/1.1\r\nHost: example.test\r\n\r\n").await;
+        herd.push(client);
     }
     herd
 }
@@ -35,17 +35,12 @@ async fn a_herd_on_a_cold_key_makes_one_request() {
     let mut herd = herd(&gateway, CLIENTS).await;
     let mut wire = soon("a request", asked.recv()).await.expect("one");
     wire.head().await.expect("a head");
-    let connected = format!("tollhouse_connections{{state=\"open\"}} {CLIENTS}");
-    let all_there = async {
-        while !gateway.ask_admin("GET /metrics", "").await.text().contains(&connected) {
-            tokio::task::yield_now().await;
-        }
-    };
-    soon("the herd", all_there).await;
+    let connected = "tollhouse_connections{state=\"open\"}";
+    soon("the herd", async { while gateway.number(connected).await != CLIENTS as u64 {} }).await;
     wire.send("HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncache-control: max-age=60\r\n\r\nhel").await;
     wire.send("lo").await;
-    for _ in 0..CLIENTS {
-        let answer = soon("an answer", herd.join_next()).await.expect("as many").expect("no panic");
+    for client in &mut herd {
+        let answer = client.answer().await.expect("an answer");
         assert_eq!((answer.status, answer.text()), (200, "hello".into()));
     }
     assert_eq!(origin.connections(), 1);
@@ -80,8 +75,8 @@ async fn an_answer_that_is_not_for_all_releases_those_who_wait_at_once() {
     until("the first request", || (asked.load(Ordering::SeqCst) == 1).then_some(())).await;
     let mut others = herd(&gateway, 20).await;
     first.notify_one();
-    for _ in 0..20 {
-        let answer = soon("an answer", others.join_next()).await.expect("as many").expect("no panic");
+    for other in &mut others {
+        let answer = other.answer().await.expect("an answer");
         assert!(answer.text().starts_with("answer "));
     }
     assert_eq!(asked.load(Ordering::SeqCst), 21, "each asks for itself");

@@ -1,6 +1,6 @@
 //! Long bodies in the cache: the same for everybody, wherever they lie and whatever becomes of them.
 
-use crate::harness::cached::Cached;
+use crate::harness::cached::{Cached, numbered};
 use crate::harness::{H2c, Wire, soon};
 
 const FRESH: &str = "cache-control: max-age=3600\r\n";
@@ -53,4 +53,33 @@ async fn a_purge_takes_nothing_from_who_is_reading() {
     assert_eq!((other.body.len(), cached.asked()), (LENGTH, 2));
     let rest = soon("the rest", slow.body(&head)).await.expect("whole");
     assert!(rest == body.as_bytes());
+}
+
+#[tokio::test]
+async fn a_part_is_cut_from_what_comes_in_as_soon_as_its_length_is_known() {
+    // Stale from the start, so that each is fetched anew.
+    let fields = |nth| format!("cache-control: max-age=60\r\nage: 90\r\netag: \"{nth}\"\r\n");
+    let cached = Cached::new("{}", move |nth, head| match head.target() {
+        "/chunked" => format!(
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n{}\r\n3\r\nabc\r\n0\r\n\r\n",
+            fields(nth)
+        ),
+        _ => numbered(nth, &fields(nth)),
+    })
+    .await;
+    cached.get("/").await;
+    for (range, status, text, content) in [
+        ("bytes=7-", 206, "2", Some("bytes 7-7/8")),
+        ("bytes=-3", 206, "r 3", Some("bytes 5-7/8")),
+        ("bytes=8-", 416, "", Some("bytes */8")),
+        ("bytes=0-1,3-4", 200, "answer 5", None),
+    ] {
+        let answer = cached.send("GET /", &format!("Range: {range}\r\n")).await;
+        assert_eq!((answer.status, answer.text().as_str()), (status, text), "{range}");
+        assert_eq!(answer.field("content-range"), content, "{range}");
+    }
+    assert_eq!(cached.asked(), 5, "whole each time");
+    cached.get("/chunked").await;
+    let answer = cached.send("GET /chunked", "Range: bytes=0-0\r\n").await;
+    assert_eq!((answer.status, answer.text().as_str()), (200, "abc"), "nobody knows of how many");
 }

@@ -67,7 +67,8 @@ async fn a_restart_serves_hits_at_once() {
 
 #[tokio::test]
 async fn what_waits_to_be_written_is_written_at_the_end() {
-    const ANSWERS: usize = 60;
+    // So few that a busy machine writes them in the five seconds that an end waits, also without optimisation.
+    const ANSWERS: usize = 8;
     let folder = TempDir::new().expect("a temporary directory");
     let cached = kept(&at(folder.path()).replace("1MiB", "256MiB")).await;
     for nth in 0..ANSWERS {

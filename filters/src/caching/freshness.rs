@@ -40,6 +40,18 @@ impl Facts {
     }
 }
 
+/// What was said of a stored answer since it was stored.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Standing {
+    /// Nothing.
+    #[default]
+    Good,
+    /// It is stale from now on.
+    Stale,
+    /// It may be gone, and nobody knows: whatever may be served stale otherwise, this is validated first.
+    InDoubt,
+}
+
 /// What becomes of a stored answer that a request selects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Judgement {
@@ -71,30 +83,29 @@ pub enum Why {
     Request,
 }
 
-/// Judges a stored answer at a moment (milliseconds since 1970); `purged` if somebody said that it is stale from
-/// now on.
+/// Judges a stored answer at a moment (milliseconds since 1970).
 #[must_use]
-pub fn judge(facts: &Facts, asked: &RequestDirectives, purged: bool, now: u64) -> Judgement {
-    let left = if purged { Err(0) } else { facts.left(now) };
+pub fn judge(facts: &Facts, asked: &RequestDirectives, standing: Standing, now: u64) -> Judgement {
+    let left = if standing == Standing::Good { facts.left(now) } else { Err(0) };
     let age = facts.age(now) / 1000;
     let ttl = match left {
         Ok(left) => (left / 1000).cast_signed(),
         Err(over) => -(over.div_ceil(1000).cast_signed()),
     };
-    Judgement { age, ttl, serve: serve(facts, asked, (left, purged), age) }
+    Judgement { age, ttl, serve: serve(facts, asked, (left, standing), age) }
 }
 
 fn serve(
     facts: &Facts,
     asked: &RequestDirectives,
-    (left, purged): (Result<u64, u64>, bool),
+    (left, standing): (Result<u64, u64>, Standing),
     age: u64,
 ) -> Serve {
     let too_old = asked.max_age.is_some_and(|most| age > u64::from(most));
     if asked.no_cache || too_old {
         return Serve::AfterValidation(Why::Request);
     }
-    if facts.no_cache {
+    if facts.no_cache || standing == Standing::InDoubt {
         return Serve::AfterValidation(Why::Stale);
     }
     let within = |over: u64, seconds: u32| over < u64::from(seconds) * 1000;
@@ -104,7 +115,10 @@ fn serve(
         }
         Ok(_) => Serve::AsItIs,
         Err(_) if facts.no_stale => Serve::AfterValidation(Why::Stale),
-        Err(over) if !purged && asked.max_stale.is_some_and(|most| over <= u64::from(most) * 1000) => {
+        Err(over)
+            if standing == Standing::Good
+                && asked.max_stale.is_some_and(|most| over <= u64::from(most) * 1000) =>
+        {
             Serve::AsItIs
         }
         // Who asks for an age or for freshness does not want what is stale.
@@ -118,8 +132,13 @@ fn serve(
 /// Whether a stored answer may be served although it should have been validated: the origin answered with an
 /// error, or could not be reached at all.
 #[must_use]
-pub fn serves_on_error(facts: &Facts, asked: &RequestDirectives, reached: bool, now: u64) -> bool {
-    if facts.no_stale || facts.no_cache || asked.no_cache {
+pub fn serves_on_error(
+    facts: &Facts,
+    asked: &RequestDirectives,
+    standing: Standing,
+    (reached, now): (bool, u64),
+) -> bool {
+    if facts.no_stale || facts.no_cache || asked.no_cache || standing == Standing::InDoubt {
         return false;
     }
     let over = facts.left(now).err().unwrap_or(0);

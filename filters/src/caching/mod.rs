@@ -21,7 +21,7 @@ pub use answer::{Asks, Selected, select};
 pub use ask::{Ask, Plan, url};
 pub use date::http_date;
 pub use directives::{RequestDirectives, ResponseDirectives};
-pub use freshness::{Facts, Judgement, Serve, Why, judge, serves_on_error};
+pub use freshness::{Facts, Judgement, Serve, Standing, Why, judge, serves_on_error};
 pub use invalidation::{invalidated, is_safe};
 pub use query::Counted;
 pub use range::{Ranged, ranged};

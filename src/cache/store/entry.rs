@@ -3,9 +3,10 @@
 use std::fmt;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 use bytes::Bytes;
+use tollhouse_filters::caching::Standing;
 
 use super::body::{Large, Pieces};
 use crate::cache::{Facts, Key};
@@ -56,8 +57,12 @@ pub struct Entry {
     pub(super) tags_end: u32,
     pub(super) lines_end: u32,
     pub(super) status: u16,
-    pub(super) purged: AtomicBool,
+    pub(super) marked: Marked,
 }
+
+/// A [`Standing`] as its number, which only grows.
+#[derive(Default)]
+pub(super) struct Marked(AtomicU8);
 
 /// The entries of one key, the newest first: one unless the responses vary.
 #[derive(Debug, Clone)]
@@ -103,7 +108,7 @@ impl Entry {
             tags_end,
             lines_end,
             status: parts.status,
-            purged: AtomicBool::new(false),
+            marked: Marked::default(),
         }
     }
 
@@ -217,12 +222,22 @@ impl Entry {
     /// Whether it may not be taken for fresh any more.
     #[must_use]
     pub fn is_purged(&self) -> bool {
-        self.purged.load(Relaxed)
+        self.standing() != Standing::Good
     }
 
-    /// Marks it as not fresh any more, for good.
-    pub fn purge(&self) {
-        self.purged.store(true, Relaxed);
+    /// What was said of it since it was made.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        match self.marked.0.load(Relaxed) {
+            0 => Standing::Good,
+            1 => Standing::Stale,
+            _ => Standing::InDoubt,
+        }
+    }
+
+    /// Says it of the entry, for good: nothing makes it better.
+    pub fn mark(&self, standing: Standing) {
+        self.marked.0.fetch_max(standing as u8, Relaxed);
     }
 
     /// Bytes of memory that it takes, with its share of the indexes and of what allocations are rounded by.

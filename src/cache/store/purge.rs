@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use serde::{Deserialize, Serialize};
+use tollhouse_filters::caching::Standing;
 
 use super::Store;
 use super::entry::Entry;
@@ -29,13 +30,38 @@ pub enum Purge {
 }
 
 /// What becomes of what is purged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum How {
     /// It is not fresh any more, but can be revalidated, or served where stale responses may be.
     Soft,
+    /// It may be gone, and nobody knows: it is validated before anybody gets it.
+    Doubt,
     /// It is gone.
     Hard,
+}
+
+impl How {
+    /// What this says of an entry that stays; none if it does not.
+    pub(super) const fn standing(self) -> Option<Standing> {
+        match self {
+            Self::Soft => Some(Standing::Stale),
+            Self::Doubt => Some(Standing::InDoubt),
+            Self::Hard => None,
+        }
+    }
+}
+
+impl Entry {
+    /// Marks it as a purge says, if one hit it; false if it is gone.
+    pub(super) fn bears(&self, verdict: Option<How>) -> bool {
+        match verdict.map(How::standing) {
+            Some(Some(standing)) => self.mark(standing),
+            Some(None) => return false,
+            None => {}
+        }
+        true
+    }
 }
 
 impl Purge {
@@ -99,16 +125,16 @@ impl Store {
     /// Purges the entries of some keys that it is for.
     fn purge_keys(&self, part: usize, keys: &[Arc<Entry>], how: How, is_for: impl Fn(&Entry) -> bool) -> u64 {
         let places: Vec<_> = keys.iter().map(|entry| (self.place(entry.key()).tag, entry.key())).collect();
-        if how == How::Hard {
+        let Some(standing) = how.standing() else {
             let take = |shard: &mut Shard| {
                 places.iter().flat_map(|(tag, key)| shard.take_if(*tag, key, &is_for)).collect::<Vec<_>>()
             };
             // Freed behind the lock.
             return self.change(part, take).len() as u64;
-        }
+        };
         let shard = self.read(part);
         let variants = places.iter().filter_map(|(tag, key)| Some(shard.get(*tag, key)?.variants.iter()));
-        variants.flatten().filter(|entry| is_for(entry)).map(|entry| entry.purge()).count() as u64
+        variants.flatten().filter(|entry| is_for(entry)).map(|entry| entry.mark(standing)).count() as u64
     }
 
     fn clear(&self, part: usize) -> u64 {

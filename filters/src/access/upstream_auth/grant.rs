@@ -46,6 +46,14 @@ pub(super) struct Token {
 
 type Fetched = Result<Arc<Token>, Arc<str>>;
 
+/// What there is without asking.
+enum Known {
+    /// A token, or why there is none.
+    Said(Fetched),
+    /// Nothing, or a token that holds and is to be renewed.
+    Ask(Option<Arc<Token>>),
+}
+
 #[derive(Default)]
 struct Held {
     token: Option<Arc<Token>>,
@@ -89,26 +97,33 @@ impl Grant {
 
     /// A token that holds, or why there is none.
     pub(super) async fn token(self: &Arc<Self>) -> Fetched {
-        let now = self.clock.now();
-        let usable = {
-            let held = self.held.lock();
-            let usable = held.token.as_ref().filter(|token| now < token.ends).cloned();
-            if let Some(token) = &usable
-                && now < token.renew
-            {
-                return Ok(token.clone());
-            }
-            if let Some((why, until)) = &held.failing
-                && now < *until
-            {
-                return usable.ok_or_else(|| why.clone());
-            }
-            usable
+        let usable = match self.known() {
+            Known::Said(fetched) => return fetched,
+            Known::Ask(usable) => usable,
         };
         let grant = self.clone();
-        let fetched = self.flights.join((), || async move { grant.fetch().await }.boxed()).await;
+        let fetched = self.flights.join((), || async move { grant.renew().await }.boxed()).await;
         // One that is to be renewed, and could not be, goes on to be used to its end.
         fetched.or_else(|why| usable.ok_or(why))
+    }
+
+    fn known(&self) -> Known {
+        let now = self.clock.now();
+        let held = self.held.lock();
+        let usable = held.token.as_ref().filter(|token| now < token.ends).cloned();
+        match (usable, &held.failing) {
+            (Some(token), _) if now < token.renew => Known::Said(Ok(token)),
+            (usable, Some((why, until))) if now < *until => Known::Said(usable.ok_or_else(|| why.clone())),
+            (usable, _) => Known::Ask(usable),
+        }
+    }
+
+    /// Asks, unless somebody did just now: who found nothing as another one's question ended asks no second time.
+    pub(super) async fn renew(&self) -> Fetched {
+        match self.known() {
+            Known::Said(fetched) => fetched,
+            Known::Ask(_) => self.fetch().await,
+        }
     }
 
     /// The upstream does not take this token: the next request has another one, if there was none for a while.

@@ -7,8 +7,10 @@ use futures_util::FutureExt;
 use futures_util::future::join_all;
 use tokio::sync::Semaphore;
 
+use super::grant::Grant;
+use crate::identity::remote::Remote;
 use crate::testing::{Chain, Request, Slow, chain, chain_calling, get, refused, send};
-use crate::world::{ClientError, ScriptedClient};
+use crate::world::{Client, ClientError, ManualClock, NoMetrics, ScriptedClient};
 
 const GRANT: &str = "- upstream_auth: {client_credentials: {token_url: 'https://id.example.com/token', \
                      client_id: 'g w', client_secret: 's&cret', scopes: [a, b], parameters: {audience: 'x y'}}}";
@@ -96,6 +98,24 @@ async fn many_who_need_a_token_ask_once() {
         gate.add_permits(1);
     });
     assert!(all.iter().all(|shown| shown == "Bearer one"));
+    assert_eq!(service.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn who_found_no_token_as_another_one_got_it_does_not_ask_again() {
+    let service = Arc::new(ScriptedClient::new());
+    let options = serde_json::from_value(serde_json::json!({
+        "token_url": "https://id.example.com/token", "client_id": "gw", "client_secret": "s3cret",
+    }));
+    let options: super::ClientCredentials = options.expect("options");
+    let client: Arc<dyn Client> = service.clone();
+    let remote = Remote::new(&client, &options.token_url, None, Duration::from_secs(1));
+    let grant = Grant::new(&options, remote, Arc::new(ManualClock::new()), &NoMetrics);
+    give(&service, "one", "");
+    // As those do who looked before there was one, and began after that was fetched.
+    for _ in 0..2 {
+        assert_eq!(grant.renew().await.map_err(drop).expect("a token").value, "Bearer one");
+    }
     assert_eq!(service.requests().len(), 1);
 }
 

@@ -12,7 +12,11 @@ enum Model {
 }
 
 /// What RFC 9111 s4.2, s5.2.1 and RFC 5861 s3 say, each rule by itself.
-fn model(facts: &Facts, asked: &RequestDirectives, purged: bool, elapsed: i64) -> Model {
+fn model(facts: &Facts, asked: &RequestDirectives, standing: Standing, elapsed: i64) -> Model {
+    let purged = standing != Standing::Good;
+    if standing == Standing::InDoubt {
+        return Model::Validate;
+    }
     let age = i64::from(facts.initial_age) + elapsed;
     let lifetime = i64::from(facts.lifetime);
     let fresh = age < lifetime && !purged;
@@ -53,13 +57,17 @@ prop_compose! {
     }
 }
 
+fn some_standing() -> impl Strategy<Value = Standing> {
+    prop_oneof![8 => Just(Standing::Good), 1 => Just(Standing::Stale), 1 => Just(Standing::InDoubt)]
+}
+
 proptest! {
     #[test]
     fn freshness_is_what_the_model_says(
-        facts in some_facts(), asked in some_request(), purged in prop::bool::weighted(0.1), elapsed in 0u64..500,
+        facts in some_facts(), asked in some_request(), standing in some_standing(), elapsed in 0u64..500,
     ) {
-        let judged = judge(&facts, &asked, purged, facts.received + elapsed * 1000);
-        let expected = model(&facts, &asked, purged, elapsed.cast_signed());
+        let judged = judge(&facts, &asked, standing, facts.received + elapsed * 1000);
+        let expected = model(&facts, &asked, standing, elapsed.cast_signed());
         let got = match judged.serve {
             Serve::AsItIs => Model::Serve,
             Serve::AndRevalidate => Model::ServeAndRevalidate,
@@ -74,7 +82,7 @@ proptest! {
         facts in some_facts(), asked in some_request(), one in 0u64..400_000, two in 0u64..400_000,
     ) {
         let (early, late) = (one.min(two), one.max(two));
-        let serves = |at: u64| judge(&facts, &asked, false, facts.received + at).serve == Serve::AsItIs;
+        let serves = |at: u64| judge(&facts, &asked, Standing::Good, facts.received + at).serve == Serve::AsItIs;
         // Only `max-stale` counts from where freshness ends, and it does so once.
         prop_assume!(asked.min_fresh.is_none());
         prop_assert!(!serves(late) || serves(early));
@@ -85,11 +93,21 @@ proptest! {
         facts in some_facts(), asked in some_request(), reached in any::<bool>(), elapsed in 0u64..500_000,
     ) {
         let now = facts.received + elapsed;
-        let judged = judge(&facts, &asked, false, now);
+        let judged = judge(&facts, &asked, Standing::Good, now);
         if facts.no_stale && facts.left(now).is_err() {
             prop_assert!(matches!(judged.serve, Serve::AfterValidation(_)));
-            prop_assert!(!serves_on_error(&facts, &asked, reached, now));
+            prop_assert!(!serves_on_error(&facts, &asked, Standing::Good, (reached, now)));
         }
+    }
+
+    #[test]
+    fn nobody_gets_what_is_in_doubt_before_it_is_validated(
+        facts in some_facts(), asked in some_request(), reached in any::<bool>(), elapsed in 0u64..500_000,
+    ) {
+        let now = facts.received + elapsed;
+        let judged = judge(&facts, &asked, Standing::InDoubt, now);
+        prop_assert!(matches!(judged.serve, Serve::AfterValidation(_)));
+        prop_assert!(!serves_on_error(&facts, &asked, Standing::InDoubt, (reached, now)));
     }
 
     #[test]

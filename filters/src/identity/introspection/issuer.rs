@@ -93,7 +93,7 @@ impl Issuer {
         let call = || {
             let (issuer, length) = (Arc::clone(self), token.len());
             let form = form(&[("token", token), ("token_type_hint", "access_token")]);
-            async move { issuer.say(form, hash, length).await }.boxed()
+            async move { issuer.say(form, (hash, length), now).await }.boxed()
         };
         self.under_way.join(hash, call).await.map_err(|why| {
             let reason = format!("the issuer cannot be asked about tokens: {why}").into();
@@ -101,7 +101,11 @@ impl Issuer {
         })
     }
 
-    async fn say(&self, form: String, hash: TokenHash, length: usize) -> Said {
+    async fn say(&self, form: String, (hash, length): (TokenHash, usize), now: SystemTime) -> Said {
+        // Who found nothing as another one's question ended asks no second time.
+        if let Some(known) = self.cache.get(Some(&hash), 0, now) {
+            return Ok(known.principal);
+        }
         match self.answer(form).await {
             Ok(principal) => {
                 if self.failing.lock().take().is_some() {

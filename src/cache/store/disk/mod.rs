@@ -249,11 +249,12 @@ impl Disk {
         loaded
     }
 
-    /// Whether a purge has hit it since it was read, or another one took its place.
+    /// Whether it is still there: no purge has taken it out since it was read, nor has another one its place. Marks
+    /// it, if a purge only does that.
     pub(super) fn still_has(&self, loaded: &Loaded) -> bool {
         let state = self.shared.state.lock();
-        state.index.has(&loaded.file)
-            && state.purges.verdict(&loaded.entry, loaded.file.seq) != Some(How::Hard)
+        let verdict = state.purges.verdict(&loaded.entry, loaded.file.seq);
+        state.index.has(&loaded.file) && loaded.entry.bears(verdict)
     }
 
     pub(super) fn numbers(&self) -> DiskNumbers {
@@ -345,13 +346,9 @@ impl Shared {
             return None;
         }
         let verdict = self.state.lock().purges.verdict(&entry, file.seq);
-        match verdict {
-            Some(How::Soft) => entry.purge(),
-            Some(How::Hard) => {
-                self.discard(file);
-                return None;
-            }
-            None => {}
+        if !entry.bears(verdict) {
+            self.discard(file);
+            return None;
         }
         self.counts.hits.fetch_add(1, Relaxed);
         Some(Loaded { entry: Arc::new(entry), file })

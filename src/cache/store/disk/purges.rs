@@ -63,7 +63,7 @@ impl Purges {
     /// What has become of the entry of a file.
     pub(super) fn verdict(&self, entry: &Entry, seq: u64) -> Option<How> {
         let newer = self.0.iter().filter(|noted| noted.seq > seq && noted.what.hits(entry));
-        newer.map(|noted| noted.how).reduce(|one, other| if one == How::Hard { one } else { other })
+        newer.map(|noted| noted.how).max()
     }
 
     pub(super) fn newest(&self) -> Option<u64> {

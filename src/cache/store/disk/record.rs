@@ -2,15 +2,15 @@
 
 use std::io::{self, Write};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use tollhouse_filters::caching::Standing;
 
 use crate::cache::Facts;
 use crate::cache::store::body::Large;
-use crate::cache::store::entry::{BLOCK, Entry};
+use crate::cache::store::entry::{BLOCK, Entry, Marked};
 
 /// What a file of this form begins with.
 const MARK: [u8; 8] = *b"tollcac1";
@@ -24,6 +24,8 @@ struct Head {
     ends: [u32; 5],
     status: u16,
     purged: bool,
+    #[serde(default)]
+    in_doubt: bool,
     /// Whether the body lies behind what is packed.
     large: bool,
     facts: Facts,
@@ -76,8 +78,11 @@ pub(super) fn read(file: Vec<u8>) -> Option<Entry> {
         tags_end,
         lines_end,
         status: head.status,
-        purged: AtomicBool::new(head.purged),
+        marked: Marked::default(),
     };
+    if head.purged {
+        entry.mark(if head.in_doubt { Standing::InDoubt } else { Standing::Stale });
+    }
     entry.is_sound().then_some(entry)
 }
 
@@ -93,6 +98,7 @@ fn head(entry: &Entry) -> io::Result<Vec<u8>> {
         ends: [entry.key_end, entry.variant_end, entry.tags_end, entry.lines_end, end],
         status: entry.status,
         purged: entry.is_purged(),
+        in_doubt: entry.standing() == Standing::InDoubt,
         large: entry.large.is_some(),
         facts: entry.facts,
     };
@@ -107,7 +113,7 @@ mod tests {
 
     /// A file with these ends, and a checksum that is right.
     fn file(ends: [u32; 5], large: bool, rest: &[u8]) -> Vec<u8> {
-        let head = Head { ends, status: 200, purged: false, large, facts: Facts::default() };
+        let head = Head { ends, status: 200, purged: false, in_doubt: false, large, facts: Facts::default() };
         let json = serde_json::to_vec(&head).unwrap();
         let checked = [&u32::try_from(json.len()).unwrap().to_be_bytes()[..], &json, rest].concat();
         [&MARK[..], &Sha256::digest(&checked), &checked].concat()

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
+use tollhouse_filters::caching::Standing;
 
 use super::*;
 use crate::cache::store::{BLOCK, DiskNumbers, DiskOptions, How, Inserted, Purge};
@@ -88,6 +89,19 @@ async fn a_restart_serves_what_was_stored() {
     }
 }
 
+#[test]
+fn what_waits_to_be_written_is_written_at_the_end() {
+    const ENTRIES: u64 = 300;
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), SPACE);
+    for at in 0..ENTRIES {
+        store.insert(sized(&format!("https://a/{at}\0"), 100));
+    }
+    // Most of them wait for the first to be written.
+    store.close();
+    assert_eq!(numbers(&open(folder.path(), SPACE)).entries, ENTRIES);
+}
+
 #[tokio::test]
 async fn what_memory_has_no_room_for_is_served_from_disk() {
     let folder = tempfile::tempdir().unwrap();
@@ -113,6 +127,25 @@ async fn variants_come_back_newest_first_and_each_once() {
     assert_eq!(variants(&store, "a\0").await, ["en", "de"]);
     assert_eq!(numbers(&store).entries, 3);
     assert_eq!(files(folder.path()).len(), 3);
+}
+
+#[tokio::test]
+async fn what_is_in_doubt_on_disk_stays_so() {
+    let (one, two) = (sized("one\0", 5), sized("two\0", 5));
+    let folder = kept(&[Arc::clone(&one)]);
+    let store = open(folder.path(), SPACE);
+    store.purge(&Purge::All, How::Doubt);
+    // Said of this one before it is written, of that one behind it.
+    two.mark(Standing::InDoubt);
+    store.insert(two);
+    settle(&store);
+    store.purge(&Purge::All, How::Soft);
+    store.close();
+    let store = open(folder.path(), SPACE);
+    for key in ["one\0", "two\0"] {
+        let found = store.load(key.as_bytes()).await.expect("it was kept");
+        assert_eq!(found[0].standing(), Standing::InDoubt, "{key}");
+    }
 }
 
 #[tokio::test]
