@@ -115,7 +115,7 @@ impl Following {
         self.recover(&mut known);
         let is_first = known.told.replace(now).is_none();
         let outvoted =
-            backends.is_empty() && !known.backends.is_empty() && self.written.keeps_last_on_empty();
+            backends.is_empty() && !known.backends.is_empty() && self.written.shared().keeps_last_on_empty();
         if outvoted && !known.outvoted {
             log::warn!(upstream; "a registry says that there are no backends; keeping the last ones");
         }

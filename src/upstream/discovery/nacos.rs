@@ -10,8 +10,9 @@ use serde::de::DeserializeOwned;
 use tollhouse_filters::values::Secret;
 
 use super::http::{Api, Question, query, scaled};
-use super::{Directory, Failed, Following, Instance, Tell, World, jittered};
-use crate::config::discovery::{NacosApi, NacosDiscovery};
+use super::polled::Polled;
+use super::{Failed, Following, Instance, World};
+use crate::config::discovery::{NacosApi, NacosDiscovery, Shared as _};
 
 /// A service in Nacos.
 pub(super) struct Nacos {
@@ -71,21 +72,6 @@ impl Nacos {
         Self { api, written: written.clone(), token: tokio::sync::Mutex::default() }
     }
 
-    async fn instances(&self) -> Result<Vec<Instance>, Failed> {
-        let token = self.token().await?;
-        let mut answer = self.api.ask(self.question(token.as_ref())).await?;
-        if token.is_some() && matches!(answer.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
-            // It may have ended before its time, as with a server that began anew.
-            *self.token.lock().await = None;
-            answer = self.api.ask(self.question(self.token().await?.as_ref())).await?;
-        }
-        let listed = match self.written.api {
-            NacosApi::V1 => answer.json::<Listed>()?,
-            NacosApi::V2 => unwrapped(answer.json()?)?,
-        };
-        Ok(usable(&listed.hosts))
-    }
-
     fn question(&self, token: Option<&Secret>) -> Question<'static> {
         let written = &self.written;
         let clusters = (!written.clusters.is_empty()).then(|| written.clusters.join(","));
@@ -106,9 +92,7 @@ impl Nacos {
 
     /// What proves who asks, if somebody has to.
     async fn token(&self) -> Result<Option<Secret>, Failed> {
-        let (Some(user), Some(password)) = (&self.written.username, &self.written.password) else {
-            return Ok(None);
-        };
+        let Some((user, password)) = self.written.credentials() else { return Ok(None) };
         let mut held = self.token.lock().await;
         if let Some((token, _)) = held.as_ref().filter(|(_, until)| Instant::now() < *until) {
             return Ok(Some(token.clone()));
@@ -128,15 +112,24 @@ impl Nacos {
 }
 
 #[async_trait]
-impl Directory for Nacos {
-    async fn follow(&self, tell: &Tell) -> Failed {
-        loop {
-            match self.instances().await {
-                Ok(instances) => tell.set(instances),
-                Err(why) => return why,
-            }
-            tokio::time::sleep(jittered(self.written.interval.get())).await;
+impl Polled for Nacos {
+    fn interval(&self) -> Duration {
+        self.written.interval.get()
+    }
+
+    async fn instances(&self) -> Result<Vec<Instance>, Failed> {
+        let token = self.token().await?;
+        let mut answer = self.api.ask(self.question(token.as_ref())).await?;
+        if token.is_some() && matches!(answer.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+            // It may have ended before its time, as with a server that began anew.
+            *self.token.lock().await = None;
+            answer = self.api.ask(self.question(self.token().await?.as_ref())).await?;
         }
+        let listed = match self.written.api {
+            NacosApi::V1 => answer.json::<Listed>()?,
+            NacosApi::V2 => unwrapped(answer.json()?)?,
+        };
+        Ok(usable(&listed.hosts))
     }
 }
 

@@ -2,13 +2,13 @@
 
 use serde_json::{Value, json};
 
-use crate::discovery::{answering, become_these, becomes_status, document, saying, view};
+use crate::discovery::{answering, become_these, becomes_status, document, view};
 use crate::harness::{Authority, Etcd, Gateway, Kind, Origin, refusing, soon, write_pair};
 
 async fn origins() -> [(Origin, String); 3] {
     let mut made = Vec::new();
     for text in ["one", "three", "two"] {
-        let origin = saying("127.0.0.1:0", text).await;
+        let origin = Origin::saying("127.0.0.1:0", text).await;
         let address = origin.address.to_string();
         made.push((origin, address));
     }

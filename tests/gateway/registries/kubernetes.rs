@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::watch;
 
-use crate::discovery::{answering, become_these, document, saying};
+use crate::discovery::{answering, become_these, document};
 use crate::harness::{Gateway, Origin, Wire};
 
 fn slice(version: u64, backends: &[SocketAddr]) -> Value {
@@ -55,7 +55,7 @@ async fn api(mut state: watch::Receiver<(u64, Vec<SocketAddr>)>, mut wire: Wire)
 
 #[tokio::test]
 async fn ready_endpoints_of_a_service_are_backends_and_changes_are_seen_at_once() {
-    let (one, two) = (saying("127.0.0.1:0", "one").await, saying("127.0.0.1:0", "two").await);
+    let (one, two) = (Origin::saying("127.0.0.1:0", "one").await, Origin::saying("127.0.0.1:0", "two").await);
     let (change, state) = watch::channel((7, vec![one.address]));
     let server = Origin::new(move |wire| api(state.clone(), wire)).await;
     let folder = TempDir::new().expect("a folder");
