@@ -236,6 +236,54 @@ async fn a_reload_that_changes_something_else_keeps_the_backends_of_a_registry_t
     assert_eq!(answering(&gateway).await, ["one"]);
 }
 
+/// Asks without a pause; each request is answered with 200.
+fn asking(gateway: &Gateway) -> tokio::task::JoinHandle<()> {
+    let address = gateway.address();
+    tokio::spawn(async move {
+        loop {
+            let answer = get(address, "/").await;
+            assert_eq!(answer.status, 200, "{answer:?}");
+        }
+    })
+}
+
+#[tokio::test]
+async fn no_request_fails_while_another_registry_is_named_and_until_it_tells_backends() {
+    let (one, two) = (Origin::saying("127.0.0.1:0", "one").await, Origin::saying("127.0.0.1:0", "two").await);
+    let written = format!(
+        "upstreams: [{{name: users, backends: [{{address: \"{}\"}}]}}]\nroutes: [{{name: all, upstream: users}}]\n",
+        one.address
+    );
+    let gateway = Gateway::administered(&written).await;
+    let asking = asking(&gateway);
+    let folder = gateway.file().parent().expect("a folder").to_owned();
+    // From what is written to a file, and from there to another, neither of which is there yet.
+    for (generation, name) in [(2, "first.yaml"), (3, "second.yaml")] {
+        let discovery = json!({"type": "file", "path": name, "interval": "100ms"});
+        gateway.rewrite_administered(&document("", &discovery, ""));
+        gateway.says(&format!("generation={generation}")).await;
+        let shown = view(&gateway).await["discovery"].clone();
+        assert_eq!((&shown["up"], &shown["inherited"]), (&json!(false), &json!(true)), "{shown}");
+        assert_eq!(shown["age"].is_u64(), generation == 3, "of what is written it is not known: {shown}");
+        assert_eq!(answering(&gateway).await, ["one"]);
+        if generation == 2 {
+            replace(&folder.join(name), &listing(&[one.address]));
+            soon("the file to be followed", async {
+                while view(&gateway).await["discovery"]["inherited"] == true {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            })
+            .await;
+        }
+    }
+    gateway.says("cannot follow a registry; keeping the last backends").await;
+    replace(&folder.join("second.yaml"), &listing(&[two.address]));
+    become_these(&gateway, &["two"]).await;
+    assert_eq!(view(&gateway).await["discovery"]["inherited"], false);
+    assert!(!asking.is_finished(), "{:?}", asking.await);
+    asking.abort();
+}
+
 #[tokio::test]
 async fn no_request_fails_while_backends_come_and_go() {
     let (one, two) = (Origin::saying("127.0.0.1:0", "one").await, Origin::saying("127.0.0.1:0", "two").await);
@@ -245,13 +293,7 @@ async fn no_request_fails_while_backends_come_and_go() {
     std::fs::write(&file, listing(&sets[0])).expect("written");
     let health = ", health: {active: {type: tcp, interval: 50ms}, outlier: {}, slow_start: 1s}";
     let gateway = Gateway::within(folder, LISTENER, &document("", &in_file(), health)).await;
-    let address = gateway.address();
-    let asking = tokio::spawn(async move {
-        loop {
-            let answer = get(address, "/").await;
-            assert_eq!(answer.status, 200, "{answer:?}");
-        }
-    });
+    let asking = asking(&gateway);
     for round in 1..8 {
         replace(&file, &listing(&sets[round % sets.len()]));
         soon("the change", async {
