@@ -189,7 +189,9 @@ fn newly_followed(
 ) -> Following {
     let following = Following::new(registry.clone(), base, written.name.shared());
     match retained {
-        Some(old) => following.heir_of(Arc::clone(&old.backends.now().entries), old.following().map(|old| &**old)),
+        Some(old) => {
+            following.heir_of(Arc::clone(&old.backends.now().entries), old.following().map(|old| &**old))
+        }
         None => following,
     }
 }
