@@ -25,7 +25,7 @@ registry! {
         /// The clusters whose instances count. Default: `[]`, all. Example: `[eu]`.
         #[serde(default)]
         pub clusters: Vec<String>,
-        /// The version of the interface: `v1` or `v2`. Default: `v2`. Example: `v1`.
+        /// The version of the interface: `v1`, `v2` (of Nacos 2.2 and later) or `v3` (of Nacos 3). Default: `v2`. Example: `v3`.
         #[serde(default)]
         pub api: NacosApi,
         /// How often it is asked, give or take a tenth; at least `1s`. Default: `10s`. Example: `30s`.
@@ -44,11 +44,13 @@ enum NacosType {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NacosApi {
-    /// Of Nacos 1 and 2.
+    /// Of Nacos 1 and later.
     V1,
-    /// Of Nacos 2 and later.
+    /// Of Nacos 2.2 and later.
     #[default]
     V2,
+    /// Of Nacos 3 and later.
+    V3,
 }
 
 fn default_group() -> String {
