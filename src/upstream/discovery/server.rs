@@ -140,7 +140,7 @@ impl Server {
         silence: Duration,
     ) -> Result<Reply, Problem> {
         self.resolve(world).await?;
-        let (timeout, read) = (Some(limit), Some(Some(silence)));
+        let (timeout, read) = (Some(Some(limit)), Some(Some(silence)));
         let options = CallOptions { timeout, connect: Some(CONNECT), read, ..CallOptions::default() };
         Ok(world.caller.send(&self.upstream, head, body, options).await?)
     }
