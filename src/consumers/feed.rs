@@ -24,6 +24,9 @@ const MOST_PROBLEMS: usize = 100;
 const TICK: Duration = Duration::from_millis(50);
 /// The same for a file whose times are in whole seconds, as some file systems have them.
 const COARSE_TICK: Duration = Duration::from_secs(2);
+/// Who has written nothing in its place for so long is worth a look, although the file is open: a look at a large
+/// file while all that follows a line is moved finds nothing, and lasts longer than the writer.
+pub const PAUSE: Duration = Duration::from_millis(10);
 /// Who has written nothing for so long is done.
 pub const QUIET: Duration = Duration::from_millis(300);
 /// The same for who has not closed a file that is shorter than it was, or closed it empty: consumers are not dropped
@@ -74,8 +77,8 @@ pub(super) struct Feed {
 /// How urgent a look at the file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Look {
-    /// Somebody may be writing: lines at the end are taken at once, and what changed in its place; anything else
-    /// is left until the writer is done.
+    /// Somebody may be writing: lines at the end are taken at once, and what changed in its place after a pause;
+    /// anything else is left until the writer is done.
     Early,
     /// Whoever wrote is done; if there are more lines, those are taken before anything else.
     Settled,
@@ -92,6 +95,8 @@ pub(super) enum Seen {
     Partly(Option<Index>),
     /// All of it, and other consumers if it says so.
     Whole(Option<Index>),
+    /// Somebody changes it in its place: another such look is needed after a pause.
+    Busy,
     /// Not to be taken yet: another look is needed when the writer is done.
     Unsettled,
 }
@@ -129,6 +134,10 @@ impl Feed {
             return Ok(Seen::Same);
         }
         let is_same_file = self.stamp.is_some_and(|seen| seen.is_same_file(&stamp));
+        let is_same_size = is_same_file && is_whole;
+        if look == Look::Early && is_same_size && age.is_some_and(|age| age < PAUSE) {
+            return Ok(Seen::Busy);
+        }
         if let Some(patience) = self.patience(is_same_file, stamp.size, look)
             && age.is_some_and(|age| age < patience)
         {
@@ -142,7 +151,6 @@ impl Feed {
             let Ok(changed) = reading.appended(&mut file) else { return Ok(Seen::Unsettled) };
             return self.take(index, changed, stamp, is_sure).map(Seen::Partly).or(Ok(Seen::Unsettled));
         }
-        let is_same_size = is_same_file && is_whole;
         if look == Look::Early && !is_same_size && self.stamp.is_some() {
             return Ok(Seen::Unsettled);
         }

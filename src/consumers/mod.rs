@@ -22,7 +22,7 @@ use self::feed::{Feed, Seen};
 use crate::config::ConsumerList;
 use crate::source::Problems;
 
-pub use self::feed::{Look, QUIET};
+pub use self::feed::{Look, PAUSE, QUIET};
 pub use self::write::WriteError;
 
 /// The consumers of a document, for as long as it says so.
@@ -57,6 +57,8 @@ pub enum Looked {
         /// The rest of the file was not looked at yet.
         partly: bool,
     },
+    /// Somebody writes in the middle of it; another early look is needed after a [`PAUSE`].
+    Busy,
     /// Somebody is writing; another look is needed.
     Unsettled,
     /// The file has problems; requests go by what it said before.
@@ -150,6 +152,7 @@ impl Roster {
     fn look_at(&self, source: &Source, feed: &mut Feed, look: Look) -> Looked {
         let seen = feed.look(&self.consumers.load(), self.consumers.layout(), look);
         match seen {
+            Ok(Seen::Busy) => Looked::Busy,
             Ok(Seen::Unsettled) => Looked::Unsettled,
             Ok(Seen::Same) => Looked::Same,
             Ok(seen) => {

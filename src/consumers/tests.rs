@@ -4,6 +4,7 @@ use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
 
 use tempfile::TempDir;
 use tollhouse_filters::identity::KeyHash;
@@ -71,6 +72,7 @@ impl Place {
         match self.roster.look(look) {
             Looked::Same => "same".to_owned(),
             Looked::Changed { count, .. } => format!("{count} consumers"),
+            Looked::Busy => "busy".to_owned(),
             Looked::Unsettled => "unsettled".to_owned(),
             Looked::Refused { problems, .. } => {
                 problems.to_string().replace(&format!("{}/", self.folder.path().display()), "")
@@ -83,7 +85,7 @@ impl Place {
         let consumers = self.roster.consumers();
         let (index, keys) = (consumers.load(), consumers.layout().number("keys").expect("there"));
         let found = index.find(keys, Key::ApiKey(KeyHash::of(key.as_bytes())))?;
-        let counts = found.lapse(std::time::SystemTime::UNIX_EPOCH).is_none();
+        let counts = found.lapse(SystemTime::UNIX_EPOCH).is_none();
         counts.then(|| found.consumer().name.to_string())
     }
 }
@@ -172,8 +174,23 @@ fn a_consumer_is_changed_in_its_place() {
     let file = OpenOptions::new().write(true).open(place.file()).expect("there");
     let at = place.text().find(ONE).expect("there");
     file.write_all_at(b"00", u64::try_from(at).expect("short")).expect("written");
+    file.set_modified(SystemTime::now() - PAUSE).expect("set");
     assert_eq!(place.look(Look::Early), "2 consumers");
     assert_eq!((place.owner("key-one"), place.owner("key-two").as_deref()), (None, Some("globex")));
+}
+
+#[test]
+fn a_file_that_is_written_in_the_middle_is_left_alone_for_as_long() {
+    let place = Place::with(&consumer("acme", ONE));
+    let file = OpenOptions::new().write(true).open(place.file()).expect("there");
+    // A look may come later than meant.
+    let is_left = (0..1000).any(|_| {
+        file.set_modified(SystemTime::now()).expect("set");
+        place.look(Look::Early) == "busy"
+    });
+    assert!(is_left);
+    file.set_modified(SystemTime::now() + QUIET).expect("set");
+    assert_eq!(place.look(Look::Early), "same", "a time to come tells nothing");
 }
 
 #[test]
@@ -196,7 +213,7 @@ fn a_file_that_was_emptied_is_left_alone_until_it_is_clear_that_nothing_comes() 
     assert_eq!(place.look(Look::Settled), "unsettled");
     assert_eq!(place.look(Look::Quiet), "unsettled");
     assert_eq!(place.owner("key-one").as_deref(), Some("acme"));
-    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(11);
+    let long_ago = SystemTime::now() - Duration::from_secs(11);
     let file = OpenOptions::new().write(true).open(place.file()).expect("there");
     file.set_modified(long_ago).expect("set");
     assert_eq!(place.look(Look::Quiet), "0 consumers");

@@ -75,7 +75,7 @@ impl Roster {
     fn catch_up(&self, source: &Source, feed: &mut Feed) -> Result<(), WriteError> {
         match self.look_at(source, feed, Look::Settled) {
             Looked::Refused { problems, .. } => Err(WriteError::Refused(problems)),
-            Looked::Same | Looked::Changed { .. } | Looked::Unsettled => Ok(()),
+            Looked::Same | Looked::Changed { .. } | Looked::Busy | Looked::Unsettled => Ok(()),
         }
     }
 
@@ -87,7 +87,7 @@ impl Roster {
         name: &str,
         line: &[u8],
     ) -> Result<Arc<Record>, WriteError> {
-        if let Looked::Unsettled = self.look_at(source, feed, Look::Early)
+        if let Looked::Busy | Looked::Unsettled = self.look_at(source, feed, Look::Early)
             && let Ok(Some(Entry::Consumer(spec))) = entry::read(line)
         {
             let (record, _) = Clerk::new(self.consumers.layout()).record(*spec);

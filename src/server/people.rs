@@ -49,22 +49,23 @@ pub(super) fn export(registry: &Registry, live: &Arc<Live>) {
 struct Follower {
     live: Arc<Live>,
     tap: Tap,
-    /// When to look again, whatever happens.
-    due: Option<Instant>,
+    /// When to look again, whatever happens, and how.
+    due: Option<(Instant, Look)>,
 }
 
 impl Follower {
     fn run(mut self, stirs: &Receiver<Stir>) {
-        let mut look = Look::Early;
+        // Whoever wrote before the file was watched may be done: nobody would tell.
+        let mut look = Look::Settled;
         loop {
             let roster = self.live.load().consumers.clone();
             let is_watched = self.tap.watch(roster.file());
             self.look(&roster, look);
-            let poll = (!is_watched).then(|| Instant::now() + POLL);
-            let due = [self.due, poll].into_iter().flatten().min();
+            let poll = (!is_watched).then(|| (Instant::now() + POLL, Look::Quiet));
+            let due = [self.due, poll].into_iter().flatten().min_by_key(|(at, _)| *at);
             let stir = match due {
                 None => stirs.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                Some(due) => stirs.recv_timeout(due.saturating_duration_since(Instant::now())),
+                Some((due, _)) => stirs.recv_timeout(due.saturating_duration_since(Instant::now())),
             };
             look = match stir {
                 Ok(first)
@@ -72,20 +73,23 @@ impl Follower {
                 {
                     Look::Settled
                 }
-                Ok(_) if self.due.is_none_or(|due| Instant::now() < due) => Look::Early,
-                Ok(_) | Err(RecvTimeoutError::Timeout) => Look::Quiet,
+                Ok(_) if self.due.is_none_or(|(due, _)| Instant::now() < due) => Look::Early,
+                Ok(_) | Err(RecvTimeoutError::Timeout) => due.map_or(Look::Quiet, |(_, look)| look),
                 Err(RecvTimeoutError::Disconnected) => return,
             };
         }
     }
 
     fn look(&mut self, roster: &Roster, look: Look) {
-        let after = |wait| Some(Instant::now() + wait);
+        let after = |wait, look| Some((Instant::now() + wait, look));
         let looked = roster.look(look);
         self.due = match (&looked, look) {
-            (Looked::Unsettled, _) => after(consumers::QUIET),
+            (Looked::Busy, _) => after(consumers::PAUSE, Look::Early),
+            (Looked::Unsettled, _) => after(consumers::QUIET, Look::Quiet),
             // It may have changed elsewhere, too.
-            (Looked::Changed { partly: true, .. }, _) | (_, Look::Early) => self.due.or(after(SOON)),
+            (Looked::Changed { partly: true, .. }, _) | (_, Look::Early) => {
+                self.due.filter(|(_, look)| *look == Look::Quiet).or(after(SOON, Look::Quiet))
+            }
             (_, Look::Settled | Look::Quiet) => None,
         };
         match looked {
@@ -96,7 +100,7 @@ impl Follower {
                 }
                 log::error!("the changed consumers are refused; requests go by those before");
             }
-            Looked::Same | Looked::Unsettled | Looked::Refused { again: true, .. } => {}
+            Looked::Same | Looked::Busy | Looked::Unsettled | Looked::Refused { again: true, .. } => {}
         }
     }
 }
