@@ -1,6 +1,7 @@
 //! Backends in a real etcd.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -196,6 +197,28 @@ async fn a_frozen_etcd_is_given_up_in_time_and_followed_again_when_it_goes_on() 
 }
 
 #[tokio::test]
+async fn an_etcd_that_freezes_while_it_is_watched_is_noticed() {
+    /// Thirty seconds of silence, give or take a tenth, and five for an answer to what is asked then.
+    const NOTICED: Duration = Duration::from_secs(60);
+    let (etcd, [(_one, first), _, (_two, second)]) = (Etcd::start().await, origins().await);
+    etcd.put("/users/1", &first).await;
+    let gateway = gateway(&discovery(&etcd, json!({}))).await;
+    assert_eq!(answering(&gateway).await, ["one"]);
+    etcd.signal("STOP");
+    let noticed = async {
+        while gateway.said("cannot follow a registry; keeping the last backends") == 0 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(NOTICED, noticed).await.expect("it is noticed");
+    assert_eq!(answering(&gateway).await, ["one"]);
+    etcd.signal("CONT");
+    etcd.put("/users/2", &second).await;
+    become_these(&gateway, &["one", "two"]).await;
+    gateway.says("a registry is followed again").await;
+}
+
+#[tokio::test]
 async fn another_server_is_asked_when_one_is_gone() {
     let (etcd, [(_one, first), ..]) = (Etcd::start().await, origins().await);
     etcd.put("/users/1", &first).await;
@@ -249,7 +272,7 @@ async fn etcd_is_known_by_its_authority_and_the_gateway_by_its_certificate() {
     let known = gateway(&discovery(&etcd, tls("ca.pem"))).await;
     soon("the registry to be followed", async {
         while view(&known).await["discovery"]["up"] != true {
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     })
     .await;
