@@ -202,10 +202,11 @@ impl Fill {
         let mut key = Vec::new();
         upstream.write_key(&self.head, Some(ctx), &mut key);
         let timeouts = &self.exchange.route.timeouts;
+        let left = ctx.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let options = CallOptions {
             retries: self.exchange.route.retries.clone(),
             stuck: upstream.stuck_to(&self.head),
-            timeout: ctx.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())),
+            timeout: Some(left),
             key: key.into(),
             connect: timeouts.connect.map(|limit| limit.get()),
             read: timeouts.read.map(|limit| limit.get()),

@@ -6,6 +6,7 @@ mod eureka;
 pub mod kubeconfig;
 pub mod kubernetes;
 mod nacos;
+mod shared;
 mod zookeeper;
 
 use std::borrow::Cow;
@@ -20,13 +21,15 @@ use serde::{Deserialize, Deserializer, Serialize};
 use tollhouse_filters::tree::{self, Error, Node, Path, Raw, suggest};
 use tollhouse_filters::values::{Duration, Scalar};
 
-use super::upstream::{Host, Tls};
+use super::upstream::Host;
 
 pub use self::consul::ConsulDiscovery;
 pub use self::etcd::EtcdDiscovery;
 pub use self::eureka::{EurekaDiscovery, EurekaHost};
 pub use self::kubernetes::KubernetesDiscovery;
 pub use self::nacos::{NacosApi, NacosDiscovery};
+pub use self::shared::Shared;
+use self::shared::registry;
 pub use self::zookeeper::ZookeeperDiscovery;
 
 /// Who tells the backends of an upstream. What is wrong with it is kept until its upstream is built, so that all of it
@@ -57,54 +60,45 @@ pub enum Registry {
     Zookeeper(ZookeeperDiscovery),
 }
 
-/// `discovery: {type: dns}`: each address of a name (A and AAAA) is a backend.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct DnsDiscovery {
-    /// What it is: `dns`.
-    #[serde(rename = "type")]
-    _kind: DnsType,
-    /// The name; looked up as names of backends are (`server.dns`), again and again by its TTL. Required. Example: `users.internal`.
-    pub name: DnsName,
-    /// The port of all of them. Required. Example: `8080`.
-    pub port: NonZeroU16,
-    /// Which addresses count: `any`, `ipv4` or `ipv6`. Default: `any`. Example: `ipv4`.
-    #[serde(default)]
-    pub family: Family,
-    /// Whether the last backends stay in use when the registry says that there are none. Default: `false`, requests are answered with 503 then. Example: `true`.
-    #[serde(default)]
-    pub keep_last_on_empty: bool,
+registry! {
+    /// `discovery: {type: dns}`: each address of a name (A and AAAA) is a backend.
+    pub struct DnsDiscovery {
+        /// What it is: `dns`.
+        #[serde(rename = "type")]
+        _kind: DnsType,
+        /// The name; looked up as names of backends are (`server.dns`), again and again by its TTL. Required. Example: `users.internal`.
+        pub name: DnsName,
+        /// The port of all of them. Required. Example: `8080`.
+        pub port: NonZeroU16,
+        /// Which addresses count: `any`, `ipv4` or `ipv6`. Default: `any`. Example: `ipv4`.
+        #[serde(default)]
+        pub family: Family,
+    }
 }
 
-/// `discovery: {type: dns_srv}`: the service records of a name (RFC 2782), with their priorities, weights and ports.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct DnsSrvDiscovery {
-    /// What it is: `dns_srv`.
-    #[serde(rename = "type")]
-    _kind: DnsSrvType,
-    /// The name; looked up as names of backends are (`server.dns`), again and again by its TTL. Required. Example: `_http._tcp.users.internal`.
-    pub name: DnsName,
-    /// Whether the last backends stay in use when the registry says that there are none. Default: `false`, requests are answered with 503 then. Example: `true`.
-    #[serde(default)]
-    pub keep_last_on_empty: bool,
+registry! {
+    /// `discovery: {type: dns_srv}`: the service records of a name (RFC 2782), with their priorities, weights and ports.
+    pub struct DnsSrvDiscovery {
+        /// What it is: `dns_srv`.
+        #[serde(rename = "type")]
+        _kind: DnsSrvType,
+        /// The name; looked up as names of backends are (`server.dns`), again and again by its TTL. Required. Example: `_http._tcp.users.internal`.
+        pub name: DnsName,
+    }
 }
 
-/// `discovery: {type: file}`: a list of backends in a file of its own, in YAML or JSON, written as under `backends`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct FileDiscovery {
-    /// What it is: `file`.
-    #[serde(rename = "type")]
-    _kind: FileType,
-    /// The file, relative to the document. Required. Example: `backends/users.yaml`.
-    pub path: PathBuf,
-    /// How often it is looked at; at least `100ms`. Default: `1s`. Example: `10s`.
-    #[serde(default = "one_second")]
-    pub interval: Duration,
-    /// Whether the last backends stay in use when the registry says that there are none. Default: `false`, requests are answered with 503 then. Example: `true`.
-    #[serde(default)]
-    pub keep_last_on_empty: bool,
+registry! {
+    /// `discovery: {type: file}`: a list of backends in a file of its own, in YAML or JSON, written as under `backends`.
+    pub struct FileDiscovery {
+        /// What it is: `file`.
+        #[serde(rename = "type")]
+        _kind: FileType,
+        /// The file, relative to the document. Required. Example: `backends/users.yaml`.
+        pub path: PathBuf,
+        /// How often it is looked at; at least `100ms`. Default: `1s`. Example: `10s`.
+        #[serde(default = "one_second")]
+        pub interval: Duration,
+    } with interval
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -261,29 +255,18 @@ impl Registry {
         }
     }
 
-    /// Whether the last backends stay in use when it says that there are none.
-    pub const fn keeps_last_on_empty(&self) -> bool {
+    /// What it has in common with others.
+    pub fn shared(&self) -> &dyn Shared {
         match self {
-            Self::Dns(written) => written.keep_last_on_empty,
-            Self::DnsSrv(written) => written.keep_last_on_empty,
-            Self::File(written) => written.keep_last_on_empty,
-            Self::Consul(written) => written.keep_last_on_empty,
-            Self::Eureka(written) => written.keep_last_on_empty,
-            Self::Nacos(written) => written.keep_last_on_empty,
-            Self::Etcd(written) => written.keep_last_on_empty,
-            Self::Kubernetes(written) => written.keep_last_on_empty,
-            Self::Zookeeper(written) => written.keep_last_on_empty,
-        }
-    }
-
-    /// How it is reached over TLS, if it is asked over HTTP and something is written of that.
-    pub const fn tls(&self) -> Option<&Tls> {
-        match self {
-            Self::Consul(written) => written.tls.as_ref(),
-            Self::Eureka(written) => written.tls.as_ref(),
-            Self::Nacos(written) => written.tls.as_ref(),
-            Self::Etcd(written) => written.tls.as_ref(),
-            Self::Dns(_) | Self::DnsSrv(_) | Self::File(_) | Self::Kubernetes(_) | Self::Zookeeper(_) => None,
+            Self::Dns(written) => written,
+            Self::DnsSrv(written) => written,
+            Self::File(written) => written,
+            Self::Consul(written) => written,
+            Self::Eureka(written) => written,
+            Self::Nacos(written) => written,
+            Self::Etcd(written) => written,
+            Self::Kubernetes(written) => written,
+            Self::Zookeeper(written) => written,
         }
     }
 

@@ -33,7 +33,7 @@ impl Asides {
         let caller = self.caller.clone();
         self.runtime.spawn(async move {
             let Aside { head, body, timeout, keep, then, .. } = aside;
-            let options = CallOptions { timeout: Some(timeout), ..CallOptions::default() };
+            let options = CallOptions { timeout: Some(Some(timeout)), ..CallOptions::default() };
             let answer = async {
                 let mut reply = caller.send(&upstream, head, body, options).await.map_err(failed)?;
                 let mut kept = Some(BytesMut::new());

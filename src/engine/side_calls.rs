@@ -83,7 +83,7 @@ impl Client for SideCalls {
             Some(origin) => origin.map_err(failed)?,
             None => self.named(upstream)?,
         };
-        let options = CallOptions { timeout, ..CallOptions::default() };
+        let options = CallOptions { timeout: timeout.map(Some), ..CallOptions::default() };
         let reply = self.caller.send(&upstream, head, body, options).await.map_err(failed)?;
         Ok(ClientReply { head: reply.head, body: Box::new(Body(reply.body)) })
     }

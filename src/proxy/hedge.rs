@@ -4,13 +4,15 @@
 //! path, whatever the client and the upstream speak, and leave as answers of our own do.
 
 use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{StatusCode, Version, header};
+use http::{HeaderMap, StatusCode, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tollhouse_filters::outcome::{Body, Message, Reply};
 use tollhouse_filters::problem::{self, Problem};
 use tollhouse_filters::world::{ClientBody, ClientError};
@@ -42,19 +44,21 @@ impl Gateway {
         request: &RequestHeader,
         (upstream, hedge): (Arc<Upstream>, Hedge),
         body: Payload,
-        client: Option<&mut dyn Announce>,
+        client: &mut dyn Announce,
     ) -> Reply {
-        let (head, options) = match prepared(call, request, &upstream).await {
+        let (head, mut options) = match prepared(call, request, &upstream).await {
             Ok(prepared) => prepared,
             Err(reply) => return reply,
         };
+        let (announce, interim) = unbounded_channel();
+        options.interim = Some(announce);
         call.attempts.upstream = Some(upstream.clone());
         call.attempts.started = Some(Instant::now());
         let mut account = Account::default();
         let rules = call.rules();
         let asked =
             self.cache.caller().hedge(&upstream, (head, body), options, (rules, &hedge), &mut account);
-        let answer = unless_gone(asked, client).await;
+        let answer = unless_gone(asked, interim, client).await;
         self.account(call, &account);
         let Some(answer) = answer else { return Problem::new(&problem::CLIENT_CLOSED).into() };
         let failed = match &answer {
@@ -113,6 +117,10 @@ async fn prepared(
 ) -> Result<(RequestHeader, CallOptions), Reply> {
     let mut head = request.clone();
     strip_hop_by_hop(&mut head);
+    if call.version == Version::HTTP_2 {
+        // What comes behind an answer can be passed on to who knows of it (RFC 9110 s10.1.4).
+        let _ = request.headers.get(header::TE).map(|wanted| head.insert_header(header::TE, wanted));
+    }
     let peer = call.connection.as_ref().and_then(|connection| connection.peer);
     let version = call.version;
     let exchange = call.exchange();
@@ -127,27 +135,36 @@ async fn prepared(
     upstream.write_key(request, Some(&exchange.ctx), &mut key);
     let timeouts = &exchange.route.timeouts;
     let options = CallOptions {
-        timeout: left,
+        timeout: Some(left),
         key: key.into(),
         connect: timeouts.connect.map(|limit| limit.get()),
         read: timeouts.read.map(|limit| limit.get()),
-        interim: None,
         ..CallOptions::default()
     };
     Ok((head, options))
 }
 
-/// The outcome, unless the client goes away first: then every attempt ends with it.
+/// The outcome, unless the client goes away first: then every attempt ends with it. Interim answers are passed on as
+/// they come, whoever wins.
 async fn unless_gone(
     asked: impl Future<Output = Result<Answer, CallError>>,
-    client: Option<&mut dyn Announce>,
+    mut interim: UnboundedReceiver<ResponseHeader>,
+    client: &mut dyn Announce,
 ) -> Option<Result<Answer, CallError>> {
-    let Some(client) = client else { return Some(asked.await) };
-    tokio::select! {
-        biased;
-        answer = asked => Some(answer),
-        () = poll_fn(|cx| client.poll_gone(cx)) => None,
+    let mut asked = pin!(asked);
+    let answer = loop {
+        tokio::select! {
+            biased;
+            Some(head) = interim.recv() => client.announce(head).await,
+            answer = &mut asked => break answer,
+            () = poll_fn(|cx| client.poll_gone(cx)) => return None,
+        }
+    };
+    // What came with the answer precedes it.
+    while let Ok(head) = interim.try_recv() {
+        client.announce(head).await;
     }
+    Some(answer)
 }
 
 fn passed_on(answer: Answer) -> Reply {
@@ -196,5 +213,9 @@ impl ClientBody for Passed {
             return Err(ClientError::Broken(message.to_owned()));
         }
         Ok(next)
+    }
+
+    fn trailers(&mut self) -> Option<HeaderMap> {
+        self.body.trailers()
     }
 }

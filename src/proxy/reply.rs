@@ -38,7 +38,12 @@ pub(super) async fn write(session: &mut Session, call: &mut Call, reply: Reply) 
                 session.write_response_body(piece, false).await?;
             }
             let rest = filtered(call, None, true)?;
-            session.write_response_body(rest.or(Some(Bytes::new())), true).await?;
+            // What filters made of the body, they could not tell of in trailers.
+            let trailers = stream.trailers().filter(|_| call.version == Version::HTTP_2);
+            session.write_response_body(rest.or(Some(Bytes::new())), trailers.is_none()).await?;
+            if let Some(trailers) = trailers {
+                session.downstream_session.write_response_trailers(trailers).await?;
+            }
         }
     }
     Ok(())

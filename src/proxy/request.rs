@@ -88,22 +88,17 @@ impl Gateway {
         };
         let upstream = match decision {
             Ok(upstream) => upstream,
-            Err(reply) if is_gone(&reply) => {
-                return Err(
-                    Error::explain(ErrorType::ConnectionClosed, "it left while it waited").into_down()
-                );
-            }
-            Err(reply) => return reply::write(session, call, reply).await.map(|()| true),
+            Err(reply) => return answer(session, call, reply).await,
         };
         if matches!(upstream.protocol(), Protocol::H2 | Protocol::H2c) {
             // RFC 9110 s7.8: what cannot be offered is an ordinary request.
             call.upgrade = false;
         }
         if let Some(reply) = self.whole_body(session, call).await? {
-            return reply::write(session, call, reply).await.map(|()| true);
+            return answer(session, call, reply).await;
         }
         if let Some(reply) = self.hedge(session, call, &upstream).await {
-            return reply::write(session, call, reply).await.map(|()| true);
+            return answer(session, call, reply).await;
         }
         if call.upgrade {
             // The stand-in knows when both sides are silent.
@@ -131,9 +126,8 @@ impl Gateway {
         {
             return Some(reply);
         }
-        let (asked, request) = ((upstream.clone(), hedge), session.req_header());
         // On the heap: most requests are not.
-        Some(Box::pin(self.hedged(call, request, asked, body.into(), None)).await)
+        Some(Box::pin(self.watched_hedge(session, call, (upstream.clone(), hedge), body.into())).await)
     }
 
     /// Collects the request body for the filters that want the whole of it.
@@ -195,6 +189,14 @@ impl Gateway {
         pass(Bytes::new(), true)?;
         Ok(gathered.finish())
     }
+}
+
+/// Answers, if there is somebody left to hear it.
+async fn answer(session: &mut Session, call: &mut Call, reply: Reply) -> Result<bool> {
+    if is_gone(&reply) {
+        return Err(Error::explain(ErrorType::ConnectionClosed, "it left while it waited").into_down());
+    }
+    reply::write(session, call, reply).await.map(|()| true)
 }
 
 /// A request that was taken in before Pingora knew of it.

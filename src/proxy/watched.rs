@@ -4,14 +4,17 @@ use std::pin::pin;
 use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 
-use futures_util::future::{BoxFuture, ready};
+use futures_util::future::BoxFuture;
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::protocols::http::ServerSession;
 use pingora::proxy::Session;
 use tollhouse_filters::outcome::Reply;
 
-use super::{Call, Gateway};
+use super::{Call, Gateway, response};
 use crate::cache::Announce;
+use crate::config::hedge::Hedge;
 use crate::upstream::Upstream;
+use crate::upstream::call::Payload;
 
 /// Stands in the session while the request's own head is with the filters.
 static AWAY: LazyLock<RequestHeader> =
@@ -34,6 +37,23 @@ impl Gateway {
     }
 }
 
+impl Gateway {
+    /// As [`Gateway::hedged`]; the body of the request is none or was read.
+    pub(super) async fn watched_hedge(
+        &self,
+        session: &mut Session,
+        call: &mut Call,
+        asked: (Arc<Upstream>, Hedge),
+        body: Payload,
+    ) -> Reply {
+        let request = std::mem::replace(session.req_header_mut(), AWAY.clone());
+        let mut client = Watched { session, is_silent: true };
+        let reply = self.hedged(call, &request, asked, body, &mut client).await;
+        *session.req_header_mut() = request;
+        reply
+    }
+}
+
 /// The client of a request whose body nobody reads yet.
 struct Watched<'a> {
     session: &'a mut Session,
@@ -42,9 +62,15 @@ struct Watched<'a> {
 }
 
 impl Announce for Watched<'_> {
-    /// Interim answers of a fill are not passed on.
-    fn announce(&mut self, _: ResponseHeader) -> BoxFuture<'_, ()> {
-        Box::pin(ready(()))
+    /// Pingora has no way to send interim answers over HTTP/2.
+    fn announce(&mut self, mut head: ResponseHeader) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            if let ServerSession::H1(client) = &mut *self.session.downstream_session {
+                response::remove_framing(&mut head);
+                // Who does not take it will not take the answer either.
+                let _ = client.write_response_header(Box::new(head)).await;
+            }
+        })
     }
 
     /// HTTP/2 tells of each stream that was reset, HTTP/1 of a connection that ended.

@@ -182,7 +182,7 @@ impl Compiler<'_> {
         let registries = document
             .upstreams
             .iter()
-            .filter_map(|upstream| upstream.discovery.as_ref()?.registry().ok()?.tls());
+            .filter_map(|upstream| upstream.discovery.as_ref()?.registry().ok()?.shared().tls());
         let upstreams =
             document.upstreams.iter().filter_map(|upstream| upstream.tls.as_ref()).chain(registries);
         let upstreams = upstreams.flat_map(|tls| [&tls.ca, &tls.client_cert, &tls.client_key]).flatten();

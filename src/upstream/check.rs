@@ -92,31 +92,20 @@ fn check_discovery(written: &written::Upstream, problems: &mut Problems) {
 }
 
 fn check_options(registry: &Registry, problems: &mut Problems) {
-    let mut proof = |user: bool, password: bool| match (user, password) {
-        (true, false) => problems.add("discovery.username", "needs `password` too"),
-        (false, true) => problems.add("discovery.password", "needs `username` too"),
-        _ => {}
-    };
-    match registry {
-        Registry::Eureka(written) => proof(written.username.is_some(), written.password.is_some()),
-        Registry::Nacos(written) => proof(written.username.is_some(), written.password.is_some()),
+    match registry.shared().login() {
+        (Some(_), None) => problems.add("discovery.username", "needs a `password` too"),
+        (None, Some(_)) => problems.add("discovery.password", "needs a `username` too"),
         _ => {}
     }
-    let (interval, least) = match registry {
-        Registry::File(written) => (written.interval, MIN_LOOK),
-        Registry::Eureka(written) => (written.interval, MIN_ASKING),
-        Registry::Nacos(written) => (written.interval, MIN_ASKING),
-        Registry::Consul(written) => {
-            if !(MIN_ASKING..=MAX_WAIT).contains(&written.wait.get()) {
-                problems.add("discovery.wait", "expected 1s to 10m");
-            }
-            return;
-        }
-        // The others check what they have themselves, in `discovery`.
-        _ => return,
-    };
-    if interval.get() < least {
+    let least = if matches!(registry, Registry::File(_)) { MIN_LOOK } else { MIN_ASKING };
+    if registry.shared().interval().is_some_and(|interval| interval.get() < least) {
         problems.add("discovery.interval", format!("expected at least {least:?}"));
+    }
+    // What else a type has is checked where it is followed, in `discovery`.
+    if let Registry::Consul(written) = registry
+        && !(MIN_ASKING..=MAX_WAIT).contains(&written.wait.get())
+    {
+        problems.add("discovery.wait", "expected 1s to 10m");
     }
 }
 

@@ -17,6 +17,7 @@ use super::balance::{Balancer, Place};
 use super::discovery::Following;
 use super::sticky::Sticky;
 use super::{Backend, Upstream};
+use crate::config::discovery::Registry;
 use crate::config::upstream as written;
 
 /// Where requests of an upstream go.
@@ -49,7 +50,8 @@ pub(super) struct Set {
 }
 
 impl Backends {
-    /// The backends that are written, or that are known of the registry already.
+    /// The backends that are written, or that are known of the registry already; of one that is new here, those that
+    /// there were before, until it tells its own.
     pub(super) fn build(
         written: &written::Upstream,
         base: &Path,
@@ -59,8 +61,7 @@ impl Backends {
         let registry = written.discovery.as_ref().and_then(|discovery| discovery.registry().ok());
         let following = registry.map(|registry| {
             let same = retained.and_then(Upstream::following).filter(|old| old.follows(registry, base));
-            let new = || Arc::new(Following::new(registry.clone(), base, written.name.shared()));
-            same.map_or_else(new, Arc::clone)
+            same.map_or_else(|| Arc::new(newly_followed(registry, base, written, retained)), Arc::clone)
         });
         let entries = match &following {
             Some(following) => following.backends(),
@@ -176,6 +177,22 @@ impl Set {
     /// Each backend with what is written or told of it.
     pub(super) fn all(&self) -> impl Iterator<Item = (&Arc<Backend>, &written::Backend)> {
         self.balancer.backends().iter().zip(&*self.entries)
+    }
+}
+
+/// A registry of which nothing is known yet, in the place of what told the backends before.
+fn newly_followed(
+    registry: &Registry,
+    base: &Path,
+    written: &written::Upstream,
+    retained: Option<&Upstream>,
+) -> Following {
+    let following = Following::new(registry.clone(), base, written.name.shared());
+    match retained {
+        Some(old) => {
+            following.heir_of(Arc::clone(&old.backends.now().entries), old.following().map(|old| &**old))
+        }
+        None => following,
     }
 }
 

@@ -46,7 +46,7 @@ pub struct DiscoveryView {
     pub kind: &'static str,
     /// Whether it is followed; while it is not, the last backends stay in use.
     pub up: bool,
-    /// When it last confirmed the backends; null if it never did.
+    /// When the backends in use were last confirmed; null if they never were.
     pub told: Option<At>,
     /// Seconds since then.
     pub age: Option<u64>,
@@ -54,6 +54,8 @@ pub struct DiscoveryView {
     pub changed: Option<At>,
     /// How often they did.
     pub changes: u64,
+    /// It has told none yet, and those that were in use before the document named it are used until then.
+    pub inherited: bool,
     /// Instances that it tells and that cannot be used.
     pub ignored: usize,
     /// It says that there are no backends, and the last ones are used all the same.
@@ -215,7 +217,7 @@ impl Upstream {
     pub fn unavailable(&self) -> &'static str {
         let now = self.backends.now();
         let takers = || now.all().filter(|(_, written)| written.weight > 0);
-        if self.following().is_some_and(|following| following.age(SystemTime::now()).is_none()) {
+        if self.following().is_some_and(|following| !following.is_known()) {
             "the backends are not known yet"
         } else if takers().next().is_none() {
             "no backend takes requests"

@@ -6,35 +6,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::net::TcpListener;
 
 use crate::harness::{Dns, Gateway, Origin, Reply, Wire, get, soon, until};
 
 const LISTENER: &str = "{name: plain, address: \"127.0.0.1:0\"}";
-
-/// An origin that answers with a text.
-pub(crate) async fn saying(address: &str, text: &'static str) -> Origin {
-    let listener = TcpListener::bind(address).await.expect("a port");
-    Origin::on(listener, move |mut wire: Wire| async move {
-        while wire.head().await.is_ok() {
-            wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{text}", text.len())).await;
-        }
-    })
-}
-
-/// Origins at 127.0.0.1 and 127.0.0.2, on one port.
-async fn twins() -> (Origin, Origin) {
-    for _ in 0..50 {
-        let first = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let port = first.local_addr().expect("bound").port();
-        drop(first);
-        if TcpListener::bind(("127.0.0.2", port)).await.is_ok() {
-            let [one, two] = [1, 2].map(|last| format!("127.0.0.{last}:{port}"));
-            return (saying(&one, "one").await, saying(&two, "two").await);
-        }
-    }
-    panic!("no port is free at both addresses");
-}
 
 /// A document with one upstream of this discovery.
 pub(crate) fn document(before: &str, discovery: &Value, further: &str) -> String {
@@ -87,7 +62,7 @@ fn loopback(last: &[u8]) -> Vec<IpAddr> {
 
 #[tokio::test]
 async fn each_address_of_a_name_is_a_backend_and_the_last_ones_are_kept_while_dns_fails() {
-    let (dns, (one, _two)) = (Dns::start().await, twins().await);
+    let (dns, (one, _two)) = (Dns::start().await, Origin::twins(["one", "two"]).await);
     dns.set("users.test", Reply::Addresses(loopback(&[1, 2]), 1));
     let discovery = json!({"type": "dns", "name": "users.test", "port": one.address.port()});
     let gateway = Gateway::administered(&document(&dns.server(), &discovery, "")).await;
@@ -113,7 +88,7 @@ async fn each_address_of_a_name_is_a_backend_and_the_last_ones_are_kept_while_dn
 
 #[tokio::test]
 async fn a_name_that_is_gone_has_no_backends_unless_the_last_ones_are_to_be_kept() {
-    let (dns, (one, _two)) = (Dns::start().await, twins().await);
+    let (dns, (one, _two)) = (Dns::start().await, Origin::twins(["one", "two"]).await);
     dns.set("users.test", Reply::Addresses(loopback(&[1]), 1));
     let port = one.address.port();
     for keep in [false, true] {
@@ -138,8 +113,8 @@ async fn a_name_that_is_gone_has_no_backends_unless_the_last_ones_are_to_be_kept
 #[tokio::test]
 async fn service_records_tell_targets_ports_weights_and_priorities() {
     let dns = Dns::start().await;
-    let (one, two) = (saying("127.0.0.1:0", "one").await, saying("127.0.0.1:0", "two").await);
-    let spare = saying("127.0.0.1:0", "spare").await;
+    let (one, two) = (Origin::saying("127.0.0.1:0", "one").await, Origin::saying("127.0.0.1:0", "two").await);
+    let spare = Origin::saying("127.0.0.1:0", "spare").await;
     let [first, second, third] = [&one, &two, &spare].map(|origin| origin.address.port());
     for name in ["a.test", "b.test"] {
         dns.set(name, Reply::Addresses(loopback(&[1]), 60));
@@ -183,7 +158,7 @@ fn in_file() -> Value {
 
 #[tokio::test]
 async fn a_file_is_followed_and_what_cannot_be_read_keeps_the_last_backends() {
-    let (one, two) = (saying("127.0.0.1:0", "one").await, saying("127.0.0.1:0", "two").await);
+    let (one, two) = (Origin::saying("127.0.0.1:0", "one").await, Origin::saying("127.0.0.1:0", "two").await);
     let folder = TempDir::new().expect("a folder");
     let file = folder.path().join("users.yaml");
     std::fs::write(&file, listing(&[one.address])).expect("written");
@@ -225,7 +200,7 @@ async fn a_start_without_a_registry_serves_what_does_not_need_it() {
 #[tokio::test]
 async fn a_request_under_way_at_a_backend_that_goes_is_answered_and_its_connection_is_not_used_again() {
     let (going, mut wires) = Origin::handing_over().await;
-    let stays = saying("127.0.0.1:0", "stays").await;
+    let stays = Origin::saying("127.0.0.1:0", "stays").await;
     let folder = TempDir::new().expect("a folder");
     let file = folder.path().join("users.yaml");
     std::fs::write(&file, listing(&[going.address])).expect("written");
@@ -247,7 +222,7 @@ async fn a_request_under_way_at_a_backend_that_goes_is_answered_and_its_connecti
 
 #[tokio::test]
 async fn a_reload_that_changes_something_else_keeps_the_backends_of_a_registry_that_is_gone() {
-    let one = saying("127.0.0.1:0", "one").await;
+    let one = Origin::saying("127.0.0.1:0", "one").await;
     let folder = TempDir::new().expect("a folder");
     let file = folder.path().join("users.yaml");
     std::fs::write(&file, listing(&[one.address])).expect("written");
@@ -261,22 +236,64 @@ async fn a_reload_that_changes_something_else_keeps_the_backends_of_a_registry_t
     assert_eq!(answering(&gateway).await, ["one"]);
 }
 
+/// Asks without a pause; each request is answered with 200.
+fn asking(gateway: &Gateway) -> tokio::task::JoinHandle<()> {
+    let address = gateway.address();
+    tokio::spawn(async move {
+        loop {
+            let answer = get(address, "/").await;
+            assert_eq!(answer.status, 200, "{answer:?}");
+        }
+    })
+}
+
+#[tokio::test]
+async fn no_request_fails_while_another_registry_is_named_and_until_it_tells_backends() {
+    let (one, two) = (Origin::saying("127.0.0.1:0", "one").await, Origin::saying("127.0.0.1:0", "two").await);
+    let written = format!(
+        "upstreams: [{{name: users, backends: [{{address: \"{}\"}}]}}]\nroutes: [{{name: all, upstream: users}}]\n",
+        one.address
+    );
+    let gateway = Gateway::administered(&written).await;
+    let asking = asking(&gateway);
+    let folder = gateway.file().parent().expect("a folder").to_owned();
+    // From what is written to a file, and from there to another, neither of which is there yet.
+    for (generation, name) in [(2, "first.yaml"), (3, "second.yaml")] {
+        let discovery = json!({"type": "file", "path": name, "interval": "100ms"});
+        gateway.rewrite_administered(&document("", &discovery, ""));
+        gateway.says(&format!("generation={generation}")).await;
+        let shown = view(&gateway).await["discovery"].clone();
+        assert_eq!((&shown["up"], &shown["inherited"]), (&json!(false), &json!(true)), "{shown}");
+        assert_eq!(shown["age"].is_u64(), generation == 3, "of what is written it is not known: {shown}");
+        assert_eq!(answering(&gateway).await, ["one"]);
+        if generation == 2 {
+            replace(&folder.join(name), &listing(&[one.address]));
+            soon("the file to be followed", async {
+                while view(&gateway).await["discovery"]["inherited"] == true {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            })
+            .await;
+        }
+    }
+    gateway.says("cannot follow a registry; keeping the last backends").await;
+    replace(&folder.join("second.yaml"), &listing(&[two.address]));
+    become_these(&gateway, &["two"]).await;
+    assert_eq!(view(&gateway).await["discovery"]["inherited"], false);
+    assert!(!asking.is_finished(), "{:?}", asking.await);
+    asking.abort();
+}
+
 #[tokio::test]
 async fn no_request_fails_while_backends_come_and_go() {
-    let (one, two) = (saying("127.0.0.1:0", "one").await, saying("127.0.0.1:0", "two").await);
+    let (one, two) = (Origin::saying("127.0.0.1:0", "one").await, Origin::saying("127.0.0.1:0", "two").await);
     let folder = TempDir::new().expect("a folder");
     let file = folder.path().join("users.yaml");
     let sets = [vec![one.address], vec![one.address, two.address], vec![two.address]];
     std::fs::write(&file, listing(&sets[0])).expect("written");
     let health = ", health: {active: {type: tcp, interval: 50ms}, outlier: {}, slow_start: 1s}";
     let gateway = Gateway::within(folder, LISTENER, &document("", &in_file(), health)).await;
-    let address = gateway.address();
-    let asking = tokio::spawn(async move {
-        loop {
-            let answer = get(address, "/").await;
-            assert_eq!(answer.status, 200, "{answer:?}");
-        }
-    });
+    let asking = asking(&gateway);
     for round in 1..8 {
         replace(&file, &listing(&sets[round % sets.len()]));
         soon("the change", async {

@@ -208,6 +208,42 @@ async fn the_total_timeout_ends_an_answer_that_trickles() {
 }
 
 #[tokio::test]
+async fn a_route_with_no_total_timeout_has_none_whatever_its_upstream_says() {
+    let origin = Origin::new(|mut wire| async move {
+        while wire.head().await.is_ok() {
+            wire.send("HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 4\r\n\r\nha").await;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            wire.send("lf").await;
+        }
+    })
+    .await;
+    // On the connections themselves, by Pingora, hedged, and for the cache.
+    let ways = ["", "filters: [body_limit: {response: 1GiB}]", "hedge: {after: 1h}", "filters: [cache: {}]"];
+    let routes = ways.iter().enumerate().map(|(nth, way)| {
+        let route = |name: &str, more: &str| {
+            format!(
+                "  - {{name: {name}{nth}, match: {{paths: [/{name}{nth}]}}, upstream: origin, {way}{more}}}\n"
+            )
+        };
+        let more = if way.is_empty() { "timeouts: {total: none}" } else { ", timeouts: {total: none}" };
+        route("short", "") + &route("long", more)
+    });
+    let routes: String = routes.collect();
+    let backend = format!("{{address: \"{}\"}}", origin.address);
+    let gateway = Gateway::start(&format!(
+        "upstreams: [{{name: origin, backends: [{backend}, {backend}], timeouts: {{total: 200ms}}}}]\nroutes:\n{routes}"
+    ))
+    .await;
+    for (nth, way) in ways.iter().enumerate() {
+        let ask = |name| exchange(gateway.address(), format!("GET /{name}{nth} HTTP/1.1\r\nHost: a\r\n\r\n"));
+        let cut = ask("short").await;
+        assert!(!cut.as_ref().is_ok_and(|answer| answer.status == 200), "{way}: {cut:?}");
+        let whole = ask("long").await.unwrap_or_else(|error| panic!("{way}: {error:?}"));
+        assert_eq!((whole.status, whole.text().as_str()), (200, "half"), "{way}");
+    }
+}
+
+#[tokio::test]
 async fn a_full_backlog_is_a_connect_timeout() {
     // Linux drops SYNs for a listener whose queue is full: connecting hangs.
     let socket = tokio::net::TcpSocket::new_v4().expect("a socket");

@@ -106,7 +106,8 @@ const CASES: &[(&str, Script, bool, Seen)] = &[
         false,
         Seen::Problem(502),
     ),
-    // RFC 9113 s8.6: there is none; the h2 crate takes it for an interim answer.
+    // RFC 9113 s8.6: there is none, so that 502 would be right at once; the h2 crate takes it for an interim answer, and
+    // Pingora gives no way to ask for those.
     ("a switch of protocols", |id| head(&[(":status", "101")], 0, id), false, Seen::Problem(504)),
     ("data before the head", |id| frame(DATA, 0, id, b"ab"), false, Seen::Problem(502)),
     ("data of no stream", |_| frame(DATA, 0, 0, b"ab"), false, Seen::Problem(502)),

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
@@ -210,13 +212,88 @@ async fn a_client_that_leaves_ends_all_attempts() {
     let (one, mut first) = Origin::silent().await;
     let (other, mut second) = Origin::silent().await;
     let gateway = before(&[one.address, other.address], "hedge: {after: 1ms}").await;
-    let mut client = Wire::connect(gateway.address()).await;
-    client.send("GET / HTTP/1.1\r\nHost: direct.test\r\n\r\n").await;
+    for (host, request) in [
+        ("direct.test", "GET /direct.test HTTP/1.1\r\nHost: direct.test\r\n\r\n"),
+        ("proxied.test", "GET /proxied.test HTTP/1.1\r\nHost: proxied.test\r\n\r\n"),
+        ("whole.test", "PUT /whole.test HTTP/1.1\r\nHost: whole.test\r\nContent-Length: 2\r\n\r\nab"),
+    ] {
+        let mut client = Wire::connect(gateway.address()).await;
+        client.send(request).await;
+        assert_eq!((told(&mut first).await, told(&mut second).await), ("asked", "asked"), "{host}");
+        drop(client);
+        assert_eq!((told(&mut first).await, told(&mut second).await), ("closed", "closed"), "{host}");
+        let line = gateway.log_line(|line| line["path"] == format!("/{host}")).await;
+        assert_eq!((&line["status"], &line["attempts"]), (&499.into(), &2.into()), "{line}");
+    }
+    // Of one connection of HTTP/2, one stream.
+    let client = H2c::connect(gateway.address()).await;
+    let request = Request::get("http://direct.test/stream").body(()).expect("valid");
+    let (_answer, mut stream) = client.open(request, true).await;
     assert_eq!((told(&mut first).await, told(&mut second).await), ("asked", "asked"));
-    drop(client);
+    stream.send_reset(h2::Reason::CANCEL);
     assert_eq!((told(&mut first).await, told(&mut second).await), ("closed", "closed"));
-    let line = gateway.log_line(|line| line["path"] == "/").await;
-    assert_eq!((&line["status"], &line["attempts"]), (&499.into(), &2.into()), "{line}");
+}
+
+#[tokio::test]
+async fn interim_answers_pass_to_clients_of_http1() {
+    let origin = Origin::answering(
+        "HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\nConnection: x-hop\r\nX-Hop: 1\r\n\r\n\
+         HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+    )
+    .await;
+    let gateway = before(&[origin.address; 2], "hedge: {after: 1h}").await;
+    for way in WAYS {
+        let mut client = Wire::connect(gateway.address()).await;
+        for _ in 0..2 {
+            client.send(format!("GET / HTTP/1.1\r\nHost: {way}\r\n\r\n")).await;
+            let early = client.head().await.expect("an interim head");
+            assert!(
+                early.line.starts_with("HTTP/1.1 103") && early.field("link") == Some("</a.css>"),
+                "{way}"
+            );
+            assert!(early.field("x-hop").is_none() && early.field("content-length").is_none(), "{early:?}");
+            let answer = soon("the final answer", client.answer()).await.expect("an answer");
+            assert_eq!((answer.status, answer.text().as_str()), (200, "ok"), "{way}");
+        }
+        // RFC 9110 s15.2: HTTP/1.0 knows none.
+        let mut client = Wire::connect(gateway.address()).await;
+        client.send(format!("GET / HTTP/1.0\r\nHost: {way}\r\n\r\n")).await;
+        let first = client.head().await.expect("a head");
+        assert!(first.line.contains(" 200 "), "{way}: {first:?}");
+    }
+}
+
+#[tokio::test]
+async fn trailers_pass_between_two_sides_of_http2() {
+    let origin = Origin::new(|wire: Wire| async move {
+        let Ok(mut connection) = h2::server::handshake(wire.into_stream()).await else { return };
+        while let Some(Ok((request, mut respond))) = connection.accept().await {
+            let wanted = request.headers().get("te").is_some_and(|te| te == "trailers");
+            let mut stream = respond.send_response(Response::new(()), false).expect("open");
+            stream.send_data(Bytes::from_static(b"ok"), false).expect("open");
+            let value = HeaderValue::from_static(if wanted { "wanted" } else { "unwanted" });
+            stream
+                .send_trailers(HeaderMap::from_iter([(HeaderName::from_static("x-sum"), value)]))
+                .expect("open");
+        }
+    })
+    .await;
+    let gateway = before(&[origin.address; 2], "hedge: {after: 1h}, protocol: h2c").await;
+    let client = H2c::connect(gateway.address()).await;
+    for host in ["direct.test", "proxied.test"] {
+        let request =
+            Request::get(format!("http://{host}/")).header("te", "trailers").body(()).expect("valid");
+        let (answer, _) = client.open(request, true).await;
+        let mut body = soon("an answer", answer).await.expect("an answer").into_body();
+        let piece = soon("a piece", body.data()).await.expect("a piece").expect("whole");
+        assert_eq!(piece, "ok", "{host}");
+        assert!(soon("the end", body.data()).await.is_none(), "{host}");
+        let trailers = soon("trailers", body.trailers()).await.expect("whole").expect("trailers");
+        assert_eq!(trailers["x-sum"], "wanted", "{host}");
+        // HTTP/1.1 has them dropped.
+        let answer = ask(&gateway, host, "GET /").await;
+        assert_eq!((answer.status, answer.text().as_str()), (200, "ok"), "{host}");
+    }
 }
 
 #[tokio::test]

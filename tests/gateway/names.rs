@@ -3,35 +3,12 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use tokio::net::TcpListener;
-
-use crate::harness::{Dns, Gateway, Origin, Reply, Wire, get, soon, until};
+use crate::harness::{Dns, Gateway, Origin, Reply, get, soon, until};
 
 const NAME: &str = "users.test";
 
 fn loopback(last: u8) -> IpAddr {
     IpAddr::from([127, 0, 0, last])
-}
-
-/// An origin that answers with a text.
-fn saying(listener: TcpListener, text: &'static str) -> Origin {
-    Origin::on(listener, move |mut wire: Wire| async move {
-        while wire.head().await.is_ok() {
-            wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{text}", text.len())).await;
-        }
-    })
-}
-
-/// Two origins on one port, at 127.0.0.1 and 127.0.0.2.
-async fn twins() -> (Origin, Origin) {
-    for _ in 0..50 {
-        let first = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let port = first.local_addr().expect("bound").port();
-        if let Ok(second) = TcpListener::bind((loopback(2), port)).await {
-            return (saying(first, "first"), saying(second, "second"));
-        }
-    }
-    panic!("no port is free at both addresses");
 }
 
 fn document(dns: &Dns, port: u16) -> String {
@@ -59,7 +36,7 @@ async fn serves(gateway: &Gateway, text: &str) {
 
 #[tokio::test]
 async fn a_name_is_followed_when_its_ttl_is_over() {
-    let (dns, (first, _second)) = (Dns::start().await, twins().await);
+    let (dns, (first, _second)) = (Dns::start().await, Origin::twins(["first", "second"]).await);
     dns.set(NAME, Reply::Addresses(vec![loopback(1)], 1));
     dns.set("clock.test", Reply::Addresses(vec![loopback(1)], 1));
     let clock = "upstreams: [{name: clock, backends: [{address: \"clock.test:80\"}]}, ";
@@ -78,7 +55,7 @@ async fn a_name_is_followed_when_its_ttl_is_over() {
 
 #[tokio::test]
 async fn failures_and_negative_answers_keep_the_last_good_one() {
-    let (dns, (first, _second)) = (Dns::start().await, twins().await);
+    let (dns, (first, _second)) = (Dns::start().await, Origin::twins(["first", "second"]).await);
     dns.set(NAME, Reply::Addresses(vec![loopback(1)], 1));
     let gateway = Gateway::start(&document(&dns, first.address.port())).await;
     dns.set(NAME, Reply::Failure);
@@ -96,7 +73,7 @@ async fn failures_and_negative_answers_keep_the_last_good_one() {
 
 #[tokio::test]
 async fn an_unknown_name_is_503_until_it_is_known() {
-    let (dns, (first, _second)) = (Dns::start().await, twins().await);
+    let (dns, (first, _second)) = (Dns::start().await, Origin::twins(["first", "second"]).await);
     let gateway = Gateway::start(&document(&dns, first.address.port())).await;
     let answer = get(gateway.address(), "/").await;
     assert_eq!((answer.status, answer.problem()), (503, "no-backend".to_owned()));
@@ -112,7 +89,7 @@ async fn an_unknown_name_is_503_until_it_is_known() {
 
 #[tokio::test]
 async fn a_dead_dns_server_delays_the_start_by_seconds_at_most() {
-    let (dns, (first, _second)) = (Dns::start().await, twins().await);
+    let (dns, (first, _second)) = (Dns::start().await, Origin::twins(["first", "second"]).await);
     dns.set(NAME, Reply::Silence);
     let started = Instant::now();
     let gateway = Gateway::start(&format!(
@@ -130,7 +107,7 @@ async fn a_dead_dns_server_delays_the_start_by_seconds_at_most() {
 
 #[tokio::test]
 async fn a_name_of_many_upstreams_is_asked_for_once() {
-    let (dns, (first, _second)) = (Dns::start().await, twins().await);
+    let (dns, (first, _second)) = (Dns::start().await, Origin::twins(["first", "second"]).await);
     dns.set(NAME, Reply::Addresses(vec![loopback(1)], 60));
     let upstream = |at: usize| {
         format!("  - {{name: u{at}, backends: [{{address: \"{NAME}:{}\"}}]}}\n", first.address.port())
@@ -149,7 +126,7 @@ async fn a_name_of_many_upstreams_is_asked_for_once() {
 
 #[tokio::test]
 async fn every_address_of_a_name_is_probed_and_only_healthy_ones_are_used() {
-    let (dns, (first, second)) = (Dns::start().await, twins().await);
+    let (dns, (first, second)) = (Dns::start().await, Origin::twins(["first", "second"]).await);
     dns.set(NAME, Reply::Addresses(vec![loopback(1), loopback(2), loopback(3)], 1));
     let port = first.address.port();
     let checked = document(&dns, port).replace(

@@ -1,5 +1,7 @@
 //! A gateway that has too much to do refuses what matters least.
 
+use std::time::Duration;
+
 use crate::harness::{Gateway, Origin, request, soon};
 
 const KEY: &str = "x-api-key: an example, not a secret\r\n";
@@ -79,4 +81,32 @@ async fn what_matters_least_is_refused_first_and_what_is_critical_never() {
         }
     })
     .await;
+}
+
+/// Keeps the process from running for a while, so that its event loop is late, as it is when others use the processors.
+async fn hold_up(gateway: &Gateway, time: Duration) {
+    gateway.signal("STOP");
+    tokio::time::sleep(time).await;
+    gateway.signal("CONT");
+}
+
+#[tokio::test]
+async fn a_late_event_loop_has_low_priority_refused_and_all_is_well_again_after_it() {
+    let origin = Origin::answering("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+    let gateway = Gateway::administered(&document(&origin, "loop_delay: 1s")).await;
+    assert_eq!(statuses(&gateway, "").await, [200; 5]);
+    hold_up(&gateway, Duration::from_millis(1500)).await;
+    let line = gateway.says("requests of low priority are refused").await;
+    assert!(line.contains("the event loop is late"), "{line}");
+    // For two seconds at least.
+    let refused = request(gateway.address(), "GET /low", "").await;
+    let served = request(gateway.address(), "GET /high", "").await;
+    assert_eq!((refused.status, refused.problem().as_str()), (503, "overloaded"));
+    assert!(refused.field("retry-after").is_some_and(|after| after.parse::<u32>().is_ok()), "{refused:?}");
+    assert_eq!(served.status, 200);
+    assert!(gateway.number("tollhouse_overload_refused_total{priority=\"low\"}").await > 0);
+    assert_eq!(gateway.number("tollhouse_overload_refused_total{priority=\"high\"}").await, 0);
+    gateway.says("no requests are refused any more").await;
+    assert_eq!(statuses(&gateway, "").await, [200; 5]);
+    assert_eq!(gateway.number("tollhouse_overload_level").await, 0);
 }

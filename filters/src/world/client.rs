@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
 use parking_lot::Mutex;
 use pingora_http::{RequestHeader, ResponseHeader};
 
@@ -89,6 +90,11 @@ pub trait ClientBody: Send + Sync {
 
     /// The next piece, if it is there already.
     fn ready(&mut self) -> Option<Bytes> {
+        None
+    }
+
+    /// The trailer fields that came behind it (RFC 9110 s6.5), once the last piece was read.
+    fn trailers(&mut self) -> Option<HeaderMap> {
         None
     }
 

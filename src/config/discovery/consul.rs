@@ -4,45 +4,38 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use tollhouse_filters::values::{Duration, Scalar, Secret, Url};
 
-use super::Text;
-use crate::config::upstream::Tls;
+use super::{Text, registry};
 
-/// `discovery: {type: consul}`: the healthy instances of a service in Consul.
-#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ConsulDiscovery {
-    /// What it is: `consul`.
-    #[serde(rename = "type")]
-    _kind: ConsulType,
-    /// Where an agent or a server is. Default: `http://127.0.0.1:8500`. Example: `https://consul.internal:8501`.
-    #[serde(default = "local_agent")]
-    pub address: Url,
-    /// The service. Required. Example: `users`.
-    pub service: Text,
-    /// Tags that an instance must have, all of them. Default: `[]`. Example: `[v2]`.
-    #[serde(default)]
-    pub tags: Vec<String>,
-    /// The datacenter. Default: that of the agent. Example: `eu-1`.
-    #[serde(default)]
-    pub datacenter: Option<String>,
-    /// The namespace. Default: that of the token. Example: `shop`.
-    #[serde(default)]
-    pub namespace: Option<String>,
-    /// What proves who asks; needs `service:read` and `node:read`. Default: none. Example: `${env:CONSUL_TOKEN}`.
-    #[serde(default)]
-    pub token: Option<Secret>,
-    /// Whether all checks of an instance must pass; else those with warnings get requests too, by their weight for that. Default: `true`. Example: `false`.
-    #[serde(default = "yes")]
-    pub passing_only: bool,
-    /// How long a question is held back while nothing changes, from `1s` to `10m`. Default: `5m`. Example: `1m`.
-    #[serde(default = "five_minutes")]
-    pub wait: Duration,
-    /// TLS to the registry, if its URL is https. Default: `{}`. Example: `{ca: certs/registry-ca.pem}`.
-    #[serde(default)]
-    pub tls: Option<Tls>,
-    /// Whether the last backends stay in use when the registry says that there are none. Default: `false`, requests are answered with 503 then. Example: `true`.
-    #[serde(default)]
-    pub keep_last_on_empty: bool,
+registry! {
+    /// `discovery: {type: consul}`: the healthy instances of a service in Consul.
+    pub struct ConsulDiscovery {
+        /// What it is: `consul`.
+        #[serde(rename = "type")]
+        _kind: ConsulType,
+        /// Where an agent or a server is. Default: `http://127.0.0.1:8500`. Example: `https://consul.internal:8501`.
+        #[serde(default = "local_agent")]
+        pub address: Url,
+        /// The service. Required. Example: `users`.
+        pub service: Text,
+        /// Tags that an instance must have, all of them. Default: `[]`. Example: `[v2]`.
+        #[serde(default)]
+        pub tags: Vec<String>,
+        /// The datacenter. Default: that of the agent. Example: `eu-1`.
+        #[serde(default)]
+        pub datacenter: Option<String>,
+        /// The namespace. Default: that of the token. Example: `shop`.
+        #[serde(default)]
+        pub namespace: Option<String>,
+        /// What proves who asks; needs `service:read` and `node:read`. Default: none. Example: `${env:CONSUL_TOKEN}`.
+        #[serde(default)]
+        pub token: Option<Secret>,
+        /// Whether all checks of an instance must pass; else those with warnings get requests too, by their weight for that. Default: `true`. Example: `false`.
+        #[serde(default = "yes")]
+        pub passing_only: bool,
+        /// How long a question is held back while nothing changes, from `1s` to `10m`. Default: `5m`. Example: `1m`.
+        #[serde(default = "five_minutes")]
+        pub wait: Duration,
+    } with tls
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]

@@ -7,37 +7,36 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tollhouse_filters::values::Scalar;
 
-/// `discovery: {type: kubernetes}`: the endpoints of a Service of Kubernetes, by its EndpointSlices.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct KubernetesDiscovery {
-    /// What it is: `kubernetes`.
-    #[serde(rename = "type")]
-    _kind: KubernetesType,
-    /// The Service. Required. Example: `users`.
-    pub service: KubeName,
-    /// Where it is. Default: the namespace of the gateway's own account, or of the context of `kubeconfig`. Example:
-    /// `shop`.
-    #[serde(default)]
-    pub namespace: Option<KubeName>,
-    /// The port of the endpoints, by the name that the Service gives it or by its own number, which is the
-    /// container's. Default: the only one there is. Example: `http`.
-    #[serde(default)]
-    pub port: Option<KubePort>,
-    /// Which endpoints get requests: those that are `ready`, those too that still serve while they end (`serving`), or
-    /// `all`. Default: `ready`. Example: `serving`.
-    #[serde(default)]
-    pub include: Include,
-    /// The file that says how the cluster is reached, relative to the document. Default: none, the cluster that the
-    /// gateway runs in, with the account of its Pod. Example: `kubeconfig.yaml`.
-    #[serde(default)]
-    pub kubeconfig: Option<PathBuf>,
-    /// The context of `kubeconfig`. Default: its `current-context`. Example: `staging`.
-    #[serde(default)]
-    pub context: Option<String>,
-    /// Whether the last backends stay in use when the registry says that there are none. Default: `false`, requests are answered with 503 then. Example: `true`.
-    #[serde(default)]
-    pub keep_last_on_empty: bool,
+use super::registry;
+
+registry! {
+    /// `discovery: {type: kubernetes}`: the endpoints of a Service of Kubernetes, by its EndpointSlices.
+    pub struct KubernetesDiscovery {
+        /// What it is: `kubernetes`.
+        #[serde(rename = "type")]
+        _kind: KubernetesType,
+        /// The Service. Required. Example: `users`.
+        pub service: KubeName,
+        /// Where it is. Default: the namespace of the gateway's own account, or of the context of `kubeconfig`. Example:
+        /// `shop`.
+        #[serde(default)]
+        pub namespace: Option<KubeName>,
+        /// The port of the endpoints, by the name that the Service gives it or by its own number, which is the
+        /// container's. Default: the only one there is. Example: `http`.
+        #[serde(default)]
+        pub port: Option<KubePort>,
+        /// Which endpoints get requests: those that are `ready`, those too that still serve while they end (`serving`), or
+        /// `all`. Default: `ready`. Example: `serving`.
+        #[serde(default)]
+        pub include: Include,
+        /// The file that says how the cluster is reached, relative to the document. Default: none, the cluster that the
+        /// gateway runs in, with the account of its Pod. Example: `kubeconfig.yaml`.
+        #[serde(default)]
+        pub kubeconfig: Option<PathBuf>,
+        /// The context of `kubeconfig`. Default: its `current-context`. Example: `staging`.
+        #[serde(default)]
+        pub context: Option<String>,
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]

@@ -4,34 +4,26 @@ use std::fmt;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
-use tollhouse_filters::values::{Scalar, Secret};
+use tollhouse_filters::values::Scalar;
 
+use super::registry;
 use crate::config::upstream::Address;
 
-/// `discovery: {type: zookeeper}`: backends that ZooKeeper knows, one for each child of a node. Needs a build with the
-/// feature `zookeeper`, and servers of version 3.6 or later.
-#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct ZookeeperDiscovery {
-    /// What it is: `zookeeper`.
-    #[serde(rename = "type")]
-    _kind: ZookeeperType,
-    /// The servers of the ensemble; another one is asked when one fails. Required. Example: `["zk-1.internal:2181", "zk-2.internal:2181"]`.
-    pub servers: Vec<Address>,
-    /// The node whose children are the backends. The data of a child is one of the forms that `etcd` has, or an instance of Curator's service discovery (`address`, `port`, `sslPort`, `enabled`); of a child without data, its name is `HOST:PORT`. Required. Example: `/services/users`.
-    pub path: NodePath,
-    /// The node that paths begin at. Default: none, the root. Example: `/prod`.
-    #[serde(default)]
-    pub chroot: Option<NodePath>,
-    /// Who the gateway is to ZooKeeper, by its scheme `digest`; needs `password`. Default: none, nobody in particular. Example: `gateway`.
-    #[serde(default)]
-    pub username: Option<String>,
-    /// What proves it. Default: none. Example: `${env:ZOOKEEPER_PASSWORD}`.
-    #[serde(default)]
-    pub password: Option<Secret>,
-    /// Whether the last backends stay in use when the registry says that there are none. Default: `false`, requests are answered with 503 then. Example: `true`.
-    #[serde(default)]
-    pub keep_last_on_empty: bool,
+registry! {
+    /// `discovery: {type: zookeeper}`: backends that ZooKeeper knows, one for each child of a node. Needs a build with the
+    /// feature `zookeeper`, and servers of version 3.6 or later. Credentials are of the scheme `digest`.
+    pub struct ZookeeperDiscovery {
+        /// What it is: `zookeeper`.
+        #[serde(rename = "type")]
+        _kind: ZookeeperType,
+        /// The servers of the ensemble; another one is asked when one fails. Required. Example: `["zk-1.internal:2181", "zk-2.internal:2181"]`.
+        pub servers: Vec<Address>,
+        /// The node whose children are the backends. The data of a child is one of the forms that `etcd` has, or an instance of Curator's service discovery (`address`, `port`, `sslPort`, `enabled`); of a child without data, its name is `HOST:PORT`. Required. Example: `/services/users`.
+        pub path: NodePath,
+        /// The node that paths begin at. Default: none, the root. Example: `/prod`.
+        #[serde(default)]
+        pub chroot: Option<NodePath>,
+    } with login
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]

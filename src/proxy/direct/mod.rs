@@ -122,7 +122,7 @@ impl Gateway {
         let Some(hedge) = hedge::of(call, &upstream, request) else { return Ok(upstream) };
         let client = &mut Announcing(stream);
         // On the heap: most requests are not.
-        Err(Box::pin(self.hedged(call, request, (upstream, hedge), Payload::EMPTY, Some(client))).await)
+        Err(Box::pin(self.hedged(call, request, (upstream, hedge), Payload::EMPTY, client)).await)
     }
 }
 

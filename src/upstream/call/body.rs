@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt as _;
+use http::HeaderMap;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use pingora::connectors::http::Connector;
 use pingora::http::ResponseHeader;
@@ -23,13 +24,14 @@ use crate::upstream::Picked;
 /// stream of it is reset, for HTTP/2). The backend counts as busy until then.
 pub struct BodyStream {
     wire: Option<Wire>,
+    trailers: Option<HeaderMap>,
     failed: Option<CallError>,
     deadline: Option<Instant>,
 }
 
 impl BodyStream {
     pub(super) const fn new(wire: Wire, deadline: Option<Instant>) -> Self {
-        Self { wire: Some(wire), failed: None, deadline }
+        Self { wire: Some(wire), trailers: None, failed: None, deadline }
     }
 
     /// The same, as late as it may come.
@@ -51,7 +53,8 @@ impl BodyStream {
         match within(self.deadline, wire.read()).await {
             Ok(Some(bytes)) => Ok(Some(bytes)),
             Ok(None) => {
-                if let Some(wire) = self.wire.take() {
+                if let Some(mut wire) = self.wire.take() {
+                    self.trailers = wire.trailers.take();
                     wire.release().await;
                 }
                 Ok(None)
@@ -61,6 +64,11 @@ impl BodyStream {
                 Err(self.fail(error))
             }
         }
+    }
+
+    /// The trailer fields of HTTP/2, once the body is complete.
+    pub const fn trailers(&mut self) -> Option<HeaderMap> {
+        self.trailers.take()
     }
 
     /// The whole body, at most `limit` bytes of it.
@@ -100,6 +108,7 @@ pub(super) struct Wire {
     peer: HttpPeer,
     /// Whether the request was sent in full, without which the connection cannot carry another.
     reusable: bool,
+    trailers: Option<HeaderMap>,
     /// Keeps the in-flight count until the connection is back in the pool or closed.
     pub(super) picked: Picked,
 }
@@ -107,7 +116,7 @@ pub(super) struct Wire {
 impl Wire {
     pub(super) fn new(caller: &Caller, session: HttpSession, peer: HttpPeer, picked: Picked) -> Self {
         let connector = Arc::clone(&caller.connector);
-        Self { session: Some(Box::new(session)), connector, peer, reusable: true, picked }
+        Self { session: Some(Box::new(session)), connector, peer, reusable: true, trailers: None, picked }
     }
 
     pub(super) fn session(&mut self) -> &mut HttpSession {
@@ -148,7 +157,7 @@ impl Wire {
         }
         if let HttpSession::H2(h2) = session {
             // The stream is complete only once its trailers are taken.
-            h2.read_trailers().await.map_err(|error| CallError::exchanging(&error))?;
+            self.trailers = h2.read_trailers().await.map_err(|error| CallError::exchanging(&error))?;
         }
         Ok(None)
     }

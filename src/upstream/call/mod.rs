@@ -50,8 +50,9 @@ pub struct Caller {
 /// What a call may override.
 #[derive(Debug, Clone, Default)]
 pub struct CallOptions {
-    /// The limit on the whole call, reading the body included, instead of the upstream's `timeouts.total`.
-    pub timeout: Option<Duration>,
+    /// The limit on the whole call, reading the body included, instead of the upstream's `timeouts.total`; none for no
+    /// limit.
+    pub timeout: Option<Option<Duration>>,
     /// What balancing by key goes by, instead of the upstream's `hash_on` of the call's own head.
     pub key: Bytes,
     /// The limit on connecting, instead of the upstream's `timeouts.connect`.
@@ -190,7 +191,8 @@ impl<'a> Call<'a> {
         body: Payload,
         options: CallOptions,
     ) -> (Self, Vec<u8>) {
-        let deadline = options.timeout.or(upstream.total_timeout()).map(|limit| Instant::now() + limit);
+        let limit = options.timeout.unwrap_or_else(|| upstream.total_timeout());
+        let deadline = limit.map(|limit| Instant::now() + limit);
         let mut key = options.key.to_vec();
         if key.is_empty() {
             upstream.write_key(&head, None, &mut key);

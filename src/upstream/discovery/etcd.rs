@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 
 use super::server::{Problem, Server, brief};
 use super::{Directory, Failed, Instance, Tell, World, entry, jittered};
-use crate::config::discovery::EtcdDiscovery as Written;
+use crate::config::discovery::{EtcdDiscovery as Written, Shared as _};
 use crate::upstream::call::{CallError, Waiting};
 
 /// Keys asked for at once.
@@ -71,11 +71,6 @@ pub(super) fn check(written: &Written, base: &Path) -> Result<(), Vec<(String, S
     }
     if written.prefix.is_empty() {
         return wrong("prefix", "must not be empty: all keys of etcd would be backends");
-    }
-    match (&written.username, &written.password) {
-        (Some(_), None) => return wrong("username", "needs a `password` too"),
-        (None, Some(_)) => return wrong("password", "needs a `username` too"),
-        _ => {}
     }
     servers(written, base).map(drop)
 }
@@ -157,9 +152,7 @@ impl Link<'_> {
     }
 
     async fn log_in(&mut self) -> Result<(), Problem> {
-        let (Some(name), Some(password)) = (&self.etcd.written.username, &self.etcd.written.password) else {
-            return Ok(());
-        };
+        let Some((name, password)) = self.etcd.written.credentials() else { return Ok(()) };
         let login = json!({"name": name, "password": password.expose()}).to_string();
         let Token { token } = self.ask("/v3/auth/authenticate", login.into()).await?;
         let mut token = HeaderValue::from_str(&token).map_err(|_| unexpected())?;

@@ -2,6 +2,7 @@
 //! (<https://github.com/Netflix/eureka/wiki/Eureka-REST-operations>).
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use http::StatusCode;
@@ -9,8 +10,9 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::http::{Api, Question, encoded};
-use super::{Directory, Failed, Following, Instance, Tell, World, jittered};
-use crate::config::discovery::{EurekaDiscovery, EurekaHost};
+use super::polled::Polled;
+use super::{Failed, Following, Instance, World};
+use crate::config::discovery::{EurekaDiscovery, EurekaHost, Shared as _};
 
 /// An application in Eureka.
 pub(super) struct Eureka {
@@ -91,20 +93,6 @@ impl Eureka {
         Self { api, written: written.clone() }
     }
 
-    async fn instances(&self) -> Result<Vec<Instance>, Failed> {
-        let target = format!("{}/apps/{}", self.api.path(), encoded(&self.written.app));
-        let mut question = Question::get(target);
-        if let (Some(user), Some(password)) = (&self.written.username, &self.written.password) {
-            question.fields.push(("authorization", super::http::basic(user, password.expose())));
-        }
-        let answer = self.api.ask(question).await?;
-        if answer.status == StatusCode::NOT_FOUND {
-            // Nobody of this name is registered.
-            return Ok(Vec::new());
-        }
-        Ok(self.usable(answer.json::<Answer>()?.application))
-    }
-
     /// Those that are up, and have the port that is wanted.
     fn usable(&self, application: Application) -> Vec<Instance> {
         let all = match application.instance {
@@ -126,14 +114,22 @@ impl Eureka {
 }
 
 #[async_trait]
-impl Directory for Eureka {
-    async fn follow(&self, tell: &Tell) -> Failed {
-        loop {
-            match self.instances().await {
-                Ok(instances) => tell.set(instances),
-                Err(why) => return why,
-            }
-            tokio::time::sleep(jittered(self.written.interval.get())).await;
+impl Polled for Eureka {
+    fn interval(&self) -> Duration {
+        self.written.interval.get()
+    }
+
+    async fn instances(&self) -> Result<Vec<Instance>, Failed> {
+        let target = format!("{}/apps/{}", self.api.path(), encoded(&self.written.app));
+        let mut question = Question::get(target);
+        if let Some((user, password)) = self.written.credentials() {
+            question.fields.push(("authorization", super::http::basic(user, password.expose())));
         }
+        let answer = self.api.ask(question).await?;
+        if answer.status == StatusCode::NOT_FOUND {
+            // Nobody of this name is registered.
+            return Ok(Vec::new());
+        }
+        Ok(self.usable(answer.json::<Answer>()?.application))
     }
 }

@@ -41,6 +41,8 @@ struct Known {
     backends: Arc<[Backend]>,
     /// When the registry last told a set, which may be the same.
     told: Option<SystemTime>,
+    /// Until it does, the set is what was in use before the document named this registry.
+    inherited: Option<Inherited>,
     /// When the set last changed, and how often it did.
     changed: Option<SystemTime>,
     changes: u64,
@@ -56,6 +58,13 @@ struct Known {
     ignored: BTreeSet<(Instance, &'static str)>,
 }
 
+/// A set that another registry told, or that was written.
+#[derive(Debug, Clone, Copy)]
+struct Inherited {
+    /// When it was told last; none if it was written.
+    told: Option<SystemTime>,
+}
+
 #[derive(Debug)]
 struct Failing {
     why: Failed,
@@ -67,6 +76,18 @@ impl Following {
     /// Nobody has told anything yet.
     pub(in crate::upstream) fn new(written: Registry, base: &Path, upstream: Arc<str>) -> Self {
         Self { written, base: base.to_owned(), upstream, known: Mutex::default(), tried: Condvar::new() }
+    }
+
+    /// The same, with the backends that its upstream has had until now, so that a change of the registry pauses no
+    /// traffic: they stay in use until this one has told any. `before` told them, unless they were written.
+    pub(in crate::upstream) fn heir_of(self, backends: Arc<[Backend]>, before: Option<&Self>) -> Self {
+        let told = before.and_then(|before| before.known.lock().last_told());
+        {
+            let mut known = self.known.lock();
+            known.inherited = (!backends.is_empty()).then_some(Inherited { told });
+            known.backends = backends;
+        }
+        self
     }
 
     /// Whether it is this registry that is followed.
@@ -113,9 +134,10 @@ impl Following {
         }
         known.good = true;
         self.recover(&mut known);
+        known.inherited = None;
         let is_first = known.told.replace(now).is_none();
         let outvoted =
-            backends.is_empty() && !known.backends.is_empty() && self.written.keeps_last_on_empty();
+            backends.is_empty() && !known.backends.is_empty() && self.written.shared().keeps_last_on_empty();
         if outvoted && !known.outvoted {
             log::warn!(upstream; "a registry says that there are no backends; keeping the last ones");
         }
@@ -196,9 +218,15 @@ impl Following {
         is_up(&self.known.lock())
     }
 
-    /// Seconds since the registry last told a set; none before it did.
+    /// Seconds since the backends in use were last told; none before they were.
     pub(in crate::upstream) fn age(&self, now: SystemTime) -> Option<u64> {
-        self.known.lock().told.map(|told| seconds_between(told, now))
+        self.known.lock().last_told().map(|told| seconds_between(told, now))
+    }
+
+    /// Whether there is a set, told or inherited.
+    pub(in crate::upstream) fn is_known(&self) -> bool {
+        let known = self.known.lock();
+        known.told.is_some() || known.inherited.is_some()
     }
 
     /// How often the set changed.
@@ -213,8 +241,9 @@ impl Following {
         DiscoveryView {
             kind: self.written.kind(),
             up: is_up(&known),
-            told: known.told.map(Into::into),
-            age: known.told.map(|told| seconds_between(told, now)),
+            told: known.last_told().map(Into::into),
+            age: known.last_told().map(|told| seconds_between(told, now)),
+            inherited: known.inherited.is_some(),
             changed: known.changed.map(Into::into),
             changes: known.changes,
             ignored: known.ignored.len(),
@@ -222,6 +251,13 @@ impl Following {
             error: failing.map(|failing| failing.why.to_string()),
             failing_since: failing.map(|failing| failing.since.into()),
         }
+    }
+}
+
+impl Known {
+    /// When the set in use was last told, by whomever.
+    fn last_told(&self) -> Option<SystemTime> {
+        self.told.or_else(|| self.inherited.and_then(|inherited| inherited.told))
     }
 }
 
@@ -326,7 +362,8 @@ mod tests {
             view,
             json!({
                 "type": "dns", "up": false, "told": "1970-01-01T00:00:00.000Z", "age": 60,
-                "changed": "1970-01-01T00:00:00.000Z", "changes": 1, "ignored": 0, "kept_on_empty": false,
+                "changed": "1970-01-01T00:00:00.000Z", "changes": 1, "inherited": false, "ignored": 0,
+                "kept_on_empty": false,
                 "error": "gone", "failing_since": "1970-01-01T00:00:10.000Z",
             })
         );
@@ -337,6 +374,28 @@ mod tests {
         assert!(following.is_up());
         assert_eq!(following.age(at(71)), Some(1));
         assert_eq!(following.failed("gone".into(), PATIENCE, at(80)).as_secs(), 1, "it begins anew");
+    }
+
+    #[test]
+    fn what_another_registry_told_is_in_use_until_this_one_tells_and_its_age_goes_on() {
+        let before = following(false);
+        before.told(some(&["192.0.2.1"]), at(0));
+        let heir = following(false).heir_of(before.backends(), Some(&before));
+        heir.failed("gone".into(), PATIENCE, at(10));
+        assert_eq!(shown(&heir), ["192.0.2.1:80"]);
+        let view = heir.view(at(60));
+        assert_eq!((view.inherited, view.up, view.age, view.changes), (true, false, Some(60), 0));
+        // The heir of one that has told nothing itself.
+        let heir = following(false).heir_of(heir.backends(), Some(&heir));
+        assert_eq!((heir.age(at(70)), heir.is_known(), heir.is_up()), (Some(70), true, false));
+        assert!(heir.told(some(&["192.0.2.1"]), at(80)), "what it tells is its own");
+        let view = heir.view(at(81));
+        assert_eq!((view.inherited, view.age, view.changes), (false, Some(1), 1));
+        // It says itself that there are none.
+        let heir = following(false).heir_of(before.backends(), Some(&before));
+        assert!(heir.told(Some(Vec::new()), at(80)) && shown(&heir).is_empty());
+        let nobody = following(false).heir_of(Arc::default(), None);
+        assert!(!nobody.is_known());
     }
 
     #[test]

@@ -12,7 +12,7 @@ use pingora::http::RequestHeader;
 use serde::de::DeserializeOwned;
 use tollhouse_filters::values::Url;
 
-use super::server::{MOST, Problem, Server, joined};
+use super::server::{MOST, Problem, Server, joined, said};
 use super::{Failed, World};
 use crate::config::upstream::Tls;
 use crate::upstream::MAX_WEIGHT;
@@ -58,7 +58,8 @@ impl Answer {
     /// What a good answer holds.
     pub(super) fn json<T: DeserializeOwned>(&self) -> Result<T, Failed> {
         if self.status != StatusCode::OK {
-            return Err(format!("the registry answers {}", self.status.as_u16()).into());
+            let said = said(&self.body).map(|said| format!(": {said}")).unwrap_or_default();
+            return Err(format!("the registry answers {}{said}", self.status.as_u16()).into());
         }
         // Where it is wrong is told, not what it is: there may be a token in it.
         let wrong = |error: serde_json::Error| {

@@ -14,6 +14,7 @@ mod following;
 mod http;
 mod kubernetes;
 mod nacos;
+mod polled;
 mod server;
 #[cfg(test)]
 mod tests;

@@ -140,7 +140,7 @@ impl Server {
         silence: Duration,
     ) -> Result<Reply, Problem> {
         self.resolve(world).await?;
-        let (timeout, read) = (Some(limit), Some(Some(silence)));
+        let (timeout, read) = (Some(Some(limit)), Some(Some(silence)));
         let options = CallOptions { timeout, connect: Some(CONNECT), read, ..CallOptions::default() };
         Ok(world.caller.send(&self.upstream, head, body, options).await?)
     }
@@ -223,7 +223,7 @@ impl From<CallError> for Problem {
 }
 
 /// What an answer says went wrong: most servers that speak JSON have a message in it.
-fn said(body: &[u8]) -> Option<String> {
+pub(super) fn said(body: &[u8]) -> Option<String> {
     let value: Value = serde_json::from_slice(body).ok()?;
     let text = value.get("message").or_else(|| value.get("error"))?.as_str()?;
     Some(brief(text)).filter(|text| !text.is_empty())

@@ -1,5 +1,5 @@
 //! Clients of registries against scripted servers: Consul's says what its documentation shows, Eureka's follows public
-//! examples, Nacos' was written from memory of the documented form. None of them is the real thing.
+//! examples, Nacos' says what its documentation shows. None of them is the real thing.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -312,7 +312,8 @@ async fn eureka_tells_names_and_secure_ports_if_they_are_wanted() {
     assert_eq!(followed.next().await, ["foo1.internal:8443*1@zone1"]);
 }
 
-/// An instance as Nacos 2 writes it.
+/// An instance as the manuals of Nacos 2 and 3 show it: <https://nacos.io/en/docs/latest/open-api>, "Query instances",
+/// and <https://nacos.io/en/docs/v3.2/manual/user/open-api/>.
 fn nacos_instance(ip: &str, weight: f64, healthy: bool, enabled: bool) -> Value {
     json!({
         "ip": ip, "port": 8848, "weight": weight, "healthy": healthy, "enabled": enabled, "ephemeral": true,
@@ -329,6 +330,11 @@ fn nacos_list(hosts: &[Value]) -> Value {
     })
 }
 
+/// What logging in gives, as <https://nacos.io/en/docs/next/manual/user/auth/> shows it: unwrapped in all versions.
+fn nacos_login(token: &str) -> Says {
+    ok(json!({"accessToken": token, "tokenTtl": 18000, "globalAdmin": true, "username": "gateway"}))
+}
+
 #[tokio::test]
 async fn nacos_is_logged_in_to_and_tells_what_is_healthy_and_enabled_by_weight() {
     let server = Server::start(|number, question| match number {
@@ -336,9 +342,11 @@ async fn nacos_is_logged_in_to_and_tells_what_is_healthy_and_enabled_by_weight()
             let form = "\r\n\r\nusername=gateway&password=s%263cret";
             let known =
                 question.starts_with("POST /nacos/v1/auth/login HTTP/1.1\r\n") && question.ends_with(form);
-            let token = format!("token{number}");
-            let login = json!({"accessToken": token, "tokenTtl": 18000, "globalAdmin": true});
-            if known { ok(login) } else { Says::Json(400, String::new(), String::new()) }
+            if known {
+                nacos_login(&format!("token{number}"))
+            } else {
+                Says::Json(400, String::new(), String::new())
+            }
         }
         1 => ok(json!({"code": 0, "message": "success", "data": nacos_list(&[
             nacos_instance("10.0.0.1", 1.0, true, true),
@@ -380,12 +388,48 @@ async fn nacos_answers_in_both_versions_and_tells_its_own_errors_by_their_codes(
         {
             ok(nacos_list(&[nacos_instance("10.0.0.1", 2.0, true, true)]))
         }
-        1 => ok(json!({"code": 20004, "message": "resource not found", "data": null})),
+        // Of what failed, `data` says more.
+        1 => ok(json!({"code": 21000, "message": "service name error", "data": "the name is malformed"})),
+        2 => {
+            let error =
+                json!({"code": 10000, "message": "parameter missing", "data": "serviceName is required"});
+            Says::Json(400, String::new(), error.to_string())
+        }
         _ => Says::Json(400, String::new(), String::new()),
     })
     .await;
     let mut first = follow(json!({"type": "nacos", "address": server.url, "service": "users", "api": "v1"}));
     assert_eq!(first.next().await, ["10.0.0.1:8848*2@DEFAULT"]);
-    let second = follow(json!({"type": "nacos", "address": server.url, "service": "users"}));
-    assert_eq!(second.end().await, "the registry answers code 20004");
+    let second = || follow(json!({"type": "nacos", "address": server.url, "service": "users"}));
+    assert_eq!(second().end().await, "the registry answers code 21000: service name error");
+    assert_eq!(second().end().await, "the registry answers 400: parameter missing");
+}
+
+// <https://nacos.io/en/docs/v3.2/manual/user/open-api/>: instances alone, whatever their health; no `healthyOnly`; the token
+// in a field.
+#[tokio::test]
+async fn nacos_3_lists_instances_whatever_their_health_and_takes_the_token_as_a_field() {
+    let server = Server::start(|number, question| match number {
+        0 if question.starts_with("POST /nacos/v3/auth/user/login HTTP/1.1\r\n") => nacos_login("token"),
+        1 if question.to_ascii_lowercase().contains("\r\naccesstoken: token\r\n") => {
+            let hosts = [
+                nacos_instance("10.0.0.1", 1.0, true, true),
+                nacos_instance("10.0.0.2", 0.0, true, true),
+                nacos_instance("10.0.0.3", 1.0, false, true),
+            ];
+            ok(json!({"code": 0, "message": "success", "data": hosts}))
+        }
+        2 => ok(json!({"code": 0, "message": "success", "data": "instances"})),
+        _ => Says::Json(500, String::new(), String::new()),
+    })
+    .await;
+    let mut followed = follow(json!({
+        "type": "nacos", "address": format!("{}/nacos", server.url), "service": "users", "clusters": ["eu"],
+        "api": "v3", "username": "gateway", "password": "p", "interval": "1s",
+    }));
+    assert_eq!(followed.next().await, ["10.0.0.1:8848*1@DEFAULT", "10.0.0.2:8848*0@DEFAULT"]);
+    assert_eq!(followed.end().await, "the registry answers something else than instances");
+    let ask =
+        "GET /nacos/v3/client/ns/instance/list?serviceName=users&groupName=DEFAULT_GROUP&clusterName=eu";
+    assert_eq!(server.lines()[1..], [ask, ask]);
 }

@@ -108,6 +108,17 @@ impl Etcd {
         }
     }
 
+    /// Has it run no more (`STOP`), or again (`CONT`).
+    pub(crate) fn signal(&self, name: &str) {
+        let child = self.child.as_ref().expect("it runs");
+        assert!(super::gateway::kill(name, child.id()));
+    }
+
+    /// Where clients reach it.
+    pub(crate) fn address(&self) -> (String, u16) {
+        (self.host.clone(), self.ports[0])
+    }
+
     /// What a document calls it.
     pub(crate) fn url(&self) -> String {
         let scheme =
@@ -149,6 +160,13 @@ impl Etcd {
     /// Removes a key.
     pub(crate) async fn delete(&self, key: &str) {
         self.ask("/v3/kv/deleterange", &json!({"key": STANDARD.encode(key)})).await;
+    }
+
+    /// Forgets everything but what is there now.
+    pub(crate) async fn compact(&self) {
+        let now = self.ask("/v3/kv/range", &json!({"key": STANDARD.encode("a")})).await;
+        self.ask("/v3/kv/compaction", &json!({"revision": now["header"]["revision"], "physical": true}))
+            .await;
     }
 
     /// A lease of so many seconds.

@@ -102,6 +102,31 @@ impl Origin {
         .await
     }
 
+    /// Answers every request to this address with a text.
+    pub(crate) async fn saying(address: &str, text: &'static str) -> Self {
+        Self::on_saying(TcpListener::bind(address).await.expect("a port"), text)
+    }
+
+    fn on_saying(listener: TcpListener, text: &'static str) -> Self {
+        Self::on(listener, move |mut wire| async move {
+            while wire.head().await.is_ok() {
+                wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{text}", text.len())).await;
+            }
+        })
+    }
+
+    /// Two that answer with these texts, at 127.0.0.1 and 127.0.0.2, on one port.
+    pub(crate) async fn twins([one, two]: [&'static str; 2]) -> (Self, Self) {
+        for _ in 0..50 {
+            let first = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            let port = first.local_addr().expect("bound").port();
+            if let Ok(second) = TcpListener::bind(("127.0.0.2", port)).await {
+                return (Self::on_saying(first, one), Self::on_saying(second, two));
+            }
+        }
+        panic!("no port is free at both addresses");
+    }
+
     /// Answers every request with the body that it had.
     pub(crate) async fn giving_back() -> Self {
         Self::new(|mut wire| async move {

@@ -1,14 +1,20 @@
 //! Backends in a real etcd.
 
-use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::Duration;
 
-use crate::discovery::{answering, become_these, becomes_status, document, saying, view};
-use crate::harness::{Authority, Etcd, Gateway, Kind, Origin, refusing, soon, write_pair};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, mpsc};
+
+use crate::discovery::{answering, become_these, becomes_status, document, view};
+use crate::harness::{Authority, Etcd, Gateway, Kind, Origin, Wire, refusing, soon, write_pair};
 
 async fn origins() -> [(Origin, String); 3] {
     let mut made = Vec::new();
     for text in ["one", "three", "two"] {
-        let origin = saying("127.0.0.1:0", text).await;
+        let origin = Origin::saying("127.0.0.1:0", text).await;
         let address = origin.address.to_string();
         made.push((origin, address));
     }
@@ -107,6 +113,111 @@ async fn the_last_backends_are_kept_while_etcd_is_gone_and_changes_are_seen_when
     gateway.says("a registry is followed again").await;
 }
 
+/// Passes everything on to etcd and back, but tells of a watch and holds it up until there is a permit.
+async fn holding_watches(etcd: &Etcd) -> (Origin, mpsc::UnboundedReceiver<()>, Arc<Semaphore>) {
+    let (address, permits) = (etcd.address(), Arc::new(Semaphore::new(0)));
+    let (told, watches) = mpsc::unbounded_channel();
+    let gate = permits.clone();
+    let relay = Origin::new(move |wire: Wire| {
+        let (address, told, gate) = (address.clone(), told.clone(), gate.clone());
+        async move {
+            let server = TcpStream::connect(address).await.expect("etcd");
+            let ((mut from, mut to), (mut back, mut on)) =
+                (wire.into_stream().into_split(), server.into_split());
+            let there = async {
+                let mut room = vec![0; 64 << 10];
+                while let Ok(count @ 1..) = from.read(&mut room).await {
+                    if room.starts_with(b"POST /v3/watch ") {
+                        let _ = told.send(());
+                        gate.acquire().await.expect("open").forget();
+                    }
+                    if on.write_all(&room[..count]).await.is_err() {
+                        break;
+                    }
+                }
+            };
+            tokio::select! {
+                () = there => {}
+                _ = tokio::io::copy(&mut back, &mut to) => {}
+            }
+        }
+    });
+    (relay.await, watches, permits)
+}
+
+#[tokio::test]
+async fn what_etcd_forgot_before_it_was_watched_is_asked_for_anew() {
+    let (etcd, [(_one, first), _, (_two, second)]) = (Etcd::start().await, origins().await);
+    etcd.put("/users/1", &first).await;
+    let (relay, mut watches, gate) = holding_watches(&etcd).await;
+    let endpoints = json!([format!("http://{}", relay.address)]);
+    let gateway = gateway(&discovery(&etcd, json!({"endpoints": endpoints}))).await;
+    soon("a watch", watches.recv()).await;
+    assert_eq!(answering(&gateway).await, ["one"]);
+    // What the watch begins with is gone before it begins.
+    etcd.put("/users/2", &second).await;
+    etcd.put("/users/2", &second).await;
+    etcd.delete("/users/1").await;
+    etcd.compact().await;
+    gate.add_permits(1);
+    become_these(&gateway, &["two"]).await;
+    soon("another watch", watches.recv()).await;
+    assert_eq!(gateway.said("cannot follow a registry"), 0, "it is no failure");
+    gate.add_permits(1);
+    etcd.put("/users/1", &first).await;
+    become_these(&gateway, &["one", "two"]).await;
+}
+
+#[tokio::test]
+async fn a_frozen_etcd_is_given_up_in_time_and_followed_again_when_it_goes_on() {
+    let (etcd, [(_one, first), _, (_two, second)]) = (Etcd::start().await, origins().await);
+    etcd.put("/users/1", &first).await;
+    let gateway = gateway(&discovery(&etcd, json!({}))).await;
+    assert_eq!(answering(&gateway).await, ["one"]);
+    etcd.signal("STOP");
+    // It takes connections and says nothing; a reload has it asked at once, and what is known stays in use.
+    let asked_anew = discovery(&etcd, json!({"keep_last_on_empty": true}));
+    gateway.rewrite_administered(&document("", &asked_anew, ""));
+    gateway.says("generation=2").await;
+    gateway.says("cannot follow a registry; keeping the last backends").await;
+    assert_eq!(answering(&gateway).await, ["one"]);
+    let shown = view(&gateway).await["discovery"].clone();
+    assert_eq!((&shown["up"], &shown["inherited"]), (&json!(false), &json!(true)), "{shown}");
+    // Who has another server follows that one.
+    let other = Etcd::start().await;
+    other.put("/users/1", &second).await;
+    let both = json!({"endpoints": [etcd.url(), other.url()]});
+    gateway.rewrite_administered(&document("", &discovery(&etcd, both), ""));
+    become_these(&gateway, &["two"]).await;
+    gateway.rewrite_administered(&document("", &asked_anew, ""));
+    gateway.says("generation=4").await;
+    etcd.signal("CONT");
+    etcd.put("/users/2", &second).await;
+    become_these(&gateway, &["one", "two"]).await;
+}
+
+#[tokio::test]
+async fn an_etcd_that_freezes_while_it_is_watched_is_noticed() {
+    /// Thirty seconds of silence, give or take a tenth, and five for an answer to what is asked then.
+    const NOTICED: Duration = Duration::from_secs(60);
+    let (etcd, [(_one, first), _, (_two, second)]) = (Etcd::start().await, origins().await);
+    etcd.put("/users/1", &first).await;
+    let gateway = gateway(&discovery(&etcd, json!({}))).await;
+    assert_eq!(answering(&gateway).await, ["one"]);
+    etcd.signal("STOP");
+    let noticed = async {
+        while gateway.said("cannot follow a registry; keeping the last backends") == 0 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(NOTICED, noticed).await.expect("it is noticed");
+    assert_eq!(answering(&gateway).await, ["one"]);
+    etcd.signal("CONT");
+    etcd.put("/users/2", &second).await;
+    become_these(&gateway, &["one", "two"]).await;
+    gateway.says("a registry is followed again").await;
+}
+
 #[tokio::test]
 async fn another_server_is_asked_when_one_is_gone() {
     let (etcd, [(_one, first), ..]) = (Etcd::start().await, origins().await);
@@ -161,7 +272,7 @@ async fn etcd_is_known_by_its_authority_and_the_gateway_by_its_certificate() {
     let known = gateway(&discovery(&etcd, tls("ca.pem"))).await;
     soon("the registry to be followed", async {
         while view(&known).await["discovery"]["up"] != true {
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     })
     .await;

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::watch;
 
-use crate::discovery::{answering, become_these, document, saying};
+use crate::discovery::{answering, become_these, document};
 use crate::harness::{Gateway, Origin, Wire};
 
 fn slice(version: u64, backends: &[SocketAddr]) -> Value {
@@ -21,6 +21,18 @@ fn slice(version: u64, backends: &[SocketAddr]) -> Value {
     })
 }
 
+/// The same Pods by addresses of IPv6, as a Service of both families has them
+/// (<https://kubernetes.io/docs/concepts/services-networking/dual-stack/>).
+fn of_other_family(version: u64, backends: &[SocketAddr]) -> Value {
+    let mut slice = slice(version, backends);
+    slice["addressType"] = "IPv6".into();
+    slice["metadata"]["name"] = "users-b".into();
+    for (nth, endpoint) in slice["endpoints"].as_array_mut().expect("a list").iter_mut().enumerate() {
+        endpoint["addresses"] = json!([format!("2001:db8::{nth}")]);
+    }
+    slice
+}
+
 /// Lists what there is, and tells watches of what comes.
 async fn api(mut state: watch::Receiver<(u64, Vec<SocketAddr>)>, mut wire: Wire) {
     while let Ok(head) = wire.head().await {
@@ -32,7 +44,7 @@ async fn api(mut state: watch::Receiver<(u64, Vec<SocketAddr>)>, mut wire: Wire)
             let metadata = json!({"resourceVersion": version.to_string()});
             let list = json!({
                 "kind": "EndpointSliceList", "apiVersion": "discovery.k8s.io/v1", "metadata": metadata,
-                "items": [slice(version, &backends)],
+                "items": [slice(version, &backends), of_other_family(version, &backends)],
             });
             let list = list.to_string();
             let length = list.len();
@@ -55,7 +67,7 @@ async fn api(mut state: watch::Receiver<(u64, Vec<SocketAddr>)>, mut wire: Wire)
 
 #[tokio::test]
 async fn ready_endpoints_of_a_service_are_backends_and_changes_are_seen_at_once() {
-    let (one, two) = (saying("127.0.0.1:0", "one").await, saying("127.0.0.1:0", "two").await);
+    let (one, two) = (Origin::saying("127.0.0.1:0", "one").await, Origin::saying("127.0.0.1:0", "two").await);
     let (change, state) = watch::channel((7, vec![one.address]));
     let server = Origin::new(move |wire| api(state.clone(), wire)).await;
     let folder = TempDir::new().expect("a folder");
@@ -70,6 +82,8 @@ async fn ready_endpoints_of_a_service_are_backends_and_changes_are_seen_at_once(
     let listener = "{name: plain, address: \"127.0.0.1:0\"}";
     let gateway = Gateway::within(folder, listener, &document("", &discovery, "")).await;
     assert_eq!(answering(&gateway).await, ["one"]);
+    let line = gateway.says("a registry tells other backends").await;
+    assert!(line.contains("backends=1"), "each Pod once: {line}");
     change.send_replace((8, vec![two.address]));
     become_these(&gateway, &["two"]).await;
     drop(server);

@@ -3,9 +3,9 @@
 use serde_json::{Value, json};
 use zookeeper_client::{Acls, CreateMode};
 
-use crate::discovery::{answering, become_these, becomes_status, document, saying, view};
+use crate::discovery::{answering, become_these, becomes_status, document, view};
 use crate::harness::zookeeper::{appear, create};
-use crate::harness::{Gateway, Zookeeper, refusing};
+use crate::harness::{Gateway, Origin, Zookeeper, refusing};
 
 fn discovery(zookeeper: &Zookeeper, more: Value) -> Value {
     let mut written = json!({"type": "zookeeper", "servers": [zookeeper.address()], "path": "/users"});
@@ -20,7 +20,7 @@ async fn gateway(discovery: &Value) -> Gateway {
 #[tokio::test]
 async fn children_are_backends_and_go_with_the_sessions_that_made_them() {
     let zookeeper = Zookeeper::start().await;
-    let (one, two) = (saying("127.0.0.1:0", "one").await, saying("127.0.0.1:0", "two").await);
+    let (one, two) = (Origin::saying("127.0.0.1:0", "one").await, Origin::saying("127.0.0.1:0", "two").await);
     let (first, second) = (one.address.to_string(), two.address);
     let operator = zookeeper.session().await;
     let gateway = gateway(&discovery(&zookeeper, json!({}))).await;
@@ -55,7 +55,7 @@ async fn children_are_backends_and_go_with_the_sessions_that_made_them() {
 #[tokio::test]
 async fn the_last_backends_are_kept_while_zookeeper_is_gone_and_changes_are_seen_when_it_is_back() {
     let mut zookeeper = Zookeeper::start().await;
-    let (one, two) = (saying("127.0.0.1:0", "one").await, saying("127.0.0.1:0", "two").await);
+    let (one, two) = (Origin::saying("127.0.0.1:0", "one").await, Origin::saying("127.0.0.1:0", "two").await);
     let operator = zookeeper.session().await;
     create(&operator, "/users", "").await;
     create(&operator, "/users/1", &one.address.to_string()).await;
@@ -78,7 +78,7 @@ async fn the_last_backends_are_kept_while_zookeeper_is_gone_and_changes_are_seen
 #[tokio::test]
 async fn who_the_gateway_is_is_shown_and_paths_may_begin_at_a_node() {
     let zookeeper = Zookeeper::start().await;
-    let one = saying("127.0.0.1:0", "one").await;
+    let one = Origin::saying("127.0.0.1:0", "one").await;
     let operator = zookeeper.session().await;
     operator.auth("digest", b"gateway:hunter2").await.expect("known");
     let mode = CreateMode::Persistent.with_acls(Acls::creator_all());

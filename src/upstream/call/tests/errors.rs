@@ -140,10 +140,19 @@ async fn the_total_timeout_covers_the_body_and_the_call_may_override_it() {
             pending().await
         })
     };
+    let late = scripted(async move |mut stream| {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+        pending().await
+    });
+    let unlimited = CallOptions { timeout: Some(None), ..CallOptions::default() };
+    let impatient = upstream(&[late.await], json!({"timeouts": {"total": "1ms"}}));
+    let call = caller().send(&impatient, request("GET", "/"), Payload::EMPTY, unlimited).await;
+    assert_eq!(call.unwrap().body.read_all(100).await.unwrap(), "ok", "no limit is one too");
     let total = |limit: &str| json!({"timeouts": {"total": limit}});
     let mut reply = get(&caller(), &upstream(&[stall().await], total("50ms"))).await.unwrap();
     assert_eq!(reply.body.read_all(100).await, Err(CallError::Timeout(Waiting::Total)));
-    let options = CallOptions { timeout: Some(Duration::from_millis(50)), ..CallOptions::default() };
+    let options = CallOptions { timeout: Some(Some(Duration::from_millis(50))), ..CallOptions::default() };
     let upstream = upstream(&[stall().await], total("1h"));
     let caller = caller();
     let call = caller.send(&upstream, request("GET", "/"), Payload::EMPTY, options);

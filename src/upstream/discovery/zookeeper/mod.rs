@@ -15,7 +15,7 @@ use zookeeper_client::{
 };
 
 use super::{Directory, Failed, Instance, Tell, World, entry, jittered};
-use crate::config::discovery::ZookeeperDiscovery as Written;
+use crate::config::discovery::{Shared as _, ZookeeperDiscovery as Written};
 use crate::config::upstream::Host;
 
 /// How long the ensemble keeps a session whose client is silent.
@@ -91,7 +91,7 @@ impl Zookeeper {
         }
         fastrand::shuffle(&mut servers);
         let mut connector = Client::connector().with_session_timeout(SESSION).with_fail_eagerly();
-        if let (Some(name), Some(password)) = (&self.written.username, &self.written.password) {
+        if let Some((name, password)) = self.written.credentials() {
             let pair = Zeroizing::new(format!("{name}:{}", password.expose()));
             connector = connector.with_auth("digest", pair.as_bytes());
         }
@@ -181,13 +181,10 @@ impl Zookeeper {
 /// # Errors
 /// What is wrong, as paths to keys and messages.
 pub(super) fn check(written: &Written) -> Result<(), Vec<(String, String)>> {
-    let wrong = |key: &str, message: &str| Err(vec![(key.to_owned(), message.to_owned())]);
-    match (&written.username, &written.password) {
-        _ if written.servers.is_empty() => wrong("servers", "at least one is needed"),
-        (Some(_), None) => wrong("username", "needs a `password` too"),
-        (None, Some(_)) => wrong("password", "needs a `username` too"),
-        _ => Ok(()),
+    if written.servers.is_empty() {
+        return Err(vec![("servers".to_owned(), "at least one is needed".to_owned())]);
     }
+    Ok(())
 }
 
 #[async_trait]

@@ -193,10 +193,11 @@ fn a_reload_that_leaves_discovery_as_it_is_keeps_the_set_and_who_follows_it() {
 
     let other = json!({"discovery": {"type": "dns", "name": "others.test", "port": 80}});
     let other = built("users", other, Some(&changed));
-    assert!(addresses(&other).is_empty(), "another registry knows others");
+    assert_eq!(addresses(&other).len(), 2, "what there was, until the other registry tells its own");
+    scene.say(ONE);
     scene.watch(std::slice::from_ref(&other));
     scene.monitor.warm_up();
-    assert_eq!((addresses(&other).len(), scene.opened()), (2, 2));
+    assert_eq!((addresses(&other).len(), scene.opened()), (1, 2));
 }
 
 #[test]
