@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help run test setup format lint unit doc deny schema man bench load clean
+.PHONY: help run test setup format lint unit doc deny schema man bench release load clean
 
 # Outside the checkout, so that several checkouts share what they compile.
 CARGO_TARGET_DIR ?= $(HOME)/.cache/tollhouse/target
@@ -63,6 +63,10 @@ man: ## Write manual pages, one for each command, and say where
 bench: ## Measure single functions (SAVE=NAME: keep as a baseline; AGAINST=NAME: compare)
 	@tests/setup.sh bench
 	benches/run $(if $(SAVE),--save $(SAVE)) $(if $(AGAINST),--against $(AGAINST))
+
+release: ## Build the fastest program, guided by a profile of its own work (two builds), and say where
+	@tests/setup.sh load
+	loadtest/guided
 
 load: ## Measure the gateway side by side with others (see loadtest/)
 	@tests/setup.sh load
