@@ -1,10 +1,15 @@
 //! `Vary`: which requests a stored answer is for (RFC 9111 s4.1).
 
 use http::HeaderMap;
-use http::header::{ACCEPT, ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, HeaderName, HeaderValue, VARY};
+use http::header::{
+    ACCEPT, ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE, AUTHORIZATION, COOKIE, FROM, HOST, HeaderName,
+    HeaderValue, ORIGIN, REFERER, USER_AGENT, VARY,
+};
 
 /// Most fields that an answer may vary by: with more, every request is another.
 pub const MAX_NAMES: usize = 16;
+/// Fields that are no lists, in which a comma or a blank is one like any other character.
+const NO_LISTS: [HeaderName; 7] = [AUTHORIZATION, COOKIE, FROM, HOST, ORIGIN, REFERER, USER_AGENT];
 
 /// What an answer varies by.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,7 +134,7 @@ fn normal(name: &HeaderName, request: &HeaderMap) -> Option<Vec<u8>> {
     let weighted = [ACCEPT, ACCEPT_CHARSET, ACCEPT_ENCODING, ACCEPT_LANGUAGE].contains(name);
     // A comma may stand inside quotes, where what is around it counts.
     let mut lines: Vec<&[u8]> = lines.collect();
-    if lines.iter().any(|line| line.contains(&b'"')) {
+    if NO_LISTS.contains(name) || lines.iter().any(|line| line.contains(&b'"')) {
         return Some(lines.join(&b", "[..]));
     }
     if lines.len() == 1 && !weighted && !lines[0].contains(&b',') {

@@ -125,6 +125,19 @@ fn a_variant_cannot_be_forged_by_values_that_look_like_fields() {
 }
 
 #[test]
+fn only_lists_are_compared_as_lists_as_rfc_9111_s4_1_says() {
+    let same = |name: &'static str, one: &str, other: &str| {
+        let names = [HeaderName::from_static(name)];
+        matches(&variant(&names, &fields(&[(name, one)])), &fields(&[(name, other)]))
+    };
+    for (one, other) in [("t=a, b", "t=a,b"), ("t=a,b", "t=a,,b")] {
+        assert!(!same("cookie", one, other) && !same("user-agent", one, other), "{one} {other}");
+        assert!(same("x-list", one, other), "{one} {other}");
+    }
+    assert!(same("cookie", "t=a", "t=a"));
+}
+
+#[test]
 fn vary_is_a_list_of_names_as_rfc_9110_s12_5_5_says() {
     let of = |value: &str| Vary::of(&fields(&[("vary", value)]));
     assert_eq!(of("B, a,,b"), Vary::By(vec![HeaderName::from_static("a"), HeaderName::from_static("b")]));
