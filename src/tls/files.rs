@@ -89,6 +89,10 @@ fn ocsp_status(der: &[u8]) -> Option<u8> {
 }
 
 fn read(base: &Path, file: &Path) -> Result<Vec<u8>, String> {
+    if file.to_string_lossy().contains("-----BEGIN") {
+        // A key, maybe, which is never told.
+        return Err("expected the path of a file, found what would be in one (not shown)".to_owned());
+    }
     let path = base.join(file);
     let failed = |error: std::io::Error| format!("cannot read {}: {error}", file.display());
     let about = fs::metadata(&path).map_err(failed)?;

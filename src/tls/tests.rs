@@ -87,6 +87,11 @@ fn every_kind_of_wrong_file_is_told_by_its_name() {
         ("cut.pem", "a.key", "cert: cut.pem is not valid PEM"),
         ("der.pem", "a.key", "cert: der.pem is not a usable certificate"),
         ("a.pem", "none.key", "key: cannot read none.key: No such file"),
+        (
+            "a.pem",
+            "-----BEGIN PRIVATE KEY-----\nMC4C\n",
+            "key: expected the path of a file, found what would be in one (not shown)",
+        ),
         ("a.pem", "empty.pem", "key: empty.pem is empty"),
         ("a.pem", "a.pem", "key: a.pem holds no private key"),
         ("a.pem", "locked.key", "key: locked.key is encrypted"),
