@@ -430,7 +430,7 @@ impl Fill {
 /// Whether a stored answer is served to who does not ask for more.
 fn is_fresh(stored: &Arc<Entry>) -> bool {
     let directives = RequestDirectives::default();
-    judge(stored.facts(), &directives, stored.is_purged(), now()).serve == Serve::AsItIs
+    judge(stored.facts(), &directives, stored.standing(), now()).serve == Serve::AsItIs
 }
 
 /// Whether the upstream was not asked since it is left alone, or has enough to do.

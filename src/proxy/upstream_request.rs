@@ -41,6 +41,20 @@ pub(super) async fn prepare(
     if let Some(reply) = reply {
         return failure::refuse(call, reply);
     }
+    stand_in(session, request, call)?;
+    if request.version == Version::HTTP_2 {
+        meet_expectation(session, request, call).await?;
+    }
+    if !call.upgrade {
+        // Pingora puts these back whenever the client asks for a WebSocket.
+        request.remove_header(&header::UPGRADE);
+        request.remove_header(&header::CONNECTION);
+    }
+    Ok(())
+}
+
+/// Puts what stands for the client's session in its place, where anything has to: it gives a collected body, or minds the time.
+fn stand_in(session: &mut Session, request: &mut RequestHeader, call: &mut Call) -> Result<()> {
     let try_until = call.try_until();
     if call.body.is_none()
         && !call.upgrade
@@ -61,14 +75,6 @@ pub(super) async fn prepare(
         replay::mind(session, Some(patience), try_until, call.replay.get_or_insert_default());
     } else if try_until.is_some() && !call.upgrade {
         replay::mind(session, None, try_until, call.replay.get_or_insert_default());
-    }
-    if request.version == Version::HTTP_2 {
-        meet_expectation(session, request, call).await?;
-    }
-    if !call.upgrade {
-        // Pingora puts these back whenever the client asks for a WebSocket.
-        request.remove_header(&header::UPGRADE);
-        request.remove_header(&header::CONNECTION);
     }
     Ok(())
 }
