@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub, reason = "the gateway uses the rest of these files")]
 
 mod door;
+pub mod identity;
 
 use std::net::SocketAddr;
 
