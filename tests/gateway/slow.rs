@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::Request;
+use tokio::net::TcpStream;
 
 use crate::harness::h2c::collect;
 use crate::harness::h2raw::{END_HEADERS, END_STREAM, GET, POST, kind};
@@ -168,30 +169,44 @@ async fn an_origin_may_be_slow() {
     assert_eq!(over_h2.text(), "a".repeat(10));
 }
 
-/// A gateway whose breaker opens at the second failure, before an upstream with these times; requests go directly, or
-/// past a filter that sees bodies.
-async fn with_breaker(origin: &Origin, times: &str, direct: bool) -> Gateway {
+/// A gateway before an upstream with these rules, the last of which are its breaker's, that opens for good at the second
+/// request that it minds; requests go directly, or past a filter that sees bodies.
+async fn with_breaker(origin: &Origin, (rules, breaker): (&str, &str), direct: bool) -> Gateway {
     let filters = if direct { "[]" } else { "[{compress: {}}]" };
     Gateway::counting_all(&format!(
-        "upstreams: [{{name: origin, backends: [{{address: \"{}\"}}], {times}, \
-         circuit_breaker: {{min_requests: 2, error_ratio: 1%, open: 1h}}}}]\n\
+        "upstreams: [{{name: origin, backends: [{{address: \"{}\"}}], {rules}\
+         circuit_breaker: {{min_requests: 2, open: 1h, {breaker}}}}}]\n\
          routes: [{{name: all, filters: {filters}, upstream: origin}}]\n",
         origin.address
     ))
     .await
 }
 
+/// Sends the half of a body.
+async fn half_sent(gateway: &Gateway) -> Wire<TcpStream> {
+    let mut client = Wire::connect(gateway.address()).await;
+    let head = "POST / HTTP/1.1\r\nHost: a\r\nAccept-Encoding: gzip\r\nContent-Length: 6\r\n\r\n";
+    client.send(format!("{head}abc")).await;
+    client
+}
+
+/// Sends a body in halves with a pause of half a second between them; it has to be given back.
+async fn sent_in_halves(gateway: &Gateway) {
+    let mut client = half_sent(gateway).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    client.send("def").await;
+    let answer = soon("an answer", client.answer()).await.expect("an answer");
+    assert_eq!((answer.status, answer.text()), (200, "abcdef".into()));
+}
+
 #[tokio::test]
 async fn no_backend_is_blamed_for_clients_that_send_slowly() {
     for direct in [true, false] {
         let origin = Origin::giving_back().await;
-        let gateway = with_breaker(&origin, "timeouts: {total: 300ms}", direct).await;
+        let rules = ("timeouts: {total: 300ms}, ", "error_ratio: 1%");
+        let gateway = with_breaker(&origin, rules, direct).await;
         for _ in 0..3 {
-            let mut client = Wire::connect(gateway.address()).await;
-            client
-                .send("POST / HTTP/1.1\r\nHost: a\r\nAccept-Encoding: gzip\r\nContent-Length: 9\r\n\r\nabc")
-                .await;
-            let answer = soon("an answer", client.answer()).await.expect("an answer");
+            let answer = soon("an answer", half_sent(&gateway).await.answer()).await.expect("an answer");
             // RFC 9110 s15.5.9: the request was not whole in time.
             assert_eq!((answer.status, &answer.json()["detail"]), (408, &"total timeout".into()));
         }
@@ -203,23 +218,9 @@ async fn no_backend_is_blamed_for_clients_that_send_slowly() {
 async fn the_time_of_a_slow_upload_is_not_its_backends() {
     for direct in [true, false] {
         let origin = Origin::giving_back().await;
-        let filters = if direct { "[]" } else { "[{compress: {}}]" };
-        let gateway = Gateway::start(&format!(
-            "upstreams: [{{name: origin, backends: [{{address: \"{}\"}}], \
-             circuit_breaker: {{min_requests: 2, slow: 300ms, slow_ratio: 1%, open: 1h}}}}]\n\
-             routes: [{{name: all, filters: {filters}, upstream: origin}}]\n",
-            origin.address
-        ))
-        .await;
+        let gateway = with_breaker(&origin, ("", "slow: 300ms, slow_ratio: 1%"), direct).await;
         for _ in 0..3 {
-            let mut client = Wire::connect(gateway.address()).await;
-            client
-                .send("POST / HTTP/1.1\r\nHost: a\r\nAccept-Encoding: gzip\r\nContent-Length: 6\r\n\r\nabc")
-                .await;
-            tokio::time::sleep(Duration::from_millis(500)).await;
-            client.send("def").await;
-            let answer = soon("an answer", client.answer()).await.expect("an answer");
-            assert_eq!((answer.status, answer.text()), (200, "abcdef".into()), "direct: {direct}");
+            sent_in_halves(&gateway).await;
         }
     }
 }
@@ -228,15 +229,8 @@ async fn the_time_of_a_slow_upload_is_not_its_backends() {
 async fn an_attempt_has_its_time_once_the_client_has_sent_everything() {
     for direct in [true, false] {
         let origin = Origin::giving_back().await;
-        let gateway = with_breaker(&origin, "retries: {per_try: 300ms}", direct).await;
-        let mut client = Wire::connect(gateway.address()).await;
-        client
-            .send("POST / HTTP/1.1\r\nHost: a\r\nAccept-Encoding: gzip\r\nContent-Length: 6\r\n\r\nabc")
-            .await;
-        tokio::time::sleep(Duration::from_millis(600)).await;
-        client.send("def").await;
-        let answer = soon("an answer", client.answer()).await.expect("an answer");
-        assert_eq!((answer.status, answer.text()), (200, "abcdef".into()), "direct: {direct}");
+        let rules = ("retries: {per_try: 300ms}, ", "error_ratio: 1%");
+        sent_in_halves(&with_breaker(&origin, rules, direct).await).await;
     }
 }
 
@@ -244,7 +238,8 @@ async fn an_attempt_has_its_time_once_the_client_has_sent_everything() {
 async fn no_backend_is_blamed_for_clients_that_read_slowly() {
     for direct in [true, false] {
         let origin = Origin::answering(large()).await;
-        let gateway = with_breaker(&origin, "timeouts: {total: 500ms}", direct).await;
+        let rules = ("timeouts: {total: 500ms}, ", "error_ratio: 1%");
+        let gateway = with_breaker(&origin, rules, direct).await;
         for _ in 0..3 {
             let mut client = Wire::connect(gateway.address()).await;
             client.send("GET /slow HTTP/1.1\r\nHost: a\r\nAccept-Encoding: gzip\r\n\r\n").await;
