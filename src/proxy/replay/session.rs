@@ -163,16 +163,13 @@ impl CustomSession for Replay {
     /// Pingora calls this again and again while it waits for the upstream; past the end of the body
     /// it waits for the client to leave, and gives the error that ends the attempt.
     async fn read_body_or_idle(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {
-        let Some(until) = self.try_until.filter(|_| !self.answered()) else {
-            return self.read_or_idle(no_body_expected).await;
-        };
-        if let Some(of_try) = self.of_try {
-            if !self.real_mut().is_body_done() {
-                return self.read_or_idle(no_body_expected).await;
-            }
+        if let Some(of_try) = self.of_try
+            && self.real_mut().is_body_done()
+        {
             (self.of_try, self.try_until) = (None, Some(Instant::now() + of_try));
         }
-        let until = self.try_until.unwrap_or(until);
+        let until = self.try_until.filter(|_| self.of_try.is_none() && !self.answered());
+        let Some(until) = until else { return self.read_or_idle(no_body_expected).await };
         let left = until.saturating_duration_since(Instant::now());
         let read = timeout(left, self.read_or_idle(no_body_expected)).await;
         read.unwrap_or_else(|_| Error::e_explain(PER_TRY, "no answer to an attempt"))
