@@ -1,5 +1,6 @@
 //! Assembles everything: the only place that knows every part.
 
+mod admin_socket;
 mod drain;
 mod lifetime;
 mod people;
@@ -33,7 +34,7 @@ use self::upgrade::Upgrades;
 use crate::admin::{self, AdminState};
 use crate::cache::Cache;
 use crate::cache::store::{DiskOptions, Store, StoreOptions};
-use crate::config::{self, AdminAddress, Observability, Protocol};
+use crate::config::{self, Observability, Protocol};
 use crate::door::{self, Desk, Door, Draining, HandshakeFailure, Pause, Permits, Refusals, Refused, Rule};
 use crate::engine::dry;
 use crate::engine::{Background, SideCalls};
@@ -254,7 +255,7 @@ impl Parts {
                 .map_or_else(|| listener.address.to_string(), |address| address.to_string());
             log::info!(listener = &*listener.name, address:% = address; "bound");
         }
-        let admin = bind_admin(snapshot.admin.address, sockets)?;
+        let admin = admin_socket::bind(snapshot.admin.address, sockets)?;
         let limits = &snapshot.server.limits;
         let budget = Arc::new(Budget::new(limits.buffered_bytes.get()));
         let live = Arc::new(Live::new(snapshot));
@@ -348,10 +349,9 @@ impl Parts {
     /// Copies of every listening socket, by name, for the next process.
     fn shared(&self) -> Result<Vec<(String, OwnedFd)>, StartError> {
         let listeners = self.bound.iter().map(door::Bound::share);
-        let admin = self
-            .admin
-            .iter()
-            .map(|(written, listener)| Ok((admin_name(*written), OwnedFd::from(listener.try_clone()?))));
+        let admin = self.admin.iter().map(|(written, listener)| {
+            Ok((admin_socket::name(*written), OwnedFd::from(listener.try_clone()?)))
+        });
         let shared: std::io::Result<Vec<_>> = listeners.chain(admin).collect();
         shared
             .map_err(|error| StartError::Runtime(format!("cannot keep sockets for a next process: {error}")))
@@ -475,26 +475,4 @@ fn h2_options(snapshot: &Snapshot) -> H2Options {
     h2.max_concurrent_reset_streams(usize::try_from(streams).unwrap_or(usize::MAX).min(100));
     h2.max_send_buffer_size(H2_SEND_BUFFER);
     h2
-}
-
-/// The admin listener's socket, with the address as it was written.
-fn bind_admin(
-    address: AdminAddress,
-    sockets: &mut Sockets,
-) -> Result<Option<(SocketAddr, TcpListener)>, StartError> {
-    let AdminAddress::At(written) = address else { return Ok(None) };
-    let inherited = sockets.take(&admin_name(written));
-    let opened = inherited.map_or_else(|| TcpListener::bind(written), |socket| Ok(socket.into()));
-    let listener = opened.and_then(|listener| listener.set_nonblocking(true).map(|()| listener));
-    let listener = listener
-        .map_err(|error| StartError::Runtime(format!("cannot listen on {written} (admin): {error}")))?;
-    if let Ok(address) = listener.local_addr() {
-        log::info!(address:% = address; "admin bound");
-    }
-    Ok(Some((written, listener)))
-}
-
-/// The name under which the admin listener's socket is handed over.
-fn admin_name(written: SocketAddr) -> String {
-    format!("admin {written}")
 }
