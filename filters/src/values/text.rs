@@ -13,7 +13,10 @@ pub fn hex(bytes: &[u8]) -> String {
 /// As [`hex`], at the end of a text.
 pub fn push_hex(bytes: &[u8], text: &mut Vec<u8>) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    text.extend(bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(|half| DIGITS[usize::from(half)]));
+    text.reserve(bytes.len() * 2);
+    for byte in bytes {
+        text.extend_from_slice(&[byte >> 4, byte & 15].map(|half| DIGITS[usize::from(half)]));
+    }
 }
 
 /// An address, without brackets.
@@ -31,8 +34,12 @@ pub fn push_address(address: IpAddr, text: &mut Vec<u8>) {
         if at > 0 {
             text.push(b'.');
         }
-        let places = [100, 10, 1].into_iter().filter(|place| octet >= *place || *place == 1);
-        text.extend(places.map(|place| b'0' + octet / place % 10));
+        let [hundreds, tens, ones] = [octet / 100, octet / 10 % 10, octet % 10].map(|digit| b'0' + digit);
+        match octet {
+            100.. => text.extend_from_slice(&[hundreds, tens, ones]),
+            10.. => text.extend_from_slice(&[tens, ones]),
+            _ => text.push(ones),
+        }
     }
 }
 
