@@ -67,32 +67,38 @@ pub fn host_of(authority: &str) -> Option<Cow<'_, str>> {
         let address: Ipv6Addr = address.parse().ok()?;
         return is_port(port).then(|| format!("[{address}]").into());
     }
-    let (name, port) = authority.split_once(':').unwrap_or((authority, ""));
+    let colon = authority.bytes().position(|byte| byte == b':').unwrap_or(authority.len());
+    let (name, port) = authority.split_at(colon);
     let name = name.strip_suffix('.').unwrap_or(name);
-    if !is_port(port) || !is_name(name) {
+    if !is_port(port.strip_prefix(':').unwrap_or_default()) {
         return None;
     }
-    let upper = name.bytes().any(|byte| byte.is_ascii_uppercase());
+    let upper = capitals(name)?;
     Some(if upper { name.to_ascii_lowercase().into() } else { name.into() })
 }
 
 /// `*DIGIT` (RFC 3986 section 3.2.3), within the range of ports.
 fn is_port(text: &str) -> bool {
-    text.is_empty() || (text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<u16>().is_ok())
+    // The parser takes a sign too.
+    text.is_empty() || (!text.starts_with('+') && text.parse::<u16>().is_ok())
 }
 
-/// Letters, digits, hyphens and underscores in labels of 63 at most (RFC 1035 section 2.3.4); IPv4
-/// addresses are names too.
-fn is_name(name: &str) -> bool {
-    let mut label = 0;
+/// Whether a name has capitals, if it is one: letters, digits, hyphens and underscores in labels of 63 at most
+/// (RFC 1035 section 2.3.4); IPv4 addresses are names too.
+fn capitals(name: &str) -> Option<bool> {
+    let (mut label, mut upper) = (0, false);
     for byte in name.bytes() {
         label = match byte {
             b'.' if label > 0 => 0,
-            b'-' | b'_' | b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' if label < 63 => label + 1,
-            _ => return false,
+            b'-' | b'_' | b'0'..=b'9' | b'a'..=b'z' if label < 63 => label + 1,
+            b'A'..=b'Z' if label < 63 => {
+                upper = true;
+                label + 1
+            }
+            _ => return None,
         };
     }
-    label > 0 && name.len() <= 253
+    (label > 0 && name.len() <= 253).then_some(upper)
 }
 
 /// Whether a name is an IP address or the end of one, before which no wildcard can stand.

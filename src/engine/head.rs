@@ -1,15 +1,79 @@
 //! What a request head must be before anything is decided by it: one host, one length, and no
 //! `Connection` that takes away what filters and the gateway write later.
 
+use std::borrow::Cow;
+
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Version};
 use pingora::http::RequestHeader;
 use tollhouse_filters::host::host_of;
 use tollhouse_filters::problem::{self, Problem};
 
-/// Refuses a head that another server on the way might read in another way.
-pub(super) fn ambiguous(request: &RequestHeader) -> Option<Problem> {
-    let wrong = wrong_host(request).or_else(|| wrong_length(&request.headers));
+/// The fields that are judged before all else, found in one go: to look each of them up takes longer.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Fields<'a> {
+    /// Bytes of all field lines.
+    pub(super) size: usize,
+    pub(super) host: Lines<'a>,
+    length: Lines<'a>,
+    coding: Lines<'a>,
+    pub(super) has: Has,
+}
+
+/// The lines of one field.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Lines<'a> {
+    pub(super) first: Option<&'a HeaderValue>,
+    more: bool,
+}
+
+/// Which fields there are; at intake they become fewer, but for the `Host` of an absolute target.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Has {
+    pub(super) accept: bool,
+    pub(super) connection: bool,
+    pub(super) length: bool,
+    pub(super) upgrade: bool,
+    pub(super) via: bool,
+}
+
+impl<'a> Lines<'a> {
+    fn add(&mut self, value: &'a HeaderValue) {
+        self.more = self.first.is_some();
+        self.first = self.first.or(Some(value));
+    }
+}
+
+impl<'a> Fields<'a> {
+    pub(super) fn of(headers: &'a HeaderMap) -> Self {
+        let mut fields = Self::default();
+        for (name, value) in headers {
+            let name = name.as_str();
+            fields.size += name.len() + value.len() + 4;
+            match name {
+                "host" => fields.host.add(value),
+                "content-length" => fields.length.add(value),
+                "transfer-encoding" => fields.coding.add(value),
+                "accept" => fields.has.accept = true,
+                "connection" => fields.has.connection = true,
+                "upgrade" => fields.has.upgrade = true,
+                "via" => fields.has.via = true,
+                _ => {}
+            }
+        }
+        fields.has.length = fields.length.first.is_some();
+        fields
+    }
+
+    /// The host that `Host` names; none where there is none, or what it says is no host.
+    pub(super) fn named_host(&self) -> Option<Cow<'a, str>> {
+        host_of(self.host.first?.to_str().ok()?)
+    }
+}
+
+/// Refuses a head that another server on the way might read in another way; `named` if its `Host` names a host.
+pub(super) fn ambiguous(request: &RequestHeader, fields: &Fields<'_>, named: bool) -> Option<Problem> {
+    let wrong = wrong_host(request, &fields.host, named).or_else(|| wrong_length(fields));
     let wrong = wrong.or_else(|| (request.version == Version::HTTP_2).then(|| http2(request)).flatten());
     // RFC 9112 s3.2.4.
     let asterisk = request.uri.path() == "*" && request.method != Method::OPTIONS;
@@ -18,17 +82,14 @@ pub(super) fn ambiguous(request: &RequestHeader) -> Option<Problem> {
 }
 
 /// RFC 9112 s3.2: exactly one valid `Host` in HTTP/1.1; in HTTP/2 `:authority` may stand for it.
-fn wrong_host(request: &RequestHeader) -> Option<&'static str> {
-    let mut hosts = request.headers.get_all(header::HOST).iter();
-    let (host, another) = (hosts.next(), hosts.next());
-    let is_host = |text: &str| host_of(text).is_some();
+fn wrong_host(request: &RequestHeader, host: &Lines<'_>, named: bool) -> Option<&'static str> {
     let authority = request.uri.authority();
-    match host {
-        _ if another.is_some() => Some("there is more than one `Host`"),
+    match host.first {
+        _ if host.more => Some("there is more than one `Host`"),
         // An empty one is that of a target without authority (RFC 9110 s7.2).
-        Some(host) if !host.is_empty() && !host.to_str().is_ok_and(is_host) => Some("`Host` is not valid"),
+        Some(host) if !named && !host.is_empty() => Some("`Host` is not valid"),
         None if request.version == Version::HTTP_11 => Some("`Host` is missing"),
-        _ if authority.is_some_and(|authority| !is_host(authority.as_str())) => {
+        _ if authority.is_some_and(|authority| host_of(authority.as_str()).is_none()) => {
             Some("the target's authority is not valid")
         }
         _ => None,
@@ -36,21 +97,17 @@ fn wrong_host(request: &RequestHeader) -> Option<&'static str> {
 }
 
 /// RFC 9112 s6.1 and s6.3: what says how long the body is must say one thing.
-fn wrong_length(headers: &HeaderMap) -> Option<&'static str> {
-    let one = |name: HeaderName| {
-        let mut lines = headers.get_all(name).iter();
-        (lines.next().map(HeaderValue::as_bytes), lines.next().is_some())
-    };
-    let (length, more_lengths) = one(header::CONTENT_LENGTH);
-    let (coding, more_codings) = one(header::TRANSFER_ENCODING);
+fn wrong_length(fields: &Fields<'_>) -> Option<&'static str> {
+    let Fields { length, coding, .. } = fields;
     let digits = |text: &[u8]| !text.is_empty() && text.iter().all(u8::is_ascii_digit);
-    if more_lengths || length.is_some_and(|length| !digits(length)) {
+    if length.more || length.first.is_some_and(|length| !digits(length.as_bytes())) {
         return Some("`Content-Length` is not one number");
     }
-    if more_codings || coding.is_some_and(|coding| !coding.trim_ascii().eq_ignore_ascii_case(b"chunked")) {
+    let chunked = |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+    if coding.more || coding.first.is_some_and(|coding| !chunked(coding)) {
         return Some("the only `Transfer-Encoding` is `chunked`");
     }
-    (length.is_some() && coding.is_some())
+    (length.first.is_some() && coding.first.is_some())
         .then_some("`Content-Length` and `Transfer-Encoding` exclude each other")
 }
 
@@ -167,7 +224,12 @@ pub(super) fn join_cookies(request: &mut RequestHeader) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    const FOUND: &[&str] =
+        &["host", "content-length", "transfer-encoding", "accept", "connection", "upgrade", "via", "x-other"];
 
     fn request(lines: &[(&'static str, &str)]) -> RequestHeader {
         let mut request = RequestHeader::build("POST", b"/", None).expect("valid");
@@ -178,8 +240,42 @@ mod tests {
         request
     }
 
+    fn judged(request: &RequestHeader) -> Option<Problem> {
+        let fields = Fields::of(&request.headers);
+        ambiguous(request, &fields, fields.named_host().is_some())
+    }
+
     fn is_ambiguous(lines: &[(&'static str, &str)]) -> bool {
-        ambiguous(&request(lines)).is_some()
+        judged(&request(lines)).is_some()
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_found_in_one_go_is_what_is_looked_up(
+            lines in prop::collection::vec((prop::sample::select(FOUND), "[ -~]{0,6}"), 0..10),
+        ) {
+            let lines: Vec<_> = lines.iter().map(|(name, value)| (*name, value.trim())).collect();
+            let headers = request(&lines).headers.clone();
+            let looked_up = |name| {
+                let mut lines = headers.get_all(name).iter();
+                Lines { first: lines.next(), more: lines.next().is_some() }
+            };
+            let has = |name| headers.contains_key(name);
+            let expected = Fields {
+                size: headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum(),
+                host: looked_up("host"),
+                length: looked_up("content-length"),
+                coding: looked_up("transfer-encoding"),
+                has: Has {
+                    accept: has("accept"),
+                    connection: has("connection"),
+                    length: has("content-length"),
+                    upgrade: has("upgrade"),
+                    via: has("via"),
+                },
+            };
+            prop_assert_eq!(Fields::of(&headers), expected);
+        }
     }
 
     #[test]
@@ -239,7 +335,7 @@ mod tests {
         for (value, fine) in [(" 1", false), ("1 ", false), ("\t1", false), ("1 2", true), ("", true)] {
             let mut head = request(&[("host", "a.test"), ("x-admin", value)]);
             head.set_version(Version::HTTP_2);
-            assert_eq!(ambiguous(&head).is_none(), fine, "{value:?}");
+            assert_eq!(judged(&head).is_none(), fine, "{value:?}");
         }
     }
 
@@ -249,7 +345,7 @@ mod tests {
             let mut head = request(&[("host", "a.test")]);
             head.set_version(Version::HTTP_2);
             head.set_uri(uri.parse().expect("valid"));
-            ambiguous(&head).is_none()
+            judged(&head).is_none()
         };
         assert!(asks("https://a.test/b?c") && asks("HTTP://a.test/"));
         assert!(!asks("ftp://a.test/") && !asks("http://a.test?c"));
@@ -278,7 +374,7 @@ mod tests {
         let asks = |method| {
             let mut head = RequestHeader::build(method, b"*", None).expect("valid");
             head.insert_header("host", "a.test").expect("valid");
-            ambiguous(&head).is_some()
+            judged(&head).is_some()
         };
         assert!(asks("GET") && !asks("OPTIONS"));
     }

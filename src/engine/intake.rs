@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::time::Instant;
 
-use http::header::{self, HeaderName, HeaderValue};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{PathAndQuery, Uri};
 use pingora::http::RequestHeader;
 use tollhouse_filters::context::{Context, RequestId, Scheme};
@@ -13,7 +13,8 @@ use tollhouse_filters::path::{NormalPath, PathRules, normalize};
 use tollhouse_filters::problem::{self, Problem};
 
 use super::forward::passed_here_before;
-use super::{Connection, client, head};
+use super::head::{self, Fields};
+use super::{Connection, client};
 use crate::snapshot::Snapshot;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -37,19 +38,40 @@ static FRAMING: [HeaderName; 2] = [header::CONTENT_LENGTH, header::TRANSFER_ENCO
 /// What the gateway's own fields begin with.
 const OWN: &str = "x-tollhouse-";
 
-/// Makes the request's context; the problem, if there is one, ends the request.
+/// One of these is the first letter of all those but [`FRAMING`], and of few others.
+const BEGINNINGS: [char; 2] = ['f', 'x'];
+
+/// A request that was taken in.
+pub(super) struct TakenIn {
+    pub(super) ctx: Context,
+    /// What ends it.
+    pub(super) refused: Option<Problem>,
+    /// The client asks for a stream of events.
+    pub(super) asks_for_events: bool,
+}
+
+/// Makes the request's context, and says what is wrong with it.
 pub(super) fn take_in(
     snapshot: &Snapshot,
     connection: &Connection,
     request: &mut RequestHeader,
     request_id: RequestId,
     started: Instant,
-) -> (Context, Option<Problem>) {
-    let mut refused = over_limits(snapshot, request).or_else(|| head::ambiguous(request));
+) -> TakenIn {
+    let fields = Fields::of(&request.headers);
+    let (has, named) = (fields.has, fields.named_host().map(Box::from));
+    let mut refused = over_limits(snapshot, request, fields.size)
+        .or_else(|| head::ambiguous(request, &fields, named.is_some()));
     set_origin_form(request);
-    head::plain_length(request);
-    head::release_named(request);
-    head::settle_upgrade(request);
+    if has.length {
+        head::plain_length(request);
+    }
+    if has.connection {
+        head::release_named(request);
+    }
+    if has.upgrade {
+        head::settle_upgrade(request);
+    }
     head::join_cookies(request);
     let trusted = connection.peer.is_some_and(|peer| snapshot.server.trusted_proxies.contains(peer.ip()));
     drop_forged(snapshot, request, trusted);
@@ -65,24 +87,31 @@ pub(super) fn take_in(
     if refused.is_none() {
         refused = set_path(request, &path).err();
     }
-    if refused.is_none() && passed_here_before(request) {
+    if refused.is_none() && has.via && passed_here_before(request) {
         refused = Some(Problem::new(&problem::LOOP));
     }
     let listener = snapshot.listener(connection.listener).name.clone();
     let mut ctx = Context::new(listener, client, path, request_id, started);
-    ctx.host = host(request);
+    ctx.host = host(request, named);
     ctx.scheme = scheme(connection, request, trusted);
-    refused = refused.or_else(|| misdirected(&ctx));
-    (ctx, refused)
+    let refused = refused.or_else(|| misdirected(&ctx));
+    TakenIn { ctx, refused, asks_for_events: has.accept && accepts_events(&request.headers) }
 }
 
-fn over_limits(snapshot: &Snapshot, request: &RequestHeader) -> Option<Problem> {
+/// Whether the client asks for Server-Sent Events, as EventSource does (WHATWG HTML s9.2.2).
+fn accepts_events(headers: &HeaderMap) -> bool {
+    const EVENTS: &[u8] = b"text/event-stream";
+    let mut lines = headers.get_all(header::ACCEPT).iter().map(HeaderValue::as_bytes);
+    lines.any(|line| line.windows(EVENTS.len()).any(|part| part.eq_ignore_ascii_case(EVENTS)))
+}
+
+/// The problem of a head that is too large; `size` is that of its fields.
+fn over_limits(snapshot: &Snapshot, request: &RequestHeader, size: usize) -> Option<Problem> {
     let limits = &snapshot.server.limits;
     let target = request.uri.path_and_query().map_or(0, |target| target.as_str().len());
     if target as u64 > limits.uri_bytes.get() {
         return Some(Problem::new(&problem::URI_TOO_LONG));
     }
-    let size: usize = request.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
     let over = request.headers.len() > limits.header_count.get() || size as u64 > limits.header_bytes.get();
     over.then(|| Problem::new(&problem::HEADERS_TOO_LARGE))
 }
@@ -95,14 +124,18 @@ fn drop_forged(snapshot: &Snapshot, request: &mut RequestHeader, trusted: bool) 
         request.remove_header(name);
     }
     let forged = |name: &&HeaderName| {
-        let alias = name.as_str().bytes().any(|byte| byte != b'-' && is_symbol(byte));
-        let said = |own: &HeaderName| same_variable(own.as_str(), name.as_str());
-        ((alias || !trusted) && FORWARDING.iter().any(said))
-            || (alias && FRAMING.iter().any(said))
+        let text = name.as_str();
+        let said = |own: &HeaderName| same_variable(own.as_str(), text);
+        let alias = || text.bytes().any(|byte| byte != b'-' && is_symbol(byte));
+        let ours = || {
+            ((!trusted || alias()) && FORWARDING.iter().any(said))
+                || said(&CLIENT_CERTIFICATE)
+                || text.get(..OWN.len()).is_some_and(|start| same_variable(OWN, start))
+        };
+        (text.starts_with(BEGINNINGS) && ours())
+            || (FRAMING.iter().any(said) && alias())
             || snapshot.identity_headers.iter().any(said)
-            || said(&CLIENT_CERTIFICATE)
             || snapshot.forcing_headers.iter().any(|own| own != *name && said(own))
-            || name.as_str().get(..OWN.len()).is_some_and(|start| same_variable(OWN, start))
     };
     // What chooses a variant is judged when the route is known.
     let chooses = |name: &&HeaderName| snapshot.forcing_headers.contains(name);
@@ -204,9 +237,24 @@ fn misdirected(ctx: &Context) -> Option<Problem> {
     })
 }
 
-/// The host asked for; an absolute target wins over `Host` (RFC 9112 s3.2.2).
-fn host(request: &RequestHeader) -> Option<Box<str>> {
-    let authority = request.uri.authority().map(http::uri::Authority::as_str);
-    let authority = authority.or_else(|| request.headers.get(header::HOST)?.to_str().ok())?;
-    host_of(authority).map(|host| Box::from(&*host))
+/// The host asked for; an absolute target wins over the one that `Host` named (RFC 9112 s3.2.2).
+fn host(request: &RequestHeader, named: Option<Box<str>>) -> Option<Box<str>> {
+    if let Some(authority) = request.uri.authority() {
+        return host_of(authority.as_str()).map(Box::from);
+    }
+    // What had none may have got one from its target.
+    named.or_else(|| host_of(request.headers.get(header::HOST)?.to_str().ok()?).map(Box::from))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_only_proxies_and_the_gateway_say_begins_with_one_of_the_beginnings() {
+        let names = FORWARDING.iter().chain([&CLIENT_CERTIFICATE]).map(HeaderName::as_str);
+        for name in names.chain([OWN]) {
+            assert!(name.starts_with(BEGINNINGS), "{name}");
+        }
+    }
 }

@@ -40,6 +40,7 @@ use crate::upstream::{Admission, Upstream};
 
 use self::admit::Refused;
 use self::find::{Found, find};
+use self::intake::TakenIn;
 pub use self::release::Release;
 pub use background::Background;
 pub use forward::{Forwarding, strip_hop_by_hop, write_line};
@@ -90,6 +91,8 @@ pub struct Exchange {
     pub takes_stale: bool,
     /// It went to another route's upstream, since its own is left alone.
     pub diverted: bool,
+    /// The client asks for a stream of events.
+    pub asks_for_events: bool,
     refused: Option<Problem>,
     not_allowed: Option<Problem>,
     /// A response filter failed; what is sent instead passes none.
@@ -111,7 +114,8 @@ impl Exchange {
         started: Instant,
     ) -> Self {
         let listener = connection.listener;
-        let (mut ctx, mut refused) = intake::take_in(&snapshot, connection, request, request_id, started);
+        let taken_in = intake::take_in(&snapshot, connection, request, request_id, started);
+        let TakenIn { mut ctx, mut refused, asks_for_events } = taken_in;
         if snapshot.listener(listener).retired {
             refused = Some(Problem::new(&problem::NO_ROUTE).detail("this listener is no longer configured"));
         }
@@ -135,6 +139,7 @@ impl Exchange {
             release,
             takes_stale: false,
             diverted: false,
+            asks_for_events,
             refused,
             not_allowed,
             response_failed: false,
@@ -188,6 +193,7 @@ impl Exchange {
             release: self.release.clone(),
             takes_stale: false,
             diverted: false,
+            asks_for_events: self.asks_for_events,
             refused: None,
             not_allowed: self.not_allowed.clone(),
             response_failed: false,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderValue, Version, header};
+use http::{Version, header};
 use pingora::http::RequestHeader;
 use pingora::prelude::*;
 use tollhouse_filters::context::RequestId;
@@ -50,7 +50,7 @@ impl Gateway {
         let snapshot = self.live.load();
         let exchange = Exchange::begin(snapshot, &connection, request, request_id, Instant::now());
         call.connection = Some(connection);
-        call.events = accepts_events(request);
+        call.events = exchange.asks_for_events;
         call.exchange = Some(exchange);
     }
 
@@ -215,13 +215,6 @@ fn refusal(error: &CollectError) -> Reply {
         CollectError::Client(_) => Problem::new(&problem::BAD_REQUEST),
     };
     problem.into()
-}
-
-/// Whether the client asks for Server-Sent Events, as EventSource does (WHATWG HTML s9.2.2).
-fn accepts_events(request: &RequestHeader) -> bool {
-    const EVENTS: &[u8] = b"text/event-stream";
-    let mut lines = request.headers.get_all(header::ACCEPT).iter().map(HeaderValue::as_bytes);
-    lines.any(|line| line.windows(EVENTS.len()).any(|part| part.eq_ignore_ascii_case(EVENTS)))
 }
 
 /// The upstream that the filters sent the request to.
