@@ -1,7 +1,7 @@
 //! What a request to an upstream says about where it comes from.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
-use std::ops::Range;
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -17,25 +17,61 @@ use crate::upstream::{Picked, Upstream};
 /// This process among all gateways, for `Via`: a pseudonym (RFC 9110 s7.6.3).
 static PSEUDONYM: LazyLock<String> = LazyLock::new(|| format!("tollhouse-{:08x}", fastrand::u32(..)));
 
-/// A field that the gateway writes: its name to look it up by, and as it is spelt. Pingora keeps how a name
-/// is spelt, and would copy that of a `HeaderName` each time.
-struct Field {
-    name: HeaderName,
-    spelt: &'static str,
+/// A field that the gateway writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Field {
+    ForwardedProto,
+    ForwardedHost,
+    ClientCertificate,
+    Host,
+    ForwardedFor,
+    Forwarded,
+    Via,
+    Traceparent,
 }
 
-const fn field(spelt: &'static str) -> Field {
-    Field { name: HeaderName::from_static(spelt), spelt }
-}
+impl Field {
+    /// In the order in which they are written.
+    const ALL: [Self; 8] = [
+        Self::ForwardedProto,
+        Self::ForwardedHost,
+        Self::ClientCertificate,
+        Self::Host,
+        Self::ForwardedFor,
+        Self::Forwarded,
+        Self::Via,
+        Self::Traceparent,
+    ];
 
-static HOST: Field = field("host");
-static FORWARDED: Field = field("forwarded");
-static TRACEPARENT: Field = field("traceparent");
-static VIA: Field = field("via");
-static X_FORWARDED_CLIENT_CERT: Field = field("x-forwarded-client-cert");
-static X_FORWARDED_FOR: Field = field("x-forwarded-for");
-static X_FORWARDED_HOST: Field = field("x-forwarded-host");
-static X_FORWARDED_PROTO: Field = field("x-forwarded-proto");
+    /// Its name, as it is written. Pingora keeps how a name is spelt, and would copy that of a `HeaderName` each time.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::ForwardedProto => "x-forwarded-proto",
+            Self::ForwardedHost => "x-forwarded-host",
+            Self::ClientCertificate => "x-forwarded-client-cert",
+            Self::Host => "host",
+            Self::ForwardedFor => "x-forwarded-for",
+            Self::Forwarded => "forwarded",
+            Self::Via => "via",
+            Self::Traceparent => "traceparent",
+        }
+    }
+
+    /// The field of this name in lower case, if it is one of these.
+    fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "x-forwarded-proto" => Self::ForwardedProto,
+            "x-forwarded-host" => Self::ForwardedHost,
+            "x-forwarded-client-cert" => Self::ClientCertificate,
+            "host" => Self::Host,
+            "x-forwarded-for" => Self::ForwardedFor,
+            "forwarded" => Self::Forwarded,
+            "via" => Self::Via,
+            "traceparent" => Self::Traceparent,
+            _ => return None,
+        })
+    }
+}
 
 /// Fields that concern one connection only (RFC 9110 s7.6.1).
 static HOP_BY_HOP: [HeaderName; 8] = [
@@ -51,7 +87,17 @@ static HOP_BY_HOP: [HeaderName; 8] = [
 
 /// Whether a field, by its name in lower case, is one of these.
 fn is_hop_by_hop(name: &str) -> bool {
-    HOP_BY_HOP.iter().any(|field| field == name)
+    matches!(
+        name,
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "proxy-authorization"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+    )
 }
 
 /// What the forwarding fields are made from, beside the context.
@@ -94,11 +140,15 @@ pub fn strip_hop_by_hop(request: &mut RequestHeader) {
 
 /// Writes the gateway's own fields into one attempt's head.
 pub(super) fn write(request: &mut RequestHeader, ctx: &Context, forwarding: &Forwarding<'_>) {
-    let own = own(request, ctx, forwarding);
-    for (field, value) in own.iter() {
-        if let Ok(value) = HeaderValue::from_bytes(value) {
-            let _ = request.insert_header(field.spelt, value);
-        }
+    let own = Own::new(request, ctx, forwarding);
+    let mut text = Vec::with_capacity(128);
+    let values = Field::ALL.map(|field| {
+        text.clear();
+        own.writes(field).then(|| own.push(field, &mut text))?;
+        HeaderValue::from_bytes(&text).ok()
+    });
+    for (field, value) in Field::ALL.into_iter().zip(values) {
+        value.and_then(|value| request.insert_header(field.name(), value).ok());
     }
     if let Some(name) = forwarding.upstream.remaining_header() {
         request.remove_header(name);
@@ -119,7 +169,7 @@ pub(super) fn write_wire(
     forwarding: &Forwarding<'_>,
     out: &mut Vec<u8>,
 ) {
-    let own = own(request, ctx, forwarding);
+    let own = Own::new(request, ctx, forwarding);
     let target = ctx.policies.upstream_path.as_deref().map_or(request.raw_path(), str::as_bytes);
     for part in [request.method.as_str().as_bytes(), b" ", target, b" HTTP/1.1\r\n"] {
         out.extend_from_slice(part);
@@ -127,16 +177,19 @@ pub(super) fn write_wire(
     let remaining = forwarding.upstream.remaining_header();
     let stays = |name: &str| {
         !is_hop_by_hop(name)
-            && !own.iter().any(|(field, _)| name == field.spelt)
-            && remaining.is_none_or(|remaining| remaining != name)
+            && !Field::named(name).is_some_and(|field| own.writes(field))
+            && remaining.is_none_or(|remaining| remaining.as_str() != name)
     };
     for ((name, value), (spelt, _)) in request.headers.iter().zip(request.case_header_iter()) {
         if stays(name.as_str()) {
             write_line(spelt.as_slice(), value.as_bytes(), out);
         }
     }
-    for (field, value) in own.iter() {
-        write_line(field.spelt.as_bytes(), value, out);
+    for field in Field::ALL.into_iter().filter(|field| own.writes(*field)) {
+        out.extend_from_slice(field.name().as_bytes());
+        out.extend_from_slice(b": ");
+        own.push(field, out);
+        out.extend_from_slice(b"\r\n");
     }
     if let (Some(name), Some(left)) = (remaining, forwarding.left) {
         write_line(name.as_str().as_bytes(), millis(left).as_bytes(), out);
@@ -156,77 +209,105 @@ pub fn write_line(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
 }
 
 /// What the gateway says of where a request comes from and where it goes.
-struct Own {
-    /// The values, one after the other.
-    text: Vec<u8>,
-    /// Where each of them is; what is none stays as it was sent.
-    fields: [(&'static Field, Option<Range<usize>>); 8],
+struct Own<'a> {
+    request: &'a RequestHeader,
+    ctx: &'a Context,
+    forwarding: &'a Forwarding<'a>,
+    said: Said<'a>,
+    /// The host that was asked for, as text.
+    asked: Option<&'a str>,
+    /// The host that the backend sees.
+    host: Cow<'a, str>,
 }
 
-impl Own {
-    fn iter(&self) -> impl Iterator<Item = (&'static Field, &[u8])> {
-        self.fields.iter().filter_map(|(field, value)| Some((*field, &self.text[value.clone()?])))
+/// What a request says in fields of the same names, found in one go: to look each of them up takes longer.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Said<'a> {
+    /// The first `Host`.
+    host: Option<&'a HeaderValue>,
+    forwarded_host: bool,
+    /// The only `traceparent`.
+    traceparent: Option<&'a HeaderValue>,
+    /// Those that are lists, which go on.
+    forwarded_for: bool,
+    forwarded: bool,
+    via: bool,
+}
+
+impl<'a> Said<'a> {
+    fn by(request: &'a RequestHeader) -> Self {
+        let (mut said, mut traces) = (Self::default(), 0);
+        for (name, value) in &request.headers {
+            match Field::named(name.as_str()) {
+                Some(Field::Host) => said.host = said.host.or(Some(value)),
+                Some(Field::ForwardedHost) => said.forwarded_host = true,
+                Some(Field::ForwardedFor) => said.forwarded_for = true,
+                Some(Field::Forwarded) => said.forwarded = true,
+                Some(Field::Via) => said.via = true,
+                Some(Field::Traceparent) => {
+                    traces += 1;
+                    said.traceparent = Some(value).filter(|_| traces == 1);
+                }
+                Some(Field::ForwardedProto | Field::ClientCertificate) | None => {}
+            }
+        }
+        said
     }
 }
 
-fn own(request: &RequestHeader, ctx: &Context, forwarding: &Forwarding<'_>) -> Own {
-    let original = host_of(request);
-    let asked = original.filter(|_| !request.headers.contains_key(&X_FORWARDED_HOST.name));
-    let certificate = ctx.client.tls.as_ref().and_then(|tls| tls.forwarded_certificate.as_ref());
-    let likely;
-    let host = match forwarding.picked {
-        Some(picked) => forwarding.upstream.host_header(picked, original.unwrap_or_default()),
-        None => {
-            likely = forwarding.upstream.likely_host(original.unwrap_or_default());
-            &likely
-        }
-    };
-    let sent = request.headers.get(header::HOST).is_some_and(|sent| sent == host);
-    let mut text = Vec::with_capacity(384);
-    let mut value = |write: &dyn Fn(&mut Vec<u8>)| {
-        let from = text.len();
-        write(&mut text);
-        Some(from..text.len())
-    };
-    let mut copied = |copied: &[u8]| value(&|text| text.extend_from_slice(copied));
-    let fields = [
-        (&X_FORWARDED_PROTO, copied(ctx.scheme.as_str().as_bytes())),
-        (&X_FORWARDED_HOST, asked.and_then(|host| copied(host.as_bytes()))),
-        (&X_FORWARDED_CLIENT_CERT, certificate.and_then(|certificate| copied(certificate.as_bytes()))),
-        (&HOST, Some(host).filter(|_| !sent).and_then(|host| copied(host.as_bytes()))),
-        // A trusted proxy's lists are continued; any other was dropped at intake.
-        (
-            &X_FORWARDED_FOR,
-            forwarding.peer.and_then(|peer| {
-                value(&|text| {
-                    push_list(request, &X_FORWARDED_FOR, text);
-                    push_address(peer, text);
-                })
-            }),
-        ),
-        (
-            &FORWARDED,
-            value(&|text| {
-                push_list(request, &FORWARDED, text);
-                push_forwarded(forwarding.peer, original, ctx, text);
-            }),
-        ),
-        (
-            &VIA,
-            value(&|text| {
-                push_list(request, &VIA, text);
-                text.extend_from_slice(via(forwarding.version).as_bytes());
-            }),
-        ),
-        (&TRACEPARENT, value(&|text| push_traceparent(request, ctx, text))),
-    ];
-    Own { text, fields }
-}
+impl<'a> Own<'a> {
+    fn new(request: &'a RequestHeader, ctx: &'a Context, forwarding: &'a Forwarding<'a>) -> Self {
+        let said = Said::by(request);
+        let asked = said.host.and_then(|host| host.to_str().ok());
+        let asked = asked.or_else(|| Some(request.uri.authority()?.as_str()));
+        let host = match forwarding.picked {
+            Some(picked) => forwarding.upstream.host_header(picked, asked.unwrap_or_default()).into(),
+            None => forwarding.upstream.likely_host(asked.unwrap_or_default()).into(),
+        };
+        Self { request, ctx, forwarding, said, asked, host }
+    }
 
-/// The host that was asked for, as text.
-fn host_of(request: &RequestHeader) -> Option<&str> {
-    let host = request.headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    host.or_else(|| Some(request.uri.authority()?.as_str()))
+    fn certificate(&self) -> Option<&'a HeaderValue> {
+        self.ctx.client.tls.as_ref()?.forwarded_certificate.as_ref()
+    }
+
+    /// Whether this field is written; if not, what was sent of it stays.
+    fn writes(&self, field: Field) -> bool {
+        match field {
+            Field::ForwardedHost => self.asked.is_some() && !self.said.forwarded_host,
+            Field::ClientCertificate => self.certificate().is_some(),
+            Field::Host => self.said.host.is_none_or(|sent| sent.as_bytes() != self.host.as_bytes()),
+            Field::ForwardedFor => self.forwarding.peer.is_some(),
+            Field::ForwardedProto | Field::Forwarded | Field::Via | Field::Traceparent => true,
+        }
+    }
+
+    /// Writes the value of a field.
+    fn push(&self, field: Field, text: &mut Vec<u8>) {
+        let Self { request, ctx, forwarding, said, asked, .. } = self;
+        match field {
+            Field::ForwardedProto => text.extend_from_slice(ctx.scheme.as_str().as_bytes()),
+            Field::ForwardedHost => text.extend_from_slice(asked.unwrap_or_default().as_bytes()),
+            Field::ClientCertificate => {
+                text.extend_from_slice(self.certificate().map_or(b"", HeaderValue::as_bytes));
+            }
+            Field::Host => text.extend_from_slice(self.host.as_bytes()),
+            // A trusted proxy's lists are continued; any other was dropped at intake.
+            Field::ForwardedFor => {
+                push_list(request, field, said.forwarded_for, text);
+                forwarding.peer.into_iter().for_each(|peer| push_address(peer, text));
+            }
+            Field::Forwarded => {
+                push_list(request, field, said.forwarded, text);
+                push_forwarded(forwarding.peer, *asked, ctx, text);
+            }
+            Field::Via => {
+                push_list(request, field, said.via, text);
+                text.extend_from_slice(via(forwarding.version).as_bytes());
+            }
+            Field::Traceparent => push_traceparent(said.traceparent, ctx, text),
+        }
+    }
 }
 
 /// One element of `Forwarded` (RFC 7239 s4); who comes over a Unix socket has no address (s6.2).
@@ -243,7 +324,7 @@ fn push_forwarded(peer: Option<IpAddr>, host: Option<&str>, ctx: &Context, text:
         }
         None => text.extend_from_slice(b"for=unknown"),
     }
-    if let Some(host) = host.filter(|host| !host.contains(['"', '\\'])) {
+    if let Some(host) = host.filter(|host| !host.bytes().any(|byte| matches!(byte, b'"' | b'\\'))) {
         for part in [";host=\"", host, "\""] {
             text.extend_from_slice(part.as_bytes());
         }
@@ -265,10 +346,8 @@ fn via(version: Version) -> &'static str {
 }
 
 /// A trace continued with a span of ours, or started (W3C Trace Context, level 1).
-fn push_traceparent(request: &RequestHeader, ctx: &Context, text: &mut Vec<u8>) {
-    let mut lines = request.headers.get_all(&TRACEPARENT.name).iter();
-    let given = lines.next().filter(|_| lines.next().is_none()).and_then(|line| line.to_str().ok());
-    let given = given.and_then(parse_traceparent);
+fn push_traceparent(given: Option<&HeaderValue>, ctx: &Context, text: &mut Vec<u8>) {
+    let given = given.and_then(|line| line.to_str().ok()).and_then(parse_traceparent);
     text.extend_from_slice(b"00-");
     match (given, &ctx.request_id) {
         (Some((trace, _)), _) => text.extend_from_slice(trace.as_bytes()),
@@ -294,9 +373,12 @@ fn parse_traceparent(text: &str) -> Option<(&str, &str)> {
     (shape && version != "ff" && future && !zero(trace) && !zero(parent)).then_some((trace, flags))
 }
 
-/// What a list field says so far, on one line that goes on.
-fn push_list(request: &RequestHeader, field: &Field, text: &mut Vec<u8>) {
-    for line in request.headers.get_all(&field.name).iter().filter(|line| line.to_str().is_ok()) {
+/// What a list field says so far, if it is `there`, on one line that goes on.
+fn push_list(request: &RequestHeader, field: Field, there: bool, text: &mut Vec<u8>) {
+    if !there {
+        return;
+    }
+    for line in request.headers.get_all(field.name()).iter().filter(|line| line.to_str().is_ok()) {
         text.extend_from_slice(line.as_bytes());
         text.extend_from_slice(b", ");
     }
@@ -304,6 +386,8 @@ fn push_list(request: &RequestHeader, field: &Field, text: &mut Vec<u8>) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const GIVEN: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
@@ -337,6 +421,56 @@ mod tests {
         let mut text = Vec::new();
         push_forwarded("2001:db8::1".parse().ok(), Some("a.test"), &ctx, &mut text);
         assert_eq!(text, b"for=\"[2001:db8::1]\";host=\"a.test\";proto=http");
+    }
+
+    #[test]
+    fn every_field_is_known_by_its_name() {
+        for field in Field::ALL {
+            assert_eq!(Field::named(field.name()), Some(field));
+        }
+        assert!(HOP_BY_HOP.iter().all(|name| is_hop_by_hop(name.as_str())));
+        for other in ["", "accept", "content-length", "x-forwarded-port"] {
+            assert!(Field::named(other).is_none() && !is_hop_by_hop(other), "{other}");
+        }
+    }
+
+    /// Requests with some of these fields, once or more.
+    fn requests() -> impl Strategy<Value = RequestHeader> {
+        let name = prop::sample::select(vec![
+            "host",
+            "Via",
+            "Forwarded",
+            "x-forwarded-for",
+            "X-Forwarded-Host",
+            "x-forwarded-proto",
+            "traceparent",
+            "connection",
+            "x-other",
+        ]);
+        prop::collection::vec((name, "[ -~]{0,6}"), 0..8).prop_map(|fields| {
+            let mut request = RequestHeader::build("GET", b"/", None).expect("valid");
+            for (name, value) in fields {
+                request.append_header(name, value.trim()).expect("valid");
+            }
+            request
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_found_in_one_go_is_what_is_looked_up(request in requests()) {
+            let fields = &request.headers;
+            let mut traces = fields.get_all("traceparent").iter();
+            let looked_up = Said {
+                host: fields.get("host"),
+                forwarded_host: fields.contains_key("x-forwarded-host"),
+                traceparent: traces.next().filter(|_| traces.next().is_none()),
+                forwarded_for: fields.contains_key("x-forwarded-for"),
+                forwarded: fields.contains_key("forwarded"),
+                via: fields.contains_key("via"),
+            };
+            prop_assert_eq!(Said::by(&request), looked_up);
+        }
     }
 
     #[test]
