@@ -158,9 +158,10 @@ fn unusable(response: &ResponseHeader, upgrade: bool) -> Option<&'static str> {
 
 /// A length as RFC 9110 s8.6 writes it, and not more than can be counted.
 pub(super) fn content_length(value: &[u8]) -> Option<u64> {
-    let text =
-        std::str::from_utf8(value).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?;
-    text.parse().ok().filter(|length| *length <= i64::MAX as u64)
+    let digit = |byte: u8| byte.is_ascii_digit().then(|| u64::from(byte - b'0'));
+    let more = |sum: u64, byte: &u8| sum.checked_mul(10)?.checked_add(digit(*byte)?);
+    let length = value.iter().try_fold(0, more)?;
+    (!value.is_empty() && length <= i64::MAX as u64).then_some(length)
 }
 
 /// Whether the answer has no natural end (WHATWG HTML s9.2, Server-Sent Events).
@@ -231,6 +232,20 @@ mod tests {
             response.append_header(header::TRANSFER_ENCODING, *coding).expect("valid");
         }
         response
+    }
+
+    #[test]
+    fn a_length_is_digits_that_can_be_counted_as_rfc_9110_s8_6_says() {
+        for (text, length) in
+            [("0", 0), ("10240", 10_240), ("007", 7), ("9223372036854775807", i64::MAX as u64)]
+        {
+            assert_eq!(content_length(text.as_bytes()), Some(length), "{text}");
+        }
+        for text in
+            ["", "+1", "-1", "1 ", "1,1", "0x1", "9223372036854775808", "18446744073709551616", "\u{661}"]
+        {
+            assert_eq!(content_length(text.as_bytes()), None, "{text}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Heads of HTTP/1.1 between bytes and what filters see.
 
-use std::io::Write as _;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
@@ -17,6 +17,8 @@ use crate::proxy::response::{content_length, is_events};
 const MAX_FIELDS: usize = 256;
 /// Bytes of an answer's head.
 const MAX_HEAD: usize = 1 << 20;
+/// Bytes that an answer's head may get here: `Date`, `Connection` and its end.
+const BESIDE_FIELDS: usize = 64;
 
 /// Reads a request that the door let in; `None` if it cannot be told as filters want it.
 pub(super) fn request(head: &Bytes) -> Option<RequestHeader> {
@@ -81,21 +83,54 @@ impl Framing {
 /// # Errors
 /// What is wrong with it.
 pub(super) fn answer(bytes: &[u8], method: &Method, seen: bool) -> Result<Option<Answer>, &'static str> {
-    let mut room = [const { MaybeUninit::<Header<'_>>::uninit() }; MAX_FIELDS];
-    let mut parsed = httparse::Response::new(&mut []);
     // What is refused from clients is read from origins, as Pingora does, and sent on as it should be.
     let mut parser = ParserConfig::default();
     parser.allow_spaces_after_header_name_in_responses(true);
-    parser.allow_obsolete_multiline_headers_in_responses(true);
+    match read_answer(&parser, bytes, method, seen) {
+        Err(Unread::Syntax) => {
+            // A field may go on in the next line; hardly any does.
+            parser.allow_obsolete_multiline_headers_in_responses(true);
+            read_answer(&parser, bytes, method, true)
+        }
+        read => read,
+    }
+    .map_err(Unread::reason)
+}
+
+/// Why a head is not read.
+enum Unread {
+    /// It cannot be parsed so.
+    Syntax,
+    /// What it says is wrong.
+    Invalid(&'static str),
+}
+
+impl Unread {
+    const fn reason(self) -> &'static str {
+        match self {
+            Self::Syntax => "the upstream's answer is not HTTP",
+            Self::Invalid(reason) => reason,
+        }
+    }
+}
+
+fn read_answer(
+    parser: &ParserConfig,
+    bytes: &[u8],
+    method: &Method,
+    seen: bool,
+) -> Result<Option<Answer>, Unread> {
+    let mut room = [const { MaybeUninit::<Header<'_>>::uninit() }; MAX_FIELDS];
+    let mut parsed = httparse::Response::new(&mut []);
     let status = parser.parse_response_with_uninit_headers(&mut parsed, bytes, &mut room);
-    let length = match status.map_err(|_| "the upstream's answer is not HTTP")? {
+    let length = match status.map_err(|_| Unread::Syntax)? {
         Status::Complete(length) => length,
         Status::Partial if bytes.len() < MAX_HEAD => return Ok(None),
-        Status::Partial => return Err("the head of the upstream's answer is too long"),
+        Status::Partial => return Err(Unread::Invalid("the head of the upstream's answer is too long")),
     };
     if !seen
         && *method != Method::HEAD
-        && let Some((head, body, reusable)) = lines(&parsed)
+        && let Some((head, body, reusable)) = lines(&parsed, &bytes[..length])
     {
         let rest = Bytes::copy_from_slice(&bytes[length..]);
         return Ok(Some(Answer { head, body, reusable, rest }));
@@ -106,7 +141,7 @@ pub(super) fn answer(bytes: &[u8], method: &Method, seen: bool) -> Result<Option
         (name..name + field.name.len(), value..value + field.value.len())
     });
     let fields: Vec<_> = fields.collect();
-    let invalid = |_| "the head of the upstream's answer is not valid";
+    let invalid = |_| Unread::Invalid("the head of the upstream's answer is not valid");
     let mut head =
         ResponseHeader::build(parsed.code.unwrap_or_default(), Some(fields.len())).map_err(invalid)?;
     let old = parsed.version != Some(1);
@@ -122,16 +157,18 @@ pub(super) fn answer(bytes: &[u8], method: &Method, seen: bool) -> Result<Option
 }
 
 /// Takes the lines of a final answer that says nothing out of the ordinary, without those that concern one
-/// connection only.
-fn lines(answer: &httparse::Response<'_, '_>) -> Option<(AnswerHead, Framing, bool)> {
+/// connection only. No field in `head`, which was read for them, goes on in the next line.
+fn lines(answer: &httparse::Response<'_, '_>, head: &[u8]) -> Option<(AnswerHead, Framing, bool)> {
     let status = answer.code.filter(|status| *status >= 200 && !matches!(status, 204 | 205 | 304))?;
     if answer.version != Some(1) {
         return None;
     }
-    let mut lines = Vec::with_capacity(512);
-    let reason = answer.reason.unwrap_or_default();
-    let written = write!(lines, "HTTP/1.1 {status} {reason}\r\n");
-    debug_assert!(written.is_ok(), "a vector takes all");
+    let code = StatusCode::from_u16(status).ok()?;
+    let mut lines = Vec::with_capacity(head.len() + BESIDE_FIELDS);
+    for part in ["HTTP/1.1 ", code.as_str(), " ", answer.reason.unwrap_or_default(), "\r\n"] {
+        lines.extend_from_slice(part.as_bytes());
+    }
+    let mut copied = Copied { head, run: 0..0 };
     let (mut length, mut chunked, mut reusable, mut dated) = (None, false, true, false);
     for field in answer.headers.iter() {
         let is = |name: &str| field.name.eq_ignore_ascii_case(name);
@@ -158,11 +195,9 @@ fn lines(answer: &httparse::Response<'_, '_>) -> Option<(AnswerHead, Framing, bo
             }
             _ => {}
         }
-        if memchr::memchr3(b'\r', b'\n', 0, field.value).is_some() {
-            return None;
-        }
-        write_line(field.name.as_bytes(), field.value, &mut lines);
+        copied.add(field, &mut lines);
     }
+    copied.flush(&mut lines);
     if !dated {
         write_line(b"Date", get_cached_date().as_bytes(), &mut lines);
     }
@@ -173,6 +208,41 @@ fn lines(answer: &httparse::Response<'_, '_>) -> Option<(AnswerHead, Framing, bo
         _ => return None,
     };
     Some((AnswerHead::Lines { status, lines, chunked }, body, reusable))
+}
+
+/// Field lines on their way from a head to another: those that follow each other and are written as we do go at
+/// once.
+struct Copied<'a> {
+    head: &'a [u8],
+    /// Those that wait.
+    run: Range<usize>,
+}
+
+impl Copied<'_> {
+    /// Adds the line of a field of this head.
+    fn add(&mut self, field: &Header<'_>, out: &mut Vec<u8>) {
+        let at = |part: &[u8]| part.as_ptr().addr() - self.head.as_ptr().addr();
+        let (name, value) = (at(field.name.as_bytes()), at(field.value));
+        let (name_end, value_end) = (name + field.name.len(), value + field.value.len());
+        let end = value_end + 2;
+        let plain =
+            self.head.get(name_end..value) == Some(b": ") && self.head.get(value_end..end) == Some(b"\r\n");
+        if plain && self.run.end == name {
+            self.run.end = end;
+            return;
+        }
+        self.flush(out);
+        if plain {
+            self.run = name..end;
+        } else {
+            write_line(field.name.as_bytes(), field.value, out);
+        }
+    }
+
+    /// Writes those that wait.
+    fn flush(&mut self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.head[std::mem::take(&mut self.run)]);
+    }
 }
 
 /// How the body of an answer ends (RFC 9112 s6.3), and whether its head says that twice: then the length is
@@ -238,4 +308,68 @@ pub(super) fn end_answer(last: bool, out: &mut Vec<u8>) {
         out.extend_from_slice(b"Connection: close\r\n");
     }
     out.extend_from_slice(b"\r\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The head that is sent on, each field for itself; as it is read where any field may go on in the next line.
+    fn one_by_one(bytes: &[u8]) -> Vec<u8> {
+        let mut room = [httparse::EMPTY_HEADER; MAX_FIELDS];
+        let mut parsed = httparse::Response::new(&mut room);
+        let mut parser = ParserConfig::default();
+        parser.allow_spaces_after_header_name_in_responses(true);
+        parser.allow_obsolete_multiline_headers_in_responses(true);
+        assert!(parser.parse_response(&mut parsed, bytes).expect("valid").is_complete());
+        let mut out =
+            format!("HTTP/1.1 {} {}\r\n", parsed.code.unwrap(), parsed.reason.unwrap()).into_bytes();
+        let dropped = ["connection", "keep-alive", "proxy-connection", "upgrade"];
+        for field in parsed.headers.iter().filter(|field| !dropped.contains(&&*field.name.to_lowercase())) {
+            write_line(field.name.as_bytes(), field.value, &mut out);
+        }
+        out
+    }
+
+    fn fields() -> impl Strategy<Value = Vec<String>> {
+        let name = prop::sample::select(vec!["Server", "x-a", "keep-alive", "Upgrade", "Proxy-Connection"]);
+        let colon = prop::sample::select(vec![":", ": ", ": ", ": ", ":  ", " : ", ":\t"]);
+        let end = prop::sample::select(vec!["\r\n", "\r\n", " \r\n", "\n"]);
+        let field = (name, colon, "[ -~é]{0,8}", end);
+        prop::collection::vec(
+            field.prop_map(|(name, colon, value, end)| format!("{name}{colon}{value}{end}")),
+            0..8,
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn lines_that_are_copied_together_are_as_they_are_one_by_one(
+            before in fields(),
+            after in fields(),
+            status in 200u16..204,
+        ) {
+            let (before, after) = (before.concat(), after.concat());
+            let text = format!("HTTP/1.1 {status} Fine\r\n{before}Date: now\r\nContent-Length: 5\r\n{after}\r\nhello");
+            let answer = answer(text.as_bytes(), &Method::GET, false).expect("valid").expect("whole");
+            let AnswerHead::Lines { lines, .. } = answer.head else { panic!("nothing is out of the ordinary") };
+            let expected = one_by_one(text.as_bytes());
+            prop_assert_eq!(String::from_utf8_lossy(&lines), String::from_utf8_lossy(&expected));
+            prop_assert_eq!(&answer.rest[..], b"hello");
+        }
+    }
+
+    #[test]
+    fn a_field_that_goes_on_in_the_next_line_is_one_line_to_clients() {
+        let text = b"HTTP/1.1 200 OK\r\nx-a: 1\r\n  2\r\nContent-Length: 0\r\n\r\n";
+        let answer = answer(text, &Method::GET, false).expect("valid").expect("whole");
+        let AnswerHead::Whole(head) = answer.head else { panic!("it is read as filters see it") };
+        assert_eq!(head.headers["x-a"], "1 2");
+        for cut in 0..text.len() {
+            assert!(super::answer(&text[..cut], &Method::GET, false).expect("valid").is_none(), "{cut}");
+        }
+        assert!(super::answer(b"HTTP/1.1 200 OK\r\nno field\r\n\r\n", &Method::GET, false).is_err());
+    }
 }
