@@ -1,40 +1,68 @@
 //! What wakes a connection that waits too long.
 
 use std::fmt;
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, Waker, ready};
 
-use tokio::time::{Sleep, sleep_until};
+use tokio::task::coop::unconstrained;
+use tokio::time::{Instant, Sleep, sleep_until};
 
 /// Wakes the task of one connection, whatever it waits for.
 ///
 /// To set a timer costs more than most waits last, so one is kept from wait to wait and only set anew when it
-/// goes off, or would go off too late.
+/// goes off, or would go off too late. Nor is it told each time whom it wakes.
 #[derive(Default)]
-pub struct Alarm(Option<Pin<Box<Sleep>>>);
+pub struct Alarm(Option<Timer>);
+
+/// A timer that was asked once at least.
+struct Timer {
+    sleep: Pin<Box<Sleep>>,
+    /// Whom it wakes.
+    waker: Waker,
+}
 
 impl Alarm {
     /// Ready when it is `due`, for who waits until then.
-    pub fn poll(&mut self, cx: &mut Context<'_>, due: Instant) -> Poll<()> {
-        let due = tokio::time::Instant::from_std(due);
-        let alarm = self.0.get_or_insert_with(|| Box::pin(sleep_until(due)));
-        if alarm.deadline() > due {
-            alarm.as_mut().reset(due);
+    pub fn poll(&mut self, cx: &mut Context<'_>, due: std::time::Instant) -> Poll<()> {
+        let due = Instant::from_std(due);
+        match &self.0 {
+            Some(timer) if timer.goes_off(cx.waker(), due) => Poll::Pending,
+            _ => self.poll_timer(cx, due),
         }
-        ready!(alarm.as_mut().poll(cx));
-        if alarm.deadline() < due {
+    }
+
+    fn poll_timer(&mut self, cx: &mut Context<'_>, due: Instant) -> Poll<()> {
+        let new = || Timer { sleep: Box::pin(sleep_until(due)), waker: cx.waker().clone() };
+        let timer = self.0.get_or_insert_with(new);
+        timer.waker.clone_from(cx.waker());
+        if timer.sleep.deadline() > due {
+            timer.sleep.as_mut().reset(due);
+        }
+        ready!(timer.poll(cx));
+        if timer.sleep.deadline() < due {
             // Set in an earlier wait, which is over.
-            alarm.as_mut().reset(due);
-            ready!(alarm.as_mut().poll(cx));
+            timer.sleep.as_mut().reset(due);
+            ready!(timer.poll(cx));
         }
         Poll::Ready(())
     }
 }
 
+impl Timer {
+    /// Whether it wakes this one, and not too late; that it may do so too early costs little.
+    fn goes_off(&self, waker: &Waker, due: Instant) -> bool {
+        self.sleep.deadline() <= due && !self.sleep.is_elapsed() && self.waker.will_wake(waker)
+    }
+
+    /// Asked whatever the task has done already: it must know whom it wakes afterwards.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        pin!(unconstrained(self.sleep.as_mut())).poll(cx)
+    }
+}
+
 impl fmt::Debug for Alarm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Alarm").field(&self.0.as_ref().map(|alarm| alarm.deadline())).finish()
+        f.debug_tuple("Alarm").field(&self.0.as_ref().map(|timer| timer.sleep.deadline())).finish()
     }
 }
 
@@ -43,18 +71,19 @@ mod tests {
     use std::future::poll_fn;
     use std::time::Duration;
 
+    use tokio::task::coop::{consume_budget, has_budget_remaining};
     use tokio::time;
 
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn in_seconds(seconds: u32) -> Instant {
+    fn in_seconds(seconds: u32) -> std::time::Instant {
         (time::Instant::now() + SECOND * seconds).into_std()
     }
 
     /// Waits until then, and gives how long that took.
-    async fn wait(alarm: &mut Alarm, due: Instant) -> Duration {
+    async fn wait(alarm: &mut Alarm, due: std::time::Instant) -> Duration {
         let begun = time::Instant::now();
         poll_fn(|cx| alarm.poll(cx, due)).await;
         begun.elapsed()
@@ -82,6 +111,33 @@ mod tests {
             let due_at = in_seconds(due);
             assert!(is_about(wait(&mut alarm, due_at).await, due), "{due} s");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waits_last_is_woken() {
+        let (mut alarm, due) = (Alarm::default(), in_seconds(4));
+        for _ in 0..2 {
+            assert!(poll_fn(|cx| Poll::Ready(alarm.poll(cx, due))).await.is_pending());
+        }
+        let other = tokio::spawn(async move { wait(&mut alarm, due).await });
+        assert!(is_about(other.await.unwrap(), 4));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_did_much_before_it_waited_is_woken_too() {
+        let (mut alarm, due) = (Alarm::default(), in_seconds(4));
+        let begun = time::Instant::now();
+        let mut first = true;
+        poll_fn(|cx| {
+            if std::mem::take(&mut first) {
+                while has_budget_remaining() {
+                    let _ = pin!(consume_budget()).poll(cx);
+                }
+            }
+            alarm.poll(cx, due)
+        })
+        .await;
+        assert!(is_about(begun.elapsed(), 4));
     }
 
     #[tokio::test(start_paused = true)]
