@@ -62,8 +62,9 @@ impl Hosts {
             {
                 return Some(found);
             }
-            // From the longest suffix to the shortest; at least one label stands before it.
-            let suffixes = host.match_indices('.').map(|(at, _)| &host[at + 1..]);
+            // From the longest suffix to the shortest; at least one label stands before it. Most documents have none.
+            let dots = if self.below.is_empty() { "" } else { host };
+            let suffixes = dots.match_indices('.').map(|(at, _)| &host[at + 1..]);
             for suffix in suffixes.filter(|suffix| suffix.len() <= self.longest) {
                 if let Some(found) =
                     self.below.get(suffix).and_then(|bucket| bucket.visit(&self.trie, request.path, take))

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use memchr::memchr;
 use regex::{Regex, RegexSet, RegexSetBuilder};
 use tollhouse_filters::path::{NormalPath, Segment};
 
@@ -183,8 +184,8 @@ impl Trie {
         let Some(rest) = rest else {
             return node.here.iter().chain(&node.below).copied().find(|entry| take(*entry));
         };
-        let (segment, after) = match rest.split_once('/') {
-            Some((segment, after)) => (segment, Some(after)),
+        let (segment, after) = match memchr(b'/', rest.as_bytes()) {
+            Some(at) => (&rest[..at], Some(&rest[at + 1..])),
             None => (rest, None),
         };
         if let Some(child) = node.literals.get(segment)
