@@ -9,6 +9,7 @@ mod timestamp;
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -24,6 +25,8 @@ pub struct Observe {
     /// Counters, gauges and histograms.
     pub registry: Arc<Registry>,
     access: ArcSwap<AccessLog>,
+    /// Whether that is written: asked for each request, which has no need of the log itself.
+    logs_access: AtomicBool,
     open: Mutex<Open>,
 }
 
@@ -44,6 +47,7 @@ impl Observe {
             Open { format: format.clone(), to: to.clone(), redact: redact.to_vec(), guard: Some(guard) };
         let observe = Arc::new(Self {
             registry: Registry::new(max_series),
+            logs_access: AtomicBool::new(log.is_on()),
             access: ArcSwap::from_pointee(log),
             open: Mutex::new(open),
         });
@@ -62,6 +66,7 @@ impl Observe {
             return Ok(());
         }
         let (log, guard) = AccessLog::open(format, to, redact.iter().cloned())?;
+        self.logs_access.store(log.is_on(), Ordering::Relaxed);
         self.access.store(Arc::new(log));
         *open = Open { format: format.clone(), to: to.clone(), redact: redact.to_vec(), guard: Some(guard) };
         Ok(())
@@ -70,7 +75,7 @@ impl Observe {
     /// Whether the access log is written at all.
     #[must_use]
     pub fn logs_access(&self) -> bool {
-        self.access.load().is_on()
+        self.logs_access.load(Ordering::Relaxed)
     }
 
     /// Writes one line of the access log.

@@ -29,7 +29,10 @@ impl Counter {
 
     /// Adds this much; wraps beyond `u64::MAX`.
     pub fn add(&self, by: u64) {
-        self.0.fetch_add(by, Ordering::Relaxed);
+        // Most requests have no content: other threads' caches need not know of that.
+        if by > 0 {
+            self.0.fetch_add(by, Ordering::Relaxed);
+        }
     }
 
     /// The number so far.
