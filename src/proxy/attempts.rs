@@ -50,24 +50,24 @@ impl Call {
     }
 
     /// Chooses a backend that was not tried yet, while there is one, for one more attempt.
-    pub(super) fn next_backend(&mut self) -> Result<Arc<Upstream>, Problem> {
-        let upstream = upstream(self).clone();
-        let attempts = &mut self.attempts;
+    pub(super) fn next_backend(&mut self) -> Result<(), Problem> {
+        let Attempts { upstream, picked, stuck, key, tried, made, started, counted, .. } = &mut self.attempts;
+        let upstream = upstream.as_ref().expect("attempts are made once there is an upstream");
         // The last attempt is over, and must not count against its backend.
-        attempts.picked = None;
-        let Some(picked) = upstream.pick_for(attempts.stuck.as_ref(), &attempts.key, &attempts.tried) else {
+        *picked = None;
+        let chosen = upstream.pick_for(stuck.as_ref(), key, tried);
+        let Some(chosen) = chosen else {
             return Err(Problem::new(&problem::NO_BACKEND).detail(upstream.unavailable()));
         };
-        attempts.tried.insert(picked.index);
-        let started = picked.guard.started();
-        if attempts.made == 0 {
-            attempts.started = Some(started);
-            upstream.asked(started);
+        let Picked { index, guard, .. } = picked.insert(chosen);
+        tried.insert(*index);
+        if *made == 0 {
+            *started = Some(guard.started());
+            upstream.asked(guard.started());
         }
-        attempts.picked = Some(picked);
-        attempts.made += 1;
-        attempts.counted = false;
-        Ok(upstream)
+        *made += 1;
+        *counted = false;
+        Ok(())
     }
 
     /// Has the client stay with the backend that answers, if clients do that and it is not so already.

@@ -19,12 +19,11 @@ pub(super) async fn choose(call: &mut Call) -> Result<Box<HttpPeer>> {
     if let Some(wait) = call.attempts.wait.take().filter(|wait| !wait.is_zero()) {
         sleep(wait).await;
     }
-    let upstream = match call.next_backend() {
-        Ok(upstream) => upstream,
-        Err(problem) => return failure::refuse(call, problem.into()),
-    };
+    if let Err(problem) = call.next_backend() {
+        return failure::refuse(call, problem.into());
+    }
     let picked = call.attempts.picked.as_ref().expect("one was chosen");
-    let mut peer = Box::new(upstream.peer(picked));
+    let mut peer = Box::new(upstream(call).peer(picked));
     narrow_timeouts(&mut peer, call)?;
     if call.upgrade {
         for_upgrade(&mut peer, call);

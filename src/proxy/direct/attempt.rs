@@ -18,6 +18,7 @@ use super::wire::{self, Answer, AnswerHead};
 use crate::door::{DoorStream, Rule};
 use crate::engine::{Forwarding, strip_hop_by_hop};
 use crate::observe::AttemptOutcome;
+use crate::proxy::Call;
 use crate::proxy::failure::{self, PER_TRY};
 use crate::proxy::request::upstream;
 use crate::proxy::response;
@@ -160,16 +161,16 @@ impl Job<'_> {
     /// Chooses a backend that was not tried yet and gives a connection to it, and whether that is an old one,
     /// as it is not if it is to be made `anew`.
     async fn connect(&mut self, anew: bool) -> Result<(TcpStream, bool), Failure> {
-        let upstream = self.call.next_backend()?;
+        self.call.next_backend()?;
         let once = !self.call.rules().may_repeat(&self.request.method, &self.request.headers);
         let picked = self.call.attempts.picked.as_ref().expect("one was chosen");
-        let address = picked.address;
+        let (upstream, address) = (upstream(&self.call), picked.address);
         let old = if anew { None } else { upstream.reuse(picked, once) };
         if let Some(old) = old {
             return Ok((old, true));
         }
         let try_until = self.call.try_until();
-        let exchange = self.call.exchange();
+        let exchange = self.call.exchange.as_ref().expect("it was taken in");
         let limit = exchange.route.timeouts.connect.map_or(upstream.connect_timeout(), |limit| limit.get());
         let now = Instant::now();
         let left = exchange.ctx.deadline.map(|deadline| deadline.saturating_duration_since(now));
@@ -220,28 +221,27 @@ impl Job<'_> {
 
     /// One attempt's head, from a fresh copy of the request's.
     async fn head(&mut self) -> Result<Vec<u8>, Failure> {
-        let call = &mut *self.call;
-        let upstream = upstream(call).clone();
-        let left = call.time_left();
-        let picked = call.attempts.picked.take();
-        let peer = call.connection.as_ref().and_then(|connection| connection.peer);
+        let left = self.call.time_left();
+        let Call { exchange, connection, attempts, version, .. } = &mut *self.call;
+        let (Some(exchange), Some(upstream)) = (exchange, &attempts.upstream) else {
+            return Err(Failure::Internal);
+        };
+        let peer = connection.as_ref().and_then(|connection| connection.peer);
         let forwarding = Forwarding {
             peer: peer.map(|peer| peer.ip().to_canonical()),
-            version: call.version,
-            upstream: &upstream,
-            picked: picked.as_ref(),
+            version: *version,
+            upstream,
+            picked: attempts.picked.as_ref(),
             left,
         };
-        let attempt = call.attempts.made;
         let mut head = Vec::with_capacity(1024);
         let mut reply = None;
-        if !call.exchange().write_upstream_request(&self.request, &forwarding, &mut head) {
+        if !exchange.write_upstream_request(&self.request, &forwarding, &mut head) {
             let mut request = self.request.clone();
             strip_hop_by_hop(&mut request);
-            reply = call.exchange().upstream_request(&mut request, &forwarding, attempt).await;
+            reply = exchange.upstream_request(&mut request, &forwarding, attempts.made).await;
             wire::write_request(&request, &mut head);
         }
-        call.attempts.picked = picked;
         if let Some(reply) = reply {
             return Err(Failure::Refused(reply));
         }
