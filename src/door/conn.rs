@@ -136,12 +136,12 @@ async fn begins(
     mut leaving: Pin<&mut impl Future<Output = ()>>,
     patience: Duration,
 ) -> bool {
-    let mut due = None;
+    let (mut due, since) = (None, stream.take_rest());
     poll_fn(|cx| {
         if let Poll::Ready(came) = stream.poll_lead(cx) {
             return Poll::Ready(matches!(came, Ok(n) if n > 0));
         }
-        let due = *due.get_or_insert_with(|| Instant::now() + patience);
+        let due = *due.get_or_insert_with(|| since.unwrap_or_else(Instant::now) + patience);
         let over = leaving.as_mut().poll(cx).is_ready() || stream.alarm().poll(cx, due).is_ready();
         if over { Poll::Ready(false) } else { Poll::Pending }
     })

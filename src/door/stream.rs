@@ -52,6 +52,8 @@ pub struct DoorStream {
     rest: Rest,
     /// Of a client that sent much ahead of the answer.
     hangup: Option<Box<Hangup>>,
+    /// Since when it waits for its next request, if that is known.
+    rests: Option<Instant>,
     carrier: Arc<ProxyDigest>,
     permit: Option<Permit>,
 }
@@ -85,6 +87,7 @@ impl DoorStream {
             lead: BytesMut::new(),
             rest: Rest::Bytes(0),
             hangup: None,
+            rests: None,
             carrier: carrier(facts, desk),
             permit: Some(permit),
         }
@@ -140,7 +143,7 @@ impl DoorStream {
             self.lead[at] = b'1';
         }
         self.lead.advance(head.start);
-        self.hangup = None;
+        (self.hangup, self.rests) = (None, None);
         self.rest = match head.body {
             Body::Length(length) => Rest::Bytes(length),
             Body::Chunked => Rest::Chunks(Chunks::default()),
@@ -201,6 +204,16 @@ impl DoorStream {
     /// Counts the request under a rule that was found broken elsewhere.
     pub fn count(&self, rule: Rule) {
         self.carried().refusals.add(rule);
+    }
+
+    /// Notes since when there is nothing to do before the next request.
+    pub fn rests_since(&mut self, now: Instant) {
+        self.rests = Some(now);
+    }
+
+    /// Since when there is nothing to do, if that was noted.
+    pub(super) fn take_rest(&mut self) -> Option<Instant> {
+        self.rests.take()
     }
 
     /// What wakes this connection.

@@ -1,6 +1,7 @@
 //! One request on its way through Pingora's hooks.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use http::Version;
 use tollhouse_filters::outcome::Reply;
@@ -44,6 +45,8 @@ pub struct Call {
     pub(super) reason: Option<String>,
     /// Interim answers (1xx) that came so far.
     pub(super) interim: u32,
+    /// When all of its answer was out, if that is known.
+    pub(super) over: Option<Instant>,
     /// What to answer when Pingora comes back with an error of our making.
     pub(super) pending: Option<Reply>,
     /// The code of the problem it ended with.

@@ -44,7 +44,7 @@ impl Gateway {
         }
         let completed = Completed {
             status: status.unwrap_or(CLIENT_CLOSED.status),
-            elapsed: exchange.ctx.started.elapsed(),
+            elapsed: call.over.unwrap_or_else(Instant::now).saturating_duration_since(exchange.ctx.started),
             bytes_in,
             bytes_out,
         };

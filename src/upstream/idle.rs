@@ -58,38 +58,38 @@ impl Idle {
     /// A connection to this address that the backend has not closed; the one of this thread's that waited least, or
     /// one of another's. To be `sure` takes a system call; else the end of a connection is known a moment after it
     /// came.
-    pub(super) fn take(&self, address: SocketAddr, sure: bool) -> Option<TcpStream> {
+    pub(super) fn take(&self, address: SocketAddr, sure: bool, now: Instant) -> Option<TcpStream> {
         let shelves = self.shelves.get()?;
         let own = TURN.with(|turn| turn % shelves.len());
         let (before, from) = shelves.split_at(own);
         from.iter().chain(before).find_map(|shelf| {
             // Most have one on their own shelf.
-            (self.waiting.load(Relaxed) > 0).then(|| self.take_from(shelf, address, sure)).flatten()
+            (self.waiting.load(Relaxed) > 0).then(|| self.take_from(shelf, address, sure, now)).flatten()
         })
     }
 
-    fn take_from(&self, shelf: &Shelf, address: SocketAddr, sure: bool) -> Option<TcpStream> {
+    fn take_from(&self, shelf: &Shelf, address: SocketAddr, sure: bool, now: Instant) -> Option<TcpStream> {
         let mut waiting = shelf.0.lock();
         while let Some(at) = waiting.iter().rposition(|known| known.address == address) {
             let connection = waiting.remove(at);
             self.waiting.fetch_sub(1, Relaxed);
             let open = || if sure { is_surely_open(&connection.stream) } else { is_open(&connection.stream) };
-            if connection.until > Instant::now() && open() {
+            if connection.until > now && open() {
                 return Some(connection.stream);
             }
         }
         None
     }
 
-    /// Keeps a connection for so long, unless so many wait already.
-    pub(super) fn put(self: &Arc<Self>, stream: TcpStream, address: SocketAddr, most: usize, keep: Duration) {
+    /// Keeps a connection until then, unless so many wait already.
+    pub(super) fn put(self: &Arc<Self>, stream: TcpStream, address: SocketAddr, most: usize, until: Instant) {
         if self.waiting.fetch_add(1, SeqCst) >= most {
             self.waiting.fetch_sub(1, Relaxed);
             return;
         }
         let shelves = self.shelves.get_or_init(|| (0..*SHELVES).map(|_| Shelf::default()).collect());
         let own = TURN.with(|turn| turn % shelves.len());
-        shelves[own].0.lock().push(Connection { stream, address, until: Instant::now() + keep });
+        shelves[own].0.lock().push(Connection { stream, address, until });
         if !self.swept.load(SeqCst) && !self.swept.swap(true, SeqCst) {
             tokio::spawn(sweep(Arc::downgrade(self)));
         }
@@ -146,7 +146,9 @@ mod tests {
 
     use super::*;
 
-    const LONG: Duration = Duration::from_secs(60);
+    fn in_long() -> Instant {
+        Instant::now() + Duration::from_secs(60)
+    }
 
     async fn pair() -> (TcpStream, SocketAddr, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -161,11 +163,14 @@ mod tests {
         let (first, address, _one) = pair().await;
         let (second, _, _two) = pair().await;
         let ports = [second.local_addr().unwrap(), first.local_addr().unwrap()];
-        idle.put(first, address, 2, LONG);
-        idle.put(second, address, 2, LONG);
-        let taken = [idle.take(address, false).unwrap(), idle.take(address, false).unwrap()];
+        idle.put(first, address, 2, in_long());
+        idle.put(second, address, 2, in_long());
+        let taken = [
+            idle.take(address, false, Instant::now()).unwrap(),
+            idle.take(address, false, Instant::now()).unwrap(),
+        ];
         assert_eq!(taken.map(|stream| stream.local_addr().unwrap()), ports);
-        assert!(idle.take(address, false).is_none());
+        assert!(idle.take(address, false, Instant::now()).is_none());
     }
 
     #[tokio::test]
@@ -175,20 +180,20 @@ mod tests {
         let (there, runtime) = (idle.clone(), tokio::runtime::Handle::current());
         let other = std::thread::spawn(move || {
             let _entered = runtime.enter();
-            there.put(stream, address, 1, LONG);
+            there.put(stream, address, 1, in_long());
         });
         other.join().expect("no panic");
-        assert!(idle.take(address, false).is_some());
-        assert!(idle.take(address, false).is_none());
+        assert!(idle.take(address, false, Instant::now()).is_some());
+        assert!(idle.take(address, false, Instant::now()).is_none());
     }
 
     #[tokio::test]
     async fn one_to_another_address_is_left_alone() {
         let idle = Arc::new(Idle::default());
         let (stream, address, _theirs) = pair().await;
-        idle.put(stream, address, 1, LONG);
-        assert!(idle.take("192.0.2.1:80".parse().unwrap(), false).is_none());
-        assert!(idle.take(address, false).is_some());
+        idle.put(stream, address, 1, in_long());
+        assert!(idle.take("192.0.2.1:80".parse().unwrap(), false, Instant::now()).is_none());
+        assert!(idle.take(address, false, Instant::now()).is_some());
     }
 
     #[tokio::test]
@@ -201,8 +206,8 @@ mod tests {
                 None => theirs.shutdown().await.unwrap(),
             }
             stream.readable().await.unwrap();
-            idle.put(stream, address, 1, LONG);
-            assert!(idle.take(address, false).is_none());
+            idle.put(stream, address, 1, in_long());
+            assert!(idle.take(address, false, Instant::now()).is_none());
         }
     }
 
@@ -211,18 +216,18 @@ mod tests {
         let idle = Arc::new(Idle::default());
         let (first, address, _one) = pair().await;
         let (second, _, mut two) = pair().await;
-        idle.put(first, address, 1, Duration::ZERO);
-        idle.put(second, address, 1, LONG);
+        idle.put(first, address, 1, Instant::now());
+        idle.put(second, address, 1, in_long());
         let closed = tokio::io::AsyncReadExt::read(&mut two, &mut [0]).await.unwrap();
         assert_eq!(closed, 0, "there was no room for it");
-        assert!(idle.take(address, false).is_none(), "it waited too long");
+        assert!(idle.take(address, false, Instant::now()).is_none(), "it waited too long");
     }
 
     #[tokio::test(start_paused = true)]
     async fn one_that_waited_too_long_is_closed_though_nobody_asks_for_it() {
         let idle = Arc::new(Idle::default());
         let (stream, address, mut theirs) = pair().await;
-        idle.put(stream, address, 1, Duration::ZERO);
+        idle.put(stream, address, 1, Instant::now());
         assert_eq!(tokio::io::AsyncReadExt::read(&mut theirs, &mut [0]).await.unwrap(), 0);
     }
 }

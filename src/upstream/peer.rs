@@ -1,7 +1,7 @@
 //! From a chosen backend to the peer that Pingora connects to.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::HeaderMap;
 use http::header::HOST;
@@ -26,17 +26,17 @@ impl Upstream {
         peer
     }
 
-    /// A plain connection to this backend that is waiting for a request; for one that must not be sent twice, it is
+    /// A plain connection to this backend, which was just chosen, that is waiting for a request; for one that must not be sent twice, it is
     /// asked of the system whether the backend has closed it.
     pub fn reuse(&self, picked: &Picked, once: bool) -> Option<TcpStream> {
-        picked.backend.idle.take(picked.address, once)
+        picked.backend.idle.take(picked.address, once, picked.guard.started())
     }
 
-    /// Keeps a connection to this backend for the next request, if it may be kept.
-    pub fn keep(&self, picked: &Picked, stream: TcpStream) {
+    /// Keeps a connection to this backend from now on for the next request, if it may be kept.
+    pub fn keep(&self, picked: &Picked, stream: TcpStream, now: Instant) {
         let pool = &self.written.pool;
         let most = usize::try_from(pool.idle).unwrap_or(usize::MAX);
-        picked.backend.idle.put(stream, picked.address, most, pool.idle_timeout.get());
+        picked.backend.idle.put(stream, picked.address, most, now + pool.idle_timeout.get());
     }
 
     /// The peer for this address: every limit, protocol and trust setting of the upstream applied.

@@ -135,11 +135,14 @@ impl Job<'_> {
         (self.bytes_in, self.bytes_out) = (relay.taken, self.bytes_out + relay.sent());
         match relayed {
             Ok(reusable) => {
+                let now = Instant::now();
                 if let Some(server) = relay.into_server().filter(|_| reusable)
                     && let Some(picked) = &self.call.attempts.picked
                 {
-                    upstream(&self.call).keep(picked, server);
+                    upstream(&self.call).keep(picked, server, now);
                 }
+                self.call.over = Some(now);
+                stream.rests_since(now);
                 Ok(())
             }
             Err(Failure::Trouble(Trouble::Unanswered)) => {
