@@ -5,7 +5,7 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use pingora::apps::{HttpPersistentSettings, HttpServerApp};
@@ -16,7 +16,7 @@ use pingora::server::ShutdownWatch;
 use super::head::{Head, Scanner};
 use super::refusal::{self, Refusal};
 use super::stream::{DoorStream, PREFACE};
-use super::{Application, Common, Connection, HeadLimits, Rule, Served, http2};
+use super::{Application, Common, Connection, Draining, HeadLimits, Rule, Served, http2};
 
 /// Seconds that Pingora may wait for a next request; it never does, since the door does the waiting.
 const KEEPALIVE: u64 = 60;
@@ -34,11 +34,10 @@ pub(super) async fn serve<A>(
     A: Application,
 {
     let mut settings = None;
-    // Kept from wait to wait: to begin to listen takes longer than most requests are waited for.
-    let mut leaving = Box::pin(last_call(shutdown.clone()));
+    let mut leaving = Leaving::new(&common, shutdown.clone());
     let mut awaited = Awaited { since: Some(begun), preface: Preface::of(&common, &stream) };
     loop {
-        let head = match next(&common, &mut stream, leaving.as_mut(), awaited).await {
+        let head = match next(&common, &mut stream, &mut leaving, awaited).await {
             Next::Request(head) => head,
             Next::Http2 => {
                 stream.open(&common.desk.limits.load());
@@ -101,11 +100,11 @@ enum Next {
     Closed,
 }
 
-/// Waits for a request, as long as a connection may be idle, and for its head, as long as that may take.
+/// Waits for a request, as long as a connection may be idle, and for its head, as long as that may take; begins it.
 async fn next<A>(
     common: &Common<A>,
     stream: &mut DoorStream,
-    leaving: Pin<&mut impl Future<Output = ()>>,
+    leaving: &mut Leaving,
     awaited: Awaited,
 ) -> Next {
     let limits = **common.desk.limits.load();
@@ -120,32 +119,57 @@ async fn next<A>(
         }
     }
     let mut scanner = Scanner::default();
-    match read_head(stream, &mut scanner, &limits, awaited.preface) {
+    let next = match read_head(stream, &mut scanner, &limits, awaited.preface) {
         Some(next) => next,
         None => {
             let patience = limits.header_timeout.saturating_sub(spent());
             let rest = timeout(patience, rest_of_head(stream, scanner, &limits, awaited.preface));
             rest.await.unwrap_or(Next::Refused(Rule::Slow))
         }
+    };
+    if let Next::Request(head) = &next {
+        stream.begin(head, &limits);
     }
+    next
 }
 
 /// Whether a first byte came in time, and before the last call.
-async fn begins(
-    stream: &mut DoorStream,
-    mut leaving: Pin<&mut impl Future<Output = ()>>,
-    patience: Duration,
-) -> bool {
+async fn begins(stream: &mut DoorStream, leaving: &mut Leaving, patience: Duration) -> bool {
     let (mut due, since) = (None, stream.take_rest());
     poll_fn(|cx| {
         if let Poll::Ready(came) = stream.poll_lead(cx) {
             return Poll::Ready(matches!(came, Ok(n) if n > 0));
         }
         let due = *due.get_or_insert_with(|| since.unwrap_or_else(Instant::now) + patience);
-        let over = leaving.as_mut().poll(cx).is_ready() || stream.alarm().poll(cx, due).is_ready();
+        let over = leaving.poll(cx).is_ready() || stream.alarm().poll(cx, due).is_ready();
         if over { Poll::Ready(false) } else { Poll::Pending }
     })
     .await
+}
+
+/// What a connection waits for beside its next request: the last call.
+struct Leaving {
+    draining: Draining,
+    /// Kept from wait to wait: to begin to listen takes longer than most requests are waited for.
+    last_call: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// It is listened for.
+    listens: bool,
+}
+
+impl Leaving {
+    fn new<A>(common: &Common<A>, shutdown: ShutdownWatch) -> Self {
+        let draining = common.desk.draining.clone();
+        Self { draining, last_call: Box::pin(last_call(shutdown)), listens: false }
+    }
+
+    /// Ready after the last call. For the task that asked first: who listens is woken once the gateway is on its way
+    /// out, and before that there is nothing to ask for.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if std::mem::replace(&mut self.listens, true) && !self.draining.is_on() {
+            return Poll::Pending;
+        }
+        self.last_call.as_mut().poll(cx)
+    }
 }
 
 /// Who does not know yet that the gateway is on its way out may have sent a request already, or is about to:
@@ -209,7 +233,7 @@ fn settings(frame: &[u8]) -> Option<Next> {
     Some(if valid { Next::Http2 } else { Next::Refused(Rule::Settings) })
 }
 
-/// Has one request served; gives the connection back if it can take another.
+/// Has a request served that began; gives the connection back if it can take another.
 async fn request<A: Application>(
     common: &Common<A>,
     mut stream: Box<DoorStream>,
@@ -217,7 +241,6 @@ async fn request<A: Application>(
     settings: Option<HttpPersistentSettings>,
     shutdown: &ShutdownWatch,
 ) -> Option<(Box<DoorStream>, Option<HttpPersistentSettings>)> {
-    stream.begin(&head, &common.desk.limits.load());
     if head.plain {
         match common.app.serve(&mut stream, &head).await {
             Served::Over(Connection::Kept) if stream.is_at_end() => return Some((stream, settings)),

@@ -31,6 +31,7 @@ mod tunnel;
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -201,21 +202,30 @@ impl<A: Application> Service for Door<A> {
 /// Clones share one flag. It is set when the server shuts down, and may be set earlier by who
 /// knows of that; it is never taken back.
 #[derive(Clone, Debug, Default)]
-pub struct Draining(Arc<watch::Sender<bool>>);
+pub struct Draining(Arc<Flag>);
+
+/// A flag, and who waits for it.
+#[derive(Debug, Default)]
+struct Flag {
+    /// What was told, for those who look at it for each request.
+    is_on: AtomicBool,
+    told: watch::Sender<bool>,
+}
 
 impl Draining {
     /// Sets the flag.
     pub fn start(&self) {
-        self.0.send_replace(true);
+        self.0.is_on.store(true, Ordering::Release);
+        self.0.told.send_replace(true);
     }
 
     /// Whether the flag is set.
     pub fn is_on(&self) -> bool {
-        *self.0.borrow()
+        self.0.is_on.load(Ordering::Acquire)
     }
 
     fn watch(&self) -> ShutdownWatch {
-        self.0.subscribe()
+        self.0.told.subscribe()
     }
 }
 
