@@ -70,22 +70,27 @@ pub(super) struct Carried {
     pub(super) left: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
+impl Carried {
+    pub(super) fn new(facts: ConnFacts, desk: &Desk) -> Arc<Self> {
+        Arc::new(Self {
+            facts,
+            refusals: desk.refusals.clone(),
+            over: desk.over.clone(),
+            broken: OnceLock::new(),
+            tunnelled: OnceLock::new(),
+            left: Mutex::new(None),
+        })
+    }
+}
+
 /// What [`carrier`] was given.
 pub(super) fn carried(carrier: &ProxyDigest) -> Option<&Carried> {
-    carrier.user_data.as_ref()?.downcast_ref()
+    carrier.user_data.as_ref()?.downcast_ref::<Arc<Carried>>().map(|carried| &**carried)
 }
 
 /// Pingora copies the stream's proxy digest to every session, HTTP/1 and HTTP/2; on the server side
 /// it has no use of its own for it, and the digest has room for one value of ours.
-pub(super) fn carrier(facts: ConnFacts, desk: &Desk) -> Arc<ProxyDigest> {
+pub(super) fn carrier(carried: &Arc<Carried>) -> Arc<ProxyDigest> {
     let unused = ResponseHeader::build_no_case(200, Some(0)).expect("200 is a status");
-    let carried = Carried {
-        facts,
-        refusals: desk.refusals.clone(),
-        over: desk.over.clone(),
-        broken: OnceLock::new(),
-        tunnelled: OnceLock::new(),
-        left: Mutex::new(None),
-    };
-    Arc::new(ProxyDigest::new(Box::new(unused), Some(Box::new(carried))))
+    Arc::new(ProxyDigest::new(Box::new(unused), Some(Box::new(carried.clone()))))
 }

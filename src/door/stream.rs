@@ -2,17 +2,17 @@
 //! does, and carries the connection's facts and permit.
 
 mod about;
+mod lead;
 mod out;
 
 use std::fmt;
 use std::io::{self, IoSlice};
-use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BytesMut};
 use pingora::protocols::raw_connect::ProxyDigest;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::runtime::Handle;
@@ -20,18 +20,17 @@ use tollhouse_filters::world::FilePart;
 
 use super::alarm::Alarm;
 use super::chunks::Chunks;
-use super::facts::{Carried, carried, carrier};
+use super::facts::{Carried, carrier};
 use super::frames::Frames;
 use super::head::{Body, Head};
 use super::patience::Patience;
 use super::socket::{Hangup, Socket};
 use super::transport::{Transport, linger};
 use super::tunnel::{GOING_AWAY, Tunnel};
-use super::{ConnFacts, Declined, Desk, HeadLimits, Permit, Rule};
+use super::{ConnFacts, Desk, HeadLimits, Permit, Rule};
+use lead::LEAD;
 use out::Out;
 
-/// What is read at once between requests: heads fit, and most bodies that come with them.
-const LEAD: usize = 16 * 1024;
 /// What a client may send ahead while it is served.
 const AHEAD: usize = 4096;
 /// What a client of HTTP/2 without TLS sends first (RFC 9113 s3.4).
@@ -54,6 +53,8 @@ pub struct DoorStream {
     hangup: Option<Box<Hangup>>,
     /// Since when it waits for its next request, if that is known.
     rests: Option<Instant>,
+    carried: Arc<Carried>,
+    /// For Pingora: leads to what is carried.
     carrier: Arc<ProxyDigest>,
     permit: Option<Permit>,
 }
@@ -79,6 +80,7 @@ impl DoorStream {
     }
 
     pub(super) fn over(inner: Transport, facts: ConnFacts, desk: &Desk, permit: Permit) -> Self {
+        let carried = Carried::new(facts, desk);
         Self {
             inner: Some(inner),
             out: Out::default(),
@@ -88,14 +90,15 @@ impl DoorStream {
             rest: Rest::Bytes(0),
             hangup: None,
             rests: None,
-            carrier: carrier(facts, desk),
+            carrier: carrier(&carried),
+            carried,
             permit: Some(permit),
         }
     }
 
     /// What is known of the connection.
     pub fn facts(&self) -> &ConnFacts {
-        &self.carried().facts
+        &self.carried.facts
     }
 
     fn inner(&self) -> &Transport {
@@ -109,20 +112,6 @@ impl DoorStream {
     /// What outlives the stream.
     pub(super) fn carrier(&self) -> Arc<ProxyDigest> {
         self.carrier.clone()
-    }
-
-    fn carried(&self) -> &Carried {
-        carried(&self.carrier).expect("`new` put it there")
-    }
-
-    /// What was read and belongs to no request yet.
-    pub(super) fn lead(&self) -> &[u8] {
-        &self.lead
-    }
-
-    /// Puts what was read elsewhere before all that is still to be read.
-    pub(super) fn put_lead(&mut self, bytes: &[u8]) {
-        self.lead = BytesMut::from(bytes);
     }
 
     /// Whether both sides agreed on HTTP/2; none where nothing was to agree on.
@@ -155,39 +144,6 @@ impl DoorStream {
         self.out.wait_with(patience(limits.idle_timeout));
     }
 
-    /// Gives the head of the request that began; what is read next is its body.
-    pub fn take_head(&mut self, head: &Head) -> Bytes {
-        self.split_lead(head.end - head.start).freeze()
-    }
-
-    /// Gives what came of the body with the head, unless it comes in chunks.
-    pub fn take_early(&mut self) -> Bytes {
-        let Rest::Bytes(left) = self.rest else { return Bytes::new() };
-        let here = self.lead.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-        self.rest = Rest::Bytes(left - here as u64);
-        if here == 0 { Bytes::new() } else { self.split_lead(here).freeze() }
-    }
-
-    /// Puts a head back that was taken.
-    pub(super) fn put_back(&mut self, declined: Declined) {
-        let mut lead = BytesMut::from(declined.head);
-        lead.extend_from_slice(&self.lead);
-        self.lead = lead;
-        *self.carried().left.lock() = declined.left;
-    }
-
-    /// Gives what was read so far of the request that began.
-    pub(super) fn take_prefix(&mut self, head: &Head) -> BytesMut {
-        let length = head.end - head.start;
-        // What is wrong is told to who reads the body: it will, from the start again.
-        let body = self.rest.take(&self.lead[length..]).unwrap_or_else(|rule| self.break_off(rule));
-        self.split_lead(length + body)
-    }
-
-    fn split_lead(&mut self, length: usize) -> BytesMut {
-        if length == self.lead.len() { std::mem::take(&mut self.lead) } else { self.lead.split_to(length) }
-    }
-
     /// How much of the request is still to be read, as far as it has said so.
     pub fn unread(&self) -> Option<u64> {
         match self.rest {
@@ -198,12 +154,12 @@ impl DoorStream {
 
     /// The rule that the request broke while it was read.
     pub fn broken(&self) -> Option<Rule> {
-        self.carried().broken.get().copied()
+        self.carried.broken.get().copied()
     }
 
     /// Counts the request under a rule that was found broken elsewhere.
     pub fn count(&self, rule: Rule) {
-        self.carried().refusals.add(rule);
+        self.carried.refusals.add(rule);
     }
 
     /// Notes since when there is nothing to do before the next request.
@@ -241,7 +197,7 @@ impl DoorStream {
     pub fn is_at_end(&self) -> bool {
         match self.rest {
             Rest::Open(_) => true,
-            Rest::Frames(_) => self.carried().broken.get().is_none(),
+            Rest::Frames(_) => self.carried.broken.get().is_none(),
             _ => self.rest.is_over(),
         }
     }
@@ -249,8 +205,8 @@ impl DoorStream {
     /// Notes that the request broke a rule: nothing more is read of it, so nobody can take it for whole.
     fn break_off(&mut self, rule: Rule) -> usize {
         // An HTTP/2 connection may do so once more while it ends.
-        if self.carried().broken.set(rule).is_ok() {
-            self.carried().refusals.add(rule);
+        if self.carried.broken.set(rule).is_ok() {
+            self.carried.refusals.add(rule);
             if let Rest::Frames(frames) = &self.rest
                 && let Some(goaway) = frames.goaway(rule)
             {
@@ -262,12 +218,11 @@ impl DoorStream {
 
     /// Follows what Pingora wrote.
     fn wrote(&mut self, data: &[u8]) -> io::Result<usize> {
-        if let Rest::Open(tunnel) = &mut self.rest {
-            let carried = carried(&self.carrier).expect("`new` put it there");
-            if carried.tunnelled.get().is_some() {
-                let new = || Box::new(Tunnel::new(carried.over.watch()));
-                tunnel.get_or_insert_with(new).follow(data);
-            }
+        if let Rest::Open(tunnel) = &mut self.rest
+            && self.carried.tunnelled.get().is_some()
+        {
+            let new = || Box::new(Tunnel::new(self.carried.over.watch()));
+            tunnel.get_or_insert_with(new).follow(data);
         }
         if let Rest::Frames(frames) = &mut self.rest
             && let Err(rule) = frames.client_gets(data)
@@ -279,18 +234,13 @@ impl DoorStream {
         Ok(data.len())
     }
 
-    /// Reads more of what belongs to no request yet; 0 is the end.
-    pub(super) fn poll_lead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        // On the thread's stack, so that waiting costs no memory.
-        let mut room = [const { MaybeUninit::uninit() }; LEAD];
-        let mut room = ReadBuf::uninit(&mut room);
-        ready!(self.poll_inner(cx, &mut room))?;
-        self.lead.extend_from_slice(room.filled());
-        Poll::Ready(Ok(room.filled().len()))
-    }
-
     fn poll_inner(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let read = Pin::new(self.inner_mut()).poll_read(cx, buf);
+        self.or_drained(cx, read)
+    }
+
+    /// What was read, or what comes of sending what is held.
+    fn or_drained<T>(&mut self, cx: &mut Context<'_>, read: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         // Who waits for the client has nothing more to say for now: what is held must not wait too.
         if read.is_pending()
             && let Poll::Ready(Err(error)) = self.poll_drain(cx)
@@ -424,7 +374,7 @@ impl AsyncRead for DoorStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.carried().broken.get().is_some() {
+        if self.carried.broken.get().is_some() {
             return Poll::Ready(Err(invalid()));
         }
         if self.rest.is_over() {

@@ -60,3 +60,21 @@ async fn small_writes_are_held_until_the_flush() {
     theirs.readable().await.unwrap();
     assert_eq!(theirs.try_read(&mut got).unwrap(), 8);
 }
+
+#[tokio::test]
+async fn what_comes_before_a_request_is_read_in_order_however_much_comes_at_once() {
+    let sizes = [1, 100, 8_191, 8_192, 8_193, 16_384, 5, 40_000];
+    for first in sizes {
+        let (mut ours, mut theirs) = pair();
+        let all = pattern(first + 300);
+        theirs.write_all(&all[..first]).await.unwrap();
+        while ours.lead().len() < first {
+            std::future::poll_fn(|cx| ours.poll_lead(cx)).await.unwrap();
+        }
+        theirs.write_all(&all[first..]).await.unwrap();
+        while ours.lead().len() < all.len() {
+            std::future::poll_fn(|cx| ours.poll_lead(cx)).await.unwrap();
+        }
+        assert!(ours.lead() == all, "{first} at once");
+    }
+}
