@@ -3,6 +3,8 @@
 //! Nothing is held while it waits: what is read goes on at once, from the thread's stack, and only what the
 //! other side does not take is kept.
 
+mod time;
+
 use std::future::poll_fn;
 use std::io::IoSlice;
 use std::mem::MaybeUninit;
@@ -20,7 +22,6 @@ use super::progress::{Body, Down, Upload};
 use super::trouble::{Trouble, Waits};
 use super::wire::{self, Answer, Framing};
 use crate::door::DoorStream;
-use crate::proxy::failure::{PER_TRY, TOTAL};
 use crate::upstream::{InFlight, Keep};
 
 /// What is read at once, and so the most that is held for a side that takes it slowly, where many do.
@@ -147,6 +148,17 @@ impl<'a> Relay<'a> {
         self.kept.bytes
     }
 
+    /// Whether there is nothing more for the backend.
+    fn is_sent(&self) -> bool {
+        self.upload == Upload::Over && self.up.is_empty()
+    }
+
+    /// Whether all of the body came with the head, and goes on with it.
+    fn is_here(&self) -> bool {
+        let Down { body: Some(body), early, .. } = &self.down else { return false };
+        !early.is_empty() && !body.framing.may_exceed(early.len() as u64)
+    }
+
     /// Whether all that was sent can be sent again.
     pub(super) fn is_repeatable(&self) -> bool {
         self.kept.bytes.is_some()
@@ -176,11 +188,18 @@ impl<'a> Relay<'a> {
         {
             return Poll::Ready(Ok(answer));
         }
-        self.poll_up(cx)?;
+        // Who has sent everything is only waited for to go: that matters while there is no answer.
+        let sent = self.is_sent();
+        if !sent {
+            self.poll_up(cx)?;
+        }
         loop {
             let mut room = [const { MaybeUninit::uninit() }; ROOM];
             let mut room = ReadBuf::uninit(&mut room);
             let Poll::Ready(read) = Pin::new(&mut self.server).poll_read(cx, &mut room) else {
+                if sent {
+                    self.poll_up(cx)?;
+                }
                 return self.poll_time(cx).map(Err);
             };
             if read.is_err() || room.filled().is_empty() {
@@ -217,7 +236,9 @@ impl<'a> Relay<'a> {
     }
 
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Trouble>> {
-        self.poll_up(cx)?;
+        if !(self.is_sent() && self.is_here()) {
+            self.poll_up(cx)?;
+        }
         let sized = self.down.body.as_ref().is_some_and(|body| matches!(body.framing, Framing::Length(_)));
         loop {
             // What came with the head goes out with it, if nothing can be wrong with it.
@@ -467,32 +488,5 @@ impl<'a> Relay<'a> {
             Poll::Pending => self.up.add(bytes),
         }
         self.kept.add(bytes, self.taken, self.written);
-    }
-
-    /// Minds the time while nothing moves.
-    fn poll_time(&mut self, cx: &mut Context<'_>) -> Poll<Trouble> {
-        let of_client = self.up.is_empty() && self.upload == Upload::Open;
-        let (due, trouble) = if of_client {
-            (self.client.body_due(), Trouble::SlowClient)
-        } else {
-            let now = || Instant::now();
-            let since = *self.since.get_or_insert_with(now);
-            let which = if self.up.is_empty() { "read timeout" } else { "write timeout" };
-            (self.waits.idle.map(|idle| since + idle), Trouble::Timeout(which))
-        };
-        let (due, trouble) = match self.head_due {
-            Some(head) if due.is_none_or(|due| head < due) => (Some(head), Trouble::Timeout(PER_TRY)),
-            _ => (due, trouble),
-        };
-        let (due, trouble) = match self.waits.deadline {
-            Some(deadline) if due.is_none_or(|due| deadline < due) => {
-                let trouble = if of_client { Trouble::LateClient } else { Trouble::Timeout(TOTAL) };
-                (Some(deadline), trouble)
-            }
-            _ => (due, trouble),
-        };
-        let Some(due) = due else { return Poll::Pending };
-        ready!(self.client.alarm().poll(cx, due));
-        Poll::Ready(trouble)
     }
 }
