@@ -56,8 +56,15 @@ pub fn tunnelled(session: &Session) {
 
 /// What was left behind by who declined this request.
 pub fn left_behind(session: &Session) -> Option<Box<dyn Any + Send>> {
+    if let Some(LeftBehind(left)) = session.req_header().extensions.get() {
+        return left.lock().take();
+    }
     carried(session.digest()?.proxy_digest.as_ref()?)?.left.lock().take()
 }
+
+/// What was left behind with a request of HTTP/2, many of which may be on one connection.
+#[derive(Clone)]
+pub(super) struct LeftBehind(pub(super) Arc<Mutex<Option<Box<dyn Any + Send>>>>);
 
 /// What a connection and its requests share.
 pub(super) struct Carried {
@@ -66,7 +73,7 @@ pub(super) struct Carried {
     pub(super) over: Draining,
     pub(super) broken: OnceLock<Rule>,
     pub(super) tunnelled: OnceLock<()>,
-    /// For the next request; see [`left_behind`].
+    /// For the next request of HTTP/1; see [`left_behind`].
     pub(super) left: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
