@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
@@ -73,6 +74,8 @@ pub(super) struct Carried {
     pub(super) over: Draining,
     pub(super) broken: OnceLock<Rule>,
     pub(super) tunnelled: OnceLock<()>,
+    /// What is written waits for more, whoever flushes it.
+    pub(super) corked: AtomicBool,
     /// For the next request of HTTP/1; see [`left_behind`].
     pub(super) left: Mutex<Option<Box<dyn Any + Send>>>,
 }
@@ -92,6 +95,7 @@ pub(super) fn carrier(facts: ConnFacts, desk: &Desk) -> Arc<ProxyDigest> {
         over: desk.over.clone(),
         broken: OnceLock::new(),
         tunnelled: OnceLock::new(),
+        corked: AtomicBool::new(false),
         left: Mutex::new(None),
     };
     Arc::new(ProxyDigest::new(Box::new(unused), Some(Box::new(carried))))

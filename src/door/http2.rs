@@ -15,10 +15,12 @@ use pingora::apps::HttpServerApp;
 use pingora::protocols::Digest;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v2::server::{H2Accept, HttpSession, handshake};
+use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::{GetProxyDigest, GetSocketDigest, GetTimingDigest, Ssl};
 use pingora::server::ShutdownWatch;
 
 use super::alarm::Alarm;
+use super::facts::carried;
 use super::refusal::{Seen, report};
 use super::stream::DoorStream;
 use super::{Application, Common, Rule};
@@ -33,7 +35,7 @@ pub(super) async fn serve<A>(common: Arc<Common<A>>, stream: Box<DoorStream>, sh
 where
     A: Application,
 {
-    let facts = stream.facts().clone();
+    let (facts, carrier) = (stream.facts().clone(), stream.carrier());
     let digest = Arc::new(Digest {
         ssl_digest: stream.get_ssl_digest(),
         timing_digest: stream.get_timing_digest(),
@@ -44,7 +46,7 @@ where
     let idle = app.server_options().and_then(|options| options.h2_idle_timeout);
     // Who leaves in the middle of it needs no line in the log.
     let Ok(mut connection) = handshake(stream, app.h2_options()).await else { return };
-    let mut turns = Turns::new(shutdown.clone(), idle);
+    let mut turns = Turns::new(carrier, shutdown.clone(), idle);
     let mut refused = 0;
     loop {
         let turn = turns.next(HttpSession::from_h2_conn(&mut connection, digest.clone())).await;
@@ -97,24 +99,36 @@ enum Turn {
 
 /// What a connection waits for; kept from wait to wait, as to begin to wait takes longer than most waits.
 struct Turns<L> {
+    carrier: Arc<ProxyDigest>,
     leaving: Option<Pin<Box<L>>>,
     open: Arc<Open>,
     limit: Option<Duration>,
     /// Since when no request is open.
     since: Option<Instant>,
     alarm: Alarm,
+    /// It had its turn after all that could run when it was woken.
+    is_last: bool,
+    /// Requests that were open at the last turn.
+    were_open: usize,
 }
 
 impl Turns<()> {
     /// A connection that may be idle for this long; for ever without a limit.
-    fn new(mut shutdown: ShutdownWatch, limit: Option<Duration>) -> Turns<impl Future<Output = ()>> {
+    fn new(
+        carrier: Arc<ProxyDigest>,
+        mut shutdown: ShutdownWatch,
+        limit: Option<Duration>,
+    ) -> Turns<impl Future<Output = ()>> {
         let leaving = async move { drop(shutdown.wait_for(|on| *on).await) };
         Turns {
+            carrier,
             leaving: Some(Box::pin(leaving)),
             open: Arc::default(),
             limit,
             since: None,
             alarm: Alarm::default(),
+            is_last: false,
+            were_open: 0,
         }
     }
 }
@@ -129,7 +143,32 @@ impl<L: Future<Output = ()>> Turns<L> {
 
     async fn next(&mut self, accept: impl Future<Output = pingora::Result<Option<H2Accept>>>) -> Turn {
         let mut accept = pin!(accept);
-        poll_fn(|cx| self.poll_next(cx, accept.as_mut())).await
+        poll_fn(|cx| {
+            let open = self.open.count.load(Ordering::Relaxed);
+            let are_several = open.max(self.were_open) > 1;
+            // It is woken by the first answer: it lets all others come before it, and sends them together.
+            if are_several && !self.is_last {
+                self.is_last = true;
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            self.cork(are_several);
+            let mut turn = self.poll_next(cx, accept.as_mut());
+            self.cork(false);
+            if are_several && turn.is_pending() {
+                turn = self.poll_next(cx, accept.as_mut());
+            }
+            (self.is_last, self.were_open) = (turn.is_ready(), open);
+            turn
+        })
+        .await
+    }
+
+    /// Whether what is written waits for more; the library would send each answer by itself.
+    fn cork(&self, is_on: bool) {
+        if let Some(carried) = carried(&self.carrier) {
+            carried.corked.store(is_on, Ordering::Relaxed);
+        }
     }
 
     fn poll_next(

@@ -10,6 +10,7 @@ use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 
@@ -203,6 +204,7 @@ impl DoorStream {
     /// Lets Pingora speak HTTP/2.
     pub(super) fn open(&mut self, limits: &HeadLimits) {
         self.out.wait_with(Some(Patience::new(limits.idle_timeout, limits.min_rate)));
+        self.out.carry_many();
         self.rest = Rest::Frames(Box::new(Frames::new(Instant::now())));
     }
 
@@ -263,6 +265,7 @@ impl DoorStream {
         let read = Pin::new(self.inner_mut()).poll_read(cx, buf);
         // Who waits for the client has nothing more to say for now: what is held must not wait too.
         if read.is_pending()
+            && !self.is_corked()
             && let Poll::Ready(Err(error)) = self.poll_drain(cx)
         {
             return Poll::Ready(Err(error));
@@ -342,6 +345,11 @@ impl DoorStream {
     fn poll_all(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let polled = self.out.poll_flush(there(&mut self.inner), &mut self.alarm, cx);
         self.sent(polled)
+    }
+
+    /// Whether what is written waits for more.
+    fn is_corked(&self) -> bool {
+        matches!(self.rest, Rest::Frames(_)) && self.carried().corked.load(Ordering::Relaxed)
     }
 
     fn refuse(&mut self, rule: Rule) -> io::Error {
@@ -424,10 +432,11 @@ impl AsyncWrite for DoorStream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_all(cx)
+        if self.is_corked() { Poll::Ready(Ok(())) } else { self.poll_all(cx) }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // What waits for more waits in vain.
         ready!(self.poll_all(cx))?;
         Pin::new(self.inner_mut()).poll_shutdown(cx)
     }
