@@ -6,8 +6,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::Reason;
 use http::{HeaderMap, Request};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::direct::{ENDED, OWN, Reply, Taken, WAYS, WHOLE, both, closing, reply};
+use crate::harness::frames::{frame, headers};
 use crate::harness::h2c::{H2Answer, collect};
 use crate::harness::{Gateway, H2c, Head, Origin, Wire, soon};
 
@@ -351,6 +353,52 @@ async fn who_is_answered_before_all_was_sent_may_send_the_rest() {
         wire.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
         assert_eq!(next.await.expect("no panic").expect("an answer").text(), "ok", "{way}");
     }
+}
+
+#[tokio::test]
+async fn a_long_upload_that_was_answered_is_told_to_stop() {
+    let gateway = Gateway::start("routes: [{name: no, respond: {status: 401}}]").await;
+    let client = H2c::connect(gateway.address()).await;
+    let request = Request::post("http://a/").header("content-length", 1u64 << 33).body(()).expect("valid");
+    let (answer, mut stream) = client.open(request, false).await;
+    assert_eq!(collect(answer).await.expect("an answer").status, 401);
+    // RFC 9113 s8.1: without an error, after all of the answer.
+    let reset = soon("a reset", std::future::poll_fn(|cx| stream.poll_reset(cx))).await;
+    assert_eq!(reset.expect("a reason"), Reason::NO_ERROR);
+}
+
+#[tokio::test]
+async fn a_stream_whose_window_opens_too_slowly_is_reset() {
+    let long = format!("HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n{}", "x".repeat(1_000_000));
+    let origin = Origin::answering(long).await;
+    let gateway = Gateway::before(&origin, "server: {limits: {idle_timeout: 1s}}").await;
+    let (mut reads, mut writes) = tokio::io::split(Wire::connect(gateway.address()).await.into_stream());
+    let get = [(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "a")];
+    // SETTINGS_INITIAL_WINDOW_SIZE is 4 (RFC 9113 s6.5.2).
+    let shut = frame(4, 0, 0, &[0, 4, 0, 0, 0, 0]);
+    let begin = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &shut[..], &headers(&get, true)].concat();
+    writes.write_all(&begin).await.expect("connected");
+    let opens = async {
+        let mut step = tokio::time::interval(Duration::from_millis(50));
+        loop {
+            step.tick().await;
+            // 100 bytes a second, where `min_rate` wants 240.
+            let _ = writes.write_all(&frame(8, 0, 1, &5u32.to_be_bytes())).await;
+        }
+    };
+    let reset = async {
+        loop {
+            let mut head = [0; 9];
+            reads.read_exact(&mut head).await.expect("a frame");
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            let mut payload = vec![0; length as usize];
+            reads.read_exact(&mut payload).await.expect("a frame");
+            if (head[3], head[8]) == (3, 1) {
+                return;
+            }
+        }
+    };
+    soon("a reset", async { tokio::select!(() = reset => {}, () = opens => {}) }).await;
 }
 
 #[tokio::test]

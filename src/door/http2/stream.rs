@@ -21,6 +21,9 @@ use super::super::facts::{Carried, LeftBehind, carried};
 use super::super::patience::Patience;
 use super::super::{ConnFacts, HeadLimits, Rule};
 
+/// What is still to come of a request that was answered, and is read to its end.
+const MOST_DRAINED: u64 = 64 * 1024;
+
 /// Stands in a session whose request's head was taken.
 static TAKEN: LazyLock<RequestHeader> =
     LazyLock::new(|| RequestHeader::build_no_case("GET", b"/", Some(0)).expect("a valid head"));
@@ -60,8 +63,7 @@ impl Http2Stream {
             broken: None,
             alarm: Alarm::default(),
             reading: Patience::new(limits.body_timeout, limits.min_rate),
-            // A window that stays shut is the client's choice, and its connection has a rate to keep.
-            writing: Patience::new(limits.idle_timeout, None),
+            writing: Patience::new(limits.idle_timeout, limits.min_rate),
             body_timeout: limits.body_timeout,
         }
     }
@@ -223,12 +225,15 @@ impl Http2Stream {
         Poll::Ready(Ok(()))
     }
 
-    /// Resets a stream whose answer is broken off; of what is left of a request that was answered, some is read, as
-    /// clients may not look for an answer before they sent all.
+    /// Resets a stream whose answer is broken off. When all of it was sent and little of the request is left, that is
+    /// read, as clients may not look for an answer before; of more the client is told that nobody wants it (RFC 9113
+    /// s8.1), as the library does when the stream is dropped.
     pub(super) async fn finish(mut self) {
         if self.ended {
-            self.session.set_total_drain_timeout(Some(self.body_timeout));
-            let _ = self.session.drain_request_body().await;
+            if self.unread.is_some_and(|unread| unread <= MOST_DRAINED) {
+                self.session.set_total_drain_timeout(Some(self.body_timeout));
+                let _ = self.session.drain_request_body().await;
+            }
             return;
         }
         match &mut self.body {
