@@ -1,17 +1,22 @@
 //! Conditions on a request: methods, headers, query, cookies.
 
+mod pairs;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
 use http::Method;
-use http::header::{COOKIE, HeaderMap, HeaderName};
+use http::header::{HeaderMap, HeaderName};
 use regex::Regex;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 
-use crate::path::{NormalPath, decode_segment};
+use crate::path::NormalPath;
 use crate::values;
+
+pub use pairs::{cookie_pairs, cookie_values, query_pairs, query_values};
+pub(crate) use pairs::{decode_query, raw_cookies, raw_pairs};
 
 /// A request as conditions see it.
 #[derive(Debug, Clone, Copy)]
@@ -77,7 +82,14 @@ impl ValueMatch {
 /// Conditions on a request; all must hold.
 #[derive(Debug, Clone, Default)]
 pub struct Conditions {
-    methods: Vec<Method>,
+    methods: Box<[Method]>,
+    /// Of many thousand routes, few have any.
+    named: Option<Box<Named>>,
+}
+
+/// Conditions on what has a name.
+#[derive(Debug, Clone)]
+struct Named {
     headers: Vec<(HeaderName, ValueMatch)>,
     query: Vec<(String, ValueMatch)>,
     cookies: Vec<(String, ValueMatch)>,
@@ -110,19 +122,26 @@ impl fmt::Display for Unmet {
 impl Conditions {
     /// Conditions from their parts; no methods means any.
     pub fn new(
-        mut methods: Vec<Method>,
+        methods: Vec<Method>,
         headers: impl IntoIterator<Item = (HeaderName, ValueMatch)>,
         query: BTreeMap<String, ValueMatch>,
         cookies: BTreeMap<String, ValueMatch>,
     ) -> Self {
-        // There is one of these for each route.
-        methods.shrink_to_fit();
-        Self {
-            methods,
-            headers: headers.into_iter().collect(),
-            query: query.into_iter().collect(),
-            cookies: cookies.into_iter().collect(),
-        }
+        let headers: Vec<_> = headers.into_iter().collect();
+        let some = !headers.is_empty() || !query.is_empty() || !cookies.is_empty();
+        let (query, cookies) = (query.into_iter().collect(), cookies.into_iter().collect());
+        Self { methods: methods.into(), named: some.then(|| Box::new(Named { headers, query, cookies })) }
+    }
+
+    fn named(&self) -> &Named {
+        const NONE: &Named = &Named { headers: Vec::new(), query: Vec::new(), cookies: Vec::new() };
+        self.named.as_deref().unwrap_or(NONE)
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.methods.is_empty() && self.named.is_none()
     }
 
     /// Whether all hold.
@@ -152,31 +171,32 @@ impl Conditions {
     /// The first condition that does not hold, the method aside.
     #[must_use]
     pub fn unmet_beside_method(&self, request: &RequestView<'_>) -> Option<Unmet> {
-        let header = self.headers.iter().find(|(name, wanted)| !wanted.matches_field(request.headers, name));
+        let named = self.named.as_ref()?;
+        let header = named.headers.iter().find(|(name, wanted)| !wanted.matches_field(request.headers, name));
         if let Some((name, _)) = header {
             return Some(Unmet::Header(name.clone()));
         }
         let query = request.query.unwrap_or_default();
         if let Some((name, _)) =
-            self.query.iter().find(|(name, wanted)| !wanted.matches(query_values(query, name)))
+            named.query.iter().find(|(name, wanted)| !wanted.matches(query_values(query, name)))
         {
             return Some(Unmet::Query(name.clone()));
         }
         let unmet =
-            self.cookies.iter().find(|(name, wanted)| !wanted.matches(cookie_values(request.headers, name)));
+            named.cookies.iter().find(|(name, wanted)| !wanted.matches(cookie_values(request.headers, name)));
         unmet.map(|(name, _)| Unmet::Cookie(name.clone()))
     }
 
     /// How many header and cookie conditions there are, for ranking.
     #[must_use]
     pub fn count_headers_cookies(&self) -> usize {
-        self.headers.len() + self.cookies.len()
+        self.named().headers.len() + self.named().cookies.len()
     }
 
     /// How many query conditions there are, for ranking.
     #[must_use]
     pub fn count_query(&self) -> usize {
-        self.query.len()
+        self.named().query.len()
     }
 
     /// Whether every request that meets `other` meets these too, as far as that can be read off:
@@ -186,61 +206,17 @@ impl Conditions {
         let methods = self.methods.is_empty()
             || (!other.methods.is_empty()
                 && other.methods.iter().all(|method| self.methods.contains(method)));
+        let (few, many) = (self.named(), other.named());
         methods
-            && is_subset(&self.headers, &other.headers)
-            && is_subset(&self.query, &other.query)
-            && is_subset(&self.cookies, &other.cookies)
+            && is_subset(&few.headers, &many.headers)
+            && is_subset(&few.query, &many.query)
+            && is_subset(&few.cookies, &many.cookies)
     }
 }
 
 fn is_subset<K: PartialEq>(few: &[(K, ValueMatch)], many: &[(K, ValueMatch)]) -> bool {
     let holds = |(name, wanted): &(K, ValueMatch)| many.iter().any(|(k, w)| k == name && w.same(wanted));
     few.iter().all(holds)
-}
-
-/// The values of a query parameter, decoded once (`+` is a space).
-pub fn query_values<'a>(query: &'a str, name: &'a str) -> impl Iterator<Item = Cow<'a, str>> {
-    raw_pairs(query).filter(move |(key, _)| decode_query(key) == name).map(|(_, value)| decode_query(value))
-}
-
-/// Names and values of all query parameters, decoded once.
-pub fn query_pairs(query: &str) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> {
-    raw_pairs(query).map(|(key, value)| (decode_query(key), decode_query(value)))
-}
-
-pub(crate) fn raw_pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
-    let pairs = query.split('&').filter(|pair| !pair.is_empty());
-    pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")))
-}
-
-pub(crate) fn decode_query(text: &str) -> Cow<'_, str> {
-    if text.contains('+') {
-        decode_segment(&text.replace('+', " ")).into_owned().into()
-    } else {
-        decode_segment(text)
-    }
-}
-
-/// The values of a cookie, over all `Cookie` lines (RFC 6265 section 5.4).
-pub fn cookie_values<'a>(headers: &'a HeaderMap, name: &'a str) -> impl Iterator<Item = Cow<'a, str>> {
-    let named = raw_cookies(headers).filter(move |(key, _)| *key == name.as_bytes());
-    named.map(|(_, value)| String::from_utf8_lossy(value))
-}
-
-/// Names and values of all cookies, as [`cookie_values`].
-pub fn cookie_pairs(headers: &HeaderMap) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> {
-    raw_cookies(headers).map(|(key, value)| (String::from_utf8_lossy(key), String::from_utf8_lossy(value)))
-}
-
-/// As bytes: one value outside ASCII must not hide the others of its line.
-pub(crate) fn raw_cookies(headers: &HeaderMap) -> impl Iterator<Item = (&[u8], &[u8])> {
-    let pairs = headers.get_all(COOKIE).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b';'));
-    pairs.filter_map(|pair| {
-        let at = pair.iter().position(|byte| *byte == b'=')?;
-        let (key, value) = (pair[..at].trim_ascii(), pair[at + 1..].trim_ascii());
-        let bare = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\""));
-        Some((key, bare.unwrap_or(value)))
-    })
 }
 
 /// An HTTP method as written: a token, in capitals where it is a known one.

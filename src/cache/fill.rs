@@ -204,7 +204,7 @@ impl Fill {
         let timeouts = &self.exchange.route.timeouts;
         let left = ctx.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let options = CallOptions {
-            retries: self.exchange.route.retries.clone(),
+            retries: self.exchange.route.retries.as_deref().cloned(),
             stuck: upstream.stuck_to(&self.head),
             timeout: Some(left),
             key: key.into(),

@@ -19,6 +19,7 @@ use super::{Name, Split};
 
 /// Which requests, and what to do with them: exactly one of `upstream`, `split`, `respond` and
 /// `redirect`, or what the service gives.
+// There may be many thousand, so what few of them have is boxed.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Route {
@@ -38,7 +39,7 @@ pub struct Route {
     pub upstream: Option<Name>,
     /// Sends a share of the requests to each of several upstreams or versions.
     #[serde(default)]
-    pub split: Option<Split>,
+    pub split: Option<Box<Split>>,
     /// Answers with a fixed or templated message; options as of the filter `respond`.
     #[serde(default)]
     pub respond: Option<Raw>,
@@ -50,16 +51,16 @@ pub struct Route {
     pub timeouts: RouteTimeouts,
     /// Retries instead of the upstream's; the budget stays the upstream's.
     #[serde(default)]
-    pub retries: Option<RouteRetries>,
+    pub retries: Option<Box<RouteRetries>>,
     /// A hedge instead of the upstream's; `max: 0` is none.
     #[serde(default)]
-    pub hedge: Option<Hedge>,
+    pub hedge: Option<Box<Hedge>>,
     /// Which requests are refused first while the gateway has too much to do (`server.overload`).
     #[serde(default)]
     pub priority: Priority,
     /// How many requests of the route may be under way to its upstream, besides what the upstream allows.
     #[serde(default)]
-    pub concurrency: Option<Concurrency>,
+    pub concurrency: Option<Box<Concurrency>>,
 }
 
 /// Which requests a route takes; all that is written must hold.

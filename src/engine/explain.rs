@@ -238,7 +238,7 @@ fn hedged_after(
     upstream: &str,
     request: &RequestHeader,
 ) -> Option<String> {
-    let hedge = snapshot.upstream_named(upstream)?.hedge(exchange.route.hedge.as_ref())?;
+    let hedge = snapshot.upstream_named(upstream)?.hedge(exchange.route.hedge.as_deref())?;
     request.method.is_idempotent().then(|| hedge.after.to_string())
 }
 

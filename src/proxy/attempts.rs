@@ -45,7 +45,7 @@ impl Call {
     /// What is tried again.
     pub(super) fn rules(&self) -> Rules<'_> {
         let upstream = self.attempts.upstream.as_ref().expect("attempts are made once there is an upstream");
-        let route = self.exchange.as_ref().and_then(|exchange| exchange.route.retries.as_ref());
+        let route = self.exchange.as_ref().and_then(|exchange| exchange.route.retries.as_deref());
         upstream.rules(route)
     }
 

@@ -29,9 +29,9 @@ use crate::upstream::{Upstream, Verdict};
 pub(super) fn of(call: &mut Call, upstream: &Upstream, request: &RequestHeader) -> Option<Hedge> {
     let (events, upgrade) = (call.events, call.upgrade);
     let route = &call.exchange().route;
-    let hedge = upstream.hedge(route.hedge.as_ref())?;
+    let hedge = upstream.hedge(route.hedge.as_deref())?;
     let repeatable = request.method.is_idempotent()
-        && upstream.rules(route.retries.as_ref()).may_repeat(&request.method, &request.headers);
+        && upstream.rules(route.retries.as_deref()).may_repeat(&request.method, &request.headers);
     let plain = !events && !upgrade && !request.headers.contains_key(header::UPGRADE);
     (repeatable && plain && !speaks_grpc(&request.headers)).then(|| hedge.clone())
 }

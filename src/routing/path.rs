@@ -1,7 +1,9 @@
 //! Routes by path: a trie over segments, and regular expressions after it.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
+use foldhash::fast::FixedState;
 use memchr::memchr;
 use regex::{Regex, RegexSet, RegexSetBuilder};
 use tollhouse_filters::path::{NormalPath, Segment};
@@ -22,6 +24,10 @@ pub(super) struct Paths {
 #[derive(Debug, Default)]
 pub(super) struct Trie {
     nodes: Vec<Node>,
+    /// Those of one node after those of another.
+    entries: Box<[Entry]>,
+    /// Until all are there: each with its node, and whether it takes everything from there on.
+    placed: Vec<(u32, bool, Entry)>,
 }
 
 /// A node of a trie; its place is what was matched so far.
@@ -29,10 +35,10 @@ pub(super) struct Trie {
 struct Node {
     literals: Literals,
     parameter: Option<u32>,
-    /// Patterns that end here.
-    here: Vec<Entry>,
-    /// Patterns that take everything from here on.
-    below: Vec<Entry>,
+    /// Entries of patterns that end here.
+    here: Range<u32>,
+    /// Entries of patterns that take everything from here on.
+    below: Range<u32>,
 }
 
 /// Where literal segments lead. Most nodes have one child or none, and there is one for each
@@ -43,8 +49,11 @@ enum Literals {
     #[default]
     None,
     One(Box<str>, u32),
-    Many(Box<HashMap<Box<str>, u32>>),
+    Many(Box<HashMap<Box<str>, u32, Hash>>),
 }
+
+/// Only administrators choose what is in a trie, so nobody can make it slow.
+type Hash = FixedState;
 
 impl Literals {
     fn get(&self, segment: &str) -> Option<u32> {
@@ -62,7 +71,7 @@ impl Literals {
         match std::mem::take(self) {
             Self::None => *self = Self::One(segment.into(), new),
             Self::One(text, child) => {
-                *self = Self::Many(Box::new(HashMap::from([(text, child), (segment.into(), new)])));
+                *self = Self::Many(Box::new([(text, child), (segment.into(), new)].into_iter().collect()));
             }
             Self::Many(mut children) => {
                 children.insert(segment.into(), new);
@@ -89,15 +98,14 @@ impl Paths {
 
     pub(super) fn add(&mut self, trie: &mut Trie, id: RouteId, route: &RouteMatch) {
         if route.paths.is_empty() {
-            trie.nodes[self.root as usize].below.push(Entry { route: id, pattern: None });
+            trie.placed.push((self.root, true, Entry::new(id, route, None)));
         }
         for (pattern, at) in route.paths.iter().zip(0u16..) {
-            let entry = Entry { route: id, pattern: Some(at) };
+            let entry = Entry::new(id, route, Some(at));
             match (pattern.segments(), pattern.regex()) {
                 (Some((segments, rest)), _) => {
                     let node = segments.iter().fold(self.root, |node, segment| trie.child(node, segment));
-                    let node = &mut trie.nodes[node as usize];
-                    if rest { node.below.push(entry) } else { node.here.push(entry) }
+                    trie.placed.push((node, rest, entry));
                 }
                 (None, Some(regex)) => {
                     self.regexes.get_or_insert_default().list.push((regex.clone(), entry));
@@ -168,13 +176,15 @@ impl Trie {
 
     /// Ranks what shares a place; to be called once, after the last `add`.
     pub(super) fn finish(&mut self, routes: &[RouteMatch]) {
-        for node in &mut self.nodes {
-            for entries in [&mut node.here, &mut node.below] {
-                // Stable: file order decides between equals.
-                entries.sort_by_key(|entry| rank(routes, entry));
-                entries.shrink_to_fit();
-            }
+        let mut placed = std::mem::take(&mut self.placed);
+        // Stable: file order decides between equals.
+        placed.sort_by_key(|(node, rest, entry)| (*node, *rest, rank(routes, entry)));
+        for ((node, rest, _), at) in placed.iter().zip(0u32..) {
+            let node = &mut self.nodes[*node as usize];
+            let entries = if *rest { &mut node.below } else { &mut node.here };
+            *entries = if entries.end == at { entries.start } else { at }..at + 1;
         }
+        self.entries = placed.into_iter().map(|(_, _, entry)| entry).collect();
         self.nodes.shrink_to_fit();
     }
 
@@ -182,7 +192,7 @@ impl Trie {
     fn descend(&self, node: u32, rest: Option<&str>, take: &mut dyn FnMut(Entry) -> bool) -> Option<Entry> {
         let node = &self.nodes[node as usize];
         let Some(rest) = rest else {
-            return node.here.iter().chain(&node.below).copied().find(|entry| take(*entry));
+            return self.first(&node.here, take).or_else(|| self.first(&node.below, take));
         };
         let (segment, after) = match memchr(b'/', rest.as_bytes()) {
             Some(at) => (&rest[..at], Some(&rest[at + 1..])),
@@ -198,6 +208,11 @@ impl Trie {
         {
             return Some(found);
         }
-        node.below.iter().copied().find(|entry| take(*entry))
+        self.first(&node.below, take)
+    }
+
+    /// The first of these entries that is taken.
+    fn first(&self, entries: &Range<u32>, take: &mut dyn FnMut(Entry) -> bool) -> Option<Entry> {
+        self.entries[entries.start as usize..entries.end as usize].iter().copied().find(|entry| take(*entry))
     }
 }

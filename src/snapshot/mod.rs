@@ -168,9 +168,9 @@ pub struct Route {
     /// Timeouts instead of the upstream's.
     pub timeouts: RouteTimeouts,
     /// Retries instead of the upstream's.
-    pub retries: Option<RouteRetries>,
+    pub retries: Option<Box<RouteRetries>>,
     /// A hedge instead of the upstream's.
-    pub hedge: Option<Hedge>,
+    pub hedge: Option<Box<Hedge>>,
     /// Which requests are refused first while the gateway has too much to do.
     pub priority: Priority,
     /// Places for its requests, besides the upstream's.

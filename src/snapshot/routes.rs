@@ -42,8 +42,8 @@ pub(super) struct Unresolved {
     pub(super) own: Arc<Pipeline>,
     pub(super) target: Target,
     timeouts: RouteTimeouts,
-    retries: Option<RouteRetries>,
-    hedge: Option<Hedge>,
+    retries: Option<Box<RouteRetries>>,
+    hedge: Option<Box<Hedge>>,
     priority: Priority,
     bulkhead: Option<Arc<Bulkhead>>,
 }
@@ -119,9 +119,9 @@ pub(super) fn build(
             route.service.as_ref().and_then(|name| names.service(name, &path.join("service"), faults));
         let service = service.map(|at| &services[at]);
         let target = target(&route, service, names, pipelines, &path, faults);
-        check_retries(route.retries.as_ref(), &path, faults);
-        check_concurrency(route.concurrency.as_ref(), &path, faults);
-        check_hedge(route.hedge.as_ref(), &target, names, &path, faults);
+        check_retries(route.retries.as_deref(), &path, faults);
+        check_concurrency(route.concurrency.as_deref(), &path, faults);
+        check_hedge(route.hedge.as_deref(), &target, names, &path, faults);
         let owner = format!("route:{}", route.name);
         let before = names.bulkheads.get(route.name.as_str());
         let unresolved = Unresolved {

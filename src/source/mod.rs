@@ -257,8 +257,10 @@ pub fn read_document(path: &Path) -> Result<Vec<u8>, String> {
 /// Reads a whole file of at most `limit` bytes.
 fn read(path: &Path, limit: usize) -> Result<Vec<u8>, String> {
     let failed = |error: std::io::Error| format!("cannot read {}: {error}", path.display());
-    let mut bytes = Vec::new();
     let file = fs::File::open(path).map_err(failed)?;
+    // In one piece, as a rule; how long it is, a file may not know.
+    let length = file.metadata().map_or(0, |about| about.len());
+    let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(limit).min(limit) + 1);
     file.take(limit as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() > limit {
         return Err(format!("{} is longer than {limit} bytes", path.display()));

@@ -84,6 +84,17 @@ impl PathPattern {
         }
     }
 
+    /// Whether it may capture something.
+    #[must_use]
+    pub fn captures(&self) -> bool {
+        match &self.kind {
+            Kind::Regex(regex) => regex.captures_len() > 1,
+            Kind::Segments { segments, .. } => {
+                segments.iter().any(|segment| matches!(segment, Segment::Parameter(_)))
+            }
+        }
+    }
+
     /// The captures of a path that is known to match.
     #[must_use]
     pub fn capture(&self, path: &NormalPath) -> Captures {
@@ -92,7 +103,7 @@ impl PathPattern {
                 regex.captures(path.matched()).map_or_else(Captures::default, |found| named(regex, &found))
             }
             Kind::Segments { segments, .. } => {
-                if !segments.iter().any(|segment| matches!(segment, Segment::Parameter(_))) {
+                if !self.captures() {
                     return Captures::default();
                 }
                 let values =

@@ -2,6 +2,7 @@
 //!
 //! Handles are made once and kept by the caller; a request costs atomic operations and nothing else.
 
+mod cells;
 mod custom;
 mod page;
 mod series;

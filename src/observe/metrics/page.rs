@@ -1,44 +1,15 @@
-//! The text format 0.0.4 and the histogram: the only file that names the `prometheus` crate, so that it can be
-//! swapped.
+//! The text format 0.0.4: the only file that names the `prometheus` crate besides tests, so that it can be swapped.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::time::Duration;
 
-use prometheus::core::Metric as _;
+use prometheus::TextEncoder;
 use prometheus::proto::{self, LabelPair, Metric, MetricFamily, MetricType};
-use prometheus::{HistogramOpts, TextEncoder};
+
+use super::cells::Distribution;
 
 /// The media type of the text format.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
-
-/// Upper bounds of the duration buckets in seconds: 1 ms to 60 s.
-const BUCKETS: [f64; 15] =
-    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
-
-/// A distribution of durations; clones share it.
-#[derive(Clone)]
-pub(super) struct Histogram(prometheus::Histogram);
-
-impl Histogram {
-    /// An empty distribution over buckets from 1 ms to 60 s.
-    #[must_use]
-    pub(super) fn new() -> Self {
-        let opts = HistogramOpts::new("duration", "duration").buckets(BUCKETS.to_vec());
-        Self(prometheus::Histogram::with_opts(opts).expect("the name is valid and the buckets rise"))
-    }
-
-    /// Counts one duration.
-    pub(super) fn observe(&self, elapsed: Duration) {
-        self.0.observe(elapsed.as_secs_f64());
-    }
-}
-
-impl Default for Histogram {
-    fn default() -> Self {
-        Self::new()
-    }
-}
 
 /// What one scrape returns, put together number by number.
 #[derive(Default)]
@@ -64,9 +35,25 @@ impl Page {
     }
 
     /// Adds a distribution.
-    pub(super) fn histogram(&mut self, name: &str, help: &str, labels: &[(&str, &str)], value: &Histogram) {
-        let mut metric = value.0.metric();
-        metric.set_label(pairs(labels));
+    pub(super) fn histogram(
+        &mut self,
+        name: &str,
+        help: &str,
+        labels: &[(&str, &str)],
+        value: &Distribution,
+    ) {
+        let bucket = |(bound, count): &(f64, u64)| {
+            let mut bucket = proto::Bucket::default();
+            bucket.set_upper_bound(*bound);
+            bucket.set_cumulative_count(*count);
+            bucket
+        };
+        let mut histogram = proto::Histogram::default();
+        histogram.set_bucket(value.within.iter().map(bucket).collect());
+        histogram.set_sample_count(value.count);
+        histogram.set_sample_sum(value.sum);
+        let mut metric = Metric::from_label(pairs(labels));
+        metric.set_histogram(histogram);
         self.push(name, help, MetricType::HISTOGRAM, metric);
     }
 
@@ -117,6 +104,9 @@ fn pairs(labels: &[(&str, &str)]) -> Vec<LabelPair> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use super::super::cells::Histogram;
     use super::*;
 
     #[test]
@@ -144,11 +134,11 @@ mod tests {
 
     #[test]
     fn a_histogram_has_cumulative_buckets_sum_and_count() {
-        let histogram = Histogram::new();
+        let histogram = Histogram::default();
         histogram.observe(Duration::from_millis(2));
         histogram.observe(Duration::from_secs(90));
         let mut page = Page::default();
-        page.histogram("seconds", "Seconds.", &[("route", "a")], &histogram);
+        page.histogram("seconds", "Seconds.", &[("route", "a")], &histogram.read());
         let text = page.render();
         for line in [
             "seconds_bucket{route=\"a\",le=\"0.001\"} 0",

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use tollhouse_filters::world::Counter;
 
-use super::page::{Histogram, Page};
+use super::cells::{CLASSES, Cells};
+use super::page::Page;
 use super::{Live, NONE};
 use crate::observe::labels::{Budget, Family};
 
-const CLASSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "unknown"];
 const OUTCOMES: [&str; 5] = ["answered", "connect_failed", "broken", "timed_out", "cancelled"];
 
 pub(super) const REQUESTS: &str = "tollhouse_requests_total";
@@ -47,32 +47,45 @@ impl AttemptOutcome {
     }
 }
 
-/// The series of all routes.
+/// The series of all routes. What counts a number may be the cells of another series, beyond the cap.
 pub(super) struct RouteFamilies {
-    requests: Family<Counter>,
-    duration: Family<Histogram>,
-    bytes_in: Family<Counter>,
-    bytes_out: Family<Counter>,
+    requests: Family<OfClass>,
+    duration: Family<Arc<Cells>>,
+    bytes_in: Family<Arc<Cells>>,
+    bytes_out: Family<Arc<Cells>>,
+}
+
+/// Counts requests of one class.
+#[derive(Clone)]
+struct OfClass(Arc<Cells>, usize);
+
+impl OfClass {
+    fn cell(&self) -> &AtomicU64 {
+        &self.0.requests[self.1]
+    }
 }
 
 /// The numbers of one listener, route, upstream and variant. The caller keeps it as long as the route exists.
 pub struct RouteSeries {
     families: Arc<RouteFamilies>,
-    labels: [Box<str>; 4],
-    classes: [OnceLock<Counter>; CLASSES.len()],
-    duration: Histogram,
-    bytes_in: Counter,
-    bytes_out: Counter,
+    labels: Box<[Box<str>; 4]>,
+    /// Its own cells: those of each number for which there is room.
+    own: Arc<Cells>,
+    classes: [OnceLock<OfClass>; CLASSES.len()],
+    duration: Arc<Cells>,
+    bytes_in: Arc<Cells>,
+    bytes_out: Arc<Cells>,
 }
 
 impl RouteSeries {
     /// Counts one finished request: its status (0 when none was sent), time, and bytes of content each way.
     pub fn record(&self, status: u16, elapsed: Duration, bytes_in: u64, bytes_out: u64) {
         let class = class(status);
-        self.classes[class].get_or_init(|| self.families.requests(&self.labels, class)).inc();
-        self.duration.observe(elapsed);
-        self.bytes_in.add(bytes_in);
-        self.bytes_out.add(bytes_out);
+        let of_class = self.classes[class].get_or_init(|| self.families.requests(self, class));
+        of_class.cell().fetch_add(1, Ordering::Relaxed);
+        self.duration.duration.observe(elapsed);
+        self.bytes_in.bytes_in.fetch_add(bytes_in, Ordering::Relaxed);
+        self.bytes_out.bytes_out.fetch_add(bytes_out, Ordering::Relaxed);
     }
 }
 
@@ -87,18 +100,23 @@ impl RouteFamilies {
     }
 
     pub(super) fn series(self: &Arc<Self>, labels: [&str; 4]) -> RouteSeries {
+        let own = Arc::<Cells>::default();
+        let cells = |family: &Family<Arc<Cells>>| family.series(&labels, |_| own.clone());
         RouteSeries {
+            duration: cells(&self.duration),
+            bytes_in: cells(&self.bytes_in),
+            bytes_out: cells(&self.bytes_out),
             families: self.clone(),
-            labels: labels.map(Into::into),
+            labels: Box::new(labels.map(Into::into)),
             classes: Default::default(),
-            duration: self.duration.series(&labels, |_| Histogram::new()),
-            bytes_in: self.bytes_in.series(&labels, |_| Counter::default()),
-            bytes_out: self.bytes_out.series(&labels, |_| Counter::default()),
+            own,
         }
     }
 
-    fn requests(&self, [listener, route, upstream, variant]: &[Box<str>; 4], class: usize) -> Counter {
-        self.requests.series(&[listener, route, upstream, variant, CLASSES[class]], |_| Counter::default())
+    fn requests(&self, series: &RouteSeries, class: usize) -> OfClass {
+        let [listener, route, upstream, variant] = &*series.labels;
+        let labels: [&str; 5] = [listener, route, upstream, variant, CLASSES[class]];
+        self.requests.series(&labels, |_| OfClass(series.own.clone(), class))
     }
 
     pub(super) fn sweep(&self, live: &Live<'_>) {
@@ -119,17 +137,23 @@ impl RouteFamilies {
 
     pub(super) fn write(&self, page: &mut Page) {
         let names = ["listener", "route", "upstream", "variant", "code_class"];
-        let counters = [
-            (&self.requests, REQUESTS, "Requests finished, by class of status code."),
-            (&self.bytes_in, BYTES_IN, "Bytes of content received from clients."),
-            (&self.bytes_out, BYTES_OUT, "Bytes of content sent to clients."),
-        ];
-        for (family, name, help) in counters {
-            family.each(|values, counter| page.counter(name, help, &zip(&names, values), counter.get()));
-        }
+        let read = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
+        let help = "Requests finished, by class of status code.";
+        self.requests.each(|values, of_class| {
+            page.counter(REQUESTS, help, &zip(&names, values), read(of_class.cell()));
+        });
+        let help = "Bytes of content received from clients.";
+        self.bytes_in.each(|values, cells| {
+            page.counter(BYTES_IN, help, &zip(&names, values), read(&cells.bytes_in));
+        });
+        let help = "Bytes of content sent to clients.";
+        self.bytes_out.each(|values, cells| {
+            page.counter(BYTES_OUT, help, &zip(&names, values), read(&cells.bytes_out));
+        });
         let help = "Seconds from a request's head to the end of its response.";
-        self.duration
-            .each(|values, histogram| page.histogram(DURATION, help, &zip(&names, values), histogram));
+        self.duration.each(|values, cells| {
+            page.histogram(DURATION, help, &zip(&names, values), &cells.duration.read());
+        });
     }
 }
 

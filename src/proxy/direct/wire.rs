@@ -47,6 +47,17 @@ pub(super) struct Answer {
     pub(super) rest: Bytes,
 }
 
+/// How the head of an answer is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// As lines, where nothing is out of the ordinary.
+    Lines,
+    /// As filters see it, with how its names are spelt.
+    Spelt,
+    /// As filters see it, for who knows names in lower case only.
+    Plain,
+}
+
 /// The head of an answer.
 pub(super) enum AnswerHead {
     /// As filters see it.
@@ -78,19 +89,20 @@ impl Framing {
     }
 }
 
-/// Reads the head that these bytes begin with; `None` while it is not whole. If filters see it, as they do.
+/// Reads the head that these bytes begin with; `None` while it is not whole.
 ///
 /// # Errors
 /// What is wrong with it.
-pub(super) fn answer(bytes: &[u8], method: &Method, seen: bool) -> Result<Option<Answer>, &'static str> {
+pub(super) fn answer(bytes: &[u8], method: &Method, form: Form) -> Result<Option<Answer>, &'static str> {
     // What is refused from clients is read from origins, as Pingora does, and sent on as it should be.
     let mut parser = ParserConfig::default();
     parser.allow_spaces_after_header_name_in_responses(true);
-    match read_answer(&parser, bytes, method, seen) {
+    match read_answer(&parser, bytes, method, form) {
         Err(Unread::Syntax) => {
             // A field may go on in the next line; hardly any does.
             parser.allow_obsolete_multiline_headers_in_responses(true);
-            read_answer(&parser, bytes, method, true)
+            let form = if form == Form::Lines { Form::Spelt } else { form };
+            read_answer(&parser, bytes, method, form)
         }
         read => read,
     }
@@ -118,7 +130,7 @@ fn read_answer(
     parser: &ParserConfig,
     bytes: &[u8],
     method: &Method,
-    seen: bool,
+    form: Form,
 ) -> Result<Option<Answer>, Unread> {
     let mut room = [const { MaybeUninit::<Header<'_>>::uninit() }; MAX_FIELDS];
     let mut parsed = httparse::Response::new(&mut []);
@@ -128,7 +140,7 @@ fn read_answer(
         Status::Partial if bytes.len() < MAX_HEAD => return Ok(None),
         Status::Partial => return Err(Unread::Invalid("the head of the upstream's answer is too long")),
     };
-    if !seen
+    if form == Form::Lines
         && *method != Method::HEAD
         && let Some((head, body, reusable)) = lines(&parsed, &bytes[..length])
     {
@@ -142,8 +154,13 @@ fn read_answer(
     });
     let fields: Vec<_> = fields.collect();
     let invalid = |_| Unread::Invalid("the head of the upstream's answer is not valid");
-    let mut head =
-        ResponseHeader::build(parsed.code.unwrap_or_default(), Some(fields.len())).map_err(invalid)?;
+    let (code, room) = (parsed.code.unwrap_or_default(), Some(fields.len()));
+    let head = if form == Form::Plain {
+        ResponseHeader::build_no_case(code, room)
+    } else {
+        ResponseHeader::build(code, room)
+    };
+    let mut head = head.map_err(invalid)?;
     let old = parsed.version != Some(1);
     head.set_version(if old { Version::HTTP_10 } else { Version::HTTP_11 });
     head.set_reason_phrase(parsed.reason).map_err(invalid)?;
@@ -353,7 +370,7 @@ mod tests {
         ) {
             let (before, after) = (before.concat(), after.concat());
             let text = format!("HTTP/1.1 {status} Fine\r\n{before}Date: now\r\nContent-Length: 5\r\n{after}\r\nhello");
-            let answer = answer(text.as_bytes(), &Method::GET, false).expect("valid").expect("whole");
+            let answer = answer(text.as_bytes(), &Method::GET, Form::Lines).expect("valid").expect("whole");
             let AnswerHead::Lines { lines, .. } = answer.head else { panic!("nothing is out of the ordinary") };
             let expected = one_by_one(text.as_bytes());
             prop_assert_eq!(String::from_utf8_lossy(&lines), String::from_utf8_lossy(&expected));
@@ -364,12 +381,15 @@ mod tests {
     #[test]
     fn a_field_that_goes_on_in_the_next_line_is_one_line_to_clients() {
         let text = b"HTTP/1.1 200 OK\r\nx-a: 1\r\n  2\r\nContent-Length: 0\r\n\r\n";
-        let answer = answer(text, &Method::GET, false).expect("valid").expect("whole");
+        let answer = answer(text, &Method::GET, Form::Lines).expect("valid").expect("whole");
         let AnswerHead::Whole(head) = answer.head else { panic!("it is read as filters see it") };
         assert_eq!(head.headers["x-a"], "1 2");
         for cut in 0..text.len() {
-            assert!(super::answer(&text[..cut], &Method::GET, false).expect("valid").is_none(), "{cut}");
+            assert!(
+                super::answer(&text[..cut], &Method::GET, Form::Lines).expect("valid").is_none(),
+                "{cut}"
+            );
         }
-        assert!(super::answer(b"HTTP/1.1 200 OK\r\nno field\r\n\r\n", &Method::GET, false).is_err());
+        assert!(super::answer(b"HTTP/1.1 200 OK\r\nno field\r\n\r\n", &Method::GET, Form::Lines).is_err());
     }
 }

@@ -3,12 +3,13 @@
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
+use super::super::client::Client;
 use super::super::progress::Upload;
 use super::super::trouble::Trouble;
 use super::Relay;
 use crate::proxy::failure::{PER_TRY, TOTAL};
 
-impl Relay<'_> {
+impl<C: Client> Relay<'_, C> {
     /// Minds the time while nothing moves.
     pub(super) fn poll_time(&mut self, cx: &mut Context<'_>) -> Poll<Trouble> {
         let of_client = self.up.is_empty() && self.upload == Upload::Open;
