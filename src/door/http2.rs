@@ -7,10 +7,11 @@ use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use futures_util::task::AtomicWaker;
+use h2::Reason;
 use pingora::apps::HttpServerApp;
 use pingora::protocols::Digest;
 use pingora::protocols::http::ServerSession;
@@ -52,7 +53,9 @@ where
         let turn = turns.next(HttpSession::from_h2_conn(&mut connection, digest.clone())).await;
         match turn {
             Turn::Leave => connection.graceful_shutdown(),
-            Turn::Idle | Turn::Accepted(Ok(None) | Err(_)) => return,
+            // RFC 9113 s9.1.
+            Turn::Idle => connection.abrupt_shutdown(Reason::NO_ERROR),
+            Turn::Accepted(Ok(None) | Err(_)) => return,
             Turn::Accepted(Ok(Some(H2Accept::Session(session)))) => {
                 let stream = Http2Stream::new(session, &common.desk.limits.load());
                 let request = request(common.clone(), stream, turns.begin(), shutdown.clone());
@@ -103,6 +106,7 @@ struct Turns<L> {
     carrier: Arc<ProxyDigest>,
     leaving: Option<Pin<Box<L>>>,
     open: Arc<Open>,
+    /// How long it may be idle.
     limit: Option<Duration>,
     /// Since when no request is open.
     since: Option<Instant>,
@@ -187,7 +191,11 @@ impl<L: Future<Output = ()>> Turns<L> {
             Poll::Ready(accepted) => Poll::Ready(Turn::Accepted(accepted)),
             // Who was told to go does so when all is answered.
             Poll::Pending if self.leaving.is_none() => Poll::Pending,
-            Poll::Pending => self.poll_idle(cx).map(|()| Turn::Idle),
+            Poll::Pending => {
+                ready!(self.poll_idle(cx));
+                self.limit = None;
+                Poll::Ready(Turn::Idle)
+            }
         }
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::Reason;
 use http::{HeaderMap, Request};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
 use crate::direct::{ENDED, OWN, Reply, Taken, WAYS, WHOLE, both, closing, reply};
 use crate::harness::frames::{frame, headers};
@@ -367,6 +367,49 @@ async fn a_long_upload_that_was_answered_is_told_to_stop() {
     assert_eq!(reset.expect("a reason"), Reason::NO_ERROR);
 }
 
+/// The type of the next frame and what is in it; none when the connection ends.
+async fn read_frame(reads: &mut (impl AsyncRead + Unpin)) -> Option<(u8, Vec<u8>)> {
+    let mut head = [0; 9];
+    reads.read_exact(&mut head).await.ok()?;
+    let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+    let mut payload = vec![0; length as usize];
+    reads.read_exact(&mut payload).await.ok()?;
+    Some((head[3], payload))
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_told_to_go() {
+    let gateway =
+        Gateway::start("server: {limits: {idle_timeout: 1s}}\nroutes: [{name: no, respond: {status: 401}}]")
+            .await;
+    let mut wire = Wire::connect(gateway.address()).await;
+    wire.send([b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &frame(4, 0, 0, &[])[..]].concat()).await;
+    let mut stream = wire.into_stream();
+    let last = soon("the end", async {
+        let mut last = None;
+        while let Some(frame) = read_frame(&mut stream).await {
+            last = Some(frame);
+        }
+        last
+    });
+    // GOAWAY with NO_ERROR (RFC 9113 s6.8, s9.1).
+    let (kind, payload) = last.await.expect("frames");
+    assert_eq!((kind, &payload[4..8]), (7, &[0; 4][..]));
+}
+
+#[tokio::test]
+async fn what_was_sent_of_an_answer_arrives_before_it_breaks_off() {
+    let origin = Origin::dying_after(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhal").await;
+    let gateway = Gateway::before(&origin, "").await;
+    let client = H2c::connect(gateway.address()).await;
+    let (answer, _) = client.open(PLAIN.over("a"), true).await;
+    let answer = soon("a head", answer).await.expect("an answer");
+    assert_eq!(answer.status(), 200);
+    let mut body = answer.into_body();
+    assert_eq!(soon("a piece", body.data()).await.expect("a piece").expect("content"), "hal");
+    assert!(soon("a reset", body.data()).await.expect("no end").is_err());
+}
+
 #[tokio::test]
 async fn a_stream_whose_window_opens_too_slowly_is_reset() {
     let long = format!("HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n{}", "x".repeat(1_000_000));
@@ -386,18 +429,7 @@ async fn a_stream_whose_window_opens_too_slowly_is_reset() {
             let _ = writes.write_all(&frame(8, 0, 1, &5u32.to_be_bytes())).await;
         }
     };
-    let reset = async {
-        loop {
-            let mut head = [0; 9];
-            reads.read_exact(&mut head).await.expect("a frame");
-            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
-            let mut payload = vec![0; length as usize];
-            reads.read_exact(&mut payload).await.expect("a frame");
-            if (head[3], head[8]) == (3, 1) {
-                return;
-            }
-        }
-    };
+    let reset = async { while read_frame(&mut reads).await.expect("a frame").0 != 3 {} };
     soon("a reset", async { tokio::select!(() = reset => {}, () = opens => {}) }).await;
 }
 

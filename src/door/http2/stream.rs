@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
-use h2::{Reason, SendStream};
+use h2::SendStream;
 use http::{HeaderMap, header};
 use parking_lot::Mutex;
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -225,20 +225,15 @@ impl Http2Stream {
         Poll::Ready(Ok(()))
     }
 
-    /// Resets a stream whose answer is broken off. When all of it was sent and little of the request is left, that is
-    /// read, as clients may not look for an answer before; of more the client is told that nobody wants it (RFC 9113
-    /// s8.1), as the library does when the stream is dropped.
+    /// Ends the stream. When all of the answer was sent and little of the request is left, that is read, as clients may
+    /// not look for an answer before. Of more the client is told that nobody wants it (RFC 9113 s8.1), and of an answer
+    /// that breaks off that it does, as the library does behind what was sent when a stream is dropped.
     pub(super) async fn finish(mut self) {
-        if self.ended {
-            if self.unread.is_some_and(|unread| unread <= MOST_DRAINED) {
-                self.session.set_total_drain_timeout(Some(self.body_timeout));
-                let _ = self.session.drain_request_body().await;
-            }
-            return;
-        }
-        match &mut self.body {
-            Some(body) => body.send_reset(Reason::INTERNAL_ERROR),
-            None => self.session.shutdown(),
+        if self.ended && self.unread.is_some_and(|unread| unread <= MOST_DRAINED) {
+            self.session.set_total_drain_timeout(Some(self.body_timeout));
+            let _ = self.session.drain_request_body().await;
+        } else if self.body.is_none() {
+            self.session.shutdown();
         }
     }
 }
