@@ -6,10 +6,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use pingora::apps::HttpServerApp;
 
-use super::{DoorStream, Head};
+use super::{DoorStream, Head, Http2Stream};
 
-/// Who serves requests: an application of Pingora, and before it who may serve plain requests of HTTP/1.1
-/// without a session of Pingora's, which costs several times as much.
+/// Who serves requests: an application of Pingora, and before it who may serve plain requests without it, which
+/// costs several times as much.
 pub trait Application: Send + Sync + 'static {
     /// The application of Pingora.
     type Pingora: HttpServerApp + Send + Sync + 'static;
@@ -22,6 +22,13 @@ pub trait Application: Send + Sync + 'static {
     ///
     /// Only requests that are [plain](Head::plain) come here.
     fn serve(&self, stream: &mut DoorStream, head: &Head) -> impl Future<Output = Served> + Send;
+
+    /// Serves a request of HTTP/2, or declines before anything of its body was read and anything was answered, and
+    /// gives what was found out so far.
+    fn serve_http2(
+        &self,
+        stream: &mut Http2Stream,
+    ) -> impl Future<Output = Result<(), Option<Box<dyn Any + Send>>>> + Send;
 }
 
 /// What became of a plain request.

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
@@ -56,8 +57,15 @@ pub fn tunnelled(session: &Session) {
 
 /// What was left behind by who declined this request.
 pub fn left_behind(session: &Session) -> Option<Box<dyn Any + Send>> {
+    if let Some(LeftBehind(left)) = session.req_header().extensions.get() {
+        return left.lock().take();
+    }
     carried(session.digest()?.proxy_digest.as_ref()?)?.left.lock().take()
 }
+
+/// What was left behind with a request of HTTP/2, many of which may be on one connection.
+#[derive(Clone)]
+pub(super) struct LeftBehind(pub(super) Arc<Mutex<Option<Box<dyn Any + Send>>>>);
 
 /// What a connection and its requests share.
 pub(super) struct Carried {
@@ -66,7 +74,9 @@ pub(super) struct Carried {
     pub(super) over: Draining,
     pub(super) broken: OnceLock<Rule>,
     pub(super) tunnelled: OnceLock<()>,
-    /// For the next request; see [`left_behind`].
+    /// What is written waits for more, whoever flushes it.
+    pub(super) corked: AtomicBool,
+    /// For the next request of HTTP/1; see [`left_behind`].
     pub(super) left: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
@@ -85,6 +95,7 @@ pub(super) fn carrier(facts: ConnFacts, desk: &Desk) -> Arc<ProxyDigest> {
         over: desk.over.clone(),
         broken: OnceLock::new(),
         tunnelled: OnceLock::new(),
+        corked: AtomicBool::new(false),
         left: Mutex::new(None),
     };
     Arc::new(ProxyDigest::new(Box::new(unused), Some(Box::new(carried))))

@@ -42,6 +42,8 @@ pub(super) struct Frames {
     /// Frames that carry nothing and only control the connection.
     controls: Budget,
     continuations: u8,
+    /// The client closed its side.
+    ended: bool,
     /// A GOAWAY that says more than that the gateway is about to leave went out.
     dismissed: bool,
 }
@@ -64,15 +66,17 @@ impl Frames {
                 filled: begun,
             },
             continuations: 0,
+            ended: false,
             dismissed: false,
         }
     }
 
-    /// Follows what the client sent.
+    /// Follows what the client sent; nothing is the end.
     ///
     /// # Errors
     /// What it sent too much of.
     pub(super) fn client_sent(&mut self, mut bytes: &[u8]) -> Result<(), Rule> {
+        self.ended |= bytes.is_empty();
         while let Some(frame) = self.from_client.next(&mut bytes) {
             match frame.kind {
                 DATA if frame.content() > 0 => self.controls.earn(PER_DATA),
@@ -129,6 +133,11 @@ impl Frames {
     /// The last frame the client may read, if one can be sent: not within another frame, nor after one like it.
     pub(super) fn goaway(&self, rule: Rule) -> Option<Vec<u8>> {
         (self.to_client.is_between() && !self.dismissed).then(|| goaway(ENHANCE_YOUR_CALM, rule))
+    }
+
+    /// Whether the client closed its side.
+    pub(super) fn is_ended(&self) -> bool {
+        self.ended
     }
 
     /// Whether the client was told to go.

@@ -1,30 +1,41 @@
 //! A connection that speaks HTTP/2: its requests run side by side, and those that Pingora refuses before
 //! anyone sees them are counted and logged.
 
-use std::sync::Arc;
-use std::time::Duration;
+mod stream;
 
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use futures_util::task::AtomicWaker;
 use pingora::apps::HttpServerApp;
 use pingora::protocols::Digest;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v2::server::{H2Accept, HttpSession, handshake};
+use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::{GetProxyDigest, GetSocketDigest, GetTimingDigest, Ssl};
 use pingora::server::ShutdownWatch;
-use tokio::sync::watch;
 
+use super::alarm::Alarm;
+use super::facts::carried;
 use super::refusal::{Seen, report};
 use super::stream::DoorStream;
 use super::{Application, Common, Rule};
+
+pub use stream::Http2Stream;
 
 /// Requests of one connection that may be refused unread before it is ended.
 const MAX_REFUSED: usize = 32;
 
 /// Serves a connection to its end.
-pub(super) async fn serve<A>(common: Arc<Common<A>>, stream: Box<DoorStream>, mut shutdown: ShutdownWatch)
+pub(super) async fn serve<A>(common: Arc<Common<A>>, stream: Box<DoorStream>, shutdown: ShutdownWatch)
 where
     A: Application,
 {
-    let facts = stream.facts().clone();
+    let (facts, carrier) = (stream.facts().clone(), stream.carrier());
     let digest = Arc::new(Digest {
         ssl_digest: stream.get_ssl_digest(),
         timing_digest: stream.get_timing_digest(),
@@ -35,66 +46,178 @@ where
     let idle = app.server_options().and_then(|options| options.h2_idle_timeout);
     // Who leaves in the middle of it needs no line in the log.
     let Ok(mut connection) = handshake(stream, app.h2_options()).await else { return };
-    let (open, mut last, mut refused) = (Open::default(), false, 0);
+    let mut turns = Turns::new(carrier, shutdown.clone(), idle);
+    let mut refused = 0;
     loop {
-        let accepted = tokio::select! {
-            biased;
-            _ = shutdown.wait_for(|on| *on), if !last => {
-                connection.graceful_shutdown();
-                last = true;
-                continue;
+        let turn = turns.next(HttpSession::from_h2_conn(&mut connection, digest.clone())).await;
+        match turn {
+            Turn::Leave => connection.graceful_shutdown(),
+            Turn::Idle | Turn::Accepted(Ok(None) | Err(_)) => return,
+            Turn::Accepted(Ok(Some(H2Accept::Session(session)))) => {
+                let stream = Http2Stream::new(session, &common.desk.limits.load());
+                let request = request(common.clone(), stream, turns.begin(), shutdown.clone());
+                // In a box, since the runtime moves what it runs whenever it begins or ends.
+                pingora_runtime::current_handle().spawn(Box::pin(request));
             }
-            accepted = HttpSession::from_h2_conn(&mut connection, digest.clone()) => accepted,
-            () = open.idle(idle), if !last => return,
-        };
-        match accepted {
-            Ok(Some(H2Accept::Session(session))) => {
-                let (app, guard, shutdown) = (app.clone(), open.begin(), shutdown.clone());
-                pingora_runtime::current_handle().spawn(async move {
-                    let _open = guard;
-                    app.process_new_http(ServerSession::new_http2(session), &shutdown).await;
-                });
-            }
-            Ok(Some(H2Accept::Rejected)) => {
+            Turn::Accepted(Ok(Some(H2Accept::Rejected))) => {
                 report(&common, &facts, Rule::Malformed, &Seen::of_http2());
                 refused += 1;
                 if refused == MAX_REFUSED {
                     return;
                 }
             }
-            Ok(None) | Err(_) => return,
         }
     }
 }
 
+/// Has one request served.
+async fn request<A: Application>(
+    common: Arc<Common<A>>,
+    mut stream: Http2Stream,
+    _open: Guard,
+    shutdown: ShutdownWatch,
+) {
+    match common.app.serve_http2(&mut stream).await {
+        Ok(()) => stream.finish().await,
+        Err(left) => {
+            let session = ServerSession::new_http2(stream.into_session(left));
+            // On the heap, or every request would have its room.
+            Box::pin(common.app.pingora().process_new_http(session, &shutdown)).await;
+        }
+    }
+}
+
+/// What a connection does next.
+#[expect(clippy::large_enum_variant, reason = "nobody keeps one, and a box would be one for each request")]
+enum Turn {
+    /// The gateway is on its way out, and the client is to be told.
+    Leave,
+    /// It was idle for too long.
+    Idle,
+    /// A request came, or the connection ended.
+    Accepted(pingora::Result<Option<H2Accept>>),
+}
+
+/// What a connection waits for; kept from wait to wait, as to begin to wait takes longer than most waits.
+struct Turns<L> {
+    carrier: Arc<ProxyDigest>,
+    leaving: Option<Pin<Box<L>>>,
+    open: Arc<Open>,
+    limit: Option<Duration>,
+    /// Since when no request is open.
+    since: Option<Instant>,
+    alarm: Alarm,
+    /// It had its turn after all that could run when it was woken.
+    is_last: bool,
+    /// Requests that were open at the last turn.
+    were_open: usize,
+}
+
+impl Turns<()> {
+    /// A connection that may be idle for this long; for ever without a limit.
+    fn new(
+        carrier: Arc<ProxyDigest>,
+        mut shutdown: ShutdownWatch,
+        limit: Option<Duration>,
+    ) -> Turns<impl Future<Output = ()>> {
+        let leaving = async move { drop(shutdown.wait_for(|on| *on).await) };
+        Turns {
+            carrier,
+            leaving: Some(Box::pin(leaving)),
+            open: Arc::default(),
+            limit,
+            since: None,
+            alarm: Alarm::default(),
+            is_last: false,
+            were_open: 0,
+        }
+    }
+}
+
+impl<L: Future<Output = ()>> Turns<L> {
+    /// Counts a request as open until what it gives is dropped.
+    fn begin(&mut self) -> Guard {
+        self.since = None;
+        self.open.count.fetch_add(1, Ordering::Relaxed);
+        Guard(self.open.clone())
+    }
+
+    async fn next(&mut self, accept: impl Future<Output = pingora::Result<Option<H2Accept>>>) -> Turn {
+        let mut accept = pin!(accept);
+        poll_fn(|cx| {
+            let open = self.open.count.load(Ordering::Relaxed);
+            let are_several = open.max(self.were_open) > 1;
+            // It is woken by the first answer: it lets all others come before it, and sends them together.
+            if are_several && !self.is_last {
+                self.is_last = true;
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            self.cork(are_several);
+            let mut turn = self.poll_next(cx, accept.as_mut());
+            self.cork(false);
+            if are_several && turn.is_pending() {
+                turn = self.poll_next(cx, accept.as_mut());
+            }
+            (self.is_last, self.were_open) = (turn.is_ready(), open);
+            turn
+        })
+        .await
+    }
+
+    /// Whether what is written waits for more; the library would send each answer by itself.
+    fn cork(&self, is_on: bool) {
+        if let Some(carried) = carried(&self.carrier) {
+            carried.corked.store(is_on, Ordering::Relaxed);
+        }
+    }
+
+    fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+        accept: Pin<&mut impl Future<Output = pingora::Result<Option<H2Accept>>>>,
+    ) -> Poll<Turn> {
+        if let Some(leaving) = &mut self.leaving
+            && leaving.as_mut().poll(cx).is_ready()
+        {
+            self.leaving = None;
+            return Poll::Ready(Turn::Leave);
+        }
+        match accept.poll(cx) {
+            Poll::Ready(accepted) => Poll::Ready(Turn::Accepted(accepted)),
+            // Who was told to go does so when all is answered.
+            Poll::Pending if self.leaving.is_none() => Poll::Pending,
+            Poll::Pending => self.poll_idle(cx).map(|()| Turn::Idle),
+        }
+    }
+
+    /// Ready when nothing has been open for as long as that may be.
+    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(limit) = self.limit else { return Poll::Pending };
+        self.open.last.register(cx.waker());
+        if self.open.count.load(Ordering::Acquire) > 0 {
+            return Poll::Pending;
+        }
+        let since = *self.since.get_or_insert_with(Instant::now);
+        self.alarm.poll(cx, since + limit)
+    }
+}
+
 /// How many requests of a connection are open.
-struct Open(watch::Sender<usize>);
+#[derive(Default)]
+struct Open {
+    count: AtomicUsize,
+    /// Who is told when the last one is over.
+    last: AtomicWaker,
+}
 
 /// Counts a request as open until it is dropped.
-struct Guard(watch::Sender<usize>);
-
-impl Default for Open {
-    fn default() -> Self {
-        Self(watch::Sender::new(0))
-    }
-}
-
-impl Open {
-    fn begin(&self) -> Guard {
-        self.0.send_modify(|count| *count += 1);
-        Guard(self.0.clone())
-    }
-
-    /// Waits until nothing has been open for this long; for ever without a limit.
-    async fn idle(&self, limit: Option<Duration>) {
-        let Some(limit) = limit else { return std::future::pending().await };
-        let _ = self.0.subscribe().wait_for(|count| *count == 0).await;
-        tokio::time::sleep(limit).await;
-    }
-}
+struct Guard(Arc<Open>);
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.0.send_modify(|count| *count -= 1);
+        if self.0.count.fetch_sub(1, Ordering::Release) == 1 {
+            self.0.last.wake();
+        }
     }
 }

@@ -50,6 +50,7 @@ pub use chunks::Chunks;
 pub use facts::{ConnFacts, broken, count, facts, left_behind, tunnelled};
 pub use handshake::{HandshakeFailure, HandshakeFailures};
 pub use head::Head;
+pub use http2::Http2Stream;
 pub use listener::Listener;
 pub use patience::Patience;
 pub use pause::Pause;

@@ -3,12 +3,14 @@
 
 mod about;
 mod out;
+mod rest;
 
 use std::fmt;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 
@@ -29,6 +31,7 @@ use super::transport::{Transport, linger};
 use super::tunnel::{GOING_AWAY, Tunnel};
 use super::{ConnFacts, Declined, Desk, HeadLimits, Permit, Rule};
 use out::Out;
+use rest::Rest;
 
 /// What is read at once between requests: heads fit, and most bodies that come with them.
 const LEAD: usize = 16 * 1024;
@@ -54,21 +57,6 @@ pub struct DoorStream {
     hangup: Option<Box<Hangup>>,
     carrier: Arc<ProxyDigest>,
     permit: Option<Permit>,
-}
-
-/// What is still to be read of a request.
-#[derive(Debug)]
-enum Rest {
-    /// This many bytes.
-    Bytes(u64),
-    /// Chunks.
-    Chunks(Chunks),
-    /// Whatever comes; once it is a tunnel, with what goes the other way.
-    Open(Option<Box<Tunnel>>),
-    /// Frames of HTTP/2, which are counted.
-    Frames(Box<Frames>),
-    /// Nobody knows, and nobody wants it.
-    Abandoned,
 }
 
 impl DoorStream {
@@ -216,6 +204,7 @@ impl DoorStream {
     /// Lets Pingora speak HTTP/2.
     pub(super) fn open(&mut self, limits: &HeadLimits) {
         self.out.wait_with(Some(Patience::new(limits.idle_timeout, limits.min_rate)));
+        self.out.carry_many();
         self.rest = Rest::Frames(Box::new(Frames::new(Instant::now())));
     }
 
@@ -226,11 +215,7 @@ impl DoorStream {
 
     /// Whether the request was read to its end, as far as the door can tell.
     pub fn is_at_end(&self) -> bool {
-        match self.rest {
-            Rest::Open(_) => true,
-            Rest::Frames(_) => self.carried().broken.get().is_none(),
-            _ => self.rest.is_over(),
-        }
+        matches!(self.rest, Rest::Open(_)) || self.rest.is_over()
     }
 
     /// Notes that the request broke a rule: nothing more is read of it, so nobody can take it for whole.
@@ -280,6 +265,7 @@ impl DoorStream {
         let read = Pin::new(self.inner_mut()).poll_read(cx, buf);
         // Who waits for the client has nothing more to say for now: what is held must not wait too.
         if read.is_pending()
+            && !self.is_corked()
             && let Poll::Ready(Err(error)) = self.poll_drain(cx)
         {
             return Poll::Ready(Err(error));
@@ -355,6 +341,17 @@ impl DoorStream {
         read
     }
 
+    /// Sends all that is held.
+    fn poll_all(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = self.out.poll_flush(there(&mut self.inner), &mut self.alarm, cx);
+        self.sent(polled)
+    }
+
+    /// Whether what is written waits for more.
+    fn is_corked(&self) -> bool {
+        matches!(self.rest, Rest::Frames(_)) && self.carried().corked.load(Ordering::Relaxed)
+    }
+
     fn refuse(&mut self, rule: Rule) -> io::Error {
         self.break_off(rule);
         invalid()
@@ -370,30 +367,6 @@ impl DoorStream {
             self.break_off(Rule::SlowReader);
         }
         polled
-    }
-}
-
-impl Rest {
-    /// How many of these bytes belong to the request.
-    fn take(&mut self, bytes: &[u8]) -> Result<usize, Rule> {
-        match self {
-            Self::Bytes(left) => {
-                let here = bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
-                *left -= here as u64;
-                Ok(here)
-            }
-            Self::Chunks(chunks) => chunks.follow(bytes),
-            Self::Frames(frames) => frames.client_sent(bytes).map(|()| bytes.len()),
-            Self::Open(_) | Self::Abandoned => Ok(bytes.len()),
-        }
-    }
-
-    fn is_over(&self) -> bool {
-        match self {
-            Self::Bytes(left) => *left == 0,
-            Self::Chunks(chunks) => chunks.is_over(),
-            Self::Frames(_) | Self::Open(_) | Self::Abandoned => false,
-        }
     }
 }
 
@@ -459,19 +432,18 @@ impl AsyncWrite for DoorStream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        let polled = this.out.poll_flush(there(&mut this.inner), &mut this.alarm, cx);
-        this.sent(polled)
+        if self.is_corked() { Poll::Ready(Ok(())) } else { self.poll_all(cx) }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.as_mut().poll_flush(cx))?;
+        // What waits for more waits in vain.
+        ready!(self.poll_all(cx))?;
         Pin::new(self.inner_mut()).poll_shutdown(cx)
     }
 }
 
-/// Sends what is still held, as Pingora's own streams do, if that needs no waiting. Who is still sending
-/// what nobody wants gets the time to read why.
+/// Sends what is still held, as Pingora's own streams do, if that needs no waiting. Who may still be sending
+/// what nobody wants gets the time to read why: of HTTP/2, who did not close its side.
 impl Drop for DoorStream {
     fn drop(&mut self) {
         let drained = self.poll_drain(&mut Context::from_waker(Waker::noop()));

@@ -130,9 +130,15 @@ pub(super) fn write_wire(
             && !own.iter().any(|(field, _)| name == field.spelt)
             && remaining.is_none_or(|remaining| remaining != name)
     };
-    for ((name, value), (spelt, _)) in request.headers.iter().zip(request.case_header_iter()) {
-        if stays(name.as_str()) {
-            write_line(spelt.as_slice(), value.as_bytes(), out);
+    if request.has_case() {
+        for ((name, value), (spelt, _)) in request.headers.iter().zip(request.case_header_iter()) {
+            if stays(name.as_str()) {
+                write_line(spelt.as_slice(), value.as_bytes(), out);
+            }
+        }
+    } else {
+        for (name, value) in request.headers.iter().filter(|(name, _)| stays(name.as_str())) {
+            write_line(name.as_str().as_bytes(), value.as_bytes(), out);
         }
     }
     for (field, value) in own.iter() {

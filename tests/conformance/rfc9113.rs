@@ -250,12 +250,13 @@ async fn s8_1_1_a_body_of_another_length_than_was_said_never_arrives_whole() {
         let last = pieces.len() - 1;
         sent.extend(pieces.iter().enumerate().map(|(at, piece)| data(piece.as_bytes(), at == last)));
         assert_eq!(frames::ask(gateway.address(), &sent).await, Outcome::Reset, "{length} {pieces:?}");
-        let whole = soon("the origin to see it", seen.recv()).await;
-        assert_eq!(whole, Some(false), "{length} {pieces:?}");
     }
     let right =
         [headers(&with(("", ""), &[("content-length", "3")]), false), data(b"a", false), data(b"bc", true)];
     assert_eq!(frames::ask(gateway.address(), &right).await, Outcome::Answered(200));
+    // Of those before, the origin saw nothing or something cut.
+    let whole = std::iter::from_fn(|| seen.try_recv().ok()).filter(|whole| *whole).count();
+    assert_eq!(whole, 1, "only the last one arrived whole");
 }
 
 #[tokio::test]

@@ -23,12 +23,13 @@ routes:
     filters: [body_limit: {response: 1GiB}]
 ";
 
-const WAYS: [&str; 3] = ["direct.test", "filtered.test", "proxied.test"];
+pub(crate) const WAYS: [&str; 3] = ["direct.test", "filtered.test", "proxied.test"];
 
 /// Fields whose values are not the same for two requests, or name the host.
-const OWN: [&str; 6] = ["traceparent", "forwarded", "x-forwarded-host", "host", "date", "connection"];
+pub(crate) const OWN: [&str; 6] =
+    ["traceparent", "forwarded", "x-forwarded-host", "host", "date", "connection"];
 
-async fn both(origin: &Origin) -> Gateway {
+pub(crate) async fn both(origin: &Origin) -> Gateway {
     Gateway::start(&BOTH.replace("ADDRESS", &origin.address.to_string())).await
 }
 
@@ -112,20 +113,20 @@ fn told(answer: &Answer, kept: bool) -> (Said, String) {
     ((line, fields), body)
 }
 
-type Taken = tokio::sync::mpsc::UnboundedReceiver<Wire>;
+pub(crate) type Taken = tokio::sync::mpsc::UnboundedReceiver<Wire>;
 
 /// What an origin says.
 #[derive(Clone, Debug)]
-struct Reply {
-    bytes: Vec<u8>,
-    closes: bool,
+pub(crate) struct Reply {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) closes: bool,
 }
 
-fn reply(bytes: impl AsRef<[u8]>) -> Reply {
+pub(crate) fn reply(bytes: impl AsRef<[u8]>) -> Reply {
     Reply { bytes: bytes.as_ref().to_vec(), closes: false }
 }
 
-fn closing(bytes: impl AsRef<[u8]>) -> Reply {
+pub(crate) fn closing(bytes: impl AsRef<[u8]>) -> Reply {
     Reply { closes: true, ..reply(bytes) }
 }
 
@@ -243,7 +244,7 @@ async fn both_ways_pass_on_bodies_of_any_size() {
 }
 
 /// Answers of which something follows on the same connection.
-const WHOLE: &[&str] = &[
+pub(crate) const WHOLE: &[&str] = &[
     "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
     "HTTP/1.1 200 \r\nContent-Length: 2\r\n\r\nok",
     "HTTP/1.1 200 Fine By Me\r\nContent-Length: 2\r\nX-A: 1\r\nx-a: 2\r\nSet-Cookie: a\r\nSet-Cookie: b\r\n\r\nok",
@@ -277,7 +278,7 @@ const WHOLE: &[&str] = &[
 ];
 
 /// Answers that end with their connection.
-const ENDED: &[&str] = &[
+pub(crate) const ENDED: &[&str] = &[
     "",
     "HTTP",
     "HTTP/1.1 200 OK\r\nX: y\r\n",

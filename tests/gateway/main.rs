@@ -16,6 +16,7 @@ mod consumers;
 mod credentials;
 mod decompression;
 mod direct;
+mod direct_http2;
 mod discovery;
 mod failures;
 mod fallbacks;

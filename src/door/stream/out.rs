@@ -15,6 +15,8 @@ use super::super::transport::Transport;
 
 /// Writes up to this size are collected until a flush: Pingora writes a head and its body apart.
 const ROOM: usize = 4096;
+/// The same of HTTP/2, whose answers go out together: what one record of TLS holds.
+const ROOM_OF_MANY: usize = 16 * 1024;
 
 /// Collects small writes, and waits for the client to take them for as long as there is patience.
 #[derive(Default)]
@@ -24,12 +26,19 @@ pub(super) struct Out {
     sent: usize,
     patience: Option<Patience>,
     gave_up: bool,
+    /// Many answers are on their way at once.
+    many: bool,
 }
 
 impl Out {
     /// From here on the client is waited for with this patience.
     pub(super) fn wait_with(&mut self, patience: Option<Patience>) {
         self.patience = patience;
+    }
+
+    /// From here on many answers are written side by side.
+    pub(super) fn carry_many(&mut self) {
+        self.many = true;
     }
 
     /// Whether the client took too long to take something.
@@ -151,8 +160,9 @@ impl Out {
         cx: &mut Context<'_>,
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
+        let room = if self.many { ROOM_OF_MANY } else { ROOM };
         loop {
-            if self.held.len() + data.len() <= ROOM {
+            if self.held.len() + data.len() <= room {
                 if self.held.capacity() == 0 {
                     // Most answers are a head and little more: half the room does for them.
                     self.held.reserve_exact(if data.len() > ROOM / 4 { ROOM } else { ROOM / 2 });

@@ -60,3 +60,28 @@ async fn small_writes_are_held_until_the_flush() {
     theirs.readable().await.unwrap();
     assert_eq!(theirs.try_read(&mut got).unwrap(), 8);
 }
+
+#[tokio::test]
+async fn what_waits_for_more_is_sent_when_there_is_no_more() {
+    // A frame of HTTP/2 that is to be ignored (RFC 9113 s5.5).
+    let frame = |last: u8| [0, 0, 1, 0xbe, 0, 0, 0, 0, 0, last];
+    let (mut ours, mut theirs) = pair();
+    ours.open(&LIMITS);
+    ours.carried().corked.store(true, Ordering::Relaxed);
+    for nth in 1..=2 {
+        ours.write_all(&frame(nth)).await.unwrap();
+        ours.flush().await.unwrap();
+    }
+    let mut got = [0; 32];
+    assert_eq!(theirs.try_read(&mut got).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    ours.carried().corked.store(false, Ordering::Relaxed);
+    ours.flush().await.unwrap();
+    theirs.read_exact(&mut got[..20]).await.unwrap();
+    assert_eq!(got[..20], [frame(1), frame(2)].concat());
+    ours.carried().corked.store(true, Ordering::Relaxed);
+    ours.write_all(&frame(3)).await.unwrap();
+    AsyncWriteExt::shutdown(&mut ours).await.unwrap();
+    let mut rest = Vec::new();
+    theirs.read_to_end(&mut rest).await.unwrap();
+    assert_eq!(rest, frame(3));
+}

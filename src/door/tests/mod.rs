@@ -1,5 +1,6 @@
 //! The door over real sockets, in front of a real Pingora proxy that answers by itself.
 
+use std::any::Any;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -158,6 +159,10 @@ impl<A: HttpServerApp + Send + Sync + 'static> Application for ByPingora<A> {
 
     async fn serve(&self, stream: &mut DoorStream, head: &Head) -> Served {
         Served::Declined(Declined { head: stream.take_head(head), left: None })
+    }
+
+    async fn serve_http2(&self, _: &mut Http2Stream) -> Result<(), Option<Box<dyn Any + Send>>> {
+        Err(None)
     }
 }
 

@@ -12,10 +12,11 @@ use tollhouse_filters::outcome::Reply;
 use tollhouse_filters::problem::{self, Problem};
 
 use super::Job;
+use super::client::{Begin, Client};
 use super::relay::Relay;
 use super::trouble::{Trouble, Waits};
-use super::wire::{self, Answer, AnswerHead};
-use crate::door::{DoorStream, Rule};
+use super::wire::{self, Answer, AnswerHead, Form, Framing};
+use crate::door::Rule;
 use crate::engine::{Forwarding, strip_hop_by_hop};
 use crate::observe::AttemptOutcome;
 use crate::proxy::failure::{self, PER_TRY};
@@ -101,10 +102,10 @@ impl From<Problem> for Failure {
 
 impl Job<'_> {
     /// Tries backends until one answers, or there is to be no further attempt.
-    pub(super) async fn attempts(&mut self, stream: &mut DoorStream) -> Result<(), Failure> {
+    pub(super) async fn attempts<C: Client>(&mut self, client: &mut C) -> Result<(), Failure> {
         let mut begun = Begun { body: Some(Vec::new()), anew: false };
         loop {
-            let Err(failure) = self.attempt(stream, &mut begun).await else { return Ok(()) };
+            let Err(failure) = self.attempt(client, &mut begun).await else { return Ok(()) };
             let wait = match self.fault(&failure) {
                 Some(fault) => {
                     // The other connections may be as old.
@@ -123,13 +124,13 @@ impl Job<'_> {
     }
 
     /// One attempt at one backend.
-    async fn attempt(&mut self, stream: &mut DoorStream, begun: &mut Begun) -> Result<(), Failure> {
+    async fn attempt<C: Client>(&mut self, client: &mut C, begun: &mut Begun) -> Result<(), Failure> {
         let (server, reused) = self.connect(begun.anew).await?;
         let head = self.head().await?;
         let keep = self.call.rules().keep(&self.request.method, &self.request.headers, reused);
         let waits = self.waits()?;
         let body = begun.body.take().unwrap_or_default();
-        let mut relay = Relay::new(stream, server, head, waits, body, keep);
+        let mut relay = Relay::new(client, server, head, waits, body, keep);
         let relayed = self.relay(&mut relay).await;
         (self.bytes_in, self.bytes_out) = (relay.taken, self.bytes_out + relay.sent());
         match relayed {
@@ -211,7 +212,12 @@ impl Job<'_> {
     }
 
     /// Whether there is another attempt in the place of an answer with this status.
-    fn answer_is_fault(&mut self, status: u16, fields: Option<&HeaderMap>, relay: &Relay<'_>) -> bool {
+    fn answer_is_fault<C: Client>(
+        &mut self,
+        status: u16,
+        fields: Option<&HeaderMap>,
+        relay: &Relay<'_, C>,
+    ) -> bool {
         let Some(fault) = self.call.rules().fault_of(status, fields) else { return false };
         let wait = self.again(fault, AttemptOutcome::Answered, relay.is_repeatable());
         self.call.attempts.wait = wait;
@@ -262,12 +268,17 @@ impl Job<'_> {
     }
 
     /// Sends the request and passes the answer on; true if the backend's connection takes another request.
-    async fn relay(&mut self, relay: &mut Relay<'_>) -> Result<bool, Failure> {
+    async fn relay<C: Client>(&mut self, relay: &mut Relay<'_, C>) -> Result<bool, Failure> {
         let exchange = self.call.exchange();
         let seen = exchange.sees_response() || exchange.invalidates(&self.request);
         let seen = seen || upstream(&self.call).is_sticky();
+        let form = match seen {
+            _ if !C::HTTP1 => Form::Plain,
+            true => Form::Spelt,
+            false => Form::Lines,
+        };
         loop {
-            let Answer { head, body, reusable, rest } = relay.answer(&self.request.method, seen).await?;
+            let Answer { head, body, reusable, rest } = relay.answer(&self.request.method, form).await?;
             self.tell(|guard| relay.tell_upload(guard));
             let mut head = match head {
                 AnswerHead::Lines { status, .. } if self.answer_is_fault(status, None, relay) => {
@@ -276,44 +287,42 @@ impl Job<'_> {
                 AnswerHead::Lines { status, lines, chunked } => {
                     response::answered(status, &mut self.call);
                     self.begins(status, relay);
-                    let mut out = lines;
-                    wire::end_answer(!self.keep, &mut out);
-                    relay.finish(out, body, rest, chunked).await?;
+                    let mut head = lines;
+                    wire::end_answer(!self.keep, &mut head);
+                    relay.finish(Begin { head, chunked }, body, rest).await?;
                     return Ok(reusable);
                 }
                 AnswerHead::Whole(head) => head,
             };
             if head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS {
-                relay.announce(self.interim(&mut head)?, rest).await?;
+                relay.announce(self.interim::<C>(&mut head)?, rest).await?;
                 continue;
             }
             if self.answer_is_fault(head.status.as_u16(), Some(&head.headers), relay) {
                 return Err(Failure::Again);
             }
-            let (out, chunked) = self.final_head(head, relay).await?;
-            relay.finish(out, body, rest, chunked).await?;
+            let begin = self.final_head(head, relay, &body).await?;
+            relay.finish(begin, body, rest).await?;
             return Ok(reusable);
         }
     }
 
     /// An interim head, as it is sent on.
-    fn interim(&mut self, head: &mut ResponseHeader) -> Result<Vec<u8>, Failure> {
+    fn interim<C: Client>(&mut self, head: &mut ResponseHeader) -> Result<Vec<u8>, Failure> {
         self.call.interim += 1;
         if self.call.interim > response::MAX_INTERIM {
             return Err(Trouble::Protocol("too many interim answers").into());
         }
-        response::remove_framing(head);
-        let mut out = Vec::with_capacity(256);
-        wire::write_answer(head, false, &mut out);
-        Ok(out)
+        Ok(C::interim(head))
     }
 
-    /// The final head as filters make it, and whether the body comes in chunks.
-    async fn final_head(
+    /// Begins the answer with the final head as filters make it.
+    async fn final_head<C: Client>(
         &mut self,
         mut head: Box<ResponseHeader>,
-        relay: &mut Relay<'_>,
-    ) -> Result<(Vec<u8>, bool), Failure> {
+        relay: &mut Relay<'_, C>,
+        body: &Framing,
+    ) -> Result<Begin, Failure> {
         response::accept(&head, &mut self.call)?;
         if self.call.events {
             relay.forget_deadline();
@@ -328,13 +337,17 @@ impl Job<'_> {
             let _ = head.insert_header("Date", get_cached_date());
         }
         self.begins(head.status.as_u16(), relay);
-        let mut out = Vec::with_capacity(1024);
-        wire::write_answer(&mut head, !self.keep, &mut out);
-        Ok((out, head.headers.contains_key(header::TRANSFER_ENCODING)))
+        let length = match body {
+            Framing::None => Some(0),
+            Framing::Length(length) => Some(*length),
+            Framing::Chunked(_) | Framing::Close => None,
+        };
+        let begin = relay.client().begin(head, !self.keep, length);
+        begin.map_err(|_| Trouble::Client.into())
     }
 
     /// The final answer is about to go out.
-    fn begins(&mut self, status: u16, relay: &Relay<'_>) {
+    fn begins<C: Client>(&mut self, status: u16, relay: &Relay<'_, C>) {
         self.keep &= relay.is_uploaded() && !self.gateway.draining.is_on();
         self.call.attempts.answered = true;
         self.status = Some(status);
@@ -352,7 +365,7 @@ impl Job<'_> {
     }
 
     /// What a failure is answered with; `None` when the client is gone.
-    pub(super) fn explain(&mut self, stream: &DoorStream, failure: Failure) -> Option<Reply> {
+    pub(super) fn explain<C: Client>(&mut self, client: &C, failure: Failure) -> Option<Reply> {
         let overdue = self.call.exchange().ctx.deadline.is_some_and(|deadline| Instant::now() >= deadline);
         let blamed = !matches!(failure, Failure::Refused(_) | Failure::Internal | Failure::Again);
         let of_client = matches!(failure, Failure::Trouble(trouble) if trouble.is_of_client());
@@ -362,7 +375,7 @@ impl Job<'_> {
         let problem = match failure {
             Failure::Refused(reply) => return Some(reply),
             Failure::Trouble(Trouble::Client) => {
-                let rule = stream.broken().filter(|rule| rule.kind().status != problem::CLIENT_CLOSED.status);
+                let rule = client.broken().filter(|rule| rule.kind().status != problem::CLIENT_CLOSED.status);
                 let Some(rule) = rule else {
                     self.call.problem = Some(problem::CLIENT_CLOSED.code);
                     return None;
@@ -370,7 +383,7 @@ impl Job<'_> {
                 Problem::new(rule.kind()).detail(rule.detail())
             }
             Failure::Trouble(Trouble::SlowClient) => {
-                stream.count(Rule::SlowBody);
+                client.count(Rule::SlowBody);
                 self.call.reason = Some(Rule::SlowBody.detail().to_owned());
                 Problem::new(Rule::SlowBody.kind()).detail(Rule::SlowBody.detail())
             }

@@ -5,9 +5,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
-use tokio::io::AsyncWrite;
-
-use crate::door::DoorStream;
+use super::client::Client;
 use crate::upstream::Keep;
 
 /// What the bodies of all exchanges together may hold before each is held to little: `loadtest/hostile` has a
@@ -102,14 +100,14 @@ impl Kept {
 pub(super) const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
 /// Writes to the client as long as it takes it, and holds the rest.
-pub(super) struct ToClient<'a, 'b> {
-    pub(super) client: &'a mut DoorStream,
+pub(super) struct ToClient<'a, 'b, C> {
+    pub(super) client: &'a mut C,
     pub(super) cx: &'a mut Context<'b>,
     pub(super) out: &'a mut Held,
     pub(super) failed: bool,
 }
 
-impl ToClient<'_, '_> {
+impl<C: Client> ToClient<'_, '_, C> {
     /// Sends a piece at once, after what waits before it.
     pub(super) fn send(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() && !self.failed {

@@ -1,10 +1,11 @@
-//! Requests of HTTP/1.1 without Pingora's proxy: the same engine, upstreams, metrics and log, on the
-//! connections themselves.
+//! Requests without Pingora's proxy: the same engine, upstreams, metrics and log, on the connections of HTTP/1.1
+//! and the streams of HTTP/2 themselves.
 //!
 //! Every plain request begins here. What only Pingora can do (bodies that filters see, TLS and HTTP/2 to
 //! upstreams) is handed over with all that was decided, before any byte of a body was read.
 
 mod attempt;
+mod client;
 mod held;
 mod progress;
 mod relay;
@@ -12,12 +13,13 @@ mod reply;
 mod trouble;
 mod wire;
 
+use std::any::Any;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::Version;
+use http::{Method, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::HttpProxy;
 use tokio::io::AsyncWriteExt;
@@ -25,12 +27,13 @@ use tollhouse_filters::outcome::Reply;
 use tollhouse_filters::problem::CLIENT_CLOSED;
 
 use self::attempt::Failure;
+use self::client::Client;
 use super::request::Left;
-use super::{Call, Gateway, hedge, is_gone, response};
+use super::{Call, Gateway, hedge, is_gone};
 use crate::cache::Announce;
 use crate::config::upstream::Protocol;
-use crate::door::{self, Application, ConnFacts, Declined, DoorStream, Head, Served};
-use crate::engine::Connection;
+use crate::door::{self, Application, ConnFacts, Declined, DoorStream, Head, Http2Stream, Served};
+use crate::engine::{Connection, speaks_grpc};
 use crate::observe::AttemptOutcome;
 use crate::routing::ListenerId;
 use crate::upstream::Upstream;
@@ -75,66 +78,95 @@ impl Application for Front {
     fn serve(&self, stream: &mut DoorStream, head: &Head) -> impl Future<Output = Served> + Send {
         self.gateway.serve(stream, head)
     }
+
+    fn serve_http2(
+        &self,
+        stream: &mut Http2Stream,
+    ) -> impl Future<Output = Result<(), Option<Box<dyn Any + Send>>>> + Send {
+        self.gateway.serve_http2(stream)
+    }
 }
 
 impl Gateway {
     /// Serves a plain request, or leaves it to Pingora.
     async fn serve(&self, stream: &mut DoorStream, head: &Head) -> Served {
         let bytes = stream.take_head(head);
-        let Some(mut request) = wire::request(&bytes) else { return declined(bytes, None) };
+        let Some(request) = wire::request(&bytes) else { return declined(bytes, None) };
+        let connection = connection(stream.facts());
+        match self.serve_to(stream, connection, request, Version::HTTP_11).await {
+            Ok(connection) => Served::Over(connection),
+            Err(left) => declined(bytes, Some(left)),
+        }
+    }
+
+    /// As [`serve`](Self::serve), of HTTP/2. What has no length has chunks in HTTP/1, and calls have trailers.
+    async fn serve_http2(&self, stream: &mut Http2Stream) -> Result<(), Option<Box<dyn Any + Send>>> {
+        let request = stream.request();
+        if request.method == Method::CONNECT || stream.unread().is_none() || speaks_grpc(&request.headers) {
+            return Err(None);
+        }
+        let (connection, request) = (connection(stream.facts()), stream.take_request());
+        let served = self.serve_to(stream, connection, request, Version::HTTP_2).await;
+        served.map(drop).map_err(|left| Some(Box::new(left) as _))
+    }
+
+    /// Serves a request to this client; gives it back where only Pingora can.
+    async fn serve_to<C: Client>(
+        &self,
+        client: &mut C,
+        connection: Connection,
+        mut request: RequestHeader,
+        version: Version,
+    ) -> Result<door::Connection, Left> {
         let mut call = Box::<Call>::default();
-        call.version = Version::HTTP_11;
-        self.take_in(connection(stream.facts()), &mut request, &mut call);
+        call.version = version;
+        self.take_in(connection, &mut request, &mut call);
         let sound = !call.exchange().is_refused();
-        let decision = self.decision(&mut call, &mut request, Some(&mut Announcing(stream))).await;
+        let decision = self.decision(&mut call, &mut request, Some(&mut Announcing(client))).await;
         let is_here = match &decision {
-            Ok(upstream) => is_plain(upstream, &mut call, stream.unread()),
+            Ok(upstream) => is_plain(upstream, &mut call, client.unread()),
             // Pingora keeps the connections of those who sent chunks that nobody wanted.
-            Err(reply) => stream.unread().is_some() || is_gone(reply),
+            Err(reply) => client.unread().is_some() || is_gone(reply),
         };
         if !is_here {
             call.decided = Some(decision);
-            return declined(bytes, Some(Left { call, request }));
+            return Err(Left { call, request });
         }
         let decision = match decision {
-            Ok(upstream) => self.unhedged(&mut call, &request, upstream, stream).await,
+            Ok(upstream) => self.unhedged(&mut call, &request, upstream, client).await,
             answered => answered,
         };
-        let keep = sound && !wire::says_close(&request.headers);
+        let keep = C::HTTP1 && sound && !wire::says_close(&request.headers);
         let job =
             Job { gateway: self, call, request, keep, whole: false, status: None, bytes_in: 0, bytes_out: 0 };
-        Served::Over(job.run(stream, decision).await)
+        Ok(job.run(client, decision).await)
     }
-}
 
-impl Gateway {
     /// Where the request goes, unless it is hedged: then its answer.
-    async fn unhedged(
+    async fn unhedged<C: Client>(
         &self,
         call: &mut Call,
         request: &RequestHeader,
         upstream: Arc<Upstream>,
-        stream: &mut DoorStream,
+        client: &mut C,
     ) -> Result<Arc<Upstream>, Reply> {
-        if stream.unread() != Some(0) {
+        if client.unread() != Some(0) {
             return Ok(upstream);
         }
         let Some(hedge) = hedge::of(call, &upstream, request) else { return Ok(upstream) };
-        let client = &mut Announcing(stream);
+        let client = &mut Announcing(client);
         // On the heap: most requests are not.
         Err(Box::pin(self.hedged(call, request, (upstream, hedge), Payload::EMPTY, client)).await)
     }
 }
 
 /// Passes interim answers on to a client.
-struct Announcing<'a>(&'a mut DoorStream);
+struct Announcing<'a, C>(&'a mut C);
 
-impl Announce for Announcing<'_> {
+impl<C: Client> Announce for Announcing<'_, C> {
     fn announce(&mut self, mut head: ResponseHeader) -> BoxFuture<'_, ()> {
         Box::pin(async move {
-            response::remove_framing(&mut head);
-            let mut out = Vec::with_capacity(256);
-            wire::write_answer(&mut head, false, &mut out);
+            let out = C::interim(&mut head);
             // Who does not take it will not take the answer either.
             let _ = self.0.write_all(&out).await;
             let _ = self.0.flush().await;
@@ -173,20 +205,20 @@ fn is_plain(upstream: &Upstream, call: &mut Call, unread: Option<u64>) -> bool {
 
 impl Job<'_> {
     /// Serves the request, and says what becomes of its connection.
-    async fn run(
+    async fn run<C: Client>(
         mut self,
-        stream: &mut DoorStream,
+        client: &mut C,
         decision: Result<Arc<Upstream>, Reply>,
     ) -> door::Connection {
         let ended = match decision {
-            Ok(upstream) => self.forward(stream, upstream).await,
+            Ok(upstream) => self.forward(client, upstream).await,
             Err(reply) if is_gone(&reply) => {
                 self.keep = false;
                 Ended { outcome: AttemptOutcome::Cancelled, error: Some(CLIENT_CLOSED.code) }
             }
-            Err(reply) => self.answer(stream, reply).await,
+            Err(reply) => self.answer(client, reply).await,
         };
-        let broken = stream.broken();
+        let broken = client.broken();
         let Self { gateway, mut call, request, keep, whole, status, bytes_in, bytes_out } = self;
         gateway.conclude(&mut call, &request, status, [bytes_in, bytes_out], broken, &ended);
         match keep {
@@ -196,37 +228,37 @@ impl Job<'_> {
         }
     }
 
-    async fn forward(&mut self, stream: &mut DoorStream, upstream: Arc<Upstream>) -> Ended {
+    async fn forward<C: Client>(&mut self, client: &mut C, upstream: Arc<Upstream>) -> Ended {
         let ctx = self.call.exchange.as_ref().map(|exchange| &exchange.ctx);
         upstream.write_key(&self.request, ctx, &mut self.call.attempts.key);
         self.call.attempts.stuck = upstream.stuck_to(&self.request);
         self.call.attempts.upstream = Some(upstream);
-        match self.attempts(stream).await {
+        match self.attempts(client).await {
             Ok(()) => {
                 self.whole = true;
                 Ended { outcome: AttemptOutcome::Answered, error: None }
             }
-            Err(failure) => self.failed(stream, failure).await,
+            Err(failure) => self.failed(client, failure).await,
         }
     }
 
     /// Says what went wrong, if there is somebody left to hear it.
-    async fn failed(&mut self, stream: &mut DoorStream, failure: Failure) -> Ended {
+    async fn failed<C: Client>(&mut self, client: &mut C, failure: Failure) -> Ended {
         self.keep = false;
         let ended = Ended { outcome: self.outcome(&failure), error: Some(failure.code()) };
-        let Some(reply) = self.explain(stream, failure) else { return ended };
+        let Some(reply) = self.explain(client, failure) else { return ended };
         if self.status.is_some() {
             if let Reply::Problem(problem) = &reply {
                 self.call.problem = Some(problem.kind.code);
             }
             return ended;
         }
-        let _ = self.write(stream, reply).await;
+        let _ = self.write(client, reply).await;
         ended
     }
 
-    async fn answer(&mut self, stream: &mut DoorStream, reply: Reply) -> Ended {
-        let sent = self.write(stream, reply).await;
+    async fn answer<C: Client>(&mut self, client: &mut C, reply: Reply) -> Ended {
+        let sent = self.write(client, reply).await;
         if sent.is_err() {
             self.keep = false;
         }

@@ -15,11 +15,11 @@ use http::Method;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::client::{Begin, Client};
 use super::held::{self, Held, Kept, LAST_CHUNK, ToClient};
 use super::progress::{Body, Down, Upload};
 use super::trouble::{Trouble, Waits};
-use super::wire::{self, Answer, Framing};
-use crate::door::DoorStream;
+use super::wire::{self, Answer, Form, Framing};
 use crate::proxy::failure::{PER_TRY, TOTAL};
 use crate::upstream::{InFlight, Keep};
 
@@ -29,8 +29,8 @@ const ROOM: usize = 16 * 1024;
 const MUCH_ROOM: usize = 64 * 1024;
 
 /// One exchange on its way.
-pub(super) struct Relay<'a> {
-    client: &'a mut DoorStream,
+pub(super) struct Relay<'a, C> {
+    client: &'a mut C,
     server: TcpStream,
     waits: Waits,
     upload: Upload,
@@ -59,10 +59,10 @@ pub(super) struct Relay<'a> {
     pub(super) taken: u64,
 }
 
-impl<'a> Relay<'a> {
+impl<'a, C: Client> Relay<'a, C> {
     /// An exchange that begins with this head and the part of the body that was read already.
     pub(super) fn new(
-        client: &'a mut DoorStream,
+        client: &'a mut C,
         server: TcpStream,
         head: Vec<u8>,
         waits: Waits,
@@ -95,10 +95,8 @@ impl<'a> Relay<'a> {
     }
 
     /// The next head that the backend sends.
-    ///
-    /// As filters see it, if they do.
-    pub(super) async fn answer(&mut self, method: &Method, seen: bool) -> Result<Answer, Trouble> {
-        poll_fn(|cx| self.poll_answer(cx, method, seen)).await
+    pub(super) async fn answer(&mut self, method: &Method, form: Form) -> Result<Answer, Trouble> {
+        poll_fn(|cx| self.poll_answer(cx, method, form)).await
     }
 
     /// Sends an interim head to the client.
@@ -109,14 +107,14 @@ impl<'a> Relay<'a> {
         Ok(())
     }
 
-    /// Sends the final head, and the body as it comes: in chunks, if the head says so.
+    /// Sends an answer that began, and its body as it comes.
     pub(super) async fn finish(
         &mut self,
-        head: Vec<u8>,
+        begin: Begin,
         framing: Framing,
         rest: Bytes,
-        chunked: bool,
     ) -> Result<(), Trouble> {
+        let Begin { head, chunked } = begin;
         self.kept.drop();
         self.head_due = None;
         let over = matches!(framing, Framing::None);
@@ -130,6 +128,11 @@ impl<'a> Relay<'a> {
     /// The answer has no natural end.
     pub(super) fn forget_deadline(&mut self) {
         self.waits.deadline = None;
+    }
+
+    /// Whom the answer goes to.
+    pub(super) fn client(&mut self) -> &mut C {
+        self.client
     }
 
     /// Whether all of the request was read.
@@ -167,12 +170,12 @@ impl<'a> Relay<'a> {
         &mut self,
         cx: &mut Context<'_>,
         method: &Method,
-        seen: bool,
+        form: Form,
     ) -> Poll<Result<Answer, Trouble>> {
         // What came after an interim head.
         let rest = std::mem::take(&mut self.down.head);
         if !rest.is_empty()
-            && let Some(answer) = self.read_head(&rest, method, seen)?
+            && let Some(answer) = self.read_head(&rest, method, form)?
         {
             return Poll::Ready(Ok(answer));
         }
@@ -188,21 +191,21 @@ impl<'a> Relay<'a> {
                 return Poll::Ready(Err(if nothing { Trouble::Unanswered } else { Trouble::Cut }));
             }
             (self.since, self.heard) = (None, true);
-            if let Some(answer) = self.read_head(room.filled(), method, seen)? {
+            if let Some(answer) = self.read_head(room.filled(), method, form)? {
                 return Poll::Ready(Ok(answer));
             }
         }
     }
 
     /// Reads a head that goes on with these bytes.
-    fn read_head(&mut self, bytes: &[u8], method: &Method, seen: bool) -> Result<Option<Answer>, Trouble> {
+    fn read_head(&mut self, bytes: &[u8], method: &Method, form: Form) -> Result<Option<Answer>, Trouble> {
         let head = &mut self.down.head;
         // Nearly all heads come at once.
         if !head.is_empty() {
             head.extend_from_slice(bytes);
         }
         let whole = if head.is_empty() { bytes } else { &head[..] };
-        let answer = wire::answer(whole, method, seen).map_err(Trouble::Protocol)?;
+        let answer = wire::answer(whole, method, form).map_err(Trouble::Protocol)?;
         match (&answer, head.is_empty()) {
             (None, true) => head.extend_from_slice(bytes),
             (None, false) => {}
@@ -231,6 +234,7 @@ impl<'a> Relay<'a> {
             }
             ready!(self.poll_sent(cx))?;
             if self.down.body.as_ref().is_none_or(|body| body.over) {
+                self.client.end(None).map_err(|_| Trouble::Client)?;
                 let flushed = Pin::new(&mut *self.client).poll_flush(cx).map_err(|_| Trouble::Client);
                 return if flushed.is_pending() { self.poll_overdue(cx) } else { flushed };
             }
@@ -259,23 +263,10 @@ impl<'a> Relay<'a> {
         };
         self.since = None;
         Poll::Ready(match read {
-            Ok(()) if room.filled().is_empty() => self.end(),
+            Ok(()) if room.filled().is_empty() => self.down.end(),
             Ok(()) => self.pass(cx, room.filled()),
             Err(_) => Err(Trouble::Cut),
         })
-    }
-
-    /// The backend closed its side.
-    fn end(&mut self) -> Result<(), Trouble> {
-        let Some(body) = &mut self.down.body else { return Err(Trouble::Cut) };
-        if !matches!(body.framing, Framing::Close) {
-            return Err(Trouble::Cut);
-        }
-        (body.over, body.stray) = (true, true);
-        if body.chunked {
-            self.down.out.add(LAST_CHUNK);
-        }
-        Ok(())
     }
 
     /// As [`poll_out`](Self::poll_out), while there is time.

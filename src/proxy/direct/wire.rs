@@ -45,6 +45,17 @@ pub(super) struct Answer {
     pub(super) rest: Bytes,
 }
 
+/// How the head of an answer is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// As lines, where nothing is out of the ordinary.
+    Lines,
+    /// As filters see it, with how its names are spelt.
+    Spelt,
+    /// As filters see it, for who knows names in lower case only.
+    Plain,
+}
+
 /// The head of an answer.
 pub(super) enum AnswerHead {
     /// As filters see it.
@@ -76,11 +87,11 @@ impl Framing {
     }
 }
 
-/// Reads the head that these bytes begin with; `None` while it is not whole. If filters see it, as they do.
+/// Reads the head that these bytes begin with; `None` while it is not whole.
 ///
 /// # Errors
 /// What is wrong with it.
-pub(super) fn answer(bytes: &[u8], method: &Method, seen: bool) -> Result<Option<Answer>, &'static str> {
+pub(super) fn answer(bytes: &[u8], method: &Method, form: Form) -> Result<Option<Answer>, &'static str> {
     let mut room = [const { MaybeUninit::<Header<'_>>::uninit() }; MAX_FIELDS];
     let mut parsed = httparse::Response::new(&mut []);
     // What is refused from clients is read from origins, as Pingora does, and sent on as it should be.
@@ -93,7 +104,7 @@ pub(super) fn answer(bytes: &[u8], method: &Method, seen: bool) -> Result<Option
         Status::Partial if bytes.len() < MAX_HEAD => return Ok(None),
         Status::Partial => return Err("the head of the upstream's answer is too long"),
     };
-    if !seen
+    if form == Form::Lines
         && *method != Method::HEAD
         && let Some((head, body, reusable)) = lines(&parsed)
     {
@@ -107,8 +118,13 @@ pub(super) fn answer(bytes: &[u8], method: &Method, seen: bool) -> Result<Option
     });
     let fields: Vec<_> = fields.collect();
     let invalid = |_| "the head of the upstream's answer is not valid";
-    let mut head =
-        ResponseHeader::build(parsed.code.unwrap_or_default(), Some(fields.len())).map_err(invalid)?;
+    let (code, room) = (parsed.code.unwrap_or_default(), Some(fields.len()));
+    let head = if form == Form::Plain {
+        ResponseHeader::build_no_case(code, room)
+    } else {
+        ResponseHeader::build(code, room)
+    };
+    let mut head = head.map_err(invalid)?;
     let old = parsed.version != Some(1);
     head.set_version(if old { Version::HTTP_10 } else { Version::HTTP_11 });
     head.set_reason_phrase(parsed.reason).map_err(invalid)?;

@@ -39,6 +39,16 @@ impl H2c {
         h2_over(TcpStream::connect(address).await.expect("connect")).await
     }
 
+    /// A connection of which one stream cannot use up the window.
+    pub(crate) async fn connect_wide(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).await.expect("connect");
+        let mut builder = h2::client::Builder::new();
+        builder.initial_connection_window_size(1 << 24);
+        let (streams, connection) = builder.handshake(stream).await.expect("HTTP/2");
+        tokio::spawn(connection);
+        Self { streams }
+    }
+
     /// Starts a stream; the body is sent through what is given.
     pub(crate) async fn open(
         &self,
