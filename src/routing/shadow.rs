@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 
+use foldhash::fast::RandomState;
 use tollhouse_filters::host::HostPattern;
 use tollhouse_filters::path::{PathPattern, Segment};
 
@@ -30,11 +31,12 @@ pub struct Shadow {
 /// The routes that can never match, in file order; in time linear in the number of hosts and paths.
 #[must_use]
 pub fn shadowed(routes: &[RouteMatch]) -> Vec<Shadow> {
-    let mut index = Index { routes, alike: HashMap::new(), everything: HashMap::new() };
+    let mut index = Index { routes, alike: HashMap::default(), everything: HashMap::default() };
+    let everything = REST.to_string();
     for (route, id) in routes.iter().zip(0u32..) {
         for (host, path) in places(route) {
             let place = place_of(path);
-            if place == [REST].iter().collect::<String>() {
+            if place == everything {
                 index.everything.entry(host).or_default().push(id);
             }
             index.alike.entry((host, place)).or_default().push(id);
@@ -47,9 +49,9 @@ pub fn shadowed(routes: &[RouteMatch]) -> Vec<Shadow> {
 struct Index<'a> {
     routes: &'a [RouteMatch],
     /// By host and path; here only conditions and file order decide.
-    alike: HashMap<(Option<&'a HostPattern>, String), Vec<u32>>,
+    alike: HashMap<(Option<&'a HostPattern>, String), Vec<u32>, RandomState>,
     /// Routes for every path of a host, which go before its regular expressions.
-    everything: HashMap<Option<&'a HostPattern>, Vec<u32>>,
+    everything: HashMap<Option<&'a HostPattern>, Vec<u32>, RandomState>,
 }
 
 impl<'a> Index<'a> {

@@ -9,6 +9,7 @@ use tollhouse_filters::filter::Fact;
 use tollhouse_filters::phase::OnRequest;
 use tollhouse_filters::pipeline::Pipeline;
 use tollhouse_filters::plan::Priority;
+use tollhouse_filters::spec::Item;
 use tollhouse_filters::tree::{Path, Raw};
 use tollhouse_filters::world::UpstreamId;
 
@@ -20,7 +21,7 @@ use super::{Action, Route, SplitAction, SplitVersions, facts};
 use crate::config::concurrency::Concurrency;
 use crate::config::hedge::{Hedge, MAX_HEDGES};
 use crate::config::retries::RouteRetries;
-use crate::config::{self, Match, RouteTimeouts};
+use crate::config::{self, Match, Name, RouteTimeouts};
 use crate::release::Versions;
 use crate::routing::{ListenerId, RouteId, RouteMatch, shadowed};
 use crate::source::{Loaded, Problems};
@@ -122,14 +123,13 @@ pub(super) fn build(
         check_retries(route.retries.as_deref(), &path, faults);
         check_concurrency(route.concurrency.as_deref(), &path, faults);
         check_hedge(route.hedge.as_deref(), &target, names, &path, faults);
-        let owner = format!("route:{}", route.name);
         let before = names.bulkheads.get(route.name.as_str());
         let unresolved = Unresolved {
             name: route.name.shared(),
             service: service.map(|service| service.name.clone()),
             versions: service.and_then(|service| Some(service.versions.as_ref()?.versions.clone())),
             shared: service.map_or_else(|| none.clone(), |service| service.pipeline.clone()),
-            own: pipelines.build(&owner, route.filters, &path.join("filters"), faults),
+            own: own(&route.name, route.filters, &none, pipelines, &path, faults),
             target,
             timeouts: route.timeouts,
             retries: route.retries,
@@ -137,12 +137,27 @@ pub(super) fn build(
             priority: route.priority,
             bulkhead: route.concurrency.as_ref().map(|written| Bulkhead::retained(written, before)),
         };
-        let matched = matches(route.matches, names, &path.join("match"), faults);
+        let matched = matches(route.matches, names, &path, faults);
         check_facts(&unresolved, &matched, names, &path, faults);
         built.matches.push(matched);
         built.routes.push(unresolved);
     }
     built
+}
+
+/// A route's own filters; of many thousand routes most have none.
+fn own(
+    route: &Name,
+    filters: Vec<Item>,
+    none: &Arc<Pipeline>,
+    pipelines: &mut Pipelines<'_>,
+    path: &Path,
+    faults: &mut Faults<'_>,
+) -> Arc<Pipeline> {
+    if filters.is_empty() {
+        return none.clone();
+    }
+    pipelines.build(&format!("route:{route}"), filters, &path.join("filters"), faults)
 }
 
 fn check_retries(retries: Option<&RouteRetries>, path: &Path, faults: &mut Faults<'_>) {
@@ -225,8 +240,8 @@ fn target(
         );
         faults.add(&path.join(key), message);
     }
-    let owner = format!("route:{}", route.name);
     let mut answer = |filter: &str, options: &Raw| {
+        let owner = format!("route:{}", route.name);
         let phases = pipelines.action(filter, &options.0, &owner, &path.join(filter), faults);
         phases.and_then(|phases| phases.into_request()).map_or(Target::Nothing, Target::Answer)
     };
@@ -271,7 +286,7 @@ fn matches(mut written: Match, names: &Names<'_>, path: &Path, faults: &mut Faul
     let methods: Vec<Method> = written.methods.into_iter().map(Method::from).collect();
     let headers = written.headers.into_iter().map(|(name, value)| (name.into(), value));
     let listeners = written.listeners.map(|list| {
-        let path = path.join("listeners");
+        let path = path.join("match").join("listeners");
         list.iter()
             .enumerate()
             .filter_map(|(at, name)| names.listener(name, &path.join(at), faults))

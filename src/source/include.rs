@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use tollhouse_filters::tree::{self, Error, Key, Limits, Mark, Node, Scalar, Value, suggest};
 
 use super::{Loader, MAX_FILES, read_regular};
@@ -211,7 +212,7 @@ impl Loader<'_> {
     pub(super) fn check_names(&mut self, root: &Node) {
         for (section, kind) in NAMED {
             let items = root.get(section).and_then(|node| node.as_list()).unwrap_or_default();
-            let mut seen: HashMap<&str, Mark> = HashMap::new();
+            let mut seen: HashMap<&str, Mark, RandomState> = HashMap::default();
             for (index, item) in items.iter().enumerate() {
                 let Some(name) = item.get("name") else { continue };
                 let Some(text) = name.as_str() else { continue };

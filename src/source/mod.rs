@@ -209,7 +209,8 @@ impl<'a> Loader<'a> {
 
     fn parse(&mut self, bytes: &[u8], file: FileId, base: Option<&Path>) -> Option<Arc<Node>> {
         match parse_bytes(bytes, file, &Limits::default()) {
-            Ok(root) => Some(self.substitute(&root, base)),
+            Ok(root) if may_refer(bytes) => Some(self.substitute(&root, base)),
+            Ok(root) => Some(root),
             Err(errors) => {
                 self.errors.extend(errors);
                 None
@@ -241,6 +242,11 @@ impl<'a> Loader<'a> {
         let (files, fingerprint) = (self.files, self.recorder.finish());
         Ok(Loaded { root, files, fingerprint, inputs, duplicates: self.duplicates })
     }
+}
+
+/// Whether there may be references in a document: they begin with a dollar sign, or with an escape that stands for one.
+fn may_refer(bytes: &[u8]) -> bool {
+    bytes.contains(&b'$') || bytes.contains(&b'\\')
 }
 
 /// Longest file that can be a document.

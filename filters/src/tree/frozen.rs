@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
+
 use super::{FileId, Key, Mark, Node, Scalar, Value};
 
 /// A tree packed into bytes: a tenth of its size, everything about it kept but shared nodes, which
@@ -42,7 +44,7 @@ impl Frozen {
 struct Packer {
     bytes: Vec<u8>,
     keys: Vec<Arc<str>>,
-    known: HashMap<Arc<str>, usize>,
+    known: HashMap<Arc<str>, usize, RandomState>,
 }
 
 impl Packer {
@@ -73,8 +75,9 @@ impl Packer {
     }
 
     fn key(&mut self, key: &Key) {
-        let index = *self.known.entry(key.text.clone()).or_insert_with(|| {
+        let index = self.known.get(&key.text).copied().unwrap_or_else(|| {
             self.keys.push(key.text.clone());
+            self.known.insert(key.text.clone(), self.keys.len() - 1);
             self.keys.len() - 1
         });
         self.number(index);

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle, Tag};
 
 use super::{Error, FileId, Key, Mark, Node, Path, Resolved, Scalar, Step, Value, scalar};
@@ -162,6 +163,10 @@ struct Builder<'a> {
     max_nodes: usize,
     nodes: usize,
     stack: Vec<Frame>,
+    /// Items of open lists, those of the innermost last: a list is made once it is known how long it is.
+    items: Vec<Arc<Node>>,
+    /// Entries of open maps, likewise.
+    entries: Vec<(Key, Arc<Node>)>,
     anchors: HashMap<usize, Arc<Node>>,
     root: Option<Arc<Node>>,
     documents: usize,
@@ -171,7 +176,7 @@ struct Builder<'a> {
 
 /// Texts of keys, each held once: a long list of alike items has few.
 #[derive(Default)]
-struct Keys(HashSet<Arc<str>>);
+struct Keys(HashSet<Arc<str>, RandomState>);
 
 impl Keys {
     fn share(&mut self, text: &str) -> Arc<str> {
@@ -192,8 +197,10 @@ struct Frame {
 }
 
 enum Open {
-    List(Vec<Arc<Node>>),
-    Map(Vec<(Key, Arc<Node>)>, Option<Key>),
+    /// A list, and where its items begin.
+    List(usize),
+    /// A map, where its entries begin, and the key whose value comes next.
+    Map(usize, Option<Key>),
 }
 
 impl<'a> Builder<'a> {
@@ -205,6 +212,8 @@ impl<'a> Builder<'a> {
             max_nodes: limits.nodes,
             nodes: 0,
             stack: Vec::new(),
+            items: Vec::new(),
+            entries: Vec::new(),
             anchors: HashMap::new(),
             root: None,
             documents: 0,
@@ -230,10 +239,11 @@ impl<'a> Builder<'a> {
             Event::Scalar(text, style, anchor, tag) => self.scalar(text, style, anchor, tag, at),
             Event::Alias(anchor) => self.alias(anchor, at),
             Event::SequenceStart(anchor, tag) => {
-                self.open(Frame { at, anchor, open: Open::List(Vec::new()) }, tag.as_deref(), "seq")
+                let open = Open::List(self.items.len());
+                self.open(Frame { at, anchor, open }, tag.as_deref(), "seq")
             }
             Event::MappingStart(anchor, tag) => {
-                let open = Open::Map(Vec::new(), None);
+                let open = Open::Map(self.entries.len(), None);
                 self.open(Frame { at, anchor, open }, tag.as_deref(), "map")
             }
             Event::SequenceEnd | Event::MappingEnd => self.close(),
@@ -267,8 +277,11 @@ impl<'a> Builder<'a> {
     fn close(&mut self) -> Result<(), Error> {
         let Some(frame) = self.stack.pop() else { return Ok(()) };
         let value = match frame.open {
-            Open::List(items) => Value::List(items.into()),
-            Open::Map(entries, _) => Value::Map(self.unique(entries).into()),
+            Open::List(first) => Value::List(self.items.drain(first..).collect()),
+            Open::Map(first, _) => {
+                self.drop_repeated(first);
+                Value::Map(self.entries.drain(first..).collect())
+            }
         };
         self.place(Arc::new(Node::new(value, frame.at)), frame.anchor);
         Ok(())
@@ -361,27 +374,26 @@ impl<'a> Builder<'a> {
         }
         match self.stack.last_mut().map(|frame| &mut frame.open) {
             None => self.root = Some(node),
-            Some(Open::List(items)) => items.push(node),
-            Some(Open::Map(entries, key)) => {
+            Some(Open::List(_)) => self.items.push(node),
+            Some(Open::Map(_, key)) => {
                 let key = key.take().expect("a value follows its key, scalar or refused");
-                entries.push((key, node));
+                self.entries.push((key, node));
             }
         }
     }
 
-    /// Reports each key given twice and keeps the first of them.
-    fn unique(&mut self, mut entries: Vec<(Key, Arc<Node>)>) -> Vec<(Key, Arc<Node>)> {
-        let repeats = repeats(&entries);
+    /// Reports each key given twice of the map whose entries begin here, and keeps the first of them.
+    fn drop_repeated(&mut self, start: usize) {
+        let repeats = repeats(&self.entries[start..]);
         for &(index, first) in &repeats {
-            let (key, first) = (&entries[index].0, entries[first].0.at);
+            let (key, first) = (&self.entries[start + index].0, self.entries[start + first].0.at);
             let path = self.path().join(&*key.text);
             let error = Error::new(key.at, format!("duplicate key `{}`", key.text));
             self.push(error.on(path).first_at(first));
         }
         for (index, _) in repeats.into_iter().rev() {
-            entries.remove(index);
+            self.entries.remove(start + index);
         }
-        entries
     }
 
     fn wants_key(&self) -> bool {
@@ -421,8 +433,14 @@ impl<'a> Builder<'a> {
 
     /// The path of the value that is being read.
     fn path(&self) -> Path {
+        let firsts = self.stack.iter().filter_map(|frame| match frame.open {
+            Open::List(first) => Some(first),
+            Open::Map(..) => None,
+        });
+        // The items of a list end where those of the next one begin.
+        let mut ends = firsts.skip(1).chain([self.items.len()]);
         let steps = self.stack.iter().filter_map(|frame| match &frame.open {
-            Open::List(items) => Some(Step::Index(items.len())),
+            Open::List(first) => ends.next().map(|end| Step::Index(end - first)),
             Open::Map(_, key) => key.as_ref().map(|key| Step::from(&*key.text)),
         });
         steps.collect()

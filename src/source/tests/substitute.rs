@@ -39,6 +39,7 @@ fn references_are_replaced_by_text_and_never_read_again() {
         ("${file:./two}", "x\n"),
         ("${file:refers}", "${env:A}"),
         ("été ${env:A} €", "été 1 €"),
+        (r#""\x24{env:A}""#, "1"),
     ];
     for (scalar, expected) in cases {
         assert_eq!(value(scalar), Ok(json!(expected)), "{scalar}");

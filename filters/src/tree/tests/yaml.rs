@@ -99,6 +99,16 @@ fn every_duplicate_key_is_reported_with_both_places() {
 }
 
 #[test]
+fn a_place_is_counted_in_each_list_and_map_that_is_open() {
+    let nested = "a: [0, [x, {b: 1, c: [0, 0, {d: 1, d: 2}]}]]\ne: {x: 1, y: {x: 1}, x: 2}\n";
+    let expected = [
+        "1:36: a[1][1].c[2].d: duplicate key `d`, first at 1:30",
+        "2:22: e.x: duplicate key `x`, first at 2:5",
+    ];
+    assert_eq!(refused(nested), expected);
+}
+
+#[test]
 fn a_duplicate_in_a_large_map_is_found() {
     let mut text: String = (0..1000).map(|i| format!("k{i}: {i}\n")).collect();
     text.push_str("k500: again\n");
