@@ -195,6 +195,7 @@ async fn both_ways_send_the_same_to_origins() {
         "GET / HTTP/1.1\r\nHost: HOST\r\nForwarded: for=1.2.3.4\r\nX-Forwarded-For: 1.2.3.4\r\nX-Real-IP: 1.2.3.4\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: HOST\r\nX_Forwarded_For: 1.2.3.4\r\nX-Tollhouse-A: b\r\nx-tollhouse_c: d\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: HOST\r\nContent_Length: 3\r\nTransfer_Encoding: chunked\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: HOST\r\nHTTP2-Settings: x\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: HOST\r\nUpgrade: h2c\r\nHTTP2-Settings: x\r\nConnection: Upgrade, HTTP2-Settings\r\n\r\n",
         "POST / HTTP/1.1\r\nHost: HOST\r\nContent-Length: 5\r\n\r\nhello",
         "POST / HTTP/1.1\r\nHost: HOST\r\nContent-Length: 005\r\n\r\nhello",

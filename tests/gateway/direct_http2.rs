@@ -153,7 +153,7 @@ async fn both_ways_of_http2_send_the_same_to_origins() {
         with(&[("te", "trailers"), ("via", "1.0 fred"), ("max-forwards", "3")]),
         with(&[("forwarded", "for=1.2.3.4"), ("x-forwarded-for", "1.2.3.4"), ("x-real-ip", "1.2.3.4")]),
         with(&[("x_forwarded_for", "1.2.3.4"), ("x-tollhouse-a", "b"), ("content_length", "3")]),
-        with(&[("proxy-authorization", "x"), ("trailer", "x")]),
+        with(&[("proxy-authorization", "x"), ("trailer", "x"), ("http2-settings", "x")]),
         with(&[("expect", "100-continue")]),
         with(&[("content-length", "0")]),
         post(&[], b""),
@@ -398,7 +398,7 @@ async fn an_idle_connection_is_told_to_go() {
 }
 
 #[tokio::test]
-async fn what_was_sent_of_an_answer_arrives_before_it_breaks_off() {
+async fn the_head_of_an_answer_arrives_before_it_breaks_off() {
     let origin = Origin::dying_after(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhal").await;
     let gateway = Gateway::before(&origin, "").await;
     let client = H2c::connect(gateway.address()).await;
@@ -406,8 +406,8 @@ async fn what_was_sent_of_an_answer_arrives_before_it_breaks_off() {
     let answer = soon("a head", answer).await.expect("an answer");
     assert_eq!(answer.status(), 200);
     let mut body = answer.into_body();
-    assert_eq!(soon("a piece", body.data()).await.expect("a piece").expect("content"), "hal");
-    assert!(soon("a reset", body.data()).await.expect("no end").is_err());
+    let broken = async { while body.data().await.expect("cut, and looks whole").is_ok() {} };
+    soon("a reset", broken).await;
 }
 
 #[tokio::test]

@@ -227,7 +227,7 @@ impl Http2Stream {
 
     /// Ends the stream. When all of the answer was sent and little of the request is left, that is read, as clients may
     /// not look for an answer before. Of more the client is told that nobody wants it (RFC 9113 s8.1), and of an answer
-    /// that breaks off that it does, as the library does behind what was sent when a stream is dropped.
+    /// that breaks off that it does, by the library, behind the head, when the stream is dropped.
     pub(super) async fn finish(mut self) {
         if self.ended && self.unread.is_some_and(|unread| unread <= MOST_DRAINED) {
             self.session.set_total_drain_timeout(Some(self.body_timeout));
