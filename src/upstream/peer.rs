@@ -26,8 +26,8 @@ impl Upstream {
         peer
     }
 
-    /// A plain connection to this backend, which was just chosen, that is waiting for a request; for one that must not be sent twice, it is
-    /// asked of the system whether the backend has closed it.
+    /// A plain connection to this backend, which was just chosen, that is waiting for a request; for one that must not be
+    /// sent twice, it is asked of the system whether the backend has closed it.
     pub fn reuse(&self, picked: &Picked, once: bool) -> Option<TcpStream> {
         picked.backend.idle.take(picked.address, once, picked.guard.started())
     }
