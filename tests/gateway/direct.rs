@@ -218,6 +218,18 @@ async fn both_ways_send_the_same_to_origins() {
     }
 }
 
+/// Answers with this body: with its length, in chunks, and to the end of the connection.
+pub(crate) fn framed(body: &[u8]) -> [Vec<u8>; 3] {
+    let head = |fields: &str| format!("HTTP/1.1 200 OK\r\n{fields}\r\n").into_bytes();
+    let mut chunked = head("Transfer-Encoding: chunked\r\n");
+    for piece in body.chunks(7001) {
+        chunked.extend([format!("{:X}\r\n", piece.len()).as_bytes(), piece, b"\r\n"].concat());
+    }
+    chunked.extend(b"0\r\n\r\n");
+    let sized = [head(&format!("Content-Length: {}\r\n", body.len())), body.to_vec()].concat();
+    [sized, chunked, [head(""), body.to_vec()].concat()]
+}
+
 #[tokio::test]
 async fn both_ways_pass_on_bodies_of_any_size() {
     let (origin, mut taken) = Origin::handing_over().await;
@@ -227,19 +239,9 @@ async fn both_ways_pass_on_bodies_of_any_size() {
         let mut request =
             format!("POST /a HTTP/1.1\r\nHost: HOST\r\nContent-Length: {size}\r\n\r\n").into_bytes();
         request.extend(&body);
-        let mut sized = format!("HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n").into_bytes();
-        sized.extend(&body);
+        let [sized, chunked, open] = framed(&body);
         compare(&gateway, &mut taken, &request, &reply(&sized)).await;
-        let mut chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
-        for piece in body.chunks(7001) {
-            chunked.extend(format!("{:X}\r\n", piece.len()).bytes());
-            chunked.extend(piece);
-            chunked.extend(b"\r\n");
-        }
-        chunked.extend(b"0\r\n\r\n");
         compare(&gateway, &mut taken, PLAIN, &reply(&chunked)).await;
-        let mut open = b"HTTP/1.1 200 OK\r\n\r\n".to_vec();
-        open.extend(&body);
         compare(&gateway, &mut taken, PLAIN, &closing(&open)).await;
     }
 }

@@ -8,7 +8,7 @@ use h2::Reason;
 use http::{HeaderMap, Request};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
-use crate::direct::{ENDED, OWN, Reply, Taken, WAYS, WHOLE, both, closing, reply};
+use crate::direct::{ENDED, OWN, Reply, Taken, WAYS, WHOLE, both, closing, framed, reply};
 use crate::harness::frames::{frame, headers};
 use crate::harness::h2c::{H2Answer, collect};
 use crate::harness::{Gateway, H2c, Head, Origin, Wire, soon};
@@ -176,24 +176,14 @@ async fn both_ways_of_http2_pass_on_bodies_of_any_size() {
     // Around a buffer, a frame, and a window (RFC 9113 s6.9.2).
     for size in [1, 4095, 16_383, 16_384, 16_385, 65_535, 65_536, 1_000_003] {
         let body: Vec<u8> = (0..size).map(|at: usize| (at % 251) as u8).collect();
-        let mut sized = format!("HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n").into_bytes();
-        sized.extend(&body);
+        let [sized, chunked, open] = framed(&body);
         let length = size.to_string();
         let fields: &[_] = &[("content-length", &*length)];
         for fields in [fields, &[]] {
             let asked = Asked { method: "POST", fields, body: &body, ..PLAIN };
             compare(&gateway, &mut taken, asked, &reply(&sized)).await;
         }
-        let mut chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
-        for piece in body.chunks(7001) {
-            chunked.extend(format!("{:X}\r\n", piece.len()).bytes());
-            chunked.extend(piece);
-            chunked.extend(b"\r\n");
-        }
-        chunked.extend(b"0\r\n\r\n");
         compare(&gateway, &mut taken, PLAIN, &reply(&chunked)).await;
-        let mut open = b"HTTP/1.1 200 OK\r\n\r\n".to_vec();
-        open.extend(&body);
         compare(&gateway, &mut taken, PLAIN, &closing(&open)).await;
     }
 }
