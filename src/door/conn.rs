@@ -264,6 +264,8 @@ async fn by_pingora<A: Application>(
     settings: Option<HttpPersistentSettings>,
     shutdown: &ShutdownWatch,
 ) -> Option<(Box<DoorStream>, Option<HttpPersistentSettings>)> {
+    // What others sent is read first, for the same reason as on the way of plain requests.
+    tokio::task::yield_now().await;
     let prefix = stream.take_prefix(head);
     let mut session = ServerSession::new_http1(stream);
     match settings {

@@ -133,7 +133,14 @@ impl Gateway {
             return Err(Left { call, request });
         }
         let decision = match decision {
-            Ok(upstream) => self.unhedged(&mut call, &request, upstream, client).await,
+            Ok(upstream) => {
+                if C::HTTP1 {
+                    // What others sent is read first, and then requests go on one after the other: backends on the
+                    // same machine are woken for many at once. Streams of HTTP/2 were read together.
+                    tokio::task::yield_now().await;
+                }
+                self.unhedged(&mut call, &request, upstream, client).await
+            }
             answered => answered,
         };
         let keep = C::HTTP1 && sound && !wire::says_close(&request.headers);
