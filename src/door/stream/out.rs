@@ -83,7 +83,13 @@ impl Out {
         cx: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match Pin::new(inner).poll_write_vectored(cx, pieces) {
+        let inner = Pin::new(inner);
+        let polled = match pieces {
+            // The system takes one at less expense so.
+            [piece] => inner.poll_write(cx, piece),
+            pieces => inner.poll_write_vectored(cx, pieces),
+        };
+        match polled {
             Poll::Pending => self.poll_alarm(alarm, cx),
             Poll::Ready(sent) => {
                 let n = sent?;

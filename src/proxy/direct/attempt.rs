@@ -284,15 +284,13 @@ impl Job<'_> {
             let Answer { head, body, reusable, rest } = relay.answer(&self.request.method, form).await?;
             self.tell(|guard| relay.tell_upload(guard));
             let mut head = match head {
-                AnswerHead::Lines { status, .. } if self.answer_is_fault(status, None, relay) => {
+                AnswerHead::Lines(lines) if self.answer_is_fault(lines.status, None, relay) => {
                     return Err(Failure::Again);
                 }
-                AnswerHead::Lines { status, lines, chunked } => {
-                    response::answered(status, &mut self.call);
-                    self.begins(status, relay);
-                    let mut head = lines;
-                    wire::end_answer(!self.keep, &mut head);
-                    relay.finish(Begin { head, chunked }, body, rest).await?;
+                AnswerHead::Lines(lines) => {
+                    response::answered(lines.status, &mut self.call);
+                    self.begins(lines.status, relay);
+                    relay.finish(lines.begin(!self.keep), body, rest).await?;
                     return Ok(reusable);
                 }
                 AnswerHead::Whole(head) => head,

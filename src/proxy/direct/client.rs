@@ -74,8 +74,10 @@ pub(super) trait Client: AsyncRead + AsyncWrite + Unpin + Send {
 
 /// How an answer begins.
 pub(super) struct Begin {
-    /// What is written before its content.
+    /// What is written before its content, or before the rest of it.
     pub(super) head: Vec<u8>,
+    /// How much content that is.
+    pub(super) content: u64,
     /// Its content is written in chunks.
     pub(super) chunked: bool,
 }
@@ -137,7 +139,8 @@ impl Client for DoorStream {
     fn begin(&mut self, mut head: Box<ResponseHeader>, last: bool, _: Option<u64>) -> io::Result<Begin> {
         let mut out = Vec::with_capacity(1024);
         wire::write_answer(&mut head, last, &mut out);
-        Ok(Begin { head: out, chunked: head.headers.contains_key(header::TRANSFER_ENCODING) })
+        let chunked = head.headers.contains_key(header::TRANSFER_ENCODING);
+        Ok(Begin { head: out, content: 0, chunked })
     }
 
     fn end(&mut self, _: Option<HeaderMap>) -> io::Result<()> {
@@ -195,7 +198,7 @@ impl Client for Http2Stream {
 
     fn begin(&mut self, head: Box<ResponseHeader>, _: bool, length: Option<u64>) -> io::Result<Begin> {
         self.begin(head, length)?;
-        Ok(Begin { head: Vec::new(), chunked: false })
+        Ok(Begin { head: Vec::new(), content: 0, chunked: false })
     }
 
     fn end(&mut self, trailers: Option<HeaderMap>) -> io::Result<()> {

@@ -115,12 +115,13 @@ impl<'a, C: Client> Relay<'a, C> {
         framing: Framing,
         rest: Bytes,
     ) -> Result<(), Trouble> {
-        let Begin { head, chunked } = begin;
+        let Begin { head, content, chunked } = begin;
         self.kept.drop();
         self.head_due = None;
         let over = matches!(framing, Framing::None);
         let stray = over && !rest.is_empty();
         let down = &mut self.down;
+        down.sent += content;
         (down.out, down.early) = (Held::from(head), if over { Bytes::new() } else { rest });
         down.body = Some(Body { framing, chunked: chunked && !over, over, stray });
         poll_fn(|cx| self.poll_body(cx)).await
@@ -159,7 +160,7 @@ impl<'a, C: Client> Relay<'a, C> {
     /// Whether all of the body came with the head, and goes on with it.
     fn is_here(&self) -> bool {
         let Down { body: Some(body), early, .. } = &self.down else { return false };
-        !early.is_empty() && !body.framing.may_exceed(early.len() as u64)
+        !body.framing.may_exceed(early.len() as u64)
     }
 
     /// Whether all that was sent can be sent again.
@@ -305,10 +306,17 @@ impl<'a, C: Client> Relay<'a, C> {
 
     /// Sends what waits for the client.
     fn poll_out(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Trouble>> {
-        let Down { out, unflushed, .. } = &mut self.down;
+        let Down { out, body, unflushed, .. } = &mut self.down;
+        // The last of it waits for nothing to go out with.
+        let last = body.as_ref().is_some_and(|body| body.over);
         while !out.is_empty() {
-            let n = ready!(Pin::new(&mut *self.client).poll_write(cx, out.rest()))
-                .map_err(|_| Trouble::Client)?;
+            let client = Pin::new(&mut *self.client);
+            let polled = if last {
+                client.poll_write_vectored(cx, &[IoSlice::new(out.rest())])
+            } else {
+                client.poll_write(cx, out.rest())
+            };
+            let n = ready!(polled).map_err(|_| Trouble::Client)?;
             *unflushed = true;
             out.took(n);
         }

@@ -9,6 +9,7 @@ use httparse::{Header, ParserConfig, Status};
 use pingora::http::{RequestHeader, ResponseHeader, header_value_from_raw};
 use pingora::protocols::http::date::get_cached_date;
 
+use super::client::Begin;
 use crate::door::Chunks;
 use crate::engine::write_line;
 use crate::proxy::response::{content_length, is_events};
@@ -19,6 +20,8 @@ const MAX_FIELDS: usize = 256;
 const MAX_HEAD: usize = 1 << 20;
 /// Bytes that an answer's head may get here: `Date`, `Connection` and its end.
 const BESIDE_FIELDS: usize = 64;
+/// What the last answer on a connection says (RFC 9112 s9.6).
+const CLOSE: &[u8] = b"Connection: close\r\n";
 
 /// Reads a request that the door let in; `None` if it cannot be told as filters want it.
 pub(super) fn request(head: &Bytes) -> Option<RequestHeader> {
@@ -62,8 +65,31 @@ pub(super) enum Form {
 pub(super) enum AnswerHead {
     /// As filters see it.
     Whole(Box<ResponseHeader>),
-    /// As it is sent on, where no filter sees it: a final one, without its end. In chunks, if it says so.
-    Lines { status: u16, lines: Vec<u8>, chunked: bool },
+    /// As it is sent on, where no filter sees it: a final one.
+    Lines(Lines),
+}
+
+/// The lines of an answer's head, and behind them all of its content, if that came with them.
+pub(super) struct Lines {
+    pub(super) status: u16,
+    bytes: Vec<u8>,
+    /// Where the fields end.
+    fields: usize,
+    /// How much content there is.
+    content: usize,
+    /// Content is to follow in chunks.
+    chunked: bool,
+}
+
+impl Lines {
+    /// What is sent; as the last answer on its connection, if it is.
+    pub(super) fn begin(self, last: bool) -> Begin {
+        let Self { mut bytes, fields, content, chunked, .. } = self;
+        if last {
+            bytes.splice(fields..fields, CLOSE.iter().copied());
+        }
+        Begin { head: bytes, content: content as u64, chunked }
+    }
 }
 
 /// How a body ends.
@@ -142,10 +168,9 @@ fn read_answer(
     };
     if form == Form::Lines
         && *method != Method::HEAD
-        && let Some((head, body, reusable)) = lines(&parsed, &bytes[..length])
+        && let Some(answer) = as_lines(&parsed, bytes, length)
     {
-        let rest = Bytes::copy_from_slice(&bytes[length..]);
-        return Ok(Some(Answer { head, body, reusable, rest }));
+        return Ok(Some(answer));
     }
     let at = |part: &[u8]| part.as_ptr().addr() - bytes.as_ptr().addr();
     let fields = parsed.headers.iter().map(|field| {
@@ -174,14 +199,15 @@ fn read_answer(
 }
 
 /// Takes the lines of a final answer that says nothing out of the ordinary, without those that concern one
-/// connection only. No field in `head`, which was read for them, goes on in the next line.
-fn lines(answer: &httparse::Response<'_, '_>, head: &[u8]) -> Option<(AnswerHead, Framing, bool)> {
+/// connection only. No field in the head, which is so long and was read for them, goes on in the next line.
+fn as_lines(answer: &httparse::Response<'_, '_>, bytes: &[u8], length: usize) -> Option<Answer> {
+    let (head, rest) = bytes.split_at(length);
     let status = answer.code.filter(|status| *status >= 200 && !matches!(status, 204 | 205 | 304))?;
     if answer.version != Some(1) {
         return None;
     }
     let code = StatusCode::from_u16(status).ok()?;
-    let mut lines = Vec::with_capacity(head.len() + BESIDE_FIELDS);
+    let mut lines = Vec::with_capacity(bytes.len() + BESIDE_FIELDS);
     for part in ["HTTP/1.1 ", code.as_str(), " ", answer.reason.unwrap_or_default(), "\r\n"] {
         lines.extend_from_slice(part.as_bytes());
     }
@@ -218,13 +244,21 @@ fn lines(answer: &httparse::Response<'_, '_>, head: &[u8]) -> Option<(AnswerHead
     if !dated {
         write_line(b"Date", get_cached_date().as_bytes(), &mut lines);
     }
-    let body = match (length, chunked) {
-        (Some(0), false) => Framing::None,
-        (Some(length), false) => Framing::Length(length),
-        (None, true) => Framing::Chunked(Chunks::of_origin()),
+    let fields = lines.len();
+    lines.extend_from_slice(b"\r\n");
+    // Most content that is short comes with its head.
+    let whole = !rest.is_empty() && length == Some(rest.len() as u64) && !chunked;
+    let content = if whole { rest } else { &[] };
+    lines.extend_from_slice(content);
+    let (body, rest) = match (length, chunked) {
+        (_, false) if whole => (Framing::None, Bytes::new()),
+        (Some(0), false) => (Framing::None, Bytes::copy_from_slice(rest)),
+        (Some(length), false) => (Framing::Length(length), Bytes::copy_from_slice(rest)),
+        (None, true) => (Framing::Chunked(Chunks::of_origin()), Bytes::copy_from_slice(rest)),
         _ => return None,
     };
-    Some((AnswerHead::Lines { status, lines, chunked }, body, reusable))
+    let head = Lines { status, bytes: lines, fields, content: content.len(), chunked };
+    Some(Answer { head: AnswerHead::Lines(head), body, reusable, rest })
 }
 
 /// Field lines on their way from a head to another: those that follow each other and are written as we do go at
@@ -316,13 +350,8 @@ pub(super) fn write_answer(answer: &mut ResponseHeader, last: bool, out: &mut Ve
     out.extend_from_slice(answer.get_reason_phrase().unwrap_or_default().as_bytes());
     out.extend_from_slice(b"\r\n");
     answer.header_to_h1_wire(out);
-    end_answer(last, out);
-}
-
-/// Ends an answer's head.
-pub(super) fn end_answer(last: bool, out: &mut Vec<u8>) {
     if last {
-        out.extend_from_slice(b"Connection: close\r\n");
+        out.extend_from_slice(CLOSE);
     }
     out.extend_from_slice(b"\r\n");
 }
@@ -367,14 +396,21 @@ mod tests {
             before in fields(),
             after in fields(),
             status in 200u16..204,
+            last: bool,
+            came in prop::sample::select(vec!["", "hell", "hello", "hello more"]),
         ) {
+            let whole = came == "hello";
             let (before, after) = (before.concat(), after.concat());
-            let text = format!("HTTP/1.1 {status} Fine\r\n{before}Date: now\r\nContent-Length: 5\r\n{after}\r\nhello");
+            let text = format!("HTTP/1.1 {status} Fine\r\n{before}Date: now\r\nContent-Length: 5\r\n{after}\r\n{came}");
             let answer = answer(text.as_bytes(), &Method::GET, Form::Lines).expect("valid").expect("whole");
-            let AnswerHead::Lines { lines, .. } = answer.head else { panic!("nothing is out of the ordinary") };
-            let expected = one_by_one(text.as_bytes());
-            prop_assert_eq!(String::from_utf8_lossy(&lines), String::from_utf8_lossy(&expected));
-            prop_assert_eq!(&answer.rest[..], b"hello");
+            let AnswerHead::Lines(lines) = answer.head else { panic!("nothing is out of the ordinary") };
+            let fields = one_by_one(text.as_bytes());
+            let close: &[u8] = if last { b"Connection: close\r\n" } else { b"" };
+            let expected = [&fields[..], close, b"\r\n", if whole { b"hello" } else { b"" }].concat();
+            let begin = lines.begin(last);
+            prop_assert_eq!(String::from_utf8_lossy(&begin.head), String::from_utf8_lossy(&expected));
+            prop_assert_eq!(begin.content, if whole { 5 } else { 0 });
+            prop_assert_eq!(&answer.rest[..], if whole { "" } else { came }.as_bytes());
         }
     }
 
