@@ -171,6 +171,14 @@ class TollhouseFull(Tollhouse):
     kinds = ("plain",)
 
 
+class TollhousePieces(Tollhouse):
+    """The same through a filter that may change answers."""
+
+    name = "tollhouse, answers filtered"
+    paths = {"/1k": "/pieces/1k", "/100k": "/pieces/100k", "/100m": "/pieces/100m"}
+    kinds = ("plain",)
+
+
 class Nginx(Gateway):
     name = "nginx"
     files = {"nginx.conf": "nginx.conf"}

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
@@ -9,6 +10,7 @@ use tempfile::NamedTempFile;
 use tokio::net::TcpListener;
 use tollhouse_filters::coding::decode::{Coding, Decoder, Limits};
 
+use crate::direct::framed;
 use crate::harness::{Answer, Gateway, H2c, Nginx, Origin, Wire, noise, request, soon};
 
 const CODINGS: [&str; 3] = ["zstd", "br", "gzip"];
@@ -227,6 +229,51 @@ async fn answers_without_a_body_leave_the_connection_in_step() {
     let head = Request::head("http://a/page").header("accept-encoding", "br").body(()).expect("valid");
     let answer = h2.send(head, b"").await.expect("an answer");
     assert_eq!((answer.field("content-encoding"), answer.body.len()), (Some("br"), 0));
+}
+
+/// Compresses on the connections themselves, and through Pingora's proxy.
+const BOTH: &str = "
+upstreams: [{name: origin, backends: [{address: \"ADDRESS\"}]}]
+routes:
+  - {name: direct, match: {paths: [/direct]}, upstream: origin, filters: [compress: {}]}
+  - {name: proxied, match: {paths: [/proxied]}, upstream: origin, filters: [buffer: {}, compress: {}]}
+";
+
+#[tokio::test]
+async fn bodies_of_any_size_and_framing_are_encoded_by_both_ways() {
+    let reply = Arc::new(Mutex::new(Vec::new()));
+    let says = reply.clone();
+    let origin = Origin::new(move |mut wire: Wire| {
+        let reply = says.lock().expect("no panic").clone();
+        async move {
+            if wire.head().await.is_ok() {
+                wire.send(reply).await;
+            }
+        }
+    })
+    .await;
+    let gateway = Gateway::start(&BOTH.replace("ADDRESS", &origin.address.to_string())).await;
+    let h2 = H2c::connect(gateway.address()).await;
+    let accept = ("accept-encoding", "gzip, identity;q=0");
+    for size in [0, 100, 1023, 16_384, 65_537, 1_000_003] {
+        let body = page(size);
+        for framed in framed(&body) {
+            let head = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n".as_slice();
+            let line = framed.windows(2).position(|end| end == b"\r\n").expect("a line") + 2;
+            *reply.lock().expect("no panic") = [head, &framed[line..]].concat();
+            for way in ["/direct", "/proxied"] {
+                let asked = format!("GET {way}");
+                let answer =
+                    request(gateway.address(), &asked, &format!("{}: {}\r\n", accept.0, accept.1)).await;
+                assert!(decoded(&answer) == body, "{way}: {size}, {:?}", answer.head);
+                let asked = Request::get(format!("http://a{way}")).header(accept.0, accept.1).body(());
+                let answer = h2.send(asked.expect("valid"), b"").await.expect("an answer");
+                let mut decoder = decoder(answer.field("content-encoding").expect("a coding"));
+                assert!(decoder.piece(&answer.body).expect("decodes") == body, "{way}: {size} over HTTP/2");
+                assert_eq!(decoder.finish(), Ok(()));
+            }
+        }
+    }
 }
 
 #[tokio::test]

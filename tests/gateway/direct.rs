@@ -7,8 +7,8 @@ use proptest::test_runner::{Config, TestRunner};
 
 use crate::harness::{Answer, Broken, Gateway, Head, Origin, Wire, soon};
 
-/// Filters that see heads, or bodies of requests that have one, make a difference to the direct way; one that
-/// sees pieces of the answer makes it Pingora's.
+/// Filters that see heads, pieces of answers, or bodies of requests that have one, make a difference to the direct
+/// way. Who says `Upgrade` without meaning it takes Pingora's; over HTTP/2 filters that see requests make it so.
 const BOTH: &str = "
 upstreams: [{name: origin, backends: [{address: \"ADDRESS\"}]}]
 routes:
@@ -17,13 +17,24 @@ routes:
     match: {hosts: [filtered.test]}
     upstream: origin
     filters: [headers: {response: {remove: [x-nobody]}}, body_limit: {request: 1GiB}]
+  - name: pieces
+    match: {hosts: [pieces.test]}
+    upstream: origin
+    filters: [body_limit: {response: 1GiB}]
   - name: proxied
     match: {hosts: [proxied.test]}
     upstream: origin
-    filters: [body_limit: {response: 1GiB}]
+  - name: held
+    match: {hosts: [held.test]}
+    upstream: origin
+    filters: [buffer: {max: 1GiB}]
+  - name: held-not
+    match: {hosts: [held.test], methods: [POST, PUT]}
+    upstream: origin
+    filters: [body_limit: {request: 1GiB}]
 ";
 
-pub(crate) const WAYS: [&str; 3] = ["direct.test", "filtered.test", "proxied.test"];
+const WAYS: [&str; 4] = ["direct.test", "filtered.test", "pieces.test", "proxied.test"];
 
 /// Fields whose values are not the same for two requests, or name the host.
 pub(crate) const OWN: [&str; 6] =
@@ -130,9 +141,16 @@ pub(crate) fn closing(bytes: impl AsRef<[u8]>) -> Reply {
     Reply { closes: true, ..reply(bytes) }
 }
 
+/// The request by this way.
 fn replaced(request: &[u8], way: &str) -> Vec<u8> {
-    let at = request.windows(4).position(|part| part == b"HOST");
-    at.map_or(request.to_vec(), |at| [&request[..at], way.as_bytes(), &request[at + 4..]].concat())
+    let find = |bytes: &[u8], part: &[u8]| bytes.windows(part.len()).position(|here| here == part);
+    let Some(at) = find(request, b"HOST") else { return request.to_vec() };
+    let (before, after) = (&request[..at], &request[at + 4..]);
+    let line = after.len().min(find(after, b"\r\n").map_or(0, |end| end + 2));
+    // RFC 9110 s7.8: without `Connection` it is of no use.
+    let said = find(request, b"Upgrade").is_some();
+    let upgrade: &[u8] = if way == "proxied.test" && !said { b"Upgrade: none\r\n" } else { b"" };
+    [before, way.as_bytes(), &after[..line], upgrade, &after[line..]].concat()
 }
 
 /// Whether the connection takes another request, which no route has and so no origin sees.
@@ -151,8 +169,9 @@ async fn compare(gateway: &Gateway, taken: &mut Taken, request: &[u8], reply: &R
         while taken.try_recv().is_ok() {}
     }
     let what = || format!("{} -> {}", request.escape_ascii(), reply.bytes.escape_ascii());
-    assert_eq!(seen[0], seen[2], "{}", what());
-    assert_eq!(seen[1], seen[2], "with filters: {}", what());
+    assert_eq!(seen[0], seen[3], "{}", what());
+    assert_eq!(seen[1], seen[3], "with filters: {}", what());
+    assert_eq!(seen[2], seen[3], "with filters of pieces: {}", what());
 }
 
 const PLAIN: &[u8] = b"GET /a?b HTTP/1.1\r\nHost: HOST\r\n\r\n";
@@ -161,7 +180,7 @@ const PLAIN: &[u8] = b"GET /a?b HTTP/1.1\r\nHost: HOST\r\n\r\n";
 async fn the_ways_are_two() {
     let origin = Origin::answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
     let gateway = both(&origin).await;
-    for (way, options) in WAYS.into_iter().zip([None, None, Some("keep-alive")]) {
+    for (way, options) in WAYS.into_iter().zip([None, None, None, Some("keep-alive")]) {
         let mut client = Wire::connect(gateway.address()).await;
         client.send(replaced(PLAIN, way)).await;
         // What Pingora says though HTTP/1.1 does not need it (RFC 9112 s9.3) tells them apart.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::harness::{Answer, Gateway, Origin, Wire, refusing, soon};
 
-/// Filters that see pieces of the answer make the second way Pingora's.
+/// A filter that holds requests makes the second way Pingora's.
 const WAYS: [&str; 2] = ["direct.test", "proxied.test"];
 const OPENS_AT_ONCE: &str = "min_requests: 1, error_ratio: 1%, open: 1h";
 
@@ -45,7 +45,7 @@ routes:
     upstream: main
   - name: proxied
     match: {{hosts: [proxied.test]}}
-    filters: [body_limit: {{response: 1GiB}}, headers: {{request: {{set: {{x-filtered: by-proxied}}}}}}]
+    filters: [buffer: {{max: 1GiB}}, headers: {{request: {{set: {{x-filtered: by-proxied}}}}}}]
     upstream: main
   - {{name: standby, match: {{hosts: [standby.test]}}, filters: [respond: {{status: 403}}], upstream: other}}
 ",

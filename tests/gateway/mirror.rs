@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::harness::{Gateway, Origin, Wire, get, noise, refusing, request};
 
-/// A route whose requests are copied. Its way is direct for requests without a body, unless answers are compared.
+/// A route whose requests are copied. Its way is direct for requests without a body.
 async fn mirrored(origin: &Origin, target: std::net::SocketAddr, options: &str) -> Gateway {
     Gateway::administered(&format!(
         "upstreams:\n- {{name: origin, backends: [{{address: \"{}\"}}]}}\n\

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::harness::{Answer, Gateway, Origin, request, soon, until};
 
 /// A service with an old version, one that is over and one that is current. What is under `/proxied` takes Pingora's
-/// way, since a filter sees pieces of its answers.
+/// way, since a filter holds its requests.
 const VERSIONS: &str = "
 upstreams:
   - {name: old, backends: [{address: \"OLD\"}]}
@@ -24,7 +24,7 @@ routes:
   - name: proxied
     service: users
     match: {paths: [/proxied/*], methods: [GET]}
-    filters: [{body_limit: {response: 1GiB}}, {headers: {response: {set: {x-route: proxied}}}}]
+    filters: [{buffer: {max: 1GiB}}, {headers: {response: {set: {x-route: proxied}}}}]
   - {name: status, match: {paths: [/v2/direct/status]}, respond: {body: fine}}
 ";
 
@@ -124,7 +124,7 @@ routes:
   - name: direct
     match: {paths: [/direct]}
     split: &split {to: {a: 70, b: 30}, sticky_by: [\"cookie:uid\"], salt: s, force: {header: x-tollhouse-variant}}
-  - {name: proxied, match: {paths: [/proxied]}, split: *split, filters: [{body_limit: {response: 1GiB}}]}
+  - {name: proxied, match: {paths: [/proxied]}, split: *split, filters: [{buffer: {max: 1GiB}}]}
   - {name: plain, match: {paths: [/plain]}, upstream: a}
 ";
 

@@ -7,19 +7,19 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::harness::{Answer, Gateway, Origin, Wire, get, refusing, soon};
+use crate::harness::{Answer, BY_PINGORA, Gateway, Origin, Wire, get, refusing, soon};
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const WAYS: [&str; 2] = ["direct.test", "proxied.test"];
 
-/// Filters that see pieces of the answer make the second route Pingora's.
+/// Filters that see bodies of requests make the second route Pingora's.
 fn document(backends: &[SocketAddr], upstream: &str, route: &str) -> String {
     let list: Vec<_> = backends.iter().map(|address| format!("{{address: \"{address}\"}}")).collect();
     format!(
         "upstreams: [{{name: origin, backends: [{}], {upstream}}}]
 routes:
   - {{name: direct, match: {{hosts: [direct.test]}}, upstream: origin{route}}}
-  - {{name: proxied, match: {{hosts: [proxied.test]}}, upstream: origin, filters: [body_limit: {{response: 1GiB}}]{route}}}
+  - {{name: proxied, match: {{hosts: [proxied.test]}}, upstream: origin, filters: [{BY_PINGORA}]{route}}}
 ",
         list.join(", ")
     )

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use crate::harness::{Answer, Broken, Gateway, Origin, Wire, noise, refusing, soon};
+use crate::harness::{Answer, BY_PINGORA, Broken, Gateway, Origin, Wire, noise, refusing, soon};
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\nbusy";
 
-/// Filters that see pieces of the answer make the second route Pingora's.
+/// Filters that see bodies of requests make the second route Pingora's.
 const WAYS: [&str; 2] = ["direct.test", "proxied.test"];
 
 /// A gateway before these backends, with keys of the upstream and of both routes.
@@ -22,7 +22,7 @@ async fn before(backends: &[SocketAddr], upstream: &str, route: &str) -> Gateway
         "upstreams: [{{name: origin, backends: [{}], {upstream}}}]
 routes:
   - {{name: direct, match: {{hosts: [direct.test]}}, upstream: origin{route}}}
-  - {{name: proxied, match: {{hosts: [proxied.test]}}, upstream: origin, filters: [body_limit: {{response: 1GiB}}]{route}}}
+  - {{name: proxied, match: {{hosts: [proxied.test]}}, upstream: origin, filters: [{BY_PINGORA}]{route}}}
 ",
         list.join(", ")
     );

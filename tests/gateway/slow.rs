@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 
 use crate::harness::h2c::collect;
 use crate::harness::h2raw::{END_HEADERS, END_STREAM, GET, POST, kind};
-use crate::harness::{Broken, Gateway, H2Raw, H2c, Origin, Wire, exchange, get, soon};
+use crate::harness::{BY_PINGORA, Broken, Gateway, H2Raw, H2c, Origin, Wire, exchange, get, soon};
 
 /// An answer that no buffers on the way hold.
 fn large() -> Vec<u8> {
@@ -169,14 +169,17 @@ async fn an_origin_may_be_slow() {
     assert_eq!(over_h2.text(), "a".repeat(10));
 }
 
+/// Filters of requests that go directly, of those whose answers are changed in pieces, and of those that go through
+/// Pingora's proxy.
+const WAYS: [&str; 3] = ["", "{compress: {}}", BY_PINGORA];
+
 /// A gateway before an upstream with these rules, the last of which are its breaker's, that opens for good at the second
-/// request that it minds; requests go directly, or past a filter that sees bodies.
-async fn with_breaker(origin: &Origin, (rules, breaker): (&str, &str), direct: bool) -> Gateway {
-    let filters = if direct { "[]" } else { "[{compress: {}}]" };
+/// request that it minds; with these filters.
+async fn with_breaker(origin: &Origin, (rules, breaker): (&str, &str), filters: &str) -> Gateway {
     Gateway::counting_all(&format!(
         "upstreams: [{{name: origin, backends: [{{address: \"{}\"}}], {rules}\
          circuit_breaker: {{min_requests: 2, open: 1h, {breaker}}}}}]\n\
-         routes: [{{name: all, filters: {filters}, upstream: origin}}]\n",
+         routes: [{{name: all, filters: [{filters}], upstream: origin}}]\n",
         origin.address
     ))
     .await
@@ -201,24 +204,24 @@ async fn sent_in_halves(gateway: &Gateway) {
 
 #[tokio::test]
 async fn no_backend_is_blamed_for_clients_that_send_slowly() {
-    for direct in [true, false] {
+    for filters in WAYS {
         let origin = Origin::giving_back().await;
         let rules = ("timeouts: {total: 300ms}, ", "error_ratio: 1%");
-        let gateway = with_breaker(&origin, rules, direct).await;
+        let gateway = with_breaker(&origin, rules, filters).await;
         for _ in 0..3 {
             let answer = soon("an answer", half_sent(&gateway).await.answer()).await.expect("an answer");
             // RFC 9110 s15.5.9: the request was not whole in time.
             assert_eq!((answer.status, &answer.json()["detail"]), (408, &"total timeout".into()));
         }
-        assert_eq!(get(gateway.address(), "/").await.status, 200, "direct: {direct}");
+        assert_eq!(get(gateway.address(), "/").await.status, 200, "{filters}");
     }
 }
 
 #[tokio::test]
 async fn the_time_of_a_slow_upload_is_not_its_backends() {
-    for direct in [true, false] {
+    for filters in WAYS {
         let origin = Origin::giving_back().await;
-        let gateway = with_breaker(&origin, ("", "slow: 300ms, slow_ratio: 1%"), direct).await;
+        let gateway = with_breaker(&origin, ("", "slow: 300ms, slow_ratio: 1%"), filters).await;
         for _ in 0..3 {
             sent_in_halves(&gateway).await;
         }
@@ -227,19 +230,19 @@ async fn the_time_of_a_slow_upload_is_not_its_backends() {
 
 #[tokio::test]
 async fn an_attempt_has_its_time_once_the_client_has_sent_everything() {
-    for direct in [true, false] {
+    for filters in WAYS {
         let origin = Origin::giving_back().await;
         let rules = ("retries: {per_try: 300ms}, ", "error_ratio: 1%");
-        sent_in_halves(&with_breaker(&origin, rules, direct).await).await;
+        sent_in_halves(&with_breaker(&origin, rules, filters).await).await;
     }
 }
 
 #[tokio::test]
 async fn no_backend_is_blamed_for_clients_that_read_slowly() {
-    for direct in [true, false] {
+    for filters in WAYS {
         let origin = Origin::answering(large()).await;
         let rules = ("timeouts: {total: 500ms}, ", "error_ratio: 1%");
-        let gateway = with_breaker(&origin, rules, direct).await;
+        let gateway = with_breaker(&origin, rules, filters).await;
         for _ in 0..3 {
             let mut client = Wire::connect(gateway.address()).await;
             client.send("GET /slow HTTP/1.1\r\nHost: a\r\nAccept-Encoding: gzip\r\n\r\n").await;
@@ -250,7 +253,7 @@ async fn no_backend_is_blamed_for_clients_that_read_slowly() {
         let mut client = Wire::connect(gateway.address()).await;
         client.send(REQUEST).await;
         let head = client.head().await.expect("a head");
-        assert!(head.line.contains(" 200 "), "direct: {direct}: {head:?}");
+        assert!(head.line.contains(" 200 "), "{filters}: {head:?}");
     }
 }
 

@@ -83,8 +83,8 @@ impl Failure {
     pub(super) const fn code(&self) -> &'static str {
         match self {
             Self::Trouble(trouble) if trouble.is_of_client() => problem::CLIENT_CLOSED.code,
+            Self::Trouble(Trouble::Filter) | Self::Refused(_) | Self::Internal | Self::Again => "internal",
             Self::Connect(_) | Self::Silence(_) | Self::Trouble(_) => "upstream-protocol",
-            Self::Refused(_) | Self::Internal | Self::Again => "internal",
         }
     }
 }
@@ -273,8 +273,8 @@ impl Job<'_> {
     /// Sends the request and passes the answer on; true if the backend's connection takes another request.
     async fn relay<C: Client>(&mut self, relay: &mut Relay<'_, C>) -> Result<bool, Failure> {
         let exchange = self.call.exchange();
-        let seen = exchange.sees_response() || exchange.invalidates(&self.request);
-        let seen = seen || upstream(&self.call).is_sticky();
+        let seen = exchange.sees_response() || exchange.stack.sees_response_chunks();
+        let seen = seen || exchange.invalidates(&self.request) || upstream(&self.call).is_sticky();
         let form = match seen {
             _ if !C::HTTP1 => Form::Plain,
             true => Form::Spelt,
@@ -290,7 +290,7 @@ impl Job<'_> {
                 AnswerHead::Lines(lines) => {
                     response::answered(lines.status, &mut self.call);
                     self.begins(lines.status, relay);
-                    relay.finish(lines.begin(!self.keep), body, rest).await?;
+                    relay.finish(lines.begin(!self.keep), body, rest, None).await?;
                     return Ok(reusable);
                 }
                 AnswerHead::Whole(head) => head,
@@ -303,7 +303,9 @@ impl Job<'_> {
                 return Err(Failure::Again);
             }
             let begin = self.final_head(head, relay, &body).await?;
-            relay.finish(begin, body, rest).await?;
+            let filters =
+                self.call.exchange.as_mut().filter(|exchange| exchange.stack.sees_response_chunks());
+            relay.finish(begin, body, rest, filters).await?;
             return Ok(reusable);
         }
     }
@@ -338,9 +340,11 @@ impl Job<'_> {
             let _ = head.insert_header("Date", get_cached_date());
         }
         self.begins(head.status.as_u16(), relay);
+        // A filter that changes content takes its length away.
+        let changed = !head.headers.contains_key(header::CONTENT_LENGTH);
         let length = match body {
             Framing::None => Some(0),
-            Framing::Length(length) => Some(*length),
+            Framing::Length(length) => Some(*length).filter(|_| !changed),
             Framing::Chunked(_) | Framing::Close => None,
         };
         let begin = relay.client().begin(head, !self.keep, length);
@@ -368,9 +372,12 @@ impl Job<'_> {
     /// What a failure is answered with; `None` when the client is gone.
     pub(super) fn explain<C: Client>(&mut self, client: &C, failure: Failure) -> Option<Reply> {
         let overdue = self.call.exchange().ctx.deadline.is_some_and(|deadline| Instant::now() >= deadline);
-        let blamed = !matches!(failure, Failure::Refused(_) | Failure::Internal | Failure::Again);
-        let of_client = matches!(failure, Failure::Trouble(trouble) if trouble.is_of_client());
-        if blamed && !of_client {
+        let blamed = match failure {
+            Failure::Refused(_) | Failure::Internal | Failure::Again => false,
+            Failure::Trouble(trouble) => !trouble.is_of_client() && trouble != Trouble::Filter,
+            Failure::Connect(_) | Failure::Silence(_) => true,
+        };
+        if blamed {
             self.tell(InFlight::failed);
         }
         let problem = match failure {

@@ -1,7 +1,7 @@
 //! Requests without Pingora's proxy: the same engine, upstreams, metrics and log, on the connections of HTTP/1.1
 //! and the streams of HTTP/2 themselves.
 //!
-//! Every plain request begins here. What only Pingora can do (bodies that filters see, TLS and HTTP/2 to
+//! Every plain request begins here. What only Pingora can do (bodies of requests that filters see, TLS and HTTP/2 to
 //! upstreams) is handed over with all that was decided, before any byte of a body was read.
 
 mod attempt;
@@ -139,7 +139,10 @@ impl Gateway {
                     // same machine are woken for many at once. Streams of HTTP/2 were read together.
                     tokio::task::yield_now().await;
                 }
-                self.unhedged(&mut call, &request, upstream, client).await
+                match no_body(&mut call, client.unread()) {
+                    Some(reply) => Err(reply),
+                    None => self.unhedged(&mut call, &request, upstream, client).await,
+                }
             }
             answered => answered,
         };
@@ -194,8 +197,8 @@ pub(super) fn connection(facts: &ConnFacts) -> Connection {
     Connection { listener: ListenerId(facts.listener), peer: facts.peer, tls: facts.tls.clone() }
 }
 
-/// Whether the exchange is one of bytes that no filter sees, over a plain connection of HTTP/1.1; of a request
-/// with so much left to read, if that is known.
+/// Whether no filter sees the request's body, and it goes over a plain connection of HTTP/1.1; so much is left to read
+/// of it, if that is known.
 fn is_plain(upstream: &Upstream, call: &mut Call, unread: Option<u64>) -> bool {
     let Some(unread) = unread else { return false };
     let http1 = match upstream.protocol() {
@@ -205,9 +208,15 @@ fn is_plain(upstream: &Upstream, call: &mut Call, unread: Option<u64>) -> bool {
     };
     let exchange = call.exchange();
     let stack = &exchange.stack;
-    let request = (stack.sees_request_chunks() && unread > 0) || exchange.wants_body().is_some();
-    let seen = request || stack.sees_response_chunks();
+    let seen = (stack.sees_request_chunks() && unread > 0) || exchange.wants_body().is_some();
     http1 && !upstream.is_tls() && !seen
+}
+
+/// Tells the filters that look at pieces of requests of one that has no body.
+fn no_body(call: &mut Call, unread: Option<u64>) -> Option<Reply> {
+    let exchange = call.exchange();
+    let told = exchange.stack.sees_request_chunks() && unread == Some(0);
+    if told { exchange.request_chunk(&mut Bytes::new(), true) } else { None }
 }
 
 impl Job<'_> {

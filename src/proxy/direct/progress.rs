@@ -2,8 +2,7 @@
 
 use bytes::Bytes;
 
-use super::held::{Held, LAST_CHUNK};
-use super::trouble::Trouble;
+use super::held::Held;
 use super::wire::Framing;
 
 /// Where the request is.
@@ -32,21 +31,6 @@ pub(super) struct Down {
     pub(super) unflushed: bool,
     /// Bytes of content, to the client.
     pub(super) sent: u64,
-}
-
-impl Down {
-    /// The backend closed its side.
-    pub(super) fn end(&mut self) -> Result<(), Trouble> {
-        let Some(body) = &mut self.body else { return Err(Trouble::Cut) };
-        if !matches!(body.framing, Framing::Close) {
-            return Err(Trouble::Cut);
-        }
-        (body.over, body.stray) = (true, true);
-        if body.chunked {
-            self.out.add(LAST_CHUNK);
-        }
-        Ok(())
-    }
 }
 
 /// The body of the answer.

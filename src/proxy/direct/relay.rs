@@ -3,6 +3,7 @@
 //! Nothing is held while it waits: what is read goes on at once, from the thread's stack, and only what the
 //! other side does not take is kept.
 
+mod content;
 mod time;
 
 use std::future::poll_fn;
@@ -18,16 +19,20 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::client::{Begin, Client};
-use super::held::{self, Held, Kept, LAST_CHUNK, ToClient};
+use super::held::{self, Held, Kept};
 use super::progress::{Body, Down, Upload};
 use super::trouble::{Trouble, Waits};
 use super::wire::{self, Answer, Form, Framing};
+use crate::engine::Exchange;
 use crate::upstream::{InFlight, Keep};
 
 /// What is read at once, and so the most that is held for a side that takes it slowly, where many do.
 const ROOM: usize = 16 * 1024;
 /// What is read at once of long bodies, as long as [little is held](held::is_little).
 const MUCH_ROOM: usize = 64 * 1024;
+
+/// The filters that look at pieces of the answer, if any does.
+pub(super) type Filters<'a> = Option<&'a mut Exchange>;
 
 /// One exchange on its way.
 pub(super) struct Relay<'a, C> {
@@ -108,23 +113,29 @@ impl<'a, C: Client> Relay<'a, C> {
         Ok(())
     }
 
-    /// Sends an answer that began, and its body as it comes.
+    /// Sends an answer that began, and its body as it comes, through the filters that look at pieces.
     pub(super) async fn finish(
         &mut self,
         begin: Begin,
         framing: Framing,
         rest: Bytes,
+        mut filters: Filters<'_>,
     ) -> Result<(), Trouble> {
         let Begin { head, content, chunked } = begin;
         self.kept.drop();
         self.head_due = None;
-        let over = matches!(framing, Framing::None);
+        let over = !framing.may_exceed(0);
         let stray = over && !rest.is_empty();
+        let chunked = chunked && !matches!(framing, Framing::None);
         let down = &mut self.down;
         down.sent += content;
         (down.out, down.early) = (Held::from(head), if over { Bytes::new() } else { rest });
-        down.body = Some(Body { framing, chunked: chunked && !over, over, stray });
-        poll_fn(|cx| self.poll_body(cx)).await
+        down.body = Some(Body { framing, chunked, over, stray });
+        if over && (chunked || filters.is_some()) {
+            poll_fn(|cx| self.poll_sent(cx)).await?;
+            poll_fn(|cx| Poll::Ready(self.conclude(cx, &mut filters))).await?;
+        }
+        poll_fn(|cx| self.poll_body(cx, &mut filters)).await
     }
 
     /// The answer has no natural end.
@@ -239,19 +250,20 @@ impl<'a, C: Client> Relay<'a, C> {
         Pin::new(&mut *self.client).poll_flush(cx).map_err(|_| Trouble::Client)
     }
 
-    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Trouble>> {
+    fn poll_body(&mut self, cx: &mut Context<'_>, filters: &mut Filters<'_>) -> Poll<Result<(), Trouble>> {
         if !(self.is_sent() && self.is_here()) {
             self.poll_up(cx)?;
         }
         let sized = self.down.body.as_ref().is_some_and(|body| matches!(body.framing, Framing::Length(_)));
+        let sound = sized && filters.is_none();
         loop {
             // What came with the head goes out with it, if nothing can be wrong with it.
-            if !sized {
+            if !sound {
                 ready!(self.poll_sent(cx))?;
             }
             if !self.down.early.is_empty() {
                 let early = std::mem::take(&mut self.down.early);
-                self.pass(cx, &early)?;
+                self.pass(cx, &early, filters)?;
                 continue;
             }
             ready!(self.poll_sent(cx))?;
@@ -262,17 +274,26 @@ impl<'a, C: Client> Relay<'a, C> {
             }
             let much = self.down.body.as_ref().is_some_and(|body| body.framing.may_exceed(ROOM as u64));
             let piece = if much && held::is_little() {
-                self.poll_piece::<MUCH_ROOM>(cx)
+                self.poll_piece::<MUCH_ROOM>(cx, filters)
             } else {
-                self.poll_piece::<ROOM>(cx)
+                self.poll_piece::<ROOM>(cx, filters)
             };
             ready!(piece)?;
+            if filters.is_some() {
+                // What they make of a piece may take long: others have their turn before the next one.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
         }
     }
 
     /// Reads a piece of the answer and passes it on; its room is on the stack only while it runs.
     #[inline(never)]
-    fn poll_piece<const SIZE: usize>(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Trouble>> {
+    fn poll_piece<const SIZE: usize>(
+        &mut self,
+        cx: &mut Context<'_>,
+        filters: &mut Filters<'_>,
+    ) -> Poll<Result<(), Trouble>> {
         let mut room = [const { MaybeUninit::uninit() }; SIZE];
         let mut room = ReadBuf::uninit(&mut room);
         let Poll::Ready(read) = Pin::new(&mut self.server).poll_read(cx, &mut room) else {
@@ -285,8 +306,8 @@ impl<'a, C: Client> Relay<'a, C> {
         };
         self.since = None;
         Poll::Ready(match read {
-            Ok(()) if room.filled().is_empty() => self.down.end(),
-            Ok(()) => self.pass(cx, room.filled()),
+            Ok(()) if room.filled().is_empty() => self.ended(cx, filters),
+            Ok(()) => self.pass(cx, room.filled(), filters),
             Err(_) => Err(Trouble::Cut),
         })
     }
@@ -321,46 +342,6 @@ impl<'a, C: Client> Relay<'a, C> {
             out.took(n);
         }
         Poll::Ready(Ok(()))
-    }
-
-    /// Passes a piece of the answer on.
-    fn pass(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Result<(), Trouble> {
-        let Down { out, body: Some(body), sent, unflushed, .. } = &mut self.down else { return Ok(()) };
-        let mut to_client = ToClient { client: self.client, cx, out, failed: false };
-        let chunked = body.chunked;
-        let mut emit = |data: &[u8]| {
-            *sent += data.len() as u64;
-            *unflushed = true;
-            if chunked {
-                to_client.chunk(data);
-            } else {
-                to_client.send(data);
-            }
-        };
-        let taken = match &mut body.framing {
-            Framing::None => 0,
-            Framing::Length(left) => {
-                let n = bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
-                *left -= n as u64;
-                body.over = *left == 0;
-                emit(&bytes[..n]);
-                n
-            }
-            Framing::Chunked(chunks) => {
-                let followed = chunks.follow_data(bytes, &mut emit);
-                body.over = chunks.is_over();
-                followed.map_err(|_| Trouble::Protocol("the upstream's chunks are not valid"))?
-            }
-            Framing::Close => {
-                emit(bytes);
-                bytes.len()
-            }
-        };
-        body.stray |= taken < bytes.len();
-        if body.over && chunked {
-            to_client.write(LAST_CHUNK);
-        }
-        if to_client.failed { Err(Trouble::Client) } else { Ok(()) }
     }
 
     /// Sends what waits for the backend, and reads on what the client has for it; when there is nothing more,

@@ -19,6 +19,8 @@ pub(super) enum Trouble {
     Protocol(&'static str),
     /// The backend takes too long: which timeout is over.
     Timeout(&'static str),
+    /// A filter does not let the answer pass.
+    Filter,
 }
 
 impl Trouble {
@@ -35,6 +37,7 @@ impl Trouble {
             Self::LateClient => "the total timeout passed while the client was waited for",
             Self::Unanswered => "the upstream closed the connection before it answered",
             Self::Cut => "the upstream broke its answer off",
+            Self::Filter => "a response filter failed",
             Self::Protocol(reason) | Self::Timeout(reason) => reason,
         }
     }

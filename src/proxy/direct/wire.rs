@@ -313,7 +313,6 @@ fn framing(head: &mut ResponseHeader, method: &Method) -> (Framing, bool) {
     }
     let body = match head.headers.get(header::CONTENT_LENGTH).map(|length| content_length(length.as_bytes()))
     {
-        Some(Some(0)) => Framing::None,
         Some(Some(length)) => Framing::Length(length),
         // What is no number is refused before any of the body is read; if it were not, the connection would end.
         Some(None) | None => Framing::Close,
