@@ -165,7 +165,9 @@ async fn a_buffering_gateway_meets_the_expectation_itself() {
 
 #[tokio::test]
 async fn an_answer_over_its_limit_is_cut_and_never_looks_whole() {
-    for framed in framed(&[b'a'; 100_000]) {
+    for (nth, framed) in framed(&[b'a'; 100_000]).into_iter().enumerate() {
+        // What declares its length is refused before any of it is sent.
+        let refused = |status: Option<u16>| status == Some(502) || (status.is_none() && nth > 0);
         let origin = Origin::new(move |mut wire: Wire| {
             let framed = framed.clone();
             async move {
@@ -180,10 +182,10 @@ async fn an_answer_over_its_limit_is_cut_and_never_looks_whole() {
             let mut client = Wire::connect(gateway.address()).await;
             client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
             let answer = soon("an end", client.answer()).await;
-            assert!(answer.as_ref().map_or(true, |answer| answer.status == 502), "{answer:?}");
+            assert!(refused(answer.as_ref().ok().map(|answer| answer.status)), "{answer:?}");
             let asked = http::Request::get("http://a/").body(()).expect("valid");
             let answer = H2c::connect(gateway.address()).await.send(asked, b"").await;
-            assert!(answer.as_ref().map_or(true, |answer| answer.status == 502), "{answer:?}");
+            assert!(refused(answer.as_ref().ok().map(|answer| answer.status)), "{answer:?}");
         }
     }
 }

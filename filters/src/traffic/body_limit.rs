@@ -9,14 +9,15 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
-use pingora_http::RequestHeader;
+use http::{HeaderMap, Method, StatusCode};
+use pingora_http::{RequestHeader, ResponseHeader};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::context::{Context, Slot};
 use crate::filter::{Build, BuildError, Filter};
 use crate::outcome::{FilterError, Outcome};
-use crate::phase::{OnRequest, OnRequestChunk, OnResponseChunk, OnUpstreamRequest, Phases};
+use crate::phase::{OnRequest, OnRequestChunk, OnResponse, OnResponseChunk, OnUpstreamRequest, Phases};
 use crate::problem::{BODY_TOO_LARGE, Problem};
 use crate::values::ByteSize;
 
@@ -26,7 +27,7 @@ use crate::values::ByteSize;
 pub struct Options {
     /// The largest request body, instead of `server.limits.body_bytes`; over it: 413.
     pub request: Option<ByteSize>,
-    /// The largest body of an answer; over it the connection is cut.
+    /// The largest body of an answer; over it: 502, or the connection is cut, if some of it was sent.
     pub response: Option<ByteSize>,
 }
 
@@ -67,7 +68,10 @@ impl Filter for BodyLimit {
                 .on_upstream_request(filter.clone()),
             None => phases,
         };
-        Ok(if options.response.is_some() { phases.on_response_chunk(filter) } else { phases })
+        Ok(match options.response {
+            Some(_) => phases.on_response(filter.clone()).on_response_chunk(filter),
+            None => phases,
+        })
     }
 }
 
@@ -79,9 +83,7 @@ impl OnRequest for BodyLimit {
         ctx: &mut Context,
     ) -> Result<Outcome, FilterError> {
         ctx.policies.body_limit = Some(self.request);
-        let declared =
-            request.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-        if declared.is_some_and(|length| length > self.request) {
+        if declared(&request.headers).is_some_and(|length| length > self.request) {
             return Ok(Problem::new(&BODY_TOO_LARGE).into());
         }
         Ok(Outcome::Continue)
@@ -119,6 +121,22 @@ impl OnUpstreamRequest for BodyLimit {
     }
 }
 
+#[async_trait]
+impl OnResponse for BodyLimit {
+    async fn on_response(
+        &self,
+        request: &RequestHeader,
+        response: &mut ResponseHeader,
+        ctx: &mut Context,
+    ) -> Result<(), FilterError> {
+        ctx.slot_mut(self.seen).response = 0;
+        // RFC 9110 s8.6: these say how long another answer would be.
+        let bodiless = request.method == Method::HEAD || response.status == StatusCode::NOT_MODIFIED;
+        let too_large = declared(&response.headers).is_some_and(|length| length > self.response);
+        if too_large && !bodiless { Err(over()) } else { Ok(()) }
+    }
+}
+
 impl OnResponseChunk for BodyLimit {
     fn on_response_chunk(
         &self,
@@ -129,10 +147,19 @@ impl OnResponseChunk for BodyLimit {
         let seen = ctx.slot_mut(self.seen);
         seen.response += chunk.as_ref().map_or(0, |chunk| chunk.len() as u64);
         if seen.response > self.response {
-            return Err(FilterError::Unavailable("the answer is larger than `body_limit` allows".to_owned()));
+            return Err(over());
         }
         Ok(())
     }
+}
+
+/// The length of a body, if its head says it.
+fn declared(fields: &HeaderMap) -> Option<u64> {
+    fields.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+fn over() -> FilterError {
+    FilterError::Unavailable("the answer is larger than `body_limit` allows".to_owned())
 }
 
 #[cfg(test)]

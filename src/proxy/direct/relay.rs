@@ -281,8 +281,7 @@ impl<'a, C: Client> Relay<'a, C> {
             ready!(piece)?;
             if filters.is_some() {
                 // What they make of a piece may take long: others have their turn before the next one.
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
+                return self.poll_turn(cx);
             }
         }
     }

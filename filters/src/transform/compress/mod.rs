@@ -178,8 +178,10 @@ impl OnResponse for Compress {
         vary(response)?;
         let Some(choice) = accept::choose(&request.headers, &self.algorithms) else { return Ok(()) };
         let small = length(response).is_some_and(|length| length < self.min_size);
+        // Nothing is left to be encoded, and of some answers without content filters see no end.
+        let empty = length(response) == Some(0);
         let partial = response.status == StatusCode::PARTIAL_CONTENT;
-        if partial || request.version == Version::HTTP_10 || (small && !choice.required) {
+        if partial || empty || request.version == Version::HTTP_10 || (small && !choice.required) {
             return Ok(());
         }
         let Some((effort, share)) = self.afford(request, choice.algorithm, length(response)) else {

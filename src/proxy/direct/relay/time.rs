@@ -10,6 +10,15 @@ use super::Relay;
 use crate::proxy::failure::{PER_TRY, TOTAL};
 
 impl<C: Client> Relay<'_, C> {
+    /// Gives others their turn, while there is time left for all of it.
+    pub(super) fn poll_turn(&self, cx: &Context<'_>) -> Poll<Result<(), Trouble>> {
+        if self.waits.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            return Poll::Ready(Err(Trouble::Timeout(TOTAL)));
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
     /// Minds the time while nothing moves.
     pub(super) fn poll_time(&mut self, cx: &mut Context<'_>) -> Poll<Trouble> {
         let of_client = self.up.is_empty() && self.upload == Upload::Open;
