@@ -15,6 +15,22 @@ async fn ask(gateway: &Gateway, way: &str, line: &str) -> Answer {
     soon("an answer", client.answer()).await.expect("an answer")
 }
 
+/// The first answer that is no failure, and how many failures there were: that a breaker opens is known a moment after
+/// the answer that opened it.
+async fn once_open(gateway: &Gateway, way: &str, line: &str) -> (Answer, usize) {
+    let mut failures = 0;
+    soon("an open breaker", async {
+        loop {
+            let answer = ask(gateway, way, line).await;
+            if answer.status != 502 {
+                return (answer, failures);
+            }
+            failures += 1;
+        }
+    })
+    .await
+}
+
 /// Answers 500 after so many answers; says in its answers how many it has given.
 async fn failing_after(good: usize, fields: &'static str) -> Origin {
     let asked = Arc::new(AtomicUsize::new(0));
@@ -53,10 +69,7 @@ routes:
     ))
     .await;
     for (way, filtered) in WAYS.iter().zip(["by-direct", "by-proxied"]) {
-        let mut first = ask(&gateway, way, "GET /x").await;
-        if first.status == 502 {
-            first = ask(&gateway, way, "GET /x").await;
-        }
+        let (first, _) = once_open(&gateway, way, "GET /x").await;
         assert_eq!(first.status, 200, "{way}: {}", first.text());
         let seen = first.text().to_lowercase();
         assert!(seen.contains("get /x ") && seen.contains(filtered), "{way}: {seen}");
@@ -83,12 +96,9 @@ routes:
         breaker("sorry")
     ))
     .await;
-    let mut seen = Vec::new();
-    for _ in 0..3 {
-        let answer = ask(&gateway, "direct.test", "GET /").await;
-        seen.push((answer.status, answer.text().contains("sorry")));
-    }
-    assert_eq!(seen, [(502, false), (502, false), (200, true)]);
+    let (answer, failures) = once_open(&gateway, "direct.test", "GET /").await;
+    assert_eq!((answer.status, answer.text().as_str()), (200, "sorry"));
+    assert!(failures >= 2, "{failures}");
 }
 
 #[tokio::test]
