@@ -213,13 +213,16 @@ impl Exchange {
 
     /// Shows the entered filters that the request has no body.
     pub async fn no_body(&mut self, request: &mut RequestHeader) -> Option<Reply> {
-        if self.stack.sees_request_chunks()
-            && let Some(reply) = self.request_chunk(&mut Bytes::new(), true)
-        {
+        if let Some(reply) = self.no_pieces() {
             return Some(reply);
         }
         self.wants_body()?;
         self.body(request, &mut Bytes::new()).await
+    }
+
+    /// Shows those of them that look at pieces that the request has no body.
+    pub fn no_pieces(&mut self) -> Option<Reply> {
+        if self.stack.sees_request_chunks() { self.request_chunk(&mut Bytes::new(), true) } else { None }
     }
 
     async fn act(&mut self, request: &mut RequestHeader) -> Decision {

@@ -121,8 +121,7 @@ impl Gateway {
             None => return None,
         };
         if call.body.is_none()
-            && call.exchange().stack.sees_request_chunks()
-            && let Some(reply) = call.exchange().request_chunk(&mut Bytes::new(), true)
+            && let Some(reply) = call.exchange().no_pieces()
         {
             return Some(reply);
         }

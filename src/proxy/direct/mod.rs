@@ -139,7 +139,8 @@ impl Gateway {
                     // same machine are woken for many at once. Streams of HTTP/2 were read together.
                     tokio::task::yield_now().await;
                 }
-                match no_body(&mut call, client.unread()) {
+                let bodiless = client.unread() == Some(0);
+                match if bodiless { call.exchange().no_pieces() } else { None } {
                     Some(reply) => Err(reply),
                     None => self.unhedged(&mut call, &request, upstream, client).await,
                 }
@@ -210,13 +211,6 @@ fn is_plain(upstream: &Upstream, call: &mut Call, unread: Option<u64>) -> bool {
     let stack = &exchange.stack;
     let seen = (stack.sees_request_chunks() && unread > 0) || exchange.wants_body().is_some();
     http1 && !upstream.is_tls() && !seen
-}
-
-/// Tells the filters that look at pieces of requests of one that has no body.
-fn no_body(call: &mut Call, unread: Option<u64>) -> Option<Reply> {
-    let exchange = call.exchange();
-    let told = exchange.stack.sees_request_chunks() && unread == Some(0);
-    if told { exchange.request_chunk(&mut Bytes::new(), true) } else { None }
 }
 
 impl Job<'_> {
