@@ -32,7 +32,7 @@ installed() {
     [ "$(dpkg-query --show --showformat='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
 }
 
-# The commands that a package is wanted for, for systems without dpkg.
+# The commands, and libraries of Java, that a package is wanted for, for systems without dpkg.
 commands_of() {
     case $1 in
         build-essential) echo cc c++ make ;;
@@ -41,7 +41,7 @@ commands_of() {
         nghttp2-client) echo h2load nghttp ;;
         nodejs) echo node ;;
         python3-venv) echo python3 ;;
-        zookeeper) echo java ;;
+        zookeeper) echo java zookeeper.jar ;;
         *) echo "$1" ;;
     esac
 }
@@ -50,7 +50,8 @@ present() {
     local command
     if installed "$1"; then return 0; fi
     for command in $(commands_of "$1"); do
-        command -v "$command" >/dev/null || [ -x "/usr/sbin/$command" ] || return 1
+        command -v "$command" >/dev/null || [ -x "/usr/sbin/$command" ] ||
+            [ -f "/usr/share/java/$command" ] || return 1
     done
 }
 
