@@ -173,6 +173,8 @@ pub struct Route {
     pub hedge: Option<Box<Hedge>>,
     /// Which requests are refused first while the gateway has too much to do.
     pub priority: Priority,
+    /// Its requests are forwarded on the connections themselves where they can be.
+    pub direct: bool,
     /// Places for its requests, besides the upstream's.
     pub bulkhead: Option<Arc<Bulkhead>>,
     /// Its pipelines with the listener's, by listener, made on first use.

@@ -46,6 +46,7 @@ pub(super) struct Unresolved {
     retries: Option<Box<RouteRetries>>,
     hedge: Option<Box<Hedge>>,
     priority: Priority,
+    direct: bool,
     bulkhead: Option<Arc<Bulkhead>>,
 }
 
@@ -135,6 +136,7 @@ pub(super) fn build(
             retries: route.retries,
             hedge: route.hedge,
             priority: route.priority,
+            direct: route.direct,
             bulkhead: route.concurrency.as_ref().map(|written| Bulkhead::retained(written, before)),
         };
         let matched = matches(route.matches, names, &path, faults);
@@ -358,6 +360,7 @@ impl Built {
                     retries: route.retries.clone(),
                     hedge: route.hedge.clone(),
                     priority: route.priority,
+                    direct: route.direct,
                     bulkhead: route.bulkhead.clone(),
                     stacks: unmade(listeners),
                     series: Box::default(),
@@ -405,6 +408,7 @@ pub(super) fn unrouted(listeners: usize) -> Route {
         retries: None,
         hedge: None,
         priority: Priority::default(),
+        direct: true,
         bulkhead: None,
         stacks: unmade(listeners),
         series: unmade(listeners),

@@ -236,7 +236,7 @@ const BOTH: &str = "
 upstreams: [{name: origin, backends: [{address: \"ADDRESS\"}]}]
 routes:
   - {name: direct, match: {paths: [/direct]}, upstream: origin, filters: [compress: {}]}
-  - {name: proxied, match: {paths: [/proxied]}, upstream: origin, filters: [buffer: {}, compress: {}]}
+  - {name: proxied, match: {paths: [/proxied]}, upstream: origin, filters: [compress: {}], direct: false}
 ";
 
 #[tokio::test]

@@ -218,7 +218,7 @@ async fn a_route_with_no_total_timeout_has_none_whatever_its_upstream_says() {
     })
     .await;
     // On the connections themselves, by Pingora, hedged, and for the cache.
-    let ways = ["", "filters: [buffer: {max: 1GiB}]", "hedge: {after: 1h}", "filters: [cache: {}]"];
+    let ways = ["", "direct: false", "hedge: {after: 1h}", "filters: [cache: {}]"];
     let routes = ways.iter().enumerate().map(|(nth, way)| {
         let route = |name: &str, more: &str| {
             format!(

@@ -61,7 +61,8 @@ routes:
     upstream: main
   - name: proxied
     match: {{hosts: [proxied.test]}}
-    filters: [buffer: {{max: 1GiB}}, headers: {{request: {{set: {{x-filtered: by-proxied}}}}}}]
+    filters: [headers: {{request: {{set: {{x-filtered: by-proxied}}}}}}]
+    direct: false
     upstream: main
   - {{name: standby, match: {{hosts: [standby.test]}}, filters: [respond: {{status: 403}}], upstream: other}}
 ",

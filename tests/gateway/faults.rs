@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::harness::{Answer, BY_PINGORA, Broken, Gateway, Origin, Wire, soon};
+use crate::harness::{Answer, Broken, Gateway, Origin, Wire, soon};
 
 const WAYS: [&str; 3] = ["direct.test", "proxied.test", "hedged.test"];
 
@@ -331,7 +331,7 @@ async fn before(origin: &Origin) -> Gateway {
 routes:
   - {{name: hedged, match: {{hosts: [hedged.test]}}, upstream: two}}
   - {{name: direct, match: {{hosts: [direct.test]}}, upstream: origin}}
-  - {{name: proxied, match: {{hosts: [proxied.test]}}, upstream: origin, filters: [{BY_PINGORA}]}}
+  - {{name: proxied, match: {{hosts: [proxied.test]}}, upstream: origin, direct: false}}
 ",
         origin.address
     ))

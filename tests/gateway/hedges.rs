@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
-use crate::harness::{Answer, BY_PINGORA, Gateway, H2c, Origin, Wire, soon, until};
+use crate::harness::{Answer, Gateway, H2c, Origin, Wire, soon, until};
 
 /// Filters that see bodies of requests make the second way Pingora's; the third holds them as a whole.
 const WAYS: [&str; 2] = ["direct.test", "proxied.test"];
@@ -22,7 +22,7 @@ fn document(backends: &[SocketAddr], upstream: &str) -> String {
     format!(
         "upstreams: [{{name: origin, backends: [{}], {upstream}}}]
 routes:
-  - {{name: proxied, match: {{hosts: [proxied.test]}}, upstream: origin, filters: [{BY_PINGORA}]}}
+  - {{name: proxied, match: {{hosts: [proxied.test]}}, upstream: origin, direct: false}}
   - {{name: whole, match: {{hosts: [whole.test]}}, upstream: origin, filters: [buffer: {{}}]}}
   - {{name: plain, match: {{hosts: [plain.test]}}, upstream: origin, hedge: {{after: 1ms, max: 0}}}}
   - {{name: direct, upstream: origin}}

@@ -13,7 +13,7 @@ routes:
   - name: checkout
     match: {paths: [/direct]}
     split: &split
-  - {name: proxied, match: {paths: [/proxied]}, split: &split, filters: [{buffer: {max: 1GiB}}]}
+  - {name: proxied, match: {paths: [/proxied]}, split: &split, direct: false}
 ";
 const SPLIT: &str = "{to: {old: 100, new: 0}, sticky_by: [\"cookie:uid\"], \
     ramp: {from: old, to: new, over: 100d, steps: 4, abort_if: {error_ratio: 10%, min_requests: 10, window: 1h}}}";

@@ -24,7 +24,8 @@ routes:
   - name: proxied
     service: users
     match: {paths: [/proxied/*], methods: [GET]}
-    filters: [{buffer: {max: 1GiB}}, {headers: {response: {set: {x-route: proxied}}}}]
+    filters: [{headers: {response: {set: {x-route: proxied}}}}]
+    direct: false
   - {name: status, match: {paths: [/v2/direct/status]}, respond: {body: fine}}
 ";
 
@@ -124,7 +125,7 @@ routes:
   - name: direct
     match: {paths: [/direct]}
     split: &split {to: {a: 70, b: 30}, sticky_by: [\"cookie:uid\"], salt: s, force: {header: x-tollhouse-variant}}
-  - {name: proxied, match: {paths: [/proxied]}, split: *split, filters: [{buffer: {max: 1GiB}}]}
+  - {name: proxied, match: {paths: [/proxied]}, split: *split, direct: false}
   - {name: plain, match: {paths: [/plain]}, upstream: a}
 ";
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::harness::{Answer, BY_PINGORA, Gateway, Origin, Wire, get, refusing, soon};
+use crate::harness::{Answer, Gateway, Origin, Wire, get, refusing, soon};
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const WAYS: [&str; 2] = ["direct.test", "proxied.test"];
@@ -19,7 +19,7 @@ fn document(backends: &[SocketAddr], upstream: &str, route: &str) -> String {
         "upstreams: [{{name: origin, backends: [{}], {upstream}}}]
 routes:
   - {{name: direct, match: {{hosts: [direct.test]}}, upstream: origin{route}}}
-  - {{name: proxied, match: {{hosts: [proxied.test]}}, upstream: origin, filters: [{BY_PINGORA}]{route}}}
+  - {{name: proxied, match: {{hosts: [proxied.test]}}, upstream: origin, direct: false{route}}}
 ",
         list.join(", ")
     )

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use crate::harness::{Answer, BY_PINGORA, Broken, Gateway, Origin, Wire, noise, refusing, soon};
+use crate::harness::{Answer, Broken, Gateway, Origin, Wire, noise, refusing, soon};
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\nbusy";
@@ -22,7 +22,7 @@ async fn before(backends: &[SocketAddr], upstream: &str, route: &str) -> Gateway
         "upstreams: [{{name: origin, backends: [{}], {upstream}}}]
 routes:
   - {{name: direct, match: {{hosts: [direct.test]}}, upstream: origin{route}}}
-  - {{name: proxied, match: {{hosts: [proxied.test]}}, upstream: origin, filters: [{BY_PINGORA}]{route}}}
+  - {{name: proxied, match: {{hosts: [proxied.test]}}, upstream: origin, direct: false{route}}}
 ",
         list.join(", ")
     );

@@ -210,7 +210,7 @@ fn is_plain(upstream: &Upstream, call: &mut Call, unread: Option<u64>) -> bool {
     let exchange = call.exchange();
     let stack = &exchange.stack;
     let seen = (stack.sees_request_chunks() && unread > 0) || exchange.wants_body().is_some();
-    http1 && !upstream.is_tls() && !seen
+    exchange.route.direct && http1 && !upstream.is_tls() && !seen
 }
 
 impl Job<'_> {
