@@ -171,6 +171,14 @@ class TollhouseFull(Tollhouse):
     kinds = ("plain",)
 
 
+class TollhouseHeld(Tollhouse):
+    """The same through a filter that wants requests whole."""
+
+    name = "tollhouse, requests held"
+    paths = {"/1k": "/held/1k", "/100k": "/held/100k", "/100m": "/held/100m"}
+    kinds = ("plain",)
+
+
 class TollhousePieces(Tollhouse):
     """The same through a filter that may change answers."""
 
@@ -226,4 +234,4 @@ class Envoy(Gateway):
         return [self.program(), "-c", self.folder / "envoy.yaml", "--concurrency", "1", "--disable-hot-restart", "-l", "error"]
 
 
-ALL = [Nginx, NginxLua, Haproxy, Envoy, Tollhouse, TollhouseFull]
+ALL = [Nginx, NginxLua, Haproxy, Envoy, Tollhouse, TollhousePieces, TollhouseHeld, TollhouseFull]

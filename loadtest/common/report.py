@@ -31,7 +31,8 @@ def rows_of(name, records):
     good = [record for record in mine if "failed" not in record]
     references = {record["round"]: record["value"] for record in good if record["gateway"] == scenario.against}
     order = list(dict.fromkeys(record["gateway"] for record in mine))
-    rank = ["nginx", "nginx-lua", "haproxy", "envoy", "tollhouse", "tollhouse, full path", "origin alone"]
+    rank = ["nginx", "nginx-lua", "haproxy", "envoy", "tollhouse", "tollhouse, answers filtered", "tollhouse, requests held",
+            "tollhouse, full path", "origin alone"]
     rows = [Row(gateway, [one for one in good if one["gateway"] == gateway], references) for gateway in order]
     rows = sorted((row for row in rows if row.values), key=lambda row: rank.index(row.gateway))
     return rows, [record for record in mine if "failed" in record]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Callable
 
 from . import Failed
-from .gateways import ALL, Envoy, Haproxy, Nginx, NginxLua, Origin, Tollhouse, TollhouseFull, token
+from .gateways import ALL, Envoy, Haproxy, Nginx, NginxLua, Origin, Tollhouse, TollhouseFull, TollhouseHeld, TollhousePieces, token
 from .load import Handshakes, Oha, bearers, cpu_per_request, idle_connections, idle_memory
 
 ROUTES = 10_000
@@ -37,8 +37,8 @@ class Scenario:
     bound: bool = False
 
     def entrants(self):
-        full = (TollhouseFull,) if self.goal_full else ()
-        return [one for one in ALL if one in (*self.gateways, *full)]
+        ways = (TollhousePieces, TollhouseHeld, TollhouseFull) if self.goal_full else ()
+        return [one for one in ALL if one in (*self.gateways, *ways)]
 
 
 def cpu(title, load, **more):

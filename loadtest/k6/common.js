@@ -27,6 +27,7 @@ const KINDS = [
   }),
   () => check(http.post(`${__ENV.HTTPS}/echo`, SENT), is(SENT)),
   () => check(http.get(`${__ENV.HTTP}/full/1k`), is(SMALL)),
+  () => check(http.post(`${__ENV.HTTP}/held/echo`, SENT), is(SENT)),
   () => check(http.get(`${__ENV.HTTP}/pieces/1k`), is(SMALL)),
   () => check(http.get(`${__ENV.HTTP}/jwt/1k`, BEARER), is(SMALL)),
   () => check(http.get(`${__ENV.HTTP}/jwt/1k`, FORGED), {

@@ -1,7 +1,7 @@
 //! One request on its way through Pingora's hooks.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::Version;
 use tollhouse_filters::outcome::Reply;
@@ -35,6 +35,8 @@ pub struct Call {
     pub(super) body_seen: u64,
     /// Bytes that its filters made of them.
     pub(super) body_passed: u64,
+    /// How long the whole body was waited for, before any backend was asked.
+    pub(super) gathering: Duration,
     /// The client asked for a WebSocket; it has no body.
     pub(super) upgrade: bool,
     /// The client was told to go on with its body.

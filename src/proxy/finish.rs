@@ -142,7 +142,8 @@ fn settle(call: &Call, exchange: &mut Exchange) {
         }
     };
     if let Some((verdict, at, of_client)) = ended {
-        exchange.admission.settle(verdict, at, of_client);
+        // Places and the breaker are asked before a whole body is.
+        exchange.admission.settle(verdict, at, of_client + call.gathering);
     }
 }
 

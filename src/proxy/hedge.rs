@@ -6,7 +6,7 @@
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -66,7 +66,8 @@ impl Gateway {
             Err(_) => true,
         };
         let verdict = if failed { Verdict::Failed } else { Verdict::Answered };
-        call.exchange().admission.settle(verdict, Instant::now(), Duration::ZERO);
+        let of_client = call.gathering;
+        call.exchange().admission.settle(verdict, Instant::now(), of_client);
         match answer {
             Ok(answer) => {
                 call.attempts.answered = true;

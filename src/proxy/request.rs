@@ -137,7 +137,9 @@ impl Gateway {
             return Ok(call.exchange().body(session.req_header_mut(), &mut Bytes::new()).await);
         }
         let between_reads = call.exchange().snapshot.server.limits.body_timeout.get();
+        let asked = Instant::now();
         let collected = replay::collect(session, limit, &self.budget, Some(between_reads)).await;
+        call.gathering = asked.elapsed();
         let whole = match collected {
             Ok(whole) => whole,
             Err(error @ CollectError::Timeout) => {
@@ -148,23 +150,31 @@ impl Gateway {
             Err(CollectError::Client(error)) => return Err(error.into_down()),
             Err(error) => return Ok(Some(refusal(&error))),
         };
-        let whole = match self.through_pieces(whole, limit, call.exchange()) {
-            Ok(whole) => whole,
+        match self.seen(whole, limit, call.exchange(), session.req_header_mut()).await {
+            Ok(whole) => call.body = Some(whole),
             Err(reply) => return Ok(Some(reply)),
-        };
+        }
+        Ok(None)
+    }
+
+    /// Shows a body to the filters; what they make of it.
+    pub(super) async fn seen(
+        &self,
+        whole: WholeBody,
+        limit: u64,
+        exchange: &mut Exchange,
+        request: &mut RequestHeader,
+    ) -> Result<WholeBody, Reply> {
+        let whole = self.through_pieces(whole, limit, exchange)?;
         let before = whole.to_bytes();
         let mut body = before.clone();
-        if let Some(reply) = call.exchange().body(session.req_header_mut(), &mut body).await {
-            return Ok(Some(reply));
+        if let Some(reply) = exchange.body(request, &mut body).await {
+            return Err(reply);
         }
         // Most filters only look: then the pieces stay as they came.
         let unchanged = body.as_ptr() == before.as_ptr() && body.len() == before.len();
         let whole = if unchanged { Some(whole) } else { WholeBody::new(body, &self.budget) };
-        match whole {
-            Some(whole) => call.body = Some(whole),
-            None => return Ok(Some(refusal(&CollectError::NoBudget))),
-        }
-        Ok(None)
+        whole.ok_or_else(|| refusal(&CollectError::NoBudget))
     }
 
     /// Filters that look at pieces come before those that want the whole.
@@ -204,7 +214,7 @@ pub(super) struct Left {
     pub(super) request: RequestHeader,
 }
 
-fn refusal(error: &CollectError) -> Reply {
+pub(super) fn refusal(error: &CollectError) -> Reply {
     let problem = match error {
         CollectError::TooLarge => Problem::new(&problem::BODY_TOO_LARGE),
         CollectError::NoBudget => {

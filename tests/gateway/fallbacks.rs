@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::harness::{Answer, Gateway, Origin, Wire, refusing, soon};
 
-/// A filter that holds requests makes the second way Pingora's.
+/// The second way is Pingora's.
 const WAYS: [&str; 2] = ["direct.test", "proxied.test"];
 const OPENS_AT_ONCE: &str = "min_requests: 1, error_ratio: 1%, open: 1h";
 

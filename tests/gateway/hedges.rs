@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use crate::harness::{Answer, Gateway, H2c, Origin, Wire, soon, until};
 
-/// Filters that see bodies of requests make the second way Pingora's; the third holds them as a whole.
+/// The second way is Pingora's; a third one holds requests as a whole.
 const WAYS: [&str; 2] = ["direct.test", "proxied.test"];
 
 fn document(backends: &[SocketAddr], upstream: &str) -> String {

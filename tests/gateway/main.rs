@@ -46,6 +46,7 @@ mod rate_limit;
 mod registries;
 mod releases;
 mod reload;
+mod request_filters;
 mod resilience;
 mod retries;
 mod revocations;

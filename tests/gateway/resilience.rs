@@ -12,7 +12,7 @@ use crate::harness::{Answer, Gateway, Origin, Wire, get, refusing, soon};
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const WAYS: [&str; 2] = ["direct.test", "proxied.test"];
 
-/// Filters that see bodies of requests make the second route Pingora's.
+/// The second route is Pingora's.
 fn document(backends: &[SocketAddr], upstream: &str, route: &str) -> String {
     let list: Vec<_> = backends.iter().map(|address| format!("{{address: \"{address}\"}}")).collect();
     format!(

@@ -12,7 +12,7 @@ use crate::harness::{Answer, Broken, Gateway, Origin, Wire, noise, refusing, soo
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\nbusy";
 
-/// Filters that see bodies of requests make the second route Pingora's.
+/// The second route is Pingora's.
 const WAYS: [&str; 2] = ["direct.test", "proxied.test"];
 
 /// A gateway before these backends, with keys of the upstream and of both routes.

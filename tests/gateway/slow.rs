@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 
 use crate::harness::h2c::collect;
 use crate::harness::h2raw::{END_HEADERS, END_STREAM, GET, POST, kind};
-use crate::harness::{BY_PINGORA, Broken, Gateway, H2Raw, H2c, Origin, Wire, exchange, get, soon};
+use crate::harness::{Broken, Gateway, H2Raw, H2c, Origin, Wire, exchange, get, soon};
 
 /// An answer that no buffers on the way hold.
 fn large() -> Vec<u8> {
@@ -169,17 +169,23 @@ async fn an_origin_may_be_slow() {
     assert_eq!(over_h2.text(), "a".repeat(10));
 }
 
-/// Filters of requests that go directly, of those whose answers are changed in pieces, and of those that go through
-/// Pingora's proxy.
-const WAYS: [&str; 3] = ["", "{compress: {}}", BY_PINGORA];
+/// Of routes that forward directly, whose filters see pieces of answers, or of requests, or whole requests; and of one that
+/// forwards through Pingora's proxy.
+const WAYS: [&str; 5] = [
+    "",
+    "filters: [{compress: {}}], ",
+    "filters: [{body_limit: {request: 1GiB}}], ",
+    "filters: [{buffer: {}}], ",
+    "direct: false, ",
+];
 
 /// A gateway before an upstream with these rules, the last of which are its breaker's, that opens for good at the second
-/// request that it minds; with these filters.
-async fn with_breaker(origin: &Origin, (rules, breaker): (&str, &str), filters: &str) -> Gateway {
+/// request that it minds; with a route of this way.
+async fn with_breaker(origin: &Origin, (rules, breaker): (&str, &str), way: &str) -> Gateway {
     Gateway::counting_all(&format!(
         "upstreams: [{{name: origin, backends: [{{address: \"{}\"}}], {rules}\
          circuit_breaker: {{min_requests: 2, open: 1h, {breaker}}}}}]\n\
-         routes: [{{name: all, filters: [{filters}], upstream: origin}}]\n",
+         routes: [{{name: all, {way}upstream: origin}}]\n",
         origin.address
     ))
     .await
@@ -204,24 +210,24 @@ async fn sent_in_halves(gateway: &Gateway) {
 
 #[tokio::test]
 async fn no_backend_is_blamed_for_clients_that_send_slowly() {
-    for filters in WAYS {
+    for way in WAYS {
         let origin = Origin::giving_back().await;
         let rules = ("timeouts: {total: 300ms}, ", "error_ratio: 1%");
-        let gateway = with_breaker(&origin, rules, filters).await;
+        let gateway = with_breaker(&origin, rules, way).await;
         for _ in 0..3 {
             let answer = soon("an answer", half_sent(&gateway).await.answer()).await.expect("an answer");
             // RFC 9110 s15.5.9: the request was not whole in time.
             assert_eq!((answer.status, &answer.json()["detail"]), (408, &"total timeout".into()));
         }
-        assert_eq!(get(gateway.address(), "/").await.status, 200, "{filters}");
+        assert_eq!(get(gateway.address(), "/").await.status, 200, "{way}");
     }
 }
 
 #[tokio::test]
 async fn the_time_of_a_slow_upload_is_not_its_backends() {
-    for filters in WAYS {
+    for way in WAYS {
         let origin = Origin::giving_back().await;
-        let gateway = with_breaker(&origin, ("", "slow: 300ms, slow_ratio: 1%"), filters).await;
+        let gateway = with_breaker(&origin, ("", "slow: 300ms, slow_ratio: 1%"), way).await;
         for _ in 0..3 {
             sent_in_halves(&gateway).await;
         }
@@ -230,19 +236,19 @@ async fn the_time_of_a_slow_upload_is_not_its_backends() {
 
 #[tokio::test]
 async fn an_attempt_has_its_time_once_the_client_has_sent_everything() {
-    for filters in WAYS {
+    for way in WAYS {
         let origin = Origin::giving_back().await;
         let rules = ("retries: {per_try: 300ms}, ", "error_ratio: 1%");
-        sent_in_halves(&with_breaker(&origin, rules, filters).await).await;
+        sent_in_halves(&with_breaker(&origin, rules, way).await).await;
     }
 }
 
 #[tokio::test]
 async fn no_backend_is_blamed_for_clients_that_read_slowly() {
-    for filters in WAYS {
+    for way in WAYS {
         let origin = Origin::answering(large()).await;
         let rules = ("timeouts: {total: 500ms}, ", "error_ratio: 1%");
-        let gateway = with_breaker(&origin, rules, filters).await;
+        let gateway = with_breaker(&origin, rules, way).await;
         for _ in 0..3 {
             let mut client = Wire::connect(gateway.address()).await;
             client.send("GET /slow HTTP/1.1\r\nHost: a\r\nAccept-Encoding: gzip\r\n\r\n").await;
@@ -253,7 +259,7 @@ async fn no_backend_is_blamed_for_clients_that_read_slowly() {
         let mut client = Wire::connect(gateway.address()).await;
         client.send(REQUEST).await;
         let head = client.head().await.expect("a head");
-        assert!(head.line.contains(" 200 "), "{filters}: {head:?}");
+        assert!(head.line.contains(" 200 "), "{way}: {head:?}");
     }
 }
 

@@ -13,7 +13,8 @@ use tollhouse_filters::problem::{self, Problem};
 
 use super::Job;
 use super::client::{Begin, Client};
-use super::relay::Relay;
+use super::early::Start;
+use super::relay::{Filters, Relay, UpHead};
 use super::trouble::{Trouble, Waits};
 use super::wire::{self, Answer, AnswerHead, Form, Framing};
 use crate::door::Rule;
@@ -21,6 +22,7 @@ use crate::engine::{Forwarding, strip_hop_by_hop};
 use crate::observe::AttemptOutcome;
 use crate::proxy::Call;
 use crate::proxy::failure::{self, PER_TRY};
+use crate::proxy::replay;
 use crate::proxy::request::upstream;
 use crate::proxy::response;
 use crate::upstream::{Fault, InFlight};
@@ -83,7 +85,10 @@ impl Failure {
     pub(super) const fn code(&self) -> &'static str {
         match self {
             Self::Trouble(trouble) if trouble.is_of_client() => problem::CLIENT_CLOSED.code,
-            Self::Trouble(Trouble::Filter) | Self::Refused(_) | Self::Internal | Self::Again => "internal",
+            Self::Trouble(Trouble::Filter | Trouble::Refused)
+            | Self::Refused(_)
+            | Self::Internal
+            | Self::Again => "internal",
             Self::Connect(_) | Self::Silence(_) | Self::Trouble(_) => "upstream-protocol",
         }
     }
@@ -130,10 +135,16 @@ impl Job<'_> {
         let head = self.head().await?;
         let keep = self.call.rules().keep(&self.request.method, &self.request.headers, reused);
         let waits = self.waits()?;
-        let body = begun.body.take().unwrap_or_default();
-        let mut relay = Relay::new(client, server, head, waits, body, keep);
+        let start = match &self.call.body {
+            Some(whole) => Start::Whole(whole.clone()),
+            None => Start::Part(begun.body.take().unwrap_or_default(), keep),
+        };
+        let mut relay = Relay::new(client, server, head, waits, start);
         let relayed = self.relay(&mut relay).await;
-        (self.bytes_in, self.bytes_out) = (relay.taken, self.bytes_out + relay.sent());
+        if self.call.body.is_none() {
+            self.bytes_in = relay.taken;
+        }
+        self.bytes_out += relay.sent();
         match relayed {
             Ok(reusable) => {
                 let now = Instant::now();
@@ -154,6 +165,9 @@ impl Job<'_> {
                 };
                 begun.body = relay.again();
                 Err(Failure::Silence(silence))
+            }
+            Err(Failure::Trouble(Trouble::Refused)) => {
+                Err(relay.refused.take().map_or(Failure::Internal, Failure::Refused))
             }
             Err(failure) => {
                 begun.body = relay.again();
@@ -229,9 +243,9 @@ impl Job<'_> {
     }
 
     /// One attempt's head, from a fresh copy of the request's.
-    async fn head(&mut self) -> Result<Vec<u8>, Failure> {
+    async fn head(&mut self) -> Result<UpHead, Failure> {
         let left = self.call.time_left();
-        let Call { exchange, connection, attempts, version, .. } = &mut *self.call;
+        let Call { exchange, connection, attempts, version, body, .. } = &mut *self.call;
         let (Some(exchange), Some(upstream)) = (exchange, &attempts.upstream) else {
             return Err(Failure::Internal);
         };
@@ -243,18 +257,26 @@ impl Job<'_> {
             picked: attempts.picked.as_ref(),
             left,
         };
-        let mut head = Vec::with_capacity(1024);
-        let mut reply = None;
-        if !exchange.write_upstream_request(&self.request, &forwarding, &mut head) {
+        let mut bytes = Vec::with_capacity(1024);
+        let (mut chunked, mut reply) = (false, None);
+        if !exchange.write_upstream_request(&self.request, &forwarding, &mut bytes) {
             let mut request = self.request.clone();
             strip_hop_by_hop(&mut request);
             reply = exchange.upstream_request(&mut request, &forwarding, attempts.made).await;
-            wire::write_request(&request, &mut head);
+            if let Some(whole) = body {
+                replay::prepare_head(&mut request, whole.len()).map_err(|_| Failure::Internal)?;
+            }
+            // A filter that changes content takes its length away.
+            chunked = self.in_pieces && !request.headers.contains_key(header::CONTENT_LENGTH);
+            if chunked {
+                let _ = request.insert_header(header::TRANSFER_ENCODING, "chunked");
+            }
+            wire::write_request(&request, &mut bytes);
         }
-        if let Some(reply) = reply {
-            return Err(Failure::Refused(reply));
+        match reply {
+            Some(reply) => Err(Failure::Refused(reply)),
+            None => Ok(UpHead { bytes, chunked }),
         }
-        Ok(head)
     }
 
     /// How long this attempt may take.
@@ -281,7 +303,9 @@ impl Job<'_> {
             false => Form::Lines,
         };
         loop {
-            let Answer { head, body, reusable, rest } = relay.answer(&self.request.method, form).await?;
+            let seeing = filters(&mut self.call, self.in_pieces);
+            let answer = relay.answer(&self.request.method, form, seeing).await?;
+            let Answer { head, body, reusable, rest } = answer;
             self.tell(|guard| relay.tell_upload(guard));
             let mut head = match head {
                 AnswerHead::Lines(lines) if self.answer_is_fault(lines.status, None, relay) => {
@@ -290,7 +314,8 @@ impl Job<'_> {
                 AnswerHead::Lines(lines) => {
                     response::answered(lines.status, &mut self.call);
                     self.begins(lines.status, relay);
-                    relay.finish(lines.begin(!self.keep), body, rest, None).await?;
+                    let seeing = filters(&mut self.call, self.in_pieces);
+                    relay.finish(lines.begin(!self.keep), body, rest, seeing).await?;
                     return Ok(reusable);
                 }
                 AnswerHead::Whole(head) => head,
@@ -303,9 +328,7 @@ impl Job<'_> {
                 return Err(Failure::Again);
             }
             let begin = self.final_head(head, relay, &body).await?;
-            let filters =
-                self.call.exchange.as_mut().filter(|exchange| exchange.stack.sees_response_chunks());
-            relay.finish(begin, body, rest, filters).await?;
+            relay.finish(begin, body, rest, filters(&mut self.call, self.in_pieces)).await?;
             return Ok(reusable);
         }
     }
@@ -374,7 +397,9 @@ impl Job<'_> {
         let overdue = self.call.exchange().ctx.deadline.is_some_and(|deadline| Instant::now() >= deadline);
         let blamed = match failure {
             Failure::Refused(_) | Failure::Internal | Failure::Again => false,
-            Failure::Trouble(trouble) => !trouble.is_of_client() && trouble != Trouble::Filter,
+            Failure::Trouble(trouble) => {
+                !trouble.is_of_client() && !matches!(trouble, Trouble::Filter | Trouble::Refused)
+            }
             Failure::Connect(_) | Failure::Silence(_) => true,
         };
         if blamed {
@@ -428,6 +453,13 @@ impl Job<'_> {
             tell(&mut picked.guard);
         }
     }
+}
+
+/// The filters that look at pieces of the answer, and of the request if it goes by so.
+fn filters(call: &mut Call, in_pieces: bool) -> Filters<'_> {
+    let exchange = call.exchange();
+    let see_answers = exchange.stack.sees_response_chunks();
+    Filters { exchange, see_requests: in_pieces, see_answers }
 }
 
 /// A connection as backends get them.

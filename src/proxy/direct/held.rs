@@ -71,21 +71,32 @@ impl Held {
 /// The part of a body that was read, as long as another attempt can begin with it.
 pub(super) struct Kept {
     pub(super) bytes: Option<Vec<u8>>,
-    keep: Keep,
+    keep: Option<Keep>,
 }
 
 impl Kept {
-    pub(super) fn new(bytes: Vec<u8>, keep: Keep) -> Self {
-        Self { bytes: Some(bytes), keep }
+    /// Nothing yet.
+    pub(super) fn new(keep: Keep) -> Self {
+        Self { bytes: Some(Vec::new()), keep: Some(keep) }
+    }
+
+    /// Others keep all of it.
+    pub(super) fn elsewhere() -> Self {
+        Self { bytes: Some(Vec::new()), keep: None }
+    }
+
+    pub(super) fn is_elsewhere(&self) -> bool {
+        self.keep.is_none()
     }
 
     /// Adds a piece, of a body of which so much was read, and some of it `written` or not.
     pub(super) fn add(&mut self, piece: &[u8], read: u64, written: bool) {
         let Some(bytes) = &mut self.bytes else { return };
         let room = match self.keep {
-            Keep::All(most) => read <= most,
-            Keep::Unsent => !written,
-            Keep::Nothing => false,
+            Some(Keep::All(most)) => read <= most,
+            Some(Keep::Unsent) => !written,
+            Some(Keep::Nothing) => false,
+            None => return,
         };
         if room { bytes.extend_from_slice(piece) } else { self.bytes = None }
     }

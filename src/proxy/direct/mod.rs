@@ -1,16 +1,18 @@
 //! Requests without Pingora's proxy: the same engine, upstreams, metrics and log, on the connections of HTTP/1.1
 //! and the streams of HTTP/2 themselves.
 //!
-//! Every plain request begins here. What only Pingora can do (bodies of requests that filters see, TLS and HTTP/2 to
-//! upstreams) is handed over with all that was decided, before any byte of a body was read.
+//! Every plain request begins here. What only Pingora can do (bodies in chunks, TLS and HTTP/2 to upstreams) is handed
+//! over with all that was decided, before any byte of a body was read.
 
 mod attempt;
 mod client;
+mod early;
 mod held;
 mod progress;
 mod relay;
 mod reply;
 mod trouble;
+mod whole;
 mod wire;
 
 use std::any::Any;
@@ -33,7 +35,7 @@ use super::{Call, Gateway, hedge, is_gone};
 use crate::cache::Announce;
 use crate::config::upstream::Protocol;
 use crate::door::{self, Application, ConnFacts, Declined, DoorStream, Head, Http2Stream, Served};
-use crate::engine::{Connection, speaks_grpc};
+use crate::engine::{Connection, Exchange, speaks_grpc};
 use crate::observe::AttemptOutcome;
 use crate::routing::ListenerId;
 use crate::upstream::Upstream;
@@ -48,6 +50,8 @@ struct Job<'a> {
     keep: bool,
     /// All of the answer went out.
     whole: bool,
+    /// Filters look at its body in pieces, as they go by.
+    in_pieces: bool,
     /// The status that went to the client.
     status: Option<u16>,
     bytes_in: u64,
@@ -124,7 +128,7 @@ impl Gateway {
         let sound = !call.exchange().is_refused();
         let decision = self.decision(&mut call, &mut request, Some(&mut Announcing(client))).await;
         let is_here = match &decision {
-            Ok(upstream) => is_plain(upstream, &mut call, client.unread()),
+            Ok(upstream) => client.unread().is_some() && is_plain(upstream, call.exchange()),
             // Pingora keeps the connections of those who sent chunks that nobody wanted.
             Err(reply) => client.unread().is_some() || is_gone(reply),
         };
@@ -132,42 +136,19 @@ impl Gateway {
             call.decided = Some(decision);
             return Err(Left { call, request });
         }
-        let decision = match decision {
-            Ok(upstream) => {
-                if C::HTTP1 {
-                    // What others sent is read first, and then requests go on one after the other: backends on the
-                    // same machine are woken for many at once. Streams of HTTP/2 were read together.
-                    tokio::task::yield_now().await;
-                }
-                let bodiless = client.unread() == Some(0);
-                match if bodiless { call.exchange().no_pieces() } else { None } {
-                    Some(reply) => Err(reply),
-                    None => self.unhedged(&mut call, &request, upstream, client).await,
-                }
-            }
-            answered => answered,
-        };
         let keep = C::HTTP1 && sound && !wire::says_close(&request.headers);
-        let job =
-            Job { gateway: self, call, request, keep, whole: false, status: None, bytes_in: 0, bytes_out: 0 };
+        let job = Job {
+            gateway: self,
+            call,
+            request,
+            keep,
+            whole: false,
+            in_pieces: false,
+            status: None,
+            bytes_in: 0,
+            bytes_out: 0,
+        };
         Ok(job.run(client, decision).await)
-    }
-
-    /// Where the request goes, unless it is hedged: then its answer.
-    async fn unhedged<C: Client>(
-        &self,
-        call: &mut Call,
-        request: &RequestHeader,
-        upstream: Arc<Upstream>,
-        client: &mut C,
-    ) -> Result<Arc<Upstream>, Reply> {
-        if client.unread() != Some(0) {
-            return Ok(upstream);
-        }
-        let Some(hedge) = hedge::of(call, &upstream, request) else { return Ok(upstream) };
-        let client = &mut Announcing(client);
-        // On the heap: most requests are not.
-        Err(Box::pin(self.hedged(call, request, (upstream, hedge), Payload::EMPTY, client)).await)
     }
 }
 
@@ -198,19 +179,14 @@ pub(super) fn connection(facts: &ConnFacts) -> Connection {
     Connection { listener: ListenerId(facts.listener), peer: facts.peer, tls: facts.tls.clone() }
 }
 
-/// Whether no filter sees the request's body, and it goes over a plain connection of HTTP/1.1; so much is left to read
-/// of it, if that is known.
-fn is_plain(upstream: &Upstream, call: &mut Call, unread: Option<u64>) -> bool {
-    let Some(unread) = unread else { return false };
+/// Whether it goes over a plain connection of HTTP/1.1, and may go directly.
+fn is_plain(upstream: &Upstream, exchange: &Exchange) -> bool {
     let http1 = match upstream.protocol() {
         Protocol::Http1 => true,
         Protocol::Auto => !upstream.is_tls(),
         Protocol::H2 | Protocol::H2c => false,
     };
-    let exchange = call.exchange();
-    let stack = &exchange.stack;
-    let seen = (stack.sees_request_chunks() && unread > 0) || exchange.wants_body().is_some();
-    exchange.route.direct && http1 && !upstream.is_tls() && !seen
+    exchange.route.direct && http1 && !upstream.is_tls()
 }
 
 impl Job<'_> {
@@ -221,7 +197,7 @@ impl Job<'_> {
         decision: Result<Arc<Upstream>, Reply>,
     ) -> door::Connection {
         let ended = match decision {
-            Ok(upstream) => self.forward(client, upstream).await,
+            Ok(upstream) => self.go_on(client, upstream).await,
             Err(reply) if is_gone(&reply) => {
                 self.keep = false;
                 Ended { outcome: AttemptOutcome::Cancelled, error: Some(CLIENT_CLOSED.code) }
@@ -229,13 +205,57 @@ impl Job<'_> {
             Err(reply) => self.answer(client, reply).await,
         };
         let broken = client.broken();
-        let Self { gateway, mut call, request, keep, whole, status, bytes_in, bytes_out } = self;
+        let Self { gateway, mut call, request, keep, whole, status, bytes_in, bytes_out, .. } = self;
         gateway.conclude(&mut call, &request, status, [bytes_in, bytes_out], broken, &ended);
         match keep {
             true if broken.is_none() => door::Connection::Kept,
             _ if whole => door::Connection::Closed,
             _ => door::Connection::BrokenOff,
         }
+    }
+
+    /// Forwards the request, unless there is an answer to it before.
+    async fn go_on<C: Client>(&mut self, client: &mut C, upstream: Arc<Upstream>) -> Ended {
+        if C::HTTP1 {
+            // What others sent is read first, and then requests go on one after the other: backends on the same machine
+            // are woken for many at once. Streams of HTTP/2 were read together.
+            tokio::task::yield_now().await;
+        }
+        match self.before(client, &upstream).await {
+            Ok(None) => self.forward(client, upstream).await,
+            Ok(Some(reply)) => self.answer(client, reply).await,
+            Err(failure) => self.failed(client, failure).await,
+        }
+    }
+
+    /// What comes before the first attempt: filters that want to see the whole body or that there is none, and a hedge,
+    /// which leaves no other attempt to make.
+    async fn before<C: Client>(
+        &mut self,
+        client: &mut C,
+        upstream: &Arc<Upstream>,
+    ) -> Result<Option<Reply>, Failure> {
+        let exchange = self.call.exchange();
+        let reply = if let Some(limit) = exchange.wants_body() {
+            // On the heap: most bodies pass as they come.
+            Box::pin(self.take_whole(client, limit)).await?
+        } else if client.unread() == Some(0) {
+            exchange.no_pieces()
+        } else {
+            self.in_pieces = exchange.stack.sees_request_chunks();
+            return Ok(None);
+        };
+        Ok(if reply.is_none() { self.hedged(client, upstream).await } else { reply })
+    }
+
+    /// The answer to a request that is hedged, all of whose body is here.
+    async fn hedged<C: Client>(&mut self, client: &mut C, upstream: &Arc<Upstream>) -> Option<Reply> {
+        let Self { gateway, call, request, .. } = self;
+        let hedge = hedge::of(call, upstream, request)?;
+        let body = call.body.as_ref().map_or(Payload::EMPTY, |whole| whole.chunks().to_vec().into());
+        let client = &mut Announcing(client);
+        // On the heap: most requests are not.
+        Some(Box::pin(gateway.hedged(call, request, (upstream.clone(), hedge), body, client)).await)
     }
 
     async fn forward<C: Client>(&mut self, client: &mut C, upstream: Arc<Upstream>) -> Ended {

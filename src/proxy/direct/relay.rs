@@ -5,6 +5,7 @@
 
 mod content;
 mod time;
+mod upload;
 
 use std::future::poll_fn;
 use std::io::IoSlice;
@@ -15,24 +16,31 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use http::Method;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
+use tollhouse_filters::outcome::Reply;
 
 use super::client::{Begin, Client};
+use super::early::{Early, Start};
 use super::held::{self, Held, Kept};
 use super::progress::{Body, Down, Upload};
 use super::trouble::{Trouble, Waits};
 use super::wire::{self, Answer, Form, Framing};
 use crate::engine::Exchange;
-use crate::upstream::{InFlight, Keep};
 
 /// What is read at once, and so the most that is held for a side that takes it slowly, where many do.
 const ROOM: usize = 16 * 1024;
 /// What is read at once of long bodies, as long as [little is held](held::is_little).
 const MUCH_ROOM: usize = 64 * 1024;
 
-/// The filters that look at pieces of the answer, if any does.
-pub(super) type Filters<'a> = Option<&'a mut Exchange>;
+/// The filters that look at pieces of bodies, where any does.
+pub(super) struct Filters<'a> {
+    pub(super) exchange: &'a mut Exchange,
+    /// They see the request's body, which goes by as it comes.
+    pub(super) see_requests: bool,
+    /// They see the answer's.
+    pub(super) see_answers: bool,
+}
 
 /// One exchange on its way.
 pub(super) struct Relay<'a, C> {
@@ -40,8 +48,8 @@ pub(super) struct Relay<'a, C> {
     server: TcpStream,
     waits: Waits,
     upload: Upload,
-    /// What of the body came with the head, and is not on its way yet.
-    early: Bytes,
+    /// What of the body is here, and not on its way yet.
+    early: Early,
     /// On its way to the backend; first of all the head.
     up: Held,
     /// Nothing was written to the backend yet.
@@ -61,48 +69,68 @@ pub(super) struct Relay<'a, C> {
     awaited: bool,
     /// When it had sent everything, if it was.
     sent_at: Option<Instant>,
-    /// Bytes of content, to the backend.
+    /// The body goes on in chunks.
+    chunked: bool,
+    /// What a filter answered instead of letting a piece of the body pass.
+    pub(super) refused: Option<Reply>,
+    /// Bytes of content, from the client,
     pub(super) taken: u64,
+    /// and what filters made of it.
+    passed: u64,
+}
+
+/// The head that an attempt begins with.
+pub(super) struct UpHead {
+    pub(super) bytes: Vec<u8>,
+    /// Its body goes in chunks.
+    pub(super) chunked: bool,
 }
 
 impl<'a, C: Client> Relay<'a, C> {
-    /// An exchange that begins with this head and the part of the body that was read already.
+    /// An exchange that begins with this head, and a body that begins so.
     pub(super) fn new(
         client: &'a mut C,
         server: TcpStream,
-        head: Vec<u8>,
+        head: UpHead,
         waits: Waits,
-        body: Vec<u8>,
-        keep: Keep,
+        start: Start,
     ) -> Self {
-        let upload = if client.is_at_end() { Upload::Over } else { Upload::Open };
-        let mut up = Held::from(head);
-        let taken = body.len() as u64;
-        up.add(&body);
-        let head_due = waits.head.filter(|_| upload == Upload::Over);
+        let (early, kept) = match start {
+            Start::Part(before, keep) => (Early::part(before, client.take_early()), Kept::new(keep)),
+            Start::Whole(body) => (Early::whole(body), Kept::elsewhere()),
+        };
+        let read = client.is_at_end();
         Self {
-            early: client.take_early(),
+            upload: if read && early.is_empty() { Upload::Over } else { Upload::Open },
+            early,
             client,
             server,
             waits,
-            upload,
-            up,
+            up: Held::from(head.bytes),
             fresh: true,
-            kept: Kept::new(body, keep),
+            kept,
             written: false,
             heard: false,
             down: Down::default(),
             since: None,
-            head_due,
+            head_due: waits.head.filter(|_| read),
             awaited: false,
             sent_at: None,
-            taken,
+            chunked: head.chunked,
+            refused: None,
+            taken: 0,
+            passed: 0,
         }
     }
 
     /// The next head that the backend sends.
-    pub(super) async fn answer(&mut self, method: &Method, form: Form) -> Result<Answer, Trouble> {
-        poll_fn(|cx| self.poll_answer(cx, method, form)).await
+    pub(super) async fn answer(
+        &mut self,
+        method: &Method,
+        form: Form,
+        mut filters: Filters<'_>,
+    ) -> Result<Answer, Trouble> {
+        poll_fn(|cx| self.poll_answer(cx, (method, form), &mut filters)).await
     }
 
     /// Sends an interim head to the client.
@@ -131,7 +159,7 @@ impl<'a, C: Client> Relay<'a, C> {
         down.sent += content;
         (down.out, down.early) = (Held::from(head), if over { Bytes::new() } else { rest });
         down.body = Some(Body { framing, chunked, over, stray });
-        if over && (chunked || filters.is_some()) {
+        if over && (chunked || filters.see_answers) {
             poll_fn(|cx| self.poll_sent(cx)).await?;
             poll_fn(|cx| Poll::Ready(self.conclude(cx, &mut filters))).await?;
         }
@@ -150,7 +178,7 @@ impl<'a, C: Client> Relay<'a, C> {
 
     /// Whether all of the request was read.
     pub(super) fn is_uploaded(&self) -> bool {
-        self.upload == Upload::Over
+        self.client.is_at_end()
     }
 
     /// Bytes of content that went to the client.
@@ -159,7 +187,12 @@ impl<'a, C: Client> Relay<'a, C> {
     }
 
     /// The part of the body that another attempt begins with; none if it is lost.
-    pub(super) fn again(self) -> Option<Vec<u8>> {
+    pub(super) fn again(mut self) -> Option<Vec<u8>> {
+        while !self.kept.is_elsewhere() && !self.early.is_empty() {
+            let early = self.early.take();
+            self.taken += early.len() as u64;
+            self.kept.add(&early, self.taken, self.written);
+        }
         self.kept.bytes
     }
 
@@ -179,9 +212,9 @@ impl<'a, C: Client> Relay<'a, C> {
         self.kept.bytes.is_some()
     }
 
-    /// Whether the backend took any of the request.
+    /// Whether the backend may act on what it took of the request: on a part of a body that is all here nobody does.
     pub(super) fn is_begun(&self) -> bool {
-        self.written
+        self.written && (self.is_sent() || !self.kept.is_elsewhere())
     }
 
     /// The backend's connection, if nothing more is on its way there or from there.
@@ -193,8 +226,8 @@ impl<'a, C: Client> Relay<'a, C> {
     fn poll_answer(
         &mut self,
         cx: &mut Context<'_>,
-        method: &Method,
-        form: Form,
+        (method, form): (&Method, Form),
+        filters: &mut Filters<'_>,
     ) -> Poll<Result<Answer, Trouble>> {
         // What came after an interim head.
         let rest = std::mem::take(&mut self.down.head);
@@ -206,14 +239,14 @@ impl<'a, C: Client> Relay<'a, C> {
         // Who has sent everything is only waited for to go: that matters while there is no answer.
         let sent = self.is_sent();
         if !sent {
-            self.poll_up(cx)?;
+            self.poll_up(cx, filters)?;
         }
         loop {
             let mut room = [const { MaybeUninit::uninit() }; ROOM];
             let mut room = ReadBuf::uninit(&mut room);
             let Poll::Ready(read) = Pin::new(&mut self.server).poll_read(cx, &mut room) else {
                 if sent {
-                    self.poll_up(cx)?;
+                    self.poll_up(cx, filters)?;
                 }
                 return self.poll_time(cx).map(Err);
             };
@@ -252,10 +285,10 @@ impl<'a, C: Client> Relay<'a, C> {
 
     fn poll_body(&mut self, cx: &mut Context<'_>, filters: &mut Filters<'_>) -> Poll<Result<(), Trouble>> {
         if !(self.is_sent() && self.is_here()) {
-            self.poll_up(cx)?;
+            self.poll_up(cx, filters)?;
         }
         let sized = self.down.body.as_ref().is_some_and(|body| matches!(body.framing, Framing::Length(_)));
-        let sound = sized && filters.is_none();
+        let sound = sized && !filters.see_answers;
         loop {
             // What came with the head goes out with it, if nothing can be wrong with it.
             if !sound {
@@ -279,7 +312,7 @@ impl<'a, C: Client> Relay<'a, C> {
                 self.poll_piece::<ROOM>(cx, filters)
             };
             ready!(piece)?;
-            if filters.is_some() {
+            if filters.see_answers {
                 // What they make of a piece may take long: others have their turn before the next one.
                 return self.poll_turn(cx);
             }
@@ -341,131 +374,5 @@ impl<'a, C: Client> Relay<'a, C> {
             out.took(n);
         }
         Poll::Ready(Ok(()))
-    }
-
-    /// Sends what waits for the backend, and reads on what the client has for it; when there is nothing more,
-    /// waits for the client to go.
-    fn poll_up(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
-        loop {
-            // The head waits for what of the body is here already, to go out with it.
-            let together = self.fresh && self.upload == Upload::Open;
-            if !together && !self.write_held(cx) {
-                return Ok(());
-            }
-            if self.upload == Upload::Refused {
-                return Ok(());
-            }
-            if !self.early.is_empty() {
-                let early = std::mem::take(&mut self.early);
-                self.send(cx, &early);
-                continue;
-            }
-            let much = self.client.unread().is_some_and(|unread| unread > ROOM as u64) && held::is_little();
-            let piece = if much { self.poll_upload::<MUCH_ROOM>(cx) } else { self.poll_upload::<ROOM>(cx) };
-            match piece {
-                Poll::Pending if std::mem::take(&mut self.fresh) => {}
-                Poll::Pending => {
-                    self.awaited |= self.upload == Upload::Open;
-                    return Ok(());
-                }
-                Poll::Ready(sent) => sent?,
-            }
-        }
-    }
-
-    /// Reads a piece of the body and sends it; its room is on the stack only while it runs.
-    #[inline(never)]
-    fn poll_upload<const SIZE: usize>(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Trouble>> {
-        let mut room = [const { MaybeUninit::uninit() }; SIZE];
-        let mut room = ReadBuf::uninit(&mut room);
-        Poll::Ready(match ready!(self.poll_client(cx, &mut room)) {
-            Ok(()) if !room.filled().is_empty() => {
-                self.send(cx, room.filled());
-                Ok(())
-            }
-            // An error, or the end: of what it has to say, or of itself.
-            _ => Err(Trouble::Client),
-        })
-    }
-
-    /// Reads what the client has sent so far, as much as there is room for.
-    fn poll_client(&mut self, cx: &mut Context<'_>, room: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
-        loop {
-            let before = room.filled().len();
-            let read = Pin::new(&mut *self.client).poll_read(cx, room);
-            let more = room.filled().len() > before && room.remaining() > 0 && !self.client.is_at_end();
-            match read {
-                Poll::Ready(Ok(())) if more => {}
-                // What went wrong is told to who reads again.
-                _ if room.filled().is_empty() => return read,
-                _ => return Poll::Ready(Ok(())),
-            }
-        }
-    }
-
-    /// Whether nothing waits for the backend any more.
-    fn write_held(&mut self, cx: &mut Context<'_>) -> bool {
-        self.fresh = false;
-        while !self.up.is_empty() {
-            match Pin::new(&mut self.server).poll_write(cx, self.up.rest()) {
-                Poll::Pending => return false,
-                Poll::Ready(Ok(n)) if n > 0 => {
-                    self.written = true;
-                    self.up.took(n);
-                }
-                Poll::Ready(_) => self.refuse(),
-            }
-            self.since = None;
-        }
-        true
-    }
-
-    /// The backend takes no more; why, it may say.
-    fn refuse(&mut self) {
-        self.up = Held::default();
-        if std::mem::replace(&mut self.upload, Upload::Refused) == Upload::Open {
-            self.await_head();
-        }
-    }
-
-    /// The client is not waited for any more: from now on it is the backend's time.
-    fn await_head(&mut self) {
-        let limit = self.waits.per_try.filter(|_| self.down.body.is_none());
-        if self.awaited || limit.is_some() {
-            let now = Instant::now();
-            (self.sent_at, self.head_due) = (Some(now), limit.map(|limit| now + limit));
-        }
-    }
-
-    /// Tells how much of the time is the client's, who had more to send.
-    pub(super) fn tell_upload(&self, guard: &mut InFlight) {
-        match self.sent_at {
-            _ if self.upload == Upload::Open => guard.uploads(),
-            Some(at) => guard.uploaded_at(at),
-            None => {}
-        }
-    }
-
-    /// Sends a piece of the body after what waits already: the head, at the begin.
-    fn send(&mut self, cx: &mut Context<'_>, bytes: &[u8]) {
-        self.taken += bytes.len() as u64;
-        self.since = None;
-        if self.client.is_at_end() {
-            self.upload = Upload::Over;
-            self.await_head();
-        }
-        self.fresh = false;
-        let held = self.up.rest().len();
-        let pieces = [IoSlice::new(self.up.rest()), IoSlice::new(bytes)];
-        match Pin::new(&mut self.server).poll_write_vectored(cx, &pieces) {
-            Poll::Ready(Ok(n)) if n > 0 => {
-                self.written = true;
-                self.up.took(n.min(held));
-                self.up.add(&bytes[n.saturating_sub(held)..]);
-            }
-            Poll::Ready(_) => self.refuse(),
-            Poll::Pending => self.up.add(bytes),
-        }
-        self.kept.add(bytes, self.taken, self.written);
     }
 }

@@ -19,8 +19,10 @@ pub(super) enum Trouble {
     Protocol(&'static str),
     /// The backend takes too long: which timeout is over.
     Timeout(&'static str),
-    /// A filter does not let the answer pass.
+    /// A filter does not let the answer pass,
     Filter,
+    /// or the request: it has an answer instead.
+    Refused,
 }
 
 impl Trouble {
@@ -38,6 +40,7 @@ impl Trouble {
             Self::Unanswered => "the upstream closed the connection before it answered",
             Self::Cut => "the upstream broke its answer off",
             Self::Filter => "a response filter failed",
+            Self::Refused => "a filter refused the request's body",
             Self::Protocol(reason) | Self::Timeout(reason) => reason,
         }
     }

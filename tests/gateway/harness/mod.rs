@@ -51,10 +51,6 @@ pub(crate) use zookeeper::Zookeeper;
 /// Longest wait for anything that should happen at once.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
 
-/// Filters that make plain requests Pingora's, but for those that say they have no body: it passes on what has a length,
-/// and the rest is held.
-pub(crate) const BY_PINGORA: &str = "{body_limit: {request: 1GiB}}, {buffer: {max: 1GiB}, when: {headers: {content-length: {present: false}}}}";
-
 /// Waits for something that should happen soon; names it when it does not.
 pub(crate) async fn soon<F: Future>(what: &str, future: F) -> F::Output {
     match tokio::time::timeout(SOON, future).await {

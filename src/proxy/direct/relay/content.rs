@@ -22,7 +22,7 @@ impl<C: Client> Relay<'_, C> {
     ) -> Result<(), Trouble> {
         let Down { out, body: Some(body), sent, unflushed, .. } = &mut self.down else { return Ok(()) };
         let to_client = ToClient { client: self.client, cx, out, failed: false };
-        let filters = filters.as_deref_mut();
+        let filters = filters.see_answers.then_some(&mut *filters.exchange);
         let mut content =
             Content { to_client, filters, refused: false, chunked: body.chunked, sent, unflushed };
         let taken = match &mut body.framing {
@@ -68,7 +68,7 @@ impl<C: Client> Relay<'_, C> {
         filters: &mut Filters<'_>,
     ) -> Result<(), Trouble> {
         let Down { out, body: Some(body), sent, unflushed, .. } = &mut self.down else { return Ok(()) };
-        let filters = filters.as_deref_mut();
+        let filters = filters.see_answers.then_some(&mut *filters.exchange);
         if matches!(body.framing, Framing::None) {
             // Filters are told, but there is no content for them to make.
             let told = filters.map_or(Ok(()), |filters| filters.response_chunk(&mut None, true));

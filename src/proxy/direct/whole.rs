@@ -1,0 +1,92 @@
+//! Bodies of requests that filters want to see as a whole.
+
+use std::future::poll_fn;
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::header;
+use tokio::io::ReadBuf;
+use tollhouse_filters::outcome::Reply;
+
+use super::Job;
+use super::attempt::Failure;
+use super::client::Client;
+use super::trouble::Trouble;
+use crate::proxy::replay::{self, CollectError, Gathered};
+use crate::proxy::request::refusal;
+
+/// What is read at once.
+const ROOM: usize = 16 * 1024;
+
+impl Job<'_> {
+    /// Reads the body, up to `limit` bytes of it, and shows it to the filters; their answer, if they have one.
+    pub(super) async fn take_whole<C: Client>(
+        &mut self,
+        client: &mut C,
+        limit: u64,
+    ) -> Result<Option<Reply>, Failure> {
+        if client.unread().is_none_or(|unread| unread > limit) {
+            return Ok(Some(refusal(&CollectError::TooLarge)));
+        }
+        // Who expects something over HTTP/1.1 is Pingora's, and over HTTP/2 has had no way to be told.
+        self.request.remove_header(&header::EXPECT);
+        let asked = Instant::now();
+        let mut gathered = Gathered::new(limit, &self.gateway.budget);
+        let mut piece = client.take_early();
+        loop {
+            self.bytes_in += piece.len() as u64;
+            if let Err(error) = gathered.push(piece) {
+                return Ok(Some(refusal(&error)));
+            }
+            if client.is_at_end() {
+                break;
+            }
+            let deadline = self.call.exchange().ctx.deadline;
+            piece = poll_fn(|cx| poll_piece(client, cx, deadline)).await?;
+        }
+        self.call.gathering = asked.elapsed();
+        let Self { gateway, call, request, .. } = self;
+        let whole = match gateway.seen(gathered.finish(), limit, call.exchange(), request).await {
+            Ok(whole) => whole,
+            Err(reply) => return Ok(Some(reply)),
+        };
+        if whole.len() != self.bytes_in && replay::prepare_head(request, whole.len()).is_err() {
+            return Err(Failure::Internal);
+        }
+        call.body = Some(whole);
+        Ok(None)
+    }
+}
+
+/// Reads a piece of the body; its room is on the stack only while it runs.
+#[inline(never)]
+fn poll_piece<C: Client>(
+    client: &mut C,
+    cx: &mut Context<'_>,
+    deadline: Option<Instant>,
+) -> Poll<Result<Bytes, Trouble>> {
+    let mut room = [const { MaybeUninit::uninit() }; ROOM];
+    let mut room = ReadBuf::uninit(&mut room);
+    match Pin::new(&mut *client).poll_read(cx, &mut room) {
+        Poll::Ready(Ok(())) if !room.filled().is_empty() => {
+            Poll::Ready(Ok(Bytes::copy_from_slice(room.filled())))
+        }
+        // An error, or the end before that of the body.
+        Poll::Ready(_) => Poll::Ready(Err(Trouble::Client)),
+        Poll::Pending => {
+            let due = client.body_due();
+            let (due, trouble) = match deadline {
+                Some(deadline) if due.is_none_or(|due| deadline < due) => {
+                    (Some(deadline), Trouble::LateClient)
+                }
+                _ => (due, Trouble::SlowClient),
+            };
+            let Some(due) = due else { return Poll::Pending };
+            ready!(client.alarm().poll(cx, due));
+            Poll::Ready(Err(trouble))
+        }
+    }
+}
