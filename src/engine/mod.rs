@@ -283,6 +283,12 @@ impl Exchange {
         self.entered.wants_body(&self.stack, &self.ctx).map(|limit| limit.min(self.body_limit()))
     }
 
+    /// Whether an entered filter looks at pieces of the request body.
+    #[must_use]
+    pub fn sees_request_chunks(&self) -> bool {
+        self.entered.sees_request_chunks(&self.stack)
+    }
+
     /// Passes a piece of the request body through the filters that look at pieces.
     pub fn request_chunk(&mut self, piece: &mut Bytes, end: bool) -> Option<Reply> {
         self.entered.request_chunk(&self.stack, piece, end, &mut self.ctx)

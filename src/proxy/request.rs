@@ -12,7 +12,7 @@ use tollhouse_filters::outcome::Reply;
 use tollhouse_filters::problem::{self, Problem};
 
 use super::replay::{self, CollectError, Gathered, WholeBody};
-use super::{Call, Gateway, direct, hedge, is_gone, reply};
+use super::{Call, Gateway, direct, failure, hedge, is_gone, reply};
 use crate::config::upstream::Protocol;
 use crate::door;
 use crate::engine::{Connection, Exchange};
@@ -138,7 +138,14 @@ impl Gateway {
         }
         let between_reads = call.exchange().snapshot.server.limits.body_timeout.get();
         let asked = Instant::now();
-        let collected = replay::collect(session, limit, &self.budget, Some(between_reads)).await;
+        let deadline = call.exchange().ctx.deadline.filter(|_| !call.events);
+        let collecting = replay::collect(session, limit, &self.budget, Some(between_reads));
+        let collected = match deadline {
+            Some(deadline) => timeout(deadline.saturating_duration_since(asked), collecting)
+                .await
+                .unwrap_or(Err(CollectError::Overdue)),
+            None => collecting.await,
+        };
         call.gathering = asked.elapsed();
         let whole = match collected {
             Ok(whole) => whole,
@@ -221,6 +228,7 @@ pub(super) fn refusal(error: &CollectError) -> Reply {
             Problem::new(&problem::OVERLOADED).detail("too many bodies are being buffered")
         }
         CollectError::Timeout => Problem::new(&problem::REQUEST_TIMEOUT),
+        CollectError::Overdue => Problem::new(&problem::REQUEST_TIMEOUT).detail(failure::TOTAL),
         CollectError::Client(_) => Problem::new(&problem::BAD_REQUEST),
     };
     problem.into()

@@ -220,8 +220,11 @@ async fn a_client_that_leaves_ends_all_attempts() {
         let mut client = Wire::connect(gateway.address()).await;
         client.send(request).await;
         assert_eq!((told(&mut first).await, told(&mut second).await), ("asked", "asked"), "{host}");
-        drop(client);
+        client.half_close().await;
         assert_eq!((told(&mut first).await, told(&mut second).await), ("closed", "closed"), "{host}");
+        // Who left is told nothing.
+        let told = soon("the end", client.rest()).await;
+        assert!(told.is_empty(), "{host}: {}", told.escape_ascii());
         let line = gateway.log_line(|line| line["path"] == format!("/{host}")).await;
         assert_eq!((&line["status"], &line["attempts"]), (&499.into(), &2.into()), "{line}");
     }

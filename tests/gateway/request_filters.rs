@@ -123,6 +123,11 @@ async fn a_body_that_a_filter_refuses_half_way_does_not_look_whole_to_the_origin
             logs.push(logged(&gateway, &format!("/{way}")).await);
         }
         assert_eq!(logs[0], logs[1], "{filters}");
+        if !filters.contains("buffer") {
+            // No backend is to blame.
+            let given_up = "tollhouse_upstream_attempts_total{upstream=\"origin\",outcome=\"cancelled\"}";
+            assert_eq!(gateway.number(given_up).await, 2);
+        }
     }
 }
 
@@ -212,5 +217,49 @@ async fn an_origin_that_answers_before_it_took_a_held_body_keeps_its_client() {
         // All of it was read, and the connection takes more (RFC 9112 s9.3).
         let answer = soon("an answer", client.answer()).await.expect("an answer");
         assert_eq!((answer.status, answer.text().as_str()), (403, "no"));
+    }
+}
+
+#[tokio::test]
+async fn a_held_body_that_its_backend_does_not_take_goes_to_another_whatever_the_method() {
+    // Nobody acts on a part of a body. This one accepts, and reads nothing.
+    let stuck = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let healthy = Origin::giving_back().await;
+    let gateway = Gateway::counting_all(&format!(
+        "upstreams: [{{name: origin, backends: [{{address: \"{}\"}}, {{address: \"{}\"}}], \
+         balance: {{algorithm: round_robin}}, timeouts: {{read: 300ms}}, retries: {{max: 2, budget: 100%}}}}]\n{}\
+         server: {{limits: {{body_bytes: 16MiB}}}}\n",
+        stuck.local_addr().expect("bound"),
+        healthy.address,
+        both("buffer: {max: 16MiB}")
+    ))
+    .await;
+    let body = noise(9 << 20);
+    for way in WAYS {
+        for _ in 0..2 {
+            let answer = sent(&gateway, head("POST", way, "", body.len()), &body).await;
+            assert!(answer.status == 200 && answer.body == body, "{way}: {}", answer.status);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_held_body_has_the_length_that_its_method_asks_for() {
+    let origin = Origin::echo().await;
+    let gateway = with(&[&origin], "buffer: {}", "").await;
+    // RFC 9110 s8.6: a POST without content has a length, and a GET needs none.
+    for way in WAYS {
+        for (method, fields, length) in [
+            ("POST", "", Some("0")),
+            ("POST", "Content-Length: 0\r\n", Some("0")),
+            ("GET", "", None),
+            ("GET", "Content-Length: 0\r\n", None),
+        ] {
+            let mut client = Wire::connect(gateway.address()).await;
+            client.send(format!("{method} / HTTP/1.1\r\nHost: {way}\r\n{fields}\r\n")).await;
+            assert_eq!(soon("an answer", client.answer()).await.expect("an answer").status, 200);
+            let head = origin.heads().pop().expect("a head");
+            assert_eq!(head.field("content-length"), length, "{way}: {method} {fields}");
+        }
     }
 }

@@ -171,12 +171,13 @@ async fn an_origin_may_be_slow() {
 
 /// Of routes that forward directly, whose filters see pieces of answers, or of requests, or whole requests; and of one that
 /// forwards through Pingora's proxy.
-const WAYS: [&str; 5] = [
+const WAYS: [&str; 6] = [
     "",
     "filters: [{compress: {}}], ",
     "filters: [{body_limit: {request: 1GiB}}], ",
     "filters: [{buffer: {}}], ",
     "direct: false, ",
+    "direct: false, filters: [{buffer: {}}], ",
 ];
 
 /// A gateway before an upstream with these rules, the last of which are its breaker's, that opens for good at the second
@@ -231,6 +232,39 @@ async fn the_time_of_a_slow_upload_is_not_its_backends() {
         for _ in 0..3 {
             sent_in_halves(&gateway).await;
         }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_in_a_slow_upload_does_not_make_its_backend_a_slow_one() {
+    for way in WAYS {
+        let fast = Origin::echo().await;
+        let slow = Origin::new(|mut wire| async move {
+            while wire.head().await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                wire.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+            }
+        })
+        .await;
+        let gateway = Gateway::start(&format!(
+            "upstreams: [{{name: origin, backends: [{{address: \"{}\"}}, {{address: \"{}\"}}],\
+             balance: {{algorithm: ewma}}}}]\n\
+             routes: [{{name: all, {way}upstream: origin}}]\n",
+            fast.address, slow.address
+        ))
+        .await;
+        for _ in 0..10 {
+            assert_eq!(get(gateway.address(), "/").await.status, 200);
+        }
+        let client = half_sent(&gateway).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        drop(client);
+        gateway.log_line(|line| line["status"] == 499).await;
+        let before = fast.heads().len();
+        for _ in 0..10 {
+            assert_eq!(get(gateway.address(), "/").await.status, 200);
+        }
+        assert!(fast.heads().len() - before >= 5, "{way}: {} of 10", fast.heads().len() - before);
     }
 }
 

@@ -148,6 +148,12 @@ impl Entered {
         None
     }
 
+    /// Whether any entered step sees pieces of the request body.
+    #[must_use]
+    pub fn sees_request_chunks(self, stack: &Stack) -> bool {
+        stack.sees_request_chunks() && self.steps(stack, |pipeline| &pipeline.request_chunk).next().is_some()
+    }
+
     /// Passes a piece of the request body through the entered steps; stops at the first answer.
     pub fn request_chunk(
         self,

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, StatusCode, header};
-use pingora::http::ResponseHeader;
+use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::timeout;
 use pingora::protocols::http::date::get_cached_date;
 use tokio::net::TcpStream;
@@ -31,6 +31,8 @@ use crate::upstream::{Fault, InFlight};
 pub(super) enum Failure {
     /// It is answered by us.
     Refused(Reply),
+    /// A filter answers, as it does not let the body pass.
+    Body(Reply),
     /// No connection could be made.
     Connect(Unconnected),
     /// The backend closed the connection before it said anything.
@@ -69,6 +71,8 @@ struct Begun {
     body: Option<Vec<u8>>,
     /// Only a new connection will do.
     anew: bool,
+    /// The backend got only a part of a body that is all here.
+    cut_short: bool,
 }
 
 impl fmt::Display for Unconnected {
@@ -87,6 +91,7 @@ impl Failure {
             Self::Trouble(trouble) if trouble.is_of_client() => problem::CLIENT_CLOSED.code,
             Self::Trouble(Trouble::Filter | Trouble::Refused)
             | Self::Refused(_)
+            | Self::Body(_)
             | Self::Internal
             | Self::Again => "internal",
             Self::Connect(_) | Self::Silence(_) | Self::Trouble(_) => "upstream-protocol",
@@ -109,16 +114,18 @@ impl From<Problem> for Failure {
 impl Job<'_> {
     /// Tries backends until one answers, or there is to be no further attempt.
     pub(super) async fn attempts<C: Client>(&mut self, client: &mut C) -> Result<(), Failure> {
-        let mut begun = Begun { body: Some(Vec::new()), anew: false };
+        let mut begun = Begun { body: Some(Vec::new()), anew: false, cut_short: false };
         loop {
             let Err(failure) = self.attempt(client, &mut begun).await else { return Ok(()) };
-            let wait = match self.fault(&failure) {
+            let wait = match self.fault(&failure, begun.cut_short) {
                 Some(fault) => {
                     // The other connections may be as old.
                     begun.anew = fault.is_old_connection();
                     self.again(fault, self.outcome(&failure), begun.body.is_some())
                 }
-                None if matches!(failure, Failure::Again) => self.call.attempts.wait.take(),
+                None if matches!(failure, Failure::Again) && begun.body.is_some() => {
+                    self.call.attempts.wait.take()
+                }
                 None => None,
             };
             let Some(wait) = wait else { return Err(failure) };
@@ -145,6 +152,10 @@ impl Job<'_> {
             self.bytes_in = relay.taken;
         }
         self.bytes_out += relay.sent();
+        begun.cut_short = relay.is_cut_short();
+        if relayed.is_err() && self.status.is_none() {
+            self.tell(|guard| relay.tell_upload(guard));
+        }
         match relayed {
             Ok(reusable) => {
                 let now = Instant::now();
@@ -167,7 +178,7 @@ impl Job<'_> {
                 Err(Failure::Silence(silence))
             }
             Err(Failure::Trouble(Trouble::Refused)) => {
-                Err(relay.refused.take().map_or(Failure::Internal, Failure::Refused))
+                Err(relay.refused.take().map_or(Failure::Internal, Failure::Body))
             }
             Err(failure) => {
                 begun.body = relay.again();
@@ -209,18 +220,24 @@ impl Job<'_> {
         Err(Failure::Connect(error))
     }
 
-    /// What this failure is to the rules of retries; none if no rule is about it.
-    fn fault(&self, failure: &Failure) -> Option<Fault> {
+    /// What this failure is to the rules of retries; none if no rule is about it. Nobody acts on a request that was
+    /// `cut_short`.
+    fn fault(&self, failure: &Failure, cut_short: bool) -> Option<Fault> {
         let begun = self.status.is_some();
         match failure {
             Failure::Connect(_) => Some(Fault::Connect),
             Failure::Silence(Silence::Unsent) => Some(Fault::Unsent),
+            Failure::Silence(_) if cut_short => Some(Fault::Unsent),
             Failure::Silence(Silence::Stale) => Some(Fault::Stale),
             Failure::Silence(Silence::New) => Some(Fault::Reset),
             Failure::Trouble(Trouble::Cut | Trouble::Protocol(_) | Trouble::Timeout(_)) if !begun => {
-                Some(Fault::Reset)
+                Some(if cut_short { Fault::Unsent } else { Fault::Reset })
             }
-            Failure::Trouble(_) | Failure::Refused(_) | Failure::Again | Failure::Internal => None,
+            Failure::Trouble(_)
+            | Failure::Refused(_)
+            | Failure::Body(_)
+            | Failure::Again
+            | Failure::Internal => None,
         }
     }
 
@@ -258,8 +275,10 @@ impl Job<'_> {
             left,
         };
         let mut bytes = Vec::with_capacity(1024);
-        let (mut chunked, mut reply) = (false, None);
-        if !exchange.write_upstream_request(&self.request, &forwarding, &mut bytes) {
+        let mut reply = None;
+        let mut promised = length_of(&self.request);
+        let is_framed = promised.is_some() || !self.in_pieces;
+        if !(is_framed && exchange.write_upstream_request(&self.request, &forwarding, &mut bytes)) {
             let mut request = self.request.clone();
             strip_hop_by_hop(&mut request);
             reply = exchange.upstream_request(&mut request, &forwarding, attempts.made).await;
@@ -267,15 +286,15 @@ impl Job<'_> {
                 replay::prepare_head(&mut request, whole.len()).map_err(|_| Failure::Internal)?;
             }
             // A filter that changes content takes its length away.
-            chunked = self.in_pieces && !request.headers.contains_key(header::CONTENT_LENGTH);
-            if chunked {
+            promised = length_of(&request);
+            if self.in_pieces && promised.is_none() {
                 let _ = request.insert_header(header::TRANSFER_ENCODING, "chunked");
             }
             wire::write_request(&request, &mut bytes);
         }
         match reply {
             Some(reply) => Err(Failure::Refused(reply)),
-            None => Ok(UpHead { bytes, chunked }),
+            None => Ok(UpHead { bytes, promised }),
         }
     }
 
@@ -384,6 +403,7 @@ impl Job<'_> {
     /// How the last attempt ended that failed so.
     pub(super) fn outcome(&self, failure: &Failure) -> AttemptOutcome {
         match failure {
+            Failure::Body(_) => AttemptOutcome::Cancelled,
             Failure::Trouble(trouble) if trouble.is_of_client() => AttemptOutcome::Cancelled,
             Failure::Connect(_) if !self.call.attempts.answered => AttemptOutcome::ConnectFailed,
             Failure::Trouble(Trouble::Timeout(_)) => AttemptOutcome::TimedOut,
@@ -396,7 +416,7 @@ impl Job<'_> {
     pub(super) fn explain<C: Client>(&mut self, client: &C, failure: Failure) -> Option<Reply> {
         let overdue = self.call.exchange().ctx.deadline.is_some_and(|deadline| Instant::now() >= deadline);
         let blamed = match failure {
-            Failure::Refused(_) | Failure::Internal | Failure::Again => false,
+            Failure::Refused(_) | Failure::Body(_) | Failure::Internal | Failure::Again => false,
             Failure::Trouble(trouble) => {
                 !trouble.is_of_client() && !matches!(trouble, Trouble::Filter | Trouble::Refused)
             }
@@ -406,7 +426,7 @@ impl Job<'_> {
             self.tell(InFlight::failed);
         }
         let problem = match failure {
-            Failure::Refused(reply) => return Some(reply),
+            Failure::Refused(reply) | Failure::Body(reply) => return Some(reply),
             Failure::Trouble(Trouble::Client) => {
                 let rule = client.broken().filter(|rule| rule.kind().status != problem::CLIENT_CLOSED.status);
                 let Some(rule) = rule else {
@@ -460,6 +480,11 @@ fn filters(call: &mut Call, in_pieces: bool) -> Filters<'_> {
     let exchange = call.exchange();
     let see_answers = exchange.stack.sees_response_chunks();
     Filters { exchange, see_requests: in_pieces, see_answers }
+}
+
+/// The length that a head declares of its body.
+fn length_of(request: &RequestHeader) -> Option<u64> {
+    response::content_length(request.headers.get(header::CONTENT_LENGTH)?.as_bytes())
 }
 
 /// A connection as backends get them.

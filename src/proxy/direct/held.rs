@@ -68,42 +68,26 @@ impl Held {
     }
 }
 
-/// The part of a body that was read, as long as another attempt can begin with it.
-pub(super) struct Kept {
-    pub(super) bytes: Option<Vec<u8>>,
-    keep: Option<Keep>,
+/// The part of a body that was read, for another attempt to begin with.
+pub(super) enum Kept {
+    /// It is here.
+    Here(Vec<u8>, Keep),
+    /// Others keep all of it.
+    Elsewhere,
+    /// Some of it is gone.
+    Lost,
 }
 
 impl Kept {
-    /// Nothing yet.
-    pub(super) fn new(keep: Keep) -> Self {
-        Self { bytes: Some(Vec::new()), keep: Some(keep) }
-    }
-
-    /// Others keep all of it.
-    pub(super) fn elsewhere() -> Self {
-        Self { bytes: Some(Vec::new()), keep: None }
-    }
-
-    pub(super) fn is_elsewhere(&self) -> bool {
-        self.keep.is_none()
-    }
-
     /// Adds a piece, of a body of which so much was read, and some of it `written` or not.
     pub(super) fn add(&mut self, piece: &[u8], read: u64, written: bool) {
-        let Some(bytes) = &mut self.bytes else { return };
-        let room = match self.keep {
-            Some(Keep::All(most)) => read <= most,
-            Some(Keep::Unsent) => !written,
-            Some(Keep::Nothing) => false,
-            None => return,
+        let Self::Here(bytes, keep) = self else { return };
+        let room = match keep {
+            Keep::All(most) => read <= *most,
+            Keep::Unsent => !written,
+            Keep::Nothing => false,
         };
-        if room { bytes.extend_from_slice(piece) } else { self.bytes = None }
-    }
-
-    /// There is no other attempt.
-    pub(super) fn drop(&mut self) {
-        self.bytes = None;
+        if room { bytes.extend_from_slice(piece) } else { *self = Self::Lost }
     }
 }
 
@@ -152,12 +136,30 @@ impl<C: Client> ToClient<'_, '_, C> {
         if data.is_empty() {
             return;
         }
-        let mut size = io::Cursor::new([0; 18]);
-        let written = write!(size, "{:x}\r\n", data.len());
-        debug_assert!(written.is_ok(), "16 digits are the most");
-        let length = usize::try_from(size.position()).unwrap_or_default();
-        for part in [&size.get_ref()[..length], data, b"\r\n"] {
+        let mut size = [0; 18];
+        for part in [size_line(data.len(), &mut size), data, b"\r\n"] {
             self.write(part);
         }
+    }
+}
+
+/// The line before a chunk of so many bytes, in this room.
+fn size_line(length: usize, room: &mut [u8; 18]) -> &[u8] {
+    let mut line = io::Cursor::new(&mut room[..]);
+    let written = write!(line, "{length:x}\r\n");
+    debug_assert!(written.is_ok(), "16 digits are the most");
+    let end = usize::try_from(line.position()).unwrap_or_default();
+    &room[..end]
+}
+
+/// A piece of a body as a chunk (RFC 9112 s7.1), and what ends the body after it, if it is the last.
+pub(super) fn chunk(data: &[u8], last: bool) -> Vec<u8> {
+    let mut size = [0; 18];
+    let whole = [size_line(data.len(), &mut size), data, b"\r\n"].concat();
+    match (data.is_empty(), last) {
+        (true, true) => LAST_CHUNK.to_vec(),
+        (true, false) => Vec::new(),
+        (false, true) => [&whole, LAST_CHUNK].concat(),
+        (false, false) => whole,
     }
 }

@@ -196,13 +196,18 @@ impl Job<'_> {
         client: &mut C,
         decision: Result<Arc<Upstream>, Reply>,
     ) -> door::Connection {
+        let decision = match decision {
+            Ok(upstream) => self.before(client, upstream).await,
+            answered => Ok(answered),
+        };
         let ended = match decision {
-            Ok(upstream) => self.go_on(client, upstream).await,
-            Err(reply) if is_gone(&reply) => {
+            Ok(Ok(upstream)) => self.forward(client, upstream).await,
+            Ok(Err(reply)) if is_gone(&reply) => {
                 self.keep = false;
                 Ended { outcome: AttemptOutcome::Cancelled, error: Some(CLIENT_CLOSED.code) }
             }
-            Err(reply) => self.answer(client, reply).await,
+            Ok(Err(reply)) => self.answer(client, reply).await,
+            Err(failure) => self.failed(client, failure).await,
         };
         let broken = client.broken();
         let Self { gateway, mut call, request, keep, whole, status, bytes_in, bytes_out, .. } = self;
@@ -214,38 +219,30 @@ impl Job<'_> {
         }
     }
 
-    /// Forwards the request, unless there is an answer to it before.
-    async fn go_on<C: Client>(&mut self, client: &mut C, upstream: Arc<Upstream>) -> Ended {
-        if C::HTTP1 {
-            // What others sent is read first, and then requests go on one after the other: backends on the same machine
-            // are woken for many at once. Streams of HTTP/2 were read together.
-            tokio::task::yield_now().await;
-        }
-        match self.before(client, &upstream).await {
-            Ok(None) => self.forward(client, upstream).await,
-            Ok(Some(reply)) => self.answer(client, reply).await,
-            Err(failure) => self.failed(client, failure).await,
-        }
-    }
-
     /// What comes before the first attempt: filters that want to see the whole body or that there is none, and a hedge,
     /// which leaves no other attempt to make.
     async fn before<C: Client>(
         &mut self,
         client: &mut C,
-        upstream: &Arc<Upstream>,
-    ) -> Result<Option<Reply>, Failure> {
+        upstream: Arc<Upstream>,
+    ) -> Result<Result<Arc<Upstream>, Reply>, Failure> {
+        if C::HTTP1 {
+            // What others sent is read first, and then requests go on one after the other: backends on the same machine
+            // are woken for many at once. Streams of HTTP/2 were read together.
+            tokio::task::yield_now().await;
+        }
         let exchange = self.call.exchange();
-        let reply = if let Some(limit) = exchange.wants_body() {
+        let seen = if let Some(limit) = exchange.wants_body() {
             // On the heap: most bodies pass as they come.
             Box::pin(self.take_whole(client, limit)).await?
         } else if client.unread() == Some(0) {
             exchange.no_pieces()
         } else {
-            self.in_pieces = exchange.stack.sees_request_chunks();
-            return Ok(None);
+            self.in_pieces = exchange.sees_request_chunks();
+            return Ok(Ok(upstream));
         };
-        Ok(if reply.is_none() { self.hedged(client, upstream).await } else { reply })
+        let reply = if seen.is_none() { self.hedged(client, &upstream).await } else { seen };
+        Ok(reply.map_or(Ok(upstream), Err))
     }
 
     /// The answer to a request that is hedged, all of whose body is here.

@@ -29,9 +29,9 @@ use super::wire::{self, Answer, Form, Framing};
 use crate::engine::Exchange;
 
 /// What is read at once, and so the most that is held for a side that takes it slowly, where many do.
-const ROOM: usize = 16 * 1024;
+pub(super) const ROOM: usize = 16 * 1024;
 /// What is read at once of long bodies, as long as [little is held](held::is_little).
-const MUCH_ROOM: usize = 64 * 1024;
+pub(super) const MUCH_ROOM: usize = 64 * 1024;
 
 /// The filters that look at pieces of bodies, where any does.
 pub(super) struct Filters<'a> {
@@ -69,8 +69,8 @@ pub(super) struct Relay<'a, C> {
     awaited: bool,
     /// When it had sent everything, if it was.
     sent_at: Option<Instant>,
-    /// The body goes on in chunks.
-    chunked: bool,
+    /// How much filters may make of the body; if they see it, none is in chunks.
+    promised: Option<u64>,
     /// What a filter answered instead of letting a piece of the body pass.
     pub(super) refused: Option<Reply>,
     /// Bytes of content, from the client,
@@ -82,8 +82,8 @@ pub(super) struct Relay<'a, C> {
 /// The head that an attempt begins with.
 pub(super) struct UpHead {
     pub(super) bytes: Vec<u8>,
-    /// Its body goes in chunks.
-    pub(super) chunked: bool,
+    /// The length that it declares of a body that filters see in pieces.
+    pub(super) promised: Option<u64>,
 }
 
 impl<'a, C: Client> Relay<'a, C> {
@@ -96,8 +96,10 @@ impl<'a, C: Client> Relay<'a, C> {
         start: Start,
     ) -> Self {
         let (early, kept) = match start {
-            Start::Part(before, keep) => (Early::part(before, client.take_early()), Kept::new(keep)),
-            Start::Whole(body) => (Early::whole(body), Kept::elsewhere()),
+            Start::Part(before, keep) => {
+                (Early::part(before, client.take_early()), Kept::Here(Vec::new(), keep))
+            }
+            Start::Whole(body) => (Early::whole(body), Kept::Elsewhere),
         };
         let read = client.is_at_end();
         Self {
@@ -116,7 +118,7 @@ impl<'a, C: Client> Relay<'a, C> {
             head_due: waits.head.filter(|_| read),
             awaited: false,
             sent_at: None,
-            chunked: head.chunked,
+            promised: head.promised,
             refused: None,
             taken: 0,
             passed: 0,
@@ -150,7 +152,7 @@ impl<'a, C: Client> Relay<'a, C> {
         mut filters: Filters<'_>,
     ) -> Result<(), Trouble> {
         let Begin { head, content, chunked } = begin;
-        self.kept.drop();
+        self.kept = Kept::Lost;
         self.head_due = None;
         let over = !framing.may_exceed(0);
         let stray = over && !rest.is_empty();
@@ -188,12 +190,16 @@ impl<'a, C: Client> Relay<'a, C> {
 
     /// The part of the body that another attempt begins with; none if it is lost.
     pub(super) fn again(mut self) -> Option<Vec<u8>> {
-        while !self.kept.is_elsewhere() && !self.early.is_empty() {
+        while matches!(self.kept, Kept::Here(..)) && !self.early.is_empty() {
             let early = self.early.take();
             self.taken += early.len() as u64;
             self.kept.add(&early, self.taken, self.written);
         }
-        self.kept.bytes
+        match self.kept {
+            Kept::Here(bytes, _) => Some(bytes),
+            Kept::Elsewhere => Some(Vec::new()),
+            Kept::Lost => None,
+        }
     }
 
     /// Whether there is nothing more for the backend.
@@ -209,12 +215,17 @@ impl<'a, C: Client> Relay<'a, C> {
 
     /// Whether all that was sent can be sent again.
     pub(super) fn is_repeatable(&self) -> bool {
-        self.kept.bytes.is_some()
+        !matches!(self.kept, Kept::Lost)
     }
 
-    /// Whether the backend may act on what it took of the request: on a part of a body that is all here nobody does.
+    /// Whether the backend took any of the request.
     pub(super) fn is_begun(&self) -> bool {
-        self.written && (self.is_sent() || !self.kept.is_elsewhere())
+        self.written
+    }
+
+    /// Whether the backend got a part of a body that is all here: on that it does not act.
+    pub(super) fn is_cut_short(&self) -> bool {
+        matches!(self.kept, Kept::Elsewhere) && !self.is_sent()
     }
 
     /// The backend's connection, if nothing more is on its way there or from there.

@@ -14,7 +14,7 @@ use tollhouse_filters::world::ClientBody;
 use super::Job;
 use super::attempt::Failure;
 use super::client::{Begin, Client};
-use super::held::LAST_CHUNK;
+use super::held::{LAST_CHUNK, chunk};
 use super::trouble::Trouble;
 
 /// What is still to come of a request's body, and is read so that its connection can be kept.
@@ -140,10 +140,7 @@ impl Job<'_> {
             match (piece.is_empty(), chunked) {
                 (true, _) => {}
                 (false, false) => self.send(client, &piece).await?,
-                (false, true) => {
-                    let chunk = [format!("{:x}\r\n", piece.len()).as_bytes(), &piece, b"\r\n"].concat();
-                    self.send(client, &chunk).await?;
-                }
+                (false, true) => self.send(client, &chunk(&piece, false)).await?,
             }
             if end {
                 if chunked {

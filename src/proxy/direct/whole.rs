@@ -7,19 +7,17 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::header;
 use tokio::io::ReadBuf;
 use tollhouse_filters::outcome::Reply;
 
 use super::Job;
 use super::attempt::Failure;
 use super::client::Client;
+use super::held;
+use super::relay::{MUCH_ROOM, ROOM};
 use super::trouble::Trouble;
 use crate::proxy::replay::{self, CollectError, Gathered};
 use crate::proxy::request::refusal;
-
-/// What is read at once.
-const ROOM: usize = 16 * 1024;
 
 impl Job<'_> {
     /// Reads the body, up to `limit` bytes of it, and shows it to the filters; their answer, if they have one.
@@ -31,8 +29,6 @@ impl Job<'_> {
         if client.unread().is_none_or(|unread| unread > limit) {
             return Ok(Some(refusal(&CollectError::TooLarge)));
         }
-        // Who expects something over HTTP/1.1 is Pingora's, and over HTTP/2 has had no way to be told.
-        self.request.remove_header(&header::EXPECT);
         let asked = Instant::now();
         let mut gathered = Gathered::new(limit, &self.gateway.budget);
         let mut piece = client.take_early();
@@ -44,8 +40,14 @@ impl Job<'_> {
             if client.is_at_end() {
                 break;
             }
-            let deadline = self.call.exchange().ctx.deadline;
-            piece = poll_fn(|cx| poll_piece(client, cx, deadline)).await?;
+            let events = self.call.events;
+            let deadline = self.call.exchange().ctx.deadline.filter(|_| !events);
+            let much = client.unread().is_some_and(|unread| unread > ROOM as u64) && held::is_little();
+            piece = if much {
+                poll_fn(|cx| poll_piece::<MUCH_ROOM, _>(client, cx, deadline)).await?
+            } else {
+                poll_fn(|cx| poll_piece::<ROOM, _>(client, cx, deadline)).await?
+            };
         }
         self.call.gathering = asked.elapsed();
         let Self { gateway, call, request, .. } = self;
@@ -53,9 +55,7 @@ impl Job<'_> {
             Ok(whole) => whole,
             Err(reply) => return Ok(Some(reply)),
         };
-        if whole.len() != self.bytes_in && replay::prepare_head(request, whole.len()).is_err() {
-            return Err(Failure::Internal);
-        }
+        replay::prepare_head(request, whole.len()).map_err(|_| Failure::Internal)?;
         call.body = Some(whole);
         Ok(None)
     }
@@ -63,12 +63,12 @@ impl Job<'_> {
 
 /// Reads a piece of the body; its room is on the stack only while it runs.
 #[inline(never)]
-fn poll_piece<C: Client>(
+fn poll_piece<const SIZE: usize, C: Client>(
     client: &mut C,
     cx: &mut Context<'_>,
     deadline: Option<Instant>,
 ) -> Poll<Result<Bytes, Trouble>> {
-    let mut room = [const { MaybeUninit::uninit() }; ROOM];
+    let mut room = [const { MaybeUninit::uninit() }; SIZE];
     let mut room = ReadBuf::uninit(&mut room);
     match Pin::new(&mut *client).poll_read(cx, &mut room) {
         Poll::Ready(Ok(())) if !room.filled().is_empty() => {

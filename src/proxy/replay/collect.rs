@@ -128,6 +128,8 @@ pub enum CollectError {
     NoBudget,
     /// The client's fault: too long a pause between two reads; 408.
     Timeout,
+    /// The client's fault: not all of it came in the time for all of the request; 408.
+    Overdue,
     /// The client left, or broke the protocol.
     Client(Box<pingora::Error>),
 }
@@ -138,6 +140,7 @@ impl fmt::Display for CollectError {
             Self::TooLarge => f.write_str("request body is over the limit"),
             Self::NoBudget => f.write_str("no memory left for request bodies"),
             Self::Timeout => f.write_str("request body came too slowly"),
+            Self::Overdue => f.write_str("request body came too late"),
             Self::Client(e) => write!(f, "request body could not be read: {e}"),
         }
     }

@@ -21,7 +21,7 @@ impl<C: Client> Relay<'_, C> {
 
     /// Minds the time while nothing moves.
     pub(super) fn poll_time(&mut self, cx: &mut Context<'_>) -> Poll<Trouble> {
-        let of_client = self.up.is_empty() && self.upload == Upload::Open;
+        let of_client = self.up.is_empty() && self.upload == Upload::Open && !self.client.is_at_end();
         let (due, trouble) = if of_client {
             (self.client.body_due(), Trouble::SlowClient)
         } else {

@@ -11,7 +11,7 @@ use tokio::io::{AsyncWrite, ReadBuf};
 use tollhouse_filters::problem::{self, Problem};
 
 use super::super::client::Client;
-use super::super::held::{self, Held, LAST_CHUNK};
+use super::super::held::{self, Held, chunk};
 use super::super::progress::Upload;
 use super::super::trouble::Trouble;
 use super::{Filters, MUCH_ROOM, ROOM, Relay};
@@ -32,8 +32,9 @@ impl<C: Client> Relay<'_, C> {
                 return Ok(());
             }
             let piece = if self.early.is_empty() {
+                // What filters make of a piece may be much more.
                 let much = self.client.unread().is_some_and(|unread| unread > ROOM as u64);
-                if much && held::is_little() {
+                if much && !filters.see_requests && held::is_little() {
                     self.poll_upload::<MUCH_ROOM>(cx, filters)
                 } else {
                     self.poll_upload::<ROOM>(cx, filters)
@@ -159,25 +160,20 @@ impl<C: Client> Relay<'_, C> {
         let refused = exchange.request_chunk(&mut piece, over);
         // What they made of the body is under the limit too.
         self.passed += piece.len() as u64;
-        let too_large =
-            || (self.passed > exchange.body_limit()).then(|| Problem::new(&problem::BODY_TOO_LARGE).into());
-        if let Some(reply) = refused.or_else(too_large) {
-            self.refused = Some(reply);
+        let refused = if self.passed > exchange.body_limit() {
+            refused.or_else(|| Some(Problem::new(&problem::BODY_TOO_LARGE).into()))
+        } else {
+            refused
+        };
+        let kept = self
+            .promised
+            .is_none_or(|promised| if over { self.passed == promised } else { self.passed <= promised });
+        if refused.is_some() || !kept {
+            // What is longer than it said would be taken for another request.
+            self.refused = refused.or_else(|| Some(Problem::new(&problem::INTERNAL).into()));
             return Err(Trouble::Refused);
         }
-        if !self.chunked {
-            return Ok(piece);
-        }
-        let mut chunks = Vec::with_capacity(piece.len() + 32);
-        if !piece.is_empty() {
-            chunks.extend_from_slice(format!("{:x}\r\n", piece.len()).as_bytes());
-            chunks.extend_from_slice(&piece);
-            chunks.extend_from_slice(b"\r\n");
-        }
-        if over {
-            chunks.extend_from_slice(LAST_CHUNK);
-        }
-        Ok(chunks.into())
+        Ok(if self.promised.is_none() { chunk(&piece, over).into() } else { piece })
     }
 
     /// Writes after what waits already: the head, at the begin.

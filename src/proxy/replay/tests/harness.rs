@@ -78,7 +78,7 @@ impl ProxyHttp for Gateway {
             Err(CollectError::Client(e)) => return Err(e),
             Err(CollectError::TooLarge) => 413,
             Err(CollectError::NoBudget) => 503,
-            Err(CollectError::Timeout) => 408,
+            Err(CollectError::Timeout | CollectError::Overdue) => 408,
         };
         session.respond_error(status).await?;
         Ok(true)
