@@ -42,6 +42,11 @@ impl Patience {
         left.is_some()
     }
 
+    /// The client is not waited for any more, whatever it does meanwhile.
+    pub fn rests(&mut self) {
+        self.since = None;
+    }
+
     fn earned(&self, bytes: usize) -> Duration {
         let bytes = bytes as u64;
         match self.rate {

@@ -170,6 +170,13 @@ impl DoorStream {
         self.patience.as_ref()?.due()
     }
 
+    /// What was read goes on first: the client is not waited for until more is asked of it.
+    pub fn rest(&mut self) {
+        if let Some(patience) = &mut self.patience {
+            patience.rests();
+        }
+    }
+
     /// Lets Pingora speak HTTP/2.
     pub(super) fn open(&mut self, limits: &HeadLimits) {
         self.out.wait_with(Some(Patience::new(limits.idle_timeout, limits.min_rate)));

@@ -170,6 +170,7 @@ fn fault(session: &Session, error: &Error, call: &Call, client_reused: bool, rep
     let sent = session.upstream_body_bytes_sent();
     // Nobody acts on a request whose body did not arrive, and even less on part of a head.
     let incomplete = replayed
+        && !is_timeout(error)
         && call.body.as_ref().is_some_and(|body| sent.is_some_and(|sent| (sent as u64) < body.len()));
     let unsent = *error.etype() == ErrorType::WriteError && sent == Some(0);
     let told_old = matches!(error.retry, RetryType::ReusedOnly);

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use http::Request;
 use serde_json::Value;
@@ -221,26 +222,101 @@ async fn an_origin_that_answers_before_it_took_a_held_body_keeps_its_client() {
 }
 
 #[tokio::test]
-async fn a_held_body_that_its_backend_does_not_take_goes_to_another_whatever_the_method() {
-    // Nobody acts on a part of a body. This one accepts, and reads nothing.
+async fn a_post_that_its_backend_may_still_work_on_is_sent_to_no_other() {
+    // This one accepts, and reads nothing.
     let stuck = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let healthy = Origin::giving_back().await;
     let gateway = Gateway::counting_all(&format!(
-        "upstreams: [{{name: origin, backends: [{{address: \"{}\"}}, {{address: \"{}\"}}], \
-         balance: {{algorithm: round_robin}}, timeouts: {{read: 300ms}}, retries: {{max: 2, budget: 100%}}}}]\n{}\
+        "upstreams: [{{name: origin, backends: [{{address: \"{0}\"}}, {{address: \"{0}\", zone: b}}], \
+         timeouts: {{read: 300ms}}, retries: {{max: 2, budget: 100%}}}}]\n{1}\
          server: {{limits: {{body_bytes: 16MiB}}}}\n",
         stuck.local_addr().expect("bound"),
-        healthy.address,
         both("buffer: {max: 16MiB}")
     ))
     .await;
     let body = noise(9 << 20);
     for way in WAYS {
-        for _ in 0..2 {
-            let answer = sent(&gateway, head("POST", way, "", body.len()), &body).await;
-            assert!(answer.status == 200 && answer.body == body, "{way}: {}", answer.status);
+        let answer = sent(&gateway, head("POST", way, "", body.len()), &body).await;
+        assert_eq!((answer.status, &answer.json()["detail"]), (504, &"write timeout".into()), "{way}");
+        // RFC 9110 s9.2.2.
+        assert_eq!(logged(&gateway, &format!("/{way}")).await[3], 1, "{way}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_is_not_blamed_for_the_pause_of_its_backend() {
+    let pausing = Origin::new(|mut wire| async move {
+        let head = wire.head().await.expect("a head");
+        tokio::time::sleep(Duration::from_millis(1_200)).await;
+        let body = wire.body(&head).await.expect("a body");
+        wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n{:7}", body.len())).await;
+    })
+    .await;
+    // More than sockets take, so that nothing is read while the backend pauses.
+    let body = noise(9 << 20);
+    let server = "server: {limits: {body_timeout: 400ms, min_rate: none, body_bytes: 16MiB}}\n";
+    for filters in ["headers: {}", "body_limit: {request: 16MiB}"] {
+        let gateway = with(&[&pausing], filters, server).await;
+        for way in WAYS {
+            let mut client = Wire::connect(gateway.address()).await;
+            client.send(head("POST", way, "", body.len())).await;
+            // So that all is read that was sent, as long as anybody reads.
+            for piece in body.chunks(16_000) {
+                client.send(piece).await;
+                tokio::time::sleep(Duration::from_micros(200)).await;
+            }
+            let answer = soon("an answer", client.answer()).await.expect("an answer");
+            assert_eq!((answer.status, answer.text().as_str()), (200, "9437184"), "{filters} {way}");
+        }
+        let client = H2c::connect(gateway.address()).await;
+        let request = Request::post("http://direct.test/").header("content-length", body.len());
+        let answer = client.send(request.body(()).expect("valid"), &body).await.expect("an answer");
+        assert_eq!((answer.status, answer.text().as_str()), (200, "9437184"), "{filters} over HTTP/2");
+    }
+}
+
+#[tokio::test]
+async fn a_held_body_of_http2_that_goes_on_behind_its_length_reaches_no_origin() {
+    let origin = Origin::echo().await;
+    let gateway = with(&[&origin], "buffer: {}", "").await;
+    let client = H2c::connect(gateway.address()).await;
+    for way in WAYS {
+        // RFC 9113 s8.1.1, s5.4.2: it is malformed, or given up.
+        for given_up in [false, true] {
+            let request = Request::post(format!("http://{way}/")).header("content-length", 5);
+            let (answer, mut stream) = client.open(request.body(()).expect("valid"), false).await;
+            stream.send_data("hello".into(), false).expect("open");
+            // What is sent after this comes after it.
+            assert_eq!(client.get("/nowhere").await.status, 404);
+            if given_up {
+                stream.send_reset(h2::Reason::CANCEL);
+            } else {
+                stream.send_data(" there".into(), true).expect("open");
+            }
+            assert!(soon("the end", answer).await.is_err(), "{way}");
         }
     }
+    assert_eq!(origin.heads().len(), 0);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_while_its_held_body_waits_for_the_backend_is_noticed() {
+    let stuck = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let gateway = Gateway::counting_all(&format!(
+        "upstreams: [{{name: origin, backends: [{{address: \"{}\"}}]}}]\n{}\
+         server: {{limits: {{body_bytes: 16MiB}}}}\n",
+        stuck.local_addr().expect("bound"),
+        both("buffer: {max: 16MiB}")
+    ))
+    .await;
+    let body = noise(9 << 20);
+    let mut client = Wire::connect(gateway.address()).await;
+    client.send(head("POST", "direct.test", "", body.len())).await;
+    client.send(&body).await;
+    let _asked = soon("a connection", stuck.accept()).await.expect("accepted");
+    drop(client);
+    let line = gateway.log_line(|line| line["path"] == "/direct.test").await;
+    assert_eq!(line["status"], 499, "{line}");
+    assert_eq!(gateway.number("tollhouse_buffered_bytes").await, 0);
 }
 
 #[tokio::test]

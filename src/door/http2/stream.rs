@@ -123,6 +123,30 @@ impl Http2Stream {
         self.reading.due()
     }
 
+    /// What was read goes on first: the client is not waited for until more is asked of it.
+    pub fn rest(&mut self) {
+        self.reading.rests();
+    }
+
+    /// Ready when the client ended its side after all of the content.
+    ///
+    /// # Errors
+    /// It sent more, or gave the request up (RFC 9113 s8.1.1).
+    pub fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let Poll::Ready(read) = self.session.poll_read_body_bytes(cx) else {
+                self.reading.waits(Instant::now());
+                return Poll::Pending;
+            };
+            match read {
+                None => return Poll::Ready(Ok(())),
+                Some(Ok(content)) if content.is_empty() => {}
+                Some(Ok(_)) => return Poll::Ready(Err(over())),
+                Some(Err(error)) => return Poll::Ready(Err(io::Error::other(error))),
+            }
+        }
+    }
+
     /// Ready when the client gave the request up.
     pub fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match &mut self.body {

@@ -71,8 +71,6 @@ struct Begun {
     body: Option<Vec<u8>>,
     /// Only a new connection will do.
     anew: bool,
-    /// The backend got only a part of a body that is all here.
-    cut_short: bool,
 }
 
 impl fmt::Display for Unconnected {
@@ -114,10 +112,10 @@ impl From<Problem> for Failure {
 impl Job<'_> {
     /// Tries backends until one answers, or there is to be no further attempt.
     pub(super) async fn attempts<C: Client>(&mut self, client: &mut C) -> Result<(), Failure> {
-        let mut begun = Begun { body: Some(Vec::new()), anew: false, cut_short: false };
+        let mut begun = Begun { body: Some(Vec::new()), anew: false };
         loop {
             let Err(failure) = self.attempt(client, &mut begun).await else { return Ok(()) };
-            let wait = match self.fault(&failure, begun.cut_short) {
+            let wait = match self.fault(&failure) {
                 Some(fault) => {
                     // The other connections may be as old.
                     begun.anew = fault.is_old_connection();
@@ -152,7 +150,6 @@ impl Job<'_> {
             self.bytes_in = relay.taken;
         }
         self.bytes_out += relay.sent();
-        begun.cut_short = relay.is_cut_short();
         if relayed.is_err() && self.status.is_none() {
             self.tell(|guard| relay.tell_upload(guard));
         }
@@ -220,18 +217,16 @@ impl Job<'_> {
         Err(Failure::Connect(error))
     }
 
-    /// What this failure is to the rules of retries; none if no rule is about it. Nobody acts on a request that was
-    /// `cut_short`.
-    fn fault(&self, failure: &Failure, cut_short: bool) -> Option<Fault> {
+    /// What this failure is to the rules of retries; none if no rule is about it.
+    fn fault(&self, failure: &Failure) -> Option<Fault> {
         let begun = self.status.is_some();
         match failure {
             Failure::Connect(_) => Some(Fault::Connect),
             Failure::Silence(Silence::Unsent) => Some(Fault::Unsent),
-            Failure::Silence(_) if cut_short => Some(Fault::Unsent),
             Failure::Silence(Silence::Stale) => Some(Fault::Stale),
             Failure::Silence(Silence::New) => Some(Fault::Reset),
             Failure::Trouble(Trouble::Cut | Trouble::Protocol(_) | Trouble::Timeout(_)) if !begun => {
-                Some(if cut_short { Fault::Unsent } else { Fault::Reset })
+                Some(Fault::Reset)
             }
             Failure::Trouble(_)
             | Failure::Refused(_)

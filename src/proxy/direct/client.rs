@@ -34,11 +34,17 @@ pub(super) trait Client: AsyncRead + AsyncWrite + Unpin + Send {
     /// Until when more of the body is waited for, if it is.
     fn body_due(&self) -> Option<Instant>;
 
+    /// What was read goes on first: the client is not waited for until more is asked of it.
+    fn rest(&mut self);
+
     /// How much of the request is still to be read, as far as it has said so.
     fn unread(&self) -> Option<u64>;
 
     /// Whether the request was read to its end.
     fn is_at_end(&self) -> bool;
+
+    /// Ready when the client says that the request is over, all of which was read.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 
     /// What of the body came with the head.
     fn take_early(&mut self) -> Bytes;
@@ -109,6 +115,15 @@ impl Client for DoorStream {
         self.is_at_end()
     }
 
+    fn rest(&mut self) {
+        self.rest();
+    }
+
+    /// Its length says so.
+    fn poll_end(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
     fn take_early(&mut self) -> Bytes {
         self.take_early()
     }
@@ -173,6 +188,14 @@ impl Client for Http2Stream {
 
     fn is_at_end(&self) -> bool {
         self.unread() == Some(0)
+    }
+
+    fn rest(&mut self) {
+        self.rest();
+    }
+
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_end(cx)
     }
 
     fn take_early(&mut self) -> Bytes {

@@ -218,14 +218,9 @@ impl<'a, C: Client> Relay<'a, C> {
         !matches!(self.kept, Kept::Lost)
     }
 
-    /// Whether the backend took any of the request.
+    /// Whether the backend may act on what it took of the request: on a part of a body that is all here nobody does.
     pub(super) fn is_begun(&self) -> bool {
-        self.written
-    }
-
-    /// Whether the backend got a part of a body that is all here: on that it does not act.
-    pub(super) fn is_cut_short(&self) -> bool {
-        matches!(self.kept, Kept::Elsewhere) && !self.is_sent()
+        self.written && (self.is_sent() || !matches!(self.kept, Kept::Elsewhere))
     }
 
     /// The backend's connection, if nothing more is on its way there or from there.

@@ -29,7 +29,8 @@ impl Job<'_> {
         if client.unread().is_none_or(|unread| unread > limit) {
             return Ok(Some(refusal(&CollectError::TooLarge)));
         }
-        let asked = Instant::now();
+        let (asked, events) = (Instant::now(), self.call.events);
+        let deadline = self.call.exchange().ctx.deadline.filter(|_| !events);
         let mut gathered = Gathered::new(limit, &self.gateway.budget);
         let mut piece = client.take_early();
         loop {
@@ -40,14 +41,15 @@ impl Job<'_> {
             if client.is_at_end() {
                 break;
             }
-            let events = self.call.events;
-            let deadline = self.call.exchange().ctx.deadline.filter(|_| !events);
             let much = client.unread().is_some_and(|unread| unread > ROOM as u64) && held::is_little();
             piece = if much {
                 poll_fn(|cx| poll_piece::<MUCH_ROOM, _>(client, cx, deadline)).await?
             } else {
                 poll_fn(|cx| poll_piece::<ROOM, _>(client, cx, deadline)).await?
             };
+        }
+        if self.bytes_in > 0 {
+            poll_fn(|cx| poll_end(client, cx, deadline)).await?;
         }
         self.call.gathering = asked.elapsed();
         let Self { gateway, call, request, .. } = self;
@@ -76,17 +78,30 @@ fn poll_piece<const SIZE: usize, C: Client>(
         }
         // An error, or the end before that of the body.
         Poll::Ready(_) => Poll::Ready(Err(Trouble::Client)),
-        Poll::Pending => {
-            let due = client.body_due();
-            let (due, trouble) = match deadline {
-                Some(deadline) if due.is_none_or(|due| deadline < due) => {
-                    (Some(deadline), Trouble::LateClient)
-                }
-                _ => (due, Trouble::SlowClient),
-            };
-            let Some(due) = due else { return Poll::Pending };
-            ready!(client.alarm().poll(cx, due));
-            Poll::Ready(Err(trouble))
-        }
+        Poll::Pending => poll_time(client, cx, deadline).map(Err),
     }
+}
+
+/// Waits for a request of which everything was read to be over.
+fn poll_end<C: Client>(
+    client: &mut C,
+    cx: &mut Context<'_>,
+    deadline: Option<Instant>,
+) -> Poll<Result<(), Trouble>> {
+    match client.poll_end(cx) {
+        Poll::Ready(ended) => Poll::Ready(ended.map_err(|_| Trouble::Client)),
+        Poll::Pending => poll_time(client, cx, deadline).map(Err),
+    }
+}
+
+/// Minds the time while the client is waited for.
+fn poll_time<C: Client>(client: &mut C, cx: &mut Context<'_>, deadline: Option<Instant>) -> Poll<Trouble> {
+    let due = client.body_due();
+    let (due, trouble) = match deadline {
+        Some(deadline) if due.is_none_or(|due| deadline < due) => (Some(deadline), Trouble::LateClient),
+        _ => (due, Trouble::SlowClient),
+    };
+    let Some(due) = due else { return Poll::Pending };
+    ready!(client.alarm().poll(cx, due));
+    Poll::Ready(trouble)
 }

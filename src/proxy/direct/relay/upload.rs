@@ -26,7 +26,9 @@ impl<C: Client> Relay<'_, C> {
             // The head waits for what of the body is here already, to go out with it.
             let together = self.fresh && self.upload == Upload::Open;
             if !together && !self.write_held(cx) {
-                return Ok(());
+                // Who has sent everything may go meanwhile.
+                let left = self.client.is_at_end() && self.client.poll_left(cx).is_ready();
+                return if left { Err(Trouble::Client) } else { Ok(()) };
             }
             if self.upload == Upload::Refused {
                 return Ok(());
@@ -69,7 +71,10 @@ impl<C: Client> Relay<'_, C> {
         let mut room = [const { MaybeUninit::uninit() }; SIZE];
         let mut room = ReadBuf::uninit(&mut room);
         Poll::Ready(match ready!(self.poll_client(cx, &mut room)) {
-            Ok(()) if !room.filled().is_empty() => self.send(cx, room.filled(), filters),
+            Ok(()) if !room.filled().is_empty() => {
+                self.client.rest();
+                self.send(cx, room.filled(), filters)
+            }
             // An error, or the end: of what it has to say, or of itself.
             _ => Err(Trouble::Client),
         })
