@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, HeaderValue};
+use http::{HeaderMap, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
 use tollhouse_filters::caching::{Ask, invalidated, is_safe};
 use tollhouse_filters::context::{Context, RequestId, Tls};
@@ -366,13 +367,13 @@ impl Exchange {
     }
 
     /// Takes out what an upstream's answer to an unsafe request says that it changed, on whatever route it is stored.
-    pub fn invalidate(&self, request: &RequestHeader, response: &ResponseHeader) {
+    pub fn invalidate(&self, request: &RequestHeader, status: StatusCode, fields: &HeaderMap) {
         let Some(caches) = self.snapshot.caches.as_ref().filter(|_| !is_safe(&request.method)) else {
             return;
         };
         let whole = self.release.as_ref().and_then(|release| release.whole_path.as_deref());
         let is_version = |segment: &str| caches.is_version(segment);
-        for url in invalidated(request, response, (&self.ctx, whole), &caches.counted, is_version) {
+        for url in invalidated(request, (status, fields), (&self.ctx, whole), &caches.counted, is_version) {
             caches.cached.invalidate(&url);
         }
     }

@@ -51,7 +51,7 @@ impl Gateway {
             }
             strip_hop_by_hop(response);
         }
-        call.exchange().invalidate(session.req_header(), response);
+        call.exchange().invalidate(session.req_header(), response.status, &response.headers);
         call.stick(response);
         if let Err(problem) = call.exchange().response(session.req_header(), response).await {
             return failure::refuse(call, problem.into());

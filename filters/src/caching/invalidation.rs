@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 
 use http::header::{CONTENT_LOCATION, LOCATION};
 use http::uri::PathAndQuery;
-use http::{Method, Uri};
-use pingora_http::{RequestHeader, ResponseHeader};
+use http::{HeaderMap, Method, StatusCode, Uri};
+use pingora_http::RequestHeader;
 
 use super::{Counted, url};
 use crate::context::Context;
@@ -25,19 +25,19 @@ pub fn is_safe(method: &Method) -> bool {
 #[must_use]
 pub fn invalidated(
     request: &RequestHeader,
-    response: &ResponseHeader,
+    (status, fields): (StatusCode, &HeaderMap),
     (ctx, whole): (&Context, Option<&str>),
     caches: &[Counted],
     is_version: impl Fn(&str) -> bool,
 ) -> Vec<Vec<u8>> {
-    let fine = response.status.is_success() || response.status.is_redirection();
+    let fine = status.is_success() || status.is_redirection();
     let target = url(request, ctx, request.uri.query()).filter(|_| fine && !is_safe(&request.method));
     let Some(target) = target.and_then(|target| String::from_utf8(target).ok()) else { return Vec::new() };
     let (origin, path) = parted(&target);
     let query = path.split_once('?').map(|(_, query)| query);
     let whole = whole.map(|whole| with_query(whole.to_owned(), query));
     let named = [LOCATION, CONTENT_LOCATION].into_iter().filter_map(|name| {
-        let reference = response.headers.get(name)?.to_str().ok()?;
+        let reference = fields.get(name)?.to_str().ok()?;
         resolve(&target, reference)
     });
     let paths: Vec<String> = [path.to_owned()].into_iter().chain(whole).chain(named).collect();
@@ -111,6 +111,8 @@ fn resolve(base: &str, reference: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderName;
+
     use super::*;
     use crate::context::Scheme;
 
@@ -120,12 +122,12 @@ mod tests {
         let path = normalize("/x", &Default::default()).unwrap();
         let mut ctx = Context::for_tests(path, std::time::Instant::now());
         (ctx.scheme, ctx.host) = (Scheme::Https, Some("a.test".into()));
-        let mut response = ResponseHeader::build(status, None).unwrap();
-        for (name, value) in fields {
-            response.append_header(*name, *value).unwrap();
-        }
+        let status = StatusCode::from_u16(status).unwrap();
+        let fields =
+            fields.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()));
+        let fields: HeaderMap = fields.collect();
         let is_version = |segment: &str| segment == "v1";
-        let urls = invalidated(&request, &response, (&ctx, None), caches, is_version);
+        let urls = invalidated(&request, (status, &fields), (&ctx, None), caches, is_version);
         urls.into_iter().map(|url| String::from_utf8(url).unwrap()).collect()
     }
 

@@ -310,10 +310,11 @@ impl Job<'_> {
     async fn relay<C: Client>(&mut self, relay: &mut Relay<'_, C>) -> Result<bool, Failure> {
         let exchange = self.call.exchange();
         let seen = exchange.sees_response() || exchange.stack.sees_response_chunks();
-        let seen = seen || exchange.invalidates(&self.request) || upstream(&self.call).is_sticky();
-        let form = match seen {
+        let invalidates = exchange.invalidates(&self.request);
+        let form = match seen || upstream(&self.call).is_sticky() {
             _ if !C::HTTP1 => Form::Plain,
             true => Form::Spelt,
+            false if invalidates => Form::Nameless,
             false => Form::Lines,
         };
         loop {
@@ -327,6 +328,10 @@ impl Job<'_> {
                 }
                 AnswerHead::Lines(lines) => {
                     response::answered(lines.status, &mut self.call);
+                    if invalidates {
+                        let status = StatusCode::from_u16(lines.status).unwrap_or_default();
+                        self.call.exchange().invalidate(&self.request, status, &HeaderMap::new());
+                    }
                     self.begins(lines.status, relay);
                     let seeing = filters(&mut self.call, self.in_pieces);
                     relay.finish(lines.begin(!self.keep), body, rest, seeing).await?;
@@ -368,7 +373,7 @@ impl Job<'_> {
             relay.forget_deadline();
         }
         response::strip_hop_by_hop(&mut head);
-        self.call.exchange().invalidate(&self.request, &head);
+        self.call.exchange().invalidate(&self.request, head.status, &head.headers);
         self.call.stick(&mut head);
         self.call.exchange().response(&self.request, &mut head).await?;
         response::frame(&self.request.method, &mut head, self.call.version);

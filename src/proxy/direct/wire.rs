@@ -55,6 +55,8 @@ pub(super) struct Answer {
 pub(super) enum Form {
     /// As lines, where nothing is out of the ordinary.
     Lines,
+    /// The same, unless it names another URL (`Location`, `Content-Location`).
+    Nameless,
     /// As filters see it, with how its names are spelt.
     Spelt,
     /// As filters see it, for who knows names in lower case only.
@@ -127,7 +129,7 @@ pub(super) fn answer(bytes: &[u8], method: &Method, form: Form) -> Result<Option
         Err(Unread::Syntax) => {
             // A field may go on in the next line; hardly any does.
             parser.allow_obsolete_multiline_headers_in_responses(true);
-            let form = if form == Form::Lines { Form::Spelt } else { form };
+            let form = if form == Form::Plain { form } else { Form::Spelt };
             read_answer(&parser, bytes, method, form)
         }
         read => read,
@@ -166,9 +168,9 @@ fn read_answer(
         Status::Partial if bytes.len() < MAX_HEAD => return Ok(None),
         Status::Partial => return Err(Unread::Invalid("the head of the upstream's answer is too long")),
     };
-    if form == Form::Lines
+    if matches!(form, Form::Lines | Form::Nameless)
         && *method != Method::HEAD
-        && let Some(answer) = as_lines(&parsed, bytes, length)
+        && let Some(answer) = as_lines(&parsed, bytes, length, form)
     {
         return Ok(Some(answer));
     }
@@ -200,7 +202,7 @@ fn read_answer(
 
 /// Takes the lines of a final answer that says nothing out of the ordinary, without those that concern one
 /// connection only. No field in the head, which is so long and was read for them, goes on in the next line.
-fn as_lines(answer: &httparse::Response<'_, '_>, bytes: &[u8], length: usize) -> Option<Answer> {
+fn as_lines(answer: &httparse::Response<'_, '_>, bytes: &[u8], length: usize, form: Form) -> Option<Answer> {
     let (head, rest) = bytes.split_at(length);
     let status = answer.code.filter(|status| *status >= 200 && !matches!(status, 204 | 205 | 304))?;
     if answer.version != Some(1) {
@@ -218,6 +220,8 @@ fn as_lines(answer: &httparse::Response<'_, '_>, bytes: &[u8], length: usize) ->
         match field.name.len() {
             4 if is("date") => dated = true,
             7 if is("upgrade") => continue,
+            8 if form == Form::Nameless && is("location") => return None,
+            16 if form == Form::Nameless && is("content-location") => return None,
             7 if is("trailer") => return None,
             10 if is("keep-alive") => continue,
             10 if is("connection") && field.value.eq_ignore_ascii_case(b"keep-alive") => continue,
@@ -426,5 +430,19 @@ mod tests {
             );
         }
         assert!(super::answer(b"HTTP/1.1 200 OK\r\nno field\r\n\r\n", &Method::GET, Form::Lines).is_err());
+    }
+
+    #[test]
+    fn an_answer_that_names_another_url_is_read_whole_where_that_matters() {
+        for (field, form, whole) in [
+            ("Location: /b", Form::Lines, false),
+            ("Location: /b", Form::Nameless, true),
+            ("content-location: /b", Form::Nameless, true),
+            ("X-Location: /b", Form::Nameless, false),
+        ] {
+            let text = format!("HTTP/1.1 201 Created\r\n{field}\r\nContent-Length: 0\r\n\r\n");
+            let answer = answer(text.as_bytes(), &Method::POST, form).expect("valid").expect("whole");
+            assert_eq!(matches!(answer.head, AnswerHead::Whole(_)), whole, "{field} {form:?}");
+        }
     }
 }
