@@ -14,7 +14,7 @@ import tempfile
 import time
 
 from . import CACHE, ROOT, TARGET, Failed, tollhouse
-from .process import PATIENCE, Started, await_port, free_port
+from .process import PATIENCE, Started, await_port, free_ports
 
 CONFIGS = ROOT / "loadtest" / "configs"
 SECRET = secrets.token_hex(16)
@@ -102,7 +102,7 @@ class Gateway:
     def __init__(self, origin, kind="plain", routes=0, core=None):
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix=f"load-{self.name}-"))
         self.folder.chmod(0o755)  # nginx's workers are somebody else
-        self.http, self.tls = free_port(), free_port()
+        self.http, self.tls = free_ports(2)
         try:
             make_certificate(self.folder)
             values = {"HTTP": self.http, "TLS": self.tls, "ORIGIN": origin.http, "RUN": self.folder, "CONFIGS": CONFIGS,

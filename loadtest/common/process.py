@@ -14,11 +14,18 @@ PATIENCE = 30
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
+def free_ports(count):
+    """So many ports of the loopback address that nobody listens on, no two of them the same."""
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
 def free_port():
-    """A port of the loopback address that nobody listens on."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    """One of them."""
+    return free_ports(1)[0]
 
 
 def within(seconds, attempt, process=None):
