@@ -34,7 +34,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 use tollhouse_filters::caching::{
-    Ask, CacheStatus, Forwarded, Serve, Standing, Why, judge, matches, names, serves_on_error, variant,
+    Ask, CacheStatus, Forwarded, Judgement, Serve, Standing, Why, judge, matches, names, serves_on_error,
+    variant,
 };
 use tollhouse_filters::outcome::Reply;
 use tollhouse_filters::problem::{self, Problem};
@@ -272,7 +273,13 @@ impl Cache {
         let lead = match together {
             false => self.flights.alone(wanted),
             true => match self.flights.join(wanted) {
-                Joined::First(lead) => lead,
+                Joined::First(lead) => {
+                    if let Some((entry, judged)) = self.stored_since(&ask, request, entry.as_ref()) {
+                        lead.tell(Phase::Stored(entry.clone()));
+                        return Some(serve::hit(&entry, request, judged, exchange));
+                    }
+                    lead
+                }
                 Joined::Other(phase) => {
                     return self.wait((phase, client), &ask, exchange, request, entry).await;
                 }
@@ -286,6 +293,22 @@ impl Cache {
             Ok(filled) => self.filled(filled, &ask, exchange, request),
             Err(problem) => problem.into(),
         })
+    }
+
+    /// What somebody else fetched for this request between when it was looked for and when it was to be fetched.
+    fn stored_since(
+        &self,
+        ask: &Ask,
+        request: &RequestHeader,
+        before: Option<&Arc<Entry>>,
+    ) -> Option<(Arc<Entry>, Judgement)> {
+        let found = self.store.get(&ask.key)?;
+        let entry = found.iter().find(|entry| matches(entry.variant(), &request.headers))?;
+        if before.is_some_and(|before| Arc::ptr_eq(before, entry)) {
+            return None;
+        }
+        let judged = judge(entry.facts(), &ask.directives, entry.standing(), now());
+        (judged.serve == Serve::AsItIs).then(|| (entry.clone(), judged))
     }
 
     /// Starts a fill.
