@@ -208,20 +208,18 @@ fn as_lines(answer: &httparse::Response<'_, '_>, bytes: &[u8], length: usize, fo
     if answer.version != Some(1) {
         return None;
     }
-    let code = StatusCode::from_u16(status).ok()?;
     let mut lines = Vec::with_capacity(bytes.len() + BESIDE_FIELDS);
-    for part in ["HTTP/1.1 ", code.as_str(), " ", answer.reason.unwrap_or_default(), "\r\n"] {
-        lines.extend_from_slice(part.as_bytes());
-    }
+    write_status_line(status, answer.reason, &mut lines)?;
     let mut copied = Copied { head, run: 0..0 };
     let (mut length, mut chunked, mut reusable, mut dated) = (None, false, true, false);
     for field in answer.headers.iter() {
         let is = |name: &str| field.name.eq_ignore_ascii_case(name);
+        if form == Form::Nameless && (is("location") || is("content-location")) {
+            return None;
+        }
         match field.name.len() {
             4 if is("date") => dated = true,
             7 if is("upgrade") => continue,
-            8 if form == Form::Nameless && is("location") => return None,
-            16 if form == Form::Nameless && is("content-location") => return None,
             7 if is("trailer") => return None,
             10 if is("keep-alive") => continue,
             10 if is("connection") && field.value.eq_ignore_ascii_case(b"keep-alive") => continue,
@@ -263,6 +261,15 @@ fn as_lines(answer: &httparse::Response<'_, '_>, bytes: &[u8], length: usize, fo
     };
     let head = Lines { status, bytes: lines, fields, content: content.len(), chunked };
     Some(Answer { head: AnswerHead::Lines(head), body, reusable, rest })
+}
+
+/// Writes the first line of an answer; none if it has no such status.
+fn write_status_line(status: u16, reason: Option<&str>, out: &mut Vec<u8>) -> Option<()> {
+    let code = StatusCode::from_u16(status).ok()?;
+    for part in ["HTTP/1.1 ", code.as_str(), " ", reason.unwrap_or_default(), "\r\n"] {
+        out.extend_from_slice(part.as_bytes());
+    }
+    Some(())
 }
 
 /// Field lines on their way from a head to another: those that follow each other and are written as we do go at
