@@ -1,7 +1,5 @@
 //! Filters, over sockets: what only a whole gateway can show.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::Request;
@@ -104,17 +102,7 @@ async fn a_body_over_the_buffers_limit_is_a_413() {
 
 #[tokio::test]
 async fn a_buffered_body_is_sent_anew_when_a_backend_dies_half_way() {
-    let deaths = Arc::new(AtomicUsize::new(0));
-    let count = deaths.clone();
-    let dying = Origin::new(move |mut wire| {
-        count.fetch_add(1, Ordering::SeqCst);
-        async move {
-            let _ = wire.head().await;
-            let _ = wire.exactly(1000).await;
-            wire.reset();
-        }
-    })
-    .await;
+    let dying = Origin::dying_within_bodies().await;
     let healthy = Origin::echo().await;
     let gateway = Gateway::start(&format!(
         "upstreams: [{{name: origin, backends: [{{address: \"{}\"}}, {{address: \"{}\"}}]}}]\n\
@@ -131,7 +119,7 @@ async fn a_buffered_body_is_sent_anew_when_a_backend_dies_half_way() {
         let answer = client.answer().await.expect("an answer");
         assert!(answer.status == 200 && answer.body.ends_with(&body), "{answer:?}");
     }
-    assert!(deaths.load(Ordering::SeqCst) > 0, "the dying backend was never asked");
+    assert!(dying.connections() > 0, "the dying backend was never asked");
 }
 
 #[tokio::test]

@@ -1,8 +1,6 @@
 //! Filters that see bodies of requests, in pieces or as a whole: forwarded directly or through Pingora's proxy, clients,
 //! origins and the log are told the same.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::Request;
@@ -141,17 +139,7 @@ async fn a_body_goes_through_its_filters_again_with_each_attempt() {
         "{body_limit: {request: 1MiB}}, {decompress: {}}",
         "{buffer: {}}, {decompress: {}}",
     ] {
-        let deaths = Arc::new(AtomicUsize::new(0));
-        let count = deaths.clone();
-        let dying = Origin::new(move |mut wire| {
-            count.fetch_add(1, Ordering::SeqCst);
-            async move {
-                let _ = wire.head().await;
-                let _ = wire.exactly(1_000).await;
-                wire.reset();
-            }
-        })
-        .await;
+        let dying = Origin::dying_within_bodies().await;
         let healthy = Origin::giving_back().await;
         let gateway = with(&[&dying, &healthy], filters, "").await;
         for way in WAYS {
@@ -161,7 +149,7 @@ async fn a_body_goes_through_its_filters_again_with_each_attempt() {
                 assert!(answer.status == 200 && answer.body == body, "{filters} {way}: {}", answer.status);
             }
         }
-        assert!(deaths.load(Ordering::SeqCst) > 0, "the dying backend was never asked");
+        assert!(dying.connections() > 0, "the dying backend was never asked");
     }
 }
 

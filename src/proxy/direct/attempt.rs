@@ -87,7 +87,7 @@ impl Failure {
     pub(super) const fn code(&self) -> &'static str {
         match self {
             Self::Trouble(trouble) if trouble.is_of_client() => problem::CLIENT_CLOSED.code,
-            Self::Trouble(Trouble::Filter | Trouble::Refused)
+            Self::Trouble(Trouble::Filter)
             | Self::Refused(_)
             | Self::Body(_)
             | Self::Internal
@@ -417,9 +417,7 @@ impl Job<'_> {
         let overdue = self.call.exchange().ctx.deadline.is_some_and(|deadline| Instant::now() >= deadline);
         let blamed = match failure {
             Failure::Refused(_) | Failure::Body(_) | Failure::Internal | Failure::Again => false,
-            Failure::Trouble(trouble) => {
-                !trouble.is_of_client() && !matches!(trouble, Trouble::Filter | Trouble::Refused)
-            }
+            Failure::Trouble(trouble) => !trouble.is_of_client() && trouble != Trouble::Filter,
             Failure::Connect(_) | Failure::Silence(_) => true,
         };
         if blamed {

@@ -2,11 +2,9 @@
 
 use bytes::Bytes;
 
+use super::relay::MUCH_ROOM;
 use crate::proxy::replay::WholeBody;
 use crate::upstream::Keep;
-
-/// What goes out at once, and so the most that is held a second time for a backend that takes it slowly.
-const MOST: usize = 64 * 1024;
 
 /// The body that an attempt begins with.
 pub(super) enum Start {
@@ -47,7 +45,7 @@ impl Early {
             }
     }
 
-    /// The next piece; empty if there is none.
+    /// The next piece; empty if there is none. So short, as the rest is held a second time while a backend does not take it.
     pub(super) fn take(&mut self) -> Bytes {
         if self.piece.is_empty() {
             self.piece = match &mut self.then {
@@ -59,7 +57,7 @@ impl Early {
                 }
             };
         }
-        self.piece.split_to(self.piece.len().min(MOST))
+        self.piece.split_to(self.piece.len().min(MUCH_ROOM))
     }
 }
 
@@ -88,7 +86,7 @@ mod tests {
         for length in [5000, 100_000, 5000] {
             gathered.push(vec![0; length].into()).unwrap();
         }
-        assert_eq!(all(Early::whole(gathered.finish())), [5000, MOST, 100_000 - MOST, 5000]);
+        assert_eq!(all(Early::whole(gathered.finish())), [5000, MUCH_ROOM, 100_000 - MUCH_ROOM, 5000]);
         assert_eq!(all(Early::whole(Gathered::new(0, &budget).finish())), [0; 0]);
     }
 }

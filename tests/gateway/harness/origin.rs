@@ -163,6 +163,16 @@ impl Origin {
         .await
     }
 
+    /// Reads a request's head and the begin of its body, and resets the connection.
+    pub(crate) async fn dying_within_bodies() -> Self {
+        Self::new(|mut wire| async move {
+            let _ = wire.head().await;
+            let _ = wire.exactly(1000).await;
+            wire.reset();
+        })
+        .await
+    }
+
     /// Connections accepted so far.
     pub(crate) fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
