@@ -213,7 +213,10 @@ impl Balancer {
         let panics = self.outliers.panics(usable, self.members.len());
         let choose = |accept: &dyn Fn(usize) -> bool| self.choose(key, accept).and_then(take);
         let again = !tried.is_empty();
-        None.or_else(|| if panics { choose(&|at| untried(at) && open(at)) } else { None })
+        // A retry for each request that goes where nobody listens would be more than retries may be.
+        let panicky = |at: usize| untried(at) && open(at) && !standing(at).is_cooling();
+        None.or_else(|| first.filter(|at| panics && panicky(*at)).and_then(take))
+            .or_else(|| if panics { choose(&panicky) } else { None })
             .or_else(|| choose(&|at| untried(at) && open(at) && standing(at).is_in()))
             .or_else(|| choose(&|at| untried(at) && open(at) && !standing(at).is_out()))
             .or_else(|| choose(&|at| untried(at) && open(at)))

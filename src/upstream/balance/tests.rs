@@ -146,6 +146,22 @@ fn a_retry_passes_over_backends_that_are_out_and_comes_back_if_no_other_is_left(
 }
 
 #[test]
+fn of_too_few_that_are_left_who_cannot_be_connected_to_is_the_last() {
+    for algorithm in ALL {
+        let rules = serde_json::from_value(serde_json::json!({"consecutive_failures": 1})).unwrap();
+        let balancer = balancer(algorithm, &[1, 1, 1]).judged_by(Some(rules), None, &Arc::from("u"));
+        let now = Instant::now();
+        balancer.outliers.told(0, true, false, now);
+        balancer.outliers.unreachable(1, false, now);
+        let counts = shares(&balancer, 1000);
+        assert!(counts[0] > 0 && counts[1] == 0 && counts[2] > 0, "{algorithm:?}: {counts:?}");
+        balancer.outliers.unreachable(2, false, now);
+        let counts = shares(&balancer, 1000);
+        assert_eq!(counts, [1000, 0, 0], "{algorithm:?}");
+    }
+}
+
+#[test]
 fn a_backend_that_comes_back_gets_its_share_again() {
     for algorithm in ALL {
         let balancer = mixed(algorithm, &[(1, true), (1, false)]);

@@ -16,6 +16,8 @@ const COLDEST: f64 = 0.1;
 
 const OUT: u64 = 1 << 62;
 const WARMING: u64 = 2 << 62;
+/// Out since it could not be connected to.
+const COOLS: u64 = OUT | WARMING;
 const TIME: u64 = (1 << 62) - 1;
 
 /// Where a backend stands. Requests read one atomic, which is 0 for one that is in.
@@ -36,8 +38,6 @@ pub(super) struct Record {
     times: u32,
     /// How long the last time was.
     last: Duration,
-    /// The last time was since it could not be connected to.
-    cooling: bool,
     reason: String,
     since: Option<SystemTime>,
     /// When it came back.
@@ -88,7 +88,7 @@ impl Standing {
             return Turn::Yes;
         }
         if word & OUT != 0 {
-            let next = OUT | (now + as_millis(TRIAL));
+            let next = word & COOLS | (now + as_millis(TRIAL));
             let is_mine =
                 || self.word.compare_exchange(word, next, Ordering::Relaxed, Ordering::Relaxed).is_ok();
             return if now >= time && is_mine() { Turn::Trial } else { Turn::No };
@@ -107,18 +107,20 @@ impl Standing {
     /// It could not be connected to, or a trial of that found it so again; true if it was in before.
     pub(in crate::upstream) fn cool(&self, reason: &str, now: Instant) -> bool {
         let doubled = |times: u32| COOLING.saturating_mul(1 << times.min(8)).min(LONGEST_COOLING);
-        let was_in = self.put_out(reason.to_owned(), now, doubled);
-        self.record.lock().cooling = true;
-        was_in
+        self.leave(COOLS, reason.to_owned(), now, doubled)
     }
 
     /// Whether it is out only since it could not be connected to: an answer shows that it can.
-    pub(super) fn is_cooling(&self) -> bool {
-        self.is_out() && self.record.lock().cooling
+    pub(in crate::upstream) fn is_cooling(&self) -> bool {
+        self.word.load(Ordering::Relaxed) & COOLS == COOLS
     }
 
     /// Puts it out for a time that goes by how often that was; true if it was in before.
     pub(super) fn put_out(&self, reason: String, now: Instant, lasts: impl Fn(u32) -> Duration) -> bool {
+        self.leave(OUT, reason, now, lasts)
+    }
+
+    fn leave(&self, how: u64, reason: String, now: Instant, lasts: impl Fn(u32) -> Duration) -> bool {
         let mut record = self.record.lock();
         let was_out = self.is_out();
         // One that was well for as long as it was out begins anew.
@@ -129,14 +131,13 @@ impl Standing {
         record.last = lasts(record.times);
         record.times = record.times.saturating_add(1);
         record.reason = reason;
-        record.cooling = false;
         if !was_out {
             record.since = Some(SystemTime::now());
             self.ejections.fetch_add(1, Ordering::Relaxed);
         }
         (record.window, record.requests, record.failed) = (None, 0, 0);
         self.failures.store(0, Ordering::Relaxed);
-        self.word.store(OUT | (millis(now) + as_millis(record.last)), Ordering::Relaxed);
+        self.word.store(how | (millis(now) + as_millis(record.last)), Ordering::Relaxed);
         !was_out
     }
 
@@ -162,7 +163,7 @@ impl Standing {
     pub(in crate::upstream) fn give_back(&self, now: Instant) {
         let word = self.word.load(Ordering::Relaxed);
         if word & OUT != 0 {
-            let next = OUT | millis(now);
+            let next = word & COOLS | millis(now);
             let _ = self.word.compare_exchange(word, next, Ordering::Relaxed, Ordering::Relaxed);
         }
     }
