@@ -180,14 +180,24 @@ impl Flights {
         shard.lock().uncacheable.remove(&hash);
     }
 
+    /// What is under way for this URL is not to be stored.
+    pub(super) fn spoil_url(&self, url: &[u8]) {
+        let part = self.part(url);
+        // A NUL ends the URL.
+        let is_of = |key: &[u8]| key.strip_prefix(url).is_some_and(|rest| rest.first() == Some(&0));
+        spoil(&self.shards[part..=part], is_of);
+    }
+
     /// What is under way for keys that begin so is not to be stored.
     pub(super) fn spoil(&self, start: &[u8]) {
-        // A NUL ends the URL.
-        let parts = if start.contains(&0) { self.part(start)..=self.part(start) } else { 0..=SHARDS - 1 };
-        for shard in &self.shards[parts] {
-            for flight in shard.lock().flights.values().filter(|flight| flight.key.starts_with(start)) {
-                flight.spoiled.store(true, Ordering::SeqCst);
-            }
+        spoil(&self.shards, |key| key.starts_with(start));
+    }
+}
+
+fn spoil(shards: &[Mutex<Shard>], is_one: impl Fn(&[u8]) -> bool) {
+    for shard in shards {
+        for flight in shard.lock().flights.values().filter(|flight| is_one(&flight.key)) {
+            flight.spoiled.store(true, Ordering::SeqCst);
         }
     }
 }

@@ -146,7 +146,7 @@ impl Cache {
     pub fn purge(&self, what: &Purge, how: How) -> u64 {
         // First those under way: one that is stored meanwhile is hit by what follows.
         match what {
-            Purge::Url(url) => self.flights.spoil(&[url, &b"\0"[..]].concat()),
+            Purge::Url(url) => self.flights.spoil_url(url),
             Purge::Prefix(prefix) => self.flights.spoil(prefix),
             // Nobody knows yet which tags they will have.
             Purge::Tag(_) | Purge::All => self.flights.spoil(b""),

@@ -136,7 +136,7 @@ impl Cached for Cache {
         self.purge_everywhere(Purge::Url(url.to_vec()), if soft { How::Soft } else { How::Hard }).await
     }
 
-    fn invalidate(&self, url: &[u8]) {
-        self.purge(&Purge::Url(url.to_vec()), How::Hard);
+    fn invalidate(&self, url: Vec<u8>) {
+        self.purge(&Purge::Url(url), How::Hard);
     }
 }

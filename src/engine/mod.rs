@@ -374,7 +374,7 @@ impl Exchange {
         let whole = self.release.as_ref().and_then(|release| release.whole_path.as_deref());
         let is_version = |segment: &str| caches.is_version(segment);
         for url in invalidated(request, (status, fields), (&self.ctx, whole), &caches.counted, is_version) {
-            caches.cached.invalidate(&url);
+            caches.cached.invalidate(url);
         }
     }
 

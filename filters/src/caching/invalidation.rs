@@ -1,7 +1,7 @@
 //! What requests with unsafe methods take out of caches (RFC 9111 s4.4).
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::iter;
 
 use http::header::{CONTENT_LOCATION, LOCATION};
 use http::uri::PathAndQuery;
@@ -35,22 +35,28 @@ pub fn invalidated(
     let Some(target) = target.and_then(|target| String::from_utf8(target).ok()) else { return Vec::new() };
     let (origin, path) = parted(&target);
     let query = path.split_once('?').map(|(_, query)| query);
-    let whole = whole.map(|whole| with_query(whole.to_owned(), query));
+    let whole = whole.map(|whole| Cow::Owned(with_query(whole.to_owned(), query)));
     let named = [LOCATION, CONTENT_LOCATION].into_iter().filter_map(|name| {
         let reference = fields.get(name)?.to_str().ok()?;
-        resolve(&target, reference)
+        resolve(&target, reference).map(Cow::Owned)
     });
-    let paths: Vec<String> = [path.to_owned()].into_iter().chain(whole).chain(named).collect();
-    let bare = paths.iter().filter_map(|path| without_version(path, &is_version));
-    let mut urls = BTreeSet::new();
-    for path in paths.iter().map(String::as_str).chain(bare) {
+    let mut urls = Vec::new();
+    let mut add = |path: &str| {
         let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
         for cache in caches {
-            let counted = with_query(format!("{origin}{path}"), cache.of(query).as_deref());
-            urls.insert(counted.into_bytes());
+            let counted = with_query([origin, path].concat(), cache.of(query).as_deref()).into_bytes();
+            if !urls.contains(&counted) {
+                urls.push(counted);
+            }
+        }
+    };
+    for path in iter::once(Cow::Borrowed(path)).chain(whole).chain(named) {
+        add(&path);
+        if let Some(bare) = without_version(&path, &is_version) {
+            add(bare);
         }
     }
-    urls.into_iter().collect()
+    urls
 }
 
 fn with_query(mut path: String, query: Option<&str>) -> String {
@@ -63,7 +69,7 @@ fn with_query(mut path: String, query: Option<&str>) -> String {
 
 /// Scheme and authority, and what follows.
 fn parted(url: &str) -> (&str, &str) {
-    let authority = url.find("://").map_or(0, |at| at + 3);
+    let authority = url.find(':').map_or(0, |colon| colon + "://".len());
     let end = url[authority..].find(['/', '?']).map_or(url.len(), |at| authority + at);
     url.split_at(end)
 }
@@ -128,7 +134,9 @@ mod tests {
         let fields: HeaderMap = fields.collect();
         let is_version = |segment: &str| segment == "v1";
         let urls = invalidated(&request, (status, &fields), (&ctx, None), caches, is_version);
-        urls.into_iter().map(|url| String::from_utf8(url).unwrap()).collect()
+        let mut urls: Vec<_> = urls.into_iter().map(|url| String::from_utf8(url).unwrap()).collect();
+        urls.sort();
+        urls
     }
 
     fn plain() -> [Counted; 1] {

@@ -10,7 +10,7 @@ pub trait Cached: Send + Sync {
     async fn purge_url(&self, url: &[u8], soft: bool) -> Purged;
 
     /// Takes out, here alone, all that is stored for a URL.
-    fn invalidate(&self, url: &[u8]);
+    fn invalidate(&self, url: Vec<u8>);
 }
 
 /// What a purge did.
@@ -32,5 +32,5 @@ impl Cached for NothingCached {
         Purged::default()
     }
 
-    fn invalidate(&self, _: &[u8]) {}
+    fn invalidate(&self, _: Vec<u8>) {}
 }

@@ -234,7 +234,7 @@ impl crate::world::Cached for Noted {
         crate::world::Purged { hits: 1, shared: Some(false) }
     }
 
-    fn invalidate(&self, url: &[u8]) {
+    fn invalidate(&self, url: Vec<u8>) {
         panic!("the core does that: {url:?}");
     }
 }
