@@ -44,10 +44,8 @@ pub fn invalidated(
     let mut add = |path: &str| {
         let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
         for cache in caches {
-            let counted = with_query([origin, path].concat(), cache.of(query).as_deref()).into_bytes();
-            if !urls.contains(&counted) {
-                urls.push(counted);
-            }
+            let counted = with_query([origin, path].concat(), cache.of(query).as_deref());
+            urls.push(counted.into_bytes());
         }
     };
     for path in iter::once(Cow::Borrowed(path)).chain(whole).chain(named) {
@@ -56,6 +54,8 @@ pub fn invalidated(
             add(bare);
         }
     }
+    urls.sort_unstable();
+    urls.dedup();
     urls
 }
 
@@ -134,9 +134,7 @@ mod tests {
         let fields: HeaderMap = fields.collect();
         let is_version = |segment: &str| segment == "v1";
         let urls = invalidated(&request, (status, &fields), (&ctx, None), caches, is_version);
-        let mut urls: Vec<_> = urls.into_iter().map(|url| String::from_utf8(url).unwrap()).collect();
-        urls.sort();
-        urls
+        urls.into_iter().map(|url| String::from_utf8(url).unwrap()).collect()
     }
 
     fn plain() -> [Counted; 1] {

@@ -88,7 +88,7 @@ impl Standing {
             return Turn::Yes;
         }
         if word & OUT != 0 {
-            let next = word & COOLS | (now + as_millis(TRIAL));
+            let next = word & !TIME | (now + as_millis(TRIAL));
             let is_mine =
                 || self.word.compare_exchange(word, next, Ordering::Relaxed, Ordering::Relaxed).is_ok();
             return if now >= time && is_mine() { Turn::Trial } else { Turn::No };
@@ -163,7 +163,7 @@ impl Standing {
     pub(in crate::upstream) fn give_back(&self, now: Instant) {
         let word = self.word.load(Ordering::Relaxed);
         if word & OUT != 0 {
-            let next = word & COOLS | millis(now);
+            let next = word & !TIME | millis(now);
             let _ = self.word.compare_exchange(word, next, Ordering::Relaxed, Ordering::Relaxed);
         }
     }
