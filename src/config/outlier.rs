@@ -29,7 +29,7 @@ pub struct Outlier {
     pub max_ejection: Duration,
     /// The largest share of the backends that is ejected at the same time, one at least. Default: `50%`. Example: `30%`.
     pub max_ejected: Percent,
-    /// With fewer usable backends than this share, ejected ones get requests too. Default: `50%`. Example: `0%`.
+    /// With fewer usable backends than this share of those that can be connected to, ejected ones get requests too. Default: `50%`. Example: `0%`.
     pub panic_threshold: Percent,
 }
 

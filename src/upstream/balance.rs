@@ -209,12 +209,14 @@ impl Balancer {
         if picked.is_some() {
             return picked;
         }
-        let usable = (0..self.members.len()).filter(|at| open(*at) && !standing(*at).is_out()).count();
-        let panics = self.outliers.panics(usable, self.members.len());
+        // Who cannot be connected to takes nothing off the others: a retry for each request would be more than may be.
+        let listens = |at: &usize| open(*at) && !standing(*at).is_cooling();
+        let all = (0..self.members.len()).filter(listens);
+        let usable = all.clone().filter(|at| !standing(*at).is_out()).count();
+        let panics = self.outliers.panics(usable, all.count());
         let choose = |accept: &dyn Fn(usize) -> bool| self.choose(key, accept).and_then(take);
         let again = !tried.is_empty();
-        // A retry for each request that goes where nobody listens would be more than retries may be.
-        let panicky = |at: usize| untried(at) && open(at) && !standing(at).is_cooling();
+        let panicky = |at: usize| untried(at) && listens(&at);
         None.or_else(|| first.filter(|at| panics && panicky(*at)).and_then(take))
             .or_else(|| if panics { choose(&panicky) } else { None })
             .or_else(|| choose(&|at| untried(at) && open(at) && standing(at).is_in()))

@@ -145,19 +145,37 @@ fn a_retry_passes_over_backends_that_are_out_and_comes_back_if_no_other_is_left(
     }
 }
 
+/// Four backends, of which half can be ejected and the first is.
+fn one_ejected_of_four(algorithm: Algorithm) -> Balancer {
+    let rules = serde_json::from_value(serde_json::json!({"consecutive_failures": 1})).unwrap();
+    let balancer = balancer(algorithm, &[1, 1, 1, 1]).judged_by(Some(rules), None, &Arc::from("u"));
+    balancer.outliers.told(0, true, false, Instant::now());
+    balancer
+}
+
 #[test]
 fn of_too_few_that_are_left_who_cannot_be_connected_to_is_the_last() {
     for algorithm in ALL {
-        let rules = serde_json::from_value(serde_json::json!({"consecutive_failures": 1})).unwrap();
-        let balancer = balancer(algorithm, &[1, 1, 1]).judged_by(Some(rules), None, &Arc::from("u"));
+        let balancer = one_ejected_of_four(algorithm);
         let now = Instant::now();
-        balancer.outliers.told(0, true, false, now);
-        balancer.outliers.unreachable(1, false, now);
-        let counts = shares(&balancer, 1000);
-        assert!(counts[0] > 0 && counts[1] == 0 && counts[2] > 0, "{algorithm:?}: {counts:?}");
+        balancer.outliers.told(1, true, false, now);
         balancer.outliers.unreachable(2, false, now);
         let counts = shares(&balancer, 1000);
-        assert_eq!(counts, [1000, 0, 0], "{algorithm:?}");
+        assert!(counts.iter().enumerate().all(|(at, count)| (*count > 0) == (at != 2)), "{counts:?}");
+        balancer.outliers.unreachable(3, false, now);
+        let counts = shares(&balancer, 1000);
+        assert!(counts[0] > 0 && counts[1] > 0 && counts[2..] == [0, 0], "{algorithm:?}: {counts:?}");
+    }
+}
+
+#[test]
+fn who_cannot_be_connected_to_does_not_bring_back_who_is_ejected() {
+    for algorithm in ALL {
+        let balancer = one_ejected_of_four(algorithm);
+        balancer.outliers.unreachable(1, false, Instant::now());
+        balancer.outliers.unreachable(2, false, Instant::now());
+        let counts = shares(&balancer, 1000);
+        assert_eq!(counts, [0, 0, 0, 1000], "{algorithm:?}: one of two can be used, which is half of them");
     }
 }
 
