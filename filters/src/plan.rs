@@ -30,7 +30,8 @@ use crate::values::{Duration, Name, Quota, Rate};
 pub struct PlanSpec {
     /// All of these hold.
     pub limits: Vec<PlanLimitSpec>,
-    /// The priority of its consumers' requests instead of the route's, where the gateway has too much to do.
+    /// The priority of its consumers' requests instead of the route's, where the gateway has too much to do: `low`,
+    /// `normal`, `high` or `critical`.
     #[serde(default)]
     pub priority: Option<Priority>,
 }

@@ -13,7 +13,8 @@ use tollhouse_filters::values::Secret;
 pub struct Admin {
     /// `ADDRESS:PORT`, or `none`; 127.0.0.1:9900 by default.
     pub address: AdminAddress,
-    /// The bearer token; needed for every write, and for every read off loopback.
+    /// The bearer token; needed for changes of any kind, for `/api/revocations` and `/api/cache/lookup`, and off
+    /// loopback for all but `/healthz` and `/readyz`.
     pub token: Option<Secret>,
 }
 

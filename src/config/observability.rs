@@ -45,7 +45,7 @@ pub struct AccessLog {
 #[serde(deny_unknown_fields)]
 pub struct Metrics {
     /// Most combinations of metric and label values held at once; what is beyond is counted under labels that are all
-    /// `other`. A histogram counts as one. Default: `20000`. Example: `100000`.
+    /// `other`. A histogram counts as one. Changes need an upgrade. Default: `20000`. Example: `100000`.
     #[serde(default = "default_max_series")]
     pub max_series: usize,
 }

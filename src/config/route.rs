@@ -55,7 +55,8 @@ pub struct Route {
     /// A hedge instead of the upstream's; `max: 0` is none.
     #[serde(default)]
     pub hedge: Option<Box<Hedge>>,
-    /// Which requests are refused first while the gateway has too much to do (`server.overload`).
+    /// Which requests are refused first while the gateway has too much to do (`server.overload`): `low` ones, then
+    /// `normal`, then `high` ones; `critical` ones never are.
     #[serde(default)]
     pub priority: Priority,
     /// How many requests of the route may be under way to its upstream, besides what the upstream allows.

@@ -10,9 +10,10 @@ use serde::Deserialize;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct PathRules {
-    /// What an escaped slash or any backslash is.
+    /// What an escaped slash or any backslash is: an error, 400 (`reject`), a slash (`decode`), or a character like
+    /// any other, which stays escaped (`keep`).
     pub encoded_slash: EncodedSlash,
-    /// What happens to `.` and `..` segments.
+    /// What happens to `.` and `..` segments: they are resolved (`normalize`), or are an error, 400 (`reject`).
     pub dot_segments: DotSegments,
     /// Several slashes in a row are one.
     pub merge_slashes: bool,

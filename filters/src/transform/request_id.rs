@@ -24,7 +24,8 @@ use crate::values::FieldName;
 pub struct Options {
     /// The field that carries the identifier; `x-request-id` by default.
     pub header: FieldName,
-    /// Whose identifiers are taken over.
+    /// Whose identifiers are taken over: nobody's (`never`), those of trusted proxies (`trusted`), or everybody's
+    /// (`always`).
     pub accept: Accept,
     /// Whether the answer carries it too.
     pub respond: bool,

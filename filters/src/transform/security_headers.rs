@@ -29,19 +29,28 @@ pub struct Options {
     pub hsts: Hsts,
     /// `X-Content-Type-Options: nosniff`: types are not guessed.
     pub content_type_options: bool,
-    /// `X-Frame-Options`: who may show answers in a frame.
+    /// `X-Frame-Options`: who may show answers in a frame: nobody (`deny`), or documents of the same origin
+    /// (`sameorigin`). `none` does not send it.
     pub frame_options: FrameOptions,
-    /// `Referrer-Policy`: what other sites learn about where a reader came from.
+    /// `Referrer-Policy`: what other sites learn about where a reader came from: nothing (`no-referrer`), everything
+    /// within the origin and else nothing (`same-origin`), the origin (`origin`), everything within it and else the
+    /// origin (`origin-when-cross-origin`), everything (`unsafe-url`); or as the last three, but nothing from TLS to
+    /// plain text: `strict-origin`, `strict-origin-when-cross-origin`, `no-referrer-when-downgrade`. `none` does not
+    /// send it.
     pub referrer_policy: ReferrerPolicy,
     /// `Content-Security-Policy`, as it is written here; not sent by default.
     pub content_security_policy: Option<String>,
     /// `Permissions-Policy`, as it is written here; not sent by default.
     pub permissions_policy: Option<String>,
-    /// `Cross-Origin-Opener-Policy`: windows of other origins share nothing with a document.
+    /// `Cross-Origin-Opener-Policy`: which windows share something with a document: those of the same origin
+    /// (`same-origin`), those that it opened too (`same-origin-allow-popups`), or all (`unsafe-none`). `none` does
+    /// not send it.
     pub cross_origin_opener_policy: OpenerPolicy,
-    /// `Cross-Origin-Resource-Policy`: who may embed answers; requests with CORS are not concerned.
+    /// `Cross-Origin-Resource-Policy`: who may embed answers: documents of the same origin (`same-origin`) or site
+    /// (`same-site`), or everybody (`cross-origin`); requests with CORS are not concerned. `none` does not send it.
     pub cross_origin_resource_policy: ResourcePolicy,
-    /// `Cross-Origin-Embedder-Policy`: what a document may embed.
+    /// `Cross-Origin-Embedder-Policy`: what a document may embed: what says that it may be (`require-corp`), all
+    /// without credentials (`credentialless`), or all (`unsafe-none`). `none` does not send it.
     pub cross_origin_embedder_policy: EmbedderPolicy,
     /// `X-Permitted-Cross-Domain-Policies: none`: no policy files for plug-ins.
     pub no_cross_domain_policies: bool,

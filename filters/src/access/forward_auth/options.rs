@@ -28,7 +28,8 @@ pub struct Options {
     /// How it is asked and answers: by fields, or as the Open Policy Agent does.
     #[serde(default)]
     pub format: Format,
-    /// What the service is told of what the request is about, in `X-Forwarded-Method` and so on; by default all of it.
+    /// What the service is told of what the request is about, in `X-Forwarded-Method` and so on: any of `method`,
+    /// `proto`, `host`, `uri` and `for`; by default all of it.
     #[serde(default)]
     pub about: Option<Vec<About>>,
     /// Fields of the request that it is sent.

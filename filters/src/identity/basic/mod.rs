@@ -61,7 +61,8 @@ pub(super) struct Options {
     /// How many passwords are hashed at a time; by default half as many as there are cores.
     #[serde(default)]
     pub(super) parallel: Option<NonZeroU16>,
-    /// How many more may wait for that, of one client an eighth of them; over it: 503.
+    /// How many more may wait for that; over it: 503. One client has at most an eighth of all places, or `parallel`
+    /// of them if that is more.
     #[serde(default = "sixty_four")]
     pub(super) queue: u16,
 }

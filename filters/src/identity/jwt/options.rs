@@ -22,7 +22,8 @@ pub(in crate::identity) struct Options {
     /// What it is: `jwt`.
     #[serde(rename = "type")]
     pub(in crate::identity) _kind: Type,
-    /// The only algorithms that signatures may have; a key of another kind verifies none of them.
+    /// The only algorithms that signatures may have, of `RS256`, `RS384`, `RS512`, `PS256`, `PS384`, `PS512`,
+    /// `ES256`, `ES384`, `EdDSA`, `HS256`, `HS384` and `HS512`; a key of another kind verifies none of them.
     pub(in crate::identity) algorithms: Vec<AlgorithmName>,
     /// What `iss` has to be; by default it is not looked at. Without any keys here, a URL whose document says
     /// where the keys are (OpenID Connect Discovery, RFC 8414).

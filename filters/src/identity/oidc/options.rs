@@ -43,7 +43,8 @@ pub(in crate::identity) struct Options {
     /// sessions are refreshed.
     #[serde(default = "openid")]
     pub(in crate::identity) scopes: Vec<String>,
-    /// The only algorithms that tokens of the provider may be signed with.
+    /// The only algorithms that tokens of the provider may be signed with: those of `jwt`, but none of a secret
+    /// (`HS256`, `HS384`, `HS512`).
     #[serde(default = "rs256")]
     pub(in crate::identity) algorithms: Vec<AlgorithmName>,
     /// How long a session lasts at most, however often it is refreshed; without refresh tokens, as long as the provider's

@@ -48,7 +48,8 @@ pub struct Options {
     /// How many times larger a decoded body may be than what came in, once it is over 1 MiB; over
     /// it: 413.
     pub max_ratio: u32,
-    /// What happens to bodies with codings that are not decoded here.
+    /// What happens to bodies with codings that are not decoded here: 415 (`reject`), or they are passed on as they
+    /// are (`pass`).
     pub unknown: Unknown,
 }
 
