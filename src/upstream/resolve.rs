@@ -1,5 +1,7 @@
 //! Looks host names up: `/etc/hosts` first, then DNS, A and AAAA at once.
 
+mod search;
+
 use std::fmt;
 use std::fs;
 use std::net::IpAddr;
@@ -14,11 +16,13 @@ use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::op::Query;
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
+use hickory_resolver::system_conf::read_system_conf;
 use hickory_resolver::{Hosts, TokioResolver};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use self::search::Search;
 use crate::config::Dns;
 use crate::config::discovery::Family;
 
@@ -117,7 +121,9 @@ pub(super) struct Resolver {
 struct Stamp(Dns, [Option<SystemTime>; FILES.len()]);
 
 struct Client {
+    /// For absolute names.
     resolver: TokioResolver,
+    search: Search,
     hosts: Hosts,
 }
 
@@ -129,7 +135,7 @@ impl Lookup for Resolver {
         let name = parse(host)?;
         let found = match client.in_hosts(&name) {
             Some(found) => found,
-            None => in_time(client.ask(name, family)).await?,
+            None => in_time(client.ask(&name, family)).await?,
         };
         Ok(Found { ttl: bounded(found.ttl, &dns), ..found })
     }
@@ -137,7 +143,7 @@ impl Lookup for Resolver {
     async fn services(&self, name: &str) -> Result<(Vec<Service>, Duration), Failed> {
         let dns = self.dns.lock().clone();
         let client = self.client(&dns)?;
-        let (services, ttl) = in_time(client.ask_services(parse(name)?)).await?;
+        let (services, ttl) = in_time(client.ask_services(&parse(name)?)).await?;
         Ok((services, bounded(ttl, &dns)))
     }
 
@@ -192,16 +198,23 @@ impl Resolver {
 
 impl Client {
     fn new(dns: &Dns) -> Result<Self, Failed> {
-        let mut builder = match dns.servers.as_slice() {
-            [] => TokioResolver::builder_tokio()
+        let (config, options) = match dns.servers.as_slice() {
+            [] => read_system_conf()
                 .map_err(|error| Failed(format!("cannot use /etc/resolv.conf: {error}").into()))?,
-            _ => TokioResolver::builder_with_config(servers(dns), TokioRuntimeProvider::default()),
+            _ => (servers(dns), ResolverOpts::default()),
         };
-        let ResolverOpts { cache_size, use_hosts_file, preserve_intermediates, .. } = builder.options_mut();
-        // Ours: when to look again, and what hosts files mean. The TTLs of aliases count too.
+        Self::with(config, options)
+    }
+
+    fn with(mut config: ResolverConfig, mut options: ResolverOpts) -> Result<Self, Failed> {
+        // Ours: when to look again, what hosts files mean, and in which domains. The TTLs of aliases count too.
+        let ResolverOpts { cache_size, use_hosts_file, preserve_intermediates, .. } = &mut options;
         (*cache_size, *use_hosts_file, *preserve_intermediates) = (0, ResolveHosts::Never, true);
-        let resolver = builder.build().map_err(|error| Failed(error.to_string().into()))?;
-        Ok(Self { resolver, hosts: Hosts::from_system().unwrap_or_default() })
+        let search = Search::taken_out_of(&mut config, &options);
+        let builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+        let resolver = builder.with_options(options).build();
+        let resolver = resolver.map_err(|error| Failed(error.to_string().into()))?;
+        Ok(Self { resolver, search, hosts: Hosts::from_system().unwrap_or_default() })
     }
 
     /// As with the system's resolver, a name in the file is not looked for elsewhere, in no family.
@@ -216,7 +229,12 @@ impl Client {
         Some(Found { v4: Some(v4.unwrap_or_default()), v6: Some(v6.unwrap_or_default()), ttl: Duration::MAX })
     }
 
-    async fn ask(&self, name: Name, family: Family) -> Result<Found, Failed> {
+    async fn ask(&self, name: &Name, family: Family) -> Result<Found, Failed> {
+        let has_some = |found: &Found| found.v4.iter().chain(&found.v6).any(|known| !known.is_empty());
+        self.search.first(name, |name| self.ask_absolute(name, family), has_some).await
+    }
+
+    async fn ask_absolute(&self, name: Name, family: Family) -> Result<Found, Failed> {
         let mut v4 = Box::pin(self.family(&name, RecordType::A));
         let mut v6 = Box::pin(self.family(&name, RecordType::AAAA));
         let unasked = || Ok(Answer { records: Vec::new(), ttl: Duration::MAX });
@@ -235,19 +253,12 @@ impl Client {
         self.records(name, family, |data| data.ip_addr()).await
     }
 
-    async fn ask_services(&self, name: Name) -> Result<(Vec<Service>, Duration), Failed> {
-        let service = |data: &RData| match data {
-            // A target that is the root says that there is decidedly no such service.
-            RData::SRV(service) if !service.target.is_root() => Some(Service {
-                target: service.target.to_string().into(),
-                port: service.port,
-                priority: service.priority,
-                weight: service.weight,
-            }),
-            _ => None,
+    async fn ask_services(&self, name: &Name) -> Result<(Vec<Service>, Duration), Failed> {
+        let ask = async |name: Name| {
+            let answer = self.records(&name, RecordType::SRV, service).await;
+            answer.map(|Answer { records, ttl }| (records, ttl)).map_err(|error| why(&error))
         };
-        let answer = self.records(&name, RecordType::SRV, service).await;
-        answer.map(|Answer { records, ttl }| (records, ttl)).map_err(|error| why(&error))
+        self.search.first(name, ask, |(services, _)| !services.is_empty()).await
     }
 
     async fn records<T>(
@@ -272,6 +283,19 @@ impl Client {
             }
             _ => Err(error),
         }
+    }
+}
+
+/// Where a record says that a service is; a target that is the root says that there is decidedly none.
+fn service(data: &RData) -> Option<Service> {
+    match data {
+        RData::SRV(service) if !service.target.is_root() => Some(Service {
+            target: service.target.to_string().into(),
+            port: service.port,
+            priority: service.priority,
+            weight: service.weight,
+        }),
+        _ => None,
     }
 }
 
