@@ -124,15 +124,18 @@ pub(super) async fn within<T>(
     }
 }
 
-/// The future's outcome, or [`Waiting::Try`] once this time has come.
+/// When an attempt has to be at the head of its answer, and what is over then.
+pub(super) type Limit = (std::time::Instant, Waiting);
+
+/// The future's outcome, or that this limit was reached.
 pub(super) async fn by<T, E: From<CallError>>(
-    until: Option<std::time::Instant>,
+    limit: Option<Limit>,
     future: impl Future<Output = Result<T, E>>,
 ) -> Result<T, E> {
-    match until {
-        Some(until) => timeout_at(until.into(), future)
-            .await
-            .unwrap_or_else(|_| Err(CallError::Timeout(Waiting::Try).into())),
+    match limit {
+        Some((at, what)) => {
+            timeout_at(at.into(), future).await.unwrap_or_else(|_| Err(CallError::Timeout(what).into()))
+        }
         None => future.await,
     }
 }

@@ -154,8 +154,9 @@ impl Race<'_> {
             started,
             over: false,
         });
-        let (call, until) = (self.call, self.rules.per_try().map(|limit| started + limit));
-        self.running.push(Box::pin(async move { Ended { nth, result: call.attempt(picked, until).await } }));
+        let (call, per_try) = (self.call, self.rules.per_try());
+        self.running
+            .push(Box::pin(async move { Ended { nth, result: call.attempt(picked, per_try).await } }));
     }
 
     /// When another attempt is made, if one may be.

@@ -25,7 +25,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
 use self::body::Wire;
-use self::error::{by, within};
+use self::error::{Limit, by, within};
 use super::{Asked, Backend, Fault, Picked, Progress, Rules, Tried, Upstream};
 use crate::config::retries::RouteRetries;
 use crate::config::upstream::Protocol;
@@ -210,8 +210,7 @@ impl<'a> Call<'a> {
             let picked =
                 self.upstream.pick_for(self.stuck.as_ref(), key, &tried).ok_or(CallError::NoBackend)?;
             let index = picked.index;
-            let until = self.rules().per_try().map(|limit| std::time::Instant::now() + limit);
-            let Failed { fault, error } = match Box::pin(self.attempt(picked, until)).await {
+            let Failed { fault, error } = match Box::pin(self.attempt(picked, self.rules().per_try())).await {
                 Ok((mut wire, head)) => {
                     if !self.instead_of(&head, &mut progress).await {
                         return self.reply(wire, head).await;
@@ -223,32 +222,40 @@ impl<'a> Call<'a> {
                 Err(failed) => failed,
             };
             let Some(fault) = fault else { return Err(error) };
-            if fault == Fault::Connect {
+            if fault.is_old_connection() {
+                // The backend is well.
+                tried = Tried::default();
+            } else {
                 tried.insert(index);
             }
             self.again(fault, &mut progress).await.ok_or(error)?;
         }
     }
 
-    /// One attempt, to the head of its answer, which has to be here by then.
+    /// One attempt, to the head of its answer, which may take as long and no longer than the whole call.
     async fn attempt(
         &self,
         mut picked: Picked,
-        until: Option<std::time::Instant>,
+        per_try: Option<Duration>,
     ) -> Result<(Wire, ResponseHeader), Failed> {
+        let limit = self.limit(per_try);
         let request = head::request(&self.head, self.body.len(), self.upstream, &picked);
         let request = request.map_err(|error| Failed { fault: None, error })?;
         let mut peer = self.upstream.peer(&picked);
         self.narrow(&mut peer);
-        let (session, reused) = match by(until, Box::pin(self.connect(&peer))).await {
+        let (session, reused) = match by(limit, Box::pin(self.connect(&peer))).await {
             Ok(connected) => connected,
             Err(error) => {
-                self.upstream.connect_failed(&mut picked);
+                match error {
+                    // Others may have had most of the time.
+                    CallError::Timeout(Waiting::Total) => picked.guard.failed(),
+                    _ => self.upstream.connect_failed(&mut picked),
+                }
                 return Err(Failed { fault: Some(Fault::Connect), error });
             }
         };
         let mut wire = Wire::new(self.caller, session, peer, picked);
-        let failure = match by(until, self.exchange(&mut wire, request)).await {
+        let failure = match by(limit, self.exchange(&mut wire, request)).await {
             Ok(head) => return Ok((wire, head)),
             Err(failure) => failure,
         };
@@ -261,6 +268,13 @@ impl<'a> Call<'a> {
         }
         let fault = if closed { Fault::Stale } else { Fault::Reset };
         Err(Failed { fault: Some(fault), error: failure.error })
+    }
+
+    /// What ends an attempt first. The call's own end is one too, so that who took so long is told of.
+    fn limit(&self, per_try: Option<Duration>) -> Option<Limit> {
+        let of_try = per_try.map(|limit| (std::time::Instant::now() + limit, Waiting::Try));
+        let of_call = self.deadline.map(|deadline| (deadline.into_std(), Waiting::Total));
+        of_try.into_iter().chain(of_call).min_by_key(|(at, _)| *at)
     }
 
     /// Waits for another attempt; none if there is none.

@@ -30,6 +30,32 @@ async fn all_backends_refusing_is_a_connect_error_and_a_bad_gateway() {
 }
 
 #[tokio::test]
+async fn who_broke_off_is_not_asked_again_while_another_backend_is_left() {
+    let (good, _heads) = answering(OK).await;
+    let bad = scripted(async |_| {}).await;
+    let rules = json!({
+        "balance": {"algorithm": "consistent_hash", "hash_on": "path"},
+        "retries": {"max": 1, "conditions": ["connect", "reset"], "budget": "100%"},
+    });
+    let (caller, upstream) = (caller(), upstream(&[bad, good], rules));
+    for number in 0..8 {
+        let path = request("GET", &format!("/{number}"));
+        let reply = caller.send(&upstream, path, Payload::EMPTY, CallOptions::default()).await;
+        assert_eq!(reply.unwrap().head.status, 200);
+    }
+    assert!(upstream.backends()[0].failures() > 0, "some of eight are its own");
+}
+
+#[tokio::test]
+async fn who_says_nothing_until_the_call_is_over_has_failed() {
+    let silent = scripted(async |_| pending::<()>().await).await;
+    let upstream = upstream(&[silent], json!({"timeouts": {"total": "100ms"}}));
+    assert_eq!(get(&caller(), &upstream).await.unwrap_err(), CallError::Timeout(Waiting::Total));
+    let backend = &upstream.backends()[0];
+    assert_eq!((backend.failures(), backend.in_flight()), (1, 0));
+}
+
+#[tokio::test]
 async fn no_retries_means_one_attempt() {
     let (good, _heads) = answering(OK).await;
     let upstream = upstream(&[refusing().await, good], json!({"retries": {"max": 0}}));
