@@ -169,13 +169,13 @@ impl Balancer {
     #[cold]
     fn pick_by_level(&self, key: &[u8], tried: &Tried, levels: &Levels) -> Option<Picked> {
         let standing = |at: usize| &self.members[at].stats.standing;
-        let open = |at: usize| self.members[at].backend.next_address().is_some();
+        let open = |at: usize| self.members[at].backend.is_usable();
         (0..levels.count()).find_map(|level| {
             let here = |at: usize| levels.holds(level, at) && !tried.contains(self.members[at].index);
             let usable = (0..self.members.len())
                 .filter(|at| levels.holds(level, *at) && open(*at) && !standing(*at).is_out());
             let first = self.choose(key, here)?;
-            let turn = standing(first).turn(Instant::now(), self.outliers.warm_up(), fastrand::f64());
+            let turn = self.turn(first);
             if turn == Turn::Trial {
                 return self.take(first, true);
             }
@@ -198,10 +198,9 @@ impl Balancer {
     fn pick_around(&self, key: &[u8], tried: &Tried, first: Option<usize>) -> Option<Picked> {
         let standing = |at: usize| &self.members[at].stats.standing;
         let untried = |at: usize| !tried.contains(self.members[at].index);
-        let open = |at: usize| self.members[at].backend.next_address().is_some();
+        let open = |at: usize| self.members[at].backend.is_usable();
         let take = |at: usize| self.take(at, false);
-        let turn = |at| standing(at).turn(Instant::now(), self.outliers.warm_up(), fastrand::f64());
-        let picked = match first.map(|at| (at, turn(at))) {
+        let picked = match first.map(|at| (at, self.turn(at))) {
             Some((at, Turn::Trial)) => self.take(at, true),
             Some((at, Turn::Yes)) => take(at),
             Some((_, Turn::No | Turn::NotYet)) | None => None,
@@ -228,9 +227,25 @@ impl Balancer {
             .or_else(|| (0..self.members.len()).find_map(take))
     }
 
+    /// Whether the one at this place gets the request that it was chosen for.
+    fn turn(&self, at: usize) -> Turn {
+        let member = &self.members[at];
+        // A trial that goes nowhere would keep all others from being one.
+        if !member.backend.is_usable() {
+            return Turn::No;
+        }
+        member.stats.standing.turn(Instant::now(), self.outliers.warm_up(), fastrand::f64())
+    }
+
     fn take(&self, at: usize, trial: bool) -> Option<Picked> {
         let member = self.members.get(at)?;
-        let address = member.backend.next_address()?;
+        let Some(address) = member.backend.next_address() else {
+            // A probe failed in between.
+            if trial {
+                member.stats.standing.give_back(Instant::now());
+            }
+            return None;
+        };
         let judge = || Judge { outliers: Arc::clone(&self.outliers), at, trial };
         let guard = InFlight::enter(&member.stats, (self.judges || trial).then(judge));
         Some(Picked { index: member.index, address, backend: Arc::clone(&member.backend), guard, at })

@@ -180,6 +180,21 @@ fn who_cannot_be_connected_to_does_not_bring_back_who_is_ejected() {
 }
 
 #[test]
+fn a_trial_waits_until_probes_find_the_backend_well() {
+    for algorithm in ALL {
+        let balancer = balancer(algorithm, &[1, 1]);
+        let backend = balancer.backends()[0].clone();
+        balancer.outliers.unreachable(0, false, Instant::now());
+        backend.stats.standing.give_back(Instant::now());
+        let endpoints = backend.endpoints();
+        backend.set_endpoints(Vec::new());
+        assert_eq!(shares(&balancer, 100), [0, 100], "{algorithm:?}: no probe finds it well");
+        backend.set_endpoints(endpoints);
+        assert!(shares(&balancer, 100)[0] > 0, "{algorithm:?}: the next one tries it");
+    }
+}
+
+#[test]
 fn a_backend_that_comes_back_gets_its_share_again() {
     for algorithm in ALL {
         let balancer = mixed(algorithm, &[(1, true), (1, false)]);
