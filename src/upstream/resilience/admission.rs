@@ -53,11 +53,19 @@ impl Upstream {
     ) -> Result<(Admission, Duration), Refusal> {
         let breaker = self.memory.breaker.as_ref();
         let passage = breaker.map(|breaker| breaker.enter(Instant::now())).transpose();
-        let passage = passage.map_err(|open| Refusal::Open(open.left))?;
-        let (first, waited) = place(route, deadline, "too many requests of this route are under way").await?;
+        let mut passage = passage.map_err(|open| Refusal::Open(open.left))?;
+        let (mut first, waited) =
+            place(route, deadline, "too many requests of this route are under way").await?;
         let upstream = self.memory.bulkhead.as_ref();
         let (second, more) = place(upstream, deadline, "too many requests are under way").await?;
-        Ok((Admission { passage, places: [first, second] }, waited + more))
+        let waited = waited + more;
+        if !waited.is_zero() {
+            // The upstream is no slower for it.
+            let now = Instant::now();
+            passage.iter_mut().for_each(|passage| passage.begin(now));
+            first.iter_mut().for_each(|place| place.begin(now));
+        }
+        Ok((Admission { passage, places: [first, second] }, waited))
     }
 
     /// What is answered while the breaker is open, if something else than a problem is.
@@ -76,5 +84,37 @@ async fn place(
         Ok((place, waited)) => Ok((Some(place), waited)),
         Err(Full::Queue) => Err(Refusal::Busy(full)),
         Err(Full::Wait) => Err(Refusal::Busy("waited too long for other requests to end")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn waiting_for_a_place_is_no_slowness_of_the_upstream() {
+        let written = json!({
+            "name": "users", "backends": [{"address": "127.0.0.1:9"}],
+            "concurrency": {"in_flight": 1, "queue": 1, "max_wait": "10s"},
+            "circuit_breaker": {"slow": "50ms", "slow_ratio": "1%", "min_requests": 1},
+        });
+        let upstream =
+            Upstream::build(&serde_json::from_value(written).unwrap(), Path::new(""), None).unwrap();
+        let (first, _) = upstream.admit(None, None).await.unwrap();
+        let longer = tokio::time::sleep(Duration::from_millis(60));
+        let let_go = async {
+            longer.await;
+            drop(first);
+        };
+        let (waited, ()) = tokio::join!(upstream.admit(None, None), let_go);
+        let (mut second, waited) = waited.unwrap();
+        assert!(waited >= Duration::from_millis(50));
+        second.settle(Verdict::Answered, Instant::now(), Duration::ZERO);
+        drop(second);
+        assert!(upstream.admit(None, None).await.is_ok(), "the breaker is closed");
     }
 }

@@ -279,6 +279,11 @@ impl Breaker {
 }
 
 impl Passage {
+    /// The request goes to the upstream only now.
+    pub(super) const fn begin(&mut self, now: Instant) {
+        self.begun = now;
+    }
+
     /// Says what became of the request; the first word counts.
     pub(super) fn settle(&mut self, verdict: Verdict, now: Instant, of_client: Duration) {
         if !std::mem::replace(&mut self.told, true) {

@@ -36,6 +36,11 @@ pub struct Place {
 }
 
 impl Place {
+    /// The request that holds it goes to the upstream only now.
+    pub(super) fn begin(&mut self, now: Instant) {
+        self.adaptive.iter_mut().for_each(|(_, since)| *since = now);
+    }
+
     /// The request that holds it was answered, well or not.
     pub(super) fn settle(&self, failed: bool, at: Instant, of_client: Duration) {
         if let Some((bulkhead, since)) = &self.adaptive {
