@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
@@ -131,19 +131,50 @@ impl Backend {
         self.endpoints.load().all().any(|endpoint| endpoint.state() == State::Healthy)
     }
 
-    /// The address for the next request: healthy ones in turn, then ones that were not probed yet.
-    /// `None` while there is none of either.
+    /// The address for the next request: healthy ones in turn, then ones that were not probed yet. Those that could
+    /// not be connected to come last. `None` while there is none at all.
     pub(super) fn next_address(&self) -> Option<SocketAddr> {
         let endpoints = self.endpoints.load();
         let families = endpoints.families(self.prefer_v6.load(Ordering::Relaxed));
-        [State::Healthy, State::Unknown]
-            .into_iter()
-            .find_map(|state| families.into_iter().find_map(|family| self.in_turn(family, state)))
+        if !self.stats.refusals.is_empty()
+            && let Some(address) = self.next_around(families, Instant::now())
+        {
+            return Some(address);
+        }
+        [State::Healthy, State::Unknown].into_iter().find_map(|state| {
+            families.into_iter().find_map(|family| self.in_turn(family, |endpoint| endpoint.state() == state))
+        })
     }
 
-    /// Notes that connecting to `address` failed: the next request tries the other family, if there is one.
+    /// The same without those that could not be connected to, but for one that is to be tried again.
+    #[cold]
+    fn next_around(&self, families: [&[Endpoint]; 2], now: Instant) -> Option<SocketAddr> {
+        let refusals = &self.stats.refusals;
+        [State::Healthy, State::Unknown].into_iter().find_map(|state| {
+            families.into_iter().find_map(|family| {
+                let fits = |endpoint: &Endpoint| endpoint.state() == state;
+                let mut fitting = family.iter().filter(|endpoint| fits(endpoint));
+                let due = fitting.find(|endpoint| refusals.is_due(endpoint.address, now));
+                due.map(|endpoint| endpoint.address).or_else(|| {
+                    self.in_turn(family, |endpoint| fits(endpoint) && !refusals.holds(endpoint.address))
+                })
+            })
+        })
+    }
+
+    /// Notes that connecting to `address` failed: the next request tries another one, if there is one.
     pub(super) fn connect_failed(&self, address: SocketAddr) {
         self.prefer_v6.store(address.is_ipv4(), Ordering::Relaxed);
+        if !self.has_one_address() {
+            self.stats.refusals.note(address, Instant::now());
+        }
+    }
+
+    /// Whether some address is left that could be connected to when it was tried last.
+    pub(super) fn is_reachable_elsewhere(&self) -> bool {
+        let endpoints = self.endpoints.load();
+        let mut usable = endpoints.all().filter(|endpoint| endpoint.state() != State::Unhealthy);
+        !self.has_one_address() && usable.any(|endpoint| !self.stats.refusals.holds(endpoint.address))
     }
 
     /// What is known about the host name, once somebody looks it up.
@@ -160,6 +191,7 @@ impl Backend {
     pub(super) fn set_endpoints(&self, endpoints: Vec<Endpoint>) {
         let (new, old) = (Endpoints::from(endpoints), self.endpoints.load());
         if !new.is_like(&old) {
+            self.stats.refusals.retain(|address| new.all().any(|endpoint| endpoint.address == address));
             self.endpoints.store(Arc::new(new));
         }
     }
@@ -178,8 +210,8 @@ impl Backend {
         self.endpoints.load().all().map(view).collect()
     }
 
-    fn in_turn(&self, family: &[Endpoint], wanted: State) -> Option<SocketAddr> {
-        let fitting = || family.iter().filter(|endpoint| endpoint.state() == wanted);
+    fn in_turn(&self, family: &[Endpoint], fits: impl Fn(&Endpoint) -> bool) -> Option<SocketAddr> {
+        let fitting = || family.iter().filter(|endpoint| fits(endpoint));
         let count = if family.len() > 1 { fitting().count() } else { 1 };
         let turn = if count > 1 { self.turn.fetch_add(1, Ordering::Relaxed) % count } else { 0 };
         // A probe may have changed the count in between.
@@ -242,6 +274,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::upstream::stats::InFlight;
 
     fn named(addresses: &[&str]) -> Backend {
         let backend = Backend::new(&"users.internal:9001".parse().unwrap(), false);
@@ -289,6 +322,34 @@ mod tests {
         assert!(first.is_ipv4());
         backend.connect_failed(first);
         assert!(backend.next_address().unwrap().is_ipv6());
+    }
+
+    #[test]
+    fn an_address_that_cannot_be_connected_to_is_passed_over_until_it_is_tried_again() {
+        let backend = named(&["192.0.2.1:9001", "192.0.2.2:9001", "192.0.2.3:9001"]);
+        let gone = "192.0.2.2:9001".parse().unwrap();
+        backend.connect_failed(gone);
+        assert_eq!(turns(&backend, 4), ["192.0.2.1", "192.0.2.3", "192.0.2.1", "192.0.2.3"]);
+        let later = Instant::now() + Duration::from_secs(2);
+        let endpoints = backend.endpoints.load();
+        let tried = || backend.next_around(endpoints.families(false), later).unwrap();
+        assert_eq!(tried(), gone);
+        assert!((0..6).all(|_| tried() != gone), "one request is enough");
+        InFlight::enter(&backend.stats, None).to(gone).answered(200);
+        let again = turns(&backend, 3);
+        assert!(again.contains(&"192.0.2.2".to_owned()), "{again:?}");
+    }
+
+    #[test]
+    fn the_last_address_that_is_left_is_used_whatever_became_of_it() {
+        let backend = named(&["192.0.2.1:9001", "192.0.2.2:9001"]);
+        assert!(backend.is_reachable_elsewhere());
+        backend.connect_failed("192.0.2.1:9001".parse().unwrap());
+        assert!(backend.is_reachable_elsewhere());
+        backend.connect_failed("192.0.2.2:9001".parse().unwrap());
+        assert!(!backend.is_reachable_elsewhere() && backend.next_address().is_some());
+        backend.set_endpoints(vec![endpoint("192.0.2.3:9001", None), endpoint("192.0.2.1:9001", None)]);
+        assert_eq!(turns(&backend, 2), ["192.0.2.3", "192.0.2.3"]);
     }
 
     #[test]

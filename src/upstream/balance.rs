@@ -130,9 +130,9 @@ impl Balancer {
         if well { self.take(at, false) } else { None }
     }
 
-    /// A chosen backend could not be connected to: it is passed over for a while, if it has no other address.
+    /// A chosen backend could not be connected to: it is passed over for a while, if that is so of all its addresses.
     pub(super) fn unreachable(&self, picked: &mut Picked) {
-        if !picked.backend.has_one_address() {
+        if picked.backend.is_reachable_elsewhere() {
             return picked.guard.failed();
         }
         let is_it = |member: &Member| Arc::ptr_eq(&member.backend, &picked.backend);
@@ -247,7 +247,7 @@ impl Balancer {
             return None;
         };
         let judge = || Judge { outliers: Arc::clone(&self.outliers), at, trial };
-        let guard = InFlight::enter(&member.stats, (self.judges || trial).then(judge));
+        let guard = InFlight::enter(&member.stats, (self.judges || trial).then(judge)).to(address);
         Some(Picked { index: member.index, address, backend: Arc::clone(&member.backend), guard, at })
     }
 

@@ -13,6 +13,7 @@ mod names;
 mod origin;
 mod peer;
 mod probe;
+mod refusals;
 mod resilience;
 mod resolve;
 mod set;

@@ -1,10 +1,12 @@
 //! What a backend has in hand, how fast it answers, and how often it failed.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use super::refusals::Refusals;
 use super::resilience::{Outliers, Standing, Verdict as Ended};
 
 /// Seconds after which an old latency counts for a third (1/e) of what it was.
@@ -30,6 +32,8 @@ pub(super) struct Stats {
     given: AtomicU32,
     /// Whether it gets requests, by what became of them.
     pub(super) standing: Standing,
+    /// Which of its addresses could not be connected to.
+    pub(super) refusals: Refusals,
 }
 
 /// A time in milliseconds since the process began to count; wraps after 49 days.
@@ -168,6 +172,8 @@ pub struct InFlight {
     pub(super) rank: usize,
     /// Who judges the backend by what becomes of it; nobody, for most.
     judge: Option<Judge>,
+    /// Where it goes.
+    address: Option<SocketAddr>,
     /// When the head of the answer was here.
     answered: Option<Instant>,
     /// How long the client took to send everything; none while it does.
@@ -198,7 +204,13 @@ impl InFlight {
         stats.begun.fetch_add(1, Ordering::Relaxed);
         let rank = stats.in_flight();
         let (stats, verdict, upload) = (Arc::clone(stats), Verdict::Open, Some(Duration::ZERO));
-        Self { stats, started, verdict, rank, judge, answered: None, upload }
+        Self { stats, started, verdict, rank, judge, address: None, answered: None, upload }
+    }
+
+    /// Goes to this address of the backend.
+    pub(super) const fn to(mut self, address: SocketAddr) -> Self {
+        self.address = Some(address);
+        self
     }
 
     /// The client has more to send: until it has, its time is not the backend's.
@@ -220,6 +232,11 @@ impl InFlight {
 
     /// The head of the answer is here; one of 500 or more is a failure.
     pub fn answered(&mut self, status: u16) {
+        if !self.stats.refusals.is_empty()
+            && let Some(address) = self.address
+        {
+            self.stats.refusals.forget(address);
+        }
         if status >= 500 {
             self.failed();
         } else if self.verdict == Verdict::Open {

@@ -72,6 +72,21 @@ async fn failures_and_negative_answers_keep_the_last_good_one() {
 }
 
 #[tokio::test]
+async fn an_address_nobody_listens_at_costs_hardly_an_attempt_beside_another_of_the_name() {
+    let (dns, (first, _second)) = (Dns::start().await, Origin::twins(["first", "second"]).await);
+    dns.set(NAME, Reply::Addresses(vec![loopback(1), loopback(2), loopback(3)], 3600));
+    let gateway = Gateway::counting_all(&document(&dns, first.address.port())).await;
+    let began = Instant::now();
+    for _ in 0..300 {
+        assert_eq!(get(gateway.address(), "/").await.status, 200);
+    }
+    let series = "tollhouse_upstream_attempts_total{upstream=\"users\",outcome=\"connect_failed\"}";
+    let failed = gateway.number(series).await;
+    // One at the start, and one each time that it is tried again, at most once a second.
+    assert!((1..=1 + began.elapsed().as_secs()).contains(&failed), "{failed} of 300");
+}
+
+#[tokio::test]
 async fn an_unknown_name_is_503_until_it_is_known() {
     let (dns, (first, _second)) = (Dns::start().await, Origin::twins(["first", "second"]).await);
     let gateway = Gateway::start(&document(&dns, first.address.port())).await;

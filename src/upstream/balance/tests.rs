@@ -195,6 +195,23 @@ fn a_trial_waits_until_probes_find_the_backend_well() {
 }
 
 #[test]
+fn a_backend_none_of_whose_addresses_can_be_connected_to_is_passed_over() {
+    for algorithm in ALL {
+        let balancer = balancer(algorithm, &[1, 1]);
+        let found = |last: u8| Endpoint { address: ([192, 0, 2, last], 80).into(), health: None };
+        balancer.backends()[0].set_endpoints(vec![found(1), found(2)]);
+        for address in [found(1).address, found(2).address] {
+            assert!(!balancer.backends()[0].stats.standing.is_out(), "{algorithm:?}: one is left");
+            let mut picked = balancer.take(0, false).unwrap();
+            picked.address = address;
+            picked.backend.connect_failed(address);
+            balancer.unreachable(&mut picked);
+        }
+        assert_eq!(shares(&balancer, 100), [0, 100], "{algorithm:?}");
+    }
+}
+
+#[test]
 fn a_backend_that_comes_back_gets_its_share_again() {
     for algorithm in ALL {
         let balancer = mixed(algorithm, &[(1, true), (1, false)]);
