@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::refusals::Refusals;
-use super::resilience::{Outliers, Standing, Verdict as Ended};
+use super::resilience::{Outcome, Outliers, Standing, Verdict as Ended};
 
 /// Seconds after which an old latency counts for a third (1/e) of what it was.
 const DECAY: f32 = 10.0;
@@ -176,6 +176,8 @@ pub struct InFlight {
     address: Option<SocketAddr>,
     /// When the head of the answer was here.
     answered: Option<Instant>,
+    /// How long the backend took to that, if that can be told.
+    took: Option<Duration>,
     /// How long the client took to send everything; none while it does.
     upload: Option<Duration>,
 }
@@ -204,7 +206,8 @@ impl InFlight {
         stats.begun.fetch_add(1, Ordering::Relaxed);
         let rank = stats.in_flight();
         let (stats, verdict, upload) = (Arc::clone(stats), Verdict::Open, Some(Duration::ZERO));
-        Self { stats, started, verdict, rank, judge, address: None, answered: None, upload }
+        let (address, answered, took) = (None, None, None);
+        Self { stats, started, verdict, rank, judge, address, answered, took, upload }
     }
 
     /// Goes to this address of the backend.
@@ -245,15 +248,20 @@ impl InFlight {
             self.answered = Some(now);
             // An answer that comes before the request is whole tells nothing.
             if self.upload.is_some() {
-                self.stats.measure(self.elapsed(now), Tick::of(now));
+                let took = self.elapsed(now);
+                self.took = Some(took);
+                self.stats.measure(took.as_secs_f32(), Tick::of(now));
             }
-            self.judge(false, now);
+            // That one which is out answers brings it back; of others, only a whole answer is a good one.
+            if self.judge.is_some() && self.stats.standing.is_out() {
+                self.judge(Outcome::Answered(self.took), now);
+            }
         }
     }
 
-    fn judge(&self, failed: bool, now: Instant) {
+    fn judge(&self, outcome: Outcome, now: Instant) {
         if let Some(Judge { outliers, at, trial }) = &self.judge {
-            outliers.told(*at, failed, *trial, now);
+            outliers.told(*at, outcome, *trial, now);
         }
     }
 
@@ -268,9 +276,9 @@ impl InFlight {
         // How long an answer took that broke off later is known already.
         if before == Verdict::Open {
             self.answered = Some(now);
-            self.stats.measure(self.elapsed(now).max(PENALTY), Tick::of(now));
+            self.stats.measure(self.elapsed(now).as_secs_f32().max(PENALTY), Tick::of(now));
         }
-        self.judge(true, now);
+        self.judge(Outcome::Failed, now);
     }
 
     /// Whether it is to find out whether a backend is well again.
@@ -309,10 +317,10 @@ impl InFlight {
         self.upload.unwrap_or_else(|| now.saturating_duration_since(self.started))
     }
 
-    /// How long the backend had, in seconds.
-    fn elapsed(&self, now: Instant) -> f32 {
+    /// How long the backend had.
+    fn elapsed(&self, now: Instant) -> Duration {
         let all = now.saturating_duration_since(self.started);
-        all.saturating_sub(self.of_client(now)).as_secs_f32()
+        all.saturating_sub(self.of_client(now))
     }
 }
 
@@ -320,7 +328,10 @@ impl Drop for InFlight {
     fn drop(&mut self) {
         if self.verdict == Verdict::Open {
             let now = Instant::now();
-            self.stats.measure_at_least(self.elapsed(now), Tick::of(now));
+            self.stats.measure_at_least(self.elapsed(now).as_secs_f32(), Tick::of(now));
+        }
+        if self.verdict == Verdict::Told && self.answered.is_some() && self.judge.is_some() {
+            self.judge(Outcome::Answered(self.took), Instant::now());
         }
         if self.verdict != Verdict::Failed && self.answered.is_none() && self.is_trial() {
             self.stats.standing.give_back(Instant::now());
@@ -409,6 +420,45 @@ mod tests {
         request.failed();
         assert!(seconds(&stats) < PENALTY);
         assert_eq!(stats.failures(), 1);
+    }
+
+    fn judged(stats: &Arc<Stats>, rules: serde_json::Value) -> Arc<Outliers> {
+        let pool = [stats.clone(), Arc::default(), Arc::default()].map(|stats| ("b".into(), stats));
+        let rules = serde_json::from_value(rules).unwrap();
+        Arc::new(Outliers::new(Some(rules), None, "u".into(), pool.into()))
+    }
+
+    #[test]
+    fn answers_that_break_off_are_failures_in_a_row() {
+        let stats = Arc::new(Stats::default());
+        let outliers = judged(&stats, serde_json::json!({"consecutive_failures": 3}));
+        let request = || {
+            let judge = Judge { outliers: outliers.clone(), at: 0, trial: false };
+            let mut request = InFlight::enter(&stats, Some(judge));
+            request.answered(200);
+            request
+        };
+        for _ in 0..2 {
+            request().failed();
+        }
+        drop(request());
+        for _ in 0..2 {
+            request().failed();
+        }
+        assert!(!stats.standing.is_out(), "a whole answer came between");
+        request().failed();
+        assert!(stats.standing.is_out());
+    }
+
+    #[test]
+    fn one_that_is_out_comes_back_with_the_head_of_an_answer() {
+        let stats = Arc::new(Stats::default());
+        let outliers = judged(&stats, serde_json::json!({}));
+        outliers.unreachable(0, false, Instant::now());
+        let judge = Judge { outliers, at: 0, trial: true };
+        let mut request = InFlight::enter(&stats, Some(judge));
+        request.answered(200);
+        assert!(stats.standing.is_in());
     }
 
     #[test]

@@ -1,4 +1,5 @@
 use super::super::backend::Endpoint;
+use super::super::resilience::Outcome;
 use super::*;
 
 const ALL: [Algorithm; 6] = [
@@ -149,7 +150,7 @@ fn a_retry_passes_over_backends_that_are_out_and_comes_back_if_no_other_is_left(
 fn one_ejected_of_four(algorithm: Algorithm) -> Balancer {
     let rules = serde_json::from_value(serde_json::json!({"consecutive_failures": 1})).unwrap();
     let balancer = balancer(algorithm, &[1, 1, 1, 1]).judged_by(Some(rules), None, &Arc::from("u"));
-    balancer.outliers.told(0, true, false, Instant::now());
+    balancer.outliers.told(0, Outcome::Failed, false, Instant::now());
     balancer
 }
 
@@ -158,7 +159,7 @@ fn of_too_few_that_are_left_who_cannot_be_connected_to_is_the_last() {
     for algorithm in ALL {
         let balancer = one_ejected_of_four(algorithm);
         let now = Instant::now();
-        balancer.outliers.told(1, true, false, now);
+        balancer.outliers.told(1, Outcome::Failed, false, now);
         balancer.outliers.unreachable(2, false, now);
         let counts = shares(&balancer, 1000);
         assert!(counts.iter().enumerate().all(|(at, count)| (*count > 0) == (at != 2)), "{counts:?}");

@@ -22,7 +22,7 @@ use self::latencies::Latencies;
 use crate::config::upstream as written;
 
 pub(super) use self::breaker::State;
-pub(super) use self::outlier::Outliers;
+pub(super) use self::outlier::{Outcome, Outliers};
 pub(super) use self::standing::{Standing, Turn};
 
 pub use self::admission::{Admission, Refusal};

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::standing::Window;
 use crate::config::outlier::Outlier;
 use crate::upstream::stats::Stats;
 
@@ -19,6 +20,15 @@ pub(in crate::upstream) struct Outliers {
     pool: Box<[(Box<str>, Arc<Stats>)]>,
     /// One is put out at a time, so that they are not too many.
     gate: Mutex<()>,
+}
+
+/// What became of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::upstream) enum Outcome {
+    /// It was answered, its head after this time, if that says anything of the backend.
+    Answered(Option<Duration>),
+    /// It was not, or not to the end, or with a status of 500 or more.
+    Failed,
 }
 
 impl Outliers {
@@ -55,10 +65,10 @@ impl Outliers {
         }
     }
 
-    /// A request to the backend at this place was answered, or it failed; it may have been the trial of one that is out.
-    pub(in crate::upstream) fn told(&self, at: usize, failed: bool, trial: bool, now: Instant) {
+    /// A request to the backend at this place ended so; it may have been the trial of one that is out.
+    pub(in crate::upstream) fn told(&self, at: usize, outcome: Outcome, trial: bool, now: Instant) {
         let Some((backend, stats)) = self.pool.get(at) else { return };
-        let standing = &stats.standing;
+        let (standing, failed) = (&stats.standing, outcome == Outcome::Failed);
         if standing.is_out() {
             // Where too many are out, all get requests.
             let is_back = |trial| (trial || standing.is_cooling()) && standing.back(now, self.warm_up);
@@ -77,7 +87,7 @@ impl Outliers {
             standing.failures.store(0, Ordering::Relaxed);
         }
         let reason = if failed { self.in_a_row(rules, stats) } else { None };
-        let reason = reason.or_else(|| self.by_window(rules, at, failed, now));
+        let reason = reason.or_else(|| self.by_window(rules, at, outcome, now));
         if let Some(reason) = reason {
             self.eject(at, reason, now);
         }
@@ -88,43 +98,43 @@ impl Outliers {
         (row >= rules.consecutive_failures.get()).then(|| format!("{row} failures in a row"))
     }
 
-    /// What ratio and latency say, at the end of a window.
-    fn by_window(&self, rules: &Outlier, at: usize, failed: bool, now: Instant) -> Option<String> {
+    /// What ratio and latency of this window say.
+    fn by_window(&self, rules: &Outlier, at: usize, outcome: Outcome, now: Instant) -> Option<String> {
         if rules.error_ratio.is_none() && rules.slow_factor.is_none() {
             return None;
         }
-        let stats = &self.pool[at].1;
-        let mut record = stats.standing.record.lock();
-        let begun = *record.window.get_or_insert(now);
-        record.requests += 1;
-        record.failed += u32::from(failed);
-        let (requests, failures) = (record.requests, record.failed);
-        if now.saturating_duration_since(begun) >= rules.window.get() {
-            (record.window, record.requests, record.failed) = (None, 0, 0);
-        }
-        drop(record);
+        let Window { requests, failed, .. } = {
+            let mut record = self.pool[at].1.standing.record.lock();
+            record.window.count(outcome, rules.window.get(), now);
+            record.window
+        };
         if requests < rules.min_requests.get() {
             return None;
         }
-        let reached = |ratio: u16| {
-            failures > 0 && u64::from(failures) * 10_000 >= u64::from(requests) * u64::from(ratio)
-        };
+        let reached =
+            |ratio: u16| failed > 0 && u64::from(failed) * 10_000 >= u64::from(requests) * u64::from(ratio);
         if rules.error_ratio.is_some_and(|ratio| reached(ratio.hundredths())) {
-            return Some(format!("{failures} of {requests} requests failed"));
+            return Some(format!("{failed} of {requests} requests failed"));
         }
         let factor = rules.slow_factor?.get();
         // Not with each request: it looks at all backends.
         let is_due = requests % rules.min_requests.get() == 0;
-        let (own, median) = (stats.latency().filter(|_| is_due)?, self.median_without(at)?);
+        let own = self.latency(at).filter(|_| is_due)?;
+        let median = self.median_without(at)?;
         let is_slow = own >= median.saturating_mul(factor).max(Duration::from_millis(1));
         is_slow.then(|| format!("a latency of {own:.0?}, where the median of the others is {median:.0?}"))
+    }
+
+    /// The mean latency of what was answered in this window.
+    fn latency(&self, at: usize) -> Option<Duration> {
+        self.pool[at].1.standing.record.lock().window.latency()
     }
 
     /// The median latency of the others that are in.
     fn median_without(&self, at: usize) -> Option<Duration> {
         let others =
-            self.pool.iter().enumerate().filter(|(other, (_, stats))| *other != at && stats.standing.is_in());
-        let mut known: Vec<Duration> = others.filter_map(|(_, (_, stats))| stats.latency()).collect();
+            (0..self.pool.len()).filter(|other| *other != at && self.pool[*other].1.standing.is_in());
+        let mut known: Vec<Duration> = others.filter_map(|other| self.latency(other)).collect();
         known.sort_unstable();
         known.get(known.len() / 2).copied()
     }
@@ -180,7 +190,17 @@ mod tests {
         /// `F` fails, `A` is answered.
         fn play(&self, at: usize, told: &str) -> bool {
             for word in told.chars() {
-                self.outliers.told(at, word == 'F', false, self.now);
+                let outcome = if word == 'F' { Outcome::Failed } else { Outcome::Answered(None) };
+                self.outliers.told(at, outcome, false, self.now);
+            }
+            self.stats[at].standing.is_out()
+        }
+
+        /// Answered after so many milliseconds each.
+        fn answer(&self, at: usize, each: &[u64]) -> bool {
+            for took in each {
+                let took = Duration::from_millis(*took);
+                self.outliers.told(at, Outcome::Answered(Some(took)), false, self.now);
             }
             self.stats[at].standing.is_out()
         }
@@ -221,12 +241,33 @@ mod tests {
     #[test]
     fn a_latency_far_above_the_others_ejects() {
         let pool = pool(json!({"slow_factor": 3, "min_requests": 2}), 4);
-        for (stats, seconds) in pool.stats.iter().zip([0.31, 0.1, 0.1, 0.2]) {
-            stats.measure_for_tests(seconds);
+        for (at, took) in [(1, 100), (2, 100), (3, 200)] {
+            assert!(!pool.answer(at, &[took, took]));
         }
-        assert!(!pool.play(3, "AA"));
-        assert!(!pool.play(0, "A"));
-        assert!(pool.play(0, "A"), "310 ms, and the median of the others is 100");
+        assert!(!pool.answer(0, &[310]));
+        assert!(pool.answer(0, &[310]), "310 ms, and the median of the others is 100");
+    }
+
+    #[test]
+    fn one_slow_answer_or_failure_among_many_is_no_latency() {
+        let pool = pool(json!({"slow_factor": 5, "min_requests": 20}), 3);
+        for at in [1, 2] {
+            pool.answer(at, &[10; 20]);
+        }
+        pool.play(0, "F");
+        assert!(!pool.answer(0, &[[10; 10].as_slice(), &[700], &[10; 8]].concat()), "a mean of 46 ms");
+        assert!(pool.answer(0, &[90; 40]));
+    }
+
+    #[test]
+    fn what_was_counted_in_a_window_that_is_over_says_nothing() {
+        let rules =
+            json!({"consecutive_failures": 99, "error_ratio": "50%", "min_requests": 4, "window": "10s"});
+        let mut pool = pool(rules, 3);
+        pool.play(0, "FFF");
+        pool.now += Duration::from_secs(10);
+        assert!(!pool.play(0, "FFF"));
+        assert!(pool.play(0, "F"));
     }
 
     #[test]
@@ -235,11 +276,11 @@ mod tests {
         pool.play(0, "F");
         let later = pool.now + Duration::from_secs(10);
         assert_eq!(pool.turn(0, 10), Turn::Trial);
-        pool.outliers.told(0, false, false, later);
+        pool.outliers.told(0, Outcome::Answered(None), false, later);
         assert!(pool.stats[0].standing.is_out(), "an answer to what began before says nothing");
-        pool.outliers.told(0, true, true, later);
+        pool.outliers.told(0, Outcome::Failed, true, later);
         assert_eq!([pool.turn(0, 29), pool.turn(0, 30)], [Turn::No, Turn::Trial], "20 s");
-        pool.outliers.told(0, false, true, pool.now + Duration::from_secs(30));
+        pool.outliers.told(0, Outcome::Answered(None), true, pool.now + Duration::from_secs(30));
         assert!(pool.stats[0].standing.is_in());
     }
 

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 
+use super::outlier::Outcome;
+
 /// How long a backend is out after it could not be connected to; twice as long each further time, up to the longest.
 const COOLING: Duration = Duration::from_secs(1);
 const LONGEST_COOLING: Duration = Duration::from_secs(10);
@@ -42,10 +44,19 @@ pub(super) struct Record {
     since: Option<SystemTime>,
     /// When it came back.
     back: Option<Instant>,
-    /// What is counted now: since when, requests, failures.
-    pub(super) window: Option<Instant>,
+    /// What is counted now.
+    pub(super) window: Window,
+}
+
+/// Requests of a while.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Window {
+    begun: Option<Instant>,
     pub(super) requests: u32,
     pub(super) failed: u32,
+    /// How long answers took, and how many of which that is known.
+    took: Duration,
+    timed: u32,
 }
 
 /// Whether a backend gets a request.
@@ -67,6 +78,29 @@ pub(in crate::upstream) struct Shown {
     pub(in crate::upstream) state: &'static str,
     pub(in crate::upstream) reason: String,
     pub(in crate::upstream) since: Option<SystemTime>,
+}
+
+impl Window {
+    /// Counts a request, in a new window if this one lasts for as long.
+    pub(super) fn count(&mut self, outcome: Outcome, lasts: Duration, now: Instant) {
+        if self.begun.is_none_or(|begun| now.saturating_duration_since(begun) >= lasts) {
+            *self = Self { begun: Some(now), ..Self::default() };
+        }
+        self.requests += 1;
+        match outcome {
+            Outcome::Failed => self.failed += 1,
+            Outcome::Answered(None) => {}
+            Outcome::Answered(Some(took)) => {
+                self.took += took;
+                self.timed += 1;
+            }
+        }
+    }
+
+    /// The mean of how long answers took, if any did.
+    pub(super) fn latency(&self) -> Option<Duration> {
+        self.took.checked_div(self.timed)
+    }
 }
 
 impl Standing {
@@ -135,7 +169,7 @@ impl Standing {
             record.since = Some(SystemTime::now());
             self.ejections.fetch_add(1, Ordering::Relaxed);
         }
-        (record.window, record.requests, record.failed) = (None, 0, 0);
+        record.window = Window::default();
         self.failures.store(0, Ordering::Relaxed);
         self.word.store(how | (millis(now) + as_millis(record.last)), Ordering::Relaxed);
         !was_out
