@@ -177,8 +177,9 @@ impl Wish {
     fn revocation(self, state: &AdminState) -> Result<Revocation, &'static str> {
         let Self { identity, jti, sub, issued_before, expires } = self;
         let snapshot = state.live.load();
-        let known = snapshot.identities.get(&identity).filter(|identity| identity.has_claims());
-        let identity = known.ok_or("no identity whose tokens have claims has this name")?.name().clone();
+        let known = snapshot.identities.get(&identity).filter(|identity| identity.is_revocable());
+        let identity =
+            known.ok_or("no identity of type `jwt`, `introspection` or `oidc` has this name")?.name().clone();
         let which = one_of(jti, sub).ok_or(BOTH)?;
         match (&which, issued_before) {
             (Revoked::Jti(_), Some(_)) => return Err("`issued_before` is for many tokens, and `jti` is one"),

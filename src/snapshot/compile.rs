@@ -162,6 +162,7 @@ impl Compiler<'_> {
             router: crate::routing::Router::build(built.matches),
             priorities: priorities(&document.plans),
             fallbacks: fallbacks::resolve(&fallbacks, &routes),
+            ramping: routes.iter().filter(|route| route.ramp().is_some()).cloned().collect(),
             routes,
             upstreams,
             upstream_ids: ids,

@@ -65,6 +65,8 @@ pub struct Snapshot {
     pub router: Router,
     /// Routes, by [`RouteId`].
     pub routes: Vec<Arc<Route>>,
+    /// Those whose weights move.
+    pub ramping: Box<[Arc<Route>]>,
     /// What happens to requests that no route matches.
     pub unrouted: Arc<Route>,
     /// Upstreams, in written order.
@@ -184,6 +186,14 @@ pub struct Route {
 }
 
 impl Route {
+    /// Its weights, if they move.
+    fn ramp(&self) -> Option<&Ramp> {
+        match &self.action {
+            Action::Split(split) => split.split.ramp(),
+            _ => None,
+        }
+    }
+
     /// Whether its requests may name a version in their path.
     #[must_use]
     pub fn reads_path_version(&self) -> bool {
@@ -330,10 +340,7 @@ impl Snapshot {
 
     /// Weights that move, by their routes.
     pub fn ramps(&self) -> impl Iterator<Item = (&Arc<Route>, &Ramp)> {
-        self.routes.iter().filter_map(|route| match &route.action {
-            Action::Split(split) => Some((route, split.split.ramp()?)),
-            _ => None,
-        })
+        self.ramping.iter().filter_map(|route| Some((route, route.ramp()?)))
     }
 
     /// The pipelines of a request on this listener and route.

@@ -168,6 +168,7 @@ fn needs_upgrade(old: &Snapshot, new: &Snapshot) -> Vec<&'static str> {
         (old.server.limits.h2_streams != new.server.limits.h2_streams, "server.limits.h2_streams"),
         (old.server.quotas != new.server.quotas, "server.quotas"),
         (old.server.upgrade_socket != new.server.upgrade_socket, "server.upgrade_socket"),
+        (old.observability.metrics != new.observability.metrics, "observability.metrics.max_series"),
     ];
     changes.into_iter().filter(|(changed, _)| *changed).map(|(_, name)| name).collect()
 }

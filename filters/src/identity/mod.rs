@@ -68,6 +68,10 @@ pub trait Identity: Send + Sync {
     fn secrets(&self) -> &[Source] {
         self.sources()
     }
+    /// Whether its credentials can be revoked before they end.
+    fn is_revocable(&self) -> bool {
+        false
+    }
     /// Whether its credentials have claims.
     fn has_claims(&self) -> bool;
     /// What it knows now, for whoever operates the gateway.

@@ -128,6 +128,10 @@ impl Identity for Introspection {
         &self.sources
     }
 
+    fn is_revocable(&self) -> bool {
+        true
+    }
+
     fn has_claims(&self) -> bool {
         true
     }

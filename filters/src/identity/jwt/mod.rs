@@ -213,6 +213,10 @@ impl Identity for Jwt {
         &self.sources
     }
 
+    fn is_revocable(&self) -> bool {
+        true
+    }
+
     fn has_claims(&self) -> bool {
         true
     }

@@ -185,6 +185,10 @@ impl Identity for Oidc {
         &self.sources
     }
 
+    fn is_revocable(&self) -> bool {
+        true
+    }
+
     fn has_claims(&self) -> bool {
         true
     }
