@@ -71,6 +71,7 @@ impl Gateway {
         match answer {
             Ok(answer) => {
                 call.attempts.answered = true;
+                call.exchange().invalidate(request, answer.head.status, &answer.head.headers);
                 passed_on(answer)
             }
             Err(error) => {

@@ -1,6 +1,10 @@
 //! What requests with unsafe methods take out of caches, on whatever route it is (RFC 9111 s4.4).
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use crate::harness::cached::{Cached, numbered};
+use crate::harness::{Gateway, Origin, exchange, get};
 
 const FRESH: &str = "cache-control: max-age=3600\r\n";
 
@@ -97,4 +101,44 @@ async fn what_an_answer_names_is_taken_out_too_if_it_is_of_the_same_origin() {
         change(&cached, "POST /api/a", answer).await;
         assert!(!is_gone(&cached, "/api/b").await, "{answer}");
     }
+}
+
+#[tokio::test]
+async fn a_change_that_is_hedged_takes_out_what_is_stored_too() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = asked.clone();
+    let origin = Origin::new(move |mut wire| {
+        let count = count.clone();
+        async move {
+            while let Ok(head) = wire.head().await {
+                let Ok(_) = wire.body(&head).await else { return };
+                wire.send(match head.line.starts_with("GET ") {
+                    true => numbered(count.fetch_add(1, Ordering::SeqCst) + 1, FRESH),
+                    false => "HTTP/1.1 204 No Content\r\n\r\n".to_owned(),
+                })
+                .await;
+            }
+        }
+    })
+    .await;
+    let backend = format!("{{address: \"{}\"}}", origin.address);
+    let gateway = Gateway::start(&format!(
+        "upstreams: [{{name: o, backends: [{backend}, {backend}], hedge: {{after: 1h}}}}]
+routes:
+- {{name: read, match: {{paths: [/*], methods: [GET]}}, upstream: o, filters: [cache: {{}}]}}
+- {{name: direct, match: {{paths: [/direct], methods: [DELETE]}}, upstream: o}}
+- {{name: proxied, match: {{paths: [/proxied], methods: [DELETE]}}, upstream: o, direct: false}}
+- {{name: held, match: {{paths: [/held], methods: [PUT]}}, upstream: o, filters: [buffer: {{}}]}}"
+    ))
+    .await;
+    for (line, body) in [("DELETE /direct", ""), ("DELETE /proxied", ""), ("PUT /held", "new")] {
+        let path = line.split(' ').nth(1).expect("a path");
+        let before = get(gateway.address(), path).await.text();
+        assert_eq!(get(gateway.address(), path).await.text(), before, "it is stored");
+        let fields = format!("Host: example.test\r\nContent-Length: {}\r\n", body.len());
+        let changed = exchange(gateway.address(), format!("{line} HTTP/1.1\r\n{fields}\r\n{body}")).await;
+        assert_eq!(changed.expect("an answer").status, 204, "{line}");
+        assert_ne!(get(gateway.address(), path).await.text(), before, "{line}");
+    }
+    assert_eq!(asked.load(Ordering::SeqCst), 6);
 }
