@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use slab::Slab;
 use tokio::sync::{oneshot, watch};
 use tollhouse_filters::problem::Problem;
 
@@ -41,7 +42,7 @@ pub(super) enum Phase {
     Released,
 }
 
-/// A request that others wait for.
+/// A request that others wait for, or nobody can.
 pub(super) struct Flight {
     pub(super) phase: watch::Sender<Phase>,
     /// What it asked for was purged since.
@@ -52,6 +53,10 @@ pub(super) struct Flight {
 impl Flight {
     fn is_spoiled(&self) -> bool {
         self.spoiled.load(Ordering::SeqCst)
+    fn new(phase: Phase, key: Bytes) -> Arc<Self> {
+        Arc::new(Self { phase: watch::Sender::new(phase), spoiled: AtomicBool::new(false), key })
+    }
+
     }
 }
 
@@ -75,6 +80,8 @@ struct Shard {
     flights: HashMap<Bytes, Arc<Flight>>,
     uncacheable: HashMap<u64, Uncacheable>,
 }
+    /// Those that nobody can join: what they ask for may be purged too.
+    lone: Slab<Arc<Flight>>,
 
 /// Answers that were not for all.
 struct Uncacheable {
@@ -116,23 +123,16 @@ impl Flights {
         if let Some(flight) = shard.flights.get(&key).filter(|flight| !flight.is_spoiled()) {
             return Joined::Other(flight.phase.subscribe());
         }
-        let flight = Arc::new(Flight {
-            phase: watch::Sender::new(Phase::Asking),
-            spoiled: AtomicBool::new(false),
-            key: key.clone(),
-        });
+        let flight = Flight::new(Phase::Asking, key.clone());
         shard.flights.insert(key, flight.clone());
-        Joined::First(Lead { flights: self.clone(), flight, alone: false })
+        Joined::First(Lead { flights: self.clone(), flight, lone: None, alone: false })
     }
 
     /// A flight of one's own, that nobody can join.
     pub(super) fn alone(self: &Arc<Self>, key: Bytes) -> Lead {
-        let phase = watch::Sender::new(Phase::Released);
-        Lead {
-            flights: self.clone(),
-            flight: Arc::new(Flight { phase, spoiled: AtomicBool::new(false), key }),
-            alone: false,
-        }
+        let flight = Flight::new(Phase::Released, key);
+        let place = self.shard(&flight.key).0.lock().lone.insert(flight.clone());
+        Lead { flights: self.clone(), flight, lone: Some(place), alone: false }
     }
 
     /// Where answers to requests with `Authorization` are remembered, or to those without: what comes of the ones says
@@ -196,7 +196,9 @@ impl Flights {
 
 fn spoil(shards: &[Mutex<Shard>], is_one: impl Fn(&[u8]) -> bool) {
     for shard in shards {
-        for flight in shard.lock().flights.values().filter(|flight| is_one(&flight.key)) {
+        let shard = shard.lock();
+        let all = shard.flights.values().chain(shard.lone.iter().map(|(_, flight)| flight));
+        for flight in all.filter(|flight| is_one(&flight.key)) {
             flight.spoiled.store(true, Ordering::SeqCst);
         }
     }
@@ -208,6 +210,8 @@ pub(super) struct Lead {
     flight: Arc<Flight>,
     /// It asks for the store, not for a client.
     alone: bool,
+    /// Its place among those that nobody can join, if it is one.
+    lone: Option<usize>,
 }
 
 /// Those who wait for what somebody asks for.
@@ -250,7 +254,13 @@ impl Lead {
     pub(super) fn leave(&self) {
         let (shard, _) = self.flights.shard(&self.flight.key);
         let mut shard = shard.lock();
-        if shard.flights.get(&self.flight.key).is_some_and(|known| Arc::ptr_eq(known, &self.flight)) {
+        // It may have left before, and its place be another's.
+        let is_this = |known: &Arc<Flight>| Arc::ptr_eq(known, &self.flight);
+        if let Some(place) = self.lone {
+            if shard.lone.get(place).is_some_and(is_this) {
+                shard.lone.remove(place);
+            }
+        } else if shard.flights.get(&self.flight.key).is_some_and(is_this) {
             shard.flights.remove(&self.flight.key);
         }
     }
@@ -376,3 +386,18 @@ pub(super) mod tests {
         drop(anew);
     }
 }
+
+    #[test]
+    fn what_nobody_can_join_is_known_to_be_purged_until_it_leaves() {
+        let flights = Arc::<Flights>::default();
+        let gone = flights.alone(key("http://a.test/x\0r"));
+        gone.leave();
+        // This one has its place.
+        let other = flights.alone(key("http://a.test/x\0s"));
+        gone.leave();
+        flights.spoil_url(b"http://a.test/y");
+        assert!(!other.is_spoiled());
+        flights.spoil_url(b"http://a.test/x");
+        assert!(other.is_spoiled() && !gone.is_spoiled());
+        assert!(matches!(flights.join(key("http://a.test/x\0s")), Joined::First(_)), "nobody waits for it");
+    }

@@ -1,4 +1,4 @@
-//! Storing what comes in, unless it is purged meanwhile.
+//! Storing what comes in, unless it is purged meanwhile, or something newer is stored.
 
 use std::sync::Arc;
 
@@ -15,9 +15,9 @@ use super::{Cache, Key, head, now};
 
 impl Cache {
     /// Stores an entry, in the place of an old one if that is still there; not if what it answers was purged since it
-    /// was asked for. Whether it is in memory then.
+    /// was asked for, or what is stored came later. Whether it is in memory then.
     pub(super) fn put(&self, lead: &Lead, entry: &Arc<Entry>, old: Option<&Arc<Entry>>) -> bool {
-        if lead.is_spoiled() {
+        if lead.is_spoiled() || self.has_newer(entry) {
             return false;
         }
         let stored = old.is_some_and(|old| self.store.replace(old, entry.clone()))
@@ -27,6 +27,17 @@ impl Cache {
             self.store.remove(entry);
         }
         stored
+    }
+
+    /// Whether what is stored in the place of an entry came later: of two that were asked for side by side, the older
+    /// one may be the last to be whole.
+    fn has_newer(&self, entry: &Entry) -> bool {
+        let (came, now) = (entry.facts().received, now());
+        let known = self.store.peek(entry.key());
+        let mut known = known.as_deref().unwrap_or_default().iter();
+        // One from the future came before the clock was set back.
+        let is_later = |received: u64| came < received && received <= now;
+        known.any(|known| known.variant() == entry.variant() && is_later(known.facts().received))
     }
 }
 
@@ -127,6 +138,7 @@ mod tests {
 
     use tollhouse_filters::world::ClientBody;
 
+    use super::super::Facts;
     use super::super::flight::tests::Asks;
     use super::super::flight::{Flights, Joined};
     use super::super::store::{How, Purge, Store, StoreOptions};
@@ -155,6 +167,20 @@ mod tests {
         assert!(next.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
         drop(Broken(&growing, &lead));
         assert!(asks.was_first.load(Ordering::SeqCst));
+    }
+
+    #[test]
+    fn what_came_earlier_takes_nothing_from_what_is_stored() {
+        let (cache, key) = (cache(), Key::from_bytes(Bytes::from_static(b"http://a.test/x\0r")));
+        let put = |variant: &[u8], received| {
+            let facts = Facts { received, ..Facts::default() };
+            let parts = Parts { status: 200, variant: variant.to_vec(), facts, ..Parts::default() };
+            let lead = cache.flights.alone(key.bytes().to_vec().into());
+            cache.put(&lead, &Arc::new(Entry::new(&key, parts)), None)
+        };
+        assert!(put(b"", 2) && !put(b"", 1) && put(b"", 2) && put(b"", 3));
+        assert!(put(b"other", 1), "that is for others");
+        assert!(put(b"", u64::MAX) && put(b"", 4), "the clock was set back");
     }
 
     #[test]

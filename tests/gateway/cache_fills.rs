@@ -3,9 +3,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::harness::cached::{Cached, numbered};
-use crate::harness::{Gateway, Origin, Wire, get, request, soon};
+use crate::harness::{Gateway, Origin, Wire, get, request, soon, until};
 
 const FRESH: &str = "cache-control: max-age=3600\r\n";
 const SERVER_ERROR: &str = "HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n";
@@ -117,6 +118,33 @@ async fn a_fill_gives_its_place_in_a_queue_back_when_all_who_wait_for_it_left() 
     assert_eq!(head.target(), "/4", "nobody wants /2 any more");
     at_origin.send(numbered(2, FRESH)).await;
     assert_eq!(last.answer().await.expect("an answer").text(), "answer 2");
+}
+
+#[tokio::test]
+async fn of_two_that_ask_anew_the_later_answer_stays_though_the_other_is_whole_last() {
+    let (origin, mut taken) = Origin::handing_over().await;
+    let gateway = Gateway::start(&document(&[&origin], "retries: {max: 0}", "{}")).await;
+    let client = async || {
+        let mut client = Wire::connect(gateway.address()).await;
+        client.send("GET / HTTP/1.1\r\nHost: example.test\r\nCache-Control: no-cache\r\n\r\n").await;
+        client
+    };
+    let mut first = client().await;
+    let mut at_first = soon("the first", taken.recv()).await.expect("a connection");
+    at_first.head().await.expect("a request");
+    at_first.send(format!("HTTP/1.1 200 OK\r\ncontent-length: 8\r\n{FRESH}\r\nansw")).await;
+    let head = first.head().await.expect("a head");
+    // Which of two came later is known by the millisecond.
+    let came = Instant::now();
+    until("another one", || (came.elapsed() >= Duration::from_millis(1)).then_some(())).await;
+    let mut second = client().await;
+    let mut at_second = soon("the second", taken.recv()).await.expect("a connection");
+    at_second.head().await.expect("a request");
+    at_second.send(numbered(2, FRESH)).await;
+    assert_eq!(second.answer().await.expect("an answer").text(), "answer 2");
+    at_first.send("er 1").await;
+    assert_eq!(first.body(&head).await.expect("whole"), b"answer 1");
+    assert_eq!(get(gateway.address(), "/").await.text(), "answer 2");
 }
 
 #[tokio::test]
