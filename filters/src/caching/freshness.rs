@@ -17,7 +17,8 @@ pub struct Facts {
     pub while_revalidate: u32,
     /// For how many seconds more it may be served when the origin answers with an error (RFC 5861 s4).
     pub if_error: u32,
-    /// For how many seconds more it may be served when the origin cannot be reached (s4.2.4).
+    /// For how many seconds more it may be served when the origin cannot be reached (s4.2.4); 0 if nobody said how long
+    /// it is fresh.
     pub if_unreachable: u32,
     /// It is never served without validation (`no-cache`).
     pub no_cache: bool,
@@ -86,7 +87,9 @@ pub enum Why {
 /// Judges a stored answer at a moment (milliseconds since 1970).
 #[must_use]
 pub fn judge(facts: &Facts, asked: &RequestDirectives, standing: Standing, now: u64) -> Judgement {
-    let left = if standing == Standing::Good { facts.left(now) } else { Err(0) };
+    let left = facts.left(now);
+    // A purge makes it stale, and no less so than its time has (RFC 5861 s3).
+    let left = if standing == Standing::Good { left } else { Err(left.err().unwrap_or(0)) };
     let age = facts.age(now) / 1000;
     let ttl = match left {
         Ok(left) => (left / 1000).cast_signed(),

@@ -180,6 +180,19 @@ fn parts_are_taken_as_rfc_9110_s14_1_2_says() {
     }
 }
 
+#[test]
+fn what_is_purged_is_served_while_it_is_validated_until_its_time_is_over_as_rfc_5861_s3_says() {
+    let facts = Facts { lifetime: 100, while_revalidate: 30, ..Facts::default() };
+    let asked = RequestDirectives::default();
+    let purged = |seconds: u64| judge(&facts, &asked, Standing::Stale, seconds * 1000).serve;
+    for seconds in [0, 99, 100, 129] {
+        assert_eq!(purged(seconds), Serve::AndRevalidate, "{seconds}");
+    }
+    for seconds in [130, 1_000_000] {
+        assert_eq!(purged(seconds), Serve::AfterValidation(Why::Stale), "{seconds}");
+    }
+}
+
 fn selects(request: &[(&'static str, &str)], stored: &[(&'static str, &str)]) -> Selected {
     select((&Method::GET, &fields(request)), (StatusCode::OK, &fields(stored)), 10)
 }

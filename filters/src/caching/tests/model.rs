@@ -11,7 +11,8 @@ enum Model {
     Validate,
 }
 
-/// What RFC 9111 s4.2, s5.2.1 and RFC 5861 s3 say, each rule by itself.
+/// What RFC 9111 s4.2, s5.2.1 and RFC 5861 s3 say, each rule by itself. A purge makes stale what is fresh, and what was
+/// stale before no less so: the number of seconds that s3 has it served has an end for both.
 fn model(facts: &Facts, asked: &RequestDirectives, standing: Standing, elapsed: i64) -> Model {
     let purged = standing != Standing::Good;
     if standing == Standing::InDoubt {
@@ -20,7 +21,7 @@ fn model(facts: &Facts, asked: &RequestDirectives, standing: Standing, elapsed: 
     let age = i64::from(facts.initial_age) + elapsed;
     let lifetime = i64::from(facts.lifetime);
     let fresh = age < lifetime && !purged;
-    let staleness = if purged { 0 } else { age - lifetime };
+    let staleness = (age - lifetime).max(0);
     if asked.no_cache || facts.no_cache || asked.max_age.is_some_and(|most| age > i64::from(most)) {
         return Model::Validate;
     }
