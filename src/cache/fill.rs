@@ -30,15 +30,15 @@ use super::store::Entry;
 use super::{Cache, Key, Via, head, now};
 use crate::engine::{Decision, Exchange, Forwarding};
 use crate::observe::AttemptOutcome;
-use crate::upstream::call::{self, CallError, CallOptions};
+use crate::upstream::call::{self, CallError, CallOptions, Waiting};
 use crate::upstream::{Backend, Upstream, Verdict};
 
 /// What came of a fill, for who began it.
 pub(super) enum Filled {
     /// An answer that will be stored, and its body.
     Growing(Arc<Growing>, Reader),
-    /// What was stored still holds.
-    Validated(Arc<Entry>),
+    /// What was stored still holds; why it is not stored with what came of it, if it is not.
+    Validated(Arc<Entry>, Option<&'static str>),
     /// What was stored is served, though it should have been validated: why, and what came instead, if anything.
     Stale(Arc<Entry>, &'static str, Option<u16>),
     /// An answer to this request alone, why it is not stored, and from which upstream.
@@ -126,7 +126,7 @@ impl Fill {
                     );
                 }
                 match self.stale_for(is_refusal(&reply), true) {
-                    Some(stored) => return self.stale_if_error(tell, stored, None),
+                    Some(stored) => return self.stale_if_error(tell, stored, (true, None)),
                     None => return self.own(tell, reply, "filter").await,
                 }
             }
@@ -234,17 +234,11 @@ impl Fill {
         let Some(stored) = self.stored.take() else { return };
         let renewed = self.renewed(&stored, &mut came).await;
         match renewed {
-            Ok(Some((entry, keep))) => {
+            Ok(Some((entry, refused))) => {
                 let entry = Arc::new(entry);
-                if keep {
-                    self.cache.put(&self.lead, &entry, Some(&stored));
-                } else {
-                    self.cache.store.remove(&stored);
-                }
-                self.lead.tell(Phase::Stored(entry.clone()));
-                self.cache.counts.stored.inc();
+                self.renew(&stored, &entry, refused);
                 self.finish(304, 0);
-                self.lead.end(tell, Filled::Validated(entry));
+                self.lead.end(tell, Filled::Validated(entry, refused.map(NotStored::name)));
             }
             // It is about something else: asked again, without condition.
             Ok(None) => {
@@ -260,12 +254,31 @@ impl Fill {
         }
     }
 
-    /// What a 304 makes of what is stored, and whether it may stay; none if it is about something else.
+    /// Stores what a 304 made of what is stored, in its place, and tells who waits; if it may not be stored, takes out
+    /// what is.
+    fn renew(&self, stored: &Arc<Entry>, entry: &Arc<Entry>, refused: Option<NotStored>) {
+        if let Some(why) = refused {
+            self.cache.counts.not_stored.inc();
+            if !why.is_of_request() {
+                self.cache.store.remove(stored);
+            }
+            return;
+        }
+        if entry.variant() != stored.variant() {
+            // It is no longer for all that it was for, who would find it there.
+            self.cache.store.remove(stored);
+        }
+        self.cache.put(&self.lead, entry, Some(stored));
+        self.lead.tell(Phase::Stored(entry.clone()));
+        self.cache.counts.stored.inc();
+    }
+
+    /// What a 304 makes of what is stored, and why that may not be stored, if so; none if it is about something else.
     async fn renewed(
         &mut self,
         stored: &Arc<Entry>,
         came: &mut Came,
-    ) -> Result<Option<(Entry, bool)>, Problem> {
+    ) -> Result<Option<(Entry, Option<NotStored>)>, Problem> {
         let internal = || Problem::new(&problem::INTERNAL);
         let old = head::parse(stored.status(), &stored.lines_bytes()).map_err(|_| internal())?;
         let validated = &mut came.reply.head;
@@ -275,15 +288,29 @@ impl Fill {
         }
         self.exchange.response(&self.head, validated).await?;
         let new = head::updated(old, validated).map_err(|_| internal())?;
-        let facts = self.facts(&new, came.times);
-        let keep = facts.is_ok();
-        let facts = facts.unwrap_or(Facts { no_cache: true, no_stale: true, ..*stored.facts() });
-        Ok(Some((stored.renewed(head::lines(&new), self.tags.clone(), facts), keep)))
+        let known = self.facts(&new, came.times).and_then(|facts| Ok((facts, self.variant(&new)?)));
+        let refused = known.as_ref().err().copied();
+        let (facts, variant) = known.unwrap_or_else(|_| {
+            let facts = Facts { no_cache: true, no_stale: true, ..*stored.facts() };
+            (facts, stored.variant().to_vec())
+        });
+        Ok(Some((stored.renewed(head::lines(&new), variant, self.tags.clone(), facts), refused)))
     }
 
     fn facts(&self, answer: &ResponseHeader, times: Times) -> Result<Facts, NotStored> {
         let asked = (&Method::GET, &self.head.headers);
         facts(&self.plan.rules, asked, (answer.status, &answer.headers), times)
+    }
+
+    /// What requests that an answer is for have (RFC 9111 s4.1); else why it is not stored.
+    fn variant(&self, answer: &ResponseHeader) -> Result<Vec<u8>, NotStored> {
+        match Vary::of(&answer.headers).and(&self.plan.vary) {
+            Vary::By(names) if names.iter().all(|name| self.is_sent_as_asked(name)) => {
+                Ok(variant(&names, &self.asked))
+            }
+            Vary::By(_) => Err(NotStored::VaryRewritten),
+            _ => Err(NotStored::VaryMany),
+        }
     }
 
     /// What is to be known of an answer to be stored, and the requests that it is for; else why it is not.
@@ -306,13 +333,7 @@ impl Fill {
         if !self.cache.has_room(declared) {
             return Err(NotStored::Memory);
         }
-        match Vary::of(&head.headers).and(&self.plan.vary) {
-            Vary::By(names) if names.iter().all(|name| self.is_sent_as_asked(name)) => {
-                Ok((facts, variant(&names, &self.asked)))
-            }
-            Vary::By(_) => Err(NotStored::VaryRewritten),
-            _ => Err(NotStored::VaryMany),
-        }
+        Ok((facts, self.variant(head)?))
     }
 
     async fn answered(mut self, tell: oneshot::Sender<Filled>, came: Came, upstream: &Upstream) {
@@ -320,7 +341,7 @@ impl Fill {
         let call::Reply { mut head, body, delimited, backend } = reply;
         let status = head.status;
         if let Some(stored) = self.stale_for(matches!(status.as_u16(), 500 | 502..=504), true) {
-            return self.stale_if_error(tell, stored, Some(status.as_u16()));
+            return self.stale_if_error(tell, stored, (true, Some(status.as_u16())));
         }
         let declared = match length(&head) {
             Ok(declared) if status != StatusCode::NOT_MODIFIED => declared,
@@ -387,8 +408,13 @@ impl Fill {
         serves_on_error(stored.facts(), &self.directives, stored.standing(), asked).then(|| stored.clone())
     }
 
-    fn stale_if_error(self, tell: oneshot::Sender<Filled>, stored: Arc<Entry>, came: Option<u16>) {
-        let phase = Phase::Stored(stored.clone());
+    fn stale_if_error(
+        self,
+        tell: oneshot::Sender<Filled>,
+        stored: Arc<Entry>,
+        (reached, came): (bool, Option<u16>),
+    ) {
+        let phase = Phase::StaleIfError(stored.clone(), reached);
         self.stale(tell, (phase, Filled::Stale(stored, "stale-if-error", came)), came);
     }
 
@@ -400,8 +426,10 @@ impl Fill {
     }
 
     fn failed(mut self, tell: oneshot::Sender<Filled>, error: &CallError) {
-        if let Some(stored) = self.stale_for(true, false) {
-            return self.stale_if_error(tell, stored, None);
+        // What keeps a request waiting is there, unless that was for the connection; what breaks off may be gone.
+        let reached = matches!(error, CallError::Timeout(waiting) if *waiting != Waiting::Connect);
+        if let Some(stored) = self.stale_for(true, reached) {
+            return self.stale_if_error(tell, stored, (reached, None));
         }
         self.cache.counts.failed.inc();
         let problem = error.problem();

@@ -34,6 +34,8 @@ pub(super) enum Phase {
     Answered(Arc<Growing>),
     /// What is stored is the answer.
     Stored(Arc<Entry>),
+    /// What is stored is the answer, for whom it may be stale after an error; whether the origin was reached.
+    StaleIfError(Arc<Entry>, bool),
     /// What is stored is the answer, however old.
     Stale(Arc<Entry>),
     /// There is none.
@@ -51,12 +53,12 @@ pub(super) struct Flight {
 }
 
 impl Flight {
-    fn is_spoiled(&self) -> bool {
-        self.spoiled.load(Ordering::SeqCst)
     fn new(phase: Phase, key: Bytes) -> Arc<Self> {
         Arc::new(Self { phase: watch::Sender::new(phase), spoiled: AtomicBool::new(false), key })
     }
 
+    fn is_spoiled(&self) -> bool {
+        self.spoiled.load(Ordering::SeqCst)
     }
 }
 
@@ -78,10 +80,10 @@ pub(super) struct Flights {
 #[derive(Default)]
 struct Shard {
     flights: HashMap<Bytes, Arc<Flight>>,
-    uncacheable: HashMap<u64, Uncacheable>,
-}
     /// Those that nobody can join: what they ask for may be purged too.
     lone: Slab<Arc<Flight>>,
+    uncacheable: HashMap<u64, Uncacheable>,
+}
 
 /// Answers that were not for all.
 struct Uncacheable {
@@ -208,10 +210,10 @@ fn spoil(shards: &[Mutex<Shard>], is_one: impl Fn(&[u8]) -> bool) {
 pub(super) struct Lead {
     flights: Arc<Flights>,
     flight: Arc<Flight>,
-    /// It asks for the store, not for a client.
-    alone: bool,
     /// Its place among those that nobody can join, if it is one.
     lone: Option<usize>,
+    /// It asks for the store, not for a client.
+    alone: bool,
 }
 
 /// Those who wait for what somebody asks for.
@@ -385,7 +387,6 @@ pub(super) mod tests {
         assert!(matches!(flights.join(key("http://a.test/x\0r")), Joined::Other(_)), "that one stays");
         drop(anew);
     }
-}
 
     #[test]
     fn what_nobody_can_join_is_known_to_be_purged_until_it_leaves() {
@@ -401,3 +402,4 @@ pub(super) mod tests {
         assert!(other.is_spoiled() && !gone.is_spoiled());
         assert!(matches!(flights.join(key("http://a.test/x\0s")), Joined::First(_)), "nobody waits for it");
     }
+}

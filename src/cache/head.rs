@@ -48,12 +48,13 @@ pub(super) fn parse(status: u16, lines: &Bytes) -> pingora::Result<ResponseHeade
     Ok(head)
 }
 
-/// A stored head with the fields of a 304 in the place of its own (RFC 9111 s3.2).
+/// A stored head with the fields of a 304 in the place of its own (RFC 9111 s3.2), and its age, which is not stored but
+/// counts (s4.2.3).
 pub(super) fn updated(
     mut stored: ResponseHeader,
     validated: &ResponseHeader,
 ) -> pingora::Result<ResponseHeader> {
-    let names = validated.headers.keys().filter(|name| !NOT_STORED.contains(name));
+    let names = validated.headers.keys().filter(|name| **name == AGE || !NOT_STORED.contains(name));
     for name in names {
         stored.remove_header(name);
         for value in validated.headers.get_all(name) {
@@ -110,5 +111,13 @@ mod tests {
             ("y", b"1"),
         ];
         assert_eq!(names, expected);
+    }
+
+    #[test]
+    fn the_age_of_a_304_is_known_and_not_stored_as_rfc_9111_s4_2_3_says() {
+        let stored = head(&[("etag", "\"a\"")]);
+        let updated = updated(stored, &head(&[("age", "3500")])).expect("valid");
+        assert_eq!(updated.headers["age"], "3500");
+        assert_eq!(lines(&updated), "etag: \"a\"\r\n");
     }
 }

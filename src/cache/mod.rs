@@ -355,9 +355,10 @@ impl Cache {
                 status.stored = true;
                 serve::growing(&growing, reader, request, None)
             }
-            Filled::Validated(entry) => {
+            Filled::Validated(entry, why) => {
                 status.forwarded_status = Some(304);
-                status.stored = true;
+                status.stored = why.is_none();
+                status.detail = why.map(Into::into);
                 let judged = judge(entry.facts(), &ask.directives, Standing::Good, now());
                 status.ttl = Some(judged.ttl);
                 serve::entry(&entry, request, judged)
@@ -394,13 +395,17 @@ impl Cache {
         };
         let outcome = told.map(|told| told.map_or(Phase::Released, |phase| phase.clone()));
         let moment = now();
-        let judged = |facts: &Facts, standing| judge(facts, &ask.directives, standing, moment);
+        let judged = |entry: &Entry| judge(entry.facts(), &ask.directives, entry.standing(), moment);
         let is_for = |variant: &[u8]| matches(variant, &request.headers);
+        let may_be_stale = |entry: &Entry, reached: bool| {
+            let asked = (reached, moment);
+            stored.is_some() && serves_on_error(entry.facts(), &ask.directives, entry.standing(), asked)
+        };
         let status = exchange.ctx.cache.get_or_insert_default();
         status.collapsed = true;
         let reason = match outcome {
             Ok(Phase::Answered(growing)) if is_for(&growing.variant) => {
-                let judged = judged(&growing.facts, Standing::Good);
+                let judged = judge(&growing.facts, &ask.directives, Standing::Good, moment);
                 if judged.serve == Serve::AsItIs
                     && let Some(reader) = growing.read()
                 {
@@ -409,21 +414,20 @@ impl Cache {
                 }
                 "not-shareable"
             }
-            Ok(Phase::Stored(entry)) if is_for(entry.variant()) => {
-                let (facts, standing) = (entry.facts(), entry.standing());
-                let judged = judged(facts, standing);
-                let stale = serves_on_error(facts, &ask.directives, standing, (false, moment));
-                if judged.serve == Serve::AsItIs || (stale && stored.is_some()) {
-                    status.ttl = Some(judged.ttl);
-                    return Some(serve::entry(&entry, request, judged));
-                }
-                "not-shareable"
+            Ok(Phase::Stored(entry)) if is_for(entry.variant()) && judged(&entry).serve == Serve::AsItIs => {
+                status.ttl = Some(judged(&entry).ttl);
+                return Some(serve::entry(&entry, request, judged(&entry)));
+            }
+            Ok(Phase::StaleIfError(entry, reached))
+                if is_for(entry.variant()) && may_be_stale(&entry, reached) =>
+            {
+                status.ttl = Some(judged(&entry).ttl);
+                return Some(serve::entry(&entry, request, judged(&entry)));
             }
             Ok(Phase::Stale(entry)) if is_for(entry.variant()) => {
-                let judged = judged(entry.facts(), entry.standing());
-                status.ttl = Some(judged.ttl);
+                status.ttl = Some(judged(&entry).ttl);
                 status.detail = Some(problem::CIRCUIT_OPEN.code.into());
-                return Some(serve::entry(&entry, request, judged));
+                return Some(serve::entry(&entry, request, judged(&entry)));
             }
             Ok(Phase::Failed(problem)) => return Some((*problem).clone().into()),
             Ok(_) => "not-shareable",

@@ -1,5 +1,7 @@
 //! The filter `cache` before scripted origins: who waits for whom, who shares with whom, and who may purge.
 
+mod validation;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 

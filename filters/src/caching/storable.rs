@@ -27,7 +27,7 @@ pub struct Rules {
     pub while_revalidate: u32,
     /// For origins that do not say (RFC 5861), in seconds.
     pub if_error: u32,
-    /// How long what is stale is served while the origin cannot be reached, in seconds.
+    /// How long what is stale is served while the origin cannot be reached, in seconds; what nobody called fresh is not.
     pub if_unreachable: u32,
     /// Answers that set cookies are stored like others (s7.3).
     pub set_cookie: bool,
@@ -136,7 +136,8 @@ pub fn facts(
         lifetime: lifetime.unwrap_or(0),
         while_revalidate: seconds(said.stale_while_revalidate, rules.while_revalidate),
         if_error: seconds(said.stale_if_error, rules.if_error),
-        if_unreachable: rules.if_unreachable,
+        // What is kept to be validated each time was never to be used without (s4.2.4).
+        if_unreachable: lifetime.map_or(0, |_| rules.if_unreachable),
         no_cache: said.no_cache,
         no_stale: said.forbids_stale(),
     };

@@ -112,11 +112,10 @@ impl Entry {
         }
     }
 
-    /// The same response with other lines, tags and facts, as a 304 makes it (RFC 9111 s4.3.4).
+    /// The same response with other lines, variant, tags and facts, as a 304 makes it (RFC 9111 s4.3.4).
     #[must_use]
-    pub fn renewed(&self, lines: Bytes, tags: Vec<String>, facts: Facts) -> Self {
+    pub fn renewed(&self, lines: Bytes, variant: Vec<u8>, tags: Vec<String>, facts: Facts) -> Self {
         let body = if self.large.is_some() { Vec::new() } else { self.body().collect() };
-        let variant = self.variant().to_vec();
         let key = Key::from_bytes(self.packed.slice(..self.key_end as usize));
         let renewed = Self::new(&key, Parts { status: self.status, lines, body, variant, tags, facts });
         Self { large: self.large.clone(), ..renewed }
@@ -376,9 +375,10 @@ mod tests {
     fn an_entry_is_renewed_with_its_body() {
         for length in [100, 2 * BLOCK] {
             let old = entry(vec![bytes(length)]);
-            let new = Arc::new(old.renewed(Bytes::from_static(b"a: b\r\n"), Vec::new(), Facts::default()));
-            assert_eq!((new.key(), new.variant(), new.status()), (old.key(), old.variant(), 203));
-            assert_eq!(new.lines(), b"a: b\r\n");
+            let lines = Bytes::from_static(b"a: b\r\n");
+            let new = Arc::new(old.renewed(lines, b"accept=gzip".to_vec(), Vec::new(), Facts::default()));
+            assert_eq!((new.key(), new.status()), (old.key(), 203));
+            assert_eq!((new.lines(), new.variant()), (&b"a: b\r\n"[..], &b"accept=gzip"[..]));
             assert_eq!(new.tags().count(), 0);
             assert_eq!(joined(new.body()), bytes(length));
         }

@@ -168,6 +168,30 @@ fn nobody_guesses_unless_told_to_as_rfc_9111_s4_2_2_lets() {
 }
 
 #[test]
+fn what_nobody_called_fresh_is_only_kept_to_be_validated() {
+    let rules = Rules { if_unreachable: 3600, if_error: 60, ..Rules::default() };
+    let limits = |rules: &Rules, answer: &[(&'static str, &str)]| {
+        let lines: Vec<_> = answer.iter().copied().chain([("etag", "\"a\"")]).collect();
+        store_with(rules, &[], 200, &lines).map(|facts| (facts.if_unreachable, facts.if_error))
+    };
+    assert_eq!(limits(&rules, &[]), Ok((0, 60)), "what the operator allows after errors holds");
+    assert_eq!(limits(&rules, &[("cache-control", "public")]), Ok((0, 60)));
+    let (date, changed) = (at(0), at(-1000));
+    let dated = [("date", &*date), ("last-modified", &*changed)];
+    assert_eq!(limits(&rules, &dated), Ok((0, 60)));
+    for said in [("cache-control", "max-age=0"), ("cache-control", "max-age=9"), ("expires", "0")] {
+        assert_eq!(limits(&rules, &[said]), Ok((3600, 60)), "{said:?}");
+    }
+    for by_rule in [
+        Rules { ttl: Some(0), ..rules.clone() },
+        Rules { statuses: vec![("200".parse().unwrap(), 0)], ..rules.clone() },
+        Rules { heuristic: Some(0.1), ..rules.clone() },
+    ] {
+        assert_eq!(limits(&by_rule, &dated), Ok((3600, 60)), "{by_rule:?}");
+    }
+}
+
+#[test]
 fn what_cannot_be_used_is_not_kept() {
     assert_eq!(store(&[("cache-control", "max-age=0")]), Err(NotStored::NotFresh));
     assert_eq!(store(&[("cache-control", "no-cache, max-age=60")]), Err(NotStored::NotFresh));

@@ -55,7 +55,8 @@ pub struct Options {
     /// How long what is stale is served when the origin answers 500, 502, 503 or 504, or not at all (RFC 5861), where
     /// origins do not say.
     pub stale_if_error: Option<Duration>,
-    /// How long what is stale is served when the origin cannot be reached, unless it forbids that.
+    /// How long what is stale is served when the origin cannot be reached, unless it forbids that or nobody said how long
+    /// it is fresh.
     pub stale_if_unreachable: DurationOrZero,
     /// Whether answers that set cookies are stored, cookies included: then all clients get the same ones.
     pub store_cookies: bool,

@@ -157,7 +157,8 @@ async fn what_is_removed_or_replaced_does_not_come_back() {
     store.insert(Arc::clone(&old));
     settle(&store);
     store.remove(&removed);
-    let new = Arc::new(old.renewed(Bytes::from_static(b"new: 1\r\n"), Vec::new(), *old.facts()));
+    let (lines, variant) = (Bytes::from_static(b"new: 1\r\n"), old.variant().to_vec());
+    let new = Arc::new(old.renewed(lines, variant, Vec::new(), *old.facts()));
     assert!(store.replace(&old, new));
     drop(store);
     let store = open(folder.path(), SPACE);

@@ -71,8 +71,9 @@ fn act(store: &Store, model: &mut Model, action: Action) {
         }
         Action::Renew { key, index } => {
             let Some(old) = model.get_mut(&key).and_then(|entries| entries.get_mut(index)) else { return };
-            let tags = vec!["t".to_owned()];
-            let new = Arc::new(old.renewed(Bytes::from_static(b"a: b\r\n"), tags, *old.facts()));
+            let (lines, variant, tags) =
+                (Bytes::from_static(b"a: b\r\n"), old.variant().to_vec(), vec!["t".to_owned()]);
+            let new = Arc::new(old.renewed(lines, variant, tags, *old.facts()));
             assert!(store.replace(old, Arc::clone(&new)));
             assert!(!store.remove(old));
             *old = new;

@@ -44,7 +44,8 @@ fn work(store: &Store, seed: u64, versions: &AtomicU64) {
             4..10 => found.iter().for_each(|found| _ = store.remove(&found[0])),
             10..20 => {
                 let renew = |old: &Arc<Entry>| {
-                    let new = old.renewed(old.lines_bytes(), vec!["1".to_owned()], *old.facts());
+                    let (variant, tags) = (old.variant().to_vec(), vec!["1".to_owned()]);
+                    let new = old.renewed(old.lines_bytes(), variant, tags, *old.facts());
                     store.replace(old, Arc::new(new));
                 };
                 found.iter().for_each(|found| renew(&found[0]));

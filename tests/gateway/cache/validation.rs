@@ -1,0 +1,169 @@
+//! What is stored, once the origin is asked about it: whose it is then, and for how long; and where it cannot be asked.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::sync::Notify;
+
+use super::{FRESH, before};
+use crate::harness::cached::{Cached, numbered};
+use crate::harness::{Answer, Gateway, Origin, Wire, soon, until};
+
+/// Stale when it comes, with a validator.
+const STALE: &str = "cache-control: max-age=10\r\nage: 20\r\netag: \"v\"\r\n";
+
+fn not_modified(fields: &str) -> String {
+    format!("HTTP/1.1 304 Not Modified\r\netag: \"v\"\r\n{fields}\r\n")
+}
+
+async fn ask(client: &mut Wire, cookie: &str) {
+    client.send(format!("GET / HTTP/1.1\r\nHost: example.test\r\nCookie: a={cookie}\r\n\r\n")).await;
+}
+
+/// What two clients get, one of which asks while the origin thinks about its second answer, which is to the other.
+async fn side_by_side(answer: impl Fn(usize) -> String + Send + Sync + 'static) -> [Answer; 2] {
+    let (asked, let_go) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
+    let (count, gate, answer) = (asked.clone(), let_go.clone(), Arc::new(answer));
+    let origin = Origin::new(move |mut wire| {
+        let (count, gate, answer) = (count.clone(), gate.clone(), answer.clone());
+        async move {
+            while wire.head().await.is_ok() {
+                let nth = count.fetch_add(1, Ordering::SeqCst) + 1;
+                if nth == 2 {
+                    gate.notified().await;
+                }
+                wire.send(answer(nth)).await;
+            }
+        }
+    })
+    .await;
+    let gateway = Gateway::administered(&before(&origin, "[cache: {wait: 60s}]")).await;
+    let mut one = Wire::connect(gateway.address()).await;
+    let mut other = Wire::connect(gateway.address()).await;
+    ask(&mut one, "1").await;
+    assert_eq!(one.answer().await.expect("an answer").text(), "answer 1");
+    ask(&mut one, "1").await;
+    until("the second request", || (asked.load(Ordering::SeqCst) == 2).then_some(())).await;
+    ask(&mut other, "2").await;
+    soon("both", async { while gateway.number("tollhouse_requests_in_flight").await != 2 {} }).await;
+    let_go.notify_one();
+    [one.answer().await.expect("an answer"), other.answer().await.expect("an answer")]
+}
+
+#[tokio::test]
+async fn who_waits_for_what_is_never_fresh_asks_for_itself_as_rfc_9111_s4_says() {
+    for control in ["", "cache-control: max-age=0\r\n", "cache-control: no-cache\r\n"] {
+        let answers = side_by_side(move |nth| match nth {
+            2 => not_modified(control),
+            nth => numbered(nth, &format!("etag: \"v\"\r\n{control}")),
+        });
+        let texts = answers.await.map(|answer| answer.text());
+        assert_eq!(texts, ["answer 1", "answer 3"], "{control}");
+    }
+}
+
+#[tokio::test]
+async fn who_waits_gets_what_is_fresh_again_and_what_may_be_stale_after_an_error() {
+    const LENIENT: &str = "cache-control: max-age=10, stale-if-error=60\r\nage: 20\r\netag: \"v\"\r\n";
+    let error = || "HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n".to_owned();
+    for (stored, second) in [(STALE, not_modified(FRESH)), (LENIENT, error())] {
+        let shown = second.clone();
+        let answers = side_by_side(move |nth| if nth == 2 { second.clone() } else { numbered(nth, stored) });
+        let texts = answers.await.map(|answer| answer.text());
+        assert_eq!(texts, ["answer 1", "answer 1"], "{shown}");
+    }
+}
+
+#[tokio::test]
+async fn a_304_may_say_by_what_an_answer_varies_as_rfc_9111_s4_1_says() {
+    const VARIES: &str = "cache-control: max-age=3600\r\nvary: accept-language\r\n";
+    let cached = Cached::new("{}", |nth, head| match head.field("if-none-match") {
+        Some(_) => not_modified(VARIES),
+        None if nth == 1 => numbered(nth, "cache-control: max-age=0\r\netag: \"v\"\r\n"),
+        None => numbered(nth, VARIES),
+    })
+    .await;
+    for (language, answer, asked) in [("en", 1, 1), ("en", 1, 2), ("de", 3, 3), ("en", 1, 3), ("de", 3, 3)] {
+        let text = cached.send("GET /", &format!("Accept-Language: {language}\r\n")).await.text();
+        assert_eq!((text, cached.asked()), (format!("answer {answer}"), asked), "{language}");
+    }
+}
+
+#[tokio::test]
+async fn the_age_of_a_304_counts_as_rfc_9111_s4_2_3_says() {
+    let cached = Cached::new("{}", |nth, head| match head.field("if-none-match") {
+        Some(_) => not_modified("age: 3500\r\ncache-control: max-age=3600\r\n"),
+        None => numbered(nth, STALE),
+    })
+    .await;
+    cached.get("/").await;
+    for _ in 0..2 {
+        let answer = cached.get("/").await;
+        let age: u64 = answer.field("age").expect("s5.1: an age").parse().expect("a number");
+        assert!((3500..=3510).contains(&age), "{age}");
+        let status = answer.field("cache-status").unwrap_or_default();
+        let ttl = status.split("ttl=").nth(1).and_then(|rest| rest.split(';').next()?.parse().ok());
+        assert!(ttl.is_some_and(|ttl: i64| (90..=100).contains(&ttl)), "{status}");
+    }
+    assert_eq!(cached.asked(), 2, "it is fresh for as long");
+}
+
+#[tokio::test]
+async fn who_may_not_share_what_a_304_confirms_takes_it_from_nobody() {
+    let cached = Cached::new("{}", |nth, head| match head.field("if-none-match") {
+        Some(_) => not_modified(FRESH),
+        None => numbered(nth, &format!("{FRESH}etag: \"v\"\r\n")),
+    })
+    .await;
+    assert_eq!(cached.get("/").await.text(), "answer 1");
+    for asked in 2..6 {
+        let alone = cached.send("GET /", "authorization: x\r\ncache-control: no-cache\r\n").await;
+        assert_eq!((alone.text(), cached.asked()), ("answer 1".into(), asked));
+        let status = alone.field("cache-status").unwrap_or_default();
+        assert!(status.contains("fwd-status=304") && status.ends_with("detail=authorization"), "{status}");
+        assert_eq!((cached.get("/").await.text(), cached.asked()), ("answer 1".into(), asked));
+    }
+    // Where clients have no say, one that wants nothing stored is answered from the cache too.
+    let cached = Cached::new("{client_control: false}", |nth, head| match head.field("if-none-match") {
+        Some(_) => not_modified("cache-control: max-age=0\r\n"),
+        None => numbered(nth, "cache-control: max-age=0\r\netag: \"v\"\r\n"),
+    })
+    .await;
+    for fields in ["", "cache-control: no-store\r\n", ""] {
+        assert_eq!(cached.send("GET /", fields).await.text(), "answer 1", "{fields}");
+    }
+    assert_eq!(cached.asked(), 3);
+}
+
+#[tokio::test]
+async fn what_nobody_called_fresh_is_not_served_when_the_origin_is_gone_as_rfc_9111_s4_2_4_says() {
+    for (options, control, status) in [
+        ("{}", "", 502),
+        ("{stale_if_error: 60s}", "", 200),
+        ("{statuses: {200: 0s}}", "", 200),
+        ("{}", "cache-control: max-age=0\r\n", 200),
+    ] {
+        let cached = Cached::new(options, move |nth, _| match nth {
+            1 => numbered(nth, &format!("etag: \"v\"\r\n{control}")),
+            _ => String::new(),
+        })
+        .await;
+        assert_eq!(cached.get("/").await.status, 200);
+        assert_eq!(cached.get("/").await.status, status, "{options} {control}");
+    }
+}
+
+#[tokio::test]
+async fn an_origin_that_keeps_a_request_waiting_can_be_reached() {
+    for (options, status) in [("{}", 504), ("{stale_if_error: 60s}", 200)] {
+        let route = format!("name: a, upstream: o, filters: [cache: {options}], timeouts: {{read: 300ms}}");
+        let cached = Cached::routed("", &format!("routes: [{{{route}}}]\n"), |nth, _| match nth {
+            1 => numbered(nth, STALE),
+            // After which nothing comes.
+            _ => "HTTP/1.1 103 Early Hints\r\n\r\n".to_owned(),
+        })
+        .await;
+        assert_eq!(cached.get("/").await.status, 200);
+        assert_eq!(cached.get("/").await.status, status, "{options}");
+    }
+}
