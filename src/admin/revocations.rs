@@ -23,7 +23,7 @@ const LONGEST: usize = 1024;
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "Revoke")]
 pub(super) struct Wish {
-    /// The identity whose tokens they are, of type `jwt` or `introspection`.
+    /// The identity whose tokens they are, of type `jwt`, `introspection` or `oidc`.
     identity: String,
     /// The `jti` of the token.
     #[serde(default)]

@@ -55,3 +55,17 @@ async fn a_revoked_token_is_refused_at_once_after_a_reload_and_by_the_next_proce
     assert_eq!(ask(&gateway).await.status, 200);
     assert_eq!(origin.heads().len(), 4);
 }
+
+#[tokio::test]
+async fn what_no_identity_would_look_at_is_refused() {
+    let origin = Origin::echo().await;
+    let certified = "identities: {edge: {type: mtls}, corp:";
+    let document = document(&origin, "one").replace("identities: {corp:", certified);
+    let gateway = Gateway::administered(&document).await;
+    for name in ["edge", "nobody"] {
+        let entry = format!("{{\"identity\": \"{name}\", \"sub\": \"alice\", \"expires\": 4102444800}}");
+        let answer = gateway.ask_admin("POST /api/revocations", &entry).await;
+        assert_eq!(answer.status, 422, "{answer:?}");
+        assert!(answer.text().contains("`jwt`, `introspection` or `oidc`"), "{answer:?}");
+    }
+}
