@@ -209,3 +209,38 @@ async fn a_stream_silent_for_longer_than_read_is_broken_off() {
     until("the access log", || gateway.log().iter().any(|line| line["path"] == "/events").then_some(()))
         .await;
 }
+
+#[tokio::test]
+async fn what_is_no_stream_of_events_ends_with_the_total_whatever_the_client_takes() {
+    let (origin, mut taken) = played().await;
+    let gateway = Gateway::start(&format!(
+        "upstreams: [{{name: origin, timeouts: {{total: 300ms}}, backends: [{{address: \"{}\"}}]}}]
+routes:
+  - {{name: direct, upstream: origin}}
+  - {{name: proxied, match: {{paths: [/proxied]}}, direct: false, upstream: origin}}",
+        origin.address
+    ))
+    .await;
+    for path in ["/", "/proxied"] {
+        let mut client = Wire::connect(gateway.address()).await;
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: a\r\nAccept: text/event-stream\r\n\r\n")).await;
+        let mut wire = soon("a connection", taken.recv()).await.expect("a connection");
+        wire.head().await.expect("a request");
+        wire.send("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1000000\r\n\r\n").await;
+        let head = client.head().await.expect("a head");
+        assert_eq!(head.field("content-length"), Some("1000000"));
+        let trickle = async {
+            loop {
+                wire.send("1").await;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        soon("the end", async {
+            tokio::select! {
+                body = client.body(&head) => assert!(body.is_err(), "{path}: cut"),
+                () = trickle => unreachable!("it has no end"),
+            }
+        })
+        .await;
+    }
+}

@@ -168,9 +168,9 @@ impl<'a, C: Client> Relay<'a, C> {
         poll_fn(|cx| self.poll_body(cx, &mut filters)).await
     }
 
-    /// The answer has no natural end.
-    pub(super) fn forget_deadline(&mut self) {
-        self.waits.deadline = None;
+    /// Until when the answer may go on; none for one without a natural end.
+    pub(super) const fn ends_by(&mut self, deadline: Option<Instant>) {
+        self.waits.deadline = deadline;
     }
 
     /// Whom the answer goes to.
