@@ -141,6 +141,14 @@ pub fn strip_hop_by_hop(request: &mut RequestHeader) {
     }
 }
 
+/// Removes what concerns one connection only from a request of HTTP/2, of which `TE: trailers` may be passed on
+/// (RFC 9113 s8.2.2).
+pub fn strip_hop_by_hop_of_http2(request: &mut RequestHeader) {
+    for name in HOP_BY_HOP.iter().filter(|name| **name != header::TE) {
+        request.remove_header(name);
+    }
+}
+
 /// Writes the gateway's own fields into one attempt's head.
 pub(super) fn write(request: &mut RequestHeader, ctx: &Context, forwarding: &Forwarding<'_>) {
     let own = Own::new(request, ctx, forwarding);

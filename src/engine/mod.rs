@@ -44,7 +44,7 @@ use self::find::{Found, find};
 use self::intake::TakenIn;
 pub use self::release::Release;
 pub use background::Background;
-pub use forward::{Forwarding, strip_hop_by_hop, write_line};
+pub use forward::{Forwarding, strip_hop_by_hop, strip_hop_by_hop_of_http2, write_line};
 pub use reply::{Rendered, grpc_trailers, problem_reply, render, speaks_grpc};
 pub use side_calls::SideCalls;
 

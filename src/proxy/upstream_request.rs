@@ -8,7 +8,7 @@ use pingora::prelude::*;
 use super::request::{UPGRADED_IDLE, upstream};
 use super::{Call, failure, replay};
 use crate::door::Patience;
-use crate::engine::{Forwarding, speaks_grpc};
+use crate::engine::{Forwarding, speaks_grpc, strip_hop_by_hop_of_http2};
 
 /// Writes the gateway's fields, runs the filters, and sets up the replay of a collected body.
 pub(super) async fn prepare(
@@ -43,6 +43,8 @@ pub(super) async fn prepare(
     }
     stand_in(session, request, call)?;
     if request.version == Version::HTTP_2 {
+        // Pingora does so only where it changes the version.
+        strip_hop_by_hop_of_http2(request);
         meet_expectation(session, request, call).await?;
     }
     if !call.upgrade {

@@ -157,6 +157,41 @@ async fn say_goaway(wire: &mut Wire) {
 }
 
 #[tokio::test]
+async fn fields_of_one_connection_do_not_pass_between_two_of_http2() {
+    // RFC 9110 s7.6.1, s11.7.2; `TE: trailers` may pass (RFC 9113 s8.2.2).
+    let (seen, mut heads) = mpsc::unbounded_channel();
+    let origin = Origin::new(move |wire| {
+        let seen = seen.clone();
+        async move {
+            let Ok(mut connection) = h2::server::handshake(wire.into_stream()).await else { return };
+            while let Some(Ok((request, mut respond))) = connection.accept().await {
+                let _ = seen.send(request.headers().clone());
+                respond.send_response(Response::new(()), true).expect("open");
+            }
+        }
+    })
+    .await;
+    let gateway = h2c_gateway(origin.address, "").await;
+    let client = H2c::connect(gateway.address()).await;
+    let mut get = Request::get("http://a/");
+    for (name, value) in [
+        ("proxy-authorization", "Basic eDp5"),
+        ("trailer", "x"),
+        ("http2-settings", "x"),
+        ("te", "trailers"),
+        ("x-kept", "1"),
+    ] {
+        get = get.header(name, value);
+    }
+    assert_eq!(client.send(get.body(()).expect("valid"), b"").await.expect("an answer").status, 200);
+    let head = soon("a request", heads.recv()).await.expect("one");
+    for name in ["proxy-authorization", "trailer", "http2-settings"] {
+        assert!(!head.contains_key(name), "{name}: {head:?}");
+    }
+    assert!(head["te"] == "trailers" && head["x-kept"] == "1", "{head:?}");
+}
+
+#[tokio::test]
 async fn what_an_http2_origin_did_not_process_is_sent_again_whatever_the_method() {
     // RFC 9113 s8.7: such requests have not been acted upon and may be retried.
     for first in [First::Goaway, First::Reset(h2::Reason::REFUSED_STREAM)] {
