@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::task::AtomicWaker;
 use h2::Reason;
+use http::Method;
 use pingora::apps::HttpServerApp;
 use pingora::protocols::Digest;
 use pingora::protocols::http::ServerSession;
@@ -19,12 +20,14 @@ use pingora::protocols::http::v2::server::{H2Accept, HttpSession, handshake};
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::{GetProxyDigest, GetSocketDigest, GetTimingDigest, Ssl};
 use pingora::server::ShutdownWatch;
+use tollhouse_filters::outcome::Body;
 
 use super::alarm::Alarm;
 use super::facts::carried;
-use super::refusal::{Seen, report};
+use super::refusal::{PATIENCE, Seen, report, told};
 use super::stream::DoorStream;
 use super::{Application, Common, Rule};
+use crate::engine::Rendered;
 
 pub use stream::Http2Stream;
 
@@ -80,6 +83,9 @@ async fn request<A: Application>(
     _open: Guard,
     shutdown: ShutdownWatch,
 ) {
+    if stream.request().method == Method::CONNECT {
+        return Box::pin(refuse(&common, stream)).await;
+    }
     match common.app.serve_http2(&mut stream).await {
         Ok(()) => stream.finish().await,
         Err(left) => {
@@ -87,6 +93,20 @@ async fn request<A: Application>(
             // On the heap, or every request would have its room.
             Box::pin(common.app.pingora().process_new_http(session, &shutdown)).await;
         }
+    }
+}
+
+/// Tells who asks for a tunnel that there are none, as over HTTP/1.1; Pingora would do so without a word in the log.
+async fn refuse<A>(common: &Common<A>, stream: Http2Stream) {
+    let authority = stream.request().uri.authority().map(ToString::to_string).unwrap_or_default();
+    let request_id = report(common, stream.facts(), Rule::Connect, &Seen::of_connect(&authority));
+    let Rendered { head, body } = told(Rule::Connect, &request_id);
+    let Body::Bytes(body) = body else { return };
+    let mut session = stream.into_session(None);
+    session.set_write_timeout(Some(PATIENCE));
+    if session.write_response_header(Box::new(head), false).is_ok() {
+        // Who leaves meanwhile needs no line in the log.
+        let _ = session.write_body(body, true).await;
     }
 }
 

@@ -16,12 +16,12 @@ use super::facts::carried;
 use super::frames;
 use super::stream::{DoorStream, PREFACE};
 use super::{Common, ConnFacts, Rule};
-use crate::engine;
+use crate::engine::{self, Rendered};
 use crate::observe::{Access, metrics};
 use crate::snapshot::UNROUTED;
 
 /// How long the answer may take to be sent.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// Methods the gateway knows; for the `Allow` that a 405 must have (RFC 9110 s15.5.6).
 const ALLOW: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
 
@@ -64,6 +64,11 @@ impl<'a> Seen<'a> {
     fn of(lead: &'a [u8], rule: Rule) -> Self {
         let (method, target) = first_words(lead);
         Self { method, target, http2: rule != Rule::Version && lead.starts_with(PREFACE) }
+    }
+
+    /// A request of HTTP/2 that asks for a tunnel.
+    pub(super) fn of_connect(authority: &'a str) -> Self {
+        Self { method: b"CONNECT", target: authority.as_bytes(), http2: true }
     }
 
     /// Nothing but that it was HTTP/2.
@@ -177,12 +182,17 @@ fn goaway(rule: Rule) -> Vec<u8> {
     [&[0, 0, 0, 4, 0, 0, 0, 0, 0][..], &frames::goaway(PROTOCOL_ERROR, rule)].concat()
 }
 
-fn answer(rule: Rule, request_id: &RequestId, head_only: bool) -> Vec<u8> {
+/// What a client is told whose request breaks a rule.
+pub(super) fn told(rule: Rule, request_id: &RequestId) -> Rendered {
     let mut problem = Problem::new(rule.kind()).detail(rule.detail());
     if rule == Rule::Connect {
         problem = problem.header(header::ALLOW, ALLOW);
     }
-    let rendered = engine::problem_reply(&problem, request_id);
+    engine::problem_reply(&problem, request_id)
+}
+
+fn answer(rule: Rule, request_id: &RequestId, head_only: bool) -> Vec<u8> {
+    let rendered = told(rule, request_id);
     let status = rendered.head.status;
     let reason = status.canonical_reason().unwrap_or_default();
     let Body::Bytes(body) = rendered.body else { return Vec::new() };

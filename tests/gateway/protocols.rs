@@ -192,6 +192,21 @@ async fn fields_of_one_connection_do_not_pass_between_two_of_http2() {
 }
 
 #[tokio::test]
+async fn a_tunnel_is_refused_counted_and_logged_over_http2_as_over_http1() {
+    let origin = Origin::echo().await;
+    let gateway = Gateway::counting(&origin, "").await;
+    let client = H2c::connect(gateway.address()).await;
+    let connect = Request::connect("a:80").body(()).expect("valid");
+    let answer = client.send(connect, b"").await.expect("an answer");
+    assert_eq!((answer.status, answer.field("content-type")), (405, Some("application/problem+json")));
+    assert!(answer.field("allow").is_some(), "RFC 9110 s15.5.6: {answer:?}");
+    let line = gateway.log_line(|line| line["method"] == "CONNECT").await;
+    assert_eq!((&line["status"], &line["protocol"]), (&405.into(), &"HTTP/2".into()), "{line}");
+    assert_eq!(gateway.refused("connect").await, 1);
+    assert_eq!(origin.connections(), 0);
+}
+
+#[tokio::test]
 async fn what_an_http2_origin_did_not_process_is_sent_again_whatever_the_method() {
     // RFC 9113 s8.7: such requests have not been acted upon and may be retried.
     for first in [First::Goaway, First::Reset(h2::Reason::REFUSED_STREAM)] {
