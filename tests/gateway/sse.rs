@@ -226,7 +226,8 @@ routes:
         client.send(format!("GET {path} HTTP/1.1\r\nHost: a\r\nAccept: text/event-stream\r\n\r\n")).await;
         let mut wire = soon("a connection", taken.recv()).await.expect("a connection");
         wire.head().await.expect("a request");
-        wire.send("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1000000\r\n\r\n").await;
+        wire.send("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1000000\r\n\r\n")
+            .await;
         let head = client.head().await.expect("a head");
         assert_eq!(head.field("content-length"), Some("1000000"));
         let trickle = async {
