@@ -47,7 +47,7 @@ impl Leases {
         Self { size: size.get(), clock, hasher: RandomState::default(), shards }
     }
 
-    /// Spends of the purses; where one has too little, of the store, for the purses too.
+    /// Spends of the purses, and of the store where one has too little, for that purse too.
     pub(super) async fn spend(
         &self,
         ledger: &Ledger,
@@ -55,37 +55,38 @@ impl Leases {
         charges: &mut [Charge<'_>],
     ) -> Result<Spent, StateError> {
         let now = self.clock.now();
-        if let Some(spent) = self.take_from_purses(tenant, charges, now) {
-            return Ok(spent);
-        }
-        for charge in &mut *charges {
-            charge.want(self.size);
-        }
-        let decided = ledger.decide(tenant, charges, &mut []).await?;
-        if decided.by_store {
-            for charge in &mut *charges {
-                self.note(tenant, charge, decided.spent, now);
+        let mut taken = Taken { leases: self, tenant, units: Vec::with_capacity(charges.len()) };
+        let (mut places, mut missing) = (Vec::new(), Vec::new());
+        for (place, charge) in charges.iter_mut().enumerate() {
+            match self.take(tenant, charge, now) {
+                Some(Spent::Yes) => taken.units.push((charge.key, charge.cost)),
+                Some(refused) => return Ok(refused),
+                None => {
+                    let mut asked = Charge::new(charge.key, charge.budget, charge.cost);
+                    asked.want(self.size);
+                    places.push(place);
+                    missing.push(asked);
+                }
             }
+        }
+        if missing.is_empty() {
+            taken.keep();
+            return Ok(Spent::Yes);
+        }
+        let decided = ledger.decide(tenant, &mut missing, &mut []).await?;
+        for (place, mut asked) in places.into_iter().zip(missing) {
+            if decided.by_store {
+                self.note(tenant, &mut asked, decided.spent, now);
+            }
+            charges[place].balance = asked.balance;
+        }
+        if decided.spent == Spent::Yes {
+            taken.keep();
         }
         Ok(decided.spent)
     }
 
-    /// Spends of the purses alone, or refuses because a budget is known to be empty; none if the store has to be
-    /// asked.
-    fn take_from_purses(&self, tenant: TenantId, charges: &mut [Charge<'_>], now: Instant) -> Option<Spent> {
-        for taken in 0..charges.len() {
-            let charge = &mut charges[taken];
-            let found = self.take(tenant, charge, now);
-            if found != Some(Spent::Yes) {
-                for charge in &charges[..taken] {
-                    self.put_back(tenant, charge);
-                }
-                return found;
-            }
-        }
-        Some(Spent::Yes)
-    }
-
+    /// Spends of a purse, or refuses because the budget is known to be empty; none if the store has to be asked.
     fn take(&self, tenant: TenantId, charge: &mut Charge<'_>, now: Instant) -> Option<Spent> {
         let mut shard = self.shard(tenant, charge.key);
         let purse = shard.get_mut(&(tenant, charge.key.into()))?;
@@ -102,9 +103,9 @@ impl Leases {
         (!purse.rest.wait.is_zero()).then_some(Spent::No)
     }
 
-    fn put_back(&self, tenant: TenantId, charge: &Charge<'_>) {
-        if let Some(purse) = self.shard(tenant, charge.key).get_mut(&(tenant, charge.key.into())) {
-            purse.units = purse.units.saturating_add(charge.cost);
+    fn put_back(&self, tenant: TenantId, key: &[u8], units: u32) {
+        if let Some(purse) = self.shard(tenant, key).get_mut(&(tenant, key.into())) {
+            purse.units = purse.units.saturating_add(units);
             purse.rest.wait = Duration::ZERO;
         }
     }
@@ -136,6 +137,10 @@ impl Leases {
             .and_modify(|purse| {
                 // Another request may have filled it meanwhile.
                 let held = if purse.until > now { purse.units } else { 0 };
+                if held > 0 && spent != Spent::Yes {
+                    // The store had nothing since that one got the last of it, and may have more once this is spent.
+                    return;
+                }
                 let until = if held == 0 { until } else { purse.until.max(until) };
                 *purse = Purse { units: held.saturating_add(units), until, rest };
             })
@@ -153,6 +158,30 @@ impl Leases {
         let hash = self.hasher.hash_one((tenant, key));
         let at = usize::try_from(hash % SHARDS as u64).unwrap_or_default();
         self.shards[at].lock()
+    }
+}
+
+/// Units that were taken of purses for a request, which are put back when this is dropped: the store refused the
+/// request, or it went away while that was asked.
+struct Taken<'a> {
+    leases: &'a Leases,
+    tenant: TenantId,
+    /// Of which purse, and how many.
+    units: Vec<(&'a [u8], u32)>,
+}
+
+impl Taken<'_> {
+    /// They are spent.
+    fn keep(&mut self) {
+        self.units.clear();
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        for (key, units) in self.units.drain(..) {
+            self.leases.put_back(self.tenant, key, units);
+        }
     }
 }
 
@@ -177,6 +206,7 @@ mod tests {
         state: Arc<MemoryState>,
         asked: Mutex<u32>,
         away: Mutex<bool>,
+        silent: Mutex<bool>,
     }
 
     #[async_trait]
@@ -192,18 +222,25 @@ mod tests {
                 return Err(Away);
             }
             *self.asked.lock() += 1;
-            let [charge] = charges else { panic!("one charge") };
-            // As the script does: as much as there is, of what is wanted.
-            for units in (charge.cost..=charge.wanted()).rev() {
-                let mut one = [Charge::new(charge.key, charge.budget, units)];
-                let spent = self.state.spend(tenant, scope, &mut one).await.expect("memory");
-                charge.balance = one[0].balance;
-                if spent {
-                    charge.granted = units;
-                    return Ok(true);
-                }
+            let is_silent = *self.silent.lock();
+            if is_silent {
+                std::future::pending::<()>().await;
             }
-            Ok(false)
+            // As the script does: as much as there is, of what is wanted.
+            let mut given = Vec::new();
+            for charge in &*charges {
+                let mut nothing = [Charge::new(charge.key, charge.budget, 0)];
+                self.state.spend(tenant, scope, &mut nothing).await.expect("memory");
+                let there = u32::try_from(nothing[0].balance.available).expect("few");
+                let units = there.clamp(charge.cost, charge.wanted());
+                given.push(Charge::new(charge.key, charge.budget, units));
+            }
+            let spent = self.state.spend(tenant, scope, &mut given).await.expect("memory");
+            for (charge, given) in charges.iter_mut().zip(given) {
+                charge.balance = given.balance;
+                charge.granted = given.cost;
+            }
+            Ok(spent)
         }
 
         fn give_back(&self, _: TenantId, _: &str, _: &[u8], _: u64, _: u64) {}
@@ -222,8 +259,8 @@ mod tests {
         fn new() -> Self {
             let clock = Arc::new(ManualClock::new());
             let state = Arc::new(MemoryState::new(clock.clone(), 1000));
-            let store = Arc::new(Counting { state, asked: Mutex::default(), away: Mutex::default() });
-            Self { clock, store }
+            let (asked, away, silent) = (Mutex::default(), Mutex::default(), Mutex::default());
+            Self { clock, store: Arc::new(Counting { state, asked, away, silent }) }
         }
 
         fn gateway(&self, size: u32) -> (Leases, Ledger) {
@@ -246,6 +283,64 @@ mod tests {
 
     fn budget(seconds: u64, burst: u32) -> Budget {
         Budget::new(Duration::from_secs(seconds), burst).expect("a budget")
+    }
+
+    /// Spends of what all share, 100 units, and of this client's own; none if that takes a while.
+    fn spend_both((leases, ledger): &(Leases, Ledger), client: u8, own: u32) -> Option<Spent> {
+        let client = [client];
+        let mut charges =
+            [Charge::new(b"all", budget(3600, 100), 1), Charge::new(&client, budget(3600, own), 1)];
+        leases.spend(ledger, TenantId(0), &mut charges).now_or_never().map(|spent| spent.expect("works"))
+    }
+
+    /// What is held of the budget that all share.
+    fn held((leases, _): &(Leases, Ledger)) -> u32 {
+        let shard = leases.shard(TenantId(0), b"all");
+        shard.iter().filter(|((_, key), _)| **key == *b"all").map(|(_, purse)| purse.units).sum()
+    }
+
+    #[test]
+    fn of_several_budgets_the_store_is_asked_only_for_those_that_purses_lack() {
+        let site = Site::new();
+        let gateway = site.gateway(10);
+        for client in 0..11 {
+            assert_eq!(spend_both(&gateway, client, 20), Some(Spent::Yes), "{client}");
+            assert!(held(&gateway) < 10, "{client}");
+        }
+        assert_eq!(held(&gateway), 9, "of the second lease");
+    }
+
+    #[test]
+    fn what_was_taken_for_who_is_refused_or_goes_away_is_put_back() {
+        let site = Site::new();
+        let gateway = site.gateway(10);
+        assert_eq!(spend_both(&gateway, 1, 1), Some(Spent::Yes));
+        assert_eq!((held(&gateway), site.asked()), (9, 1));
+        // The store refuses the first, and the purse knows of it then.
+        for _ in 0..3 {
+            assert_eq!(spend_both(&gateway, 1, 1), Some(Spent::No));
+            assert_eq!((held(&gateway), site.asked()), (9, 2));
+        }
+        *site.store.silent.lock() = true;
+        assert_eq!(spend_both(&gateway, 2, 1), None, "and it waits no longer");
+        assert_eq!((held(&gateway), site.asked()), (9, 3));
+    }
+
+    #[test]
+    fn who_finds_nothing_in_the_store_locks_nobody_out_who_just_got_the_last_of_it() {
+        let site = Site::new();
+        let gateway = site.gateway(10);
+        let budget = budget(1, 5);
+        // Two ask together; who is refused is told last.
+        let mut refused = Charge::new(b"a", budget, 1);
+        assert_eq!(spend(&gateway, b"a", budget).0, Spent::Yes);
+        refused.settle(budget.whole());
+        gateway.0.note(TenantId(0), &mut refused, Spent::No, site.clock.now());
+        for _ in 0..4 {
+            assert_eq!(spend(&gateway, b"a", budget).0, Spent::Yes);
+        }
+        site.clock.advance(Duration::from_secs(1));
+        assert_eq!(spend(&gateway, b"a", budget).0, Spent::Yes, "one came back");
     }
 
     #[test]
