@@ -11,7 +11,7 @@
 -- Answers whether it was done; for each charge in how many nanoseconds its budget is whole; for each tally a list of
 -- slots and what is used in them; for each charge how many units were given.
 local charges = tonumber(ARGV[1])
-local debts, given, fits = {}, {}, 1
+local debts, cut, given, fits = {}, {}, {}, 1
 local now, now_ns = 0, 0
 if charges > 0 then
   local time = redis.call('TIME')
@@ -28,7 +28,7 @@ if charges > 0 then
       end
     end
     -- More than a whole budget is owed only where it was made smaller, or the clock went back.
-    debts[i] = math.max(0, math.min(debt, whole))
+    debts[i], cut[i] = math.max(0, math.min(debt, whole)), debt > whole
     if debts[i] + price > whole then
       fits = 0
     end
@@ -68,15 +68,20 @@ for i = charges + 1, #KEYS do
   end
   tallies[i - charges] = tally
 end
-if fits == 1 then
-  for i = 1, charges do
+for i = 1, charges do
+  if fits == 1 then
     debts[i] = debts[i] + given[i] * tonumber(ARGV[4 * i + 1])
+  end
+  -- A debt that was cut comes back from now on, or it would be cut to the same again and again.
+  if fits == 1 or cut[i] then
     local ns = now_ns + debts[i]
     local carry = math.floor(ns / 1e9)
     local value = string.format('%.0f %.0f', now + carry, ns - carry * 1e9)
     local ttl = string.format('%.0f', math.ceil(debts[i] / 1e6) + 1)
     redis.call('SET', KEYS[i], value, 'PX', ttl)
   end
+end
+if fits == 1 then
   for i, tally in ipairs(tallies) do
     local key = KEYS[charges + i]
     tally.here = tally.here + tally.cost

@@ -35,8 +35,8 @@ impl Estimate {
         Self { started: clock.now(), clock, period, sketches: RwLock::new(sketches) }
     }
 
-    /// Counts a charge; how many units with its key came in the last period, with these.
-    fn add(&self, tenant: TenantId, charge: &Charge<'_>) -> u64 {
+    /// Counts a charge; how many units with its key came, with these.
+    fn add(&self, tenant: TenantId, charge: &Charge<'_>) -> Count {
         let (number, into) = self.turn();
         let cost = isize::try_from(charge.cost).unwrap_or(isize::MAX);
         let sketches = self.sketches.read();
@@ -44,7 +44,7 @@ impl Estimate {
         let now = sketches.now.incr(key, cost);
         // Another thread may have begun the next period.
         let before = if sketches.number > number { 0 } else { sketches.before.get(key) };
-        units(now) + share(units(before), self.period.saturating_sub(into), self.period)
+        Count { now: units(now), before: units(before), into }
     }
 
     fn take_back(&self, tenant: TenantId, charge: &Charge<'_>) {
@@ -74,6 +74,46 @@ impl Estimate {
     }
 }
 
+/// How many units with one key came.
+struct Count {
+    /// In this period.
+    now: u64,
+    /// In the one before it.
+    before: u64,
+    /// How much of this period is over.
+    into: Duration,
+}
+
+impl Count {
+    /// How many count: those of the period before by the share of it that is less than a period ago.
+    fn recent(&self, period: Duration) -> u64 {
+        self.now + share(self.before, period.saturating_sub(self.into), period)
+    }
+
+    /// How long until no more than `most` count, if none come meanwhile.
+    fn until(&self, most: u64, period: Duration) -> Duration {
+        let left = period.saturating_sub(self.into);
+        match most.checked_sub(self.now) {
+            Some(room) => left.saturating_sub(part(room, self.before, period)),
+            // Then those of this period are those of the one before.
+            None => left + period.saturating_sub(part(most, self.now, period)),
+        }
+    }
+
+    /// What is left for who is charged so.
+    fn balance(&self, charge: &Charge<'_>, period: Duration) -> Balance {
+        let (limit, cost) = (u64::from(charge.budget.burst()), u64::from(charge.cost));
+        let used = self.recent(period);
+        let available = limit.saturating_sub(used);
+        let until_left = |units: u64| self.until(limit.saturating_sub(units), period);
+        Balance {
+            available,
+            more_in: if used == 0 { Duration::ZERO } else { until_left(available + 1) },
+            wait: if cost <= available { Duration::ZERO } else { until_left(cost) },
+        }
+    }
+}
+
 fn units(count: isize) -> u64 {
     u64::try_from(count).unwrap_or(0)
 }
@@ -84,32 +124,29 @@ fn share(count: u64, part: Duration, period: Duration) -> u64 {
     u64::try_from(share).unwrap_or(u64::MAX)
 }
 
+/// How long the last part of a period may be for at most `most` of a count to be its share.
+fn part(most: u64, count: u64, period: Duration) -> Duration {
+    if count <= most {
+        return period;
+    }
+    let nanos = u128::from(most) * period.as_nanos() / u128::from(count);
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+}
+
 /// Counts all of these charges, or none of them if one is over its limit; whether it did.
 pub(super) fn spend(estimates: &[Arc<Estimate>], tenant: TenantId, charges: &mut [Charge<'_>]) -> bool {
-    let counts: Vec<u64> =
+    let counts: Vec<Count> =
         estimates.iter().zip(&*charges).map(|(estimate, charge)| estimate.add(tenant, charge)).collect();
-    let fits = counts.iter().zip(&*charges).all(|(count, charge)| *count <= charge.budget.burst().into());
-    for ((estimate, charge), count) in estimates.iter().zip(&mut *charges).zip(counts) {
+    let fits =
+        estimates.iter().zip(&counts).zip(&*charges).all(|((estimate, count), charge)| {
+            count.recent(estimate.period) <= u64::from(charge.budget.burst())
+        });
+    for ((estimate, charge), mut count) in estimates.iter().zip(&mut *charges).zip(counts) {
         if !fits {
             estimate.take_back(tenant, charge);
+            count.now = count.now.saturating_sub(charge.cost.into());
         }
-        let (limit, cost) = (u64::from(charge.budget.burst()), u64::from(charge.cost));
-        let over = count.saturating_sub(limit);
-        let used = if fits { count } else { count.saturating_sub(cost) };
-        // As it would be if all units came one after the other.
-        let wait = |units: u64| {
-            charge
-                .budget
-                .interval()
-                .saturating_mul(u32::try_from(units).unwrap_or(u32::MAX))
-                .min(estimate.period)
-        };
-        let next = (used + cost).saturating_sub(limit);
-        charge.balance = Balance {
-            available: limit.saturating_sub(used),
-            more_in: if used == 0 { Duration::ZERO } else { wait(used.saturating_sub(limit) + 1) },
-            wait: wait(if fits { next } else { over }),
-        };
+        charge.balance = count.balance(charge, estimate.period);
     }
     fits
 }
@@ -139,6 +176,38 @@ mod tests {
         assert_eq!(passing(&chain, 300, "a"), 25);
         chain.clock.advance(Duration::from_secs(3));
         assert_eq!(passing(&chain, 300, "a"), 100);
+    }
+
+    #[test]
+    fn a_retry_after_that_is_kept_to_is_enough_and_no_longer_than_it_has_to_be() {
+        for options in ["limit: 7/min", "limit: 100/h, cost: 30", "limit: 3/s", "limit: 2/min, cost: 2"] {
+            let chain = chain(&format!("- rate_limit: {{per: header:x, {options}, strategy: estimate}}"));
+            for pause in 0..100 {
+                chain.clock.advance(Duration::from_millis(pause * 377 % 5000));
+                passing(&chain, 10, "a");
+                let sent = chain.send(get("/").header("x", "a")).now_or_never().expect("does not wait");
+                let wait = sent.responds(429).field("retry-after").expect("Retry-After");
+                let wait = Duration::from_secs(wait.parse().expect("whole seconds"));
+                let last = Duration::from_secs(1);
+                chain.clock.advance(wait - last);
+                assert_eq!(passing(&chain, 1, "a"), 0, "{options}");
+                chain.clock.advance(last);
+                assert_eq!(passing(&chain, 1, "a"), 1, "{options}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_told_of_an_estimate_is_when_there_is_more() {
+        let chain = chain("- rate_limit: {per: header:x, limit: 4/min, strategy: estimate}");
+        assert_eq!(passing(&chain, 4, "a"), 4);
+        let send = || chain.send(get("/").header("x", "a")).now_or_never().expect("does not wait");
+        // All of them count until the minute is over, and a quarter of them for three quarters of the next one.
+        send().responds(429).header("retry-after", "75").header("ratelimit", "\"4/min\";r=0;t=75");
+        chain.clock.advance(Duration::from_secs(74));
+        send().responds(429).header("retry-after", "1");
+        chain.clock.advance(Duration::from_secs(1));
+        send().continues();
     }
 
     #[test]

@@ -62,7 +62,7 @@ impl Budgets {
             let mut shard = self.shards[shard_of(digest)].lock();
             // Read under the lock, so that no budget sees time go back.
             let now = self.now();
-            let fits = charge.fits(shard.debt(digest, now));
+            let fits = charge.fits(shard.owed(digest, charge, now));
             shard.settle(digest, charge, fits, now, &self.bounds);
             return fits;
         }
@@ -70,7 +70,7 @@ impl Budgets {
         let mut shards = self.lock(&digests);
         let now = self.now();
         let fits = |(charge, digest): (&Charge<'_>, &u64)| {
-            charge.fits(shards[place(&shards, *digest)].1.debt(*digest, now))
+            charge.fits(shards[place(&shards, *digest)].1.owed(*digest, charge, now))
         };
         let fit = charges.iter().zip(&digests).all(fits);
         for (charge, digest) in charges.iter_mut().zip(&digests) {
@@ -172,10 +172,17 @@ impl Shard {
         self.whole_at.get(&digest).map_or(0, |whole_at| whole_at.saturating_sub(now))
     }
 
+    /// The debt of a charge's budget: more than the whole of it is owed only where it was made smaller or faster, and
+    /// what it was then is not to lock out who is kept to it now.
+    fn owed(&self, digest: u64, charge: &Charge<'_>, now: u64) -> u64 {
+        self.debt(digest, now).min(charge.budget.whole())
+    }
+
     fn settle(&mut self, digest: u64, charge: &mut Charge<'_>, spend: bool, now: u64, bounds: &Bounds) {
-        let mut debt = self.debt(digest, now);
-        if spend {
-            debt = charge.after(debt);
+        let owed = self.owed(digest, charge, now);
+        let debt = if spend { charge.after(owed) } else { owed };
+        // Also where nothing is spent: what was too much is to come back from now on.
+        if debt != self.debt(digest, now) {
             self.owe(digest, debt, now, bounds);
         }
         charge.settle(debt);
@@ -268,6 +275,27 @@ mod tests {
         clock.advance(1000 * SECOND);
         assert!(spends(&store, "a", 3, 3), "a budget holds no more than the whole");
         assert!(!spends(&store, "a", 3, 1));
+    }
+
+    #[test]
+    fn a_budget_that_was_made_faster_is_owed_no_more_than_the_whole_of_it() {
+        let hour = Budget::new(3600 * SECOND, 5).unwrap();
+        let (clock, store) = store(1000);
+        for other in [None, Some(b"other")] {
+            // The key alone, and beside another one.
+            let spend = |key: &[u8], budget, cost| {
+                let mut charges = vec![Charge::new(key, budget, cost)];
+                charges.extend(other.map(|other| Charge::new(other, hour, 0)));
+                store.spend(TenantId(0), "test", &mut charges)
+            };
+            let key: &[u8] = if other.is_some() { b"beside" } else { b"alone" };
+            let second = Budget::new(SECOND, 5).unwrap();
+            assert!(spend(key, hour, 5));
+            assert!(!spend(key, second, 1), "it is used up");
+            clock.advance(SECOND);
+            assert!(spend(key, second, 1));
+            assert!(!spend(key, second, 1));
+        }
     }
 
     #[test]

@@ -115,6 +115,9 @@ impl Tallies {
         }
         let kept = shard.used.len();
         shard.used.shrink_to(2 * kept);
+        // Where there is no file, nobody else takes them out.
+        let Shard { used, unsaved, .. } = &mut *shard;
+        unsaved.retain(|id| used.contains_key(id));
         shard.sweep_at = (2 * kept).clamp(FEW, self.capacity);
     }
 
@@ -356,6 +359,28 @@ mod tests {
             tallies.count(TenantId(1), "test", &mut tally)
         });
         assert_eq!(again.count(), 0);
+    }
+
+    #[test]
+    fn what_is_learnt_of_a_day_that_is_over_takes_nothing_of_the_next_one() {
+        let tallies = Tallies::new(100);
+        let passing = |day: u64| (0..9).filter(|_| uses(&tallies, "a", 4, window(day * 86_400, 1))).count();
+        assert_eq!(passing(0), 4);
+        let rows = tallies.take_unsaved();
+        assert!(uses(&tallies, "a", 4, window(86_400, 1)));
+        // The file tells what it was told of yesterday.
+        tallies.learn(&rows);
+        assert_eq!(passing(1), 3);
+    }
+
+    #[test]
+    fn what_nobody_saves_is_bounded_too() {
+        let tallies = Tallies::new(100);
+        for key in 0..200_000 {
+            assert!(uses(&tallies, &key.to_string(), 5, window(0, 1)));
+        }
+        let unsaved: usize = tallies.shards.iter().map(|shard| shard.lock().unsaved.len()).sum();
+        assert!(unsaved <= tallies.capacity * SHARDS, "{unsaved}");
     }
 
     #[test]

@@ -128,6 +128,8 @@ impl Used {
     /// Drops what counts no longer. Another thread may have been in the next slot already; where the newest
     /// slot is further ahead, the clock was set back, and what was used is from now.
     pub(super) fn turn(&mut self, window: &Window) {
+        // Not only in a new slot: what was learnt may be of one that is over.
+        self.older.retain(|slot| window.counts(slot.number));
         if self.newest.number > window.slot + 1 {
             let used = self.sum();
             self.older.clear();
@@ -137,7 +139,6 @@ impl Used {
         if self.newest.number < window.slot {
             let next = Slot { number: window.slot, used: 0, unsaved: 0 };
             let last = std::mem::replace(&mut self.newest, next);
-            self.older.retain(|slot| window.counts(slot.number));
             let matters = window.counts(last.number) && (last.used > 0 || last.unsaved != 0);
             self.older.extend(matters.then_some(last));
         }
