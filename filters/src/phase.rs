@@ -57,7 +57,8 @@ pub trait OnRequestChunk: Send + Sync {
 /// Runs for each attempt at a backend, on a fresh copy of the request head.
 #[async_trait]
 pub trait OnUpstreamRequest: Send + Sync {
-    /// Changes what this attempt sends; `attempt` counts from 1.
+    /// Changes what this attempt sends; `attempt` counts from 1, and is 0 for a head
+    /// that is made for all attempts to come (fills of the cache, hedges).
     async fn on_upstream_request(
         &self,
         request: &mut RequestHeader,

@@ -168,7 +168,7 @@ impl Fill {
                         self.exchange.ctx.deadline.filter(|_| upstream.remaining_header().is_some());
                     let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
                     let forwarding = Forwarding { peer, version, upstream: &upstream, picked: None, left };
-                    return match self.exchange.upstream_request(&mut self.head, &forwarding, 1).await {
+                    return match self.exchange.upstream_request(&mut self.head, &forwarding, 0).await {
                         Some(reply) => Err(reply),
                         None => Ok(upstream),
                     };
@@ -214,6 +214,7 @@ impl Fill {
         };
         let sent = now();
         let reply = self.cache.caller.send(upstream, self.head.clone(), Bytes::new(), options).await;
+        self.exchange.attempted(reply.as_ref().err());
         let outcome = match &reply {
             Ok(_) => AttemptOutcome::Answered,
             Err(CallError::Timeout(_)) => AttemptOutcome::TimedOut,

@@ -33,10 +33,12 @@ use tollhouse_filters::phase::Completed;
 use tollhouse_filters::pipeline::{Entered, Stack, Stop};
 use tollhouse_filters::problem::{self, Problem};
 use tollhouse_filters::selector::write_part;
+use tollhouse_filters::traffic::quota;
 use tollhouse_filters::values::Timeout;
 
 use crate::routing::ListenerId;
 use crate::snapshot::{Action, Route, Snapshot};
+use crate::upstream::call::{CallError, Waiting};
 use crate::upstream::{Admission, Upstream};
 
 use self::admit::Refused;
@@ -165,7 +167,11 @@ impl Exchange {
             self.entered.answered_early(&self.stack, request, &self.ctx);
             return Decision::Reply(problem.into());
         }
-        match self.entered.request(&self.stack, request, &mut self.ctx).await {
+        // Who waits does so within the time for all of it; what is answered here is held to none.
+        self.ctx.deadline = self.time_for_all();
+        let stopped = self.entered.request(&self.stack, request, &mut self.ctx).await;
+        self.ctx.deadline = None;
+        match stopped {
             Some(Stop::Reply(reply)) => Decision::Reply(reply),
             Some(Stop::Cache(ask)) => self.held_for_cache(ask, request),
             None => self.act(request).await,
@@ -173,23 +179,27 @@ impl Exchange {
     }
 
     /// The same request from here on, where a cache holds it, as one of its own: with what the steps so far write
-    /// for upstreams, and none of them to see its answer. Else what a step answers.
+    /// for upstreams, and none of them to see its answer. Else what a step answers. What is held of quotas is held by
+    /// both.
     ///
     /// # Errors
     /// The answer of a step that failed.
     pub async fn fork(&mut self, request: &RequestHeader) -> Result<(Self, RequestHeader), Reply> {
         let mut head = request.clone();
         strip_hop_by_hop(&mut head);
-        if let Some(reply) = self.entered.upstream_request(&self.stack, &mut head, 1, &mut self.ctx).await {
+        // Nobody knows yet whether it is sent.
+        if let Some(reply) = self.entered.upstream_request(&self.stack, &mut head, 0, &mut self.ctx).await {
             return Err(reply);
         }
+        let mut ctx = self.ctx.fork();
+        quota::share(&self.ctx, &mut ctx);
         let fork = Self {
             snapshot: self.snapshot.clone(),
             listener: self.listener,
             route: self.route.clone(),
             stack: self.stack.clone(),
             entered: self.entered.rest(),
-            ctx: self.ctx.fork(),
+            ctx,
             admission: Admission::default(),
             release: self.release.clone(),
             takes_stale: false,
@@ -317,7 +327,30 @@ impl Exchange {
         self.route.timeouts.total.map_or(upstream.total_timeout(), Timeout::get)
     }
 
-    /// Makes one attempt's head from the request's, and runs the filters that see it.
+    /// When the answer of an upstream must be complete, as far as that is known before one is chosen.
+    fn time_for_all(&self) -> Option<Instant> {
+        let total = match &self.route.action {
+            Action::Upstream(upstream) => self.total_timeout(upstream),
+            Action::Versions(_) | Action::Split(_) => self.route.timeouts.total.and_then(Timeout::get),
+            Action::Answer(_) | Action::NotFound => None,
+        };
+        total.map(|total| self.ctx.started + total)
+    }
+
+    /// Notes that attempts were made with a head that was made for all of them (attempt 0), and how they failed: unless
+    /// that says that nothing was sent, what is held of quotas counts.
+    pub fn attempted(&self, failed: Option<&CallError>) {
+        let unsent = match failed {
+            Some(CallError::NoBackend | CallError::Connect(_) | CallError::Request(_)) => true,
+            Some(CallError::Timeout(waiting)) => *waiting == Waiting::Connect,
+            Some(CallError::Protocol(_) | CallError::TooLarge) | None => false,
+        };
+        if !unsent {
+            quota::settle(&self.ctx);
+        }
+    }
+
+    /// Makes one attempt's head from the request's, or with 0 that of all attempts, and runs the filters that see it.
     pub async fn upstream_request(
         &mut self,
         request: &mut RequestHeader,

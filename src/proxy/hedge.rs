@@ -60,6 +60,8 @@ impl Gateway {
             self.cache.caller().hedge(&upstream, (head, body), options, (rules, &hedge), &mut account);
         let answer = unless_gone(asked, interim, client).await;
         self.account(call, &account);
+        let error = answer.as_ref().and_then(|answer| answer.as_ref().err());
+        call.exchange().attempted(error);
         let Some(answer) = answer else { return Problem::new(&problem::CLIENT_CLOSED).into() };
         let failed = match &answer {
             Ok(answer) => answer.head.status.is_server_error(),
@@ -130,7 +132,7 @@ async fn prepared(
     let told = left.filter(|_| upstream.remaining_header().is_some());
     let peer = peer.map(|peer| peer.ip().to_canonical());
     let forwarding = Forwarding { peer, version, upstream, picked: None, left: told };
-    if let Some(reply) = exchange.upstream_request(&mut head, &forwarding, 1).await {
+    if let Some(reply) = exchange.upstream_request(&mut head, &forwarding, 0).await {
         return Err(reply);
     }
     let mut key = Vec::new();

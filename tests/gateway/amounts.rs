@@ -1,9 +1,10 @@
 //! Quotas, waits and requests under way, over sockets: what restarts, upgrades and clients that leave do to them.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::harness::{Gateway, Origin, Wire, get, request, soon, until};
+use crate::harness::{Gateway, Origin, Wire, get, refusing, request, soon, until};
 
 /// Ten a day, kept in this file.
 fn daily(file: &Path) -> String {
@@ -68,6 +69,47 @@ async fn a_file_that_is_damaged_keeps_nobody_from_serving() {
     assert_eq!(left(&gateway).await, 9);
     gateway.says("was put aside").await;
     until("a new file", || (written(&file) == 1).then_some(())).await;
+}
+
+/// Three ways to answer or not, before all of which this quota and these filters stand.
+fn counted(addresses: [SocketAddr; 3], quota: &str, rest: &str) -> String {
+    let mut text = format!("chains: {{fair: [{{quota: {quota}, name: fair}}{rest}]}}\n");
+    let names = ["gone", "failing", "here"];
+    text.push_str("upstreams:\n");
+    for (name, address) in names.iter().zip(addresses) {
+        text.push_str(&format!(
+            "- {{name: {name}, backends: [{{address: \"{address}\"}}], hedge: {{after: 1m}}}}\n"
+        ));
+    }
+    text.push_str("routes:\n");
+    for name in names {
+        text.push_str(&format!(
+            "- {{name: {name}, match: {{paths: [\"/{name}/*\"]}}, filters: [{{chain: fair}}], upstream: {name}}}\n"
+        ));
+    }
+    text
+}
+
+#[tokio::test]
+async fn what_is_fetched_for_a_cache_or_hedged_counts_only_if_it_was_sent() {
+    let (gone, origin) = (refusing().await, Origin::echo().await);
+    let failing = Origin::answering("HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n").await;
+    let addresses = [gone, failing.address, origin.address];
+    for rest in [", {cache: {}}", ""] {
+        let gateway = Gateway::start(&counted(addresses, "{per: ip, limit: 5/day}", rest)).await;
+        for path in 0..12 {
+            let status = get(gateway.address(), &format!("/gone/{path}")).await.status;
+            assert!(matches!(status, 502 | 503), "{status}{rest}");
+        }
+        // This was sent, whatever came of it.
+        assert_eq!(get(gateway.address(), "/failing/0").await.status, 500);
+        for path in 1..4 {
+            assert_eq!(get(gateway.address(), &format!("/here/{path}")).await.status, 200, "{path}{rest}");
+        }
+        // What was not sent is given back a moment after it was answered.
+        soon("the fifth", async { while get(gateway.address(), "/here/4").await.status != 200 {} }).await;
+        assert_eq!(get(gateway.address(), "/here/5").await.status, 429, "{rest}");
+    }
 }
 
 /// One request under way at a time, and these further routes.

@@ -99,3 +99,26 @@ async fn a_grpc_call_over_the_limit_gets_its_status_in_one_head() {
     assert!(field("ratelimit").is_some_and(|field| field.starts_with("\"1/h\";r=0;t=3")), "{answer:?}");
     assert!(answer.body().is_end_stream());
 }
+
+#[tokio::test]
+async fn who_would_wait_beyond_the_time_for_its_request_is_refused_at_once() {
+    let origin = Origin::echo().await;
+    let (address, limit) =
+        (origin.address, "{rate_limit: {per: ip, limit: 20/min, burst: 1, over: {delay: 5s, queue: 5}}}");
+    let gateway = Gateway::start(&format!(
+        "upstreams:\n\
+         - {{name: patient, backends: [{{address: \"{address}\"}}]}}\n\
+         - {{name: hasty, backends: [{{address: \"{address}\"}}], timeouts: {{total: 1s}}}}\n\
+         routes:\n\
+         - {{name: one, match: {{paths: [/one]}}, timeouts: {{total: 1s}}, filters: [{limit}], upstream: patient}}\n\
+         - {{name: two, match: {{paths: [/two]}}, filters: [{limit}], upstream: hasty}}\n"
+    ))
+    .await;
+    for path in ["/one", "/two"] {
+        assert_eq!(get(gateway.address(), path).await.status, 200, "{path}");
+        // Its turn would be in three seconds.
+        let answer = get(gateway.address(), path).await;
+        assert_eq!((answer.status, answer.problem().as_str()), (429, "rate-limited"), "{path}");
+    }
+    assert_eq!(origin.heads().len(), 2);
+}

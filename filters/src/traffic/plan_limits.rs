@@ -6,7 +6,8 @@
 //!
 //! The plan is that of the request's consumer. Every limit of it holds, and a request that breaks one takes
 //! nothing of the others. What is counted belongs to the consumer and the limit of the plan: it is the same
-//! wherever a filter of this kind stands, and a request that passes several of them is counted once.
+//! wherever a filter of this kind stands, and a request that passes several of them is counted once. Those under
+//! `dry_run` have counts of their own.
 //!
 //! A consumer without a plan, and who is no consumer, has the plan `default`; the latter is told apart by address
 //! (an IPv6 network of 64 bits). Without `default` they are refused: 403.
@@ -26,7 +27,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::quota::rule::{Reservation, reserve};
-use super::quota::settle;
+use super::quota::{hold, settle};
 use crate::context::{Context, Slot, Verdict};
 use crate::filter::{Build, BuildError, Fact, Filter};
 use crate::limits::{self, Standing};
@@ -56,8 +57,10 @@ pub struct PlanLimits {
     per: Selector,
     /// Not of this instance: counts are those of the plans.
     ledger: Ledger,
+    /// Those of dry runs, which take nothing of what callers have.
+    dry: Ledger,
     clock: Arc<dyn Clock>,
-    held: Slot<Option<Reservation>>,
+    held: Slot<()>,
 }
 
 impl Filter for PlanLimits {
@@ -75,8 +78,9 @@ impl Filter for PlanLimits {
             build.needs(Fact::Consumer);
         }
         let ledger = build.ledger("store", options.store.as_ref().map(Name::as_str))?.of("plans#");
-        let filter = Self { plans, default, per: who(), ledger, clock: build.clock(), held: build.slot() };
-        let filter = Arc::new(filter);
+        let dry = ledger.of("plans#dry");
+        let (clock, held) = (build.clock(), build.slot());
+        let filter = Arc::new(Self { plans, default, per: who(), ledger, dry, clock, held });
         Ok(Phases::new().on_request(filter.clone()).on_upstream_request(filter.clone()).on_response(filter))
     }
 }
@@ -104,7 +108,7 @@ impl PlanLimits {
         let mut charges: Vec<Charge<'_>> =
             plan.rates.iter().zip(keyed).map(|(rule, key)| rule.charge(key)).collect();
         let rules = plan.quotas.iter().map(|(rule, _)| rule);
-        let place = (&self.ledger, &*self.clock);
+        let place = (if ctx.dry_run { &self.dry } else { &self.ledger }, &*self.clock);
         let reserved = reserve(rules, (quota_keys, &quota_ends), &mut charges, place, ctx).await?;
         if reserved.spent == Spent::Uncounted {
             ctx.decide(Verdict::Passed, "the store is away, so nothing is counted", &[]);
@@ -159,16 +163,10 @@ impl OnRequest for PlanLimits {
             return Ok(Outcome::Continue);
         }
         let taken = self.take(&plan, request, ctx).await;
-        let mut held = match taken.map_err(|error| FilterError::Unavailable(error.to_string()))? {
-            Ok(held) => held,
+        match taken.map_err(|error| FilterError::Unavailable(error.to_string()))? {
+            Ok(Some(held)) => hold(self.held, held, ctx),
+            Ok(None) => {}
             Err(refusal) => return Ok(refusal.into()),
-        };
-        if let Some(held) = held.as_mut().filter(|_| ctx.dry_run) {
-            // A dry run is not seen again, and is to count as if it were none.
-            held.settle();
-        }
-        if held.is_some() {
-            ctx.set_slot(self.held, held);
         }
         Ok(Outcome::Continue)
     }
@@ -179,10 +177,12 @@ impl OnUpstreamRequest for PlanLimits {
     async fn on_upstream_request(
         &self,
         _: &mut RequestHeader,
-        _: u32,
+        attempt: u32,
         ctx: &mut Context,
     ) -> Result<(), FilterError> {
-        settle(self.held, ctx);
+        if attempt > 0 {
+            settle(ctx);
+        }
         Ok(())
     }
 }
@@ -196,7 +196,7 @@ impl OnResponse for PlanLimits {
         ctx: &mut Context,
     ) -> Result<(), FilterError> {
         if response.status.as_u16() < 400 {
-            settle(self.held, ctx);
+            settle(ctx);
         }
         let Some(plan) = self.plan(ctx).cloned() else { return Ok(()) };
         limits::tell_if_first(plan.policies(), response, ctx)
@@ -308,6 +308,19 @@ mod tests {
             assert_eq!(served(&chain, by("acme", Some("free"))).await, None);
         }
         assert_eq!(served(&chain, by("acme", Some("free"))).await, Some(429));
+    }
+
+    #[tokio::test]
+    async fn a_dry_run_takes_nothing_of_what_callers_have() {
+        let chain =
+            plans("- plan_limits: {default: free}\n  dry_run: true\n  name: other\n- plan_limits: {}");
+        for _ in 0..3 {
+            assert_eq!(served(&chain, by("acme", Some("free"))).await, None);
+        }
+        let sent = chain.send(by("acme", Some("free"))).await;
+        let would = sent.ctx.decisions().iter().filter(|noted| noted.verdict == Verdict::WouldAnswer);
+        assert_eq!(would.count(), 1, "it counted too");
+        sent.responds(429);
     }
 
     #[tokio::test]

@@ -95,7 +95,7 @@ pub struct Quota {
     headers: bool,
     ledger: Ledger,
     clock: Arc<dyn Clock>,
-    held: Slot<Option<Reservation>>,
+    held: Slot<()>,
 }
 
 impl Filter for Quota {
@@ -145,7 +145,7 @@ impl OnRequest for Quota {
         let ends = [key.len()];
         let place = (&self.ledger, &*self.clock);
         let reserved = rule::reserve([&self.rule], (key, &ends), &mut [], place, ctx).await;
-        let mut reserved = reserved.map_err(|error| FilterError::Unavailable(error.to_string()))?;
+        let reserved = reserved.map_err(|error| FilterError::Unavailable(error.to_string()))?;
         if reserved.spent == Spent::Uncounted {
             ctx.decide(Verdict::Passed, "the store is away, so nothing is counted", &[]);
             return Ok(Outcome::Continue);
@@ -159,19 +159,45 @@ impl OnRequest for Quota {
         if let Some((name, wait)) = refused {
             return Ok(limits::refusal(&QUOTA_EXCEEDED, "quota", &name, wait, ctx).into());
         }
-        if let Some(held) = reserved.held.as_mut().filter(|_| ctx.dry_run) {
-            // A dry run is not seen again, and is to count as if it were none.
-            held.settle();
+        if let Some(held) = reserved.held {
+            hold(self.held, held, ctx);
         }
-        ctx.set_slot(self.held, reserved.held);
         Ok(Outcome::Continue)
     }
 }
 
-/// What was reserved counts.
-pub(crate) fn settle(slot: Slot<Option<Reservation>>, ctx: &mut Context) {
-    if let Some(held) = ctx.slot_mut(slot) {
-        held.settle();
+/// What a request holds of quotas and plans, each with the slot of the instance that reserved it.
+#[derive(Default)]
+struct Held(Vec<(u32, Arc<Reservation>)>);
+
+/// The place of all of them in a context: no instance has it, whose ids are given out from 0.
+fn place() -> Slot<Held> {
+    Slot::new(u32::MAX)
+}
+
+/// Has the request hold what an instance reserved, instead of what that reserved before.
+pub(crate) fn hold(instance: Slot<()>, reservation: Reservation, ctx: &mut Context) {
+    if ctx.dry_run {
+        // A dry run is not seen again, and is to count as if it were none.
+        return reservation.settle();
+    }
+    let Held(held) = ctx.slot_mut(place());
+    held.retain(|(id, _)| *id != instance.id);
+    held.push((instance.id, Arc::new(reservation)));
+}
+
+/// What the request holds counts: it was sent, or served.
+pub fn settle(ctx: &Context) {
+    for (_, reservation) in ctx.slot(place()).into_iter().flat_map(|held| &held.0) {
+        reservation.settle();
+    }
+}
+
+/// Has what goes on beside a request hold what the request holds. It counts once one of them settles it, and is given
+/// back when both are over and none has.
+pub fn share(ctx: &Context, beside: &mut Context) {
+    if let Some(Held(held)) = ctx.slot(place()) {
+        beside.set_slot(place(), Held(held.clone()));
     }
 }
 
@@ -180,10 +206,13 @@ impl OnUpstreamRequest for Quota {
     async fn on_upstream_request(
         &self,
         _: &mut RequestHeader,
-        _: u32,
+        attempt: u32,
         ctx: &mut Context,
     ) -> Result<(), FilterError> {
-        settle(self.held, ctx);
+        // Where attempts are yet to be made, who makes them settles what is held.
+        if attempt > 0 {
+            settle(ctx);
+        }
         Ok(())
     }
 }
@@ -197,7 +226,7 @@ impl OnResponse for Quota {
         ctx: &mut Context,
     ) -> Result<(), FilterError> {
         if response.status.as_u16() < 400 {
-            settle(self.held, ctx);
+            settle(ctx);
         }
         limits::tell_if_first(std::iter::once(&self.rule.policy), response, ctx)
     }

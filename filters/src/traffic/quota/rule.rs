@@ -2,6 +2,7 @@
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use super::calendar::Calendar;
@@ -117,17 +118,21 @@ pub(crate) struct Reservation {
     keys: Vec<u8>,
     /// Where each key ends, the slot it was counted in, and the units.
     parts: Vec<(usize, u64, u64)>,
+    counts: AtomicBool,
 }
 
 impl Reservation {
     /// The units count: the request was served.
-    pub(crate) fn settle(&mut self) {
-        self.parts.clear();
+    pub(crate) fn settle(&self) {
+        self.counts.store(true, Ordering::Relaxed);
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
+        if *self.counts.get_mut() {
+            return;
+        }
         let mut start = 0;
         for (end, slot, cost) in self.parts.drain(..) {
             self.ledger.give_back(self.tenant, &self.keys[start..end], slot, cost, self.by_store);
@@ -182,6 +187,7 @@ pub(crate) async fn reserve<'a>(
     let standings = tallies.iter().zip(&rules).map(|(tally, rule)| (*rule, standing(tally, rule))).collect();
     let parts = tallies.iter().zip(ends).map(|(tally, end)| (*end, tally.window.slot, tally.cost)).collect();
     let (ledger, tenant) = (ledger.clone(), ctx.tenant);
-    let held = (spent == Spent::Yes).then(|| Reservation { ledger, by_store, tenant, keys, parts });
+    let counts = AtomicBool::new(false);
+    let held = (spent == Spent::Yes).then(|| Reservation { ledger, by_store, tenant, keys, parts, counts });
     Ok(Reserved { spent, standings, held })
 }

@@ -3,6 +3,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use proptest::prelude::{ProptestConfig, prop, proptest};
 
+use super::{settle, share};
 use crate::testing::{Chain, Request, chain, get, refused};
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -106,6 +107,26 @@ async fn only_what_was_served_counts() {
     let mut sent = chain.send(get("/")).await.continues();
     sent.attempt(1).await;
     drop(sent);
+    chain.send(get("/")).await.responds(429);
+}
+
+#[tokio::test]
+async fn what_goes_on_beside_a_request_holds_what_that_reserved_until_it_was_sent() {
+    let chain = chain("- quota: {per: ip, limit: 1/day}");
+    let fork = async || {
+        let mut sent = chain.send(get("/")).await.continues();
+        // What upstreams are told was written, and nothing was sent.
+        sent.attempt(0).await;
+        let mut fork = sent.ctx.fork();
+        share(&sent.ctx, &mut fork);
+        fork
+    };
+    let first = fork().await;
+    chain.send(get("/")).await.responds(429);
+    drop(first);
+    let second = fork().await;
+    settle(&second);
+    drop(second);
     chain.send(get("/")).await.responds(429);
 }
 

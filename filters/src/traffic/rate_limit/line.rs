@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::future::{Either, select};
 use parking_lot::Mutex;
@@ -71,11 +71,6 @@ impl Lines {
             lines: Mutex::default(),
             metrics: Numbers::new(metrics),
         }
-    }
-
-    /// The time that it goes by.
-    pub(super) fn now(&self) -> Instant {
-        self.clock.now()
     }
 
     /// Spends the charge, now or when its turn comes; whether it did, and how long it waited. `most` is how long

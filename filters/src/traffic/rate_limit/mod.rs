@@ -33,8 +33,8 @@
 //! freely gets a new budget with each, so a field that nothing verifies is no protection on its own.
 //!
 //! With `over`, requests over the limit wait for their turn instead, in a line of their key, first come first
-//! served. Whoever would wait longer than `delay`, or finds `queue` others waiting, is refused at once. The place of
-//! a client that goes away meanwhile is another's.
+//! served. Whoever would wait longer than `delay` or than `timeouts.total`, or finds `queue` others waiting, is refused
+//! at once. The place of a client that goes away meanwhile is another's.
 //!
 //! ```yaml
 //! - rate_limit: {per: ip, limit: 10/s, over: {delay: 500ms, queue: 20}}
@@ -58,6 +58,7 @@ pub(crate) mod rule;
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -301,7 +302,8 @@ impl RateLimit {
         let spent = |passes| if passes { Spent::Yes } else { Spent::No };
         match (&self.means, charges) {
             (Means::Patient(state, lines), [charge]) if !ctx.dry_run => {
-                let left = ctx.deadline.map(|deadline| deadline.saturating_duration_since(lines.now()));
+                // By the machine's clock: that of a dry run moves on with all who waited before.
+                let left = ctx.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
                 let most = left.unwrap_or(LONGEST_DELAY);
                 let (passes, waited) = lines.spend(state, ctx.tenant, charge, most).await?;
                 ctx.waited += waited;
