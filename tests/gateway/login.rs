@@ -278,6 +278,31 @@ async fn a_provider_that_ends_sessions_says_so_in_the_background() {
 }
 
 #[tokio::test]
+async fn who_was_shut_out_stays_so_through_logouts_and_logins() {
+    let (mut oidc, origin) = (Oidc::start().await, Origin::echo().await);
+    let gateway = Gateway::administered(&document(&origin, &oidc, &["first"])).await;
+    let backchannel = format!("http://{}/oauth2/backchannel", gateway.address());
+    oidc.users(serde_json::json!({"ttl": 300, "backchannel": backchannel, "sid": false})).await;
+    let site = Site { oidc, origin, gateway };
+    let mut alice = site.logged_in("alice").await;
+    let entry = r#"{"identity": "web", "sub": "alice", "expires": 4102444800}"#;
+    assert_eq!(site.gateway.ask_admin("POST /api/revocations", entry).await.status, 201);
+    // She logs out at the provider, which tells the gateway of it.
+    let page = alice.go(&format!("{}/session/end", site.oidc.issuer)).await;
+    alice.submit(&page, &[("logout", "yes")]).await;
+    let told = site.gateway.log_line(|line| line["path"] == "/oauth2/backchannel").await;
+    assert_eq!(told["status"], 200);
+    let list = site.gateway.ask_admin("GET /api/revocations", "").await;
+    assert!(list.text().contains("4102444800") && !list.text().contains("issued_before"), "{list:?}");
+
+    let page = alice.visit("/start").await;
+    let back = alice.log_in(&page, "alice").await;
+    let answer = alice.step(back.field("location").expect("a place")).await;
+    assert_eq!((answer.status, answer.problem().as_str()), (403, "forbidden"));
+    assert!(answer.head.all("set-cookie").is_empty(), "{answer:?}");
+}
+
+#[tokio::test]
 async fn what_is_no_logout_token_of_the_provider_ends_nothing() {
     let site = Site::start().await;
     let mut alice = site.logged_in("alice").await;
@@ -320,6 +345,7 @@ async fn a_session_is_renewed_once_before_its_tokens_end() {
     })
     .await;
     assert!(page.head.all("set-cookie").iter().any(|line| line.starts_with("__Host-web=1.")), "{page:?}");
+    assert_eq!(page.field("cache-control"), Some("private"), "the cookies are for nobody else");
     // Pages that were on their way with the cookies of before are answered, and the refresh token is used once.
     let pages: Vec<_> = (0..8)
         .map(|_| {
@@ -330,6 +356,28 @@ async fn a_session_is_renewed_once_before_its_tokens_end() {
     for page in pages {
         assert_eq!(page.await.expect("no failure"), 200);
     }
+    assert_eq!(site.oidc.requests("/token").await, asked + 1);
+}
+
+#[tokio::test]
+async fn a_reload_has_no_refresh_token_used_again() {
+    let (mut oidc, origin) = (Oidc::start().await, Origin::echo().await);
+    oidc.users(serde_json::json!({"ttl": 5})).await;
+    let gateway = Gateway::administered(&document(&origin, &oidc, &["first"])).await;
+    let mut site = Site { oidc, origin, gateway };
+    let alice = site.logged_in("alice").await;
+    let asked = site.oidc.requests("/token").await;
+    let renewed = async {
+        while site.oidc.requests("/token").await == asked {
+            assert_eq!(look(&mut alice.clone()).await.status, 200);
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    soon("a renewal", renewed).await;
+    site.gateway.rewrite_administered(&document(&site.origin, &site.oidc, &["second", "first"]));
+    assert_eq!(site.gateway.ask_admin("POST /api/reload", "").await.status, 200);
+    // The cookies of before are on their way still.
+    assert_eq!(look(&mut alice.clone()).await.status, 200);
     assert_eq!(site.oidc.requests("/token").await, asked + 1);
 }
 

@@ -108,6 +108,13 @@ impl Rule {
         };
         in_time && !self.is_over(now)
     }
+
+    /// What revokes all that either does, for as long as either does.
+    fn with(self, other: Self) -> Self {
+        let both = self.issued_before.zip(other.issued_before);
+        let issued_before = both.map(|(one, other)| one.max(other));
+        Self { issued_before, expires: self.expires.max(other.expires) }
+    }
 }
 
 impl Revocations {
@@ -140,22 +147,38 @@ impl Revocations {
     /// # Errors
     /// There is no room, or the list is another process's by now.
     pub fn add(&self, revocation: Revocation) -> Result<bool, Full> {
+        self.put(revocation, |_, rule| rule)
+    }
+
+    /// Adds an entry to one about the same tokens, of which nothing is taken back; says whether it is new.
+    ///
+    /// # Errors
+    /// There is no room, or the list is another process's by now.
+    pub fn extend(&self, revocation: Revocation) -> Result<bool, Full> {
+        let now = seconds(self.clock.wall());
+        self.put(revocation, |known, rule| if known.is_over(now) { rule } else { known.with(rule) })
+    }
+
+    /// Puts an entry in; `settle` says what becomes of the rule that is there and of its own.
+    fn put(&self, revocation: Revocation, settle: impl FnOnce(Rule, Rule) -> Rule) -> Result<bool, Full> {
         let mut by_identity = self.by_identity.write();
         // Read under the lock: what is added before is handed over.
         if self.handed_over.load(Ordering::Relaxed) {
             return Err(Full::HandedOver);
         }
         let Revocation { identity, which, issued_before, expires } = revocation;
-        let known = by_identity.get(&identity).is_some_and(|entries| entries.contains_key(&which));
-        if !known && self.len() >= MOST {
+        let known = by_identity.get(&identity).and_then(|entries| entries.get(&which)).copied();
+        if known.is_none() && self.len() >= MOST {
             self.sweep(&mut by_identity);
             if self.len() >= MOST {
                 return Err(Full::TooMany);
             }
         }
-        by_identity.entry(identity).or_default().insert(which, Rule { issued_before, expires });
-        self.count.fetch_add(usize::from(!known), Ordering::Release);
-        Ok(!known)
+        let rule = Rule { issued_before, expires };
+        let rule = known.map_or(rule, |known| settle(known, rule));
+        by_identity.entry(identity).or_default().insert(which, rule);
+        self.count.fetch_add(usize::from(known.is_none()), Ordering::Release);
+        Ok(known.is_none())
     }
 
     /// Takes an entry out; says whether there was one.
@@ -333,6 +356,35 @@ mod tests {
         clock.advance(Duration::from_secs(60) + GRACE);
         assert_eq!(list.add(entry(jti("one more"), None)), Ok(true));
         assert_eq!(list.len(), 1);
+    }
+
+    #[test]
+    fn what_extends_an_entry_takes_nothing_of_it_back() {
+        let made = |issued_before, expires| Revocation { expires, ..entry(sub("alice"), issued_before) };
+        for (there, more, both) in [
+            ((None, START + 900), (Some(START + 1), START + 60), (None, START + 900)),
+            ((Some(START + 9), START + 60), (Some(START + 1), START + 900), (Some(START + 9), START + 900)),
+            ((Some(START + 1), START + 60), (Some(START + 9), START + 60), (Some(START + 9), START + 60)),
+            ((Some(START + 1), START + 60), (None, START + 60), (None, START + 60)),
+        ] {
+            let (_, list) = list();
+            assert_eq!(list.extend(made(there.0, there.1)), Ok(true));
+            assert_eq!(list.extend(made(more.0, more.1)), Ok(false));
+            assert_eq!(list.list(None), [made(both.0, both.1)], "{there:?} {more:?}");
+            // Who adds one in its place means just that.
+            assert_eq!(list.add(made(more.0, more.1)), Ok(false));
+            assert_eq!(list.list(None), [made(more.0, more.1)]);
+        }
+    }
+
+    #[test]
+    fn an_entry_that_is_over_adds_nothing_to_the_next() {
+        let (clock, list) = list();
+        list.add(entry(sub("alice"), None)).unwrap();
+        clock.advance(Duration::from_secs(60) + GRACE);
+        let later = Revocation { expires: START + 90_000, ..entry(sub("alice"), Some(START + 1)) };
+        list.extend(later.clone()).unwrap();
+        assert_eq!(list.list(None), [later]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Where users log in with a browser: what is for the identity itself, and who is sent there.
 
 use async_trait::async_trait;
-use http::header::SET_COOKIE;
+use http::header::{CACHE_CONTROL, SET_COOKIE};
 use pingora_http::{RequestHeader, ResponseHeader};
 
 use super::{Authenticate, Refused};
@@ -66,7 +66,7 @@ impl Authenticate {
             return None;
         }
         let missing = self.logins.iter().find(|at| refused.refusals.iter().any(|(of, _)| of == *at));
-        let reply = self.login(*missing?)?.invite(request).await?;
+        let reply = self.login(*missing?)?.invite(request, ctx).await?;
         ctx.decide(Verdict::Changed, "the user is sent to log in", &[]);
         Some(reply.into())
     }
@@ -81,9 +81,44 @@ impl OnResponse for Authenticate {
         response: &mut ResponseHeader,
         ctx: &mut Context,
     ) -> Result<(), FilterError> {
-        for cookie in ctx.slot(self.cookies).into_iter().flatten() {
+        let Some(cookies) = ctx.slot(self.cookies) else { return Ok(()) };
+        if !is_for_one(response) {
+            response.append_header(CACHE_CONTROL, "private")?;
+        }
+        for cookie in cookies {
             response.append_header(SET_COOKIE, cookie.clone())?;
         }
         Ok(())
+    }
+}
+
+/// Whether no cache that others share keeps the answer as it is (RFC 9111 s3).
+fn is_for_one(response: &ResponseHeader) -> bool {
+    let lines = response.headers.get_all(CACHE_CONTROL).iter().filter_map(|line| line.to_str().ok());
+    let is_one = |text: &str| ["private", "no-store"].iter().any(|one| text.eq_ignore_ascii_case(one));
+    lines.flat_map(|line| line.split(',')).any(|directive| is_one(directive.trim()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_get_too_is_told_from_what_is_for_one() {
+        for (lines, expected) in [
+            ("", false),
+            ("public, max-age=60", false),
+            ("max-age=60, no-cache", false),
+            ("max-age=60, Private", true),
+            ("max-age=60\nno-store", true),
+            // A list of fields speaks of these alone.
+            ("private=\"x-user\"", false),
+        ] {
+            let mut response = ResponseHeader::build(200, None).expect("valid");
+            for line in lines.lines() {
+                response.append_header(CACHE_CONTROL, line).expect("valid");
+            }
+            assert_eq!(is_for_one(&response), expected, "{lines}");
+        }
     }
 }

@@ -13,6 +13,7 @@ use super::provider::NoTokens;
 use super::session::Session;
 use super::{Party, random};
 use crate::condition::query_values;
+use crate::context::Context;
 use crate::identity::client::form;
 use crate::identity::{Failure, Refusal, Unavailable};
 use crate::outcome::Reply;
@@ -58,11 +59,15 @@ pub(super) fn is_navigation(request: &RequestHeader) -> bool {
 }
 
 /// A place to come back to: of this site only, whatever a browser makes of it.
-fn place(request: &RequestHeader) -> String {
-    let target = request.uri.path_and_query().map_or("/", |target| target.as_str());
+fn place(request: &RequestHeader, ctx: &Context) -> String {
+    let path = ctx.whole_path.as_deref().unwrap_or_else(|| request.uri.path());
+    let target = match request.uri.query() {
+        Some(query) => format!("{path}?{query}"),
+        None => path.to_owned(),
+    };
     let leaves = !target.starts_with('/') || target.starts_with("//") || target.contains('\\');
     let is_plain = target.len() <= LONGEST && target.bytes().all(|byte| byte.is_ascii_graphic());
-    if leaves || !is_plain { "/".to_owned() } else { target.to_owned() }
+    if leaves || !is_plain { "/".to_owned() } else { target }
 }
 
 /// Sends a browser somewhere else, with these cookies; nobody keeps the answer.
@@ -108,7 +113,7 @@ fn is_same(one: &str, other: &str) -> bool {
 
 impl Party {
     /// Sends a browser to the provider.
-    pub(super) async fn begin(&self, request: &RequestHeader) -> Result<Reply, Problem> {
+    pub(super) async fn begin(&self, request: &RequestHeader, ctx: &Context) -> Result<Reply, Problem> {
         let endpoints = self.provider.endpoints().await.map_err(later)?;
         let chance = || random().ok_or_else(|| Problem::new(&INTERNAL).reason("there is no randomness"));
         let (state, nonce, verifier) = (chance()?, chance()?, chance()?);
@@ -124,7 +129,7 @@ impl Party {
             ("code_challenge_method", "S256"),
         ]);
         let until = self.now().saturating_add(PATIENCE);
-        let attempt = Attempt { state, nonce, verifier, back: place(request), until };
+        let attempt = Attempt { state, nonce, verifier, back: place(request, ctx), until };
         let plain = serde_json::to_vec(&attempt).unwrap_or_default();
         let cookie = self.jar.begin(request, &plain, PATIENCE);
         let cookie = cookie.ok_or_else(|| Problem::new(&INTERNAL).reason("a cookie cannot be sealed"))?;
@@ -154,6 +159,10 @@ impl Party {
         }
         let code = code.ok_or_else(|| wrong("the answer has neither a code nor an error"))?;
         let session = self.exchange(&code, &attempt).await?;
+        // With its cookies the browser would be sent to log in again, and again.
+        if self.was_ended(&session) {
+            return Err(Problem::new(&FORBIDDEN).detail("the sessions of this user were ended"));
+        }
         let cookies = self.keep(request, &session).await.map_err(later)?;
         let too_large = "what the provider says of the user does not fit into cookies";
         let mut cookies = cookies.ok_or_else(|| Problem::new(&INTERNAL).detail(too_large))?;
@@ -229,6 +238,29 @@ impl Failure {
         match self {
             Self::Refused(Refusal { reason, .. }) => reason,
             Self::Unknown(why) => &why.reason,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::request;
+
+    #[test]
+    fn a_user_comes_back_to_what_was_asked_for_with_its_version_and_to_no_other_site() {
+        let long = format!("/{}", "x".repeat(LONGEST));
+        for (target, whole, back) in [
+            ("/a?b=%2F", None, "/a?b=%2F"),
+            ("/a?b=1", Some("/v2/a"), "/v2/a?b=1"),
+            ("/a", Some("/v2/a"), "/v2/a"),
+            ("//evil.test", None, "/"),
+            ("/a?b=\\", None, "/"),
+            (&long, None, "/"),
+        ] {
+            let (request, mut ctx) = request("GET", target);
+            ctx.whole_path = whole.map(Box::from);
+            assert_eq!(place(&request, &ctx), back, "{target}");
         }
     }
 }

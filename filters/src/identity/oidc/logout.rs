@@ -87,7 +87,8 @@ impl Party {
         };
         let expires = self.now().saturating_add(self.options.session.get().as_secs());
         let entry = Revocation { identity: self.name.clone(), which, issued_before, expires };
-        self.revocations.add(entry).map_err(|full| {
+        // An administrator may have said more.
+        self.revocations.extend(entry).map_err(|full| {
             later(Unavailable {
                 reason: format!("logouts cannot be remembered: {full}").into(),
                 retry_after: 1,

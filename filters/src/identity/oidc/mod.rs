@@ -63,7 +63,7 @@ struct Party {
     jar: Jar,
     /// Where sessions are, if not in cookies.
     shelf: Option<Shelf>,
-    renewals: Renewals,
+    renewals: Arc<Renewals>,
     revocations: Arc<Revocations>,
     clock: Arc<dyn Clock>,
 }
@@ -82,13 +82,16 @@ impl Oidc {
         let scope = format!("{name}\n{issuer}\n{client_id}");
         let store = options.store.as_ref().map(|store| site.store(store.as_str())).transpose()?;
         let shelf = store.map(|store| Shelf::new(store, &scope));
+        // A refresh token may be good for one use, also if there was a reload since.
+        let shape = format!("oidc renewals {scope}");
+        let renewals = site.world.retained.get_or_make(&shape, || Arc::new(Renewals::new()));
         let jar = Jar::new(&called, redirect_uri.is_https(), cookie_keys, scope);
         let verifier =
             jwt::of_issuer(&name, issuer, client_id, &options.algorithms, options.upstream.as_deref(), site)?;
         let party = Party {
             provider: Provider::new(&options, site)?,
             verifier,
-            renewals: Renewals::new(),
+            renewals,
             revocations: site.world.revocations.clone(),
             clock: site.world.clock.clone(),
             jar,
@@ -226,11 +229,11 @@ impl Login for Oidc {
         reply(self.party.end_sessions(request, body).await)
     }
 
-    async fn invite(&self, request: &RequestHeader) -> Option<Reply> {
+    async fn invite(&self, request: &RequestHeader, ctx: &Context) -> Option<Reply> {
         if !login::is_navigation(request) {
             return None;
         }
-        Some(reply(self.party.begin(request).await))
+        Some(reply(self.party.begin(request, ctx).await))
     }
 }
 

@@ -94,11 +94,14 @@ impl Provider {
         let said = match &*known {
             Some(Known { said, until }) if now < *until => said.clone(),
             _ => {
-                let said = self.ask().await;
-                if let Err(why) = &said {
+                let asked = self.ask().await;
+                if let Err(why) = &asked {
                     log::warn!(issuer = self.issuer.as_str(), error = why.as_str(); "cannot ask a provider where it is");
                 }
-                let keep = if said.is_ok() { KEEP } else { PAUSE };
+                let keep = if asked.is_ok() { KEEP } else { PAUSE };
+                // Until it can be asked again, it is where it was.
+                let before = known.take().and_then(|known| known.said.ok());
+                let said = asked.or_else(|why| before.ok_or(why));
                 let until = self.clock.now() + keep;
                 *known = Some(Known { said: said.clone(), until });
                 said

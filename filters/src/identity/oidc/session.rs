@@ -48,6 +48,10 @@ pub(super) struct Session {
     /// When those end.
     #[serde(rename = "u")]
     until: u64,
+    /// What the provider calls its own session, as of the login: tokens of renewals need not say it (OpenID Connect
+    /// Core 1.0 s12.2).
+    #[serde(rename = "s", default, skip_serializing_if = "Option::is_none")]
+    sid: Option<String>,
 }
 
 /// What has become of a session.
@@ -76,7 +80,8 @@ impl Session {
     /// A session that begins with these tokens, of which the first was verified.
     pub(super) fn new(token: String, tokens: &Tokens, now: u64) -> Option<Self> {
         let id = super::random()?;
-        let session = Self { id, token, refresh: None, begun: now, given: now, until: 0 };
+        let mut session = Self { id, token, refresh: None, begun: now, given: now, until: 0, sid: None };
+        session.sid = session.sid();
         Some(session.with(tokens, now))
     }
 
@@ -93,6 +98,19 @@ impl Session {
     /// What the token claims; it was verified when it came.
     pub(super) fn claims(&self) -> Option<Map<String, Value>> {
         json::object(&URL_SAFE_NO_PAD.decode(self.token.split('.').nth(1)?).ok()?)
+    }
+
+    /// The same session with a newer token.
+    fn with_token(mut self, token: String) -> Self {
+        self.sid = self.sid();
+        self.token = token;
+        self
+    }
+
+    /// What the provider calls its own session; where no login kept it, the token may say it.
+    fn sid(&self) -> Option<String> {
+        let said = || Some(self.claims()?.get("sid")?.as_str()?.to_owned());
+        self.sid.clone().or_else(said)
     }
 
     /// When its tokens end, in Unix seconds.
@@ -187,21 +205,22 @@ impl Party {
             if claims.get("sub") != before.get("sub") {
                 return Ok(None);
             }
-            renewed.token.clone_from(token);
+            renewed = renewed.with_token(token.clone());
         }
         Ok(Some(Arc::new(renewed.with(&tokens, now))))
     }
 
     /// Whether somebody ended it: here, or at the provider, who said so.
-    fn was_ended(&self, session: &Session) -> bool {
+    pub(super) fn was_ended(&self, session: &Session) -> bool {
         if self.revocations.is_empty() {
             return false;
         }
         let claims = session.claims().unwrap_or_default();
         let text = |name: &str| claims.get(name).and_then(Value::as_str);
         let issued = Some(session.begun as f64);
-        let (own, theirs) = (own_id(session), text("sid").map(their_id));
-        [Some(own), theirs].into_iter().flatten().any(|id| {
+        let (own, theirs) = (own_id(session), session.sid().map(|sid| their_id(&sid)));
+        let of_token = text("jti").map(str::to_owned);
+        [Some(own), theirs, of_token].into_iter().flatten().any(|id| {
             let matched = Matched { id: Some(&id), subject: text("sub"), issued };
             self.revocations.revokes(&self.name, matched, self.clock.wall())
         })
@@ -236,4 +255,29 @@ pub(super) fn their_id(sid: &str) -> String {
 /// Seconds since 1970.
 pub(super) fn seconds(time: SystemTime) -> u64 {
     time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// A token that claims this; nobody looks at its signature here.
+    fn token(claims: &Value) -> String {
+        format!("e30.{}.e30", URL_SAFE_NO_PAD.encode(claims.to_string()))
+    }
+
+    #[test]
+    fn a_session_is_called_as_at_its_login_where_a_renewal_does_not_say() {
+        let tokens = Tokens { id: None, refresh: None, expires_in: None };
+        let begun = Session::new(token(&json!({"sub": "alice", "sid": "s1"})), &tokens, 1).expect("random");
+        let renewed = token(&json!({"sub": "alice"}));
+        assert_eq!(begun.clone().with_token(renewed.clone()).sid().as_deref(), Some("s1"));
+        // A cookie of before this was kept has it in its token.
+        let mut kept = serde_json::to_value(&begun).expect("JSON");
+        assert_eq!(kept.as_object_mut().expect("a map").shift_remove("s"), Some(json!("s1")));
+        let old: Session = serde_json::from_value(kept).expect("a session");
+        assert_eq!(old.with_token(renewed).sid().as_deref(), Some("s1"));
+    }
 }

@@ -1,6 +1,21 @@
 //! What needs no provider: who is sent where, and which documents are refused.
 
-use crate::testing::{Chain, chain_with, get, refused_with, send};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde_json::json;
+
+use super::Oidc;
+use super::provider::Tokens;
+use super::session::Session;
+use crate::identity::consumers::{Consumers, Index, Matches};
+use crate::identity::{Site, layout};
+use crate::plan::Plans;
+use crate::testing::{Alone, Chain, chain_with, get, refused_with, send, yaml};
+use crate::world::{ManualClock, Revocation, Revoked, ScriptedClient, World};
 
 const KEY: &str = "a key of thirty-two bytes, or longer";
 
@@ -14,6 +29,69 @@ fn document(options: &str) -> String {
 
 fn chain(options: &str) -> Chain {
     chain_with(&document(""), &format!("- authenticate: {options}"))
+}
+
+/// The identity `web` in this world.
+fn web(world: &World) -> Oidc {
+    let options = yaml(&format!(
+        "{{type: oidc, issuer: 'https://id.example.com', client_id: web, \
+         redirect_uri: 'https://app.test/oauth2/callback', cookie_keys: ['{KEY}']}}"
+    ));
+    let consumers = Consumers::new(layout(&BTreeMap::new(), &Plans::default()), Index::default());
+    let matches = Matches::new(Arc::new(consumers), "web");
+    Oidc::new("web".into(), options, matches, &Site { world, surroundings: &Alone }).expect("valid options")
+}
+
+#[test]
+fn a_session_ends_by_its_user_by_its_token_and_by_what_the_provider_calls_it() {
+    let world = World::dry();
+    let party = web(&world).party;
+    let claims = URL_SAFE_NO_PAD.encode(json!({"sub": "alice", "sid": "s1", "jti": "t1"}).to_string());
+    let tokens = Tokens { id: None, refresh: None, expires_in: None };
+    let session = Session::new(format!("e30.{claims}.e30"), &tokens, party.now()).expect("random");
+    for (which, ended) in [
+        (Revoked::Sub("alice".into()), true),
+        (Revoked::Jti("t1".into()), true),
+        (Revoked::Jti("sid:s1".into()), true),
+        (Revoked::Jti(format!("session:{}", session.id).into()), true),
+        (Revoked::Sub("bob".into()), false),
+        (Revoked::Jti("s1".into()), false),
+    ] {
+        let (identity, expires) = ("web".into(), party.now() + 60);
+        let entry = Revocation { identity, which: which.clone(), issued_before: None, expires };
+        world.revocations.add(entry).expect("room");
+        assert_eq!(party.was_ended(&session), ended, "{which:?}");
+        assert_eq!(world.revocations.remove("web", &which), Ok(true));
+        assert!(!party.was_ended(&session), "{which:?}");
+    }
+}
+
+#[test]
+fn a_reload_leaves_renewals_that_were_made_where_they_are() {
+    let world = World::dry();
+    let before = web(&world);
+    assert!(Arc::ptr_eq(&before.party.renewals, &web(&world).party.renewals));
+}
+
+#[tokio::test]
+async fn where_the_provider_was_it_is_while_it_cannot_be_asked() {
+    let (client, clock) = (Arc::new(ScriptedClient::new()), Arc::new(ManualClock::new()));
+    let world = World { client: client.clone(), ..World::dry_at(clock.clone()) };
+    let party = web(&world).party;
+    assert!(party.provider.endpoints().await.is_err(), "nothing is known of it");
+    clock.advance(Duration::from_secs(1));
+    let document = json!({
+        "issuer": "https://id.example.com",
+        "authorization_endpoint": "https://id.example.com/auth",
+        "token_endpoint": "https://id.example.com/token",
+    });
+    client.reply(200, &[], [document.to_string().as_bytes()]);
+    for wait in [0, 3600, 1, 1] {
+        clock.advance(Duration::from_secs(wait));
+        let known = party.provider.endpoints().await.expect("known");
+        assert_eq!(known.authorization.as_str(), "https://id.example.com/auth");
+    }
+    assert_eq!(client.requests().len(), 5, "it is asked again and again");
 }
 
 #[tokio::test]
