@@ -31,6 +31,8 @@ pub struct Context {
     pub host: Option<Box<str>>,
     /// The normalised path; decisions use [`NormalPath::matched`].
     pub path: NormalPath,
+    /// The path as the client wrote it, where a version was taken off it; normalised too.
+    pub whole_path: Option<Box<str>>,
     /// Identifies the request in logs, answers and upstream requests.
     pub request_id: RequestId,
     /// When the head was complete.
@@ -307,6 +309,7 @@ impl Context {
             scheme: Scheme::Http,
             host: None,
             path,
+            whole_path: None,
             request_id,
             started,
             deadline: None,
@@ -341,6 +344,7 @@ impl Context {
             scheme: self.scheme,
             host: self.host.clone(),
             path: self.path.clone(),
+            whole_path: self.whole_path.clone(),
             request_id: self.request_id.clone(),
             started: self.started,
             deadline: self.deadline,

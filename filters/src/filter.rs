@@ -207,6 +207,13 @@ impl<'a> Build<'a> {
         self.surroundings.identities().is_some_and(|all| all.read_field(field))
     }
 
+    /// What the cookies of logins are called, which are for nobody but the gateway.
+    #[must_use]
+    pub fn login_cookies(&self) -> Vec<Box<str>> {
+        let identities = self.surroundings.identities();
+        identities.into_iter().flat_map(Identities::login_cookies).map(Box::from).collect()
+    }
+
     /// The text of a file that an option names, relative to the document; a change of it reloads the
     /// document.
     pub fn file(&self, option: &str, path: &str) -> Result<String, BuildError> {

@@ -101,6 +101,7 @@ fn without_version(
     };
     strip(request, &path)?;
     ctx.path = path;
+    ctx.whole_path = Some(in_path.whole.clone());
     Some(Found { route, not_allowed, in_path: Some(in_path) })
 }
 

@@ -351,6 +351,26 @@ async fn a_signed_request_passes_with_its_body_over_all_framings() {
 }
 
 #[tokio::test]
+async fn a_signature_is_of_the_path_that_was_sent_with_its_version() {
+    let origin = Origin::echo().await;
+    let service = "services:
+  - {name: api, upstream: origin, versioning: {from: [path], default: '2'}, versions: {'1': {}, '2': {}}}
+routes:
+";
+    let filters = "filters: [{authenticate: {any_of: [signed], consumer_header: x-consumer}}]\n";
+    let text = document(&origin, "", "").replace("routes:\n", service);
+    let text = text.replace(&format!("{filters}    upstream: origin"), &format!("{filters}    service: api"));
+    let gateway = Gateway::start(&text).await;
+    let request = Signed { target: "/v2/signed/a?b=1", ..GET };
+    let other = Signed { target: "/v1/signed/a?b=1", ..GET };
+    for fields in request.forms() {
+        assert_eq!(request.send(&gateway, &fields, b"").await.status, 200);
+        assert_eq!(origin.heads().last().expect("a head").target(), "/signed/a?b=1");
+        assert_eq!(other.send(&gateway, &fields, b"").await.status, 401, "it was signed for another version");
+    }
+}
+
+#[tokio::test]
 async fn a_body_that_was_not_signed_never_reaches_the_upstream() {
     let origin = Origin::echo().await;
     let gateway = Gateway::start(&document(&origin, "", ", max_body: 64KiB")).await;

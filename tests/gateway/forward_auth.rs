@@ -95,6 +95,24 @@ async fn a_service_that_takes_too_long_is_503() {
     assert!(answer.field("retry-after").is_some());
 }
 
+#[tokio::test]
+async fn a_service_that_decides_sees_no_cookies_of_logins() {
+    let (service, origin) = (Origin::echo().await, Origin::echo().await);
+    let identities = "identities:
+  web: {type: oidc, issuer: \"https://id.test\", client_id: web, redirect_uri: \"https://app.test/callback\",
+    cookie_keys: [\"a key of thirty-two bytes or more, of cookies\"]}
+";
+    let filter = "  - forward_auth: {upstream: sso}\n";
+    let gateway =
+        Gateway::start(&format!("{identities}{}", document(service.address, &origin, filter))).await;
+    let logins = "__Host-web=1.AAAA; __Host-web.1=BBBB; __Host-web.login0=CCCC";
+    for (cookies, told) in [(format!("a=1; {logins}; b=2"), Some("a=1; b=2")), (logins.to_owned(), None)] {
+        let answer = request(gateway.address(), "GET /a", &format!("Cookie: {cookies}\r\n")).await;
+        assert_eq!(answer.status, 200);
+        assert_eq!(service.heads().pop().expect("a head").field("cookie"), told);
+    }
+}
+
 /// A service that answers by the question; the questions are kept.
 async fn deciding(
     decide: impl Fn(&Head, &[u8]) -> String + Send + Sync + 'static,

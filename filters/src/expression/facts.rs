@@ -110,7 +110,9 @@ fn of_client(root: &Root, ctx: &Context) -> Value {
     if root.reads("address") {
         members.add("address", text(&address_text(ctx.client.address)));
     }
+    // Behind a trusted proxy it is the proxy's.
     if root.reads("certificate")
+        && !ctx.client.through_trusted_proxy
         && let Some(certificate) = ctx.client.certificate()
     {
         members.add("certificate", of_certificate(certificate));

@@ -65,6 +65,14 @@ impl Identities {
         }
     }
 
+    /// What the cookies of logins are called, of all of them.
+    pub(crate) fn login_cookies(&self) -> impl Iterator<Item = &str> {
+        self.sessions.iter().filter_map(|source| match source {
+            Source::Cookie(name) => Some(&**name),
+            Source::Header(_) | Source::Query(_) => None,
+        })
+    }
+
     /// Where anything of theirs is that logs must not show.
     pub fn secrets(&self) -> impl Iterator<Item = &Source> {
         self.by_name.values().flat_map(|identity| identity.secrets())

@@ -43,6 +43,7 @@ pub use client::form;
 pub use digest::BodyProof;
 pub use hmac::{SignatureAlgorithm, SigningKey};
 pub use source::Source;
+pub(crate) use source::remove_cookie;
 pub use spec::{ConsumerSpec, CredentialHash, CredentialKind, CredentialSpec, IdentitySpec, MatchSpec};
 
 /// A way to prove who is calling.
@@ -184,7 +185,7 @@ pub trait Login: Send + Sync {
     /// The answer to a request whose body was wanted.
     async fn answer_body(&self, request: &RequestHeader, body: &[u8]) -> Reply;
     /// Sends a browser that shows nothing to where its user can log in; none for what is no browser.
-    async fn invite(&self, request: &RequestHeader) -> Option<Reply>;
+    async fn invite(&self, request: &RequestHeader, ctx: &Context) -> Option<Reply>;
 }
 
 /// What becomes of a request that is for an identity itself.

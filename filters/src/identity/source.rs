@@ -110,7 +110,8 @@ fn set_target(request: &mut RequestHeader, target: &str) {
     }
 }
 
-fn remove_cookie(request: &mut RequestHeader, name: &str) {
+/// Takes a cookie out of the lines of a request.
+pub(crate) fn remove_cookie(request: &mut RequestHeader, name: &str) {
     let name_of = |pair: &[u8]| {
         let at = pair.iter().position(|byte| *byte == b'=').unwrap_or(pair.len());
         pair[..at].trim_ascii().to_owned()

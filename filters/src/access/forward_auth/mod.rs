@@ -27,7 +27,7 @@
 //! on the routes of this filter only.
 //!
 //! Hardened against untrusted clients: no field of theirs reaches the service unless it is listed, and none of
-//! the service's own fields comes from them.
+//! the service's own fields comes from them. The cookies of logins (`type: oidc`) never do.
 
 mod answer;
 mod build;
@@ -38,6 +38,7 @@ mod question;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration as Time;
 
@@ -52,8 +53,10 @@ use self::memory::Memory;
 use self::options::About;
 pub use self::options::{CacheOptions, Format, Options};
 use self::question::Question;
+use crate::condition::cookie_values;
 use crate::context::{Context, Slot, Verdict};
 use crate::filter::{Build, BuildError, Filter};
+use crate::identity::remove_cookie;
 use crate::outcome::{FilterError, Outcome};
 use crate::path::{DotSegments, PathRules, normalize};
 use crate::phase::{OnRequest, OnRequestBody, OnResponse, OnUpstreamRequest, Phases};
@@ -71,6 +74,8 @@ pub struct ForwardAuth {
     format: Format,
     about: Vec<About>,
     sent: Vec<HeaderName>,
+    /// Cookies of logins: with them the service could pass for their users.
+    unsent: Vec<Box<str>>,
     told: Told,
     timeout: Time,
     body: Option<u64>,
@@ -137,6 +142,16 @@ impl ForwardAuth {
         target.parse().ok()
     }
 
+    /// The request as the service may see it.
+    fn shown<'a>(&self, request: &'a RequestHeader) -> Cow<'a, RequestHeader> {
+        if self.unsent.iter().all(|name| cookie_values(&request.headers, name).next().is_none()) {
+            return Cow::Borrowed(request);
+        }
+        let mut shown = request.clone();
+        self.unsent.iter().for_each(|name| remove_cookie(&mut shown, name));
+        Cow::Owned(shown)
+    }
+
     fn question(
         &self,
         target: &PathAndQuery,
@@ -144,6 +159,8 @@ impl ForwardAuth {
         body: Option<&Bytes>,
         ctx: &Context,
     ) -> Result<Question, FilterError> {
+        let shown = self.shown(request);
+        let request = &*shown;
         let mut head = RequestHeader::build(self.method.clone(), target.as_str().as_bytes(), None)?;
         if let Some(host) = &self.host {
             head.insert_header(header::HOST, host.clone())?;

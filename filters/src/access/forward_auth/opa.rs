@@ -42,7 +42,9 @@ pub(super) fn question(
         Some(Ok(text)) => about["body"] = text.into(),
         Some(Err(base64)) => about["body_base64"] = base64.into(),
     }
-    let certificate = ctx.client.certificate().map(certificate);
+    // Behind a trusted proxy it is the proxy's.
+    let own = ctx.client.certificate().filter(|_| !ctx.client.through_trusted_proxy);
+    let certificate = own.map(certificate);
     let consumer = ctx.consumer.as_ref().map(|consumer| {
         json!({"name": &*consumer.name, "groups": &*consumer.groups, "plan": consumer.plan.as_deref()})
     });

@@ -18,16 +18,19 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use futures_util::FutureExt;
 use http::HeaderValue;
 use http::header::AUTHORIZATION;
 use pingora_http::RequestHeader;
 use schemars::JsonSchema;
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use self::bench::Bench;
 use self::known::{Known, StandIn};
 use super::consumers::{Consumers, IdentityNo, Lapse, Proof};
+use super::flight::Flights;
 use super::{
     Failure, Identity, IdentityState, Presented, Refusal, Site, Source, Unavailable, Verified, challenge,
     only_one, scheme,
@@ -97,7 +100,9 @@ pub(super) struct Basic {
     consumers: Arc<Consumers>,
     number: Option<IdentityNo>,
     bench: Arc<Bench>,
-    known: Known,
+    /// What is hashed now, by whose password it is.
+    under_way: Flights<[u8; 32], Result<Option<usize>, Unavailable>>,
+    known: Arc<Known>,
     stand_in: StandIn,
 }
 
@@ -117,6 +122,10 @@ impl Basic {
         // A reload gives nobody more of the machine.
         let shape = format!("basic {name} {parallel} {queue}");
         let bench = site.world.retained.get_or_make(&shape, || Arc::new(Bench::new(parallel, queue)));
+        // Nor has it all passwords hashed again at once.
+        let remember = options.remember.get();
+        let shape = format!("basic {name} known for {remember:?}");
+        let known = site.world.retained.get_or_make(&shape, || Arc::new(Known::new(remember)));
         Self {
             name,
             sources: vec![Source::Header(AUTHORIZATION)],
@@ -124,7 +133,8 @@ impl Basic {
             consumers,
             number,
             bench,
-            known: Known::new(options.remember.get()),
+            under_way: Flights::default(),
+            known,
             stand_in: StandIn::new(),
         }
     }
@@ -151,7 +161,7 @@ impl Basic {
             Some(known) => known,
             None => {
                 let hashes = candidates.iter().map(|candidate| candidate.hash.clone()).collect();
-                let right = self.hash(client, password.clone(), hashes).await?.ok_or(WRONG)?;
+                let right = self.hash(client, &user, password.clone(), hashes).await?.ok_or(WRONG)?;
                 self.known.put(digest(&candidates[right]), now);
                 right
             }
@@ -173,10 +183,12 @@ impl Basic {
         })
     }
 
-    /// Which of the hashes is of the password. Where there are none it takes as long all the same.
+    /// Which of the hashes is of the password. Where there are none it takes as long all the same. Who shows the same
+    /// password meanwhile waits for the same work, and takes no further place.
     async fn hash(
         &self,
         client: IpAddr,
+        user: &str,
         password: Zeroizing<Vec<u8>>,
         mut hashes: Vec<PasswordHash>,
     ) -> Result<Option<usize>, Unavailable> {
@@ -185,7 +197,11 @@ impl Basic {
             Some(hash) => self.stand_in.set(hash),
             None => hashes.push(self.stand_in.get()),
         }
-        let right = self.bench.find(client, password, hashes).await?;
+        let mut key = Sha256::new();
+        hashes.iter().for_each(|hash| key.update(self.known.digest(user, &password, hash)));
+        let bench = self.bench.clone();
+        let work = move || async move { bench.find(client, password, hashes).await }.boxed();
+        let right = self.under_way.join(key.finalize().into(), work).await?;
         Ok(right.filter(|at| *at < count))
     }
 }

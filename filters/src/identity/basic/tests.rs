@@ -1,14 +1,21 @@
 //! What users with a password see.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use argon2::password_hash::PasswordHasher;
 use argon2::{Algorithm, Argon2, Params, PasswordHash as Parsed, Version};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use futures_util::future::join_all;
 
-use super::PasswordHash;
-use crate::testing::{Chain, Sent, chain_with, get, refused_with};
+use super::{Basic, PasswordHash};
+use crate::identity::consumers::{Consumers, Index};
+use crate::identity::{Site, layout};
+use crate::plan::Plans;
+use crate::testing::{Alone, Chain, Sent, chain_with, get, refused_with, yaml};
+use crate::world::World;
 
 /// A hash that costs next to nothing.
 pub(super) fn hash(password: &str) -> PasswordHash {
@@ -138,6 +145,36 @@ async fn one_password_follows_the_other_and_what_lapsed_is_told_to_who_knows_it(
         }
         with(&chain, b"acme:new").await.continues();
     }
+}
+
+#[tokio::test]
+async fn who_shows_the_same_password_at_once_waits_for_one_hash() {
+    let chain = chain(", parallel: 1, queue: 0");
+    for _ in 0..2 {
+        let sent = join_all((0..20).map(|_| with(&chain, b"colons:a:b:"))).await;
+        for sent in sent {
+            assert_eq!(consumer(&sent.continues()), Some("colons"));
+        }
+    }
+    for sent in join_all((0..20).map(|_| with(&chain, b"colons:wrong"))).await {
+        sent.responds(401);
+    }
+}
+
+#[test]
+fn passwords_that_are_known_stay_so_over_a_reload() {
+    let (world, own) = (World::dry(), hash("right"));
+    let basic = |remember: &str| {
+        let consumers = Consumers::new(layout(&BTreeMap::new(), &Plans::default()), Index::default());
+        let options = yaml(&format!("{{type: basic, remember: {remember}}}"));
+        let site = Site { world: &world, surroundings: &Alone };
+        Basic::new("people".into(), options, Arc::new(consumers), &site)
+    };
+    let (before, now) = (basic("5m"), world.clock.wall());
+    let digest = before.known.digest("alice", b"right", &own);
+    before.known.put(digest, now);
+    assert!(basic("5m").known.has(&digest, now));
+    assert!(!basic("1m").known.has(&digest, now));
 }
 
 #[tokio::test]

@@ -51,8 +51,9 @@ impl<'a> Message<'a> {
         Ok(host.strip_suffix(port).map_or(host.clone(), str::to_owned))
     }
 
+    /// With the version that was taken off it since: signed is what was sent (RFC 9421 s2.2.6).
     fn path(self) -> &'a str {
-        match self.request.uri.path() {
+        match self.ctx.whole_path.as_deref().unwrap_or(self.request.uri.path()) {
             "" => "/",
             path => path,
         }

@@ -71,8 +71,13 @@ impl Verifier {
         now: SystemTime,
     ) -> Result<(Map<String, Value>, u64), Failure> {
         let parsed = self.parse(token)?;
+        let said = object(parsed.claims);
+        // Before the signature: keys are neither looked for nor fetched for tokens of another issuer.
+        if let Ok(said) = &said {
+            self.rules.check_issuer(said)?;
+        }
         let epoch = self.verify(&parsed).await?;
-        let claims = object(parsed.claims)?;
+        let claims = said?;
         self.rules.check(&claims, now)?;
         if !claims.contains_key("exp") {
             return Err(Refusal::new("the token has no end (exp)").into());

@@ -35,6 +35,20 @@ async fn a_request_signed_as_the_manual_says_holds() {
 }
 
 #[tokio::test]
+async fn the_version_that_was_taken_off_the_path_was_signed_too() {
+    let chain = chain("");
+    let versioned = |target: &str| {
+        let value = credentials("GET", target, NOW, "", "");
+        let request = made("GET", "/a?b=1").header("authorization", &value);
+        request.with(|ctx| ctx.whole_path = Some("/v2/a".into()))
+    };
+    assert_eq!(told(&chain, versioned("/v2/a?b=1")).await, None);
+    for other in ["/a?b=1", "/v1/a?b=1", "/v2/a"] {
+        assert!(told(&chain, versioned(other)).await.is_some(), "{other}");
+    }
+}
+
+#[tokio::test]
 async fn none_holds_for_another_request_or_time() {
     let chain = chain("");
     let value = credentials("GET", "/a?b=1", NOW, "", "");

@@ -36,6 +36,18 @@ async fn an_issuer_is_asked_where_its_keys_are() {
 }
 
 #[tokio::test]
+async fn a_token_of_another_issuer_has_no_keys_fetched() {
+    let place = Place::new();
+    place.answer_with(&[], &document("https://id.test/tenant", "https://id.test/tenant/keys"));
+    place.answer(&[key(0, "a")]);
+    let corp = place.corp(OPTIONS).await;
+    let claims = json!({"iss": "https://other.test", "sub": "alice", "exp": NOW + 3600});
+    let other = claiming(1, json!({"kid": "b"}), &claims);
+    assert_eq!(place.ask(&corp, &other).await, Err("the token is from another issuer".to_owned()));
+    assert_eq!(place.fetches(), 1);
+}
+
+#[tokio::test]
 async fn one_that_does_not_speak_openid_is_asked_as_rfc_8414_says() {
     let place = Place::new();
     place.client.reply(404, &[], []);
