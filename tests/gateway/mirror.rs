@@ -58,6 +58,28 @@ async fn a_copy_is_what_the_upstream_got() {
 }
 
 #[tokio::test]
+async fn a_copy_has_no_credentials_that_are_for_the_upstream_alone() {
+    let auth = "{upstream_auth: {basic: {username: gw, password: s3cret}}}";
+    let mirror = "{mirror: {upstream: shadow}, name: shadowing}";
+    for filters in [format!("{auth}, {mirror}"), format!("{mirror}, {auth}")] {
+        let (origin, shadow) = (Origin::echo().await, Origin::echo().await);
+        let gateway = Gateway::administered(&format!(
+            "upstreams:\n- {{name: origin, backends: [{{address: \"{}\"}}]}}\n\
+             - {{name: shadow, backends: [{{address: \"{}\"}}]}}\n\
+             routes: [{{name: all, upstream: origin, filters: [{filters}]}}]",
+            origin.address, shadow.address
+        ))
+        .await;
+        let fields = "Authorization: Bearer mine\r\nX-A: 1\r\n";
+        assert_eq!(request(gateway.address(), "GET /", fields).await.status, 200);
+        copies(&gateway, "answered", 1).await;
+        assert_eq!(origin.head().all("authorization"), ["Basic Z3c6czNjcmV0"], "{filters}");
+        let copy = shadow.head();
+        assert_eq!((copy.field("authorization"), copy.field("x-a")), (None, Some("1")), "{filters}");
+    }
+}
+
+#[tokio::test]
 async fn a_target_that_hangs_takes_its_places_and_nothing_else() {
     let origin = Origin::echo().await;
     let (shadow, mut events) = Origin::silent().await;

@@ -123,6 +123,31 @@ async fn nginx_takes_the_user_and_the_password() {
 }
 
 #[tokio::test]
+async fn a_trace_that_would_show_the_secret_to_the_client_is_not_sent() {
+    let origin = Origin::echo().await;
+    let gateway = Gateway::start(&document(origin.address, "{header: {name: x-key, value: s3cret}}")).await;
+    let answer = request(gateway.address(), "TRACE /a", "").await;
+    assert_eq!((answer.status, answer.problem().as_str()), (405, "method-not-allowed"));
+    assert!(answer.field("allow").is_some_and(|allow| !allow.contains("TRACE")), "{answer:?}");
+    assert!(!answer.text().contains("s3cret") && origin.heads().is_empty());
+}
+
+#[tokio::test]
+async fn fields_by_which_a_client_would_act_as_the_gateway_are_not_signed() {
+    let origin = Origin::echo().await;
+    let filter = "{aws: {region: eu-central-1, service: s3, access_key_id: AKIDEXAMPLE, \
+                  secret_access_key: s3cret}}";
+    let gateway = Gateway::start(&document(origin.address, filter)).await;
+    let fields = "X-Amz-Copy-Source: /private/key\r\nX-Amz-Acl: public-read\r\nX-Amz-Meta-A: 1\r\n";
+    assert_eq!(request(gateway.address(), "GET /bucket/key", fields).await.status, 200);
+    let head = origin.head();
+    assert_eq!((head.field("x-amz-copy-source"), head.field("x-amz-acl")), (None, None));
+    assert_eq!(head.field("x-amz-meta-a"), Some("1"));
+    let signed = head.field("authorization").expect("a signature");
+    assert!(signed.contains("SignedHeaders=host;x-amz-content-sha256;x-amz-date;x-amz-meta-a,"), "{signed}");
+}
+
+#[tokio::test]
 async fn a_signed_body_arrives_whole_and_a_larger_one_does_not() {
     let origin = Origin::echo().await;
     let filter = "{aws: {region: eu-central-1, service: lambda, access_key_id: AKIDEXAMPLE, \

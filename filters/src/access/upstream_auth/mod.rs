@@ -8,7 +8,9 @@
 //! ```
 //!
 //! `Authorization` of the client, or its copy of the field, does not get there, nor does it when there are no
-//! credentials to send.
+//! credentials to send. Neither that nor what is written is in copies that `mirror` makes, above or below, unless it
+//! stands above a `cache` and this one behind it. TRACE is answered 405, since the upstream would show the client what
+//! it was sent (RFC 9110 s9.3.8).
 //!
 //! A token (RFC 6749 s4.4) is fetched when it is first needed, once for all who wait, and anew before it ends. While
 //! none can be had, one that still holds is used; else it is 503. When the upstream answers 401, the token is given
@@ -18,9 +20,14 @@
 //! for, up to `max_body`. With `payload: unsigned` bodies stream, which S3 takes. What filters below change is not
 //! covered by it, so this one stands last.
 //!
+//! Some of these fields say what is done (`x-amz-copy-source`, `x-amz-acl`), and signed, it would be done by the
+//! gateway's rights: those that are not in `client_fields` are removed when the request gets here. Whose they are cannot
+//! be told by then: one that `headers` above sets is named as well, and takes the place of the client's.
+//!
 //! Each attempt is signed anew. Secrets are in no log, and `explain` shows them as `***`. Hardened against
 //! untrusted clients; upstreams and whoever gives out tokens are trusted.
 
+mod amz;
 mod grant;
 mod options;
 mod sigv4;
@@ -34,9 +41,11 @@ use async_trait::async_trait;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use http::Method;
 use http::header::{self, HeaderName, HeaderValue};
 use pingora_http::{RequestHeader, ResponseHeader};
 
+use self::amz::Allowed;
 use self::grant::{Grant, Token};
 pub use self::options::{Aws, Basic, ClientCredentials, Field, Options, Payload};
 use self::sigv4::{Message, Moment, Paths, Signer};
@@ -44,7 +53,8 @@ use crate::context::{Context, Slot};
 use crate::filter::{Build, BuildError, Filter};
 use crate::identity::remote::Remote;
 use crate::outcome::{FilterError, Outcome};
-use crate::phase::{OnRequestBody, OnResponse, OnUpstreamRequest, Phases};
+use crate::phase::{OnRequest, OnRequestBody, OnResponse, OnUpstreamRequest, Phases};
+use crate::problem::{METHOD_NOT_ALLOWED, Problem};
 use crate::values::Secret;
 use crate::world::Clock;
 
@@ -68,6 +78,7 @@ struct Signing {
     session_token: Option<HeaderValue>,
     /// The largest body that is signed; none where bodies are not.
     max_body: Option<u64>,
+    client_fields: Allowed,
     hash: Slot<String>,
     clock: Arc<dyn Clock>,
 }
@@ -94,7 +105,7 @@ impl Filter for UpstreamAuth {
             Way::Aws(signing) => (false, signing.max_body.is_some()),
         };
         let filter = Arc::new(Self { way });
-        let mut phases = Phases::new().on_upstream_request(filter.clone());
+        let mut phases = Phases::new().on_request(filter.clone()).on_upstream_request(filter.clone());
         if has_token {
             phases = phases.on_response(filter);
         } else if signs_bodies {
@@ -189,6 +200,7 @@ fn signing(options: Aws, build: &Build<'_>) -> Result<Signing, BuildError> {
     Ok(Signing {
         session_token: session_token.transpose()?,
         max_body: signed.then(|| options.max_body.get()),
+        client_fields: Allowed::parse(&options.client_fields)?,
         hash: build.slot(),
         clock: build.clock(),
         signer: Signer {
@@ -208,18 +220,51 @@ fn secret(text: &str) -> Option<HeaderValue> {
     Some(value)
 }
 
-/// Takes the client's copies of a field away, also those that some servers would take for it.
+/// The client's copies of a field, also those that some servers would take for it.
+fn copies(name: &HeaderName, request: &RequestHeader) -> Vec<HeaderName> {
+    let plain = |name: &HeaderName| name.as_str().replace('_', "-");
+    let own = plain(name);
+    request.headers.keys().filter(|other| plain(other) == own).cloned().collect()
+}
+
 fn remove(name: &HeaderName, request: &mut RequestHeader) {
-    let same = |other: &&HeaderName| other.as_str().replace('_', "-") == name.as_str();
-    let copies: Vec<HeaderName> = request.headers.keys().filter(same).cloned().collect();
-    copies.iter().for_each(|copy| drop(request.remove_header(copy)));
+    copies(name, request).iter().for_each(|copy| drop(request.remove_header(copy)));
+}
+
+/// Marks the client's copies of a field as secrets. They stay until they are replaced, since filters below may ask for
+/// them.
+fn mark(name: &HeaderName, request: &mut RequestHeader) -> Result<(), FilterError> {
+    for copy in copies(name, request) {
+        let values: Vec<HeaderValue> = request.headers.get_all(&copy).iter().cloned().collect();
+        request.remove_header(&copy);
+        for mut value in values {
+            value.set_sensitive(true);
+            request.append_header(copy.clone(), value)?;
+        }
+    }
+    Ok(())
+}
+
+/// RFC 9110 s9.3.8: a TRACE must not carry what may not be shown, and s15.5.6: what may be asked instead.
+fn no_trace() -> Problem {
+    let others = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
+    Problem::new(&METHOD_NOT_ALLOWED).header(header::ALLOW, others)
+}
+
+impl UpstreamAuth {
+    /// The field that is written.
+    fn name(&self) -> HeaderName {
+        match &self.way {
+            Way::Field(name, _) => name.clone(),
+            Way::Token { .. } | Way::Aws(_) => header::AUTHORIZATION,
+        }
+    }
 }
 
 impl Signing {
     fn sign(&self, request: &mut RequestHeader, ctx: &Context) -> Result<(), FilterError> {
-        const PREFIX: &str = "x-amz-";
         remove(&header::AUTHORIZATION, request);
-        for name in ["x-amz-date", "x-amz-content-sha256", "x-amz-security-token"] {
+        for name in amz::WRITTEN {
             remove(&HeaderName::from_static(name), request);
         }
         let moment = moment(self.clock.wall())?;
@@ -236,7 +281,7 @@ impl Signing {
             request.insert_header("x-amz-security-token", token.clone())?;
         }
         let is_signed = |name: &HeaderName| {
-            [header::HOST, header::CONTENT_TYPE].contains(name) || name.as_str().starts_with(PREFIX)
+            [header::HOST, header::CONTENT_TYPE].contains(name) || name.as_str().starts_with(amz::PREFIX)
         };
         let mut fields = Vec::new();
         for (name, value) in request.headers.iter().filter(|(name, _)| is_signed(name)) {
@@ -261,6 +306,20 @@ impl Signing {
 fn moment(now: SystemTime) -> Result<String, FilterError> {
     let now = jiff::Timestamp::try_from(now).map_err(|error| FilterError::Internal(error.to_string()))?;
     Ok(now.strftime("%Y%m%dT%H%M%SZ").to_string())
+}
+
+#[async_trait]
+impl OnRequest for UpstreamAuth {
+    async fn on_request(&self, request: &mut RequestHeader, _: &mut Context) -> Result<Outcome, FilterError> {
+        if request.method == Method::TRACE {
+            return Ok(no_trace().into());
+        }
+        if let Way::Aws(signing) = &self.way {
+            signing.client_fields.keep(request);
+        }
+        mark(&self.name(), request)?;
+        Ok(Outcome::Continue)
+    }
 }
 
 #[async_trait]

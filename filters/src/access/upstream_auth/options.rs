@@ -97,6 +97,9 @@ pub struct Aws {
     /// The largest body that is signed; a larger one is answered 413.
     #[serde(default = "one_mib")]
     pub max_body: ByteSize,
+    /// Fields of requests that begin with `x-amz-` and may go on: names, or beginnings with `*`. Others are removed.
+    #[serde(default = "metadata")]
+    pub client_fields: Vec<String>,
 }
 
 /// Whether a signature covers the body.
@@ -121,4 +124,8 @@ fn five_minutes() -> Duration {
 
 fn one_mib() -> ByteSize {
     ByteSize::from_mib(1)
+}
+
+fn metadata() -> Vec<String> {
+    vec!["x-amz-meta-*".to_owned()]
 }

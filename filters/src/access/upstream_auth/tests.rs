@@ -52,6 +52,24 @@ async fn a_user_and_a_field_take_the_place_of_what_the_client_sent() {
 }
 
 #[tokio::test]
+async fn filters_below_still_see_what_the_client_sent() {
+    let user = chain("- upstream_auth: {basic: {username: Aladdin, password: open sesame}}");
+    let sent = user.send(get("/").header("authorization", "Bearer mine")).await.continues();
+    sent.request_header("authorization", "Bearer mine");
+}
+
+#[tokio::test]
+async fn a_trace_is_refused_before_any_secret_is_in_it() {
+    // RFC 9110 s9.3.8 and s15.5.6.
+    let user = "- upstream_auth: {basic: {username: a, password: b}}";
+    let field = "- upstream_auth: {header: {name: x-api-key, value: k}}";
+    for filters in [user, field, GRANT, AWS] {
+        let answer = chain(filters).send(send("TRACE", "/")).await.responds(405);
+        answer.header("allow", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
+    }
+}
+
+#[tokio::test]
 async fn a_token_is_asked_for_as_rfc_6749_says_and_used_until_before_its_end() {
     let (service, chain) = asking(GRANT);
     give(&service, "one", ", \"expires_in\": 100");
@@ -231,7 +249,7 @@ async fn a_signature_covers_the_body_and_none_of_what_the_client_made_up() {
         let request = send("POST", "/a%20b?z=1&a=2").header("host", "f.lambda-url.us-east-1.on.aws");
         let request = request.header("content-type", "application/json").header("authorization", "AWS4 mine");
         let request = request.header("x-amz-date", "19700101T000000Z").header("x-amz-security-token", "mine");
-        let request = request.header("x-amz-target", "t");
+        let request = request.header("x-amz-meta-a", "1");
         let chain = &chain;
         async move {
             let sent = chain.send(request).await.continues();
@@ -242,12 +260,41 @@ async fn a_signature_covers_the_body_and_none_of_what_the_client_made_up() {
     let (one, other) = (request(b"{}").await, request(b"[]").await);
     let signed = one.headers["authorization"].to_str().expect("text");
     let start = "AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/20260101/us-east-1/lambda/aws4_request, \
-                 SignedHeaders=content-type;host;x-amz-date;x-amz-security-token;x-amz-target, Signature=";
+                 SignedHeaders=content-type;host;x-amz-date;x-amz-meta-a;x-amz-security-token, Signature=";
     assert!(signed.starts_with(start), "{signed}");
     assert_ne!(signed, other.headers["authorization"], "another body is another signature");
     assert_eq!(one.headers["x-amz-date"], "20260101T000000Z");
     assert_eq!(one.headers["x-amz-security-token"], "tok");
     assert!(one.headers.get("x-amz-content-sha256").is_none());
+}
+
+/// The fields of AWS that the upstream gets of what a client made up.
+async fn told_of_aws(filters: &str) -> Vec<String> {
+    let request = send("PUT", "/b/k").header("host", "s3.amazonaws.com").header("x-amz-meta-color", "blue");
+    let request = request.header("x-amz-copy-source", "/private/key").header("X-Amz-Acl", "public-read");
+    let request = request.header("x_amz_acl", "public-read").header("x-amz-target", "theirs");
+    let head = chain(filters).send(request).await.continues().attempt(1).await;
+    let told = head.headers.iter().filter(|(name, _)| name.as_str().replace('_', "-").starts_with("x-amz-"));
+    let told = told.filter(|(name, _)| !["x-amz-date", "x-amz-security-token"].contains(&name.as_str()));
+    let mut told: Vec<String> =
+        told.map(|(name, value)| format!("{name}: {}", value.to_str().expect("text"))).collect();
+    told.sort_unstable();
+    told
+}
+
+#[tokio::test]
+async fn a_client_says_to_aws_only_what_it_is_let() {
+    let named = AWS.replace("session_token: tok", "session_token: tok, client_fields: [X-Amz-Target]");
+    let set = "- headers: {request: {set: {x-amz-target: ours}}}";
+    assert_eq!(told_of_aws(AWS).await, ["x-amz-meta-color: blue"]);
+    assert_eq!(told_of_aws(&named).await, ["x-amz-target: theirs"]);
+    assert_eq!(told_of_aws(&format!("{set}\n{named}")).await, ["x-amz-target: ours"]);
+    // What stands below it sets the field after the client's was removed, and before it signs.
+    assert_eq!(told_of_aws(&format!("{AWS}\n{set}")).await, ["x-amz-meta-color: blue", "x-amz-target: ours"]);
+    let all = AWS.replace("session_token: tok", "client_fields: ['x-amz-*']");
+    let request = get("/").header("host", "a").header("x-amz-security-token", "mine");
+    let head = chain(&all).send(request).await.continues().attempt(1).await;
+    assert!(head.headers.get("x-amz-security-token").is_none(), "that is never a client's to send");
 }
 
 #[tokio::test]
@@ -296,6 +343,11 @@ fn options_that_cannot_work_are_refused_without_telling_secrets() {
         (
             "aws: {region: a/b, service: s3, access_key_id: a, secret_access_key: s3cr}",
             "aws.region: expected letters",
+        ),
+        (
+            "aws: {region: a, service: s3, access_key_id: a, secret_access_key: s3cr, \
+             client_fields: [x-amz-acl, x-api-key]}",
+            "aws.client_fields[1]: expected a field such as",
         ),
     ] {
         let said = refused(&format!("- upstream_auth: {{{options}}}"));

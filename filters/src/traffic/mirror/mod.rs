@@ -10,6 +10,9 @@
 //! `max_body`, or one that did not come whole, is not copied, for half a request would say something else. WebSockets
 //! are not copied.
 //!
+//! What `upstream_auth` writes is for the upstream of the request alone, and what it takes away is for no upstream: no
+//! copy has either, whichever of the two stands first. Only what is behind a `cache` is not known before it.
+//!
 //! With `diff`, both answers are compared: status, fields, and bodies, as JSON where both are. Fields that tell of a
 //! connection or a moment (`Date`, `Age`, `Via` and the like) do not count. Bodies that have a content coding or are
 //! over `diff.max_body` are not compared. The admin API (`/api/mirrors`) shows how many differ, and examples without
@@ -244,7 +247,7 @@ impl OnUpstreamRequest for Mirror {
             copying.body.clear();
             (copying.whole, copying.too_large) = (false, false);
         }
-        copying.head = Some(request.clone());
+        copying.head = Some(without_secrets(request));
         Ok(())
     }
 }
@@ -262,6 +265,15 @@ impl OnRequestChunk for Mirror {
         }
         Ok(Outcome::Continue)
     }
+}
+
+/// A copy without the fields that are marked as secrets, as `upstream_auth` marks those it writes and those it replaces.
+fn without_secrets(request: &RequestHeader) -> RequestHeader {
+    let mut copy = request.clone();
+    for (name, _) in request.headers.iter().filter(|(_, value)| value.is_sensitive()) {
+        copy.remove_header(name);
+    }
+    copy
 }
 
 /// Adds a piece to a body that may be so long; false if it would be longer.

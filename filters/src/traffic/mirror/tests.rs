@@ -37,6 +37,39 @@ async fn a_copy_is_what_the_upstream_gets_with_a_mark() {
 }
 
 #[tokio::test]
+async fn a_copy_has_none_of_the_credentials_that_upstream_auth_writes_or_replaces() {
+    let mirror = "- mirror: {upstream: main}";
+    for (auth, secrets) in [
+        ("basic: {username: a, password: b}", &["authorization"][..]),
+        ("header: {name: x-api-key, value: s3cret}", &["x-api-key", "x_api_key"][..]),
+        (
+            "aws: {region: a, service: s3, access_key_id: a, secret_access_key: b, session_token: c}",
+            &["authorization", "x-amz-security-token"][..],
+        ),
+    ] {
+        let auth = format!("- upstream_auth: {{{auth}}}");
+        for filters in [format!("{mirror}\n{auth}"), format!("{auth}\n{mirror}")] {
+            let client = Arc::new(ScriptedClient::new());
+            let chain = chain_calling(client.clone(), &filters);
+            let request = get("/").header("host", "a").header("x-a", "1");
+            let request = secrets.iter().fold(request, |request, &name| request.header(name, "mine"));
+            over(&chain, request, &[]).await;
+            let sent = client.requests();
+            let copied = &sent[0].head.headers;
+            assert!(secrets.iter().all(|name| !copied.contains_key(*name)), "{filters}");
+            assert_eq!(copied["x-a"], "1");
+        }
+    }
+}
+
+#[tokio::test]
+async fn credentials_are_copied_where_the_upstream_gets_them() {
+    let (client, chain) = mirrored("");
+    over(&chain, get("/").header("authorization", "Bearer mine"), &[]).await;
+    assert_eq!(client.requests()[0].head.headers["authorization"], "Bearer mine");
+}
+
+#[tokio::test]
 async fn a_body_that_is_too_large_or_not_whole_is_not_copied() {
     let (client, chain) = mirrored(", max_body: 4B");
     let post = || send("POST", "/").header("content-length", "5");
