@@ -350,6 +350,31 @@ async fn a_broken_answer_never_looks_whole() {
     assert!(answer.as_ref().map_or(true, |answer| answer.status == 502), "{answer:?}");
 }
 
+#[tokio::test]
+async fn an_http_2_answer_that_ends_with_its_head_is_not_said_to_be_encoded() {
+    let origin = Origin::new(|wire: Wire| async move {
+        let Ok(mut connection) = h2::server::handshake(wire.into_stream()).await else { return };
+        while let Some(Ok((_, mut respond))) = connection.accept().await {
+            let answer = Response::builder().header("content-type", "text/plain").body(());
+            respond.send_response(answer.expect("valid"), true).expect("open");
+        }
+    })
+    .await;
+    let gateway = compressing(origin.address, "protocol: h2c,").await;
+    for coding in CODINGS {
+        let answer = request(gateway.address(), "GET /", &format!("Accept-Encoding: {coding}\r\n")).await;
+        assert_eq!((answer.status, answer.field("content-encoding")), (200, None), "{coding}");
+        assert_eq!((answer.field("vary"), answer.text().as_str()), (Some("Accept-Encoding"), ""));
+        let ask = Request::get("http://a/").header("accept-encoding", coding).body(()).expect("valid");
+        let answer = H2c::connect(gateway.address()).await.send(ask, b"").await.expect("an answer");
+        assert_eq!((answer.status, answer.field("content-encoding")), (200, None), "{coding}");
+        assert!(answer.body.is_empty(), "{coding}");
+        // What GET would be answered is not known here.
+        let head = request(gateway.address(), "HEAD /", &format!("Accept-Encoding: {coding}\r\n")).await;
+        assert_eq!(head.field("content-encoding"), Some(coding));
+    }
+}
+
 /// An HTTP/2 origin without TLS: a text in two pieces, then trailers.
 async fn with_trailers() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");

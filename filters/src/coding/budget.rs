@@ -1,12 +1,13 @@
-//! How much memory encoders may hold, all together.
+//! How much memory encoders may hold, all together, and decoders.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 
-/// What all encoders of the process may hold.
+/// What all encoders of the process may hold, and all decoders.
 const LIMIT: u64 = 128 << 20;
 
-static PROCESS: LazyLock<Arc<Budget>> = LazyLock::new(|| Arc::new(Budget::new(LIMIT)));
+static ENCODERS: LazyLock<Arc<Budget>> = LazyLock::new(|| Arc::new(Budget::new(LIMIT)));
+static DECODERS: LazyLock<Arc<Budget>> = LazyLock::new(|| Arc::new(Budget::new(LIMIT)));
 
 /// Bytes of which shares are taken, and given back when they are dropped.
 #[derive(Debug)]
@@ -29,10 +30,22 @@ impl Budget {
         Self { limit, taken: AtomicU64::new(0) }
     }
 
-    /// That of the process, 128 MiB.
+    /// That of the process for encoders, 128 MiB.
     #[must_use]
-    pub fn of_process() -> Arc<Self> {
-        PROCESS.clone()
+    pub fn of_encoders() -> Arc<Self> {
+        ENCODERS.clone()
+    }
+
+    /// That of the process for decoders, 128 MiB: who sends bodies takes nothing from who is answered.
+    #[must_use]
+    pub fn of_decoders() -> Arc<Self> {
+        DECODERS.clone()
+    }
+
+    /// A share of nothing yet, which can grow.
+    #[must_use]
+    pub fn share(self: &Arc<Self>) -> Share {
+        Share { budget: self.clone(), bytes: 0 }
     }
 
     /// A share of the first half: the other one is kept for who is content with little.
@@ -48,9 +61,25 @@ impl Budget {
     }
 
     fn take_below(self: &Arc<Self>, limit: u64, bytes: u64) -> Option<Share> {
+        self.add_below(limit, bytes).then(|| Share { budget: self.clone(), bytes })
+    }
+
+    fn add_below(&self, limit: u64, bytes: u64) -> bool {
         let more = |taken: u64| taken.checked_add(bytes).filter(|sum| *sum <= limit);
-        self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
-        Some(Share { budget: self.clone(), bytes })
+        self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
+    }
+}
+
+impl Share {
+    /// Makes it at least so large; false where not so much is left.
+    #[must_use]
+    pub fn grow(&mut self, bytes: u64) -> bool {
+        let more = bytes.saturating_sub(self.bytes);
+        let grown = more == 0 || self.budget.add_below(self.budget.limit, more);
+        if grown {
+            self.bytes += more;
+        }
+        grown
     }
 }
 
@@ -75,5 +104,17 @@ mod tests {
         assert!(budget.take(1).is_none(), "half of it is still taken");
         drop(second);
         assert!(budget.take(50).is_some());
+    }
+
+    #[test]
+    fn a_share_grows_until_the_budget_ends_and_comes_back_whole() {
+        let budget = Arc::new(Budget::new(100));
+        let (mut first, mut second) = (budget.share(), budget.share());
+        assert!(first.grow(60) && first.grow(50), "it is no smaller than it was");
+        assert!(second.grow(40) && !second.grow(41) && second.grow(40));
+        drop(first);
+        assert!(second.grow(100) && budget.take_last(1).is_none());
+        drop(second);
+        assert!(budget.take_last(100).is_some());
     }
 }

@@ -1,12 +1,19 @@
 //! Decoders that stop at a limit: a few bytes can stand for gigabytes.
 //!
 //! Hardened against untrusted senders: what a decoder holds is bounded by the window of its coding
-//! (gzip 32 KiB, zstd 8 MiB by RFC 9659, Brotli 16 MiB by RFC 7932), what it gives out by [`Limits`].
+//! (gzip 32 KiB, zstd 8 MiB by RFC 9659, Brotli 16 MiB by RFC 7932), what all of them hold by a
+//! [`Budget`], and what one gives out by [`Limits`].
 
-use brotli_decompressor::{BrotliDecompressStream, BrotliResult, BrotliState, StandardAlloc};
+use std::sync::Arc;
+
+use brotli_decompressor::{
+    Allocator, BrotliDecompressStream, BrotliResult, BrotliState, SliceWrapper, StandardAlloc,
+};
 use bytes::Bytes;
 use flate2::{Decompress, FlushDecompress, Status};
 use zstd::stream::raw::{DParameter, Decoder as ZstdDecoder, InBuffer, Operation, OutBuffer};
+
+use super::budget::{Budget, Share};
 
 /// Largest window of a zstd frame: 8 MiB, the most that RFC 9659 lets a sender use.
 const ZSTD_WINDOW_BITS: u32 = 23;
@@ -16,6 +23,12 @@ const ALWAYS_FINE: u64 = 1 << 20;
 const MAX_MEMBERS: u32 = 4096;
 /// Decoded at a time.
 const STEP: usize = 32 * 1024;
+/// What a decoder of gzip or zlib holds, its window included.
+const INFLATE_BYTES: u64 = 48 << 10;
+/// What a decoder of zstd holds beside its window.
+const ZSTD_BYTES: u64 = 192 << 10;
+/// What a decoder of Brotli writes to beside its window, at most: which trees are for which bytes.
+const BR_MAPS_BYTES: u64 = 32 << 10;
 
 /// A content coding that can be decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -54,13 +67,15 @@ pub struct Limits {
     pub ratio: u32,
 }
 
-/// Why a body cannot be decoded; the sender's fault.
+/// Why a body cannot be decoded; the sender's fault but for the last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// It is not what its coding says, or ends too early.
     Malformed,
     /// More comes out of it than the limits allow.
     TooLarge,
+    /// Others hold what there is of the budget.
+    NoMemory,
 }
 
 /// A body being decoded.
@@ -68,6 +83,7 @@ pub struct Decoder {
     stages: Vec<Stage>,
     limits: Limits,
     taken: u64,
+    share: Share,
 }
 
 struct Stage {
@@ -80,18 +96,51 @@ struct Stage {
 
 enum Kind {
     Inflate { state: Decompress, gzip: bool, members: u32 },
-    Br(Box<BrotliState<StandardAlloc, StandardAlloc, StandardAlloc>>),
+    Br(Box<Brotli>),
     Zstd(ZstdDecoder<'static>),
 }
 
+type Brotli = BrotliState<Counted, Counted, Counted>;
+
+/// Counts what Brotli asks for: its tables can take megabytes after a few hundred bytes.
+#[derive(Default)]
+struct Counted {
+    bytes: u64,
+}
+
+impl<T: Clone + Default> Allocator<T> for Counted {
+    type AllocatedMemory = <StandardAlloc as Allocator<T>>::AllocatedMemory;
+
+    fn alloc_cell(&mut self, length: usize) -> Self::AllocatedMemory {
+        self.bytes += bytes_of::<T>(length);
+        Allocator::<T>::alloc_cell(&mut StandardAlloc::default(), length)
+    }
+
+    fn free_cell(&mut self, cell: Self::AllocatedMemory) {
+        self.bytes = self.bytes.saturating_sub(bytes_of::<T>(SliceWrapper::<T>::len(&cell)));
+    }
+}
+
+fn bytes_of<T>(length: usize) -> u64 {
+    (length * size_of::<T>()) as u64
+}
+
 impl Decoder {
-    /// A decoder of a body to which these codings were applied in this order.
+    /// A decoder of a body to which these codings were applied in this order, within the budget of the process.
     ///
     /// # Errors
     /// No memory.
     pub fn new(codings: &[Coding], limits: Limits) -> std::io::Result<Self> {
+        Self::within(&Budget::of_decoders(), codings, limits)
+    }
+
+    /// The same within this budget, of which it takes what it holds, and gives it back when it is dropped.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn within(budget: &Arc<Budget>, codings: &[Coding], limits: Limits) -> std::io::Result<Self> {
         let stages = codings.iter().rev().map(|coding| Stage::new(*coding)).collect::<Result<_, _>>()?;
-        Ok(Self { stages, limits, taken: 0 })
+        Ok(Self { stages, limits, taken: 0, share: budget.share() })
     }
 
     /// Decodes a piece; nothing may come out of it yet.
@@ -99,6 +148,7 @@ impl Decoder {
     /// # Errors
     /// See [`Fault`]; the decoder is of no use then.
     pub fn piece(&mut self, piece: &[u8]) -> Result<Bytes, Fault> {
+        self.afford()?;
         self.taken += piece.len() as u64;
         let by_ratio = self.taken.saturating_mul(u64::from(self.limits.ratio)).max(ALWAYS_FINE);
         let limit = self.limits.size.min(by_ratio);
@@ -106,7 +156,14 @@ impl Decoder {
         for stage in &mut self.stages {
             bytes = stage.piece(&bytes, limit)?.into();
         }
+        self.afford()?;
         Ok(bytes)
+    }
+
+    /// Takes of the budget what it holds by now.
+    fn afford(&mut self) -> Result<(), Fault> {
+        let held: u64 = self.stages.iter().map(Stage::memory).sum();
+        if self.share.grow(held) { Ok(()) } else { Err(Fault::NoMemory) }
     }
 
     /// The body ends here; one without a single byte is fine.
@@ -125,7 +182,7 @@ impl Stage {
             Coding::Gzip => Kind::Inflate { state: Decompress::new_gzip(15), gzip: true, members: 1 },
             Coding::Deflate => Kind::Inflate { state: Decompress::new(true), gzip: false, members: 1 },
             Coding::Br => {
-                let alloc = StandardAlloc::default;
+                let alloc = Counted::default;
                 // Strict: without the large windows that RFC 7932 does not know, of up to 1 GiB.
                 Kind::Br(Box::new(BrotliState::new_strict(alloc(), alloc(), alloc())))
             }
@@ -136,6 +193,19 @@ impl Stage {
             }
         };
         Ok(Self { kind, given: 0, whole: false })
+    }
+
+    /// About how many bytes it holds. Of a window that is no more than was given out: the rest of it was never written
+    /// to.
+    fn memory(&self) -> u64 {
+        match &self.kind {
+            Kind::Inflate { .. } => INFLATE_BYTES,
+            Kind::Br(state) => {
+                let window = state.alloc_u8.bytes.min(self.given + BR_MAPS_BYTES);
+                bytes_of::<Brotli>(1) + state.alloc_u32.bytes + state.alloc_hc.bytes + window
+            }
+            Kind::Zstd(_) => ZSTD_BYTES + self.given.min(1 << ZSTD_WINDOW_BITS),
+        }
     }
 
     /// Decodes all of a piece, unless more than `limit` bytes come out of the body.
@@ -216,11 +286,7 @@ fn again(state: &mut Decompress, gzip: bool, members: &mut u32) -> Result<(), Fa
     Ok(())
 }
 
-fn brotli(
-    state: &mut BrotliState<StandardAlloc, StandardAlloc, StandardAlloc>,
-    piece: &[u8],
-    room: &mut [u8],
-) -> Result<(Step, bool), Fault> {
+fn brotli(state: &mut Brotli, piece: &[u8], room: &mut [u8]) -> Result<(Step, bool), Fault> {
     let (mut left, mut space) = (piece.len(), room.len());
     let (mut taken, mut given, mut total) = (0, 0, 0);
     let result =

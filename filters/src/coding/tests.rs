@@ -1,11 +1,13 @@
 //! Every coding there and back, and what is refused.
 
 use std::io::Write;
+use std::sync::Arc;
 
 use flate2::Compression;
 use flate2::write::ZlibEncoder;
 use proptest::prelude::*;
 
+use super::budget::Budget;
 use super::decode::{Coding, Decoder, Fault, Limits};
 use super::encode::{Algorithm, Effort, Encoder};
 
@@ -182,6 +184,29 @@ fn a_bomb_is_refused_at_the_limit() {
         // Wrapped, the bomb is smaller than what it is a bomb against.
         let nested = encoded(Coding::Gzip, &bomb);
         assert_eq!(decoded(&[coding, Coding::Gzip], &nested, limits), Err(Fault::TooLarge), "{coding:?}");
+    }
+}
+
+#[test]
+fn decoders_hold_no_more_than_their_budget_together() {
+    let body: Vec<u8> = (0..50_000_u32).flat_map(|n| n.wrapping_mul(0x9e37_79b1).to_le_bytes()).collect();
+    for coding in CODINGS {
+        let (whole, budget) = (encoded(coding, &body), Arc::new(Budget::new(2 << 20)));
+        let begin = || {
+            let mut decoder = Decoder::within(&budget, &[coding], WIDE).expect("memory");
+            decoder.piece(&whole[..whole.len() - 4]).map(|_| decoder)
+        };
+        let mut under_way = Vec::new();
+        let fault = loop {
+            match begin() {
+                Ok(decoder) => under_way.push(decoder),
+                Err(fault) => break fault,
+            }
+        };
+        assert_eq!(fault, Fault::NoMemory, "{coding:?}");
+        assert!((2..50).contains(&under_way.len()), "{coding:?} {}", under_way.len());
+        under_way.pop();
+        assert!(begin().is_ok(), "{coding:?}");
     }
 }
 

@@ -116,9 +116,15 @@ impl OnRequest for Fault {
     }
 }
 
+/// Whether the client speaks gRPC; `application/grpc-web` is another protocol.
+fn speaks_grpc(request: &RequestHeader) -> bool {
+    let content_type = request.headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+    let rest = content_type.and_then(|text| text.strip_prefix(b"application/grpc"));
+    rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+}
+
 fn answer(abort: &Abort, request: &RequestHeader) -> Result<Reply, FilterError> {
-    let content_type = request.headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
-    if let Some(status) = abort.grpc_status.filter(|_| content_type.starts_with(b"application/grpc")) {
+    if let Some(status) = abort.grpc_status.filter(|_| speaks_grpc(request)) {
         let mut head = ResponseHeader::build(200, Some(2))?;
         head.insert_header(CONTENT_TYPE, HeaderValue::from_static("application/grpc"))?;
         head.insert_header(GRPC_STATUS.clone(), HeaderValue::from(u16::from(status)))?;
@@ -186,8 +192,13 @@ mod tests {
     #[tokio::test]
     async fn who_speaks_grpc_is_told_so() {
         let chain = chain("- fault: {abort: {status: 503, grpc_status: 14}}");
-        let call = get("/").header("content-type", "application/grpc");
-        chain.send(call).await.responds(200).header("grpc-status", "14");
+        for spoken in ["application/grpc", "application/grpc+proto", "application/grpc;charset=utf-8"] {
+            let call = get("/").header("content-type", spoken);
+            chain.send(call).await.responds(200).header("grpc-status", "14");
+        }
+        for other in ["application/grpc-web", "application/grpc-web+proto", "text/plain"] {
+            chain.send(get("/").header("content-type", other)).await.responds(503).no_header("grpc-status");
+        }
         chain.send(get("/")).await.responds(503);
     }
 

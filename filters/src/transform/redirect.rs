@@ -75,9 +75,11 @@ impl OnRequest for Redirect {
         if location.starts_with("//") {
             location = format!("/{}", location.trim_start_matches('/'));
         }
-        if let Some(query) = request.uri.query().filter(|_| self.0.keep_query && !location.contains('?')) {
-            location.push('?');
-            location.push_str(query);
+        // What comes after a fragment's sign is the fragment (RFC 3986 s3.5).
+        let end = location.find('#').unwrap_or(location.len());
+        let has_query = location[..end].contains('?');
+        if let Some(query) = request.uri.query().filter(|_| self.0.keep_query && !has_query) {
+            location.insert_str(end, &format!("?{query}"));
         }
         let mut head = ResponseHeader::build(self.0.status, Some(2))?;
         head.insert_header(LOCATION, location)?;
@@ -93,6 +95,17 @@ mod tests {
     async fn path_and_query_are_kept() {
         let chain = chain("- redirect: {to: 'https://new.test${request.path}', status: 308}");
         chain.send(get("/a%20b?x=1")).await.responds(308).header("location", "https://new.test/a%20b?x=1");
+    }
+
+    #[tokio::test]
+    async fn the_query_comes_before_a_fragment() {
+        let to = async |to: &str| {
+            let chain = chain(&format!("- redirect: {{to: '{to}'}}"));
+            chain.send(get("/?x=1")).await.responds(302).field("location").expect("a target")
+        };
+        assert_eq!(to("/new#part").await, "/new?x=1#part");
+        assert_eq!(to("/new#part?of=it").await, "/new?x=1#part?of=it");
+        assert_eq!(to("/new?y=2#part").await, "/new?y=2#part");
     }
 
     #[tokio::test]

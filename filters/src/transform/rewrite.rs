@@ -101,6 +101,10 @@ impl OnRequest for Rewrite {
         request: &mut RequestHeader,
         ctx: &mut Context,
     ) -> Result<Outcome, FilterError> {
+        // RFC 9112 s3.2.4: this asks about the server, and is no path.
+        if request.uri.path() == "*" {
+            return Ok(Outcome::Continue);
+        }
         let path = self.rewritten(request, ctx);
         // What was put together may mean something else than its parts did, and a value of `..` another place.
         let rules = PathRules { dot_segments: DotSegments::Reject, ..PathRules::default() };
@@ -119,7 +123,7 @@ impl OnRequest for Rewrite {
 
 #[cfg(test)]
 mod tests {
-    use crate::testing::{chain, get, refused};
+    use crate::testing::{chain, get, refused, send};
 
     async fn rewritten(filter: &str, target: &str) -> Option<String> {
         chain(filter)
@@ -147,6 +151,14 @@ mod tests {
             rewritten("- rewrite: {strip_prefix: /api, add_prefix: /v2/}", "/api/x").await.as_deref(),
             Some("/v2/x")
         );
+    }
+
+    #[tokio::test]
+    async fn the_asterisk_that_stands_for_the_server_stays_as_it_is() {
+        for options in ["{add_prefix: /v2}", "{strip_prefix: /api}", "{path: /v2}"] {
+            let sent = chain(&format!("- rewrite: {options}")).send(send("OPTIONS", "*")).await.continues();
+            assert_eq!(sent.ctx.policies.upstream_path, None, "{options}");
+        }
     }
 
     #[tokio::test]

@@ -153,7 +153,7 @@ impl Filter for Compress {
     type Options = Options;
 
     fn build(options: Options, build: &mut Build<'_>) -> Result<Phases, BuildError> {
-        Self::within(Budget::of_process(), options, build)
+        Self::within(Budget::of_encoders(), options, build)
     }
 }
 

@@ -17,7 +17,8 @@
 //! when it is written before this filter, and what came out when after it.
 //!
 //! Hardened against untrusted clients: over `max_size` or `max_ratio` is a 413, with at most that much
-//! decoded, and windows of up to 8 MiB (zstd) and 16 MiB (Brotli).
+//! decoded, and windows of up to 8 MiB (zstd) and 16 MiB (Brotli). All bodies under way together cost
+//! 128 MiB at most, each about what came out of it, up to its window: further ones are answered 503.
 
 use std::sync::Arc;
 
@@ -28,12 +29,13 @@ use pingora_http::RequestHeader;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::coding::budget::Budget;
 use crate::coding::decode::{Coding, Decoder, Fault, Limits};
 use crate::context::{Context, Slot, Verdict};
 use crate::filter::{Build, BuildError, Filter};
 use crate::outcome::{FilterError, Outcome};
 use crate::phase::{OnRequest, OnRequestChunk, OnUpstreamRequest, Phases};
-use crate::problem::{BAD_REQUEST, BODY_TOO_LARGE, Problem, UNSUPPORTED_CODING};
+use crate::problem::{BAD_REQUEST, BODY_TOO_LARGE, OVERLOADED, Problem, UNSUPPORTED_CODING};
 use crate::values::ByteSize;
 
 /// Codings applied one after the other; more of them are an attack.
@@ -75,6 +77,7 @@ pub struct Decompress {
     limits: Limits,
     unknown: Unknown,
     body: Slot<Body>,
+    budget: Arc<Budget>,
 }
 
 /// A request body that is to be decoded.
@@ -100,11 +103,17 @@ impl Filter for Decompress {
     type Options = Options;
 
     fn build(options: Options, build: &mut Build<'_>) -> Result<Phases, BuildError> {
+        Self::within(Budget::of_decoders(), options, build)
+    }
+}
+
+impl Decompress {
+    fn within(budget: Arc<Budget>, options: Options, build: &mut Build<'_>) -> Result<Phases, BuildError> {
         if options.max_ratio == 0 {
             return Err(BuildError::at("max_ratio", "expected a number from 1"));
         }
         let limits = Limits { size: options.max_size.get(), ratio: options.max_ratio };
-        let filter = Arc::new(Self { limits, unknown: options.unknown, body: build.slot() });
+        let filter = Arc::new(Self { limits, unknown: options.unknown, body: build.slot(), budget });
         Ok(Phases::new()
             .on_request(filter.clone())
             .on_request_chunk(filter.clone())
@@ -149,19 +158,21 @@ impl OnRequestChunk for Decompress {
         let mut decoder = match body.decoder.take() {
             Some(decoder) => decoder,
             None => Box::new(
-                Decoder::new(&body.codings, self.limits)
+                Decoder::within(&self.budget, &body.codings, self.limits)
                     .map_err(|error| FilterError::Unavailable(format!("no decoder: {error}")))?,
             ),
         };
         let decoded = decoder
             .piece(chunk)
             .and_then(|decoded| if end { decoder.finish().map(|()| decoded) } else { Ok(decoded) });
-        body.decoder = (!end).then_some(decoder);
         match decoded {
-            Ok(decoded) => *chunk = decoded,
-            Err(fault) => return Ok(refusal(fault).into()),
+            Ok(decoded) => {
+                body.decoder = (!end).then_some(decoder);
+                *chunk = decoded;
+                Ok(Outcome::Continue)
+            }
+            Err(fault) => Ok(refusal(fault).into()),
         }
-        Ok(Outcome::Continue)
     }
 }
 
@@ -209,6 +220,7 @@ fn refusal(fault: Fault) -> Problem {
     match fault {
         Fault::Malformed => Problem::new(&BAD_REQUEST).detail("the body is not what its coding says"),
         Fault::TooLarge => Problem::new(&BODY_TOO_LARGE).detail("the decoded body is too large"),
+        Fault::NoMemory => Problem::new(&OVERLOADED).detail("too many bodies are being decoded"),
     }
 }
 

@@ -2,7 +2,20 @@
 
 use super::*;
 use crate::coding::encode::{Algorithm, Encoder};
-use crate::testing::{Request, Sent, chain, refused, send};
+use crate::registry::Registry;
+use crate::testing::{Request, Sent, chain, chain_of, refused, send};
+
+/// `decompress` with memory for one body of Brotli and a window of 256 KiB.
+struct Tight;
+
+impl Filter for Tight {
+    const NAME: &'static str = Decompress::NAME;
+    type Options = Options;
+
+    fn build(options: Options, build: &mut Build<'_>) -> Result<Phases, BuildError> {
+        Decompress::within(Arc::new(Budget::new(500 << 10)), options, build)
+    }
+}
 
 fn encoded(algorithm: Algorithm, body: &[u8]) -> Bytes {
     Encoder::new(algorithm, 3).and_then(|encoder| encoder.finish(body)).expect("encodes")
@@ -97,6 +110,20 @@ async fn a_bomb_is_a_413() {
     }
     let lax = chain("- decompress: {max_size: 10MiB, max_ratio: 100000}");
     assert_eq!(pass(&mut lax.send(post("zstd")).await, &bomb).map(|body| body.len()), Ok(10 << 20));
+}
+
+#[tokio::test]
+async fn a_body_for_which_there_is_no_memory_is_a_503_until_another_one_is_through() {
+    let chain = chain_of(&Registry::default().with::<Tight>(), "- decompress: {}").expect("builds");
+    let body: Vec<u8> = (0..100_000_u32).flat_map(|n| n.wrapping_mul(0x9e37_79b1).to_le_bytes()).collect();
+    let packed = encoded(Algorithm::Br, &body);
+    let (begin, end) = packed.split_at(packed.len() - 4);
+    let mut first = chain.send(post("br")).await;
+    let mut out = first.request_piece(begin, false).expect("there is memory for one").to_vec();
+    assert_eq!(pass(&mut chain.send(post("br")).await, &packed), Err(503));
+    out.extend_from_slice(&first.request_piece(end, true).expect("it has what it needs"));
+    assert_eq!(out, body);
+    assert_eq!(pass(&mut chain.send(post("br")).await, &packed), Ok(body));
 }
 
 #[tokio::test]
