@@ -47,7 +47,7 @@ where
         socket_digest: stream.get_socket_digest(),
     });
     let app = common.app.pingora();
-    let idle = app.server_options().and_then(|options| options.h2_idle_timeout);
+    let idle = Some(common.desk.limits.load().idle_timeout);
     // Who leaves in the middle of it needs no line in the log.
     let Ok(mut connection) = handshake(stream, app.h2_options()).await else { return };
     let mut turns = Turns::new(carrier, shutdown.clone(), idle);
@@ -60,7 +60,10 @@ where
             Turn::Idle => connection.abrupt_shutdown(Reason::NO_ERROR),
             Turn::Accepted(Ok(None) | Err(_)) => return,
             Turn::Accepted(Ok(Some(H2Accept::Session(session)))) => {
-                let stream = Http2Stream::new(session, &common.desk.limits.load());
+                let limits = common.desk.limits.load();
+                let stream = Http2Stream::new(session, &limits);
+                // One that was told to go stays so.
+                turns.limit = turns.limit.map(|_| limits.idle_timeout);
                 let request = request(common.clone(), stream, turns.begin(), shutdown.clone());
                 // In a box, since the runtime moves what it runs whenever it begins or ends.
                 pingora_runtime::current_handle().spawn(Box::pin(request));

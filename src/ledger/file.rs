@@ -203,8 +203,11 @@ fn prepare(path: &Path) -> io::Result<()> {
     if let Some(folder) = path.parent() {
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     }
-    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
-    if file.metadata()?.is_file() { Ok(()) } else { Err(io::Error::other("it is no regular file")) }
+    // To close what is opened here would give up the locks that SQLite holds on it for this process (fcntl_locking(2)).
+    if !path.exists() {
+        OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    }
+    if fs::metadata(path)?.is_file() { Ok(()) } else { Err(io::Error::other("it is no regular file")) }
 }
 
 fn inode(path: &Path) -> Option<(u64, u64)> {

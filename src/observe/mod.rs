@@ -67,7 +67,7 @@ impl Observe {
         }
         let (log, guard) = AccessLog::open(format, to, redact.iter().cloned())?;
         self.logs_access.store(log.is_on(), Ordering::Relaxed);
-        self.access.store(Arc::new(log));
+        self.access.store(Arc::new(log.after(&self.access.load())));
         *open = Open { format: format.clone(), to: to.clone(), redact: redact.to_vec(), guard: Some(guard) };
         Ok(())
     }

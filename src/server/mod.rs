@@ -296,7 +296,7 @@ impl Parts {
         let gateway = self.gateway();
         let opened = watched(opened, &gateway);
         let mut proxy = pingora::proxy::http_proxy(&server.configuration, gateway.clone());
-        proxy.server_options = Some(http_options(&snapshot));
+        proxy.server_options = Some(http_options());
         proxy.h2_options = Some(h2_options(&snapshot));
         self.export();
         self.cache.export();
@@ -424,16 +424,12 @@ fn keep_quotas(
 
 /// Knows again how far ramps were, and keeps how far they are.
 fn keep_ramps(parts: &Parts) -> Result<ramp::Keeper, StartError> {
-    let place = ledger::place(parts.live.load().server.quotas.as_ref(), &parts.path);
-    let live = Arc::downgrade(&parts.live);
-    let ramps = move || {
-        let snapshot = live.upgrade().map(|live| live.load());
-        snapshot
-            .iter()
-            .flat_map(|snapshot| snapshot.ramps())
-            .map(|(_, ramp)| ramp.progress().clone())
-            .collect()
-    };
+    let snapshot = parts.live.load();
+    snapshot.ramps().for_each(|(_, ramp)| ramp.watch());
+    let place = ledger::place(snapshot.server.quotas.as_ref(), &parts.path);
+    // Held to the end: of a document that is gone, all ramps would be forgotten.
+    let live = parts.live.clone();
+    let ramps = move || live.load().ramps().map(|(_, ramp)| ramp.progress().clone()).collect();
     let keeper = ramp::Keeper::start(place, ramps, &*parts.desk.observe.registry);
     keeper.map_err(|error| StartError::Runtime(format!("cannot keep ramps: {error}")))
 }
@@ -460,10 +456,9 @@ fn server_conf(snapshot: &Snapshot) -> ServerConf {
     }
 }
 
-fn http_options(snapshot: &Snapshot) -> HttpServerOptions {
+fn http_options() -> HttpServerOptions {
     let mut options = HttpServerOptions::default();
     options.h2c = true;
-    options.h2_idle_timeout = Some(snapshot.server.limits.idle_timeout.get());
     options
 }
 

@@ -47,6 +47,8 @@ pub(super) fn start(
     let changed = requests.clone();
     let watch = Watch::start(snapshot.inputs(), move || drop(changed.send(None)));
     let watch = watch.inspect_err(|error| log::error!("cannot watch the configuration: {error}")).ok();
+    // What changed after it was read and before it was watched, nobody tells.
+    drop(requests.send(None));
     applied.note(snapshot);
     settle();
     on_hangup(hangups, requests.clone());

@@ -12,8 +12,8 @@ use crate::config::{self, Protocol};
 use crate::tls::{Remarks, ServerTls};
 
 /// Listeners, by id, and what is suspicious about them. A name keeps its id from snapshot to snapshot,
-/// since sockets know their listener by it; one that is no longer written keeps its place too, and
-/// takes no more requests.
+/// since sockets know their listener by it, and so does an address whose listener is renamed; one that
+/// is no longer written keeps its place too, and takes no more requests.
 pub(super) fn build(
     compiler: &Compiler<'_>,
     written: Vec<config::Listener>,
@@ -58,9 +58,13 @@ pub(super) fn build(
 }
 
 fn in_place(mut plans: Vec<ListenerPlan>, previous: Option<&Snapshot>) -> Vec<ListenerPlan> {
+    let before = previous.map_or_else(Default::default, |previous| previous.listeners.as_slice());
+    let is_new = |plan: &ListenerPlan| before.iter().all(|old| old.name != plan.name);
     let mut kept: Vec<ListenerPlan> = Vec::with_capacity(plans.len());
-    for old in previous.into_iter().flat_map(|previous| &previous.listeners) {
-        let at = plans.iter().position(|plan| plan.name == old.name);
+    for old in before {
+        let is_renamed = |plan: &ListenerPlan| plan.options.address == old.options.address && is_new(plan);
+        let named = plans.iter().position(|plan| plan.name == old.name);
+        let at = named.or_else(|| plans.iter().position(is_renamed));
         kept.push(at.map_or_else(|| old.retire(), |at| plans.remove(at)));
     }
     kept.append(&mut plans);

@@ -8,6 +8,7 @@ use tollhouse_filters::registry::Registry;
 use tollhouse_filters::world::World;
 
 use super::{Compiler, Live, Mode, Snapshot, apart};
+use crate::config::Address;
 use crate::consumers::Roster;
 use crate::source::{self, Loaded, Problems};
 use crate::store::Keeper;
@@ -102,6 +103,8 @@ impl Reloader {
 
     /// Swaps a snapshot in once its backends are known; those of the one that serves meanwhile are watched on.
     fn swap(&self, snapshot: Snapshot) {
+        // Not when it is compiled: a candidate that is refused changes nothing of the ramps that run.
+        snapshot.ramps().for_each(|(_, ramp)| ramp.watch());
         if let Err(error) = self.keeper.keep(&snapshot.stores) {
             log::error!("cannot connect to stores: {error}");
         }
@@ -157,7 +160,10 @@ fn needs_upgrade(old: &Snapshot, new: &Snapshot) -> Vec<&'static str> {
                 let protocols = plan.options.protocols().to_vec();
                 let protocols = plan.options.tls.is_none().then_some(protocols);
                 let proxied = plan.options.accept_proxy_protocol;
-                (plan.name.clone(), plan.options.address.clone(), protocols, proxied)
+                // Only a port of the system's choice is another one under another name.
+                let any_port = matches!(plan.options.address, Address::Tcp(address) if address.port() == 0);
+                let name = any_port.then(|| plan.name.clone());
+                (name, plan.options.address.clone(), protocols, proxied)
             })
             .collect()
     };

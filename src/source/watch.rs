@@ -88,8 +88,8 @@ impl Watch {
         Ok(Watch { orders })
     }
 
-    /// Watches other inputs from now on. Events that came since the last call of `changed` are
-    /// compared with what was seen then.
+    /// Watches other inputs from now on, and calls `changed` if they are others: whoever read the new
+    /// ones did so before they were watched.
     pub fn set_inputs(&self, inputs: Vec<PathBuf>) {
         // The thread ends only with this value.
         let _ = self.orders.send(Order::Inputs(inputs));
@@ -159,18 +159,15 @@ impl Worker {
         }
     }
 
-    /// Takes over other inputs, telling of changes to the old ones first.
+    /// Takes over other inputs, and tells of them.
     fn replace(&mut self, inputs: Vec<PathBuf>) {
         if inputs == self.inputs {
             return;
         }
-        let missed = Fingerprint::of_inputs(&self.inputs) != self.seen;
         self.inputs = inputs;
         self.directories.arm(&self.inputs);
         self.seen = Fingerprint::of_inputs(&self.inputs);
-        if missed {
-            (self.changed)();
-        }
+        (self.changed)();
     }
 
     fn compare(&mut self) {
@@ -234,18 +231,26 @@ fn is_end(event: &notify::Event, names: &[OsString]) -> bool {
 
 /// What a file is called, and the symlinks on the way to it: who turns one has another file take its place.
 fn names(file: &Path) -> Vec<OsString> {
-    let mut names: Vec<OsString> = file.file_name().map(OsStr::to_owned).into_iter().collect();
+    let (links, end) = way(file);
+    let known = links.iter().map(PathBuf::as_path).chain([file, end.as_path()]);
+    known.filter_map(Path::file_name).map(OsStr::to_owned).collect()
+}
+
+/// The symlinks on the way to a file, those included that others lead through, and where they lead in the end,
+/// whether or not anything is there.
+fn way(file: &Path) -> (Vec<PathBuf>, PathBuf) {
+    let mut links = Vec::new();
     let mut at = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
-    while names.len() <= MOST_LINKS
+    while links.len() < MOST_LINKS
         && let Some(link) = at.ancestors().filter(|part| part.is_symlink()).last()
         && let (Ok(target), Ok(rest)) = (fs::read_link(link), at.strip_prefix(link))
     {
-        names.extend(link.file_name().map(OsStr::to_owned));
+        links.push(link.to_owned());
         let target = link.parent().unwrap_or(link).join(target);
         // With a slash at its end it would be followed.
         at = if rest.as_os_str().is_empty() { target } else { target.join(rest) };
     }
-    names
+    (links, at)
 }
 
 /// The directories that are watched.
@@ -286,9 +291,7 @@ impl Directories {
             keep
         });
         for (directory, id) in wanted {
-            if self.armed.contains_key(&directory) {
-                continue;
-            }
+            // Known ones too: one that is made anew may have the inode of the old one, whose watch is gone.
             match watcher.watch(&directory, RecursiveMode::NonRecursive) {
                 Ok(()) => {
                     self.armed.insert(directory, id);
@@ -326,20 +329,16 @@ fn directories(inputs: &[PathBuf]) -> (BTreeMap<PathBuf, (u64, u64)>, bool) {
     (found, lost)
 }
 
-/// An input that is a directory itself, the directory it is in, and those of all symlinks on the
-/// way to it.
+/// An input that is a directory itself, the directory it is in, those of all symlinks on the way to
+/// it, and that of what they lead to.
 fn around(input: &Path) -> Vec<PathBuf> {
     let input = std::path::absolute(input).unwrap_or_else(|_| input.to_owned());
+    let (links, end) = way(&input);
     let mut directories = Vec::new();
     if input.is_dir() {
         directories.push(input.clone());
     }
-    directories.extend(input.parent().map(Path::to_owned));
-    for part in input.ancestors().filter(|part| part.is_symlink()) {
-        directories.extend(part.parent().map(Path::to_owned));
-    }
-    if let Ok(real) = fs::canonicalize(&input) {
-        directories.extend(real.parent().map(Path::to_owned));
-    }
+    let parts = links.iter().chain([&input, &end]);
+    directories.extend(parts.filter_map(|part| part.parent()).map(Path::to_owned));
     directories
 }

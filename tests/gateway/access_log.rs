@@ -1,8 +1,100 @@
 //! The access log in its formats, written by the real binary and changed while it serves.
 
-use crate::harness::{Gateway, exchange, get, until};
+use std::fs::Permissions;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tempfile::TempDir;
+
+use crate::harness::{Gateway, Wire, exchange, get, until};
 
 const ROUTES: &str = "routes: [{name: all, respond: {body: pong}}]";
+
+/// A gateway that writes its log to a pipe that nobody reads; it is killed when dropped.
+struct Unread {
+    child: Child,
+    folder: TempDir,
+    stderr: Arc<Mutex<Vec<String>>>,
+}
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Unread {
+    fn start() -> Self {
+        let folder = TempDir::new().expect("a temporary directory");
+        // The upgrade socket is in it.
+        std::fs::set_permissions(folder.path(), Permissions::from_mode(0o700)).expect("our own folder");
+        Self::write(&folder, "json");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tollhouse"));
+        command.env_remove("RUNTIME_DIRECTORY").env_remove("NOTIFY_SOCKET");
+        command.env("XDG_RUNTIME_DIR", folder.path()).env("STATE_DIRECTORY", folder.path());
+        command.arg("run").arg("-c").arg(folder.path().join("tollhouse.yaml")).stdin(Stdio::null());
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let mut child = child.expect("the gateway starts");
+        let stderr: Arc<Mutex<Vec<String>>> = Arc::default();
+        let (pipe, lines) = (child.stderr.take().expect("piped"), stderr.clone());
+        std::thread::spawn(move || {
+            for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+                lines.lock().push(line);
+            }
+        });
+        Self { child, folder, stderr }
+    }
+
+    fn write(folder: &TempDir, format: &str) {
+        let any = "address: \"127.0.0.1:0\"";
+        let text = format!(
+            "version: 1\nadmin: {{{any}}}\nlisteners: [{{name: plain, {any}}}]\n\
+             observability: {{access_log: {{format: {format}}}}}\n{ROUTES}\n"
+        );
+        std::fs::write(folder.path().join("tollhouse.yaml"), text).expect("write");
+    }
+
+    async fn says(&self, text: &str) -> String {
+        until(text, || self.stderr.lock().iter().find(|line| line.contains(text)).cloned()).await
+    }
+
+    async fn bound(&self, text: &str) -> SocketAddr {
+        let line = self.says(text).await;
+        let address = line.rsplit_once("address=").and_then(|(_, address)| address.trim().parse().ok());
+        address.expect("an address")
+    }
+
+    /// Lines of the log that were dropped.
+    async fn dropped(&self) -> u64 {
+        let ask = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        let text = exchange(self.bound("admin bound address=").await, ask).await.expect("metrics").text();
+        let count = text.lines().find_map(|line| line.strip_prefix("tollhouse_access_log_dropped_total "));
+        count.and_then(|count| count.parse().ok()).unwrap_or_else(|| panic!("{text}"))
+    }
+
+    /// Asks until the pipe is full, and the queue before it: that is of 8192 lines.
+    async fn fill(&self) {
+        let (address, before) = (self.bound("bound listener=plain").await, self.dropped().await);
+        let client = || {
+            tokio::spawn(async move {
+                let mut client = Wire::connect(address).await;
+                for _ in 0..2_500 {
+                    client.send("GET /x HTTP/1.1\r\nHost: a\r\n\r\n").await;
+                    client.answer().await.expect("an answer");
+                }
+            })
+        };
+        for client in [client(), client(), client(), client()] {
+            client.await.expect("no panic");
+        }
+        assert!(self.dropped().await > before);
+    }
+}
 
 /// Has the gateway write its log another way.
 async fn reformat(gateway: &Gateway, format: &str, count: usize) {
@@ -52,4 +144,19 @@ async fn a_template_takes_effect_on_reload() {
         .await;
     get(gateway.address(), "/template").await;
     assert_eq!(last_line(&gateway, "/template").await, "GET /template 200 4 all -");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_does_not_read_the_log_keeps_no_gateway_from_reloading_and_ending() {
+    let mut gateway = Unread::start();
+    gateway.fill().await;
+    let dropped = gateway.dropped().await;
+    Unread::write(&gateway.folder, "combined");
+    gateway.says("configuration reloaded").await;
+    assert!(gateway.dropped().await >= dropped, "what the old log dropped stays counted");
+    gateway.fill().await;
+    let mut kill = Command::new("kill");
+    assert!(kill.arg("-TERM").arg(gateway.child.id().to_string()).status().expect("kill runs").success());
+    let status = until("the gateway to end", || gateway.child.try_wait().expect("a child")).await;
+    assert_eq!(status.code(), Some(0));
 }

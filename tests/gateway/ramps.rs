@@ -1,8 +1,10 @@
 //! Ramps, over sockets: a new version that is broken gets no more than its share, and not for long.
 
+use std::time::Duration;
+
 use serde_json::Value;
 
-use crate::harness::{Gateway, Origin, request, until};
+use crate::harness::{Gateway, Origin, request, soon, until};
 
 /// A ramp that is on its first step of four: 25% for the new one. What is under `/proxied` takes Pingora's way.
 const RAMP: &str = "
@@ -110,4 +112,50 @@ async fn what_was_given_up_stays_so_over_restarts_until_somebody_takes_note() {
     assert!(ask(&gateway, "/direct", 0..100).await > 0, "it begins anew");
     gateway.signal("TERM");
     gateway.ended().await;
+}
+
+#[tokio::test]
+async fn a_document_that_is_refused_leaves_the_watch_over_a_ramp_alone() {
+    let (old, new) = (Origin::echo().await, broken("answers 500").await);
+    let text = document(&old, &new);
+    let gateway = Gateway::administered(&text).await;
+    let unwatched = text.replace(", abort_if: {error_ratio: 10%, min_requests: 10, window: 1h}", "");
+    assert_ne!(unwatched, text);
+    gateway.rewrite_administered(&format!("{unwatched}  - {{name: bad, upstream: nowhere}}\n"));
+    assert_eq!(gateway.ask_admin("POST /api/reload", "").await.status, 422);
+    let failed = ask(&gateway, "/direct", 0..200).await;
+    assert!((10..=12).contains(&failed), "{failed}");
+    assert_eq!(release(&gateway, "checkout").await["state"], "aborted");
+}
+
+#[tokio::test]
+async fn a_ramp_that_was_taken_out_begins_anew_when_it_is_written_again() {
+    let (old, new) = (Origin::echo().await, Origin::echo().await);
+    let text = document(&old, &new);
+    let mut gateway = Gateway::administered(&text).await;
+    let first = release(&gateway, "checkout").await["started"].clone();
+    gateway.rewrite_administered("routes: []");
+    until("both to be forgotten", || {
+        (gateway.said("the ramp is no longer written, and is forgotten") == 2).then_some(())
+    })
+    .await;
+    gateway.rewrite_administered(&text);
+    assert_eq!(gateway.ask_admin("POST /api/reload", "").await.status, 200);
+    let again = soon("the ramp to begin", async {
+        loop {
+            let release = release(&gateway, "checkout").await;
+            if release["step"] == 1 {
+                return release["started"].clone();
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    assert_ne!(again, first);
+    // A restart goes on, and says so.
+    gateway.signal("TERM");
+    gateway.ended().await;
+    let gateway = gateway.again().await;
+    gateway.says("goes on route=checkout").await;
+    assert_eq!(release(&gateway, "checkout").await["started"], again);
 }

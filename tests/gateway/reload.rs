@@ -124,6 +124,47 @@ async fn a_file_that_is_gone_for_a_moment_is_found_again() {
 }
 
 #[tokio::test]
+async fn a_change_while_the_gateway_starts_is_not_missed() {
+    let (origin, mut probed) = Origin::handing_over().await;
+    let folder = tempfile::TempDir::new().expect("a temporary directory");
+    let file = folder.path().join("tollhouse.yaml");
+    let health = "health: {active: {type: http, path: /, interval: 20s, timeout: 20s}}";
+    let text = document(&origin, 1).replace("}]}]\nroutes", &format!("}}], {health}}}]\nroutes"));
+    let started = Gateway::within(folder, "{name: plain, address: \"127.0.0.1:0\"}", &text);
+    let change = async {
+        // The document was read when its backend is probed, and nothing is watched before that is answered.
+        let mut wire = soon("a probe", probed.recv()).await.expect("a probe");
+        wire.head().await.expect("a head");
+        let changed = std::fs::read_to_string(&file).expect("read").replace("body: \"1\"", "body: \"2\"");
+        std::fs::write(&file, changed).expect("write");
+        wire.send("HTTP/1.1 204 No Content\r\n\r\n").await;
+    };
+    let (gateway, ()) = tokio::join!(started, change);
+    serves(&gateway, 2).await;
+    assert!(gateway.says("configuration reloaded").await.contains("generation=2"));
+}
+
+#[tokio::test]
+async fn a_listener_that_is_renamed_serves_on_and_one_that_is_gone_says_so() {
+    let listener = |name: &str, address: &str| format!("{{name: {name}, address: \"{address}:0\"}}");
+    let routes = |name: &str| {
+        format!("routes: [{{name: all, match: {{listeners: [{name}]}}, respond: {{body: {name}}}}}]")
+    };
+    let folder = tempfile::TempDir::new().expect("a temporary directory");
+    let gateway = Gateway::within(folder, &listener("plain", "127.0.0.1"), &routes("plain")).await;
+    assert_eq!(get(gateway.address(), "/").await.text(), "plain");
+    gateway.rewrite(&listener("web", "127.0.0.1"), &routes("web"));
+    gateway.says("configuration reloaded").await;
+    assert_eq!(get(gateway.address(), "/").await.text(), "web");
+    gateway.log_line(|line| line["listener"] == "web").await;
+    gateway.rewrite(&listener("other", "127.0.0.2"), &routes("other"));
+    until("a reload", || (gateway.said("configuration reloaded") == 2).then_some(())).await;
+    let answer = get(gateway.address(), "/").await;
+    assert_eq!(answer.status, 404);
+    assert!(answer.text().contains("this listener is no longer configured"), "{answer:?}");
+}
+
+#[tokio::test]
 async fn a_hangup_signal_reloads_and_ends_nothing() {
     let origin = Origin::echo().await;
     let gateway = Gateway::start(&document(&origin, 1)).await;

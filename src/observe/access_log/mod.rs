@@ -12,8 +12,10 @@ use std::fmt;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -99,9 +101,17 @@ impl JsonSchema for To {
     }
 }
 
+/// How long the end of a log is waited for: somewhat longer than its writer is given.
+const LONGEST_END: Duration = Duration::from_millis(1200);
+
 /// Writes requests down; clones write to the same place.
 #[derive(Clone)]
-pub struct AccessLog(Option<Arc<Inner>>);
+pub struct AccessLog {
+    /// None where nothing is written.
+    inner: Option<Arc<Inner>>,
+    /// Lines that the logs before this one did not write.
+    before: u64,
+}
 
 struct Inner {
     /// JSON where there is none.
@@ -114,7 +124,22 @@ struct Inner {
 
 /// Dropped at the end of the process (or of this log), it waits up to a second for the waiting lines to be written.
 #[must_use = "lines are lost when the guard is dropped early"]
-pub struct FlushGuard(#[expect(dead_code, reason = "held for its drop")] Option<WorkerGuard>);
+pub struct FlushGuard(Option<WorkerGuard>);
+
+impl Drop for FlushGuard {
+    fn drop(&mut self) {
+        let Some(guard) = self.0.take() else { return };
+        let (ended, end) = mpsc::channel::<()>();
+        // When the queue stays full it says so on standard output, which takes for ever if nobody reads that.
+        let ending = thread::Builder::new().name("access-log-end".to_owned()).spawn(move || {
+            drop(guard);
+            drop(ended);
+        });
+        if ending.is_ok() {
+            let _ = end.recv_timeout(LONGEST_END);
+        }
+    }
+}
 
 impl AccessLog {
     /// Opens the log. Fails when the file cannot be opened.
@@ -138,13 +163,19 @@ impl AccessLog {
     /// A log that writes nothing.
     #[must_use]
     pub fn off() -> Self {
-        Self(None)
+        Self { inner: None, before: 0 }
+    }
+
+    /// Takes the place of this log, and goes on with its count.
+    #[must_use]
+    pub fn after(self, old: &Self) -> Self {
+        Self { before: old.dropped(), ..self }
     }
 
     /// Whether lines are written at all; callers may save the work of gathering them.
     #[must_use]
     pub fn is_on(&self) -> bool {
-        self.0.is_some()
+        self.inner.is_some()
     }
 
     /// Queues one line. Never waits: when the queue is full the line is dropped and counted.
@@ -152,7 +183,7 @@ impl AccessLog {
         thread_local! {
             static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
         }
-        let Some(inner) = &self.0 else { return };
+        let Some(inner) = &self.inner else { return };
         BUFFER.with_borrow_mut(|buffer| {
             buffer.clear();
             match &inner.layout {
@@ -167,12 +198,13 @@ impl AccessLog {
         });
     }
 
-    /// Lines that were not written: the queue was full, or the file refused them.
+    /// Lines that were not written, here and by the logs before: the queue was full, or the file refused them.
     #[must_use]
     pub fn dropped(&self) -> u64 {
-        self.0.as_ref().map_or(0, |inner| {
+        self.inner.as_ref().map_or(self.before, |inner| {
             let overflowed = u64::try_from(inner.overflowed.dropped_lines()).unwrap_or(u64::MAX);
-            overflowed.saturating_add(inner.unwritten.load(Ordering::Relaxed))
+            let here = overflowed.saturating_add(inner.unwritten.load(Ordering::Relaxed));
+            self.before.saturating_add(here)
         })
     }
 
@@ -185,10 +217,8 @@ impl AccessLog {
         let builder = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(MAX_WAITING_LINES);
         let (queue, guard) = builder.thread_name("access-log").finish(sink);
         let overflowed = queue.error_counter();
-        (
-            Self(Some(Arc::new(Inner { layout, redactor, queue, overflowed, unwritten }))),
-            FlushGuard(Some(guard)),
-        )
+        let inner = Inner { layout, redactor, queue, overflowed, unwritten };
+        (Self { inner: Some(Arc::new(inner)), before: 0 }, FlushGuard(Some(guard)))
     }
 }
 
@@ -205,8 +235,6 @@ pub fn format_line(access: &Access<'_>, redactor: &Redactor, buffer: &mut Vec<u8
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
-
     use super::*;
 
     struct Blocked {
@@ -255,6 +283,13 @@ mod tests {
         assert_eq!(log.dropped(), 0);
         log.write(&Access::example());
         assert_eq!(log.dropped(), 1, "a line after the end is counted as dropped");
+        let off = AccessLog::off().after(&log);
+        let on = AccessLog::open(&Format::Json, &To::File("/dev/null".into()), []).unwrap().0.after(&off);
+        assert_eq!(
+            (off.dropped(), on.dropped()),
+            (1, 1),
+            "and is not forgotten when another log takes its place"
+        );
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Requests never wait for it: a thread of its own writes what changed. What was changed last is what holds, whoever
 //! did it, so that processes that share the file, as in an upgrade, agree.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -26,9 +27,13 @@ const LAYOUT: &str = "
 const READ: &str =
     "SELECT started, changed, aborted, why FROM ramps WHERE route = ?1 AND old = ?2 AND new = ?3";
 const WRITE: &str = "INSERT OR REPLACE INTO ramps VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+const FORGET: &str = "DELETE FROM ramps WHERE route = ?1 AND old = ?2 AND new = ?3";
 
 /// The ramps of the document that serves.
 type Ramps = Box<dyn Fn() -> Vec<Arc<Progress>> + Send>;
+
+/// Route, old and new variant.
+type Key = [Arc<str>; 3];
 
 /// Keeps ramps until it is dropped.
 pub struct Keeper {
@@ -49,7 +54,8 @@ impl Keeper {
     ) -> std::io::Result<Self> {
         let help = "Attempts to read or write the file of ramps that failed.";
         let failures = metrics.counter("tollhouse_ramp_file_failures_total", help, &[]);
-        let mut files = Files { file, ramps: Box::new(ramps), failures, failing: false };
+        let (known, gone) = (BTreeMap::new(), BTreeSet::new());
+        let mut files = Files { file, ramps: Box::new(ramps), known, gone, failures, failing: false };
         files.look();
         let (running, stopped) = channel();
         let thread = thread::Builder::new().name("ramps".to_owned()).spawn(move || files.run(&stopped))?;
@@ -69,6 +75,10 @@ impl Drop for Keeper {
 struct Files {
     file: Option<PathBuf>,
     ramps: Ramps,
+    /// Those of the last look.
+    known: BTreeMap<Key, Arc<Progress>>,
+    /// Those that the file is still to forget.
+    gone: BTreeSet<Key>,
     failures: Counter,
     failing: bool,
 }
@@ -86,29 +96,58 @@ impl Files {
 
     /// Learns and writes what changed. A ramp goes on in memory where the file cannot be used.
     fn look(&mut self) {
-        let ramps = (self.ramps)();
-        if ramps.is_empty() {
+        self.compare();
+        if self.known.is_empty() && self.gone.is_empty() {
             return;
         }
-        if let Some(file) = &self.file {
-            let done = ledger::connect(file).and_then(|mut connection| exchange(&mut connection, &ramps));
-            let failed = done.is_err();
-            if let Err(error) = done {
+        let Some(file) = &self.file else { return self.done() };
+        let exchanged = ledger::connect(file)
+            .and_then(|mut connection| exchange(&mut connection, &self.known, &self.gone));
+        match exchanged {
+            Ok(()) => self.failing = false,
+            Err(error) => {
                 self.failures.inc();
-                if !self.failing {
+                if !std::mem::replace(&mut self.failing, true) {
                     log::error!(file:% = file.display(); "ramps cannot be kept, a restart forgets them: {error}");
                 }
             }
-            self.failing = failed;
         }
-        ramps.iter().for_each(|ramp| ramp.settle());
+        self.done();
+    }
+
+    /// Notes which ramps there are, and which no more.
+    fn compare(&mut self) {
+        let ramps = (self.ramps)().into_iter().map(|ramp| (ramp.key.clone(), ramp));
+        let before = std::mem::replace(&mut self.known, ramps.collect());
+        for (key, ramp) in before {
+            if !self.known.contains_key(&key) {
+                ramp.leave();
+                self.gone.insert(key);
+            }
+        }
+        self.gone.retain(|key| !self.known.contains_key(key));
+    }
+
+    /// Begins what nobody knew better; what the file could not forget is left for the next look.
+    fn done(&mut self) {
+        if !self.failing {
+            self.gone.clear();
+        }
+        self.known.values().for_each(|ramp| ramp.settle());
     }
 }
 
-fn exchange(connection: &mut Connection, ramps: &[Arc<Progress>]) -> Result<(), Error> {
+fn exchange(
+    connection: &mut Connection,
+    ramps: &BTreeMap<Key, Arc<Progress>>,
+    gone: &BTreeSet<Key>,
+) -> Result<(), Error> {
     connection.execute_batch(LAYOUT)?;
-    for ramp in ramps {
-        let [route, old, new] = ramp.key.each_ref().map(|name| &**name);
+    for key in gone {
+        connection.execute(FORGET, key.each_ref().map(|name| &**name))?;
+    }
+    for (key, ramp) in ramps {
+        let [route, old, new] = key.each_ref().map(|name| &**name);
         let known = connection.query_row(READ, [route, old, new], |row| {
             let aborted: Option<i64> = row.get(2)?;
             let why: String = row.get(3)?;
@@ -116,8 +155,9 @@ fn exchange(connection: &mut Connection, ramps: &[Arc<Progress>]) -> Result<(), 
             Ok(State { started: time(row.get(0)?), changed: time(row.get(1)?), aborted, settled: true })
         });
         let known = known.optional()?;
-        if let Some(known) = &known {
-            ramp.learn(known.clone());
+        match &known {
+            Some(known) => ramp.learn(known.clone()),
+            None => ramp.settle(),
         }
         let state = ramp.state.lock().clone();
         if known.is_none_or(|known| known.changed < whole(state.changed)) {

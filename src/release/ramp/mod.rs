@@ -15,6 +15,7 @@ pub use self::keeper::Keeper;
 pub use self::window::Seen;
 use self::window::Window;
 use crate::config;
+use crate::observe::Timestamp;
 
 /// Requests of the new variant between two looks at how long they take.
 const LOOK_EVERY: u32 = 16;
@@ -115,8 +116,13 @@ impl Ramp {
         let shape = format!("ramp\n{}", key.join("\n"));
         let make = || Arc::new(Progress::new(key.map(Arc::from), world, settled));
         let progress = world.retained.get_or_make(&shape, make);
-        progress.watch(&plan);
         Self { from: from.0, to: to.0, weight, plan, seed: seed(&key.join("\n"), 1), progress }
+    }
+
+    /// Has requests looked at as this ramp says, once its document is the one that serves: until then another one
+    /// may go by the same progress.
+    pub fn watch(&self) {
+        self.progress.watch(&self.plan);
     }
 
     /// Which of both a key that fell to them gets: once it has the new one, it keeps it while the ramp goes on.
@@ -280,13 +286,37 @@ impl Progress {
         if state.settled && known.changed <= state.changed {
             return;
         }
+        if !state.settled && known.aborted.is_none() {
+            let [route, from, to] = self.key.each_ref().map(|name| &**name);
+            let began = Timestamp(known.started);
+            log::info!(route = route, from = from, to = to; "the ramp that began at {began} goes on");
+        }
         self.aborted.set(known.aborted.is_some().into());
         *state = State { settled: true, ..known };
     }
 
-    /// Nobody knows better.
+    /// Nobody knows better: it begins now.
     fn settle(&self) {
-        self.state.lock().settled = true;
+        let mut state = self.state.lock();
+        if state.settled {
+            return;
+        }
+        let now = self.clock.wall();
+        *state = State { started: now, aborted: None, changed: now, settled: true };
+        drop(state);
+        if let Some(window) = self.window.lock().as_mut() {
+            window.clear();
+        }
+    }
+
+    /// The document has it no more. Requests that began before may hold on to it, and it begins anew if it is written
+    /// again meanwhile.
+    fn leave(&self) {
+        let mut state = self.state.lock();
+        let [route, from, to] = self.key.each_ref().map(|name| &**name);
+        log::info!(route = route, from = from, to = to; "the ramp is no longer written, and is forgotten");
+        (state.aborted, state.settled) = (None, false);
+        self.aborted.set(0);
     }
 }
 

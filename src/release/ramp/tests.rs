@@ -10,6 +10,13 @@ fn world() -> (World, Arc<ManualClock>) {
 }
 
 fn ramp_in(world: &World, text: &str) -> Ramp {
+    let ramp = candidate_in(world, text);
+    ramp.watch();
+    ramp
+}
+
+/// A ramp of a document that does not serve.
+fn candidate_in(world: &World, text: &str) -> Ramp {
     let written: config::Ramp = serde_yaml::from_str(text).expect("a ramp");
     Ramp::new(&written, "checkout", ((0, 100), (1, 0)), world, true)
 }
@@ -113,6 +120,17 @@ fn what_happened_before_the_window_does_not_count() {
     assert_eq!(ramp.standing().aborted, None);
 }
 
+#[test]
+fn a_candidate_that_is_not_taken_stops_no_watch() {
+    let (world, _clock) = world();
+    let ramp = ramp_in(&world, WATCHED);
+    note(&ramp, 1, 10, 10, 10);
+    drop(candidate_in(&world, PLAIN));
+    drop(candidate_in(&world, &WATCHED.replace("window: 1m", "window: 1h")));
+    note(&ramp, 1, 10, 10, 10);
+    assert!(ramp.standing().aborted.is_some());
+}
+
 mod kept {
     use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -124,6 +142,7 @@ mod kept {
         clock.advance(later);
         let written: config::Ramp = serde_yaml::from_str(WATCHED).expect("a ramp");
         let ramp = Ramp::new(&written, "checkout", ((0, 100), (1, 0)), &world, false);
+        ramp.watch();
         (world, clock, ramp)
     }
 
@@ -156,6 +175,30 @@ mod kept {
         let (world, _clock, ramp) = process(HOUR * 8);
         let _running = keeper(&path, &world, &ramp);
         assert_eq!((ramp.standing().step, ramp.standing().aborted), (1, None));
+    }
+
+    #[test]
+    fn a_ramp_that_was_taken_out_begins_anew_when_it_is_written_again() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("quotas.sqlite");
+        let (world, clock, ramp) = process(Duration::ZERO);
+        let written = Arc::new(Mutex::new(vec![ramp.progress().clone()]));
+        let document = written.clone();
+        let running = Keeper::start(Some(path.clone()), move || document.lock().clone(), &*world.metrics);
+        note(&ramp, 1, 20, 20, 10);
+        assert!(ramp.standing().aborted.is_some());
+        written.lock().clear();
+        // It looks once more.
+        drop(running.expect("a thread"));
+        clock.advance(HOUR * 5);
+        let running = keeper(&path, &world, &ramp);
+        let standing = ramp.standing();
+        assert_eq!((standing.step, standing.aborted), (1, None), "though requests held on to it");
+        assert_eq!(standing.seen.expect("watched").map(|seen| seen.requests), [0, 0]);
+        drop(running);
+        let (world, _clock, ramp) = process(HOUR * 6);
+        let _running = keeper(&path, &world, &ramp);
+        assert_eq!(ramp.standing().step, 1, "an hour is no step");
     }
 
     #[test]
