@@ -179,8 +179,8 @@ pub struct InFlight {
     address: Option<SocketAddr>,
     /// When the head of the answer was here.
     answered: Option<Instant>,
-    /// How long the backend took to that, if that can be told.
-    took: Option<Duration>,
+    /// How many failures in a row there were before that.
+    row: u32,
     /// How long the client took to send everything; none while it does.
     upload: Option<Duration>,
 }
@@ -209,8 +209,8 @@ impl InFlight {
         stats.begun.fetch_add(1, Ordering::Relaxed);
         let rank = stats.in_flight();
         let (stats, verdict, upload) = (Arc::clone(stats), Verdict::Open, Some(Duration::ZERO));
-        let (address, answered, took) = (None, None, None);
-        Self { stats, started, verdict, rank, judge, address, answered, took, upload }
+        let (address, answered, row) = Default::default();
+        Self { stats, started, verdict, rank, judge, address, answered, row, upload }
     }
 
     /// Goes to this address of the backend.
@@ -250,22 +250,18 @@ impl InFlight {
             let now = Instant::now();
             self.answered = Some(now);
             // An answer that comes before the request is whole tells nothing.
-            if self.upload.is_some() {
-                let took = self.elapsed(now);
-                self.took = Some(took);
+            let took = self.upload.map(|_| self.elapsed(now));
+            if let Some(took) = took {
                 self.stats.measure(took.as_secs_f32(), Tick::of(now));
             }
-            // That one which is out answers brings it back; of others, only a whole answer is a good one.
-            if self.judge.is_some() && self.stats.standing.is_out() {
-                self.judge(Outcome::Answered(self.took), now);
-            }
+            self.row = self.judge(Outcome::Answered(took), now);
         }
     }
 
-    fn judge(&self, outcome: Outcome, now: Instant) {
-        if let Some(Judge { outliers, at, trial }) = &self.judge {
-            outliers.told(*at, outcome, *trial, now);
-        }
+    /// Tells who judges; gives how many failures in a row there were before.
+    fn judge(&self, outcome: Outcome, now: Instant) -> u32 {
+        let judge = self.judge.as_ref();
+        judge.map_or(0, |Judge { outliers, at, trial }| outliers.told(*at, outcome, *trial, now))
     }
 
     /// The backend could not be connected to, broke off or took too long.
@@ -281,7 +277,7 @@ impl InFlight {
             self.answered = Some(now);
             self.stats.measure(self.elapsed(now).as_secs_f32().max(PENALTY), Tick::of(now));
         }
-        self.judge(Outcome::Failed, now);
+        self.judge(if before == Verdict::Told { Outcome::Broken(self.row) } else { Outcome::Failed }, now);
     }
 
     /// Whether it is to find out whether a backend is well again.
@@ -332,9 +328,6 @@ impl Drop for InFlight {
         if self.verdict == Verdict::Open {
             let now = Instant::now();
             self.stats.measure_at_least(self.elapsed(now).as_secs_f32(), Tick::of(now));
-        }
-        if self.verdict == Verdict::Told && self.answered.is_some() && self.judge.is_some() {
-            self.judge(Outcome::Answered(self.took), Instant::now());
         }
         if self.verdict != Verdict::Failed && self.answered.is_none() && self.is_trial() {
             self.stats.standing.give_back(Instant::now());

@@ -25,9 +25,11 @@ pub(in crate::upstream) struct Outliers {
 /// What became of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::upstream) enum Outcome {
-    /// It was answered, its head after this time, if that says anything of the backend.
+    /// The head of its answer is here, after this time, if that says anything of the backend.
     Answered(Option<Duration>),
-    /// It was not, or not to the end, or with a status of 500 or more.
+    /// The answer broke off, before whose head there were so many failures in a row.
+    Broken(u32),
+    /// There is none, or one with a status of 500 or more.
     Failed,
 }
 
@@ -65,35 +67,46 @@ impl Outliers {
         }
     }
 
-    /// A request to the backend at this place ended so; it may have been the trial of one that is out.
-    pub(in crate::upstream) fn told(&self, at: usize, outcome: Outcome, trial: bool, now: Instant) {
-        let Some((backend, stats)) = self.pool.get(at) else { return };
-        let (standing, failed) = (&stats.standing, outcome == Outcome::Failed);
+    /// What became of a request to the backend at this place; it may have been the trial of one that is out. Gives how
+    /// many failures in a row there were before.
+    pub(in crate::upstream) fn told(&self, at: usize, outcome: Outcome, trial: bool, now: Instant) -> u32 {
+        let Some((backend, stats)) = self.pool.get(at) else { return 0 };
+        let standing = &stats.standing;
         if standing.is_out() {
             // Where too many are out, all get requests.
             let is_back = |trial| (trial || standing.is_cooling()) && standing.back(now, self.warm_up);
-            match (trial, failed) {
-                (trial, false) if is_back(trial) => {
+            match (trial, outcome) {
+                (trial, Outcome::Answered(_)) if is_back(trial) => {
                     log::info!(upstream = &*self.upstream, backend; "a backend is in use again");
                 }
-                (true, true) => self.eject(at, "a trial failed".to_owned(), now),
+                (true, Outcome::Failed) => self.eject(at, "a trial failed".to_owned(), now),
                 // It began before.
                 _ => {}
             }
-            return;
+            return 0;
         }
-        let Some(rules) = &self.rules else { return };
-        if !failed && standing.failures.load(Ordering::Relaxed) != 0 {
-            standing.failures.store(0, Ordering::Relaxed);
-        }
-        let reason = if failed { self.in_a_row(rules, stats) } else { None };
+        let Some(rules) = &self.rules else { return 0 };
+        let before = standing.failures.load(Ordering::Relaxed);
+        let reason = match outcome {
+            Outcome::Answered(_) => {
+                if before != 0 {
+                    standing.failures.store(0, Ordering::Relaxed);
+                }
+                None
+            }
+            // Its head ended the row, and should not have.
+            Outcome::Broken(row) => self.in_a_row(rules, stats, row),
+            Outcome::Failed => self.in_a_row(rules, stats, 0),
+        };
         let reason = reason.or_else(|| self.by_window(rules, at, outcome, now));
         if let Some(reason) = reason {
             self.eject(at, reason, now);
         }
+        before
     }
 
-    fn in_a_row(&self, rules: &Outlier, stats: &Stats) -> Option<String> {
+    fn in_a_row(&self, rules: &Outlier, stats: &Stats, least: u32) -> Option<String> {
+        stats.standing.failures.fetch_max(least, Ordering::Relaxed);
         let row = stats.standing.failures.fetch_add(1, Ordering::Relaxed) + 1;
         (row >= rules.consecutive_failures.get()).then(|| format!("{row} failures in a row"))
     }

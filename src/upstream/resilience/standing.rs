@@ -86,9 +86,12 @@ impl Window {
         if self.begun.is_none_or(|begun| now.saturating_duration_since(begun) >= lasts) {
             *self = Self { begun: Some(now), ..Self::default() };
         }
-        self.requests += 1;
+        // One that broke off was counted with its head, unless that was in another window.
+        if !matches!(outcome, Outcome::Broken(_)) || self.failed == self.requests {
+            self.requests += 1;
+        }
         match outcome {
-            Outcome::Failed => self.failed += 1,
+            Outcome::Failed | Outcome::Broken(_) => self.failed += 1,
             Outcome::Answered(None) => {}
             Outcome::Answered(Some(took)) => {
                 self.took += took;

@@ -107,6 +107,24 @@ fn answers_that_break_off_are_failures_in_a_row() {
 }
 
 #[test]
+fn heads_of_answers_that_go_on_count_for_a_backend() {
+    let stats = Arc::new(Stats::default());
+    let outliers = judged(&stats, serde_json::json!({"consecutive_failures": 2}));
+    let request = || InFlight::enter(&stats, Some(Judge { outliers: outliers.clone(), at: 0, trial: false }));
+    let mut streams = Vec::new();
+    for _ in 0..5 {
+        request().failed();
+        let mut stream = request();
+        stream.answered(200);
+        streams.push(stream);
+    }
+    assert!(!stats.standing.is_out(), "no two in a row");
+    outliers.unreachable(0, false, Instant::now());
+    drop(streams);
+    assert!(stats.standing.is_out(), "what began before says nothing of now");
+}
+
+#[test]
 fn one_that_is_out_comes_back_with_the_head_of_an_answer() {
     let stats = Arc::new(Stats::default());
     let outliers = judged(&stats, serde_json::json!({}));
