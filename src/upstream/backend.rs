@@ -150,6 +150,7 @@ impl Backend {
     #[cold]
     fn next_around(&self, families: [&[Endpoint]; 2], now: Instant) -> Option<SocketAddr> {
         let refusals = &self.stats.refusals;
+        refusals.lapse(now);
         [State::Healthy, State::Unknown].into_iter().find_map(|state| {
             families.into_iter().find_map(|family| {
                 let fits = |endpoint: &Endpoint| endpoint.state() == state;
@@ -165,7 +166,9 @@ impl Backend {
     /// Notes that connecting to `address` failed: the next request tries another one, if there is one.
     pub(super) fn connect_failed(&self, address: SocketAddr) {
         self.prefer_v6.store(address.is_ipv4(), Ordering::Relaxed);
-        if !self.has_one_address() {
+        let endpoints = self.endpoints.load();
+        // One that went meanwhile is nobody's to forget.
+        if endpoints.all().count() > 1 && endpoints.all().any(|endpoint| endpoint.address == address) {
             self.stats.refusals.note(address, Instant::now());
         }
     }

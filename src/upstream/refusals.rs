@@ -9,6 +9,8 @@ use parking_lot::Mutex;
 /// How long an address is passed over; twice as long each further time, up to the longest.
 const FIRST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(10);
+/// Who is not tried again in as long, for others are preferred, is as any other.
+const LAPSED: Duration = Duration::from_secs(60);
 
 /// The addresses of one backend that could not be connected to since a request was answered there.
 #[derive(Debug, Default)]
@@ -60,6 +62,13 @@ impl Refusals {
         self.any.store(!known.is_empty(), Ordering::Relaxed);
     }
 
+    /// Leaves out what nobody tried for so long that it says nothing.
+    pub(super) fn lapse(&self, now: Instant) {
+        let mut known = self.known.lock();
+        known.retain(|refusal| now < refusal.next + LAPSED);
+        self.any.store(!known.is_empty(), Ordering::Relaxed);
+    }
+
     /// Whether it could not be connected to when it was tried last.
     pub(super) fn holds(&self, address: SocketAddr) -> bool {
         self.known.lock().iter().any(|refusal| refusal.address == address)
@@ -101,6 +110,17 @@ mod tests {
         assert!(due(30), "who tried said nothing");
         refusals.forget(address);
         assert!(refusals.is_empty() && !refusals.holds(address) && !due(100));
+    }
+
+    #[test]
+    fn what_nobody_tries_again_is_forgotten() {
+        let (refusals, now) = (Refusals::default(), Instant::now());
+        let address = "192.0.2.1:80".parse().unwrap();
+        refusals.note(address, now);
+        refusals.lapse(after(now, 60));
+        assert!(refusals.holds(address));
+        refusals.lapse(after(now, 61));
+        assert!(refusals.is_empty());
     }
 
     #[test]

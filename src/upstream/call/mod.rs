@@ -174,6 +174,7 @@ struct Call<'a> {
     upstream: &'a Upstream,
     head: RequestHeader,
     body: Payload,
+    begun: std::time::Instant,
     deadline: Option<Instant>,
     /// On connecting, and between two reads.
     limits: (Option<Duration>, Option<Option<Duration>>),
@@ -192,6 +193,7 @@ impl<'a> Call<'a> {
         options: CallOptions,
     ) -> (Self, Vec<u8>) {
         let limit = options.timeout.unwrap_or_else(|| upstream.total_timeout());
+        let begun = std::time::Instant::now();
         let deadline = limit.map(|limit| Instant::now() + limit);
         let mut key = options.key.to_vec();
         if key.is_empty() {
@@ -199,7 +201,7 @@ impl<'a> Call<'a> {
         }
         let limits = (options.connect, options.read);
         let CallOptions { interim, retries, stuck, .. } = options;
-        (Self { caller, upstream, head, body, deadline, limits, interim, retries, stuck }, key)
+        (Self { caller, upstream, head, body, begun, deadline, limits, interim, retries, stuck }, key)
     }
 
     async fn attempts(&self, key: &[u8]) -> Result<Reply, CallError> {
@@ -246,11 +248,15 @@ impl<'a> Call<'a> {
         let (session, reused) = match by(limit, Box::pin(self.connect(&peer))).await {
             Ok(connected) => connected,
             Err(error) => {
-                match error {
-                    // Others may have had most of the time.
-                    CallError::Timeout(Waiting::Total) => picked.guard.failed(),
-                    _ => self.upstream.connect_failed(&mut picked),
+                // Others may have had most of the time.
+                if error != CallError::Timeout(Waiting::Total) {
+                    self.upstream.connect_failed(&mut picked);
+                } else if self.had_most(picked.guard.started()) {
+                    picked.guard.failed();
                 }
+                // Whatever ended it, nothing was sent.
+                let is_late = matches!(error, CallError::Timeout(_));
+                let error = if is_late { CallError::Timeout(Waiting::Connect) } else { error };
                 return Err(Failed { fault: Some(Fault::Connect), error });
             }
         };
@@ -262,12 +268,18 @@ impl<'a> Call<'a> {
         let closed = failure.stale && reused;
         let guard = &mut wire.picked.guard;
         if closed {
-            guard.unseen()
-        } else {
-            guard.failed()
+            guard.unseen();
+        } else if failure.error != CallError::Timeout(Waiting::Total) || self.had_most(guard.started()) {
+            guard.failed();
         }
         let fault = if closed { Fault::Stale } else { Fault::Reset };
         Err(Failed { fault: Some(fault), error: failure.error })
+    }
+
+    /// Whether an attempt that began then had most of the time of the whole call.
+    fn had_most(&self, begun: std::time::Instant) -> bool {
+        let all = self.deadline.map(|deadline| deadline.into_std().saturating_duration_since(self.begun));
+        all.is_none_or(|all| begun.elapsed() >= all / 2)
     }
 
     /// What ends an attempt first. The call's own end is one too, so that who took so long is told of.
