@@ -23,7 +23,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, HeaderValue};
+use http::header::{CONTENT_LENGTH, HeaderValue, UPGRADE};
 use http::{HeaderMap, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
 use tollhouse_filters::caching::{Ask, invalidated, is_safe};
@@ -168,7 +168,8 @@ impl Exchange {
             return Decision::Reply(problem.into());
         }
         // Who waits does so within the time for all of it; what is answered here is held to none.
-        self.ctx.deadline = self.time_for_all();
+        let is_held_to_it = !self.asks_for_events && !request.headers.contains_key(UPGRADE);
+        self.ctx.deadline = self.time_for_all().filter(|_| is_held_to_it);
         let stopped = self.entered.request(&self.stack, request, &mut self.ctx).await;
         self.ctx.deadline = None;
         match stopped {

@@ -245,3 +245,17 @@ routes:
         .await;
     }
 }
+
+#[tokio::test]
+async fn what_is_no_stream_of_events_and_comes_after_the_total_is_a_504() {
+    let (origin, mut taken) = played().await;
+    let gateway = gateway(&origin, "total: 100ms").await;
+    let mut client = Wire::connect(gateway.address()).await;
+    client.send("GET / HTTP/1.1\r\nHost: a\r\nAccept: application/json, text/event-stream\r\n\r\n").await;
+    let mut wire = soon("a connection", taken.recv()).await.expect("a connection");
+    wire.head().await.expect("a request");
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    wire.send("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}").await;
+    let answer = client.answer().await.expect("an answer");
+    assert_eq!((answer.status, answer.problem().as_str()), (504, "upstream-timeout"));
+}

@@ -328,7 +328,7 @@ impl Job<'_> {
                 }
                 AnswerHead::Lines(lines) => {
                     response::answered(lines.status, &mut self.call);
-                    relay.ends_by(self.answer_ends_by());
+                    relay.ends_by(self.answer_ends_by()?);
                     if invalidates {
                         let status = StatusCode::from_u16(lines.status).unwrap_or_default();
                         self.call.exchange().invalidate(&self.request, status, &HeaderMap::new());
@@ -354,9 +354,10 @@ impl Job<'_> {
     }
 
     /// When the answer that came has to be over. It is known now whether it is what the client said it takes.
-    fn answer_ends_by(&mut self) -> Option<Instant> {
-        let deadline = self.call.exchange().ctx.deadline;
-        deadline.filter(|_| !self.call.events)
+    fn answer_ends_by(&mut self) -> Result<Option<Instant>, Failure> {
+        let deadline = self.call.exchange().ctx.deadline.filter(|_| !self.call.events);
+        let is_over = deadline.is_some_and(|deadline| deadline <= Instant::now());
+        if is_over { Err(failure::overdue().into()) } else { Ok(deadline) }
     }
 
     /// An interim head, as it is sent on.
@@ -376,7 +377,7 @@ impl Job<'_> {
         body: &Framing,
     ) -> Result<Begin, Failure> {
         response::accept(&head, &mut self.call)?;
-        relay.ends_by(self.answer_ends_by());
+        relay.ends_by(self.answer_ends_by()?);
         response::strip_hop_by_hop(&mut head);
         self.call.exchange().invalidate(&self.request, head.status, &head.headers);
         self.call.stick(&mut head);
