@@ -59,12 +59,14 @@ pub(super) fn build(
 
 fn in_place(mut plans: Vec<ListenerPlan>, previous: Option<&Snapshot>) -> Vec<ListenerPlan> {
     let before = previous.map_or_else(Default::default, |previous| previous.listeners.as_slice());
-    let is_new = |plan: &ListenerPlan| before.iter().all(|old| old.name != plan.name);
+    let is_new = |plan: &ListenerPlan| before.iter().all(|old| old.name != plan.name || old.retired);
     let mut kept: Vec<ListenerPlan> = Vec::with_capacity(plans.len());
     for old in before {
         let is_renamed = |plan: &ListenerPlan| plan.options.address == old.options.address && is_new(plan);
         let named = plans.iter().position(|plan| plan.name == old.name);
-        let at = named.or_else(|| plans.iter().position(is_renamed));
+        let renamed = || plans.iter().position(is_renamed);
+        // The name of one that is gone may be another's by now.
+        let at = if old.retired { renamed() } else { named.or_else(renamed) };
         kept.push(at.map_or_else(|| old.retire(), |at| plans.remove(at)));
     }
     kept.append(&mut plans);

@@ -124,6 +124,24 @@ async fn a_file_that_is_gone_for_a_moment_is_found_again() {
 }
 
 #[tokio::test]
+async fn a_listener_may_take_the_name_of_one_that_is_gone() {
+    let listener = |name: &str, address: &str| format!("{{name: {name}, address: \"{address}:0\"}}");
+    let (first, second) = (listener("plain", "127.0.0.1"), listener("web", "127.0.0.2"));
+    let routes = |name: &str| {
+        format!("routes: [{{name: all, match: {{listeners: [{name}]}}, respond: {{body: {name}}}}}]")
+    };
+    let folder = tempfile::TempDir::new().expect("a temporary directory");
+    let gateway = Gateway::within(folder, &format!("{first}, {second}"), &routes("web")).await;
+    let address = gateway.listener("web");
+    assert_eq!(get(address, "/").await.text(), "web");
+    gateway.rewrite(&second, &routes("web"));
+    gateway.says("configuration reloaded").await;
+    gateway.rewrite(&listener("plain", "127.0.0.2"), &routes("plain"));
+    until("a reload", || (gateway.said("configuration reloaded") == 2).then_some(())).await;
+    assert_eq!(get(address, "/").await.text(), "plain");
+}
+
+#[tokio::test]
 async fn a_change_while_the_gateway_starts_is_not_missed() {
     let (origin, mut probed) = Origin::handing_over().await;
     let folder = tempfile::TempDir::new().expect("a temporary directory");
