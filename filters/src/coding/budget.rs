@@ -6,6 +6,9 @@ use std::sync::{Arc, LazyLock};
 /// What all encoders of the process may hold, and all decoders.
 const LIMIT: u64 = 128 << 20;
 
+/// Who holds no more than this part of a budget holds little.
+const LITTLE: u64 = 256;
+
 static ENCODERS: LazyLock<Arc<Budget>> = LazyLock::new(|| Arc::new(Budget::new(LIMIT)));
 static DECODERS: LazyLock<Arc<Budget>> = LazyLock::new(|| Arc::new(Budget::new(LIMIT)));
 
@@ -71,11 +74,13 @@ impl Budget {
 }
 
 impl Share {
-    /// Makes it at least so large; false where not so much is left.
+    /// Makes it at least so large; false where not so much is left. The second half is kept for who holds little.
     #[must_use]
     pub fn grow(&mut self, bytes: u64) -> bool {
         let more = bytes.saturating_sub(self.bytes);
-        let grown = more == 0 || self.budget.add_below(self.budget.limit, more);
+        let limit =
+            if bytes <= self.budget.limit / LITTLE { self.budget.limit } else { self.budget.limit / 2 };
+        let grown = more == 0 || self.budget.add_below(limit, more);
         if grown {
             self.bytes += more;
         }
@@ -108,13 +113,14 @@ mod tests {
 
     #[test]
     fn a_share_grows_until_the_budget_ends_and_comes_back_whole() {
-        let budget = Arc::new(Budget::new(100));
-        let (mut first, mut second) = (budget.share(), budget.share());
-        assert!(first.grow(60) && first.grow(50), "it is no smaller than it was");
-        assert!(second.grow(40) && !second.grow(41) && second.grow(40));
+        let budget = Arc::new(Budget::new(2560));
+        let (mut first, mut second, mut little) = (budget.share(), budget.share(), budget.share());
+        assert!(first.grow(1000) && first.grow(900), "it is no smaller than it was");
+        assert!(second.grow(280) && !second.grow(281), "that is half of it");
+        assert!(little.grow(10) && !little.grow(11), "the other half is for who holds little");
         drop(first);
-        assert!(second.grow(100) && budget.take_last(1).is_none());
-        drop(second);
-        assert!(budget.take_last(100).is_some());
+        assert!(second.grow(1270) && !second.grow(1271));
+        drop((second, little));
+        assert!(budget.take_last(2560).is_some());
     }
 }

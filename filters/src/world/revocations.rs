@@ -109,11 +109,17 @@ impl Rule {
         in_time && !self.is_over(now)
     }
 
-    /// What revokes all that either does, for as long as either does.
+    /// What revokes all that either does. Where one is about all tokens and ends before the other, that is said of the
+    /// tokens which are issued until then.
     fn with(self, other: Self) -> Self {
-        let both = self.issued_before.zip(other.issued_before);
-        let issued_before = both.map(|(one, other)| one.max(other));
-        Self { issued_before, expires: self.expires.max(other.expires) }
+        let expires = self.expires.max(other.expires);
+        let issued_before = match (self.issued_before, other.issued_before) {
+            (Some(one), Some(other)) => Some(one.max(other)),
+            (None, Some(before)) if self.expires < expires => Some(before.max(self.expires)),
+            (Some(before), None) if other.expires < expires => Some(before.max(other.expires)),
+            _ => None,
+        };
+        Self { issued_before, expires }
     }
 }
 
@@ -366,6 +372,9 @@ mod tests {
             ((Some(START + 9), START + 60), (Some(START + 1), START + 900), (Some(START + 9), START + 900)),
             ((Some(START + 1), START + 60), (Some(START + 9), START + 60), (Some(START + 9), START + 60)),
             ((Some(START + 1), START + 60), (None, START + 60), (None, START + 60)),
+            // A ban that ends first is no longer one then.
+            ((None, START + 60), (Some(START + 1), START + 900), (Some(START + 60), START + 900)),
+            ((Some(START + 90), START + 900), (None, START + 60), (Some(START + 90), START + 900)),
         ] {
             let (_, list) = list();
             assert_eq!(list.extend(made(there.0, there.1)), Ok(true));

@@ -222,9 +222,14 @@ fn secret(text: &str) -> Option<HeaderValue> {
 
 /// The client's copies of a field, also those that some servers would take for it.
 fn copies(name: &HeaderName, request: &RequestHeader) -> Vec<HeaderName> {
-    let plain = |name: &HeaderName| name.as_str().replace('_', "-");
-    let own = plain(name);
-    request.headers.keys().filter(|other| plain(other) == own).cloned().collect()
+    let plain = |byte: u8| if byte == b'_' { b'-' } else { byte };
+    let own = name.as_str().as_bytes();
+    let is_same = |(one, other): (&u8, &u8)| plain(*one) == plain(*other);
+    let is_copy = |other: &&HeaderName| {
+        let other = other.as_str().as_bytes();
+        other.len() == own.len() && other.iter().zip(own).all(is_same)
+    };
+    request.headers.keys().filter(is_copy).cloned().collect()
 }
 
 fn remove(name: &HeaderName, request: &mut RequestHeader) {

@@ -81,8 +81,10 @@ impl Party {
         self.end_kept(text("sid"), text("sub")).await.map_err(later)?;
         let (which, issued_before) = match (text("sid"), text("sub")) {
             (Some(sid), _) => (Revoked::Jti(their_id(sid).into()), None),
-            // Who logs in again has a session of a later second.
-            (None, Some(subject)) => (Revoked::Sub(subject.into()), Some(issued.saturating_add(1))),
+            // Who logs in again has a session of a later second, by this clock.
+            (None, Some(subject)) => {
+                (Revoked::Sub(subject.into()), Some(issued.min(self.now()).saturating_add(1)))
+            }
             (None, None) => return Err(wrong("the token names neither a session nor a user")),
         };
         let expires = self.now().saturating_add(self.options.session.get().as_secs());

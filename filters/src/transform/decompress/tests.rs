@@ -13,7 +13,7 @@ impl Filter for Tight {
     type Options = Options;
 
     fn build(options: Options, build: &mut Build<'_>) -> Result<Phases, BuildError> {
-        Decompress::within(Arc::new(Budget::new(500 << 10)), options, build)
+        Decompress::within(Arc::new(Budget::new(1000 << 10)), options, build)
     }
 }
 
