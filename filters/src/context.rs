@@ -1,5 +1,8 @@
 //! What a filter knows about the request in hand, and where it leaves what others need.
 
+#[cfg(test)]
+mod tests;
+
 use std::any::Any;
 use std::borrow::Cow;
 use std::fmt;
@@ -450,51 +453,5 @@ impl Context {
         let mut ctx = Self::new(Arc::from("test"), client, path, RequestId::Made(1), started);
         ctx.route = Arc::from("test");
         ctx
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::path::{PathRules, normalize};
-
-    fn context() -> Context {
-        Context::for_tests(normalize("/", &PathRules::default()).expect("a valid path"), Instant::now())
-    }
-
-    #[test]
-    fn slots_of_two_instances_do_not_meet() {
-        let (one, two) = (Slot::<u32>::new(1), Slot::<u32>::new(2));
-        let mut ctx = context();
-        *ctx.slot_mut(one) = 7;
-        assert_eq!(ctx.slot(one), Some(&7));
-        assert_eq!(ctx.slot(two), None);
-    }
-
-    #[test]
-    fn a_guard_in_a_slot_is_dropped_with_the_request() {
-        let guard = Arc::new(());
-        let mut ctx = context();
-        ctx.set_slot(Slot::new(1), guard.clone());
-        assert_eq!(Arc::strong_count(&guard), 2);
-        drop(ctx);
-        assert_eq!(Arc::strong_count(&guard), 1);
-    }
-
-    #[test]
-    fn decisions_are_kept_only_when_asked_for() {
-        let mut ctx = context();
-        ctx.enter_step("cors", &Arc::from("a"));
-        ctx.decide(Verdict::Passed, "first", &[]);
-        ctx.keep_decisions();
-        ctx.enter_step("cors", &Arc::from("a"));
-        ctx.decide(Verdict::Passed, "second", &[("origin", "x")]);
-        let reasons: Vec<_> = ctx.decisions().iter().map(|decision| decision.reason.as_ref()).collect();
-        assert_eq!(reasons, ["second"]);
-    }
-
-    #[test]
-    fn a_made_request_id_is_32_hexadecimal_digits() {
-        assert_eq!(RequestId::Made(255).to_string(), "000000000000000000000000000000ff");
     }
 }

@@ -7,9 +7,9 @@ use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::Expression;
-use crate::context::{ClientCertificate, Consumer, Principal, Tls};
+use crate::context::{Consumer, Principal};
 use crate::filter::Fact;
-use crate::testing::{Request, get, send};
+use crate::testing::{Request, certificate, get, send};
 
 fn claims(claims: Value) -> Map<String, Value> {
     match claims {
@@ -93,28 +93,7 @@ fn parameters_of_the_path_and_nobody_in_particular_can_be_read() {
 #[test]
 fn the_certificate_of_a_trusted_proxy_is_none_of_the_client() {
     let certified = |proxied: bool| {
-        let certificate = ClientCertificate {
-            subject: "CN=edge".into(),
-            issuer: "CN=authority".into(),
-            serial: "0a".into(),
-            names: Box::default(),
-            fingerprint: [1; 32],
-            not_after: i64::MAX,
-        };
-        let tls = Tls {
-            version: "TLSv1.3",
-            cipher: "TLS_AES_128_GCM_SHA256",
-            server_name: None,
-            protocol: None,
-            resumed: false,
-            certificate: Some(certificate),
-            bound_to_name: false,
-            forwarded_certificate: None,
-        };
-        get("/").with(|ctx| {
-            ctx.client.tls = Some(Arc::new(tls));
-            ctx.client.through_trusted_proxy = proxied;
-        })
+        get("/").showing(certificate("CN=edge")).with(|ctx| ctx.client.through_trusted_proxy = proxied)
     };
     assert_eq!(evaluated("client.certificate.subject == 'CN=edge'", certified(false)), Ok(true));
     assert_eq!(evaluated("has(client.certificate)", certified(true)), Ok(false));

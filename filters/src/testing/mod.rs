@@ -18,7 +18,7 @@ pub use answer::Answer;
 pub use sent::Sent;
 
 use crate::builtin;
-use crate::context::Context;
+use crate::context::{ClientCertificate, Context, Tls};
 use crate::filter::{Build, BuildError, Surroundings};
 use crate::identity::consumers::Consumers;
 use crate::identity::{self, ConsumerSpec, Identities, IdentitySpec, Site};
@@ -80,6 +80,19 @@ pub fn send(method: &str, target: &str) -> Request {
     Request { head, ctx: Context::for_tests(path, std::time::Instant::now()) }
 }
 
+/// A certificate of a client, without other names and without end.
+#[must_use]
+pub fn certificate(subject: &str) -> ClientCertificate {
+    ClientCertificate {
+        subject: subject.into(),
+        issuer: "CN=authority".into(),
+        serial: "0a".into(),
+        names: Box::default(),
+        fingerprint: [1; 32],
+        not_after: i64::MAX,
+    }
+}
+
 impl Request {
     /// Adds a header field.
     ///
@@ -102,6 +115,22 @@ impl Request {
     #[must_use]
     pub fn into_parts(self) -> (RequestHeader, Context) {
         (self.head, self.ctx)
+    }
+
+    /// Shows this certificate over TLS.
+    #[must_use]
+    pub fn showing(self, certificate: ClientCertificate) -> Self {
+        let tls = Tls {
+            version: "TLSv1.3",
+            cipher: "TLS_AES_128_GCM_SHA256",
+            server_name: None,
+            protocol: None,
+            resumed: false,
+            certificate: Some(certificate),
+            bound_to_name: true,
+            forwarded_certificate: None,
+        };
+        self.with(|ctx| ctx.client.tls = Some(Arc::new(tls)))
     }
 
     /// Changes the context.

@@ -1,11 +1,9 @@
 //! Who is known by which certificate.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
-use crate::context::Tls;
-use crate::testing::{Chain, Request, Sent, chain_with, get, refused_with};
+use crate::testing::{self, Chain, Request, Sent, chain_with, get, refused_with};
 
 const DOCUMENT: &str = "
 identities:
@@ -20,30 +18,17 @@ consumers:
 
 fn certificate(subject: &str, byte: u8, names: Vec<AlternativeName>) -> ClientCertificate {
     ClientCertificate {
-        subject: subject.into(),
-        issuer: "CN=authority".into(),
-        serial: "0a".into(),
         names: names.into(),
         fingerprint: [byte; 32],
         // A day after the clock of tests begins.
         not_after: 1_767_225_600 + 24 * 3600,
+        ..testing::certificate(subject)
     }
 }
 
 /// A request over a connection with this certificate.
 fn showing(certificate: ClientCertificate) -> Request {
-    get("/").with(|ctx| {
-        ctx.client.tls = Some(Arc::new(Tls {
-            version: "TLSv1.3",
-            cipher: "TLS_AES_128_GCM_SHA256",
-            server_name: None,
-            protocol: None,
-            resumed: false,
-            certificate: Some(certificate),
-            bound_to_name: true,
-            forwarded_certificate: None,
-        }));
-    })
+    get("/").showing(certificate)
 }
 
 fn chain(identity: &str) -> Chain {

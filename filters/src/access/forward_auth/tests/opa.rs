@@ -5,8 +5,8 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::asking;
-use crate::context::{ClientCertificate, Consumer, Principal, Tls};
-use crate::testing::{Request, get, send};
+use crate::context::{Consumer, Principal};
+use crate::testing::{Request, certificate, get, send};
 
 const FILTER: &str = "- forward_auth:
     url: 'http://127.0.0.1:8181/v1/data/httpapi/authz'
@@ -65,28 +65,8 @@ async fn the_certificate_of_a_trusted_proxy_is_none_of_the_client() {
     let (service, chain) = asking(FILTER);
     for (proxied, expected) in [(false, json!("CN=edge")), (true, Value::Null)] {
         service.reply(200, &[], [&br#"{"result":true}"#[..]]);
-        let certificate = ClientCertificate {
-            subject: "CN=edge".into(),
-            issuer: "CN=authority".into(),
-            serial: "0a".into(),
-            names: Box::default(),
-            fingerprint: [1; 32],
-            not_after: i64::MAX,
-        };
-        let tls = Tls {
-            version: "TLSv1.3",
-            cipher: "TLS_AES_128_GCM_SHA256",
-            server_name: None,
-            protocol: None,
-            resumed: false,
-            certificate: Some(certificate),
-            bound_to_name: false,
-            forwarded_certificate: None,
-        };
-        let request = get("/").with(|ctx| {
-            ctx.client.tls = Some(Arc::new(tls));
-            ctx.client.through_trusted_proxy = proxied;
-        });
+        let request =
+            get("/").showing(certificate("CN=edge")).with(|ctx| ctx.client.through_trusted_proxy = proxied);
         chain.send(request).await.continues();
         let asked = service.requests().pop().expect("asked");
         let input: Value = serde_json::from_slice(&asked.body).expect("JSON");
