@@ -168,8 +168,8 @@ impl Exchange {
             return Decision::Reply(problem.into());
         }
         // Who waits does so within the time for all of it; what is answered here is held to none.
-        let is_held_to_it = !self.asks_for_events && !request.headers.contains_key(UPGRADE);
-        self.ctx.deadline = self.time_for_all().filter(|_| is_held_to_it);
+        let is_held_to_it = |_: &Instant| !self.asks_for_events && !request.headers.contains_key(UPGRADE);
+        self.ctx.deadline = self.time_for_all().filter(is_held_to_it);
         let stopped = self.entered.request(&self.stack, request, &mut self.ctx).await;
         self.ctx.deadline = None;
         match stopped {
