@@ -15,6 +15,7 @@ use tollhouse_filters::context::{AlternativeName, ClientCertificate};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
 
+use super::distinguished::distinguished_name;
 use super::tickets::Scope;
 use super::{Remarks, certificate, files};
 use crate::config::tls::{ClientAuth, ClientAuthMode};
@@ -93,8 +94,8 @@ pub fn facts(der: &CertificateDer<'_>) -> Option<ClientCertificate> {
     let names = certificate.subject_alternative_name().ok().flatten();
     let names = names.into_iter().flat_map(|names| &names.value.general_names).filter_map(alternative_name);
     Some(ClientCertificate {
-        subject: certificate.subject().to_string().into(),
-        issuer: certificate.issuer().to_string().into(),
+        subject: distinguished_name(certificate.subject()).into(),
+        issuer: distinguished_name(certificate.issuer()).into(),
         serial: certificate.raw_serial().iter().map(|byte| format!("{byte:02x}")).collect::<String>().into(),
         names: names.collect(),
         fingerprint: Sha256::digest(der).into(),

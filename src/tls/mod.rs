@@ -3,6 +3,7 @@
 
 mod certificate;
 mod client;
+mod distinguished;
 pub(crate) mod files;
 mod resolver;
 #[cfg(test)]

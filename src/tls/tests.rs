@@ -304,3 +304,50 @@ fn a_clients_certificate_is_told_with_all_its_names_but_hidden_ones() {
     assert_eq!(facts.fingerprint_hex().len(), 64);
     assert!(client_certificate(&vec![0x30, 0].into()).is_none());
 }
+
+/// The subject told of a certificate with these attributes.
+fn subject(attributes: &[(DnType, rcgen::DnValue)]) -> String {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    for (kind, value) in attributes {
+        params.distinguished_name.push(kind.clone(), value.clone());
+    }
+    let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+    client_certificate(certificate.der()).unwrap().subject.into()
+}
+
+#[test]
+fn what_a_client_put_in_one_attribute_is_never_taken_for_two() {
+    let name = |text: &str| (DnType::CommonName, text.into());
+    let unit = (DnType::OrganizationalUnitName, "admin".into());
+    assert_eq!(subject(&[name("alice"), unit]), "CN=alice, OU=admin");
+    // RFC 4514 s2.4.
+    for (value, expected) in [
+        ("alice, OU=admin", "CN=alice\\, OU=admin"),
+        ("alice + OU=admin", "CN=alice \\+ OU=admin"),
+        ("alice\\, OU=admin", "CN=alice\\\\\\, OU=admin"),
+        ("\"a\";<b>", "CN=\\\"a\\\"\\;\\<b\\>"),
+        ("#61", "CN=\\#61"),
+        (" a b ", "CN=\\ a b\\ "),
+        (" ", "CN=\\ "),
+        ("a\0\nb\u{85}", "CN=a\\00\\0Ab\\C2\\85"),
+        ("Lu\u{10d}i\u{107}", "CN=Lu\u{10d}i\u{107}"),
+    ] {
+        assert_eq!(subject(&[name(value)]), expected);
+    }
+}
+
+#[test]
+fn attributes_without_a_short_name_are_told_by_their_number() {
+    let organization = DnType::CustomDnType(vec![2, 5, 4, 97]);
+    assert_eq!(subject(&[(organization, "VATDE-1".into())]), "2.5.4.97=VATDE-1");
+}
+
+#[test]
+fn values_that_are_no_text_are_told_byte_by_byte() {
+    let wide = rcgen::string::UniversalString::try_from("a").unwrap();
+    let value = rcgen::DnValue::UniversalString(wide);
+    assert_eq!(subject(&[(DnType::CommonName, value)]), "CN=#1c0400000061");
+    let wide = rcgen::string::BmpString::try_from("a, b").unwrap();
+    assert_eq!(subject(&[(DnType::CommonName, rcgen::DnValue::BmpString(wide))]), "CN=a\\, b");
+}

@@ -171,7 +171,7 @@ pub struct CredentialSpec {
     /// Of `mtls`, which needs one of these: SHA-256 of the certificate in DER form.
     #[serde(default)]
     pub fingerprint: Option<Fingerprint>,
-    /// The certificate's distinguished name, such as `C=DE, CN=acme`.
+    /// The certificate's distinguished name, such as `C=DE, CN=acme`, escaped as in RFC 4514.
     #[serde(default)]
     pub subject: Option<String>,
     /// A host name of the certificate (a subject alternative name).
