@@ -109,29 +109,35 @@ fn names_and_dates(der: &CertificateDer<'_>) -> Option<(Vec<HostPattern>, [i64; 
     let names = certificate.subject_alternative_name().ok().flatten();
     let names = names.into_iter().flat_map(|names| &names.value.general_names);
     let hosts = names.filter_map(|name| match name {
-        GeneralName::DNSName(name) => HostPattern::parse(name).ok(),
+        // Some authorities put addresses there, which no client names.
+        GeneralName::DNSName(name) => HostPattern::parse(name).ok().filter(|host| asked_for(host).is_some()),
         _ => None,
     });
     let validity = certificate.validity();
     Some((hosts.collect(), [validity.not_before.timestamp(), validity.not_after.timestamp()]))
 }
 
+/// A name that a client says which is to get what this host has; none if none can, as it is an address.
+fn asked_for(host: &HostPattern) -> Option<ServerName<'static>> {
+    let example = match host {
+        HostPattern::Exact(name) => name.to_string(),
+        HostPattern::Wildcard(suffix) => format!("a.{suffix}"),
+    };
+    ServerName::try_from(example).ok().filter(|name| matches!(name, ServerName::DnsName(_)))
+}
+
 fn check_hosts(der: &CertificateDer<'_>, hosts: &[HostPattern], place: &str, remarks: &mut Remarks) {
     let Ok(parsed) = ParsedCertificate::try_from(der) else { return };
     for (at, host) in hosts.iter().enumerate() {
-        let example = match host {
-            HostPattern::Exact(name) => name.to_string(),
-            HostPattern::Wildcard(suffix) => format!("a.{suffix}"),
-        };
-        match ServerName::try_from(example) {
-            Ok(ServerName::IpAddress(_)) | Err(_) => {
+        match asked_for(host) {
+            None => {
                 let message = format!("clients never name `{host}`, as it is no host name; leave it out");
                 remarks.fault(format!("{place}[{at}]"), message);
             }
-            Ok(name) if verify_server_name(&parsed, &name).is_err() => {
+            Some(name) if verify_server_name(&parsed, &name).is_err() => {
                 remarks.warn(format!("{place}[{at}]"), format!("the certificate is not for `{host}`"));
             }
-            Ok(_) => {}
+            Some(_) => {}
         }
     }
 }

@@ -145,6 +145,19 @@ fn hosts_are_taken_from_the_certificate_unless_they_are_written() {
     assert_eq!(remarks.warnings, [warning]);
 }
 
+#[test]
+fn an_address_among_the_host_names_of_a_certificate_is_passed_over() {
+    let folder = folder();
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(vec!["i.test".to_owned()]).unwrap();
+    params.subject_alt_names.push(rcgen::SanType::DnsName("192.0.2.1".try_into().unwrap()));
+    write(folder.path(), "i.pem", params.self_signed(&key).unwrap().pem());
+    write(folder.path(), "i.key", key.serialize_pem());
+    let (built, remarks) = build(folder.path(), &tls(vec![certificate("i.pem", "i.key")]));
+    assert!(remarks.warnings.is_empty(), "{remarks:?}");
+    assert_eq!(*built.unwrap().certificates()[0].hosts, [Box::<str>::from("i.test")]);
+}
+
 trait ParsePattern {
     fn parse_pattern(&self) -> tollhouse_filters::host::HostPattern;
 }
