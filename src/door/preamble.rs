@@ -66,7 +66,7 @@ fn text(bytes: &[u8]) -> Result<Option<Preamble>, Malformed> {
             let [client, local, client_port, local_port] = words[..] else { return Err(Malformed) };
             let address = |ip: &str, port: &str| {
                 let ip = ip.parse().ok().filter(|ip: &IpAddr| ip.is_ipv4() == (family == "TCP4"));
-                Some(SocketAddr::new(ip?, decimal(port)?))
+                Some(SocketAddr::new(ip?.to_canonical(), decimal(port)?))
             };
             let client = address(client, client_port).ok_or(Malformed)?;
             Some(Addresses { client, local: address(local, local_port).ok_or(Malformed)? })
@@ -144,6 +144,8 @@ mod tests {
         assert_eq!(parsed(line), named(45, "192.0.2.1:56324", "198.51.100.2:443"));
         let line = b"PROXY TCP6 2001:db8::1 ::1 1 65535\r\n";
         assert_eq!(parsed(line), named(36, "[2001:db8::1]:1", "[::1]:65535"));
+        let line = b"PROXY TCP6 ::ffff:192.0.2.1 ::1 1 2\r\n";
+        assert_eq!(parsed(line), named(37, "192.0.2.1:1", "[::1]:2"), "as every other address");
         assert_eq!(parsed(b"PROXY UNKNOWN\r\n"), Ok(Some((15, None))));
         assert_eq!(parsed(b"PROXY UNKNOWN ffff::1 ffff::2 1 2\r\n"), Ok(Some((35, None))));
     }
