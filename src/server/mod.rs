@@ -1,6 +1,7 @@
 //! Assembles everything: the only place that knows every part.
 
 mod admin_socket;
+mod descriptors;
 mod drain;
 mod lifetime;
 mod people;
@@ -94,6 +95,7 @@ pub fn run(path: PathBuf, registry: Arc<Registry>, origin: Origin) -> Result<(),
         return takeover::orphan(&path);
     }
     observe::log::init(log::LevelFilter::Info);
+    descriptors::raise();
     let signals = signals::listen()
         .map_err(|error| StartError::Runtime(format!("cannot listen for signals: {error}")))?;
     let mut before = match origin {
@@ -126,6 +128,7 @@ fn first_snapshot(
     let snapshot = Compiler { registry, world: &world, previous: None, mode: Mode::Live, roster: None }
         .compile(&loaded)?;
     report(&snapshot, &loaded, registry);
+    descriptors::compare(snapshot.server.limits.connections);
     furnish(cache.store(), &snapshot.server.cache).map_err(|error| {
         StartError::Runtime(format!("cannot use the directory of `server.cache.disk`: {error}"))
     })?;

@@ -2,6 +2,8 @@
 
 use std::net::TcpListener;
 
+use rustix::process::{Resource, Rlimit, setrlimit};
+
 use crate::harness::{Gateway, Origin, Wire, get, noise, refused_to_start, until};
 
 #[tokio::test]
@@ -45,6 +47,18 @@ async fn what_is_not_http_is_refused_and_harms_nobody() {
     assert_eq!(get(gateway.address(), "/").await.status, 200);
     assert_eq!(origin.heads().len(), 1);
     assert_eq!(gateway.said("panic"), 0, "{:#?}", gateway.stderr());
+}
+
+#[tokio::test]
+async fn a_process_takes_all_descriptors_it_may_have_and_tells_if_they_are_too_few() {
+    let few = Rlimit { current: Some(512), maximum: Some(4000) };
+    // The gateway inherits them.
+    setrlimit(Resource::Nofile, few).expect("lower than before");
+    let gateway = Gateway::start("routes: []\n").await;
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", gateway.pid())).expect("it runs");
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).expect("a limit of files");
+    assert_eq!(files.split_whitespace().nth(3), Some("4000"), "{files}");
+    assert_eq!(gateway.said("at most 4000 files can be open"), 1, "{:#?}", gateway.stderr());
 }
 
 #[test]
