@@ -4,6 +4,7 @@
 //! counters, and has been asked for as often as the smallest of them says. All counters are halved over the
 //! course of a window of uses, a few with each use, so that no use waits for all of them.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::Relaxed};
 
 /// Uses for each counter in a window.
@@ -15,32 +16,35 @@ const WAYS: [u64; 4] =
     [0x9e37_79b9_7f4a_7c15, 0xc2b2_ae3d_27d4_eb4f, 0x1656_67b1_9e37_79f9, 0x27d4_eb2f_1656_67c5];
 
 pub(super) struct Sketch {
-    /// As many as a power of two.
-    counters: Box<[AtomicU8]>,
+    /// A power of two.
+    length: usize,
+    /// Made with the first use: most gateways cache nothing.
+    counters: OnceLock<Box<[AtomicU8]>>,
     uses: AtomicUsize,
 }
 
 impl Sketch {
     /// One with at least that many counters, and not fewer than 4,096.
     pub(super) fn new(counters: usize) -> Self {
-        let counters = counters.next_power_of_two().max(4096);
-        Self { counters: (0..counters).map(|_| AtomicU8::new(0)).collect(), uses: AtomicUsize::new(0) }
+        let length = counters.next_power_of_two().max(4096);
+        Self { length, counters: OnceLock::new(), uses: AtomicUsize::new(0) }
     }
 
-    /// Bytes that it takes.
+    /// Bytes that it takes once it is used.
     pub(super) fn bytes(&self) -> usize {
-        self.counters.len()
+        self.length
     }
 
     /// Counts a use; gives the uses of late, this one included, up to 255.
     pub(super) fn add(&self, tag: u32) -> u8 {
+        let counters = self.counters.get_or_init(|| (0..self.length).map(|_| AtomicU8::new(0)).collect());
         let uses = self.uses.fetch_add(1, Relaxed);
         if uses.is_multiple_of(WINDOW * STRIDE) {
-            self.fade(uses / WINDOW);
+            fade(counters, uses / WINDOW);
         }
         let before = self.of(tag);
         let after = before.saturating_add(1);
-        for counter in self.counters_of(tag) {
+        for counter in counters_of(counters, tag) {
             // Only the smallest: the others have more from other keys. A use lost to another thread is no loss.
             if counter.load(Relaxed) == before {
                 counter.store(after, Relaxed);
@@ -51,20 +55,22 @@ impl Sketch {
 
     /// The uses of late, up to 255.
     pub(super) fn of(&self, tag: u32) -> u8 {
-        self.counters_of(tag).map(|counter| counter.load(Relaxed)).min().unwrap_or(0)
+        let counters = self.counters.get().map(|counters| &**counters).unwrap_or_default();
+        counters_of(counters, tag).map(|counter| counter.load(Relaxed)).min().unwrap_or(0)
     }
+}
 
-    fn counters_of(&self, tag: u32) -> impl Iterator<Item = &AtomicU8> {
-        let shift = 64 - self.counters.len().trailing_zeros();
-        // The high bits of a product depend on all bits of the key; the shift makes them an index.
-        WAYS.iter().map(move |way| &self.counters[(u64::from(tag).wrapping_mul(*way) >> shift) as usize])
-    }
+/// The counters of a key; none if there are none at all.
+fn counters_of(counters: &[AtomicU8], tag: u32) -> impl Iterator<Item = &AtomicU8> {
+    let shift = 64 - counters.len().trailing_zeros();
+    // The high bits of a product depend on all bits of the key; the shift makes them an index.
+    WAYS.iter().filter_map(move |way| counters.get((u64::from(tag).wrapping_mul(*way) >> shift) as usize))
+}
 
-    fn fade(&self, from: usize) {
-        let start = from % self.counters.len();
-        for counter in &self.counters[start..start + STRIDE] {
-            counter.store(counter.load(Relaxed) / 2, Relaxed);
-        }
+fn fade(counters: &[AtomicU8], from: usize) {
+    let start = from % counters.len();
+    for counter in &counters[start..start + STRIDE] {
+        counter.store(counter.load(Relaxed) / 2, Relaxed);
     }
 }
 
@@ -101,7 +107,7 @@ mod tests {
         let sketch = Sketch::new(0);
         (0..100).for_each(|_| _ = sketch.add(7));
         let mut random = fastrand::Rng::with_seed(2);
-        let window = sketch.counters.len() * WINDOW;
+        let window = sketch.bytes() * WINDOW;
         // Few keys, far from the one in question most likely: their counters stay away from its own.
         let others: Vec<u32> = (0..50).map(|_| random.u32(..)).collect();
         (0..window * 4).for_each(|at| _ = sketch.add(others[at % others.len()]));
