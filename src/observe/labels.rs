@@ -45,7 +45,8 @@ impl Budget {
         self.overflow.load(Ordering::Relaxed)
     }
 
-    fn take(&self) -> bool {
+    /// Takes room for a series; without any, it counts that.
+    pub(super) fn take(&self) -> bool {
         let room = |used: usize| (used < self.cap).then_some(used + 1);
         let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_ok();
         if !taken {
@@ -54,7 +55,8 @@ impl Budget {
         taken
     }
 
-    fn give_back(&self, series: usize) {
+    /// Gives the room of series back.
+    pub(super) fn give_back(&self, series: usize) {
         self.used.fetch_sub(series, Ordering::Relaxed);
     }
 
@@ -81,6 +83,8 @@ impl Budget {
 pub struct Family<T> {
     budget: Arc<Budget>,
     width: usize,
+    /// Called when a row goes: how many series go with it.
+    leave: fn(&T) -> usize,
     // Ordered, so that the page reads the same each time.
     rows: Mutex<BTreeMap<Values, Row<T>>>,
     other: Mutex<Option<T>>,
@@ -96,7 +100,28 @@ impl<T: Clone> Family<T> {
     /// A family whose series have this many labels.
     #[must_use]
     pub fn new(budget: Arc<Budget>, width: usize) -> Self {
-        Self { budget, width, rows: Mutex::default(), other: Mutex::default() }
+        Self::of_rows(budget, width, |_| 1)
+    }
+
+    /// A family whose rows stand for several series each, which take room themselves; when a row goes, `leave` says
+    /// for how many.
+    #[must_use]
+    pub fn of_rows(budget: Arc<Budget>, width: usize, leave: fn(&T) -> usize) -> Self {
+        Self { budget, width, leave, rows: Mutex::default(), other: Mutex::default() }
+    }
+
+    /// The handle of the row of these label values, made when it is new.
+    pub fn row(&self, values: &[&str], make: impl FnOnce() -> T) -> T {
+        let shared = self.budget.shared(values);
+        let mut rows = self.rows.lock();
+        if let Some(row) = rows.get_mut(&shared) {
+            row.marked = false;
+            return row.handle.clone();
+        }
+        let handle = make();
+        self.budget.keep(&shared);
+        rows.insert(shared, Row { handle: handle.clone(), marked: false });
+        handle
     }
 
     /// The handle of these label values, made when it is new; beyond the cap the handle whose labels are all `other`.
@@ -145,10 +170,15 @@ impl<T: Clone> Family<T> {
     }
 
     fn remove_where(&self, mut gone: impl FnMut(&[Arc<str>], &mut Row<T>) -> bool) {
-        let mut rows = self.rows.lock();
-        let before = rows.len();
-        rows.retain(|values, row| !gone(values, row));
-        self.budget.give_back(before - rows.len());
+        let mut left = 0;
+        self.rows.lock().retain(|values, row| {
+            let gone = gone(values, row);
+            if gone {
+                left += (self.leave)(&row.handle);
+            }
+            !gone
+        });
+        self.budget.give_back(left);
     }
 }
 

@@ -182,7 +182,7 @@ pub struct Route {
     /// Its pipelines with the listener's, by listener, made on first use.
     stacks: Box<[OnceLock<Stack>]>,
     /// Its metrics, by listener and branch, made on first use.
-    series: Box<[OnceLock<Arc<RouteSeries>>]>,
+    series: Box<[OnceLock<RouteSeries>]>,
 }
 
 impl Route {
@@ -244,11 +244,11 @@ impl Route {
         listener: ListenerId,
         branch: usize,
         make: impl FnOnce(Option<&Arc<str>>, Option<&Arc<Upstream>>) -> RouteSeries,
-    ) -> &Arc<RouteSeries> {
+    ) -> &RouteSeries {
         let series = &self.series[usize::from(listener.0) * self.branches() + branch];
         series.get_or_init(|| {
             let (variant, upstream) = self.branch(branch);
-            Arc::new(make(variant, upstream))
+            make(variant, upstream)
         })
     }
 }

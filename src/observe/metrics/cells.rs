@@ -1,7 +1,7 @@
 //! What is counted of the requests of one route, side by side: among many thousand routes hardly anything of one is in
 //! a processor's cache, and so a request touches few lines of memory.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Upper bounds of the buckets of durations: 1 ms to 60 s.
@@ -26,9 +26,18 @@ const BOUNDS: [Duration; 15] = [
 /// Classes of status codes, and one more for requests without an answer.
 pub(super) const CLASSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "unknown"];
 
+/// A series of one listener, route, upstream and variant: requests of a class, by its place in [`CLASSES`], or one of
+/// those below.
+pub(super) type Number = usize;
+pub(super) const DURATION: Number = CLASSES.len();
+pub(super) const BYTES_IN: Number = DURATION + 1;
+pub(super) const BYTES_OUT: Number = DURATION + 2;
+
 /// The numbers of one listener, route, upstream and variant.
 #[derive(Debug, Default)]
 pub(super) struct Cells {
+    /// Which of the numbers have room, each by its bit; what has none is counted elsewhere.
+    room: AtomicU16,
     /// Requests, by [`CLASSES`].
     pub(super) requests: [AtomicU64; CLASSES.len()],
     /// Bytes of content received from clients.
@@ -37,6 +46,23 @@ pub(super) struct Cells {
     pub(super) bytes_out: AtomicU64,
     /// What requests took.
     pub(super) duration: Histogram,
+}
+
+impl Cells {
+    /// Whether this number is counted here.
+    pub(super) fn has(&self, number: Number) -> bool {
+        self.room.load(Ordering::Relaxed) & 1 << number != 0
+    }
+
+    /// Counts this number here from now on; tells whether it was not before.
+    pub(super) fn give(&self, number: Number) -> bool {
+        self.room.fetch_or(1 << number, Ordering::Relaxed) & 1 << number == 0
+    }
+
+    /// Lets all numbers be counted here, as nobody reads them any more; tells how many were.
+    pub(super) fn retire(&self) -> usize {
+        self.room.swap(u16::MAX, Ordering::Relaxed).count_ones() as usize
+    }
 }
 
 /// A distribution of durations over buckets from 1 ms to 60 s.

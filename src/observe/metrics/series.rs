@@ -1,15 +1,15 @@
 //! Handles that requests count into: made once for a route or an upstream, then one atomic operation each.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tollhouse_filters::world::Counter;
 
-use super::cells::{CLASSES, Cells};
+use super::cells::{self, CLASSES, Cells, Number};
 use super::page::Page;
 use super::{Live, NONE};
-use crate::observe::labels::{Budget, Family};
+use crate::observe::labels::{Budget, Family, OTHER};
 
 const OUTCOMES: [&str; 5] = ["answered", "connect_failed", "broken", "timed_out", "cancelled"];
 
@@ -47,113 +47,115 @@ impl AttemptOutcome {
     }
 }
 
-/// The series of all routes. What counts a number may be the cells of another series, beyond the cap.
+/// The series of all routes.
 pub(super) struct RouteFamilies {
-    requests: Family<OfClass>,
-    duration: Family<Arc<Cells>>,
-    bytes_in: Family<Arc<Cells>>,
-    bytes_out: Family<Arc<Cells>>,
-}
-
-/// Counts requests of one class.
-#[derive(Clone)]
-struct OfClass(Arc<Cells>, usize);
-
-impl OfClass {
-    fn cell(&self) -> &AtomicU64 {
-        &self.0.requests[self.1]
-    }
+    budget: Arc<Budget>,
+    rows: Family<Arc<Cells>>,
+    /// What there is no room for.
+    other: Cells,
 }
 
 /// The numbers of one listener, route, upstream and variant. The caller keeps it as long as the route exists.
 pub struct RouteSeries {
     families: Arc<RouteFamilies>,
-    labels: Box<[Box<str>; 4]>,
-    /// Its own cells: those of each number for which there is room.
-    own: Arc<Cells>,
-    classes: [OnceLock<OfClass>; CLASSES.len()],
-    duration: Arc<Cells>,
-    bytes_in: Arc<Cells>,
-    bytes_out: Arc<Cells>,
+    cells: Arc<Cells>,
+    /// The numbers that found no room, each by its bit.
+    refused: AtomicU16,
 }
 
 impl RouteSeries {
     /// Counts one finished request: its status (0 when none was sent), time, and bytes of content each way.
     pub fn record(&self, status: u16, elapsed: Duration, bytes_in: u64, bytes_out: u64) {
         let class = class(status);
-        let of_class = self.classes[class].get_or_init(|| self.families.requests(self, class));
-        of_class.cell().fetch_add(1, Ordering::Relaxed);
-        self.duration.duration.observe(elapsed);
-        self.bytes_in.bytes_in.fetch_add(bytes_in, Ordering::Relaxed);
-        self.bytes_out.bytes_out.fetch_add(bytes_out, Ordering::Relaxed);
+        self.cells_of(class).requests[class].fetch_add(1, Ordering::Relaxed);
+        self.cells_of(cells::DURATION).duration.observe(elapsed);
+        self.cells_of(cells::BYTES_IN).bytes_in.fetch_add(bytes_in, Ordering::Relaxed);
+        self.cells_of(cells::BYTES_OUT).bytes_out.fetch_add(bytes_out, Ordering::Relaxed);
+    }
+
+    /// Where this number is counted.
+    fn cells_of(&self, number: Number) -> &Cells {
+        if self.cells.has(number) { &self.cells } else { self.find_room(number) }
+    }
+
+    #[cold]
+    fn find_room(&self, number: Number) -> &Cells {
+        let RouteFamilies { budget, other, .. } = &*self.families;
+        let bit = 1 << number;
+        if self.refused.load(Ordering::Relaxed) & bit != 0 {
+            return other;
+        }
+        if budget.take() {
+            if !self.cells.give(number) {
+                // Another thread was first, or the row is gone.
+                budget.give_back(1);
+            }
+            return &self.cells;
+        }
+        self.refused.fetch_or(bit, Ordering::Relaxed);
+        other.give(number);
+        other
     }
 }
 
 impl RouteFamilies {
     pub(super) fn new(budget: &Arc<Budget>) -> Arc<Self> {
-        Arc::new(Self {
-            requests: Family::new(budget.clone(), 5),
-            duration: Family::new(budget.clone(), 4),
-            bytes_in: Family::new(budget.clone(), 4),
-            bytes_out: Family::new(budget.clone(), 4),
-        })
+        let rows = Family::of_rows(budget.clone(), 4, |cells: &Arc<Cells>| cells.retire());
+        Arc::new(Self { budget: budget.clone(), rows, other: Cells::default() })
     }
 
     pub(super) fn series(self: &Arc<Self>, labels: [&str; 4]) -> RouteSeries {
-        let own = Arc::<Cells>::default();
-        let cells = |family: &Family<Arc<Cells>>| family.series(&labels, |_| own.clone());
-        RouteSeries {
-            duration: cells(&self.duration),
-            bytes_in: cells(&self.bytes_in),
-            bytes_out: cells(&self.bytes_out),
-            families: self.clone(),
-            labels: Box::new(labels.map(Into::into)),
-            classes: Default::default(),
-            own,
-        }
-    }
-
-    fn requests(&self, series: &RouteSeries, class: usize) -> OfClass {
-        let [listener, route, upstream, variant] = &*series.labels;
-        let labels: [&str; 5] = [listener, route, upstream, variant, CLASSES[class]];
-        self.requests.series(&labels, |_| OfClass(series.own.clone(), class))
+        let cells = self.rows.row(&labels, Arc::default);
+        RouteSeries { families: self.clone(), cells, refused: AtomicU16::new(0) }
     }
 
     pub(super) fn sweep(&self, live: &Live<'_>) {
-        let known = |values: &[Arc<str>]| live.knows(&values[0], &values[1], &values[2]);
-        self.requests.sweep(|values, _| known(values));
-        self.duration.sweep(|values, _| known(values));
-        self.bytes_in.sweep(|values, _| known(values));
-        self.bytes_out.sweep(|values, _| known(values));
+        self.rows.sweep(|values, _| live.knows(&values[0], &values[1], &values[2]));
     }
 
     pub(super) fn forget(&self, route: &str) {
-        let gone = |values: &[Arc<str>]| &*values[1] == route;
-        self.requests.forget(gone);
-        self.duration.forget(gone);
-        self.bytes_in.forget(gone);
-        self.bytes_out.forget(gone);
+        self.rows.forget(|values| &*values[1] == route);
     }
 
     pub(super) fn write(&self, page: &mut Page) {
-        let names = ["listener", "route", "upstream", "variant", "code_class"];
-        let read = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
-        let help = "Requests finished, by class of status code.";
-        self.requests.each(|values, of_class| {
-            page.counter(REQUESTS, help, &zip(&names, values), read(of_class.cell()));
+        self.rows.each(|values, cells| {
+            let classes = (0..CLASSES.len()).filter(|class| cells.has(*class));
+            classes.for_each(|class| {
+                write_requests(page, values, CLASSES[class], &cells.requests[class..=class])
+            });
+            write_rest(page, values, cells);
         });
-        let help = "Bytes of content received from clients.";
-        self.bytes_in.each(|values, cells| {
-            page.counter(BYTES_IN, help, &zip(&names, values), read(&cells.bytes_in));
-        });
-        let help = "Bytes of content sent to clients.";
-        self.bytes_out.each(|values, cells| {
-            page.counter(BYTES_OUT, help, &zip(&names, values), read(&cells.bytes_out));
-        });
+        let has_requests = (0..CLASSES.len()).any(|class| self.other.has(class));
+        if has_requests {
+            write_requests(page, &[OTHER; 4], OTHER, &self.other.requests);
+        }
+        write_rest(page, &[OTHER; 4], &self.other);
+    }
+}
+
+const ROUTE_LABELS: [&str; 4] = ["listener", "route", "upstream", "variant"];
+
+/// Writes how many requests there were of these classes together.
+fn write_requests(page: &mut Page, values: &[&str], class: &str, cells: &[AtomicU64]) {
+    let mut labels = zip(&ROUTE_LABELS, values);
+    labels.push(("code_class", class));
+    let requests = cells.iter().map(|cell| cell.load(Ordering::Relaxed)).sum();
+    page.counter(REQUESTS, "Requests finished, by class of status code.", &labels, requests);
+}
+
+fn write_rest(page: &mut Page, values: &[&str], cells: &Cells) {
+    let labels = zip(&ROUTE_LABELS, values);
+    if cells.has(cells::BYTES_IN) {
+        let bytes = cells.bytes_in.load(Ordering::Relaxed);
+        page.counter(BYTES_IN, "Bytes of content received from clients.", &labels, bytes);
+    }
+    if cells.has(cells::BYTES_OUT) {
+        let bytes = cells.bytes_out.load(Ordering::Relaxed);
+        page.counter(BYTES_OUT, "Bytes of content sent to clients.", &labels, bytes);
+    }
+    if cells.has(cells::DURATION) {
         let help = "Seconds from a request's head to the end of its response.";
-        self.duration.each(|values, cells| {
-            page.histogram(DURATION, help, &zip(&names, values), &cells.duration.read());
-        });
+        page.histogram(DURATION, help, &labels, &cells.duration.read());
     }
 }
 
