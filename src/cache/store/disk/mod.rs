@@ -152,7 +152,7 @@ impl Disk {
             counts: Counts::default(),
         });
         let writes = Arc::clone(&shared);
-        let run = move || writer::run(&writes, &lock, is_ours);
+        let run = move || writer::run(&writes, lock, is_ours);
         std::thread::Builder::new().name("cache-disk".to_owned()).spawn(run)?;
         if is_ours {
             let mut state = shared.state.lock();

@@ -31,9 +31,10 @@ pub(super) fn lock_file(root: &Path) -> io::Result<fs::File> {
     OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(root.join("lock"))
 }
 
-/// Works until it is to stop.
-pub(super) fn run(shared: &Shared, lock: &fs::File, is_ours: bool) {
-    work(shared, lock, is_ours);
+/// Works until it is to stop; when it has ended, another one can have the directory.
+pub(super) fn run(shared: &Shared, lock: fs::File, is_ours: bool) {
+    work(shared, &lock, is_ours);
+    drop(lock);
     shared.state.lock().ended = true;
     shared.idle.notify_all();
 }

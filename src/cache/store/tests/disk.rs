@@ -34,7 +34,7 @@ fn kept(entries: &[Arc<Entry>]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path(), SPACE);
     entries.iter().for_each(|entry| assert_eq!(store.insert(Arc::clone(entry)), Inserted::Stored));
-    settle(&store);
+    store.close();
     folder
 }
 
@@ -160,7 +160,7 @@ async fn what_is_removed_or_replaced_does_not_come_back() {
     let (lines, variant) = (Bytes::from_static(b"new: 1\r\n"), old.variant().to_vec());
     let new = Arc::new(old.renewed(lines, variant, Vec::new(), *old.facts()));
     assert!(store.replace(&old, new));
-    drop(store);
+    store.close();
     let store = open(folder.path(), SPACE);
     assert!(store.load(b"a\0").await.is_none());
     assert_eq!(store.load(b"b\0").await.unwrap()[0].lines(), b"new: 1\r\n");
@@ -198,7 +198,7 @@ async fn check_damaged(folder: &Path, file: &Path, bytes: &[u8]) {
     assert!(!file.exists(), "it is deleted");
     let entry = sized("https://a/\0", 1);
     store.insert(Arc::clone(&entry));
-    settle(&store);
+    store.close();
     fs::remove_dir_all(files(folder).pop().unwrap().parent().unwrap()).unwrap();
     fs::create_dir_all(file.parent().unwrap()).unwrap();
 }
@@ -311,7 +311,7 @@ async fn purges_hold_on_disk_and_after_a_restart() {
             let mut store = open(folder.path(), SPACE);
             store.purge(what, how);
             if restart {
-                drop(store);
+                store.close();
                 store = open(folder.path(), SPACE);
             }
             let is_fresh = |found: Option<crate::cache::store::Variants>| {
@@ -322,7 +322,7 @@ async fn purges_hold_on_disk_and_after_a_restart() {
             assert_eq!(other, *what != Purge::All, "{what:?} {how:?} {restart}");
             // What comes after the purge is not hit by it.
             store.insert(tagged("https://a/x\0", "en", &["shop"]));
-            drop(store);
+            store.close();
             let store = open(folder.path(), SPACE);
             assert!(is_fresh(store.load(b"https://a/x\0").await), "{what:?} {how:?} {restart}");
         }
@@ -340,7 +340,7 @@ async fn a_purge_hits_what_is_still_to_be_written() {
         let what = [Purge::Prefix("https://a/".into()), Purge::Tag("shop".to_owned()), Purge::All][round % 3]
             .clone();
         store.purge(&what, How::Hard);
-        drop(store);
+        store.close();
         let store = open(folder.path(), SPACE);
         for at in 0..10 {
             assert!(store.load(format!("https://a/{at}\0").as_bytes()).await.is_none(), "{what:?}");
@@ -363,7 +363,7 @@ async fn more_purges_than_are_noted_purge_too_much_rather_than_too_little() {
     (0..3000).for_each(|at| _ = store.purge(&Purge::Tag(at.to_string()), How::Hard));
     assert!(store.load(b"a\0").await.is_none());
     store.insert(sized("c\0", 1));
-    drop(store);
+    store.close();
     assert!(open(folder.path(), SPACE).load(b"c\0").await.is_some());
 }
 
