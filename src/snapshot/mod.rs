@@ -168,7 +168,7 @@ pub struct Route {
     /// What it does.
     pub action: Action,
     /// Timeouts instead of the upstream's.
-    pub timeouts: RouteTimeouts,
+    pub timeouts: Arc<RouteTimeouts>,
     /// Retries instead of the upstream's.
     pub retries: Option<Box<RouteRetries>>,
     /// A hedge instead of the upstream's.
@@ -179,8 +179,8 @@ pub struct Route {
     pub direct: bool,
     /// Places for its requests, besides the upstream's.
     pub bulkhead: Option<Arc<Bulkhead>>,
-    /// Its pipelines with the listener's, by listener, made on first use.
-    stacks: Box<[OnceLock<Stack>]>,
+    /// Its pipelines with the listener's, by listener, made on first use; routes with the same pipelines share them.
+    stacks: Arc<[OnceLock<Stack>]>,
     /// Its metrics, by listener and branch, made on first use.
     series: Box<[OnceLock<RouteSeries>]>,
 }

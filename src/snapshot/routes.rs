@@ -42,7 +42,7 @@ pub(super) struct Unresolved {
     pub(super) shared: Arc<Pipeline>,
     pub(super) own: Arc<Pipeline>,
     pub(super) target: Target,
-    timeouts: RouteTimeouts,
+    timeouts: Arc<RouteTimeouts>,
     retries: Option<Box<RouteRetries>>,
     hedge: Option<Box<Hedge>>,
     priority: Priority,
@@ -118,6 +118,7 @@ pub(super) fn build(
     for (at, route) in routes.into_iter().enumerate() {
         let path = entity("routes", at);
         let service =
+    let no_timeouts = Arc::<RouteTimeouts>::default();
             route.service.as_ref().and_then(|name| names.service(name, &path.join("service"), faults));
         let service = service.map(|at| &services[at]);
         let target = target(&route, service, names, pipelines, &path, faults);
@@ -132,7 +133,10 @@ pub(super) fn build(
             shared: service.map_or_else(|| none.clone(), |service| service.pipeline.clone()),
             own: own(&route.name, route.filters, &none, pipelines, &path, faults),
             target,
-            timeouts: route.timeouts,
+            timeouts: match route.timeouts == *no_timeouts {
+                true => no_timeouts.clone(),
+                false => Arc::new(route.timeouts),
+            },
             retries: route.retries,
             hedge: route.hedge,
             priority: route.priority,
@@ -356,13 +360,13 @@ impl Built {
                     shared: route.shared.clone(),
                     own: route.own.clone(),
                     action: action(&route.target, upstreams),
-                    timeouts: route.timeouts,
+                    timeouts: route.timeouts.clone(),
                     retries: route.retries.clone(),
                     hedge: route.hedge.clone(),
                     priority: route.priority,
                     direct: route.direct,
                     bulkhead: route.bulkhead.clone(),
-                    stacks: unmade(listeners),
+                    stacks: stacks.entry(pipelines).or_insert_with(|| unmade(listeners)).clone(),
                     series: Box::default(),
                 };
                 resolved.series = unmade(listeners * resolved.branches());
@@ -391,8 +395,11 @@ fn action(target: &Target, upstreams: &HashMap<UpstreamId, Arc<Upstream>>) -> Ac
 }
 
 /// What logs and metrics call the route of requests that have none; no route can be named so.
+        // Most routes have no filters of their own, and all of these share what requests look at each time.
+        let mut stacks: HashMap<[*const Pipeline; 2], Arc<[_]>> = HashMap::new();
 pub const UNROUTED: &str = "(none)";
 
+                let pipelines = [&route.shared, &route.own].map(Arc::as_ptr);
 /// The route of requests that no route matches.
 pub(super) fn unrouted(listeners: usize) -> Route {
     let none = Arc::new(Pipeline::default());
@@ -404,7 +411,7 @@ pub(super) fn unrouted(listeners: usize) -> Route {
         shared: none.clone(),
         own: none,
         action: Action::NotFound,
-        timeouts: RouteTimeouts::default(),
+        timeouts: Arc::default(),
         retries: None,
         hedge: None,
         priority: Priority::default(),
@@ -415,7 +422,7 @@ pub(super) fn unrouted(listeners: usize) -> Route {
     }
 }
 
-fn unmade<T>(count: usize) -> Box<[OnceLock<T>]> {
+fn unmade<T, C: FromIterator<OnceLock<T>>>(count: usize) -> C {
     std::iter::repeat_with(OnceLock::new).take(count).collect()
 }
 
