@@ -88,3 +88,20 @@ impl Observe {
         self.open.lock().guard.take();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_that_a_log_gives_up_at_its_end_are_counted_by_those_after_it() {
+        // full(4): writes fail as on a full disk.
+        let observe = Observe::new(100, &Format::Json, &To::File("/dev/full".into()), &[]).unwrap();
+        observe.access(&Access::example());
+        // Which waits for the old one to end.
+        observe.reopen(&Format::Json, &To::File("/dev/null".into()), &[]).unwrap();
+        observe.reopen(&Format::Off, &To::Stdout, &[]).unwrap();
+        let page = observe.registry.render();
+        assert!(page.lines().any(|line| line == "tollhouse_access_log_dropped_total 1"), "{page}");
+    }
+}

@@ -12,7 +12,7 @@ use std::fmt;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -109,8 +109,8 @@ const LONGEST_END: Duration = Duration::from_millis(1200);
 pub struct AccessLog {
     /// None where nothing is written.
     inner: Option<Arc<Inner>>,
-    /// Lines that the logs before this one did not write.
-    before: u64,
+    /// What the logs before this one lost: as they end, it may still become more.
+    before: Vec<Lost>,
 }
 
 struct Inner {
@@ -118,17 +118,42 @@ struct Inner {
     layout: Option<Layout>,
     redactor: Redactor,
     queue: NonBlocking,
+    lost: Lost,
+}
+
+/// Counts the lines that a log does not write.
+#[derive(Clone)]
+struct Lost {
+    /// Those that found the queue full.
     overflowed: ErrorCounter,
-    unwritten: Arc<AtomicU64>,
+    /// Where the writer's thread counts those that the destination refused.
+    told: Arc<Told>,
+}
+
+impl Lost {
+    fn lines(&self) -> u64 {
+        let overflowed = u64::try_from(self.overflowed.dropped_lines()).unwrap_or(u64::MAX);
+        overflowed.saturating_add(self.told.unwritten.load(Ordering::Relaxed))
+    }
+}
+
+/// What a log and its writer's thread tell each other.
+#[derive(Debug, Default)]
+struct Told {
+    /// Lines that the destination refused.
+    unwritten: AtomicU64,
+    /// The log ends: what cannot be written now is lost.
+    is_over: AtomicBool,
 }
 
 /// Dropped at the end of the process (or of this log), it waits up to a second for the waiting lines to be written.
 #[must_use = "lines are lost when the guard is dropped early"]
-pub struct FlushGuard(Option<WorkerGuard>);
+pub struct FlushGuard(Option<(WorkerGuard, Arc<Told>)>);
 
 impl Drop for FlushGuard {
     fn drop(&mut self) {
-        let Some(guard) = self.0.take() else { return };
+        let Some((guard, told)) = self.0.take() else { return };
+        told.is_over.store(true, Ordering::Relaxed);
         let (ended, end) = mpsc::channel::<()>();
         // When the queue stays full it says so on standard output, which takes for ever if nobody reads that.
         let ending = thread::Builder::new().name("access-log-end".to_owned()).spawn(move || {
@@ -155,21 +180,22 @@ impl AccessLog {
             Format::Combined => Some(Layout::combined()),
             Format::Template(layout) => Some(layout.clone()),
         };
-        let unwritten = Arc::<AtomicU64>::default();
-        let sink = Sink::open(to, unwritten.clone())?;
-        Ok(Self::start(sink, unwritten, layout, Redactor::new(redact)))
+        let told = Arc::<Told>::default();
+        let sink = Sink::open(to, told.clone())?;
+        Ok(Self::start(sink, told, layout, Redactor::new(redact)))
     }
 
     /// A log that writes nothing.
     #[must_use]
     pub fn off() -> Self {
-        Self { inner: None, before: 0 }
+        Self { inner: None, before: Vec::new() }
     }
 
     /// Takes the place of this log, and goes on with its count.
     #[must_use]
     pub fn after(self, old: &Self) -> Self {
-        Self { before: old.dropped(), ..self }
+        let last = old.inner.as_ref().map(|inner| inner.lost.clone());
+        Self { before: old.before.iter().cloned().chain(last).collect(), ..self }
     }
 
     /// Whether lines are written at all; callers may save the work of gathering them.
@@ -201,24 +227,22 @@ impl AccessLog {
     /// Lines that were not written, here and by the logs before: the queue was full, or the file refused them.
     #[must_use]
     pub fn dropped(&self) -> u64 {
-        self.inner.as_ref().map_or(self.before, |inner| {
-            let overflowed = u64::try_from(inner.overflowed.dropped_lines()).unwrap_or(u64::MAX);
-            let here = overflowed.saturating_add(inner.unwritten.load(Ordering::Relaxed));
-            self.before.saturating_add(here)
-        })
+        let here = self.inner.as_ref().map(|inner| &inner.lost);
+        self.before.iter().chain(here).map(Lost::lines).fold(0, u64::saturating_add)
     }
 
     fn start(
         sink: impl Write + Send + 'static,
-        unwritten: Arc<AtomicU64>,
+        told: Arc<Told>,
         layout: Option<Layout>,
         redactor: Redactor,
     ) -> (Self, FlushGuard) {
         let builder = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(MAX_WAITING_LINES);
         let (queue, guard) = builder.thread_name("access-log").finish(sink);
-        let overflowed = queue.error_counter();
-        let inner = Inner { layout, redactor, queue, overflowed, unwritten };
-        (Self { inner: Some(Arc::new(inner)), before: 0 }, FlushGuard(Some(guard)))
+        let lost = Lost { overflowed: queue.error_counter(), told: told.clone() };
+        let guard = FlushGuard(Some((guard, told)));
+        let inner = Inner { layout, redactor, queue, lost };
+        (Self { inner: Some(Arc::new(inner)), before: Vec::new() }, guard)
     }
 }
 

@@ -5,10 +5,10 @@ use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::To;
+use super::{To, Told};
 
 /// Bytes gathered before they are written, unless the queue runs empty first.
 const BUFFER: usize = 64 * 1024;
@@ -16,11 +16,14 @@ const BUFFER: usize = 64 * 1024;
 /// How often a file's name is looked up to see whether it was rotated away.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// A stream or a file.
+type Destination = Box<dyn Write + Send>;
+
 /// The buffered end of the log; each `write` is one whole line.
 pub(super) struct Sink {
-    writer: BufWriter<Box<dyn Write + Send>>,
+    writer: BufWriter<Destination>,
     file: Option<Watched>,
-    unwritten: Arc<AtomicU64>,
+    told: Arc<Told>,
 }
 
 struct Watched {
@@ -30,9 +33,9 @@ struct Watched {
 }
 
 impl Sink {
-    /// Opens the destination; counts into `unwritten` the lines it refuses.
-    pub(super) fn open(to: &To, unwritten: Arc<AtomicU64>) -> io::Result<Self> {
-        let (writer, file): (Box<dyn Write + Send>, _) = match to {
+    /// Opens the destination; counts the lines that it refuses.
+    pub(super) fn open(to: &To, told: Arc<Told>) -> io::Result<Self> {
+        let (destination, file): (Destination, _) = match to {
             To::Stdout => (Box::new(io::stdout()), None),
             To::Stderr => (Box::new(io::stderr()), None),
             To::File(path) => {
@@ -41,7 +44,7 @@ impl Sink {
                 (Box::new(file), Some(watched))
             }
         };
-        Ok(Self { writer: BufWriter::with_capacity(BUFFER, writer), file, unwritten })
+        Ok(Self { writer: buffered(destination), file, told })
     }
 
     /// Opens the file anew if its name now leads elsewhere or nowhere.
@@ -51,11 +54,21 @@ impl Sink {
         if std::fs::metadata(&watched.path).is_ok_and(|now| (now.dev(), now.ino()) == watched.id) {
             return Ok(());
         }
-        self.writer.flush()?;
+        // First of all: an old file that takes nothing more must not keep lines from the new one.
         let file = open(&watched.path)?;
         watched.id = id(&file)?;
-        self.writer = BufWriter::with_capacity(BUFFER, Box::new(file));
+        let mut old = std::mem::replace(&mut self.writer, buffered(Box::new(file)));
+        let _ = old.flush();
+        self.give_up(old);
         Ok(())
+    }
+
+    /// Counts the lines that still wait for a destination, which gets none of them.
+    fn give_up(&self, writer: BufWriter<Destination>) -> Destination {
+        let lost = writer.buffer().iter().filter(|byte| **byte == b'\n').count();
+        self.told.unwritten.fetch_add(lost as u64, Ordering::Relaxed);
+        // Dropped as it is, it would try to write them once more.
+        writer.into_parts().0
     }
 }
 
@@ -66,15 +79,27 @@ impl Write for Sink {
             let _ = self.follow_rotation();
         }
         if let Err(error) = self.writer.write_all(line) {
-            self.unwritten.fetch_add(1, Ordering::Relaxed);
+            self.told.unwritten.fetch_add(1, Ordering::Relaxed);
             return Err(error);
         }
         Ok(line.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.writer.flush()
+        let flushed = self.writer.flush();
+        if flushed.is_ok() || !self.told.is_over.load(Ordering::Relaxed) {
+            return flushed;
+        }
+        // The writer's thread ends only once this succeeds; else it would try for ever.
+        let refused = std::mem::replace(&mut self.writer, buffered(Box::new(io::sink())));
+        let destination = self.give_up(refused);
+        self.writer = buffered(destination);
+        Ok(())
     }
+}
+
+fn buffered(destination: Destination) -> BufWriter<Destination> {
+    BufWriter::with_capacity(BUFFER, destination)
 }
 
 fn open(path: &Path) -> io::Result<File> {
@@ -88,11 +113,20 @@ fn id(file: &File) -> io::Result<(u64, u64)> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+    use std::sync::mpsc::{self, RecvTimeoutError};
+
+    use super::super::{Access, AccessLog};
     use super::*;
+    use crate::observe::redact::Redactor;
+
+    fn path_for(name: &str) -> PathBuf {
+        std::env::temp_dir().join(format!("tollhouse-{name}-{}.log", std::process::id()))
+    }
 
     #[test]
     fn a_file_moved_away_is_opened_anew_and_loses_no_line() {
-        let path = std::env::temp_dir().join(format!("tollhouse-rotate-{}.log", std::process::id()));
+        let path = path_for("rotate");
         let rotated = path.with_extension("log.1");
         let mut sink = Sink::open(&To::File(path.clone()), Arc::default()).unwrap();
         sink.write_all(b"one\n").unwrap();
@@ -107,20 +141,75 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_the_destination_refuses_are_counted() {
-        struct Full;
-        impl Write for Full {
-            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
-                Err(io::ErrorKind::StorageFull.into())
-            }
-            fn flush(&mut self) -> io::Result<()> {
-                Ok(())
-            }
+    fn a_file_is_opened_anew_though_the_old_one_takes_nothing_more() {
+        // full(4): writes fail as on a full disk.
+        let (path, new) = (path_for("full"), path_for("full-new"));
+        let _ = std::fs::remove_file(&path);
+        symlink("/dev/full", &path).unwrap();
+        let told = Arc::<Told>::default();
+        let mut sink = Sink::open(&To::File(path.clone()), told.clone()).unwrap();
+        sink.write_all(b"one\n").unwrap();
+        assert!(sink.flush().is_err());
+        std::fs::remove_file(&path).unwrap();
+        symlink(&new, &path).unwrap();
+        sink.follow_rotation().unwrap();
+        sink.write_all(b"two\n").unwrap();
+        sink.flush().unwrap();
+        let written = std::fs::read_to_string(&new);
+        std::fs::remove_file(&path).unwrap();
+        std::fs::remove_file(&new).unwrap();
+        assert_eq!(written.unwrap(), "two\n");
+        assert_eq!(told.unwritten.load(Ordering::Relaxed), 1, "and the other line is counted");
+    }
+
+    /// Takes nothing, and says so each time.
+    struct Full(mpsc::Sender<()>);
+
+    impl Write for Full {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            let _ = self.0.send(());
+            Err(io::ErrorKind::StorageFull.into())
         }
-        let unwritten = Arc::<AtomicU64>::default();
-        let writer = BufWriter::with_capacity(8, Box::new(Full) as Box<dyn Write + Send>);
-        let mut sink = Sink { writer, file: None, unwritten: unwritten.clone() };
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// A sink of so much room before a destination that takes nothing, and what tells of each try.
+    fn full(room: usize, told: &Arc<Told>) -> (Sink, mpsc::Receiver<()>) {
+        let (tried, tries) = mpsc::channel();
+        let writer = BufWriter::with_capacity(room, Box::new(Full(tried)) as Destination);
+        (Sink { writer, file: None, told: told.clone() }, tries)
+    }
+
+    #[test]
+    fn lines_that_the_destination_refuses_are_counted() {
+        let told = Arc::<Told>::default();
+        let (mut sink, _tries) = full(8, &told);
         assert!(sink.write_all(b"a line longer than the buffer\n").is_err());
-        assert_eq!(unwritten.load(Ordering::Relaxed), 1);
+        assert_eq!(told.unwritten.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn a_log_that_ends_gives_up_what_its_destination_refuses() {
+        let told = Arc::<Told>::default();
+        let (sink, tries) = full(BUFFER, &told);
+        let (log, guard) = AccessLog::start(sink, told.clone(), None, Redactor::new([]));
+        log.write(&Access::example());
+        tries.recv().unwrap();
+        drop(log);
+        drop(guard);
+        let mut more = 0;
+        // The writer's thread drops the destination as it ends.
+        let end = loop {
+            match tries.recv_timeout(Duration::from_secs(10)) {
+                Ok(()) => more += 1,
+                Err(end) => break end,
+            }
+            assert!(more < 1000, "it goes on trying");
+        };
+        assert_eq!(end, RecvTimeoutError::Disconnected);
+        assert_eq!(told.unwritten.load(Ordering::Relaxed), 1);
     }
 }
