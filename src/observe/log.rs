@@ -116,7 +116,7 @@ impl Write for Escaping<'_> {
 }
 
 /// Control characters, and the separators and direction marks that viewers take for more than text.
-fn is_unsafe(character: char) -> bool {
+pub(super) fn is_unsafe(character: char) -> bool {
     character.is_control() || matches!(character, '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
 }
 

@@ -1,6 +1,7 @@
 //! What one line says about a request.
 
 use std::fmt;
+use std::io::{self, Write};
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
@@ -8,8 +9,10 @@ use http::HeaderName;
 use http::header::{HOST, REFERER, USER_AGENT};
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
+use serde_json::ser::Formatter;
 use tollhouse_filters::context::Tls;
 
+use super::super::log::is_unsafe;
 use super::super::redact::{MASK, Redactor, write_lossy};
 use super::super::timestamp::Timestamp;
 
@@ -33,9 +36,9 @@ pub struct Access<'a> {
     pub scheme: &'a str,
     /// The authority asked for.
     pub host: &'a [u8],
-    /// The path as sent.
+    /// The path that routes are matched by, with the version that it was sent with; as sent where that is no path.
     pub path: &'a [u8],
-    /// The query as sent, without its `?`.
+    /// The query without its `?`, and without what is hidden of it.
     pub query: Option<&'a [u8]>,
     /// `HTTP/1.1`, `HTTP/2`.
     pub protocol: &'a str,
@@ -67,7 +70,8 @@ pub struct Access<'a> {
     pub elapsed: Duration,
     /// How long it waited where more came than may; written as `throttled_ms`.
     pub throttled: Option<Duration>,
-    /// From the first attempt to the upstream's last byte; written as `upstream_ms`.
+    /// From the first attempt to the upstream's last byte, or, where a cache asked it, to the head of its answer;
+    /// written as `upstream_ms`.
     pub upstream_elapsed: Option<Duration>,
     /// What a cache did with it, as `Cache-Status` says it (RFC 9211).
     pub cache: Option<&'a str>,
@@ -203,6 +207,27 @@ impl<T: fmt::Display> Serialize for Shown<T> {
     }
 }
 
+/// Escapes in strings also what RFC 8259 s7 lets stand there, and terminals and viewers act upon.
+pub(super) struct Inert;
+
+impl Formatter for Inert {
+    fn write_string_fragment<W: ?Sized + Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+        if fragment.bytes().all(|byte| byte < 0x7f) {
+            return writer.write_all(fragment.as_bytes());
+        }
+        for part in fragment.split_inclusive(is_unsafe) {
+            let last = part.chars().next_back().filter(|last| is_unsafe(*last));
+            let plain = &part[..part.len() - last.map_or(0, char::len_utf8)];
+            writer.write_all(plain.as_bytes())?;
+            if let Some(last) = last {
+                // None of them needs more than four digits.
+                write!(writer, "\\u{:04x}", u32::from(last))?;
+            }
+        }
+        Ok(())
+    }
+}
+
 fn optional<M: SerializeMap>(map: &mut M, key: &str, value: Option<impl Serialize>) -> Result<(), M::Error> {
     value.map_or(Ok(()), |value| map.serialize_entry(key, &value))
 }
@@ -293,7 +318,7 @@ mod tests {
 
     #[test]
     fn no_value_breaks_out_of_its_line_or_its_field() {
-        let evil = "x\"}\n{\"status\":200,\u{1b}[31m\r\u{0}\\";
+        let evil = "x\"}\n{\"status\":200,\u{1b}[31m\r\u{0}\\é\u{7f}\u{9b}2J\u{2028}\u{202e}abc";
         let access = Access {
             method: evil,
             host: evil.as_bytes(),
@@ -308,7 +333,8 @@ mod tests {
         };
         let text = line(&access, &[]);
         assert_eq!(text.matches('\n').count(), 1);
-        assert!(!text.trim_end().chars().any(char::is_control));
+        assert!(!text.trim_end().chars().any(is_unsafe), "{text}");
+        assert!(text.contains("é\\u007f\\u009b2J\\u2028\\u202eabc"), "{text}");
         let value: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(value["status"], 400);
         for key in ["method", "host", "path", "query", "user_agent", "referer", "reason", "error"] {

@@ -24,7 +24,7 @@ use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuild
 pub use self::format::Format;
 pub use self::layout::Layout;
 pub use self::line::Access;
-use self::line::Line;
+use self::line::{Inert, Line};
 use self::sink::Sink;
 use super::redact::{Redaction, Redactor};
 
@@ -249,7 +249,8 @@ impl AccessLog {
 /// Appends one request as a line of JSON, with its line break.
 pub fn format_line(access: &Access<'_>, redactor: &Redactor, buffer: &mut Vec<u8>) {
     let start = buffer.len();
-    if serde_json::to_writer(&mut *buffer, &Line { access, redactor }).is_ok() {
+    let mut serializer = serde_json::Serializer::with_formatter(&mut *buffer, Inert);
+    if (Line { access, redactor }).serialize(&mut serializer).is_ok() {
         buffer.push(b'\n');
     } else {
         // Writing to memory cannot fail and every value is plain; half a line would spoil the next one.
