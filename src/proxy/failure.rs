@@ -12,6 +12,7 @@ use tollhouse_filters::problem::{self, Problem};
 
 use super::{Call, replay, reply};
 use crate::door;
+use crate::upstream::call::describe;
 
 /// Ends proxying with this reply: kept in the call, sent by [`answer`].
 pub(super) fn refuse<T>(call: &mut Call, reply: Reply) -> Result<T> {
@@ -52,8 +53,8 @@ pub(super) async fn answer(session: &mut Session, error: &Error, call: &mut Call
         && *error.esource() != ErrorSource::Downstream
         && *error.etype() != replay::PER_TRY
     {
-        // What a handshake or the system says, which is not for clients to know.
-        call.reason = Some(error.to_string());
+        // What a handshake or the system says, which is not for clients to know; and nothing that was received.
+        call.reason.get_or_insert_with(|| describe(error).into());
     }
     blame_slowness(session, error, call);
     let rule = door::broken(session).filter(|rule| rule.kind().status != problem::CLIENT_CLOSED.status);

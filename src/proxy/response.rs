@@ -17,10 +17,6 @@ use crate::upstream::InFlight;
 /// Interim answers that one request may get; more than that is an upstream gone wild.
 pub(super) const MAX_INTERIM: u32 = 100;
 
-fn flooded() -> Box<Error> {
-    Error::explain(ErrorType::InvalidHTTPHeader, "too many interim answers").into_up()
-}
-
 impl Gateway {
     /// Runs the entered filters on the final head; interim ones pass untouched.
     pub(super) async fn respond(
@@ -30,10 +26,9 @@ impl Gateway {
         call: &mut Call,
     ) -> Result<()> {
         if response.status.is_informational() && response.status != StatusCode::SWITCHING_PROTOCOLS {
-            call.interim += 1;
             remove_framing(response);
             in_time(call)?;
-            return if call.interim <= MAX_INTERIM { Ok(()) } else { Err(flooded()) };
+            return announced(call);
         }
         if let Some(error) = self.answer_is_fault(session, response, call) {
             return Err(error);
@@ -63,6 +58,16 @@ impl Gateway {
         call.attempts.answered = true;
         Ok(())
     }
+}
+
+/// Counts an interim head, that is about to be passed on.
+fn announced(call: &mut Call) -> Result<()> {
+    call.interim += 1;
+    if call.interim <= MAX_INTERIM {
+        return Ok(());
+    }
+    call.reason = Some("too many interim answers".to_owned());
+    Err(Error::new_up(ErrorType::InvalidHTTPHeader))
 }
 
 /// Takes a final head for the answer of the attempt, if it can be passed on.
@@ -202,7 +207,11 @@ pub(super) fn end(call: &mut Call) -> Result<Option<Bytes>> {
 /// may have been slow to take it.
 fn in_time(call: &mut Call) -> Result<()> {
     let overdue = call.exchange().ctx.deadline.is_some_and(|deadline| Instant::now() > deadline);
-    if overdue { Error::e_explain(ErrorType::ReadTimedout, failure::TOTAL) } else { Ok(()) }
+    if !overdue {
+        return Ok(());
+    }
+    call.reason = Some(failure::TOTAL.to_owned());
+    Err(Error::new(ErrorType::ReadTimedout))
 }
 
 /// What concerns the upstream's connection only; `Transfer-Encoding` is Pingora's to translate.

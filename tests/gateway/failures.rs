@@ -95,6 +95,22 @@ async fn an_origin_that_breaks_before_its_answer_is_a_502() {
 }
 
 #[tokio::test]
+async fn what_an_origin_sent_that_is_no_answer_stays_out_of_the_log() {
+    let secret = b"HTTP/1.1 200 OK\r\nSet-Cookie: sid=SECRET\r\nbroken line\r\n\r\n";
+    for way in ["", ", direct: false", ", filters: [cache: {}]"] {
+        let origin = Origin::dying_after(secret).await;
+        let route = format!("all, upstream: origin{way}");
+        let document = upstream(&[origin.address], "").replace("all, upstream: origin", &route);
+        let gateway = Gateway::start(&document).await;
+        let answer = get(gateway.address(), "/x").await;
+        assert_eq!((answer.status, answer.problem().as_str()), (502, "upstream-protocol"), "{way}");
+        let line = gateway.log_line(|line| line["path"] == "/x").await;
+        assert!(line["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "{line}");
+        assert!(!line.to_string().contains("SECRET"), "{line}");
+    }
+}
+
+#[tokio::test]
 async fn an_origin_that_resets_is_a_502_and_a_post_is_not_repeated() {
     let origin = Origin::new(|mut wire| async move {
         let _ = wire.head().await;

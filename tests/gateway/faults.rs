@@ -404,6 +404,10 @@ async fn a_flood_of_interim_answers_ends() {
         client.send(format!("GET / HTTP/1.1\r\nHost: {way}\r\n\r\n")).await;
         let answer = soon("an answer", client.answer()).await.expect("an answer");
         assert_eq!((answer.status, answer.problem().as_str()), (502, "upstream-protocol"), "{way}");
+        if way != "hedged.test" {
+            let line = gateway.log_line(|line| line["host"] == way).await;
+            assert_eq!(line["reason"], "too many interim answers", "{way}");
+        }
     }
 }
 

@@ -141,7 +141,7 @@ pub(super) async fn by<T, E: From<CallError>>(
 }
 
 /// The kind of error and what lies behind it, without the settings that Pingora adds in between.
-pub(in crate::upstream) fn describe(error: &pingora::Error) -> Box<str> {
+pub(crate) fn describe(error: &pingora::Error) -> Box<str> {
     let kind = error.etype().as_str();
     let mut inner = error;
     while let Some(next) = inner.cause.as_deref().and_then(|cause| cause.downcast_ref::<pingora::BError>()) {
