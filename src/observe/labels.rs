@@ -175,6 +175,12 @@ impl<T: Clone> Family<T> {
             let gone = gone(values, row);
             if gone {
                 left += (self.leave)(&row.handle);
+    /// Whether there is no series at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.rows.lock().is_empty() && self.other.lock().is_none()
+    }
+
             }
             !gone
         });

@@ -13,6 +13,7 @@ mod cache_invalidation;
 mod cache_shared;
 mod compression;
 mod consumers;
+mod counts;
 mod credentials;
 mod decompression;
 mod direct;

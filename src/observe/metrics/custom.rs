@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use parking_lot::Mutex;
 use tollhouse_filters::world::{Counter, Gauge};
 
+use super::Live;
 use super::page::Page;
 use crate::observe::labels::{Budget, Family};
 
@@ -99,14 +100,20 @@ impl CustomFamilies {
         labels.windows(2).any(|pair| pair[0] == pair[1]).then_some("a label is given twice")
     }
 
-    /// Drops series that no filter holds any more, in two sweeps in a row.
-    pub(super) fn sweep(&self) {
-        self.by_name.lock().retain(|_, family| {
-            match &family.cells {
-                Cells::Counters(family) => family.sweep(|_, cell| Arc::strong_count(cell) > 1),
+    /// Drops series that no filter holds any more, in two sweeps in a row. Counts of a route stay with it: who makes
+    /// them with the first request may be built anew before the next one.
+    pub(super) fn sweep(&self, live: &Live<'_>) {
+        self.by_name.lock().retain(|_, Custom { names, cells, .. }| {
+            let route = names.iter().position(|name| &**name == "route");
+            let of_route = |values: &[Arc<str>]| route.is_some_and(|at| live.routes.contains(&*values[at]));
+            match cells {
+                Cells::Counters(family) => {
+                    family.sweep(|values, cell| Arc::strong_count(cell) > 1 || of_route(values));
+                }
+                // Without a holder nobody says any more what it is now.
                 Cells::Gauges(family) => family.sweep(|_, cell| Arc::strong_count(cell) > 1),
             }
-            !family.cells.is_empty()
+            !cells.is_empty()
         });
     }
 
@@ -135,12 +142,10 @@ impl CustomFamilies {
 
 impl Cells {
     fn is_empty(&self) -> bool {
-        let mut empty = true;
         match self {
-            Self::Counters(family) => family.each(|_, _| empty = false),
-            Self::Gauges(family) => family.each(|_, _| empty = false),
+            Self::Counters(family) => family.is_empty(),
+            Self::Gauges(family) => family.is_empty(),
         }
-        empty
     }
 }
 

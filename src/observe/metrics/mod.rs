@@ -241,7 +241,7 @@ impl Registry {
     pub fn retain(&self, live: &Live<'_>) {
         self.routes.sweep(live);
         self.upstreams.sweep(live);
-        self.custom.sweep();
+        self.custom.sweep(live);
         self.budget.tidy();
     }
 

@@ -217,3 +217,20 @@ fn a_filters_series_stays_while_somebody_holds_it() {
     reload(&registry, &[]);
     assert_eq!(lines_with(&registry, "hits_total"), 0);
 }
+
+#[test]
+fn a_filters_count_of_a_route_stays_with_the_route_though_nobody_holds_it() {
+    let registry = Registry::new(100);
+    let hit = || registry.counter("hits_total", "Hits.", &[("result", "hit"), ("route", "kept")]).inc();
+    hit();
+    registry.gauge("open", "Open.", &[("route", "kept")]).inc();
+    for _ in 0..3 {
+        reload(&registry, &["kept"]);
+    }
+    hit();
+    assert!(has(&registry, "hits_total{result=\"hit\",route=\"kept\"} 2"), "{}", registry.render());
+    assert_eq!(lines_with(&registry, "open{"), 0, "what it is now nobody says any more");
+    reload(&registry, &[]);
+    reload(&registry, &[]);
+    assert_eq!(lines_with(&registry, "hits_total"), 0);
+}

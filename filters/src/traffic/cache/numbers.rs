@@ -13,7 +13,8 @@ const REQUESTS_HELP: &str = "Requests by what a cache did with them, by route.";
 const BYPASSED: &str = "tollhouse_cache_bypassed_total";
 const BYPASSED_HELP: &str = "Requests that a cache was not for, by route and reason.";
 
-/// The numbers of an instance, by the routes that use it.
+/// The numbers of an instance, by the routes that use it; the next instance goes on with them, as they stay with a
+/// route.
 pub(super) struct Numbers {
     metrics: Arc<dyn Metrics>,
     routes: RwLock<HashMap<Arc<str>, Arc<OfRoute>>>,
