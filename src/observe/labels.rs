@@ -160,13 +160,25 @@ impl<T: Clone> Family<T> {
 
     /// Visits every series, the overflow series last.
     pub fn each(&self, mut visit: impl FnMut(&[&str], &T)) {
-        for (values, row) in self.rows.lock().iter() {
+        // First taken out: requests that look for a row do not wait until all of a page is written.
+        let rows: Vec<(Values, T)> = {
+            let rows = self.rows.lock();
+            rows.iter().map(|(values, row)| (values.clone(), row.handle.clone())).collect()
+        };
+        for (values, handle) in &rows {
             let values: Vec<&str> = values.iter().map(|value| &**value).collect();
-            visit(&values, &row.handle);
+            visit(&values, handle);
         }
-        if let Some(handle) = &*self.other.lock() {
+        let other = self.other.lock().clone();
+        if let Some(handle) = &other {
             visit(&vec![OTHER; self.width], handle);
         }
+    }
+
+    /// Whether there is no series at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.rows.lock().is_empty() && self.other.lock().is_none()
     }
 
     fn remove_where(&self, mut gone: impl FnMut(&[Arc<str>], &mut Row<T>) -> bool) {
@@ -175,12 +187,6 @@ impl<T: Clone> Family<T> {
             let gone = gone(values, row);
             if gone {
                 left += (self.leave)(&row.handle);
-    /// Whether there is no series at all.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.rows.lock().is_empty() && self.other.lock().is_none()
-    }
-
             }
             !gone
         });
@@ -260,6 +266,19 @@ mod tests {
         family.sweep(|_, _| true);
         family.sweep(|_, _| false);
         assert_eq!(listed(&family), ["a,b=1"]);
+    }
+
+    #[test]
+    fn who_looks_for_a_series_does_not_wait_for_those_that_visit_all() {
+        let (_, family) = cells(1);
+        hit(&family, ["a", "b"]);
+        hit(&family, ["c", "d"]);
+        let mut visited = 0;
+        family.each(|_, _| {
+            assert!(family.rows.try_lock().is_some() && family.other.try_lock().is_some());
+            visited += 1;
+        });
+        assert_eq!(visited, 2);
     }
 
     #[test]

@@ -70,8 +70,17 @@ impl Gateway {
         let series = exchange.route.series(exchange.listener, exchange.branch(), |variant, upstream| {
             let upstream = upstream.map_or(metrics::NONE, |upstream| &upstream.name);
             let variant = variant.map_or("", |variant| variant);
-            registry.variant(&exchange.ctx.listener, &exchange.route.name, upstream, variant)
-        });
+            registry.variant(&ctx.listener, &route.name, upstream, variant)
+        };
+        let series = if exchange.diverted {
+            // What went to another route's upstream is that one's, as in the log.
+            let upstream = ctx.upstream.as_ref();
+            route.diverted_series(exchange.listener, branch, upstream, |variant| make(variant, upstream))
+        } else {
+            route.series(exchange.listener, branch, |variant, upstream| {
+                make(variant, upstream.map(|upstream| &upstream.name))
+            })
+        };
         series.record(completed.status, completed.elapsed, completed.bytes_in, completed.bytes_out);
     }
 

@@ -34,6 +34,7 @@ use crate::config::retries::RouteRetries;
 use crate::config::{Admin, Listener, Observability, RouteTimeouts, Server, Test};
 use crate::consumers::Roster;
 use crate::observe::RouteSeries;
+use crate::observe::metrics::FirstUse;
 use crate::release::{Ramp, Split, Versions};
 use crate::routing::{ListenerId, RouteId, Router};
 use crate::source::{Fingerprint, Packed, Problems};
@@ -183,6 +184,8 @@ pub struct Route {
     stacks: Arc<[OnceLock<Stack>]>,
     /// Its metrics, by listener and branch, made on first use.
     series: Box<[OnceLock<RouteSeries>]>,
+    /// The same of requests that fallbacks took elsewhere, also by the upstream that they went to.
+    diverted: FirstUse<(ListenerId, usize, Option<Arc<str>>), RouteSeries>,
 }
 
 impl Route {
@@ -250,6 +253,21 @@ impl Route {
             let (variant, upstream) = self.branch(branch);
             make(variant, upstream)
         })
+    }
+
+    /// As [`series`](Self::series), of requests that a fallback took to this upstream, another route's; `make` makes
+    /// them from the variant.
+    pub fn diverted_series(
+        &self,
+        listener: ListenerId,
+        branch: usize,
+        upstream: Option<&Arc<str>>,
+        make: impl Fn(Option<&Arc<str>>) -> RouteSeries,
+    ) -> &RouteSeries {
+        self.diverted.find(
+            |(through, way, to)| (*through, *way, to.as_ref()) == (listener, branch, upstream),
+            || ((listener, branch, upstream.cloned()), make(self.branch(branch).0)),
+        )
     }
 }
 

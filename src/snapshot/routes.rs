@@ -26,6 +26,7 @@ use crate::release::Versions;
 use crate::routing::{ListenerId, RouteId, RouteMatch, shadowed};
 use crate::source::{Loaded, Problems};
 use crate::upstream::{Bulkhead, MAX_RETRIES, Upstream};
+use crate::observe::metrics::FirstUse;
 
 /// Routes whose upstreams are still ids.
 pub(super) struct Built {
@@ -415,6 +416,7 @@ pub(super) fn unrouted(listeners: usize) -> Route {
         retries: None,
         hedge: None,
         priority: Priority::default(),
+                    diverted: FirstUse::default(),
         direct: true,
         bulkhead: None,
         stacks: unmade(listeners),
@@ -436,3 +438,4 @@ pub(super) fn shadow_warnings(matches: &[RouteMatch], routes: &[Arc<Route>], loa
     });
     Problems::located(warnings, &loaded.files)
 }
+        diverted: FirstUse::default(),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::harness::{Answer, Gateway, Origin, Wire, refusing, soon};
+use crate::harness::{Answer, Gateway, Origin, Wire, refusing, soon, until};
 
 /// The second way is Pingora's.
 const WAYS: [&str; 2] = ["direct.test", "proxied.test"];
@@ -31,8 +31,14 @@ async fn once_open(gateway: &Gateway, way: &str, line: &str) -> (Answer, usize) 
     .await
 }
 
+/// The number of good answers that came through a route from an upstream.
+fn requests(route: &str, upstream: &str) -> String {
+    let labels = format!("route=\"{route}\",upstream=\"{upstream}\",code_class=\"2xx\"");
+    format!("tollhouse_requests_total{{listener=\"plain\",{labels}}}")
+}
+
 /// Answers 500 after so many answers; says in its answers how many it has given.
-async fn failing_after(good: usize, fields: &'static str) -> Origin {
+pub(crate) async fn failing_after(good: usize, fields: &'static str) -> Origin {
     let asked = Arc::new(AtomicUsize::new(0));
     Origin::new(move |mut wire| {
         let asked = asked.clone();
@@ -77,7 +83,42 @@ routes:
         let route = way.trim_end_matches(".test");
         let line = gateway.log_line(|line| line["route"] == route && line["status"] == 200).await;
         assert_eq!(line["upstream"], "other", "{line}");
+        assert_eq!(gateway.number(&requests(route, "other")).await, 1, "{way}");
     }
+}
+
+#[tokio::test]
+async fn where_there_is_no_room_for_what_fallbacks_took_that_is_found_once() {
+    let (bad, other) = (refusing().await, Origin::echo().await);
+    let mut gateway = Gateway::administered(&format!(
+        "upstreams:
+  - {{name: main, backends: [{{address: \"{bad}\"}}], retries: {{max: 0}}, circuit_breaker: {{{OPENS_AT_ONCE}, fallback: {{route: standby}}}}}}
+  - {{name: other, backends: [{{address: \"{}\"}}]}}
+routes:
+  - {{name: direct, match: {{hosts: [direct.test]}}, upstream: main}}
+  - {{name: standby, match: {{hosts: [standby.test]}}, upstream: other}}
+",
+        other.address
+    ))
+    .await;
+    let text = std::fs::read_to_string(gateway.file()).expect("the document");
+    let few = text.replace("observability: {", "observability: {metrics: {max_series: 1}, ");
+    std::fs::write(gateway.file(), few).expect("write");
+    gateway.signal("TERM");
+    gateway.ended().await;
+    let gateway = gateway.again().await;
+    assert_eq!(once_open(&gateway, "direct.test", "GET /").await.0.status, 200);
+    let beyond = async |answers: usize| {
+        // Its numbers come before its line.
+        let taken = || gateway.log().iter().filter(|line| line["upstream"] == "other").count();
+        until("the lines", || (taken() == answers).then_some(())).await;
+        gateway.number("tollhouse_metrics_overflow_total").await
+    };
+    let first = beyond(1).await;
+    for _ in 0..5 {
+        assert_eq!(ask(&gateway, "direct.test", "GET /").await.status, 200);
+    }
+    assert_eq!(beyond(6).await, first);
 }
 
 #[tokio::test]
@@ -169,5 +210,12 @@ routes:
         }
         assert_eq!(stored.as_array().map(Vec::len), Some(1));
         assert_eq!(look().await.as_array().map(Vec::len), Some(1), "it stays: {other}");
+        until("both lines of the standby's", || {
+            (gateway.log().iter().filter(|line| line["upstream"] == "s").count() == 2).then_some(())
+        })
+        .await;
+        for (upstream, answers) in [("o", 1), ("s", 2)] {
+            assert_eq!(gateway.number(&requests("cached", upstream)).await, answers, "{upstream}");
+        }
     }
 }

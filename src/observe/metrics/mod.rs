@@ -4,6 +4,7 @@
 
 mod cells;
 mod custom;
+mod first_use;
 mod page;
 mod series;
 #[cfg(test)]
@@ -18,6 +19,7 @@ use parking_lot::Mutex;
 use tollhouse_filters::world::{Counter, Gauge, Metrics};
 
 use self::custom::CustomFamilies;
+pub use self::first_use::FirstUse;
 pub use self::page::CONTENT_TYPE;
 use self::page::Page;
 use self::series::{
@@ -237,7 +239,8 @@ impl Registry {
     }
 
     /// Called after each reload: removes the series of names that this and the reload before do not know, and those of
-    /// filters that are gone. One reload's grace lets the last numbers be collected and a rollback find them.
+    /// filters that are gone, but for the counts of routes that are not. One reload's grace lets the last numbers be
+    /// collected and a rollback find them.
     pub fn retain(&self, live: &Live<'_>) {
         self.routes.sweep(live);
         self.upstreams.sweep(live);
