@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use http::header::{
     AUTHORIZATION, CONTENT_LENGTH, ETAG, HeaderMap, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE,
     LAST_MODIFIED, RANGE, SET_COOKIE,
@@ -11,7 +10,6 @@ use http::header::{
 use http::{HeaderName, Method, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
 use tokio::sync::mpsc::UnboundedSender;
-use tokio::sync::oneshot;
 use tollhouse_filters::caching::{
     Ask, Facts, NotStored, Plan, RequestDirectives, Serve, Times, Vary, facts, judge, serves_on_error,
     variant,
@@ -23,27 +21,15 @@ use tollhouse_filters::problem::{self, CLIENT_CLOSED, Problem};
 use tollhouse_filters::template::Escape;
 
 use super::flight::{Lead, Phase};
-use super::growing::{Growing, Reader};
+use super::growing::Growing;
 use super::inner::Inner;
 use super::keep::Work;
 use super::store::Entry;
+use super::told::{Asker, Filled};
 use super::{Cache, Key, Via, head, now};
 use crate::engine::{Decision, Exchange, Forwarding};
-use crate::observe::AttemptOutcome;
-use crate::upstream::call::{self, CallError, CallOptions, Waiting};
+use crate::upstream::call::{self, Account, CallError, CallOptions, Payload, Waiting};
 use crate::upstream::{Backend, Upstream, Verdict};
-
-/// What came of a fill, for who began it.
-pub(super) enum Filled {
-    /// An answer that will be stored, and its body.
-    Growing(Arc<Growing>, Reader),
-    /// What was stored still holds; why it is not stored with what came of it, if it is not.
-    Validated(Arc<Entry>, Option<&'static str>),
-    /// What was stored is served, though it should have been validated: why, and what came instead, if anything.
-    Stale(Arc<Entry>, &'static str, Option<u16>),
-    /// An answer to this request alone, why it is not stored, and from which upstream.
-    Own(Reply, Option<&'static str>, Option<Arc<str>>),
-}
 
 /// The same request from the cache on.
 pub(super) struct Fill {
@@ -63,6 +49,8 @@ pub(super) struct Fill {
     interim: UnboundedSender<ResponseHeader>,
     /// Whether the client came over TLS.
     tls: bool,
+    /// How long the upstream took to answer, once it was asked.
+    took: Option<Duration>,
 }
 
 /// An upstream's answer, and when it came.
@@ -109,47 +97,50 @@ impl Fill {
             lead,
             interim,
             tls,
+            took: None,
         }
     }
 
     /// Asks the origin, tells who waits, and stores what may be stored.
-    pub(super) async fn run(mut self, mut tell: oneshot::Sender<Filled>) {
-        let upstream = match self.way(&mut tell).await {
+    pub(super) async fn run(mut self, mut asker: Asker) {
+        let way = self.way(&mut asker).await;
+        asker.fetched.goes(&self.exchange);
+        let upstream = match way {
             Some(Ok(upstream)) => upstream,
             Some(Err(reply)) => {
                 if let Some(stored) = self.stored_however_old() {
                     let phase = Phase::Stale(stored.clone());
                     return self.stale(
-                        tell,
+                        asker,
                         (phase, Filled::Stale(stored, problem::CIRCUIT_OPEN.code, None)),
                         None,
                     );
                 }
                 match self.stale_for(is_refusal(&reply), true) {
-                    Some(stored) => return self.stale_if_error(tell, stored, (true, None)),
-                    None => return self.own(tell, reply, "filter").await,
+                    Some(stored) => return self.stale_if_error(asker, stored, (true, None)),
+                    None => return self.own(asker, reply, "filter").await,
                 }
             }
             None => return self.finish(CLIENT_CLOSED.status, 0),
         };
         // Another upstream knows nothing of what is stored.
         let validated = !self.exchange.diverted && self.condition();
-        match self.send(&upstream).await {
+        match self.send(&upstream, &mut asker).await {
             Ok(came) if came.reply.head.status == StatusCode::NOT_MODIFIED && validated => {
-                Box::pin(self.validated(tell, came, upstream)).await;
+                Box::pin(self.validated(asker, came, upstream)).await;
             }
-            Ok(came) => Box::pin(self.answered(tell, came, &upstream)).await,
-            Err(error) => self.failed(tell, &error),
+            Ok(came) => Box::pin(self.answered(asker, came, &upstream)).await,
+            Err(error) => self.failed(asker, &error),
         }
     }
 
     /// As [`Fill::upstream`]; none if all who wait for it went away meanwhile: then it gives up its place in queues.
-    async fn way(&mut self, tell: &mut oneshot::Sender<Filled>) -> Option<Result<Arc<Upstream>, Reply>> {
+    async fn way(&mut self, asker: &mut Asker) -> Option<Result<Arc<Upstream>, Reply>> {
         let waiting = self.lead.waiting();
         tokio::select! {
             biased;
             upstream = self.upstream() => Some(upstream),
-            () = async { tell.closed().await; waiting.over().await } => None,
+            () = async { asker.gone().await; waiting.over().await } => None,
         }
     }
 
@@ -197,7 +188,8 @@ impl Fill {
         any
     }
 
-    async fn send(&mut self, upstream: &Upstream) -> Result<Came, CallError> {
+    /// Sends the request; metrics, and who began it, are told of every attempt.
+    async fn send(&mut self, upstream: &Upstream, asker: &mut Asker) -> Result<Came, CallError> {
         let ctx = &self.exchange.ctx;
         let mut key = Vec::new();
         upstream.write_key(&self.head, Some(ctx), &mut key);
@@ -212,18 +204,14 @@ impl Fill {
             read: timeouts.read.map(|limit| limit.get()),
             interim: Some(self.interim.clone()),
         };
-        let sent = now();
-        let reply = self.cache.caller.send(upstream, self.head.clone(), Bytes::new(), options).await;
+        let (sent, begun) = (now(), Instant::now());
+        let (request, mut account) = ((self.head.clone(), Payload::EMPTY), Account::default());
+        let reply = self.cache.caller.send_and_tell(upstream, request, options, &mut account).await;
+        self.took = Some(begun.elapsed());
         self.exchange.attempted(reply.as_ref().err());
-        let outcome = match &reply {
-            Ok(_) => AttemptOutcome::Answered,
-            Err(CallError::Timeout(_)) => AttemptOutcome::TimedOut,
-            Err(CallError::Connect(_)) => AttemptOutcome::ConnectFailed,
-            Err(_) => AttemptOutcome::Broken,
-        };
-        if !matches!(reply, Err(CallError::NoBackend)) {
-            upstream.series(&self.cache.observe.registry).attempt(outcome);
-        }
+        account.count(upstream.series(&self.cache.observe.registry));
+        asker.fetched.account.attempts.append(&mut account.attempts);
+        asker.fetched.reason = reply.as_ref().err().map(ToString::to_string);
         let answered = reply.as_ref().is_ok_and(|reply| reply.head.status.as_u16() < 500);
         let verdict = if answered { Verdict::Answered } else { Verdict::Failed };
         self.exchange.admission.settle(verdict, Instant::now(), Duration::ZERO);
@@ -231,7 +219,7 @@ impl Fill {
     }
 
     /// What is stored still holds, with what the 304 says of it (RFC 9111 s4.3.4).
-    async fn validated(mut self, tell: oneshot::Sender<Filled>, mut came: Came, upstream: Arc<Upstream>) {
+    async fn validated(mut self, mut asker: Asker, mut came: Came, upstream: Arc<Upstream>) {
         let Some(stored) = self.stored.take() else { return };
         let renewed = self.renewed(&stored, &mut came).await;
         match renewed {
@@ -239,19 +227,19 @@ impl Fill {
                 let entry = Arc::new(entry);
                 self.renew(&stored, &entry, refused);
                 self.finish(304, 0);
-                self.lead.end(tell, Filled::Validated(entry, refused.map(NotStored::name)));
+                asker.end(self.lead, Filled::Validated(entry, refused.map(NotStored::name)));
             }
             // It is about something else: asked again, without condition.
             Ok(None) => {
                 for name in [IF_NONE_MATCH, IF_MODIFIED_SINCE] {
                     self.head.remove_header(&name);
                 }
-                match self.send(&upstream).await {
-                    Ok(came) => self.answered(tell, came, &upstream).await,
-                    Err(error) => self.failed(tell, &error),
+                match self.send(&upstream, &mut asker).await {
+                    Ok(came) => self.answered(asker, came, &upstream).await,
+                    Err(error) => self.failed(asker, &error),
                 }
             }
-            Err(problem) => self.own(tell, problem.into(), "filter").await,
+            Err(problem) => self.own(asker, problem.into(), "filter").await,
         }
     }
 
@@ -337,19 +325,19 @@ impl Fill {
         Ok((facts, self.variant(head)?))
     }
 
-    async fn answered(mut self, tell: oneshot::Sender<Filled>, came: Came, upstream: &Upstream) {
+    async fn answered(mut self, asker: Asker, came: Came, upstream: &Upstream) {
         let Came { reply, times } = came;
         let call::Reply { mut head, body, delimited, backend } = reply;
         let status = head.status;
         if let Some(stored) = self.stale_for(matches!(status.as_u16(), 500 | 502..=504), true) {
-            return self.stale_if_error(tell, stored, (true, Some(status.as_u16())));
+            return self.stale_if_error(asker, stored, (true, Some(status.as_u16())));
         }
         let declared = match length(&head) {
             Ok(declared) if status != StatusCode::NOT_MODIFIED => declared,
-            _ => return self.own(tell, Problem::new(&problem::UPSTREAM_PROTOCOL).into(), "protocol").await,
+            _ => return self.own(asker, Problem::new(&problem::UPSTREAM_PROTOCOL).into(), "protocol").await,
         };
         if let Err(problem) = self.exchange.response(&self.head, &mut head).await {
-            return self.own(tell, problem.into(), "filter").await;
+            return self.own(asker, problem.into(), "filter").await;
         }
         let storable = self.storable(&head, times, (delimited, declared));
         let is_new = |backend: &Arc<Backend>| {
@@ -357,7 +345,7 @@ impl Fill {
         };
         let stays_with = Some(backend).filter(is_new);
         let authorized = self.asked.contains_key(AUTHORIZATION);
-        let body = Inner::new(body, self.exchange, declared, status);
+        let body = Inner::new(body, self.exchange, declared, status, self.took);
         match storable {
             Ok((facts, variant)) => {
                 let growing = Growing::new(head, facts, variant, self.cache.held.clone());
@@ -369,7 +357,7 @@ impl Fill {
                     lead: self.lead,
                     authorized,
                 };
-                work.store(tell, growing, body).await;
+                work.store(asker, growing, body).await;
             }
             Err(why) => {
                 // Who asks anew for what is fresh is not to decide for others what becomes of it.
@@ -387,10 +375,8 @@ impl Fill {
                     // Only here, where the answer is for one client alone.
                     let _ = head.append_header(SET_COOKIE, cookie);
                 }
-                let upstream = body.upstream();
                 let message = Message { head, body: Body::Stream(Box::new(body)) };
-                self.lead
-                    .end(tell, Filled::Own(Reply::Message(Box::new(message)), Some(why.name()), upstream));
+                asker.end(self.lead, Filled::Own(Reply::Message(Box::new(message)), Some(why.name())));
             }
         }
     }
@@ -409,50 +395,46 @@ impl Fill {
         serves_on_error(stored.facts(), &self.directives, stored.standing(), asked).then(|| stored.clone())
     }
 
-    fn stale_if_error(
-        self,
-        tell: oneshot::Sender<Filled>,
-        stored: Arc<Entry>,
-        (reached, came): (bool, Option<u16>),
-    ) {
+    fn stale_if_error(self, asker: Asker, stored: Arc<Entry>, (reached, came): (bool, Option<u16>)) {
         let phase = Phase::StaleIfError(stored.clone(), reached);
-        self.stale(tell, (phase, Filled::Stale(stored, "stale-if-error", came)), came);
+        self.stale(asker, (phase, Filled::Stale(stored, "stale-if-error", came)), came);
     }
 
-    fn stale(mut self, tell: oneshot::Sender<Filled>, (phase, filled): (Phase, Filled), came: Option<u16>) {
+    fn stale(mut self, asker: Asker, (phase, filled): (Phase, Filled), came: Option<u16>) {
         self.cache.counts.failed.inc();
         self.lead.tell(phase);
         self.finish(came.unwrap_or(502), 0);
-        self.lead.end(tell, filled);
+        asker.end(self.lead, filled);
     }
 
-    fn failed(mut self, tell: oneshot::Sender<Filled>, error: &CallError) {
+    fn failed(mut self, asker: Asker, error: &CallError) {
         // What keeps a request waiting is there, unless that was for the connection; what breaks off may be gone.
         let reached = matches!(error, CallError::Timeout(waiting) if *waiting != Waiting::Connect);
         if let Some(stored) = self.stale_for(true, reached) {
-            return self.stale_if_error(tell, stored, (reached, None));
+            return self.stale_if_error(asker, stored, (reached, None));
         }
         self.cache.counts.failed.inc();
         let problem = error.problem();
         self.lead.tell(Phase::Failed(Arc::new(problem.clone())));
-        let upstream = self.exchange.ctx.upstream.clone();
         self.finish(problem.status(), 0);
-        self.lead.end(tell, Filled::Own(problem.into(), None, upstream));
+        asker.end(self.lead, Filled::Own(problem.into(), None));
     }
 
     /// Ends with an answer for who began it alone.
-    async fn own(mut self, tell: oneshot::Sender<Filled>, reply: Reply, why: &'static str) {
+    async fn own(mut self, asker: Asker, reply: Reply, why: &'static str) {
         self.cache.counts.not_stored.inc();
         let rendered = self.exchange.rendered(reply, &self.head).await;
         self.finish(rendered.head.status.as_u16(), 0);
         let message = Message { head: rendered.head, body: rendered.body };
-        let upstream = self.exchange.ctx.upstream.clone();
-        self.lead.end(tell, Filled::Own(Reply::Message(Box::new(message)), Some(why), upstream));
+        asker.end(self.lead, Filled::Own(Reply::Message(Box::new(message)), Some(why)));
     }
 
     fn finish(&mut self, status: u16, bytes: u64) {
         let elapsed = self.exchange.ctx.started.elapsed();
         self.exchange.finish(&Completed { status, elapsed, bytes_in: 0, bytes_out: bytes });
+        if let Some(took) = self.took {
+            self.exchange.note_for_ramp(status, false, took);
+        }
     }
 }
 

@@ -225,7 +225,7 @@ impl ClientBody for Reader {
                 return ClientBody::next(rest).await;
             }
             if self.grown.changed().await.is_err() {
-                return Err(ClientError::Broken("nobody fills it any more".to_owned()));
+                return Err(ClientError::Unavailable("nobody fills it any more".into()));
             }
         }
     }

@@ -1,7 +1,6 @@
 //! The body of an upstream's answer, through the filters behind the cache.
 
-use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -23,23 +22,24 @@ pub(super) struct Inner {
     ahead: Option<Bytes>,
     started: Instant,
     status: StatusCode,
+    /// How long the head took.
+    took: Option<Duration>,
     over: bool,
+    /// The upstream broke it off; else who drops it has enough.
+    broken: bool,
 }
 
 impl Inner {
-    /// The body of an answer whose head told this length, and this status.
+    /// The body of an answer whose head told this length and this status, and took so long.
     pub(super) fn new(
         body: BodyStream,
         exchange: Exchange,
         declared: Option<u64>,
         status: StatusCode,
+        took: Option<Duration>,
     ) -> Self {
-        Self { body, exchange, declared, seen: 0, ahead: None, started: Instant::now(), status, over: false }
-    }
-
-    /// The name of the upstream that it comes from.
-    pub(super) fn upstream(&self) -> Option<Arc<str>> {
-        self.exchange.ctx.upstream.clone()
+        let (seen, ahead, over, broken) = (0, None, false, false);
+        Self { body, exchange, declared, seen, ahead, started: Instant::now(), status, took, over, broken }
     }
 
     /// The next piece, and whether it is known to be the last one.
@@ -62,18 +62,21 @@ impl Inner {
 impl ClientBody for Inner {
     async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
         while !self.over {
-            let next = self.body.next().await.map_err(|error| ClientError::Broken(error.to_string()))?;
+            let next = self.body.next().await.map_err(|error| {
+                self.broken = true;
+                ClientError::Broken(error.to_string())
+            })?;
             self.over = next.is_none();
             self.seen += next.as_ref().map_or(0, |piece| piece.len() as u64);
             if self.over && self.declared.is_some_and(|declared| declared != self.seen) {
-                self.over = false;
+                (self.over, self.broken) = (false, true);
                 return Err(ClientError::Broken(
                     "the upstream's answer has another length than it said".to_owned(),
                 ));
             }
             let mut piece = next;
             let filtered = self.exchange.response_chunk(&mut piece, self.over);
-            filtered.map_err(|_| ClientError::Broken("a response filter failed".to_owned()))?;
+            filtered.map_err(|_| ClientError::Unavailable("a response filter failed".into()))?;
             if let Some(piece) = piece.filter(|piece| !piece.is_empty()) {
                 return Ok(Some(piece));
             }
@@ -91,6 +94,6 @@ impl Drop for Inner {
             bytes_out: self.seen,
         };
         self.exchange.finish(&completed);
-        self.exchange.note_for_ramp(completed.status, !self.over, completed.elapsed);
+        self.exchange.note_for_ramp(completed.status, self.broken, self.took.unwrap_or(completed.elapsed));
     }
 }

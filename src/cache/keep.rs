@@ -3,14 +3,13 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::oneshot;
 use tollhouse_filters::caching::Plan;
 
-use super::fill::Filled;
 use super::flight::{Lead, Phase};
 use super::growing::Growing;
 use super::inner::Inner;
 use super::store::{Entry, Inserted, Parts};
+use super::told::{Asker, Filled};
 use super::{Cache, Key, head, now};
 
 impl Cache {
@@ -54,11 +53,11 @@ pub(super) struct Work {
 
 impl Work {
     /// Passes the body on as it comes, and stores it once it is whole.
-    pub(super) async fn store(self, tell: oneshot::Sender<Filled>, growing: Arc<Growing>, mut body: Inner) {
+    pub(super) async fn store(self, asker: Asker, growing: Arc<Growing>, mut body: Inner) {
         self.cache.flights.note_cacheable(self.lead.key(), self.authorized);
         if let Some(reader) = growing.read() {
             // Who does not wait any more does not read either; what is stored is for others.
-            let _ = tell.send(Filled::Growing(growing.clone(), reader));
+            asker.tell(Filled::Growing(growing.clone(), reader));
         }
         let now = now();
         let shared = growing.facts.left(now).is_ok() && !growing.facts.no_cache;

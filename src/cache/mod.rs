@@ -16,6 +16,7 @@ mod numbers;
 mod serve;
 mod shared;
 pub mod store;
+mod told;
 mod view;
 
 use std::future::poll_fn;
@@ -40,12 +41,13 @@ use tollhouse_filters::caching::{
 use tollhouse_filters::outcome::Reply;
 use tollhouse_filters::problem::{self, Problem};
 
-use self::fill::{Fill, Filled};
+use self::fill::Fill;
 use self::flight::{Flights, Joined, Lead, Manner, Phase};
 use self::growing::Held;
 use self::numbers::Counts;
 use self::shared::Sharing;
 use self::store::{Entry, How, Purge, Store, Variants};
+use self::told::{Asker, Filled, Told};
 use crate::engine::Exchange;
 use crate::observe::Observe;
 use crate::upstream::call::Caller;
@@ -88,13 +90,13 @@ pub trait Announce: Send {
 
 /// A fill under way: what will come of it, and interim answers until then.
 struct Begun {
-    told: oneshot::Receiver<Filled>,
+    told: oneshot::Receiver<Told>,
     interim: UnboundedReceiver<ResponseHeader>,
 }
 
 impl Begun {
     /// What comes of it; else what is answered: it ended without a word, or the client went away.
-    async fn outcome(mut self, mut client: Option<&mut dyn Announce>) -> Result<Filled, Problem> {
+    async fn outcome(mut self, mut client: Option<&mut dyn Announce>) -> Result<Told, Problem> {
         loop {
             tokio::select! {
                 biased;
@@ -285,12 +287,15 @@ impl Cache {
                 }
             },
         };
-        let filled = match self.begin(&ask, exchange, request, via, entry, lead).await {
+        let told = match self.begin(&ask, exchange, request, via, entry, lead).await {
             Ok(begun) => begun.outcome(client).await,
             Err(reply) => return Some(reply),
         };
-        Some(match filled {
-            Ok(filled) => self.filled(filled, &ask, exchange, request),
+        Some(match told {
+            Ok(Told { filled, fetched }) => {
+                exchange.note_fetched(fetched);
+                self.filled(filled, &ask, exchange, request)
+            }
             Err(problem) => problem.into(),
         })
     }
@@ -322,10 +327,10 @@ impl Cache {
         lead: Lead,
     ) -> Result<Begun, Reply> {
         let (fork, head) = exchange.fork(request).await?;
-        let (tell, told) = oneshot::channel();
+        let (asker, told) = Asker::new();
         let (announce, interim) = unbounded_channel();
         let fill = Fill::new(self.clone(), ask, (fork, head), request, via, entry, (lead, announce));
-        tokio::spawn(fill.run(tell));
+        tokio::spawn(fill.run(asker));
         Ok(Begun { told, interim })
     }
 
@@ -370,8 +375,7 @@ impl Cache {
                 status.detail = Some(why.into());
                 serve::entry(&entry, request, judged)
             }
-            Filled::Own(reply, why, upstream) => {
-                exchange.ctx.upstream = upstream;
+            Filled::Own(reply, why) => {
                 status.detail = why.map(Into::into);
                 reply
             }

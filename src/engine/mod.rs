@@ -8,6 +8,7 @@ mod background;
 mod client;
 pub mod dry;
 pub mod explain;
+mod fetched;
 mod find;
 mod forward;
 mod head;
@@ -46,6 +47,7 @@ use self::find::{Found, find};
 use self::intake::TakenIn;
 pub use self::release::Release;
 pub use background::Background;
+pub use fetched::Fetched;
 pub use forward::{Forwarding, strip_hop_by_hop, strip_hop_by_hop_of_http2, write_line};
 pub use reply::{Rendered, grpc_trailers, problem_reply, render, speaks_grpc};
 pub use side_calls::SideCalls;
@@ -96,6 +98,8 @@ pub struct Exchange {
     pub diverted: bool,
     /// The client asks for a stream of events.
     pub asks_for_events: bool,
+    /// What a cache asked in its place, if one did.
+    pub fetched: Option<Box<Fetched>>,
     refused: Option<Problem>,
     not_allowed: Option<Problem>,
     /// A response filter failed; what is sent instead passes none.
@@ -143,6 +147,7 @@ impl Exchange {
             takes_stale: false,
             diverted: false,
             asks_for_events,
+            fetched: None,
             refused,
             not_allowed,
             response_failed: false,
@@ -206,6 +211,7 @@ impl Exchange {
             takes_stale: false,
             diverted: false,
             asks_for_events: self.asks_for_events,
+            fetched: None,
             refused: None,
             not_allowed: self.not_allowed.clone(),
             response_failed: false,

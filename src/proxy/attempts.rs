@@ -12,6 +12,7 @@ use tollhouse_filters::problem::{self, Problem};
 use super::Call;
 use super::request::upstream;
 use crate::observe::{AttemptOutcome, Registry};
+use crate::upstream::call::Account;
 use crate::upstream::{Asked, Backend, Fault, Picked, Progress, Rules, Tried, Upstream};
 
 /// The attempts at backends.
@@ -27,9 +28,11 @@ pub(super) struct Attempts {
     /// The backend that answered, where several were asked at once.
     pub(super) backend: Option<SocketAddr>,
     pub(super) made: u32,
-    /// The last attempt is in the metrics already.
-    pub(super) counted: bool,
+    /// How the last attempt ended, once it is in the metrics.
+    pub(super) counted: Option<AttemptOutcome>,
     pub(super) started: Option<Instant>,
+    /// When the answer was there, if that is not where the request ends.
+    pub(super) ended: Option<Instant>,
     /// How long an origin may take to answer a request for an upgrade.
     pub(super) handshake: Option<Duration>,
     /// The final head of an answer went to the client.
@@ -39,6 +42,22 @@ pub(super) struct Attempts {
     /// Those that failed, for the log; empty for most.
     pub(super) log: String,
     progress: Progress,
+}
+
+impl Attempts {
+    /// Takes over what a call tells of its own, all of which are in the metrics.
+    pub(super) fn take_over(&mut self, account: &Account) {
+        self.made = u32::try_from(account.attempts.len()).unwrap_or(u32::MAX);
+        self.backend = account.backend();
+        self.log = account.tries().unwrap_or_default();
+        self.started = account.attempts.first().map(|first| first.started).or(self.started);
+    }
+
+    /// How long they took.
+    pub(super) fn elapsed(&self) -> Option<Duration> {
+        let ended = self.ended.unwrap_or_else(Instant::now);
+        self.started.map(|started| ended.saturating_duration_since(started))
+    }
 }
 
 impl Call {
@@ -66,7 +85,8 @@ impl Call {
             upstream.asked(guard.started());
         }
         *made += 1;
-        *counted = false;
+        *counted = None;
+        self.reason = None;
         Ok(())
     }
 
@@ -120,7 +140,7 @@ impl Call {
         let series = upstream.series(registry);
         if fault == Fault::Connect || judged.is_ok() {
             series.attempt(outcome);
-            self.attempts.counted = true;
+            self.attempts.counted = Some(outcome);
         }
         match judged {
             Ok(after) => {
@@ -172,10 +192,12 @@ impl Call {
 
     /// All attempts for the log, the last one as it ended; none where there was only one.
     pub(super) fn tries(&self, outcome: AttemptOutcome, status: u16) -> Option<String> {
-        let Attempts { log, picked, .. } = &self.attempts;
+        let Attempts { log, picked, counted, .. } = &self.attempts;
         if log.is_empty() {
             return None;
         }
+        // The log says what the metrics do.
+        let outcome = counted.unwrap_or(outcome);
         Some(match picked {
             Some(picked) if outcome == AttemptOutcome::Answered => {
                 format!("{log}{} {status}", picked.address)

@@ -53,6 +53,8 @@ pub struct Call {
     pub(super) pending: Option<Reply>,
     /// The code of the problem it ended with.
     pub(super) problem: Option<&'static str>,
+    /// The status of the problem that was its answer: in gRPC, the head has another one.
+    pub(super) refusal: Option<u16>,
 }
 
 impl Call {

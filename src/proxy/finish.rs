@@ -1,5 +1,6 @@
 //! When a request is over: filters settle, numbers are counted, one line is logged.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use http::{Version, header};
@@ -49,10 +50,17 @@ impl Gateway {
             bytes_out,
         };
         settle(call, &mut exchange);
+        if let Some(fetched) = exchange.fetched.take() {
+            call.attempts.take_over(&fetched.account);
+            call.attempts.ended = fetched.told;
+            call.reason = call.reason.take().or(fetched.reason);
+        }
         exchange.finish(&completed);
         if call.attempts.upstream.is_some() {
             let broke_off = ended.error == Some(problem::UPSTREAM_PROTOCOL.code);
-            exchange.note_for_ramp(completed.status, broke_off, took(call).unwrap_or(completed.elapsed));
+            // A problem of gRPC has a head with 200.
+            let status = status.and(call.refusal).unwrap_or(completed.status);
+            exchange.note_for_ramp(status, broke_off, took(call).unwrap_or(completed.elapsed));
         }
         self.count(call, ended, &exchange, &completed);
         if self.observe.logs_access() {
@@ -63,12 +71,13 @@ impl Gateway {
     fn count(&self, call: &Call, ended: &Ended, exchange: &Exchange, completed: &Completed) {
         let registry = &self.observe.registry;
         let attempts = &call.attempts;
-        let uncounted = attempts.picked.is_some() && !attempts.counted;
+        let uncounted = attempts.picked.is_some() && attempts.counted.is_none();
         if let Some(upstream) = attempts.upstream.as_ref().filter(|_| uncounted) {
             upstream.series(registry).attempt(ended.outcome);
         }
-        let series = exchange.route.series(exchange.listener, exchange.branch(), |variant, upstream| {
-            let upstream = upstream.map_or(metrics::NONE, |upstream| &upstream.name);
+        let (ctx, route, branch) = (&exchange.ctx, &exchange.route, exchange.branch());
+        let make = |variant: Option<&Arc<str>>, upstream: Option<&Arc<str>>| {
+            let upstream = upstream.map_or(metrics::NONE, |upstream| upstream);
             let variant = variant.map_or("", |variant| variant);
             registry.variant(&ctx.listener, &route.name, upstream, variant)
         };
@@ -129,7 +138,7 @@ impl Gateway {
             elapsed: completed.elapsed,
             throttled: (!ctx.waited.is_zero()).then_some(ctx.waited),
             cache: cache.as_deref(),
-            upstream_elapsed: attempts.started.map(|started| started.elapsed()),
+            upstream_elapsed: attempts.elapsed(),
             consumer: ctx.consumer.as_ref().map(|consumer| &*consumer.name),
             identity: ctx.identity.as_deref(),
             denied_by: ended_by.map(|ended| ended.filter),

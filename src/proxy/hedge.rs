@@ -17,7 +17,6 @@ use tollhouse_filters::outcome::{Body, Message, Reply};
 use tollhouse_filters::problem::{self, Problem};
 use tollhouse_filters::world::{ClientBody, ClientError};
 
-use super::request::upstream;
 use super::{Call, Gateway, response};
 use crate::cache::Announce;
 use crate::config::hedge::Hedge;
@@ -59,7 +58,8 @@ impl Gateway {
         let asked =
             self.cache.caller().hedge(&upstream, (head, body), options, (rules, &hedge), &mut account);
         let answer = unless_gone(asked, interim, client).await;
-        self.account(call, &account);
+        account.count(upstream.series(&self.observe.registry));
+        call.attempts.take_over(&account);
         let error = answer.as_ref().and_then(|answer| answer.as_ref().err());
         call.exchange().attempted(error);
         let Some(answer) = answer else { return Problem::new(&problem::CLIENT_CLOSED).into() };
@@ -80,35 +80,6 @@ impl Gateway {
                 call.reason = Some(error.to_string());
                 error.problem().into()
             }
-        }
-    }
-
-    /// Tells metrics and the log of all attempts.
-    fn account(&self, call: &mut Call, account: &Account) {
-        let upstream = upstream(call);
-        let series = upstream.series(&self.observe.registry);
-        for attempt in &account.attempts {
-            series.attempt(attempt.outcome);
-            if attempt.is_hedge {
-                series.retried("hedge");
-            }
-        }
-        account.retried.iter().for_each(|reason| series.retried(reason));
-        if account.out_of_budget {
-            series.out_of_budget();
-        }
-        let attempts = &mut call.attempts;
-        attempts.made = u32::try_from(account.attempts.len()).unwrap_or(u32::MAX);
-        attempts.backend = account.attempts.last().map(|last| last.address);
-        if let Some(answered) = account.attempts.iter().rfind(|attempt| attempt.status.is_some()) {
-            attempts.backend = Some(answered.address);
-        }
-        if account.attempts.len() > 1 {
-            let tries = account.attempts.iter().map(|attempt| match attempt.status {
-                Some(status) => format!("{} {status}", attempt.address),
-                None => format!("{} {}", attempt.address, attempt.outcome.as_str()),
-            });
-            attempts.log = tries.collect::<Vec<_>>().join(", ");
         }
     }
 }

@@ -8,6 +8,7 @@ use pingora::prelude::*;
 use pingora::protocols::http::ServerSession;
 use tollhouse_filters::outcome::{Body, Reply};
 use tollhouse_filters::problem::Problem;
+use tollhouse_filters::world::ClientError;
 
 use super::{Call, failure};
 use crate::engine::{grpc_trailers, speaks_grpc};
@@ -15,7 +16,7 @@ use crate::engine::{grpc_trailers, speaks_grpc};
 /// Sends a reply through the response filters that were entered.
 pub(super) async fn write(session: &mut Session, call: &mut Call, reply: Reply) -> Result<()> {
     if let Reply::Problem(problem) = &reply {
-        call.problem = Some(problem.kind.code);
+        (call.problem, call.refusal) = (Some(problem.kind.code), Some(problem.kind.status));
     }
     let mut rendered = call.exchange().rendered(reply, session.req_header()).await;
     match rendered.body {
@@ -33,7 +34,7 @@ pub(super) async fn write(session: &mut Session, call: &mut Call, reply: Reply) 
                 let _ = rendered.head.insert_header(header::TRANSFER_ENCODING, "chunked");
             }
             session.write_response_header(Box::new(rendered.head), false).await?;
-            while let Some(piece) = stream.next().await.map_err(broken)? {
+            while let Some(piece) = stream.next().await.map_err(|error| broken(call, &error))? {
                 let piece = filtered(call, Some(piece), false)?;
                 session.write_response_body(piece, false).await?;
             }
@@ -51,7 +52,10 @@ pub(super) async fn write(session: &mut Session, call: &mut Call, reply: Reply) 
 
 fn filtered(call: &mut Call, mut piece: Option<Bytes>, end: bool) -> Result<Option<Bytes>> {
     let filtered = call.exchange().response_chunk(&mut piece, end);
-    filtered.map_err(|_| Error::explain(ErrorType::InternalError, "a response filter failed"))?;
+    filtered.map_err(|_| {
+        call.reason = Some("a response filter failed".to_owned());
+        Error::new_in(ErrorType::InternalError)
+    })?;
     Ok(piece)
 }
 
@@ -76,6 +80,34 @@ pub(super) fn end_call(session: &mut Session, problem: &Problem) {
     }
 }
 
-fn broken(error: tollhouse_filters::world::ClientError) -> Box<Error> {
-    Error::explain(ErrorType::ReadError, error.to_string()).into_up()
+/// The body of the reply broke off.
+fn broken(call: &mut Call, error: &ClientError) -> Box<Error> {
+    call.reason = Some(error.to_string());
+    if is_ours(error) { Error::new_in(ErrorType::ReadError) } else { Error::new_up(ErrorType::ReadError) }
+}
+
+/// Whether the body of a reply broke off here, as what is stored cannot be read or a filter failed, and not where it
+/// came from.
+pub(super) const fn is_ours(error: &ClientError) -> bool {
+    matches!(error, ClientError::Unavailable(_))
+}
+
+#[cfg(test)]
+mod tests {
+    use pingora::ErrorSource;
+
+    use super::*;
+
+    #[test]
+    fn a_body_that_breaks_off_is_the_upstreams_fault_only_where_it_came_from_there() {
+        for (error, source) in [
+            (ClientError::Broken("the upstream's answer broke off".to_owned()), ErrorSource::Upstream),
+            (ClientError::Timeout, ErrorSource::Upstream),
+            (ClientError::Unavailable("a stored body cannot be read".into()), ErrorSource::Internal),
+        ] {
+            let mut call = Call::default();
+            assert_eq!(*broken(&mut call, &error).esource(), source);
+            assert_eq!(call.reason, Some(error.to_string()));
+        }
+    }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::harness::cached::{Cached, numbered};
-use crate::harness::{Gateway, Origin, Wire, get, request, soon, until};
+use crate::harness::{Gateway, Origin, Wire, get, refusing, request, soon, until};
 
 const FRESH: &str = "cache-control: max-age=3600\r\n";
 const SERVER_ERROR: &str = "HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n";
@@ -35,6 +35,53 @@ async fn a_fill_is_tried_again_after_the_statuses_that_are_written() {
     assert_eq!(retried.get("/").await.text(), "answer 2", "it is stored");
     let not = cached("retries: {max: 1, conditions: [502]}").await;
     assert_eq!((not.get("/").await.status, not.asked()), (503, 1));
+}
+
+#[tokio::test]
+async fn the_attempts_of_a_fill_are_counted_and_logged_as_those_of_any_request() {
+    let (bad, good) = (refusing().await, Origin::answering(numbered(1, FRESH)).await);
+    let document = document(&[&good, &good], "retries: {max: 1}", "{}");
+    let document = document.replacen(&good.address.to_string(), &bad.to_string(), 1);
+    let gateway = Gateway::administered(&document).await;
+    for path in ["/1", "/2", "/3", "/4"] {
+        assert_eq!(get(gateway.address(), path).await.status, 200, "{path}");
+    }
+    let lines = until("all lines", || Some(gateway.log()).filter(|log| log.len() == 4)).await;
+    let tries = format!("{bad} connect_failed, {} 200", good.address);
+    for line in &lines {
+        assert_eq!((&line["upstream"], &line["cache"].is_string()), (&"o".into(), &true), "{line}");
+        assert_eq!(line["backend"], good.address.to_string(), "{line}");
+        assert!(line["upstream_ms"].is_number(), "{line}");
+        assert!(line["attempts"] == 1 || line["tries"] == tries, "{line}");
+    }
+    let retried = lines.iter().filter(|line| line["attempts"] == 2).count() as u64;
+    assert!(retried > 0, "one of them began at the backend that refuses: {lines:?}");
+    for (series, number) in [
+        ("attempts_total{upstream=\"o\",outcome=\"answered\"}", 4),
+        ("attempts_total{upstream=\"o\",outcome=\"connect_failed\"}", retried),
+        ("connect_failures_total{upstream=\"o\"}", retried),
+        ("retries_total{upstream=\"o\",reason=\"connect\"}", retried),
+    ] {
+        assert_eq!(gateway.number(&format!("tollhouse_upstream_{series}")).await, number, "{series}");
+    }
+}
+
+#[tokio::test]
+async fn the_log_has_the_time_of_the_upstream_and_not_that_of_a_slow_client() {
+    // More than sockets hold, so that it is not all sent before the client reads it.
+    const LENGTH: usize = 64 << 20;
+    const PAUSE: Duration = Duration::from_millis(300);
+    let head = format!("HTTP/1.1 200 OK\r\ncache-control: no-store\r\ncontent-length: {LENGTH}\r\n\r\n");
+    let origin = Origin::answering([head.as_bytes(), &vec![b'x'; LENGTH]].concat()).await;
+    let gateway = Gateway::start(&document(&[&origin], "retries: {max: 1}", "{}")).await;
+    let mut client = Wire::connect(gateway.address()).await;
+    client.send("GET /slow HTTP/1.1\r\nHost: example.test\r\n\r\n").await;
+    let head = client.head().await.expect("a head");
+    tokio::time::sleep(PAUSE).await;
+    assert_eq!(client.body(&head).await.map(|body| body.len()), Ok(LENGTH));
+    let line = gateway.log_line(|line| line["path"] == "/slow").await;
+    let [upstream, all] = ["upstream_ms", "elapsed_ms"].map(|field| line[field].as_f64().expect("a number"));
+    assert!(all - upstream > 0.9 * PAUSE.as_secs_f64() * 1e3, "{line}");
 }
 
 #[tokio::test]

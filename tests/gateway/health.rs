@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use crate::harness::{Checked, Gateway, Grpc, Nginx, Origin, get, refusing, soon, tls_origin, until};
+use crate::harness::{
+    Checked, Gateway, Grpc, Nginx, Origin, get, refusing, refusing_each, soon, tls_origin, until,
+};
 
 /// An upstream of these backends, checked so, and a route to it; failed connections are not retried.
 fn document(name: &str, backends: &[SocketAddr], active: &str) -> String {
@@ -112,7 +114,7 @@ async fn a_backend_that_begins_to_hang_is_given_up() {
 #[tokio::test]
 async fn without_a_healthy_backend_the_answer_is_503_and_says_so() {
     let check = "type: tcp, interval: 20ms, unhealthy: 1";
-    let gateway = Gateway::start(&document("users", &[refusing().await, refusing().await], check)).await;
+    let gateway = Gateway::start(&document("users", &refusing_each::<2>().await, check)).await;
     let answer = get(gateway.address(), "/").await;
     assert_eq!((answer.status, answer.problem()), (503, "no-backend".to_owned()));
     assert_eq!(answer.json()["detail"], "no backend is healthy");

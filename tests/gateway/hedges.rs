@@ -328,5 +328,9 @@ async fn failures_are_retried_as_the_rules_say() {
         let mut client = Wire::connect(gateway.address()).await;
         client.send(format!("GET / HTTP/1.1\r\nHost: {way}\r\n\r\n")).await;
         assert!(soon("the end", client.answer()).await.is_err(), "{way}: a cut answer does not look whole");
+        // It is known whose fault that is, and so ramps know it.
+        let line = gateway.log_line(|line| line["host"] == way).await;
+        assert_eq!((&line["status"], &line["error"]), (&200.into(), &"upstream-protocol".into()), "{line}");
+        assert!(line["reason"].as_str().is_some_and(|reason| reason.contains("broken reply")), "{line}");
     }
 }

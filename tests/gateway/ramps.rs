@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::harness::{Gateway, Origin, request, soon, until};
+use crate::fallbacks::failing_after;
+use crate::harness::{Gateway, H2c, Origin, Wire, refusing, request, soon, until};
 
 /// A ramp that is on its first step of four: 25% for the new one. What is under `/proxied` takes Pingora's way.
 const RAMP: &str = "
@@ -23,6 +24,12 @@ const SPLIT: &str = "{to: {old: 100, new: 0}, sticky_by: [\"cookie:uid\"], \
 fn document(old: &Origin, new: &Origin) -> String {
     let text = RAMP.replace("&split", SPLIT);
     text.replace("OLD", &old.address.to_string()).replace("NEW", &new.address.to_string())
+}
+
+/// The same, with a cache before what is under `/direct`.
+fn cached(document: &str) -> String {
+    let path = "match: {paths: [/direct]}\n";
+    document.replace(path, &format!("{path}    filters: [cache: {{}}]\n"))
 }
 
 /// Sends requests of so many users, one after the other; how many failed.
@@ -81,6 +88,73 @@ async fn a_broken_new_version_is_given_up_and_had_no_more_than_its_share() {
         let aborts = "tollhouse_ramp_aborts_total{from=\"old\",route=\"checkout\",to=\"new\"} 1";
         assert!(metrics.contains(aborts), "{metrics}");
     }
+}
+
+#[tokio::test]
+async fn a_new_version_without_a_backend_is_given_up_though_answers_to_grpc_begin_with_200() {
+    // gRPC over HTTP/2, Responses: the status of a call that the gateway refuses is `grpc-status`.
+    let old = Origin::echo().await;
+    let text = RAMP.replace("&split", SPLIT).replace("OLD", &old.address.to_string());
+    let gateway = Gateway::administered(&text.replace("NEW", "nowhere.invalid:80")).await;
+    let client = H2c::connect(gateway.address()).await;
+    let mut refused = 0;
+    for user in 0..200 {
+        let call = http::Request::post("http://a/direct")
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .header("cookie", format!("uid={user}"));
+        let answer = client.send(call.body(()).expect("valid"), b"\0\0\0\0\0").await.expect("an answer");
+        assert_eq!(answer.status, 200, "{answer:?}");
+        // UNAVAILABLE.
+        refused += usize::from(answer.field("grpc-status") == Some("14"));
+    }
+    assert!((10..=12).contains(&refused), "{refused}");
+    assert_eq!(release(&gateway, "checkout").await["state"], "aborted");
+}
+
+#[tokio::test]
+async fn a_new_version_that_nobody_can_reach_is_given_up_behind_a_cache_too() {
+    let old = Origin::echo().await;
+    let text = RAMP.replace("&split", SPLIT).replace("OLD", &old.address.to_string());
+    let gateway = Gateway::administered(&cached(&text.replace("NEW", &refusing().await.to_string()))).await;
+    let failed = ask(&gateway, "/direct", 0..200).await;
+    assert!((10..=12).contains(&failed), "{failed}");
+    assert_eq!(release(&gateway, "checkout").await["state"], "aborted");
+}
+
+#[tokio::test]
+async fn a_new_version_is_given_up_though_a_cache_answers_in_its_place() {
+    let stale = "Cache-Control: max-age=0, stale-if-error=600\r\nETag: \"1\"\r\n";
+    let (old, new) = (Origin::echo().await, failing_after(1, stale).await);
+    let gateway = Gateway::administered(&cached(&document(&old, &new))).await;
+    assert_eq!(ask(&gateway, "/direct", 0..200).await, 0);
+    let release = release(&gateway, "checkout").await;
+    assert_eq!(release["state"], "aborted");
+    assert!(release["reason"].as_str().is_some_and(|why| why.starts_with("9 of 10 requests failed")));
+}
+
+#[tokio::test]
+async fn clients_that_leave_downloads_behind_a_cache_tell_nothing_of_the_version() {
+    let old = Origin::echo().await;
+    let new = Origin::new(|mut wire| async move {
+        let _ = wire.head().await;
+        wire.send("HTTP/1.1 200 OK\r\nCache-Control: no-store\r\nContent-Length: 1000000000\r\n\r\n").await;
+        let piece = vec![b'x'; 1 << 16];
+        while wire.try_send(&piece).await.is_ok() {}
+    })
+    .await;
+    let gateway = Gateway::administered(&cached(&document(&old, &new))).await;
+    for user in 0..50 {
+        let mut client = Wire::connect(gateway.address()).await;
+        client.send(format!("GET /direct HTTP/1.1\r\nHost: a.test\r\nCookie: uid={user}\r\n\r\n")).await;
+        client.head().await.expect("a head");
+        client.reset();
+    }
+    // What was seen of a request is noted before its line.
+    until("all lines", || (gateway.log().len() == 50).then_some(())).await;
+    let release = release(&gateway, "checkout").await;
+    assert!(release["new"]["requests"].as_u64() > Some(3), "{release}");
+    assert_eq!((&release["new"]["errors"], &release["state"]), (&0.into(), &"running".into()), "{release}");
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use crate::harness::{Answer, Broken, Gateway, Origin, Wire, noise, refusing, soon};
+use crate::harness::{Answer, Broken, Gateway, Origin, Wire, noise, refusing_each, soon};
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const BUSY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 4\r\n\r\nbusy";
@@ -93,6 +93,21 @@ async fn a_reset_before_the_answer_is_tried_at_another_backend_where_that_is_wri
             }
             assert_eq!(seen, [get, post], "{written} {way}");
         }
+    }
+}
+
+#[tokio::test]
+async fn the_log_says_of_every_attempt_what_the_metrics_count() {
+    for way in WAYS {
+        let gateway = before(&refusing_each::<2>().await, "retries: {max: 1}", "").await;
+        let answer = ask(&gateway, way, "GET /", "", b"").await.expect("an answer");
+        assert_eq!((answer.status, answer.problem().as_str()), (502, "upstream-unreachable"), "{way}");
+        let line = gateway.log_line(|line| line["attempts"] == 2).await;
+        let tries = line["tries"].as_str().expect("text").split(", ");
+        let ends: Vec<_> = tries.filter_map(|attempt| attempt.split(' ').nth(1)).collect();
+        assert_eq!(ends, ["connect_failed"; 2], "{way}: {line}");
+        let failed = "tollhouse_upstream_attempts_total{upstream=\"origin\",outcome=\"connect_failed\"}";
+        assert_eq!(gateway.number(failed).await, 2, "{way}");
     }
 }
 
@@ -297,9 +312,8 @@ async fn the_total_timeout_holds_over_all_attempts() {
 #[tokio::test]
 async fn a_total_outage_gets_no_more_retries_than_the_budget() {
     for way in WAYS {
-        let (bad, worse) = (refusing().await, refusing().await);
         let rules = "retries: {max: 3, budget: 20%, backoff: 0s..1ms}";
-        let gateway = before(&[bad, worse], rules, "").await;
+        let gateway = before(&refusing_each::<2>().await, rules, "").await;
         for n in 0..100 {
             assert_eq!(status(&gateway, way, &format!("GET /{n}")).await, 502, "{way}");
         }

@@ -82,6 +82,24 @@ async fn an_origin_that_cannot_be_trusted_is_a_502_and_the_log_says_why() {
 }
 
 #[tokio::test]
+async fn the_log_says_why_a_cache_cannot_trust_an_origin_too() {
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    let origin = TlsOrigin::new(&stranger.issue("origin.test"), &["http/1.1"]).await;
+    let gateway = Gateway::start(&format!(
+        "upstreams: [{{name: a, {}, backends: [{{address: \"{}\"}}]}}]\n\
+         routes: [{{name: a, upstream: a, filters: [cache: {{}}]}}]",
+        trusting(&authority.file(), ""),
+        origin.address
+    ))
+    .await;
+    let answer = get(gateway.address(), "/").await;
+    assert_eq!((answer.status, answer.problem().as_str()), (502, "upstream-unreachable"));
+    let line = gateway.log_line(|line| line["route"] == "a").await;
+    assert!(line["reason"].as_str().is_some_and(|reason| reason.contains("UnknownIssuer")), "{line}");
+    assert_eq!(line["backend"], origin.address.to_string(), "{line}");
+}
+
+#[tokio::test]
 async fn the_systems_authorities_do_not_vouch_for_a_private_one() {
     let authority = Authority::new();
     let origin = TlsOrigin::new(&authority.issue("origin.test"), &["http/1.1"]).await;

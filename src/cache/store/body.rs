@@ -200,7 +200,7 @@ impl FusedIterator for Pieces {}
 impl ClientBody for Pieces {
     async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
         match Iterator::next(self) {
-            None if self.left > 0 => Err(ClientError::Broken("a stored body cannot be read".to_owned())),
+            None if self.left > 0 => Err(ClientError::Unavailable("a stored body cannot be read".into())),
             piece => Ok(piece),
         }
     }
@@ -303,6 +303,16 @@ mod tests {
         assert_eq!(Iterator::next(&mut pieces), None, "the rest was given");
         drop((pieces, large));
         assert_eq!([&first[..], &sent(&part)].concat(), whole[10..]);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_cannot_be_read_is_told_from_one_that_an_upstream_broke_off() {
+        let (_, large) = body(2 * BLOCK);
+        let place = Arc::new(Place::Blocks(Box::default()));
+        let source = Source::Large(large, place);
+        let mut pieces = Pieces { source, at: 0, left: 5, block: 0, skip: 0 };
+        let read = ClientBody::next(&mut pieces).await;
+        assert!(matches!(read, Err(ClientError::Unavailable(_))), "{read:?}");
     }
 
     #[tokio::test]

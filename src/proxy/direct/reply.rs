@@ -16,6 +16,7 @@ use super::attempt::Failure;
 use super::client::{Begin, Client};
 use super::held::{LAST_CHUNK, chunk};
 use super::trouble::Trouble;
+use crate::proxy::reply::is_ours;
 
 /// What is still to come of a request's body, and is read so that its connection can be kept.
 const MOST_DRAINED: u64 = 64 * 1024;
@@ -30,6 +31,7 @@ impl Job<'_> {
     pub(super) async fn write<C: Client>(&mut self, client: &mut C, reply: Reply) -> Result<(), Failure> {
         if let Reply::Problem(problem) = &reply {
             self.call.problem = Some(problem.kind.code);
+            self.call.refusal = Some(problem.kind.status);
         }
         let mut rendered = self.call.exchange().rendered(reply, &self.request).await;
         let unread = client.unread();
@@ -131,7 +133,11 @@ impl Job<'_> {
         chunked: bool,
     ) -> Result<(), Failure> {
         loop {
-            let mut piece = pieces.next().await.map_err(|_| Failure::Internal)?;
+            let next = pieces.next().await.map_err(|error| {
+                self.call.reason = Some(error.to_string());
+                if is_ours(&error) { Failure::Internal } else { Trouble::Cut.into() }
+            });
+            let mut piece = next?;
             let end = piece.is_none();
             let filtered = self.call.exchange().response_chunk(&mut piece, end);
             filtered.map_err(|_| Failure::Internal)?;

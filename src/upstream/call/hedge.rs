@@ -3,7 +3,6 @@
 //! An attempt that is given up has its connection closed (its stream reset, for HTTP/2), and says nothing of its
 //! backend: only who waited for too long was at fault, and that was us.
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
@@ -11,38 +10,12 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use pingora::http::{RequestHeader, ResponseHeader};
 
+use super::account::Account;
 use super::body::Wire;
 use super::error::within;
-use super::{Call, CallError, CallOptions, Caller, Failed, Payload, Reply, Waiting};
+use super::{Call, CallError, CallOptions, Caller, Failed, Payload, Reply};
 use crate::config::hedge::Hedge;
-use crate::observe::AttemptOutcome;
 use crate::upstream::{Asked, Fault, Picked, Progress, Rules, Tried, Upstream};
-
-/// The attempts of a call so far; told also when the call is given up.
-#[derive(Debug, Default)]
-pub struct Account {
-    /// Each, in the order in which they began.
-    pub attempts: Vec<Attempt>,
-    /// Why each was made that followed a failed one.
-    pub retried: Vec<&'static str>,
-    /// A further attempt was not made, as the budget was used up.
-    pub out_of_budget: bool,
-}
-
-/// One attempt.
-#[derive(Debug)]
-pub struct Attempt {
-    /// Where it went.
-    pub address: SocketAddr,
-    /// Whether it was made while another one was under way.
-    pub is_hedge: bool,
-    /// How it ended.
-    pub outcome: AttemptOutcome,
-    /// The status of its answer.
-    pub status: Option<u16>,
-    started: Instant,
-    over: bool,
-}
 
 /// How an attempt ended.
 struct Ended {
@@ -143,17 +116,8 @@ impl Race<'_> {
     }
 
     fn begin(&mut self, picked: Picked, is_hedge: bool) {
-        let (nth, started) = (self.account.attempts.len(), Instant::now());
         self.tried.insert(picked.index);
-        self.account.attempts.push(Attempt {
-            address: picked.address,
-            is_hedge,
-            // Until it is known better.
-            outcome: AttemptOutcome::Cancelled,
-            status: None,
-            started,
-            over: false,
-        });
+        let nth = self.account.begin(picked.address, is_hedge);
         let (call, per_try) = (self.call, self.rules.per_try());
         self.running
             .push(Box::pin(async move { Ended { nth, result: call.attempt(picked, per_try).await } }));
@@ -180,18 +144,10 @@ impl Race<'_> {
 
     /// Notes how an attempt ended, and gives what the rules call that.
     fn note(&mut self, ended: &Ended) -> Option<Fault> {
-        let attempt = &mut self.account.attempts[ended.nth];
-        attempt.over = true;
+        self.account.end(ended.nth, &ended.result);
         match &ended.result {
-            Ok((_, head)) => {
-                attempt.outcome = AttemptOutcome::Answered;
-                attempt.status = Some(head.status.as_u16());
-                self.rules.fault_of(head.status.as_u16(), Some(&head.headers))
-            }
-            Err(failed) => {
-                attempt.outcome = outcome(failed);
-                failed.fault
-            }
+            Ok((_, head)) => self.rules.fault_of(head.status.as_u16(), Some(&head.headers)),
+            Err(failed) => failed.fault,
         }
     }
 
@@ -233,17 +189,6 @@ impl Race<'_> {
         self.account.retried.push(fault.as_str());
         self.begin(picked, false);
         true
-    }
-}
-
-/// What metrics and the log call it.
-fn outcome(failed: &Failed) -> AttemptOutcome {
-    match (&failed.error, failed.fault) {
-        (CallError::Timeout(Waiting::Connect) | CallError::Connect(_), _) | (_, Some(Fault::Connect)) => {
-            AttemptOutcome::ConnectFailed
-        }
-        (CallError::Timeout(_), _) => AttemptOutcome::TimedOut,
-        _ => AttemptOutcome::Broken,
     }
 }
 

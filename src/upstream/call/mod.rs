@@ -3,6 +3,7 @@
 //! Calls go through the same upstreams as proxied requests: same peers, timeouts, retries and
 //! counts. Redirects are not followed.
 
+mod account;
 mod body;
 mod error;
 mod head;
@@ -30,11 +31,11 @@ use super::{Asked, Backend, Fault, Picked, Progress, Rules, Tried, Upstream};
 use crate::config::retries::RouteRetries;
 use crate::config::upstream::Protocol;
 
+pub use self::account::{Account, Attempt};
 pub use self::body::BodyStream;
-pub(super) use self::error::describe;
+pub(crate) use self::error::describe;
 pub use self::error::{CallError, Waiting};
 pub(super) use self::head::name_as_http2;
-pub use self::hedge::{Account, Attempt};
 
 /// Idle connections kept over all upstreams, for each HTTP version.
 const POOL: usize = 16_384;
@@ -121,8 +122,26 @@ impl Caller {
         body: impl Into<Payload>,
         options: CallOptions,
     ) -> Result<Reply, CallError> {
-        let (call, key) = Call::new(self, upstream, head, body.into(), options);
-        within(call.deadline, Box::pin(call.attempts(&key))).await
+        self.send_and_tell(upstream, (head, body.into()), options, &mut Account::default()).await
+    }
+
+    /// As [`send`](Self::send), and tells of its attempts.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn send_and_tell(
+        &self,
+        upstream: &Upstream,
+        (head, body): (RequestHeader, Payload),
+        options: CallOptions,
+        account: &mut Account,
+    ) -> Result<Reply, CallError> {
+        let (call, key) = Call::new(self, upstream, head, body, options);
+        let sent = within(call.deadline, Box::pin(call.attempts(&key, account))).await;
+        if matches!(sent, Err(CallError::Timeout(_))) {
+            account.overdue();
+        }
+        sent
     }
 
     pub(super) fn connector(&self) -> &Connector {
@@ -204,7 +223,7 @@ impl<'a> Call<'a> {
         (Self { caller, upstream, head, body, begun, deadline, limits, interim, retries, stuck }, key)
     }
 
-    async fn attempts(&self, key: &[u8]) -> Result<Reply, CallError> {
+    async fn attempts(&self, key: &[u8], account: &mut Account) -> Result<Reply, CallError> {
         let mut tried = Tried::default();
         let mut progress = Progress::default();
         self.upstream.asked(std::time::Instant::now());
@@ -212,9 +231,12 @@ impl<'a> Call<'a> {
             let picked =
                 self.upstream.pick_for(self.stuck.as_ref(), key, &tried).ok_or(CallError::NoBackend)?;
             let index = picked.index;
-            let Failed { fault, error } = match Box::pin(self.attempt(picked, self.rules().per_try())).await {
+            let nth = account.begin(picked.address, false);
+            let ended = Box::pin(self.attempt(picked, self.rules().per_try())).await;
+            account.end(nth, &ended);
+            let Failed { fault, error } = match ended {
                 Ok((mut wire, head)) => {
-                    if !self.instead_of(&head, &mut progress).await {
+                    if !self.instead_of(&head, &mut progress, account).await {
                         return self.reply(wire, head).await;
                     }
                     wire.picked.guard.answered(head.status.as_u16());
@@ -230,7 +252,7 @@ impl<'a> Call<'a> {
             } else {
                 tried.insert(index);
             }
-            self.again(fault, &mut progress).await.ok_or(error)?;
+            self.again(fault, &mut progress, account).await.ok_or(error)?;
         }
     }
 
@@ -290,20 +312,34 @@ impl<'a> Call<'a> {
     }
 
     /// Waits for another attempt; none if there is none.
-    async fn again(&self, fault: Fault, progress: &mut Progress) -> Option<()> {
+    async fn again(&self, fault: Fault, progress: &mut Progress, account: &mut Account) -> Option<()> {
         let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let (method, headers) = (&self.head.method, &self.head.headers);
         let asked = Asked { method, headers, repeatable: true, left };
         let now = std::time::Instant::now();
-        let after = self.rules().judge(fault, &asked, progress, now, fastrand::f64()).ok()?;
-        tokio::time::sleep(after).await;
-        Some(())
+        let judged = self.rules().judge(fault, &asked, progress, now, fastrand::f64());
+        match judged {
+            Ok(after) => {
+                account.retried.push(fault.as_str());
+                tokio::time::sleep(after).await;
+                Some(())
+            }
+            Err(out_of_budget) => {
+                account.out_of_budget |= out_of_budget;
+                None
+            }
+        }
     }
 
     /// Waits for another attempt in the place of this answer; false if there is none.
-    async fn instead_of(&self, head: &ResponseHeader, progress: &mut Progress) -> bool {
+    async fn instead_of(
+        &self,
+        head: &ResponseHeader,
+        progress: &mut Progress,
+        account: &mut Account,
+    ) -> bool {
         match self.rules().fault_of(head.status.as_u16(), Some(&head.headers)) {
-            Some(fault) => self.again(fault, progress).await.is_some(),
+            Some(fault) => self.again(fault, progress, account).await.is_some(),
             None => false,
         }
     }

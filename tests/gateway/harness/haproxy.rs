@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
-use super::{refusing, soon};
+use super::{refusing_each, soon};
 
 const PROGRAM: &str = "/usr/sbin/haproxy";
 
@@ -51,7 +51,7 @@ impl Haproxy {
         assert!(Path::new(PROGRAM).exists(), "{PROGRAM} is missing: install the package `haproxy`");
         let directory = TempDir::new().expect("a temporary directory");
         // HAProxy does not tell which port 0 became, so ones that are free now are used.
-        let (http1, h2c) = (refusing().await, refusing().await);
+        let [http1, h2c] = refusing_each().await;
         let config = directory.path().join("haproxy.cfg");
         std::fs::write(&config, configuration(http1, h2c, rules)).expect("write");
         let child = Command::new(PROGRAM)

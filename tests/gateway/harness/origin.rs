@@ -208,6 +208,16 @@ fn echo(head: &Head, body: &[u8]) -> Vec<u8> {
 
 /// An address on which nobody listens.
 pub(crate) async fn refusing() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    listener.local_addr().expect("bound")
+    let [address] = refusing_each().await;
+    address
+}
+
+/// Several of them, no two of which are the same.
+pub(crate) async fn refusing_each<const N: usize>() -> [SocketAddr; N] {
+    let mut listeners = Vec::new();
+    // All are bound before one is given up: its port may be the next one to be given out.
+    for _ in 0..N {
+        listeners.push(TcpListener::bind("127.0.0.1:0").await.expect("a port"));
+    }
+    std::array::from_fn(|at| listeners[at].local_addr().expect("bound"))
 }
