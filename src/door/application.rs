@@ -29,6 +29,11 @@ pub trait Application: Send + Sync + 'static {
         &self,
         stream: &mut Http2Stream,
     ) -> impl Future<Output = Result<(), Option<Box<dyn Any + Send>>>> + Send;
+
+    /// What the listener with this [id](super::Listener::id) is called by now; none where that does not change.
+    fn listener_name(&self, _: u16) -> Option<Arc<str>> {
+        None
+    }
 }
 
 /// What became of a plain request.

@@ -37,7 +37,8 @@ pub(super) async fn serve<A>(
     let mut leaving = Leaving::new(&common, shutdown.clone());
     let mut awaited = Awaited { since: Some(begun), preface: Preface::of(&common, &stream) };
     loop {
-        let head = match next(&common, &mut stream, &mut leaving, awaited).await {
+        let (came, waited) = next(&common, &mut stream, &mut leaving, awaited).await;
+        let head = match came {
             Next::Request(head) => head,
             Next::Http2 => {
                 stream.open(&common.desk.limits.load());
@@ -46,7 +47,9 @@ pub(super) async fn serve<A>(
                 Box::pin(http2::serve(common.clone(), stream, shutdown)).await;
                 return refusal::ended(&common, &carrier);
             }
-            Next::Refused(rule) => return Refusal::new(&common, &stream, rule).send(&mut stream).await,
+            Next::Refused(rule) => {
+                return Refusal::new(&common, &stream, rule, waited).send(&mut stream).await;
+            }
             Next::Closed => return stream.leave(),
         };
         // For the same reason.
@@ -101,12 +104,13 @@ enum Next {
 }
 
 /// Waits for a request, as long as a connection may be idle, and for its head, as long as that may take; begins it.
+/// With how long that head took.
 async fn next<A>(
     common: &Common<A>,
     stream: &mut DoorStream,
     leaving: &mut Leaving,
     awaited: Awaited,
-) -> Next {
+) -> (Next, Duration) {
     let limits = **common.desk.limits.load();
     let spent = || awaited.since.map_or(Duration::ZERO, |begun| begun.elapsed());
     if stream.lead().is_empty() {
@@ -115,22 +119,24 @@ async fn next<A>(
             None => limits.idle_timeout,
         };
         if !begins(stream, leaving, patience).await {
-            return Next::Closed;
+            return (Next::Closed, Duration::ZERO);
         }
     }
     let mut scanner = Scanner::default();
-    let next = match read_head(stream, &mut scanner, &limits, awaited.preface) {
-        Some(next) => next,
+    let (next, waited) = match read_head(stream, &mut scanner, &limits, awaited.preface) {
+        // As most do.
+        Some(next) => (next, Duration::ZERO),
         None => {
+            let begun = Instant::now();
             let patience = limits.header_timeout.saturating_sub(spent());
             let rest = timeout(patience, rest_of_head(stream, scanner, &limits, awaited.preface));
-            rest.await.unwrap_or(Next::Refused(Rule::Slow))
+            (rest.await.unwrap_or(Next::Refused(Rule::Slow)), begun.elapsed())
         }
     };
     if let Next::Request(head) = &next {
         stream.begin(head, &limits);
     }
-    next
+    (next, waited)
 }
 
 /// Whether a first byte came in time, and before the last call.

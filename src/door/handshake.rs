@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Poll, ready};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use pingora::prelude::timeout;
 use pingora::server::ShutdownWatch;
@@ -144,7 +144,7 @@ where
 }
 
 /// Does the handshake; none when the connection ends with it, for a reason that was counted.
-pub(super) async fn shake<A>(
+pub(super) async fn shake<A: Application>(
     common: Arc<Common<A>>,
     tls: Arc<ServerTls>,
     arrival: Arrival,
@@ -162,7 +162,8 @@ pub(super) async fn shake<A>(
             ended(End::because(HandshakeFailure::NotTls));
             let mut stream = DoorStream::new(socket, facts, &common.desk, permit);
             stream.put_lead(&first);
-            Refusal::new(&common, &stream, Rule::PlainHttp).send(&mut stream).await;
+            let refusal = Refusal::new(&common, &stream, Rule::PlainHttp, Duration::ZERO);
+            refusal.send(&mut stream).await;
             return None;
         }
         Err(end) => return ended(end),
@@ -213,12 +214,12 @@ impl End {
     }
 }
 
-fn report<T, A>(common: &Common<A>, listener: u16, end: End) -> Option<T> {
+fn report<T, A: Application>(common: &Common<A>, listener: u16, end: End) -> Option<T> {
     let failure = end.failure?;
     common.desk.handshakes.add(failure);
     // Whoever likes can make these, so they are for who looks for them.
     let (listener, reason) = (common.listener_name(listener), failure.name());
-    log::debug!(listener = listener, reason = reason, error = end.reason.as_str(); "TLS handshake failed");
+    log::debug!(listener = &*listener, reason = reason, error = end.reason.as_str(); "TLS handshake failed");
     None
 }
 

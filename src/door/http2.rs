@@ -24,7 +24,7 @@ use tollhouse_filters::outcome::Body;
 
 use super::alarm::Alarm;
 use super::facts::carried;
-use super::refusal::{PATIENCE, Seen, report, told};
+use super::refusal::{PATIENCE, Seen, new_id, report, told};
 use super::stream::DoorStream;
 use super::{Application, Common, Rule};
 use crate::engine::Rendered;
@@ -69,7 +69,7 @@ where
                 pingora_runtime::current_handle().spawn(Box::pin(request));
             }
             Turn::Accepted(Ok(Some(H2Accept::Rejected))) => {
-                report(&common, &facts, Rule::Malformed, &Seen::of_http2());
+                report(&common, &facts, Rule::Malformed, &new_id(), &Seen::of_http2());
                 refused += 1;
                 if refused == MAX_REFUSED {
                     return;
@@ -100,11 +100,13 @@ async fn request<A: Application>(
 }
 
 /// Tells who asks for a tunnel that there are none, as over HTTP/1.1; Pingora would do so without a word in the log.
-async fn refuse<A>(common: &Common<A>, stream: Http2Stream) {
+async fn refuse<A: Application>(common: &Common<A>, stream: Http2Stream) {
     let authority = stream.request().uri.authority().map(ToString::to_string).unwrap_or_default();
-    let request_id = report(common, stream.facts(), Rule::Connect, &Seen::of_connect(&authority));
+    let request_id = new_id();
     let Rendered { head, body } = told(Rule::Connect, &request_id);
     let Body::Bytes(body) = body else { return };
+    let seen = Seen::of_connect(&authority, body.len());
+    report(common, stream.facts(), Rule::Connect, &request_id, &seen);
     let mut session = stream.into_session(None);
     session.set_write_timeout(Some(PATIENCE));
     if session.write_response_header(Box::new(head), false).is_ok() {

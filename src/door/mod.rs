@@ -122,11 +122,15 @@ struct Common<A> {
     desk: Desk,
 }
 
-impl<A> Common<A> {
-    fn listener_name(&self, id: u16) -> &str {
-        self.listener(id).map_or(metrics::NONE, |listener| &listener.name)
+impl<A: Application> Common<A> {
+    /// What a listener is called, which a reload may change.
+    fn listener_name(&self, id: u16) -> Arc<str> {
+        let bound = || self.listener(id).map(|listener| listener.name.clone());
+        self.app.listener_name(id).or_else(bound).unwrap_or_else(|| metrics::NONE.into())
     }
+}
 
+impl<A> Common<A> {
     fn listener(&self, id: u16) -> Option<&Arc<Listener>> {
         self.listeners.iter().find(|listener| listener.id == id)
     }

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use http::header::{self, HeaderValue};
 use pingora::prelude::timeout;
@@ -15,7 +15,7 @@ use tollhouse_filters::problem::Problem;
 use super::facts::carried;
 use super::frames;
 use super::stream::{DoorStream, PREFACE};
-use super::{Common, ConnFacts, Rule};
+use super::{Application, Common, ConnFacts, Rule};
 use crate::engine::{self, Rendered};
 use crate::observe::{Access, metrics};
 use crate::snapshot::UNROUTED;
@@ -57,18 +57,29 @@ pub(super) struct Seen<'a> {
     method: &'a [u8],
     target: &'a [u8],
     http2: bool,
+    /// How long its head took.
+    waited: Duration,
+    /// Bytes of content of its answer.
+    answered: u64,
 }
 
 impl<'a> Seen<'a> {
     /// What the bytes say that break this rule; the preface of HTTP/2 is a request of HTTP/1 where only that is spoken.
     fn of(lead: &'a [u8], rule: Rule) -> Self {
         let (method, target) = first_words(lead);
-        Self { method, target, http2: rule != Rule::Version && lead.starts_with(PREFACE) }
+        let http2 = rule != Rule::Version && lead.starts_with(PREFACE);
+        Self { method, target, http2, ..Self::default() }
     }
 
-    /// A request of HTTP/2 that asks for a tunnel.
-    pub(super) fn of_connect(authority: &'a str) -> Self {
-        Self { method: b"CONNECT", target: authority.as_bytes(), http2: true }
+    /// A request of HTTP/2 that asks for a tunnel, and is answered with so much content.
+    pub(super) fn of_connect(authority: &'a str, content: usize) -> Self {
+        Self {
+            method: b"CONNECT",
+            target: authority.as_bytes(),
+            http2: true,
+            answered: content as u64,
+            ..Self::default()
+        }
     }
 
     /// Nothing but that it was HTTP/2.
@@ -77,34 +88,49 @@ impl<'a> Seen<'a> {
     }
 }
 
-/// Counts and logs a request that a rule refuses; gives the id that the log has for it.
-pub(super) fn report<A>(common: &Common<A>, facts: &ConnFacts, rule: Rule, seen: &Seen<'_>) -> RequestId {
+/// The id of one more request.
+pub(super) fn new_id() -> RequestId {
+    RequestId::Made(fastrand::u128(1..))
+}
+
+/// Counts and logs a request that a rule refuses.
+pub(super) fn report<A: Application>(
+    common: &Common<A>,
+    facts: &ConnFacts,
+    rule: Rule,
+    request_id: &RequestId,
+    seen: &Seen<'_>,
+) {
     common.desk.refusals.add(rule);
-    record(common, facts, rule, seen)
+    record(common, facts, rule, request_id, seen);
 }
 
 /// Logs a connection of HTTP/2 that ended since its client broke a rule, which was counted then: once, whatever
 /// it sent.
-pub(super) fn ended<A>(common: &Common<A>, carrier: &ProxyDigest) {
+pub(super) fn ended<A: Application>(common: &Common<A>, carrier: &ProxyDigest) {
     let Some(carried) = carried(carrier) else { return };
     if let Some(rule) = carried.broken.get() {
-        record(common, &carried.facts, *rule, &Seen::of_http2());
+        record(common, &carried.facts, *rule, &new_id(), &Seen::of_http2());
     }
 }
 
-fn record<A>(common: &Common<A>, facts: &ConnFacts, rule: Rule, seen: &Seen<'_>) -> RequestId {
-    let started = Instant::now();
-    let request_id = RequestId::Made(fastrand::u128(1..));
+fn record<A: Application>(
+    common: &Common<A>,
+    facts: &ConnFacts,
+    rule: Rule,
+    request_id: &RequestId,
+    seen: &Seen<'_>,
+) {
     let listener = common.listener_name(facts.listener);
     let status = rule.kind().status;
     let registry = &common.desk.observe.registry;
-    registry.route(listener, UNROUTED, metrics::NONE).record(status, started.elapsed(), 0, 0);
+    registry.route(&listener, UNROUTED, metrics::NONE).record(status, seen.waited, 0, seen.answered);
     if common.desk.observe.logs_access() {
         let (path, query) = split_query(seen.target);
         common.desk.observe.access(&Access {
-            time: SystemTime::now(),
+            time: SystemTime::now().checked_sub(seen.waited).unwrap_or(SystemTime::UNIX_EPOCH),
             request_id: &request_id.to_string(),
-            listener,
+            listener: &listener,
             client: facts.peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip()),
             method: std::str::from_utf8(seen.method).unwrap_or_default(),
             scheme: if facts.tls.is_some() { "https" } else { "http" },
@@ -123,8 +149,8 @@ fn record<A>(common: &Common<A>, facts: &ConnFacts, rule: Rule, seen: &Seen<'_>)
             tries: None,
             status,
             bytes_in: 0,
-            bytes_out: 0,
-            elapsed: started.elapsed(),
+            bytes_out: seen.answered,
+            elapsed: seen.waited,
             throttled: None,
             cache: None,
             upstream_elapsed: None,
@@ -137,16 +163,24 @@ fn record<A>(common: &Common<A>, facts: &ConnFacts, rule: Rule, seen: &Seen<'_>)
             error: Some(rule.kind().code),
         });
     }
-    request_id
 }
 
 impl Refusal {
-    /// Counts and logs it, and makes the answer.
-    pub(super) fn new<A>(common: &Common<A>, stream: &DoorStream, rule: Rule) -> Self {
-        let seen = Seen::of(stream.lead(), rule);
-        let request_id = report(common, stream.facts(), rule, &seen);
-        let head_only = seen.method == b"HEAD";
-        Self { answer: if seen.http2 { goaway(rule) } else { answer(rule, &request_id, head_only) } }
+    /// Makes the answer to a request whose head took so long, counts it and logs it.
+    pub(super) fn new<A: Application>(
+        common: &Common<A>,
+        stream: &DoorStream,
+        rule: Rule,
+        waited: Duration,
+    ) -> Self {
+        let request_id = new_id();
+        let seen = Seen { waited, ..Seen::of(stream.lead(), rule) };
+        let (answer, answered) = match seen.http2 {
+            true => (goaway(rule), 0),
+            false => answer(rule, &request_id, seen.method == b"HEAD"),
+        };
+        report(common, stream.facts(), rule, &request_id, &Seen { answered, ..seen });
+        Self { answer }
     }
 
     /// Sends the answer and closes the connection.
@@ -191,11 +225,12 @@ pub(super) fn told(rule: Rule, request_id: &RequestId) -> Rendered {
     engine::problem_reply(&problem, request_id)
 }
 
-fn answer(rule: Rule, request_id: &RequestId, head_only: bool) -> Vec<u8> {
+/// The answer, and how much content it has.
+fn answer(rule: Rule, request_id: &RequestId, head_only: bool) -> (Vec<u8>, u64) {
     let rendered = told(rule, request_id);
     let status = rendered.head.status;
     let reason = status.canonical_reason().unwrap_or_default();
-    let Body::Bytes(body) = rendered.body else { return Vec::new() };
+    let Body::Bytes(body) = rendered.body else { return (Vec::new(), 0) };
     let mut answer = format!("HTTP/1.1 {} {reason}\r\n", status.as_u16()).into_bytes();
     let mut field = |name: &str, value: &[u8]| {
         answer.extend_from_slice(name.as_bytes());
@@ -210,8 +245,7 @@ fn answer(rule: Rule, request_id: &RequestId, head_only: bool) -> Vec<u8> {
     field("date", pingora::protocols::http::date::get_cached_date().as_bytes());
     field("connection", b"close");
     answer.extend_from_slice(b"\r\n");
-    if !head_only {
-        answer.extend_from_slice(&body);
-    }
-    answer
+    let content: &[u8] = if head_only { b"" } else { &body };
+    answer.extend_from_slice(content);
+    (answer, content.len() as u64)
 }

@@ -121,6 +121,7 @@ async fn a_head_that_trickles_in_is_a_408_when_its_time_is_over() {
     assert!((800..4000).contains(&begun.elapsed().as_millis()), "{:?}", begun.elapsed());
     let line = gateway.log_line(|line| line["status"] == 408).await;
     assert_eq!((&line["error"], &line["method"]), (&"request-timeout".into(), &"GET".into()));
+    assert!(line["elapsed_ms"].as_f64().is_some_and(|elapsed| elapsed >= 800.0), "{line}");
     assert!(origin.heads().is_empty());
 }
 

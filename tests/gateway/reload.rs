@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 
-use crate::harness::{Gateway, H2c, Origin, Wire, get, soon, until};
+use crate::harness::{Gateway, H2c, Origin, Wire, exchange, get, soon, until};
 
 /// Clients that ask without a pause, and count what was not answered as it should be.
 struct Traffic {
@@ -175,6 +175,10 @@ async fn a_listener_that_is_renamed_serves_on_and_one_that_is_gone_says_so() {
     gateway.says("configuration reloaded").await;
     assert_eq!(get(gateway.address(), "/").await.text(), "web");
     gateway.log_line(|line| line["listener"] == "web").await;
+    // What is no request at all is told of by the same name.
+    assert_eq!(exchange(gateway.address(), "GET\r\n\r\n").await.expect("an answer").status, 400);
+    let line = gateway.log_line(|line| line["status"] == 400).await;
+    assert_eq!(line["listener"], "web", "{line}");
     gateway.rewrite(&listener("other", "127.0.0.2"), &routes("other"));
     until("a reload", || (gateway.said("configuration reloaded") == 2).then_some(())).await;
     let answer = get(gateway.address(), "/").await;

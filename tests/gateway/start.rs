@@ -9,7 +9,8 @@ use crate::harness::{Gateway, Origin, Wire, get, noise, refused_to_start, until}
 #[tokio::test]
 async fn what_is_not_http_is_refused_and_harms_nobody() {
     let origin = Origin::echo().await;
-    let gateway = Gateway::before(&origin, "").await;
+    let gateway = Gateway::counting(&origin, "").await;
+    let mut content = 0;
     let tls = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec();
     for (garbage, status, reason) in [
         (noise(10_000), 400, "the method is not a token"),
@@ -30,7 +31,11 @@ async fn what_is_not_http_is_refused_and_harms_nobody() {
         let line = until("a line of the log", || gateway.log().into_iter().nth(already)).await;
         assert_eq!((&line["status"], &line["reason"]), (&status.into(), &reason.into()));
         assert_eq!((&line["listener"], &line["route"]), (&"plain".into(), &"(none)".into()));
+        assert_eq!(line["bytes_out"], answer.body.len(), "{line}");
+        content += answer.body.len() as u64;
     }
+    let bytes = "tollhouse_response_bytes_total{listener=\"plain\",route=\"(none)\",upstream=\"none\"}";
+    assert_eq!(gateway.number(bytes).await, content);
     // What follows the preface of HTTP/2 is SETTINGS, or a PROTOCOL_ERROR (RFC 9113 s3.4).
     for garbage in [&b"garbage garbage"[..], b"\0\0\0\x06\0\0\0\0\0", b"\0\0\x05\x04\0\0\0\0\0", b"\0\0"] {
         let already = gateway.log().len();

@@ -89,6 +89,10 @@ impl Application for Front {
     ) -> impl Future<Output = Result<(), Option<Box<dyn Any + Send>>>> + Send {
         self.gateway.serve_http2(stream)
     }
+
+    fn listener_name(&self, id: u16) -> Option<Arc<str>> {
+        self.gateway.live.load().listeners.get(usize::from(id)).map(|listener| listener.name.clone())
+    }
 }
 
 impl Gateway {
