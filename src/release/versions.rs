@@ -10,7 +10,7 @@ use tollhouse_filters::condition::query_values;
 use tollhouse_filters::path::NormalPath;
 use tollhouse_filters::problem::{self, Problem};
 use tollhouse_filters::values::Date;
-use tollhouse_filters::world::{Clock, Metrics};
+use tollhouse_filters::world::{Clock, World};
 
 use super::accept::{self, Wish};
 use super::calls::Calls;
@@ -84,7 +84,7 @@ pub fn looks_like_a_version(segment: &str) -> bool {
 impl Versions {
     /// The versions of a service that has some; what its document says was checked.
     #[must_use]
-    pub fn new(written: &Service, clock: Arc<dyn Clock>, metrics: &Arc<dyn Metrics>) -> Option<Self> {
+    pub fn new(written: &Service, world: &World) -> Option<Self> {
         let versioning = written.versioning.as_ref()?;
         let place = |name: &str| written.versions.keys().position(|known| *known.as_str() == *name);
         let default = versioning.default.as_ref().and_then(|name| place(name.as_str()));
@@ -99,14 +99,14 @@ impl Versions {
                 docs: docs(version),
                 successor: successor.filter(|successor| is_old && *successor != at),
                 brownouts: version.brownouts.as_slice().into(),
-                calls: Calls::new(&service, &name, is_old, metrics),
+                calls: Calls::new(&service, &name, is_old, world),
                 name,
             }
         });
         let list = list.collect();
         let sources: Box<[VersionSource]> = versioning.from.as_slice().into();
         let vary = (0..=sources.len()).map(|looked_at| vary(&sources[..looked_at])).collect();
-        Some(Self { service, sources, list, default, vary, clock })
+        Some(Self { service, sources, list, default, vary, clock: world.clock.clone() })
     }
 
     /// The version at this place.

@@ -98,7 +98,7 @@ pub(super) fn versions(
         let upstream = version.upstream.as_ref();
         upstreams.push(upstream.and_then(|name| names.upstream(name, &path.join("upstream"), faults)));
     }
-    let versions = Versions::new(service, world.clock.clone(), &world.metrics)?;
+    let versions = Versions::new(service, world)?;
     Some(BuiltVersions { versions: Arc::new(versions), upstreams })
 }
 

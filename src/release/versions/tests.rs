@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 use tollhouse_filters::path::normalize;
-use tollhouse_filters::world::{ManualClock, MemoryMetrics};
+use tollhouse_filters::world::ManualClock;
 
 use super::*;
 
@@ -9,8 +9,7 @@ const START: &str = "@1767225600";
 
 fn versions_at(yaml: &str, clock: &Arc<ManualClock>) -> Versions {
     let written: Service = serde_yaml::from_str(yaml).expect("a service");
-    let metrics: Arc<dyn Metrics> = Arc::new(MemoryMetrics::new());
-    Versions::new(&written, clock.clone(), &metrics).expect("versions")
+    Versions::new(&written, &World::dry_at(clock.clone())).expect("versions")
 }
 
 fn versions(yaml: &str) -> Versions {
@@ -54,6 +53,20 @@ fn the_first_place_that_names_a_version_decides() {
     assert_eq!(found(&all[1..], "/?api-version=1", None), "2.1 accept");
     assert_eq!(found(&[("accept", "*/*")], "/?a=b&api-version=1", None), "1 query:api-version");
     assert_eq!(found(&[], "/", None), "2 default");
+}
+
+#[test]
+fn what_browsers_say_of_other_things_leaves_the_version_to_later_places() {
+    // What Chrome asks for pages with (MDN, "List of default Accept values").
+    let chrome = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,image/apng,\
+                  */*;q=0.8,application/signed-exchange;v=b3;q=0.7";
+    let versions = versions(EVERY_PLACE);
+    let found = |fields: &[(&'static str, &str)], target| resolved(&versions, &request(target, fields), None);
+    let by_query = Ok(("1".to_owned(), "query:api-version".to_owned()));
+    assert_eq!(found(&[("accept", chrome)], "/?api-version=1"), by_query);
+    let unknown = [("accept", "application/vnd.a.v9+json, */*;q=0.1")];
+    assert_eq!(found(&unknown, "/?api-version=1"), by_query);
+    assert_eq!(found(&unknown, "/"), Ok(("2".to_owned(), "default".to_owned())));
 }
 
 #[test]
