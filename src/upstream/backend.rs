@@ -231,6 +231,15 @@ impl Endpoint {
         let health = |endpoint: &Self| endpoint.health.as_ref().map(Arc::as_ptr);
         self.address == other.address && health(self) == health(other)
     }
+    /// Has this one of all its addresses be the next, counted round: whichever family it is of.
+    pub(super) fn begin_with(&self, turn: usize) {
+        let endpoints = self.endpoints.load();
+        let next = turn.checked_rem(endpoints.all().count()).unwrap_or(0);
+        let in_v6 = next.checked_sub(endpoints.v4.len());
+        self.prefer_v6.store(in_v6.is_some(), Ordering::Relaxed);
+        self.turn.store(in_v6.unwrap_or(next), Ordering::Relaxed);
+    }
+
 }
 
 impl Endpoints {
@@ -337,6 +346,33 @@ mod tests {
         let endpoints = backend.endpoints.load();
         let tried = || backend.next_around(endpoints.families(false), later).unwrap();
         assert_eq!(tried(), gone);
+    #[test]
+    fn any_of_several_addresses_may_be_the_first() {
+        let backend = named(&["192.0.2.1:9001", "192.0.2.2:9001", "192.0.2.3:9001"]);
+        backend.begin_with(4);
+        assert_eq!(turns(&backend, 3), ["192.0.2.2", "192.0.2.3", "192.0.2.1"]);
+        // Whichever it is, each one is tried that cannot be connected to.
+        backend.begin_with(usize::MAX);
+        let mut tried = HashSet::new();
+        for _ in 0..3 {
+            let address = backend.next_address().unwrap();
+            backend.connect_failed(address);
+            tried.insert(address);
+        }
+        assert_eq!(tried.len(), 3);
+    }
+
+    #[test]
+    fn an_address_of_either_family_may_be_the_first() {
+        let backend = named(&["192.0.2.1:9001", "192.0.2.2:9001", "[2001:db8::1]:9001"]);
+        let first = |turn| {
+            backend.begin_with(turn);
+            turns(&backend, 1).remove(0)
+        };
+        let expected = ["192.0.2.1", "192.0.2.2", "2001:db8::1", "192.0.2.1", "2001:db8::1"];
+        assert_eq!([0, 1, 2, 3, 5].map(first), expected);
+    }
+
         assert!((0..6).all(|_| tried() != gone), "one request is enough");
         InFlight::enter(&backend.stats, None).to(gone).answered(200);
         let again = turns(&backend, 3);

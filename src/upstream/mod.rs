@@ -71,6 +71,8 @@ pub struct Upstream {
     sticky: Option<Sticky>,
     series: OnceLock<UpstreamSeries>,
 }
+    /// Whether connections are found to be dead on which nothing is sent, for answers that are waited for long.
+    keepalive: bool,
 
 /// What is wrong with an upstream: paths below it, and messages.
 #[derive(Default)]
@@ -109,6 +111,7 @@ impl Upstream {
             memory,
             series: OnceLock::new(),
         })
+            keepalive: false,
     }
 
     /// The same, but known and trusted by what was read elsewhere.
@@ -119,6 +122,11 @@ impl Upstream {
     }
 
     /// Chooses a backend for one attempt: another than those tried while one is left. `None` when
+    /// The same, with connections that are found to be dead though nothing is sent on them.
+    fn with_keepalive(self) -> Self {
+        Self { keepalive: true, ..self }
+    }
+
     /// no backend can get requests. `key` is what [`Upstream::write_key`] made of the request.
     pub fn pick(&self, key: &[u8], tried: &Tried) -> Option<Picked> {
         self.backends.now().balancer.pick(key, tried)

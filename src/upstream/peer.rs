@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use http::HeaderMap;
 use http::header::HOST;
-use pingora::protocols::ALPN;
+use pingora::protocols::{ALPN, TcpKeepalive};
 use pingora::upstreams::peer::HttpPeer;
 use tokio::net::TcpStream;
 
@@ -15,6 +15,9 @@ use crate::config::upstream::{HostHeader, Protocol};
 /// What a certificate has to be for where nobody says that: a name that is nobody's (RFC 6761 s6.4), so that no
 /// connection comes about. Without a name, Pingora would take any certificate.
 const NOBODY: &str = "nobody.invalid";
+/// How long nothing comes before the other end is asked whether it is there, how long after that again, and how often in
+/// vain before the connection is dead.
+const KEEPALIVE: (Duration, Duration, usize) = (Duration::from_secs(15), Duration::from_secs(5), 3);
 /// Requests in flight on one HTTP/2 connection; Pingora's own default is one.
 const H2_STREAMS: usize = 100;
 
@@ -62,6 +65,7 @@ impl Upstream {
             Protocol::Auto => ALPN::H2H1,
         };
         options.max_h2_streams = H2_STREAMS;
+        options.tcp_keepalive = self.keepalive.then(keepalive);
         peer
     }
 
@@ -100,6 +104,17 @@ impl Upstream {
         let pool = &self.written.pool;
         let keep = usize::try_from(pool.idle).is_ok_and(|idle| picked.guard.rank <= idle);
         if keep { pool.idle_timeout.get() } else { Duration::ZERO }
+    }
+}
+
+fn keepalive() -> TcpKeepalive {
+    let (idle, interval, count) = KEEPALIVE;
+    TcpKeepalive {
+        idle,
+        interval,
+        count,
+        #[cfg(target_os = "linux")]
+        user_timeout: Duration::ZERO,
     }
 }
 

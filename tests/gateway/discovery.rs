@@ -141,6 +141,31 @@ async fn service_records_tell_targets_ports_weights_and_priorities() {
     becomes_status(&gateway, 503).await;
 }
 
+#[tokio::test]
+async fn a_registry_is_asked_at_the_addresses_of_its_name_that_are_there() {
+    let (dns, one) = (Dns::start().await, Origin::saying("127.0.0.1:0", "one").await);
+    let listed = json!({"hosts": [{"ip": "127.0.0.1", "port": one.address.port()}]}).to_string();
+    let listed: &'static str = listed.leak();
+    let (gone, _there) = Origin::twins([listed, listed]).await;
+    let port = gone.address.port();
+    drop(gone);
+    dns.set("nacos.test", Reply::Addresses(loopback(&[1, 2, 3]), 60));
+    let discovery = json!({
+        "type": "nacos", "address": format!("http://nacos.test:{port}"), "service": "users", "api": "v1",
+        "interval": "1s",
+    });
+    let gateway = Gateway::administered(&document(&dns.server(), &discovery, "")).await;
+    assert_eq!(answering(&gateway).await, ["one"], "known before the first request");
+    let told = view(&gateway).await["discovery"]["told"].clone();
+    soon("another question", async {
+        while view(&gateway).await["discovery"]["told"] == told {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    assert_eq!(gateway.said("cannot follow a registry"), 0);
+}
+
 /// Puts a file in the place of another, at once.
 fn replace(path: &Path, text: &str) {
     let new = path.with_extension("new");

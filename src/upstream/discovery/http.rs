@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use base64::Engine;
@@ -26,6 +27,8 @@ pub(super) struct Api {
     tls: Option<Tls>,
     base: PathBuf,
     world: World,
+    /// Which of its addresses is asked first, if its name has several: one that does badly is not the first again.
+    first: AtomicUsize,
 }
 
 /// A question: what is asked for below the registry's URL.
@@ -72,7 +75,8 @@ impl Answer {
 impl Api {
     /// The registry at this URL; TLS by these settings, whose files are relative to `base`.
     pub(super) fn new(url: &Url, tls: Option<&Tls>, base: &Path, world: &World) -> Self {
-        Self { url: url.clone(), tls: tls.cloned(), base: base.to_owned(), world: world.clone() }
+        let first = AtomicUsize::new(fastrand::usize(..));
+        Self { url: url.clone(), tls: tls.cloned(), base: base.to_owned(), world: world.clone(), first }
     }
 
     /// The path of the URL, without a slash at its end.
@@ -91,11 +95,26 @@ impl Api {
         head.insert_header("host", self.url.authority()).map_err(wrong)?;
         // Anew each time, as certificates may have been replaced. Connections are kept beyond it.
         let server = Server::new(&self.url, self.tls.as_ref(), &self.base).map_err(joined)?;
+        let server = server.beginning_with(self.first.load(Ordering::Relaxed));
         let body = Bytes::copy_from_slice(body.as_bytes());
-        let sent = server.send(&self.world, head, body, limit, limit).await;
-        let mut reply = sent.map_err(|problem| problem.failed(&server))?;
-        let body = reply.body.read_all(MOST).await;
-        let body = body.map_err(|error| Problem::Call(error).failed(&server))?;
+        let answer = self.asked(&server, head, body, limit).await;
+        let is_well = answer.as_ref().is_ok_and(|answer| !answer.status.is_server_error());
+        // An address that cannot be connected to would be waited for each time.
+        if !is_well || server.has_refusals() {
+            self.first.fetch_add(1, Ordering::Relaxed);
+        }
+        answer.map_err(|problem| problem.failed(&server))
+    }
+
+    async fn asked(
+        &self,
+        server: &Server,
+        head: RequestHeader,
+        body: Bytes,
+        limit: Duration,
+    ) -> Result<Answer, Problem> {
+        let mut reply = server.send(&self.world, head, body, limit, limit).await?;
+        let body = reply.body.read_all(MOST).await?;
         Ok(Answer { status: reply.head.status, headers: reply.head.headers.clone(), body })
     }
 }
@@ -149,7 +168,62 @@ pub(super) fn scaled(weights: &[f64]) -> Vec<u32> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+    use std::sync::Arc;
+
+    use async_trait::async_trait;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tollhouse_filters::values::Scalar;
+
     use super::*;
+    use crate::config::Dns;
+    use crate::config::discovery::Family;
+    use crate::upstream::call::Caller;
+    use crate::upstream::resolve::{Found, Lookup, Service};
+
+    /// Every name has two addresses.
+    struct Two;
+
+    #[async_trait]
+    impl Lookup for Two {
+        async fn addresses(&self, _: &str, _: Family) -> Result<Found, Failed> {
+            let v4 = [1, 2].map(|last| IpAddr::from([127, 0, 0, last])).into();
+            Ok(Found { v4: Some(v4), v6: Some(Vec::new()), ttl: Duration::ZERO })
+        }
+
+        async fn services(&self, _: &str) -> Result<(Vec<Service>, Duration), Failed> {
+            Err(Failed::from("there are no services here"))
+        }
+
+        fn set(&self, _: &Dns) {}
+    }
+
+    #[tokio::test]
+    async fn an_address_that_cannot_be_connected_to_is_not_the_first_again() {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://registry.test:{}", listener.local_addr().unwrap().port());
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let mut room = [0; 4096];
+                    while stream.read(&mut room).await.is_ok_and(|count| count > 0) {
+                        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}").await.unwrap();
+                    }
+                });
+            }
+        });
+        let world = World { lookup: Arc::new(Two), caller: Caller::new() };
+        let api = Api::new(&Url::read(&url).unwrap(), None, Path::new(""), &world);
+        // Nobody listens at the second one.
+        api.first.store(1, Ordering::Relaxed);
+        for _ in 0..2 {
+            let answer = api.ask(Question::get("/".to_owned())).await.unwrap();
+            assert_eq!(answer.status, StatusCode::OK);
+            assert_eq!(api.first.load(Ordering::Relaxed), 2, "the other one, and then it stays");
+        }
+    }
 
     #[test]
     fn weights_keep_their_proportion_and_what_is_not_nothing_stays_so() {

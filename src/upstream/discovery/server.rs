@@ -7,9 +7,10 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use pingora::http::RequestHeader;
 use serde_json::{Value, json};
-use tollhouse_filters::values::Url;
+use tollhouse_filters::values::{DurationRange, Url};
 
 use super::{Failed, World};
+use crate::config::retries::RouteRetries;
 use crate::config::upstream::{self as written, Tls};
 use crate::upstream::Upstream;
 use crate::upstream::backend::Endpoint;
@@ -35,6 +36,8 @@ pub(super) struct Server {
     port: u16,
     /// What paths are below of; does not end in `/`.
     below: Box<str>,
+    /// Which of its addresses is asked first, counted round, if its name has several.
+    first: usize,
 }
 
 /// An answer line by line.
@@ -65,7 +68,7 @@ impl Server {
         let origin = url.origin();
         let host =
             if origin.host.contains(':') { format!("[{}]", origin.host) } else { origin.host.to_string() };
-        // Whoever follows a registry asks again by himself, and later each time.
+        // Whoever follows a registry asks again by himself, and later each time; of other addresses, `send` knows.
         let written = json!({
             "name": "registry", "backends": [{"address": format!("{host}:{}", origin.port)}], "retries": {"max": 0},
         });
@@ -82,16 +85,28 @@ impl Server {
                 Some(tls)
             }
         };
-        let mut upstream = Upstream::build(&written, base, None)?;
+        let mut upstream = Upstream::build(&written, base, None)?.with_keepalive();
         upstream.name = url.as_str().into();
         let below = url.target().path().trim_end_matches('/').into();
-        Ok(Self { upstream, host: origin.host, port: origin.port, below })
+        Ok(Self { upstream, host: origin.host, port: origin.port, below, first: fastrand::usize(..) })
+    }
+
+    /// The same server, asked at this one of its addresses first, and at any without this. They are not asked in turn:
+    /// what one of them says may be ahead of what the others do.
+    pub(super) fn beginning_with(mut self, first: usize) -> Self {
+        self.first = first;
+        self
     }
 
     /// The same server, trusted and told who asks by what was read elsewhere.
     pub(super) fn trusting(mut self, trust: Trust) -> Self {
         self.upstream = self.upstream.trusting(trust);
         self
+    }
+
+    /// Whether some of its addresses could not be connected to.
+    pub(super) fn has_refusals(&self) -> bool {
+        self.upstream.backends().iter().any(|backend| backend.has_refusals())
     }
 
     /// What it is called.
@@ -139,26 +154,43 @@ impl Server {
         limit: Duration,
         silence: Duration,
     ) -> Result<Reply, Problem> {
-        self.resolve(world).await?;
+        let others = self.resolve(world).await?;
         let (timeout, read) = (Some(Some(limit)), Some(Some(silence)));
-        let options = CallOptions { timeout, connect: Some(CONNECT), read, ..CallOptions::default() };
+        // One that cannot be connected to has others tried, each at once.
+        let retries = RouteRetries {
+            max: Some(u8::try_from(others).unwrap_or(u8::MAX)),
+            backoff: Some(DurationRange::from_millis(0, 0)),
+            ..RouteRetries::default()
+        };
+        let options = CallOptions {
+            timeout,
+            connect: Some(CONNECT),
+            read,
+            retries: Some(retries),
+            ..CallOptions::default()
+        };
         Ok(world.caller.send(&self.upstream, head, body, options).await?)
     }
 
-    /// Looks the server's name up, if it has one: each time, as it is asked seldom.
-    async fn resolve(&self, world: &World) -> Result<(), Problem> {
+    /// Looks the server's name up, if it has one: each time, as it is asked seldom. Gives how many addresses it has
+    /// besides the first.
+    async fn resolve(&self, world: &World) -> Result<usize, Problem> {
         if self.host.parse::<std::net::IpAddr>().is_ok() {
-            return Ok(());
+            return Ok(0);
         }
         let found = world.lookup.lookup(&self.host).await;
         let Found { v4, v6, .. } = found.map_err(|why| {
             Problem::Call(CallError::Connect(format!("{} has no address: {why}", self.host).into()))
         })?;
         let addresses = [v4, v6].into_iter().flatten().flatten();
-        let endpoints =
-            addresses.map(|address| Endpoint { address: SocketAddr::new(address, self.port), health: None });
-        self.upstream.backends()[0].set_endpoints(endpoints.collect());
-        Ok(())
+        let endpoints: Vec<_> = addresses
+            .map(|address| Endpoint { address: SocketAddr::new(address, self.port), health: None })
+            .collect();
+        let others = endpoints.len().saturating_sub(1);
+        let backends = self.upstream.backends();
+        backends[0].set_endpoints(endpoints);
+        backends[0].begin_with(self.first);
+        Ok(others)
     }
 }
 
@@ -237,4 +269,22 @@ pub(super) fn brief(text: &str) -> String {
 /// Why servers cannot be made of what is written.
 pub(super) fn joined(problems: Vec<(String, String)>) -> Failed {
     problems.into_iter().map(|(_, message)| message).collect::<Vec<_>>().join("; ").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use tollhouse_filters::values::Scalar;
+
+    use super::*;
+
+    // Consul holds a question back for ten minutes, if that is written; who is to answer it may be gone long before.
+    #[test]
+    fn a_connection_is_found_to_be_dead_while_an_answer_is_waited_for() {
+        let url = Url::read("http://127.0.0.1:8500").unwrap();
+        let server = Server::new(&url, None, Path::new("")).unwrap();
+        let peer = server.upstream.peer_at("127.0.0.1:8500".parse().unwrap(), "");
+        let keepalive = peer.options.tcp_keepalive.expect("its other end is asked");
+        let asked = u32::try_from(keepalive.count).unwrap();
+        assert!(keepalive.idle + keepalive.interval * asked <= Duration::from_secs(60));
+    }
 }
