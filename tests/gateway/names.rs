@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use hickory_proto::rr::RecordType;
+
 use crate::harness::{Dns, Gateway, Origin, Reply, get, soon, until};
 
 const NAME: &str = "users.test";
@@ -69,6 +71,36 @@ async fn failures_and_negative_answers_keep_the_last_good_one() {
     dns.set(NAME, Reply::Addresses(vec![loopback(2)], 1));
     serves(&gateway, "second").await;
     gateway.says("a name resolves again").await;
+}
+
+#[tokio::test]
+async fn a_name_server_that_fails_does_not_stand_in_the_way_of_one_that_answers() {
+    let (failing, working) = (Dns::start().await, Dns::start().await);
+    let (first, _second) = Origin::twins(["first", "second"]).await;
+    failing.set(NAME, Reply::Failure);
+    working.set(NAME, Reply::Addresses(vec![loopback(1)], 60));
+    // What fails is quicker.
+    for kind in [RecordType::A, RecordType::AAAA] {
+        working.delay(kind, Duration::from_millis(100));
+    }
+    let both = format!("[\"{}\", \"{}\"]", failing.address, working.address);
+    let one = format!("[\"{}\"]", failing.address);
+    let document = document(&failing, first.address.port()).replace(&one, &both);
+    let gateway = Gateway::start(&document).await;
+    assert_eq!(get(gateway.address(), "/").await.text(), "first", "known before the first request");
+    assert!(failing.queries(NAME) > 0);
+    assert_eq!(gateway.said("cannot resolve a name"), 0);
+}
+
+// As from a cache that leaves AAAA out, for a name that it has to ask others for.
+#[tokio::test]
+async fn an_empty_answer_of_one_family_does_not_cut_the_other_off() {
+    let (dns, (first, _second)) = (Dns::start().await, Origin::twins(["first", "second"]).await);
+    dns.set(NAME, Reply::Addresses(vec![loopback(1)], 60));
+    dns.delay(RecordType::A, Duration::from_millis(700));
+    let gateway = Gateway::start(&document(&dns, first.address.port())).await;
+    assert_eq!(get(gateway.address(), "/").await.text(), "first", "known before the first request");
+    assert_eq!(gateway.said("cannot resolve a name"), 0);
 }
 
 #[tokio::test]

@@ -17,8 +17,10 @@ impl Search {
     pub(super) fn taken_out_of(config: &mut ResolverConfig, options: &ResolverOpts) -> Self {
         let (domain, search, servers) = std::mem::take(config).into_parts();
         *config = ResolverConfig::from_parts(None, Vec::new(), servers);
+        // The domain of the host itself is one only where no list is written.
+        let listed = if search.is_empty() { domain.into_iter().collect() } else { search };
         let mut domains: Vec<Name> = Vec::new();
-        for one in domain.into_iter().chain(search) {
+        for one in listed {
             if !domains.contains(&one) {
                 domains.push(one);
             }
@@ -108,9 +110,22 @@ mod tests {
     fn the_settings_go_on_without_their_domains() {
         let domain = |text: &str| Name::from_utf8(text).unwrap();
         let (x, y) = (domain("x.test"), domain("y.test"));
-        let mut config = ResolverConfig::from_parts(Some(x.clone()), vec![y.clone(), x.clone()], Vec::new());
+        let listed = vec![y.clone(), x.clone(), y.clone()];
+        let mut config = ResolverConfig::from_parts(Some(x.clone()), listed, Vec::new());
         let search = Search::taken_out_of(&mut config, &ResolverOpts::default());
-        assert_eq!(search, Search { domains: vec![x, y], ndots: 1 });
+        assert_eq!(search, Search { domains: vec![y, x], ndots: 1 });
         assert!(config.domain().is_none() && config.search().is_empty());
+    }
+
+    // resolv.conf(5): without a list, names are searched in the domain that is written, or that of the host.
+    #[test]
+    fn the_domain_of_the_host_is_searched_only_where_no_list_is_written() {
+        let domain = |text: &str| Name::from_utf8(text).unwrap();
+        let searched = |search: Vec<Name>| {
+            let mut config = ResolverConfig::from_parts(Some(domain("host.test")), search, Vec::new());
+            Search::taken_out_of(&mut config, &ResolverOpts::default()).domains
+        };
+        assert_eq!(searched(vec![domain("x.test")]), [domain("x.test")]);
+        assert_eq!(searched(Vec::new()), [domain("host.test")]);
     }
 }

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use hickory_proto::op::{Message, OpCode, ResponseCode};
 use hickory_proto::rr::rdata::SRV;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use parking_lot::Mutex;
 use tokio::net::UdpSocket;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 /// What is answered for a name.
 #[derive(Clone)]
@@ -29,6 +30,7 @@ pub(crate) struct Dns {
     pub(crate) address: SocketAddr,
     zone: Arc<Mutex<BTreeMap<String, Reply>>>,
     queries: Arc<Mutex<Vec<(String, RecordType)>>>,
+    delays: Arc<Mutex<Vec<(RecordType, Duration)>>>,
     task: JoinHandle<()>,
 }
 
@@ -40,13 +42,14 @@ impl Drop for Dns {
 
 impl Dns {
     pub(crate) async fn start() -> Self {
-        let socket = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
+        let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").await.expect("a port"));
         let address = socket.local_addr().expect("bound");
         let zone: Arc<Mutex<BTreeMap<String, Reply>>> = Arc::default();
         let queries: Arc<Mutex<Vec<(String, RecordType)>>> = Arc::default();
-        let (known, seen) = (zone.clone(), queries.clone());
+        let delays: Arc<Mutex<Vec<(RecordType, Duration)>>> = Arc::default();
+        let (known, seen, slow) = (zone.clone(), queries.clone(), delays.clone());
         let task = tokio::spawn(async move {
-            let mut room = [0; 4096];
+            let (mut room, mut late) = ([0; 4096], JoinSet::new());
             while let Ok((length, from)) = socket.recv_from(&mut room).await {
                 let query = Message::from_vec(&room[..length]).expect("a DNS query");
                 let question = query.queries.first().expect("a question");
@@ -55,11 +58,23 @@ impl Dns {
                 let reply = known.lock().get(&name).cloned();
                 if let Some(answer) = answer(&query, reply) {
                     let bytes = answer.to_vec().expect("a DNS answer");
-                    let _ = socket.send_to(&bytes, from).await;
+                    let its =
+                        |(kind, by): &(RecordType, Duration)| (*kind == question.query_type()).then_some(*by);
+                    let delay = slow.lock().iter().find_map(its).unwrap_or_default();
+                    let socket = socket.clone();
+                    late.spawn(async move {
+                        tokio::time::sleep(delay).await;
+                        let _ = socket.send_to(&bytes, from).await;
+                    });
                 }
             }
         });
-        Self { address, zone, queries, task }
+        Self { address, zone, queries, delays, task }
+    }
+
+    /// Answers that tell records of this type come as much later from now on.
+    pub(crate) fn delay(&self, kind: RecordType, by: Duration) {
+        self.delays.lock().push((kind, by));
     }
 
     /// What is said about this name from now on.
