@@ -1,12 +1,13 @@
 //! Consul: the healthy instances of a service, by blocking queries
 //! (<https://developer.hashicorp.com/consul/api-docs/features/blocking>).
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use serde::Deserialize;
 
-use super::http::{Api, Question, encoded, query, scaled};
+use super::http::{Answer, Api, Question, encoded, query, scaled};
 use super::{Directory, Failed, Following, Instance, Tell, World, jittered};
 use crate::config::discovery::ConsulDiscovery;
 
@@ -15,11 +16,16 @@ const GRACE: Duration = Duration::from_secs(10);
 /// Answers that come sooner are too many if they go on; two are let pass, as Consul advises.
 const QUICK: Duration = Duration::from_secs(1);
 const BURST: u32 = 2;
+/// Says that there is more than the token may see (<https://developer.hashicorp.com/consul/api-docs>, "Results Filtered
+/// by ACLs").
+const FILTERED: &str = "x-consul-results-filtered-by-acls";
 
 /// A service in Consul.
 pub(super) struct Consul {
     api: Api,
     written: ConsulDiscovery,
+    /// The last answer was not all that there is.
+    filtered: AtomicBool,
 }
 
 /// What of an entry of `/v1/health/service/NAME` is used.
@@ -71,7 +77,7 @@ struct Check {
 impl Consul {
     pub(super) fn new(written: &ConsulDiscovery, following: &Following, world: &World) -> Self {
         let api = Api::new(&written.address, written.tls.as_ref(), following.base(), world);
-        Self { api, written: written.clone() }
+        Self { api, written: written.clone(), filtered: AtomicBool::new(false) }
     }
 
     /// What is asked for: with an index, held back until something changes.
@@ -97,6 +103,21 @@ impl Consul {
         }
         question
     }
+
+    /// The instances of an answer. One that is empty because the token may see none does not say that there are none.
+    fn told(&self, answer: &Answer) -> Result<Vec<Instance>, Failed> {
+        let entries: Vec<Entry> = answer.json()?;
+        let filtered = answer.headers.get(FILTERED).is_some_and(|value| value == "true");
+        if filtered && entries.is_empty() {
+            return Err("the token may not see the instances; it needs `service:read` and `node:read`".into());
+        }
+        if filtered && !self.filtered.load(Ordering::Relaxed) {
+            let service = &*self.written.service;
+            log::warn!(registry = "consul", service; "the token may not see all instances; the others are used");
+        }
+        self.filtered.store(filtered, Ordering::Relaxed);
+        Ok(instances(&entries))
+    }
 }
 
 #[async_trait]
@@ -109,8 +130,8 @@ impl Directory for Consul {
                 Ok(answer) => answer,
                 Err(why) => return why,
             };
-            match answer.json::<Vec<Entry>>() {
-                Ok(entries) => tell.set(instances(&entries)),
+            match self.told(&answer) {
+                Ok(instances) => tell.set(instances),
                 Err(why) => return why,
             }
             let told =

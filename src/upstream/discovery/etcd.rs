@@ -154,7 +154,9 @@ impl Link<'_> {
     async fn log_in(&mut self) -> Result<(), Problem> {
         let Some((name, password)) = self.etcd.written.credentials() else { return Ok(()) };
         let login = json!({"name": name, "password": password.expose()}).to_string();
-        let Token { token } = self.ask("/v3/auth/authenticate", login.into()).await?;
+        // Who shows one that has ended may not even log in.
+        self.token = None;
+        let Token { token } = self.ask_once("/v3/auth/authenticate", login.into()).await?;
         let mut token = HeaderValue::from_str(&token).map_err(|_| unexpected())?;
         token.set_sensitive(true);
         self.token = Some(token);
@@ -214,6 +216,10 @@ impl Link<'_> {
                 Line { result: Some(watched), .. } => watched,
                 Line { error, .. } => return Err(error.map_or_else(unexpected, refused)),
             };
+            // One that is not permitted is said to be created too, and nothing follows.
+            if watched.canceled && watched.compact_revision == 0 {
+                return Err(Problem::Said(format!("the watch was ended: {}", brief(&watched.cancel_reason))));
+            }
             if watched.compact_revision > 0 || (watched.created && watched.header.revision < known.revision) {
                 return Ok(());
             }
@@ -222,15 +228,22 @@ impl Link<'_> {
                 tell.still();
                 continue;
             }
-            if watched.canceled {
-                return Err(Problem::Said(format!("the watch was ended: {}", brief(&watched.cancel_reason))));
-            }
             known.change(watched)?;
             self.tell(known, tell)?;
         }
     }
 
-    async fn ask<T: DeserializeOwned>(&self, path: &str, body: Bytes) -> Result<T, Problem> {
+    /// Asks, with a new token if the one there is has ended: one lasts five minutes by default, a watch may last ten.
+    async fn ask<T: DeserializeOwned>(&mut self, path: &str, body: Bytes) -> Result<T, Problem> {
+        let told = self.ask_once(path, body.clone()).await;
+        if self.token.is_none() || !matches!(told, Err(Problem::Status(401, _))) {
+            return told;
+        }
+        self.log_in().await?;
+        self.ask_once(path, body).await
+    }
+
+    async fn ask_once<T: DeserializeOwned>(&self, path: &str, body: Bytes) -> Result<T, Problem> {
         let answer = self.server.ask(&self.etcd.world, self.head(path)?, body).await?;
         read(&answer)
     }

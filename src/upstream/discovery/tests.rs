@@ -1,6 +1,8 @@
 //! Clients of registries against scripted servers: Consul's says what its documentation shows, Eureka's follows public
 //! examples, Nacos' says what its documentation shows. None of them is the real thing.
 
+mod etcd;
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -222,6 +224,28 @@ async fn consul_tells_weights_of_states_and_what_is_critical_gets_nothing() {
     assert_eq!(followed.next().await, ["10.0.0.1:8000*10@eu-west-1a", "10.0.0.2:8000*1@eu-west-1a"]);
     assert_eq!(server.lines()[0], "GET /v1/health/service/redis?");
     assert_eq!(followed.end().await, "the registry answers 500");
+}
+
+// <https://developer.hashicorp.com/consul/api-docs>, "Results Filtered by ACLs".
+#[tokio::test]
+async fn that_a_token_of_consul_may_see_nothing_is_not_that_there_is_nothing() {
+    let server = Server::start(|number, _| {
+        let fields = format!("X-Consul-Index: {}\r\nX-Consul-Results-Filtered-By-ACLs: true\r\n", number + 1);
+        match number {
+            0 => indexed(1, &[consul_entry("10.0.0.1", "passing"), consul_entry("10.0.0.2", "passing")]),
+            1 => {
+                let left = Value::from(vec![consul_entry("10.0.0.1", "passing")]);
+                Says::Json(200, fields, left.to_string())
+            }
+            _ => Says::Json(200, fields, "[]".to_owned()),
+        }
+    })
+    .await;
+    let mut followed = follow(json!({"type": "consul", "address": server.url, "service": "redis"}));
+    assert_eq!(followed.next().await.len(), 2);
+    assert_eq!(followed.next().await, ["10.0.0.1:8000*10@eu-west-1a"], "what it may see is used");
+    let why = followed.end().await;
+    assert_eq!(why, "the token may not see the instances; it needs `service:read` and `node:read`");
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use zookeeper_client::{Acls, CreateMode};
 
 use crate::discovery::{answering, become_these, becomes_status, document, view};
 use crate::harness::zookeeper::{appear, create};
-use crate::harness::{Gateway, Origin, Zookeeper, refusing};
+use crate::harness::{Dns, Gateway, Origin, Zookeeper, refusing};
 
 fn discovery(zookeeper: &Zookeeper, more: Value) -> Value {
     let mut written = json!({"type": "zookeeper", "servers": [zookeeper.address()], "path": "/users"});
@@ -73,6 +73,23 @@ async fn the_last_backends_are_kept_while_zookeeper_is_gone_and_changes_are_seen
     operator.delete("/users/1", None).await.expect("deleted");
     become_these(&gateway, &["two"]).await;
     gateway.says("a registry is followed again").await;
+}
+
+#[tokio::test]
+async fn a_server_whose_name_is_gone_does_not_stand_in_the_way_of_the_others() {
+    let (dns, zookeeper) = (Dns::start().await, Zookeeper::start().await);
+    let one = Origin::saying("127.0.0.1:0", "one").await;
+    let operator = zookeeper.session().await;
+    create(&operator, "/users", "").await;
+    create(&operator, "/users/1", &one.address.to_string()).await;
+    let after = |servers: Value| discovery(&zookeeper, json!({"servers": servers}));
+    let both = after(json!(["gone.test:2181", zookeeper.address()]));
+    let known = Gateway::administered(&document(&dns.server(), &both, "")).await;
+    become_these(&known, &["one"]).await;
+    let none = after(json!(["gone.test:2181"]));
+    let unknown = Gateway::administered(&document(&dns.server(), &none, "")).await;
+    let line = unknown.says("cannot follow a registry; it has no backends").await;
+    assert!(line.contains("gone.test has no address"), "{line}");
 }
 
 #[tokio::test]

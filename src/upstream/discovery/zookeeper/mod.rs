@@ -4,6 +4,7 @@
 //! was lost, changes may have been missed, and all of them are read again. When the session has expired, all begins anew.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -75,20 +76,33 @@ impl Zookeeper {
         }
     }
 
-    async fn connect(&self) -> Result<Client, Failed> {
-        let mut servers = Vec::new();
+    /// The addresses of the servers that have one; that the name of another cannot be looked up is no matter.
+    async fn servers(&self) -> Result<Vec<String>, Failed> {
+        let (mut servers, mut unknown) = (Vec::new(), None);
         for server in &self.written.servers {
-            match &server.host {
-                Host::Ip(_) => servers.push(server.to_string()),
-                Host::Name(name) => {
-                    let found = self.world.lookup.lookup(name).await?;
-                    let addresses = [found.v4, found.v6].into_iter().flatten().flatten();
-                    servers.extend(
-                        addresses.map(|address| std::net::SocketAddr::new(address, server.port).to_string()),
-                    );
+            let name = match &server.host {
+                Host::Ip(_) => {
+                    servers.push(server.to_string());
+                    continue;
                 }
+                Host::Name(name) => name,
+            };
+            match self.world.lookup.lookup(name).await {
+                Ok(found) => {
+                    let addresses = [found.v4, found.v6].into_iter().flatten().flatten();
+                    servers.extend(addresses.map(|ip| SocketAddr::new(ip, server.port).to_string()));
+                }
+                Err(why) => unknown = Some(Failed::from(format!("{name} has no address: {why}"))),
             }
         }
+        match unknown {
+            Some(why) if servers.is_empty() => Err(why),
+            _ => Ok(servers),
+        }
+    }
+
+    async fn connect(&self) -> Result<Client, Failed> {
+        let mut servers = self.servers().await?;
         fastrand::shuffle(&mut servers);
         let mut connector = Client::connector().with_session_timeout(SESSION).with_fail_eagerly();
         if let Some((name, password)) = self.written.credentials() {
