@@ -126,9 +126,22 @@ impl Backend {
         self.endpoints.load().all().any(|endpoint| endpoint.state() != State::Unhealthy)
     }
 
+    /// Whether it is there for requests, as far as anybody knows.
+    pub(super) fn is_well(&self) -> bool {
+        let standing = &self.stats.standing;
+        !standing.is_out() && !standing.awaits_probe() && self.is_usable()
+    }
+
     /// Whether some address is known to work, or is not checked.
     pub(super) fn is_healthy(&self) -> bool {
         self.endpoints.load().all().any(|endpoint| endpoint.state() == State::Healthy)
+    }
+
+    /// Whether it is known what to think of it: some address works or is not checked, or each one was probed.
+    pub(super) fn is_probed(&self) -> bool {
+        let endpoints = self.endpoints.load();
+        let all_were = endpoints.all().all(|endpoint| endpoint.state() != State::Unknown);
+        self.is_healthy() || (all_were && endpoints.all().next().is_some())
     }
 
     /// The address for the next request: healthy ones in turn, then ones that were not probed yet. Those that could
@@ -173,6 +186,11 @@ impl Backend {
         }
     }
 
+    /// Whether some address could not be connected to when it was tried last.
+    pub(super) fn has_refusals(&self) -> bool {
+        !self.stats.refusals.is_empty()
+    }
+
     /// Whether some address is left that could be connected to when it was tried last.
     pub(super) fn is_reachable_elsewhere(&self) -> bool {
         let endpoints = self.endpoints.load();
@@ -213,6 +231,15 @@ impl Backend {
         self.endpoints.load().all().map(view).collect()
     }
 
+    /// Has this one of all its addresses be the next, counted round: whichever family it is of.
+    pub(super) fn begin_with(&self, turn: usize) {
+        let endpoints = self.endpoints.load();
+        let next = turn.checked_rem(endpoints.all().count()).unwrap_or(0);
+        let in_v6 = next.checked_sub(endpoints.v4.len());
+        self.prefer_v6.store(in_v6.is_some(), Ordering::Relaxed);
+        self.turn.store(in_v6.unwrap_or(next), Ordering::Relaxed);
+    }
+
     fn in_turn(&self, family: &[Endpoint], fits: impl Fn(&Endpoint) -> bool) -> Option<SocketAddr> {
         let fitting = || family.iter().filter(|endpoint| fits(endpoint));
         let count = if family.len() > 1 { fitting().count() } else { 1 };
@@ -231,15 +258,6 @@ impl Endpoint {
         let health = |endpoint: &Self| endpoint.health.as_ref().map(Arc::as_ptr);
         self.address == other.address && health(self) == health(other)
     }
-    /// Has this one of all its addresses be the next, counted round: whichever family it is of.
-    pub(super) fn begin_with(&self, turn: usize) {
-        let endpoints = self.endpoints.load();
-        let next = turn.checked_rem(endpoints.all().count()).unwrap_or(0);
-        let in_v6 = next.checked_sub(endpoints.v4.len());
-        self.prefer_v6.store(in_v6.is_some(), Ordering::Relaxed);
-        self.turn.store(in_v6.unwrap_or(next), Ordering::Relaxed);
-    }
-
 }
 
 impl Endpoints {
@@ -281,6 +299,7 @@ fn authority(address: &written::Address, tls: bool) -> Box<str> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
     use std::time::{Duration, SystemTime};
 
     use serde_json::json;
@@ -328,25 +347,6 @@ mod tests {
     }
 
     #[test]
-    fn a_family_that_cannot_be_reached_gives_way_to_the_other() {
-        let backend = named(&["[::1]:9001", "127.0.0.1:9001"]);
-        let first = backend.next_address().unwrap();
-        assert!(first.is_ipv4());
-        backend.connect_failed(first);
-        assert!(backend.next_address().unwrap().is_ipv6());
-    }
-
-    #[test]
-    fn an_address_that_cannot_be_connected_to_is_passed_over_until_it_is_tried_again() {
-        let backend = named(&["192.0.2.1:9001", "192.0.2.2:9001", "192.0.2.3:9001"]);
-        let gone = "192.0.2.2:9001".parse().unwrap();
-        backend.connect_failed(gone);
-        assert_eq!(turns(&backend, 4), ["192.0.2.1", "192.0.2.3", "192.0.2.1", "192.0.2.3"]);
-        let later = Instant::now() + Duration::from_secs(2);
-        let endpoints = backend.endpoints.load();
-        let tried = || backend.next_around(endpoints.families(false), later).unwrap();
-        assert_eq!(tried(), gone);
-    #[test]
     fn any_of_several_addresses_may_be_the_first() {
         let backend = named(&["192.0.2.1:9001", "192.0.2.2:9001", "192.0.2.3:9001"]);
         backend.begin_with(4);
@@ -373,6 +373,25 @@ mod tests {
         assert_eq!([0, 1, 2, 3, 5].map(first), expected);
     }
 
+    #[test]
+    fn a_family_that_cannot_be_reached_gives_way_to_the_other() {
+        let backend = named(&["[::1]:9001", "127.0.0.1:9001"]);
+        let first = backend.next_address().unwrap();
+        assert!(first.is_ipv4());
+        backend.connect_failed(first);
+        assert!(backend.next_address().unwrap().is_ipv6());
+    }
+
+    #[test]
+    fn an_address_that_cannot_be_connected_to_is_passed_over_until_it_is_tried_again() {
+        let backend = named(&["192.0.2.1:9001", "192.0.2.2:9001", "192.0.2.3:9001"]);
+        let gone = "192.0.2.2:9001".parse().unwrap();
+        backend.connect_failed(gone);
+        assert_eq!(turns(&backend, 4), ["192.0.2.1", "192.0.2.3", "192.0.2.1", "192.0.2.3"]);
+        let later = Instant::now() + Duration::from_secs(2);
+        let endpoints = backend.endpoints.load();
+        let tried = || backend.next_around(endpoints.families(false), later).unwrap();
+        assert_eq!(tried(), gone);
         assert!((0..6).all(|_| tried() != gone), "one request is enough");
         InFlight::enter(&backend.stats, None).to(gone).answered(200);
         let again = turns(&backend, 3);
@@ -425,6 +444,23 @@ mod tests {
         ]);
         assert_eq!(turns(&backend, 2), ["192.0.2.2", "192.0.2.2"]);
         assert!(backend.is_usable() && !backend.is_healthy());
+    }
+
+    #[test]
+    fn a_backend_was_probed_once_one_address_works_or_none_is_left_to_be_probed() {
+        let (up, down, unknown) = (State::Healthy, State::Unhealthy, State::Unknown);
+        for (states, probed) in [
+            (&[][..], false),
+            (&[unknown], false),
+            (&[down, unknown], false),
+            (&[up, unknown], true),
+            (&[down, down], true),
+        ] {
+            let backend = named(&[]);
+            let found = |(last, state): (u8, &State)| endpoint(&format!("192.0.2.{last}:1"), Some(*state));
+            backend.set_endpoints((1..).zip(states).map(found).collect());
+            assert_eq!(backend.is_probed(), probed, "{states:?}");
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod tests;
 mod tried;
 mod turns;
 
+use std::cell::LazyCell;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -126,7 +127,8 @@ impl Balancer {
     /// This backend, if it is one of those that can get requests.
     pub(super) fn pick_this(&self, backend: &Arc<Backend>, tried: &Tried) -> Option<Picked> {
         let at = self.members.iter().position(|member| Arc::ptr_eq(&member.backend, backend))?;
-        let well = !tried.contains(self.members[at].index) && !self.members[at].stats.standing.is_out();
+        let standing = &self.members[at].stats.standing;
+        let well = !tried.contains(self.members[at].index) && !standing.is_out() && !standing.awaits_probe();
         if well { self.take(at, false) } else { None }
     }
 
@@ -169,17 +171,20 @@ impl Balancer {
     #[cold]
     fn pick_by_level(&self, key: &[u8], tried: &Tried, levels: &Levels) -> Option<Picked> {
         let standing = |at: usize| &self.members[at].stats.standing;
-        let open = |at: usize| self.members[at].backend.is_usable();
+        // One that was not probed yet is none of its group while there is any other, in whichever group.
+        let others = LazyCell::new(|| self.members.iter().any(|member| member.backend.is_well()));
+        let counts = |at: usize| !(standing(at).awaits_probe() && *others);
+        let open = |at: usize| self.members[at].backend.is_usable() && counts(at);
         (0..levels.count()).find_map(|level| {
             let here = |at: usize| levels.holds(level, at) && !tried.contains(self.members[at].index);
-            let usable = (0..self.members.len())
-                .filter(|at| levels.holds(level, *at) && open(*at) && !standing(*at).is_out());
+            let all = (0..self.members.len()).filter(|at| levels.holds(level, *at) && counts(*at));
+            let usable = all.clone().filter(|at| open(*at) && !standing(*at).is_out());
             let first = self.choose(key, here)?;
             let turn = self.turn(first);
             if turn == Turn::Trial {
                 return self.take(first, true);
             }
-            if !levels.keeps(level, usable.count(), fastrand::f64()) {
+            if !levels.keeps(usable.count(), all.count(), fastrand::f64()) {
                 return None;
             }
             let chosen = if turn == Turn::Yes { self.take(first, false) } else { None };
@@ -209,7 +214,8 @@ impl Balancer {
             return picked;
         }
         // Who cannot be connected to takes nothing off the others: a retry for each request would be more than may be.
-        let listens = |at: &usize| open(*at) && !standing(*at).is_cooling();
+        // Nor does who was not probed.
+        let listens = |at: &usize| open(*at) && !standing(*at).is_cooling() && !standing(*at).awaits_probe();
         let all = (0..self.members.len()).filter(listens);
         let usable = all.clone().filter(|at| !standing(*at).is_out()).count();
         let panics = self.outliers.panics(usable, all.count());
@@ -219,6 +225,7 @@ impl Balancer {
         None.or_else(|| first.filter(|at| panics && panicky(*at)).and_then(take))
             .or_else(|| if panics { choose(&panicky) } else { None })
             .or_else(|| choose(&|at| untried(at) && open(at) && standing(at).is_in()))
+            .or_else(|| choose(&|at| untried(at) && self.members[at].backend.is_well()))
             .or_else(|| choose(&|at| untried(at) && open(at) && !standing(at).is_out()))
             .or_else(|| choose(&|at| untried(at) && open(at)))
             .or_else(|| if again { choose(&|at| open(at) && !standing(at).is_out()) } else { None })

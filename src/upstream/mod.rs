@@ -25,6 +25,7 @@ pub mod view;
 #[cfg(test)]
 mod tests;
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -70,9 +71,9 @@ pub struct Upstream {
     memory: Memory,
     sticky: Option<Sticky>,
     series: OnceLock<UpstreamSeries>,
-}
     /// Whether connections are found to be dead on which nothing is sent, for answers that are waited for long.
     keepalive: bool,
+}
 
 /// What is wrong with an upstream: paths below it, and messages.
 #[derive(Default)]
@@ -110,8 +111,8 @@ impl Upstream {
             trust,
             memory,
             series: OnceLock::new(),
-        })
             keepalive: false,
+        })
     }
 
     /// The same, but known and trusted by what was read elsewhere.
@@ -121,12 +122,12 @@ impl Upstream {
         self
     }
 
-    /// Chooses a backend for one attempt: another than those tried while one is left. `None` when
     /// The same, with connections that are found to be dead though nothing is sent on them.
     fn with_keepalive(self) -> Self {
         Self { keepalive: true, ..self }
     }
 
+    /// Chooses a backend for one attempt: another than those tried while one is left. `None` when
     /// no backend can get requests. `key` is what [`Upstream::write_key`] made of the request.
     pub fn pick(&self, key: &[u8], tried: &Tried) -> Option<Picked> {
         self.backends.now().balancer.pick(key, tried)
@@ -177,9 +178,19 @@ impl Upstream {
         self.backends.following()
     }
 
+    /// What is written or told of its backends, as it is in use now.
+    pub(in crate::upstream) fn entries(&self) -> Arc<[written::Backend]> {
+        Arc::clone(&self.backends.now().entries)
+    }
+
     /// Takes in what its registry told last, at once and for all requests to come; whether that is anything new.
     pub(in crate::upstream) fn renew(&self) -> bool {
-        self.backends.renew(&self.written, self.sticky.as_ref())
+        self.renew_with(&|_| Vec::new())
+    }
+
+    /// The same, where addresses of names are known.
+    pub(in crate::upstream) fn renew_with(&self, known: &dyn Fn(&str) -> Vec<IpAddr>) -> bool {
+        self.backends.renew(&self.written, self.sticky.as_ref(), known)
     }
 
     /// Its metrics, made on first use.
@@ -257,6 +268,16 @@ impl Upstream {
         let slow_start = self.written.health.as_ref().and_then(|health| health.slow_start);
         if slow_start.is_some() && backend.has_one_address() {
             backend.stats.standing.warm(Instant::now());
+        }
+    }
+
+    /// A backend may have been probed: if it had to wait for that, it gets requests from now on, and begins with a small
+    /// share if that is written.
+    fn probed(&self, backend: &Backend) {
+        let standing = &backend.stats.standing;
+        if standing.awaits_probe() && backend.is_probed() {
+            let slow_start = self.written.health.as_ref().and_then(|health| health.slow_start);
+            standing.probed(Instant::now(), slow_start.is_some() && backend.is_healthy());
         }
     }
 

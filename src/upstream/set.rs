@@ -6,6 +6,7 @@
 //! until the last request that it has in hand is over.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,6 +14,7 @@ use std::time::Instant;
 use arc_swap::{ArcSwap, Guard};
 use http::HeaderMap;
 
+use super::backend::Endpoint;
 use super::balance::{Balancer, Place};
 use super::discovery::Following;
 use super::sticky::Sticky;
@@ -21,10 +23,6 @@ use crate::config::discovery::Registry;
 use crate::config::upstream as written;
 
 /// Where requests of an upstream go.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "most are the large one, which requests reach without a further step"
-)]
 pub(super) enum Backends {
     /// As the document says.
     Written(Set),
@@ -91,14 +89,24 @@ impl Backends {
         }
     }
 
-    /// Takes in what the registry told last; whether that is anything new. One caller at a time.
-    pub(super) fn renew(&self, written: &written::Upstream, sticky: Option<&Sticky>) -> bool {
+    /// Takes in what the registry told last; whether that is anything new. Names that are known are reached from the
+    /// first request on. One caller at a time.
+    pub(super) fn renew(
+        &self,
+        written: &written::Upstream,
+        sticky: Option<&Sticky>,
+        known: &dyn Fn(&str) -> Vec<IpAddr>,
+    ) -> bool {
         let Self::Told(following, set) = self else { return false };
         let (before, entries) = (set.load_full(), following.backends());
         if Arc::ptr_eq(&before.entries, &entries) {
             return false;
         }
-        set.store(Arc::new(before.succeeded_by(written, sticky, entries)));
+        let after = before.succeeded_by(written, sticky, entries);
+        let stay: HashSet<_> = before.balancer.backends().iter().map(Arc::as_ptr).collect();
+        let new = after.balancer.backends().iter().filter(|backend| !stay.contains(&Arc::as_ptr(backend)));
+        new.for_each(|backend| reach(backend, known));
+        set.store(Arc::new(after));
         true
     }
 }
@@ -138,18 +146,28 @@ impl Set {
         Self { balancer, entries, cookies, numbers }
     }
 
-    /// The set after this one. Who stays, stays as it is; who is new begins with a small share, if that is written,
-    /// unless all are.
+    /// The set after this one. Who stays, stays as it is. Who is new begins with a small share, if that is written and
+    /// somebody stays, and is probed first, if there is a check and those who stay can do without it.
     fn succeeded_by(
         &self,
         written: &written::Upstream,
         sticky: Option<&Sticky>,
         entries: Arc<[written::Backend]>,
     ) -> Self {
-        let warms_up = written.health.as_ref().is_some_and(|health| health.slow_start.is_some());
+        let health = written.health.as_ref();
+        let is_probed = health.is_some_and(|health| health.active.is_some());
+        let warms_up = health.is_some_and(|health| health.slow_start.is_some());
         let known = self.balancer.backends().iter().zip(&self.numbers);
         let known: HashMap<_, _> =
             known.map(|(backend, number)| (backend.written(), (backend, *number))).collect();
+        let stays = |entry: &&written::Backend| {
+            known.get(&entry.address).is_some_and(|(backend, _)| backend.is_well())
+        };
+        let staying: u32 = entries.iter().filter(stays).map(|entry| u32::from(entry.weight)).sum();
+        let all: u32 = entries.iter().map(|entry| u32::from(entry.weight)).sum();
+        // Nobody gets more than twice his share while others are probed.
+        let is_probed = is_probed && staying > 0 && staying * 2 >= all;
+        let warms_up = warms_up && staying > 0;
         // A number that was just given up may still be noted as tried by a request under way.
         let mut free = {
             let taken: HashSet<usize> = self.numbers.iter().copied().collect();
@@ -159,7 +177,9 @@ impl Set {
             Some((backend, number)) => (Arc::clone(backend), *number),
             None => {
                 let backend = Backend::new(&entry.address, written.tls.is_some());
-                if warms_up && !known.is_empty() {
+                if is_probed {
+                    backend.stats.standing.await_probe();
+                } else if warms_up {
                     backend.stats.standing.warm(Instant::now());
                 }
                 (Arc::new(backend), free.next().expect("numbers have no end"))
@@ -178,6 +198,14 @@ impl Set {
     pub(super) fn all(&self) -> impl Iterator<Item = (&Arc<Backend>, &written::Backend)> {
         self.balancer.backends().iter().zip(&*self.entries)
     }
+}
+
+/// Gives a backend the addresses of its name, as far as they are known; of their health, nothing is.
+fn reach(backend: &Backend, known: &dyn Fn(&str) -> Vec<IpAddr>) {
+    let Some(name) = backend.name() else { return };
+    let port = backend.written().port;
+    let endpoint = |address| Endpoint { address: SocketAddr::new(address, port), health: None };
+    backend.set_endpoints(known(name).into_iter().map(endpoint).collect());
 }
 
 /// A registry of which nothing is known yet, in the place of what told the backends before.
@@ -293,6 +321,46 @@ mod tests {
         users.connect_failed(&mut picked);
         assert!(is_out(&users).is_empty(), "it is gone");
         drop(picked);
+    }
+
+    #[test]
+    fn who_is_new_is_probed_first_where_at_least_half_stay_that_can_take_the_requests() {
+        let users = upstream(json!({"health": {"active": {"type": "tcp"}}}));
+        let unprobed_after = |set: &[u8]| {
+            tell(&users, set);
+            users.backends().iter().filter(|backend| backend.stats.standing.awaits_probe()).count()
+        };
+        let all: Vec<u8> = (1..=21).collect();
+        assert_eq!(unprobed_after(&all[..20]), 0, "nobody was there");
+        assert_eq!(unprobed_after(&all[..1]), 0);
+        assert_eq!(unprobed_after(&all[..20]), 0, "one cannot take it all");
+        assert_eq!(unprobed_after(&all[..10]), 0);
+        assert_eq!(unprobed_after(&all[..20]), 10);
+        assert_eq!(unprobed_after(&all), 10, "those that wait themselves take nothing");
+    }
+
+    #[test]
+    fn where_all_are_new_they_share_the_requests_from_the_first_one_on() {
+        for health in [json!({"active": {"type": "tcp"}}), json!({"slow_start": "1h"})] {
+            let users = upstream(json!({ "health": health }));
+            tell(&users, &[1, 2]);
+            tell(&users, &[3, 4]);
+            let found: Vec<String> = (0..6).map(|_| pick(&users, &Tried::default()).1).collect();
+            assert!(found.windows(2).all(|pair| pair[0] != pair[1]), "{health}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_is_known_is_reached_from_the_first_request_on() {
+        let users = upstream(json!({}));
+        let set = ["a.test", "b.test"].map(|host| Instance::at(host, 80)).into();
+        assert!(users.following().unwrap().told(Some(set), SystemTime::now()));
+        let known = |host: &str| match host {
+            "b.test" => vec![IpAddr::from([192, 0, 2, 2])],
+            _ => Vec::new(),
+        };
+        assert!(users.renew_with(&known));
+        assert_eq!(pick(&users, &Tried::default()).1, "192.0.2.2");
     }
 
     #[test]

@@ -196,6 +196,42 @@ fn a_trial_waits_until_probes_find_the_backend_well() {
 }
 
 #[test]
+fn one_that_is_to_be_probed_first_gets_only_what_nobody_else_can_take() {
+    let awaits = |balancer: &Balancer, at: usize| balancer.backends()[at].stats.standing.await_probe();
+    for algorithm in ALL {
+        let alike = balancer(algorithm, &[1, 1, 1]);
+        awaits(&alike, 0);
+        assert_eq!(shares(&alike, 100)[0], 0, "{algorithm:?}");
+        assert!(alike.pick_this(&alike.backends()[0], &Tried::default()).is_none());
+        alike.backends()[1..].iter().for_each(|backend| backend.stats.standing.warm(Instant::now()));
+        assert_eq!(shares(&alike, 100)[0], 0, "{algorithm:?}: those that warm up are there");
+        let mut tried = Tried::default();
+        (1..3).for_each(|at| tried.insert(at));
+        assert_eq!(alike.pick(b"key", &tried).unwrap().index, 0, "{algorithm:?}: the others were tried");
+        alike.backends()[1..].iter().for_each(|backend| backend.set_endpoints(Vec::new()));
+        assert_eq!(shares(&alike, 100), [100, 0, 0], "{algorithm:?}: there is no other");
+        let groups = [(0, false), (1, false), (0, false)];
+        let grouped = balancer(algorithm, &[1, 1, 1]).grouped(&groups, Percent::from_whole(70));
+        [0, 2].into_iter().for_each(|at| awaits(&grouped, at));
+        assert_eq!(shares(&grouped, 100), [0, 100, 0], "{algorithm:?}: not even before another group");
+        awaits(&grouped, 1);
+        assert_eq!(shares(&grouped, 100)[1], 0, "{algorithm:?}: among their like, the first group");
+    }
+}
+
+#[test]
+fn a_group_loses_no_requests_by_those_of_it_that_are_to_be_probed_first() {
+    // Two that are there, eight that join them, and one to fail over to.
+    let groups: Vec<Place> = (0..11).map(|at| (u8::from(at == 10), false)).collect();
+    for algorithm in ALL {
+        let grouped = balancer(algorithm, &[1; 11]).grouped(&groups, Percent::from_whole(70));
+        grouped.backends()[2..10].iter().for_each(|backend| backend.stats.standing.await_probe());
+        let counts = shares(&grouped, 1000);
+        assert!(counts[0] > 0 && counts[1] > 0 && counts[2..] == [0; 9], "{algorithm:?}: {counts:?}");
+    }
+}
+
+#[test]
 fn a_backend_none_of_whose_addresses_can_be_connected_to_is_passed_over() {
     for algorithm in ALL {
         let balancer = balancer(algorithm, &[1, 1]);

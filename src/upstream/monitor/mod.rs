@@ -209,7 +209,7 @@ impl Shared {
         watched.dns = dns.clone();
         for name in watched.names.values_mut() {
             name.task.abort();
-            name.task = tokio::spawn(Arc::clone(self).keep_resolved(Arc::clone(&name.of))).abort_handle();
+            name.task = self.resolving(&name.of, Duration::ZERO);
         }
         self.follow_names_anew(watched);
     }
@@ -234,10 +234,15 @@ impl Shared {
         let born = watched.generation;
         let name = watched.names.entry(host.into()).or_insert_with(|| {
             let of = Arc::new(Name::new(host));
-            let task = tokio::spawn(Arc::clone(self).keep_resolved(Arc::clone(&of))).abort_handle();
+            let task = self.resolving(&of, Duration::ZERO);
             Task { of, task, born }
         });
         member.backend().set_resolution(&name.of);
+    }
+
+    /// Has a name looked up again and again, after this time at first.
+    fn resolving(self: &Arc<Self>, name: &Arc<Name>, after: Duration) -> AbortHandle {
+        tokio::spawn(Arc::clone(self).keep_resolved(Arc::clone(name), after)).abort_handle()
     }
 
     /// Gives the member's backend its addresses and has them probed, if there is a check.
@@ -257,14 +262,18 @@ impl Shared {
             Endpoint { address, health }
         });
         member.backend().set_endpoints(endpoints.collect());
+        // Somebody else may have had it probed.
+        member.upstream.probed(member.backend());
         member.show();
     }
 
-    async fn keep_resolved(self: Arc<Self>, name: Arc<Name>) {
+    async fn keep_resolved(self: Arc<Self>, name: Arc<Name>, mut after: Duration) {
         let mut lane = Lane::default();
         loop {
+            // Never before the TTL is over: a cache between would answer with what is left of it.
+            tokio::time::sleep(after.mul_f64(1.0 + 0.1 * fastrand::f64())).await;
             let found = self.lookups.run(&mut lane, || self.lookup.lookup(name.host())).await;
-            let again = {
+            after = {
                 // Whoever waits for the name finds its addresses in use.
                 let mut watched = self.watched.lock();
                 let learned = name.learn(found, SystemTime::now());
@@ -274,8 +283,6 @@ impl Shared {
                 name.tell();
                 learned.again
             };
-            // Never before the TTL is over: a cache between would answer with what is left of it.
-            tokio::time::sleep(again.mul_f64(1.0 + 0.1 * fastrand::f64())).await;
         }
     }
 

@@ -58,7 +58,9 @@ impl Probing {
         self.log(before, after, &users);
         for member in users {
             // What the first probe finds is no change.
-            if before != State::Unknown {
+            if before == State::Unknown {
+                member.upstream.probed(member.backend());
+            } else {
                 member.count(after);
             }
             if (before, after) == (State::Unhealthy, State::Healthy) {

@@ -55,6 +55,9 @@ impl Lookup for World {
         if host.starts_with("hanging") {
             tokio::time::sleep(Duration::from_secs(3600)).await;
         }
+        if host.starts_with("slow") {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
         let state = self.state.lock();
         let found = state.names.get(host).ok_or_else(|| Failed::from("NXDOMAIN"))?;
         let v4 = found.iter().map(|text| text.parse().unwrap()).collect();

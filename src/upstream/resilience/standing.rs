@@ -1,4 +1,4 @@
-//! Where a backend stands by what became of its requests: in, out for a while, or warming up.
+//! Where a backend stands by what became of its requests: in, out for a while, or warming up; or not before it was probed.
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -21,6 +21,8 @@ const WARMING: u64 = 2 << 62;
 /// Out since it could not be connected to.
 const COOLS: u64 = OUT | WARMING;
 const TIME: u64 = (1 << 62) - 1;
+/// It waits for its first probe: none of the above, as all of those have their flag.
+const UNPROBED: u64 = 1;
 
 /// Where a backend stands. Requests read one atomic, which is 0 for one that is in.
 #[derive(Debug, Default)]
@@ -66,7 +68,7 @@ pub(in crate::upstream) enum Turn {
     Yes,
     /// As the one that finds out whether it is well again.
     Trial,
-    /// Not this one: it warms up.
+    /// Not this one: it warms up, or was not probed.
     NotYet,
     /// It is out.
     No,
@@ -123,6 +125,9 @@ impl Standing {
         let (time, now) = (word & TIME, millis(now));
         if word == 0 {
             return Turn::Yes;
+        }
+        if word == UNPROBED {
+            return Turn::NotYet;
         }
         if word & OUT != 0 {
             let next = word & !TIME | (now + as_millis(TRIAL));
@@ -196,6 +201,22 @@ impl Standing {
         let _ = self.word.compare_exchange(0, WARMING | millis(now), Ordering::Relaxed, Ordering::Relaxed);
     }
 
+    /// It is new, and others can do without it until it was probed.
+    pub(in crate::upstream) fn await_probe(&self) {
+        let _ = self.word.compare_exchange(0, UNPROBED, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Whether it was to be probed first, and was not.
+    pub(in crate::upstream) fn awaits_probe(&self) -> bool {
+        self.word.load(Ordering::Relaxed) == UNPROBED
+    }
+
+    /// It was probed: it is in, or warms up.
+    pub(in crate::upstream) fn probed(&self, now: Instant, warms_up: bool) {
+        let word = if warms_up { WARMING | millis(now) } else { 0 };
+        let _ = self.word.compare_exchange(UNPROBED, word, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
     /// A trial was given up: the next request may be one.
     pub(in crate::upstream) fn give_back(&self, now: Instant) {
         let word = self.word.load(Ordering::Relaxed);
@@ -211,6 +232,7 @@ impl Standing {
         let word = self.word.load(Ordering::Relaxed);
         let state = match word {
             0 => "in",
+            UNPROBED => "unprobed",
             word if word & OUT != 0 => "ejected",
             _ => "warming",
         };
@@ -278,6 +300,29 @@ mod tests {
         assert_eq!(standing.turn(after(now, 1), None, 0.0), Turn::Trial);
         standing.give_back(after(now, 1));
         assert_eq!(standing.turn(after(now, 1), None, 0.0), Turn::Trial);
+    }
+
+    #[test]
+    fn one_that_is_new_may_have_to_wait_for_its_first_probe() {
+        let (standing, now, warm_up) = (Standing::default(), start(), Some(Duration::from_secs(10)));
+        standing.await_probe();
+        standing.warm(now);
+        assert_eq!(standing.turn(after(now, 60), warm_up, 0.0), Turn::NotYet);
+        assert!(!standing.is_in() && !standing.is_out() && standing.awaits_probe());
+        assert_eq!(standing.shown().state, "unprobed");
+        standing.probed(now, true);
+        assert_eq!((standing.shown().state, standing.awaits_probe()), ("warming", false));
+        let standing = Standing::default();
+        standing.probed(now, true);
+        assert!(standing.is_in(), "it did not wait");
+        standing.await_probe();
+        standing.probed(now, false);
+        assert!(standing.is_in());
+        // It got a request all the same, as there was no other.
+        standing.await_probe();
+        standing.cool("refused", now);
+        standing.probed(now, false);
+        assert!(standing.is_out(), "that is for a trial to find out");
     }
 
     #[test]

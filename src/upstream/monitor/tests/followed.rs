@@ -214,6 +214,96 @@ fn only_backends_that_join_others_begin_with_a_small_share() {
 }
 
 #[test]
+fn a_backend_that_joins_others_gets_nothing_before_it_was_probed() {
+    let scene = Scene::new();
+    scene.say(ONE);
+    scene.with(|state| state.hanging.insert("192.0.2.2:80".parse().unwrap()));
+    let check = json!({"type": "tcp", "interval": "10ms", "timeout": "1h"});
+    let users = told("users", json!({"health": {"active": check, "slow_start": "1h"}}));
+    scene.watch(std::slice::from_ref(&users));
+    scene.monitor.warm_up();
+    scene.say(BOTH);
+    until("the other one is being probed", || scene.probed("192.0.2.2:80") > 0);
+    let states = || users.view().backends.iter().map(|backend| backend.standing.state).collect::<Vec<_>>();
+    assert_eq!(states(), ["in", "unprobed"]);
+    for _ in 0..6 {
+        assert_eq!(reached(&users).as_deref(), Some("192.0.2.1:80"));
+    }
+    scene.say(Says::Set(&["192.0.2.1", "192.0.2.3"]));
+    until("one that works begins", || states() == ["in", "warming"]);
+    // There is nobody else.
+    scene.say(Says::Set(&["192.0.2.2", "hanging.test"]));
+    until("it gets requests all the same", || reached(&users).as_deref() == Some("192.0.2.2:80"));
+}
+
+#[test]
+fn nobody_is_given_up_for_names_before_they_are_looked_up() {
+    let scene = Scene::new();
+    scene.with(|state| {
+        state.names.insert("a.test".to_owned(), vec!["192.0.2.1"]);
+        state.names.insert("slow.test".to_owned(), vec!["192.0.2.2"]);
+        state.names.insert("slower.test".to_owned(), vec!["192.0.2.3"]);
+    });
+    scene.say(Says::Set(&["a.test"]));
+    let users = told("users", json!({}));
+    scene.watch(std::slice::from_ref(&users));
+    scene.monitor.warm_up();
+    for (says, address) in [
+        (Says::Set(&["slow.test"]), "192.0.2.2:80"),
+        (Says::Set(&["slower.test", "gone.test"]), "192.0.2.3:80"),
+        (ONE, "192.0.2.1:80"),
+    ] {
+        scene.say(says);
+        until("it is reached", || reached(&users).expect("somebody is there") == address);
+    }
+    scene.say(Says::Set(&["gone.test"]));
+    until("the registry is believed", || reached(&users).is_none());
+    assert_eq!(users.unavailable(), "no backend has a known address");
+    assert!(users.view().backends[0].name.is_some());
+}
+
+#[test]
+fn a_name_that_cannot_be_looked_up_keeps_no_other_out() {
+    let scene = Scene::new();
+    scene.with(|state| drop(state.names.insert("a.test".to_owned(), vec!["192.0.2.2"])));
+    scene.say(ONE);
+    let users = told("users", json!({}));
+    scene.watch(std::slice::from_ref(&users));
+    scene.monitor.warm_up();
+    let started = Instant::now();
+    scene.say(Says::Set(&["a.test", "hanging.test"]));
+    until("it is reached", || reached(&users).expect("somebody is there") == "192.0.2.2:80");
+    assert!(started.elapsed() < FIRST_LOOKUPS);
+}
+
+#[test]
+fn a_name_that_was_not_found_before_is_used_once_it_is() {
+    let scene = Scene::new();
+    scene.say(Says::Set(&["192.0.2.1", "late.test"]));
+    let users = told("users", json!({}));
+    scene.watch(std::slice::from_ref(&users));
+    scene.monitor.warm_up();
+    scene.with(|state| drop(state.names.insert("late.test".to_owned(), vec!["192.0.2.2"])));
+    scene.say(Says::Set(&["late.test"]));
+    until("it is reached", || reached(&users).expect("somebody is there") == "192.0.2.2:80");
+}
+
+#[test]
+fn a_registry_that_never_stops_telling_others_is_believed_all_the_same() {
+    let scene = Scene::new();
+    scene.say(ONE);
+    let users = told("users", json!({}));
+    scene.watch(std::slice::from_ref(&users));
+    scene.monitor.warm_up();
+    let others = [Says::Set(&["hanging-1.test"]), Says::Set(&["hanging-2.test"])];
+    let mut others = others.into_iter().cycle();
+    until("the registry is believed", || {
+        scene.say(others.next().expect("there is no end"));
+        reached(&users).is_none()
+    });
+}
+
+#[test]
 fn numbers_of_backends_that_are_gone_are_not_exported_any_more() {
     let scene = Scene::new();
     scene.say(BOTH);
