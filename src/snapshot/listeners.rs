@@ -11,9 +11,9 @@ use super::{ListenerPlan, Snapshot, facts};
 use crate::config::{self, Protocol};
 use crate::tls::{Remarks, ServerTls};
 
-/// Listeners, by id, and what is suspicious about them. A name keeps its id from snapshot to snapshot,
-/// since sockets know their listener by it, and so does an address whose listener is renamed; one that
-/// is no longer written keeps its place too, and takes no more requests.
+/// Listeners, by id, and what is suspicious about them. Sockets know their listener by its id, so an address keeps
+/// its id from snapshot to snapshot, whatever its listener is called, and else a name does; one that is no longer
+/// written keeps its place too, and takes no more requests.
 pub(super) fn build(
     compiler: &Compiler<'_>,
     written: Vec<config::Listener>,
@@ -59,18 +59,40 @@ pub(super) fn build(
 
 fn in_place(mut plans: Vec<ListenerPlan>, previous: Option<&Snapshot>) -> Vec<ListenerPlan> {
     let before = previous.map_or_else(Default::default, |previous| previous.listeners.as_slice());
+    // Before any name is looked at: what is meant for one address must not come in through the socket of another.
+    let here = |old: &ListenerPlan| take(&mut plans, |plan| shares_address(&plan.options, &old.options));
+    let here: Vec<Option<ListenerPlan>> = before.iter().map(here).collect();
     let is_new = |plan: &ListenerPlan| before.iter().all(|old| old.name != plan.name || old.retired);
     let mut kept: Vec<ListenerPlan> = Vec::with_capacity(plans.len());
-    for old in before {
-        let is_renamed = |plan: &ListenerPlan| plan.options.address == old.options.address && is_new(plan);
-        let named = plans.iter().position(|plan| plan.name == old.name);
-        let renamed = || plans.iter().position(is_renamed);
+    for (old, here) in before.iter().zip(here) {
         // The name of one that is gone may be another's by now.
-        let at = if old.retired { renamed() } else { named.or_else(renamed) };
-        kept.push(at.map_or_else(|| old.retire(), |at| plans.remove(at)));
+        let is_named = |plan: &ListenerPlan| plan.name == old.name && !old.retired;
+        let is_renamed = |plan: &ListenerPlan| plan.options.address == old.options.address && is_new(plan);
+        let found = here.or_else(|| take(&mut plans, is_named)).or_else(|| take(&mut plans, is_renamed));
+        kept.push(found.map_or_else(|| old.retire(), |plan| seated(plan, old)));
     }
     kept.append(&mut plans);
     kept
+}
+
+fn take(plans: &mut Vec<ListenerPlan>, fits: impl Fn(&ListenerPlan) -> bool) -> Option<ListenerPlan> {
+    let at = plans.iter().position(fits)?;
+    Some(plans.remove(at))
+}
+
+/// A listener on the socket of the one before it. One that is written for another address begins or ends its TLS
+/// there, and asks clients for other certificates there, once an upgrade opens it.
+fn seated(mut plan: ListenerPlan, old: &ListenerPlan) -> ListenerPlan {
+    let moves = plan.options.address != old.options.address;
+    let lets_in_the_same = match (&plan.tls, &old.tls) {
+        (Some(tls), Some(before)) => tls.asks_as(before),
+        (None, None) => true,
+        _ => false,
+    };
+    if moves && !lets_in_the_same {
+        plan.tls.clone_from(&old.tls);
+    }
+    plan
 }
 
 fn check_protocols(options: &config::Listener, path: &Path, faults: &mut Faults<'_>) {

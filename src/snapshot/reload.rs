@@ -45,6 +45,8 @@ pub struct Reloader {
     world: World,
     live: Arc<Live>,
     verify: Verify,
+    /// Where sockets are, by the ids of their listeners; reloads open none and move none.
+    bound: Vec<Address>,
     /// Watches the backends of what is swapped in.
     monitor: Option<Arc<Monitor>>,
     /// Connects the stores of what is swapped in.
@@ -54,7 +56,7 @@ pub struct Reloader {
 }
 
 impl Reloader {
-    /// Reloads the document at `path` into `live`.
+    /// Reloads the document at `path` into `live`, whose listeners are bound where they are written.
     #[must_use]
     pub fn new(
         path: PathBuf,
@@ -63,8 +65,9 @@ impl Reloader {
         live: Arc<Live>,
         verify: Verify,
     ) -> Self {
+        let bound = live.load().listeners.iter().map(|plan| plan.options.address.clone()).collect();
         let (monitor, keeper, refused) = (None, Keeper::default(), Mutex::new(None));
-        Self { path, registry, world, live, verify, monitor, keeper, refused }
+        Self { path, registry, world, live, verify, bound, monitor, keeper, refused }
     }
 
     /// Has stores connected by this one, which may have connected some already.
@@ -88,9 +91,13 @@ impl Reloader {
                 *refused = None;
                 Reloaded::Unchanged
             }
-            Ok(Some(snapshot)) => {
+            Ok(Some(mut snapshot)) => {
                 *refused = None;
                 let (generation, needs_upgrade) = (snapshot.generation, needs_upgrade(&previous, &snapshot));
+                // The next one is told which socket is whose, not where it would be after an upgrade.
+                for (plan, bound) in snapshot.listeners.iter_mut().zip(&self.bound) {
+                    plan.options.address.clone_from(bound);
+                }
                 self.swap(snapshot);
                 Reloaded::Swapped { generation, needs_upgrade }
             }
@@ -240,5 +247,104 @@ mod tests {
         assert_eq!(live.generation(), 2);
         std::fs::write(&ca, authority()).expect("written");
         assert!(matches!(reloader.reload(), Reloaded::Swapped { generation: 3, .. }));
+    }
+
+    /// A gateway with these listeners, and what it makes of others: the names by id, with marks for those that are
+    /// gone and for TLS, and what needs an upgrade.
+    fn listening(folder: &std::path::Path, first: &str) -> impl Fn(&str) -> (Vec<String>, usize) + use<> {
+        let path = folder.join("gateway.yaml");
+        let write = {
+            let path = path.clone();
+            move |listeners: &str| {
+                let text = format!("{{version: 1, listeners: [{listeners}]}}");
+                std::fs::write(&path, text).expect("written");
+            }
+        };
+        write(first);
+        let (registry, world) = (Arc::new(builtin()), World::dry());
+        let loaded = Arc::new(source::load(&path).expect("loads"));
+        let compiler =
+            Compiler { registry: &registry, world: &world, previous: None, mode: Mode::Live, roster: None };
+        let live = Arc::new(Live::new(compiler.compile(&loaded).expect("compiles")));
+        let reloader = Reloader::new(path, registry, World::dry(), live.clone(), |_, _, _| Ok(()));
+        move |listeners: &str| {
+            write(listeners);
+            let Reloaded::Swapped { needs_upgrade, .. } = reloader.reload() else { panic!("{listeners}") };
+            let snapshot = live.load();
+            let names = snapshot.listeners.iter().map(|plan| {
+                let tls = plan.tls.as_ref();
+                let tls = tls.map_or("", |tls| if tls.verifies_clients() { "+mtls" } else { "+tls" });
+                let retired = if plan.retired { "-" } else { "" };
+                format!("{retired}{}{tls}", plan.name)
+            });
+            (names.collect(), needs_upgrade.len())
+        }
+    }
+
+    fn named(names: &[&str], needs_upgrade: usize) -> (Vec<String>, usize) {
+        (names.iter().map(|name| (*name).to_owned()).collect(), needs_upgrade)
+    }
+
+    #[test]
+    fn a_socket_is_that_of_the_listener_at_its_address_whatever_that_is_called() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let at = |name: &str, port: u16| format!("{{name: {name}, address: '127.0.0.1:{port}'}}");
+        let two = |one: String, other: String| format!("{one}, {other}");
+        let reload = listening(directory.path(), &two(at("main", 7001), at("aux", 7002)));
+        assert_eq!(reload(&two(at("aux", 7001), at("main", 7002))), named(&["aux", "main"], 0), "swapped");
+        let moved = two(at("public", 7001), at("aux", 7003));
+        assert_eq!(reload(&moved), named(&["public", "-main", "aux"], 1), "a name takes no socket along");
+        let back = two(at("main", 7002), at("public", 7001));
+        assert_eq!(reload(&back), named(&["public", "main", "-aux"], 1));
+    }
+
+    #[test]
+    fn the_socket_of_a_listener_that_moves_serves_it_until_another_is_written_for_its_address() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let at = |name: &str, port: u16| format!("{{name: {name}, address: '127.0.0.1:{port}'}}");
+        let reload = listening(directory.path(), &at("main", 7001));
+        assert_eq!(reload(&at("main", 7002)), named(&["main"], 1));
+        let both = format!("{}, {}", at("main", 7002), at("public", 7001));
+        assert_eq!(reload(&both), named(&["public", "main"], 1), "7001 is still what is open");
+    }
+
+    /// A folder with the certificate `a.pem`, its key `a.key` and the authority `ca.pem`.
+    fn certified() -> tempfile::TempDir {
+        let directory = tempfile::tempdir().expect("a directory");
+        let made = rcgen::generate_simple_self_signed(["a.test".to_owned()]).expect("a certificate");
+        std::fs::write(directory.path().join("a.pem"), made.cert.pem()).expect("written");
+        std::fs::write(directory.path().join("a.key"), made.signing_key.serialize_pem()).expect("written");
+        std::fs::write(directory.path().join("ca.pem"), authority()).expect("written");
+        directory
+    }
+
+    #[test]
+    fn tls_neither_comes_nor_goes_with_a_move_to_another_address() {
+        let directory = certified();
+        let plain = |port: u16| format!("{{name: main, address: '127.0.0.1:{port}'}}");
+        let tls = "tls: {certificates: [{cert: a.pem, key: a.key}]}";
+        let secure = |port: u16| format!("{{name: main, address: '127.0.0.1:{port}', {tls}}}");
+        let reload = listening(directory.path(), &secure(7001));
+        assert_eq!(reload(&plain(7002)), named(&["main+tls"], 1));
+        let again = format!("{}, {{name: aux, address: '127.0.0.1:7003'}}", plain(7002));
+        assert_eq!(reload(&again).0, ["main+tls", "aux"], "the next reload knows what the socket speaks");
+        assert_eq!(reload(&plain(7001)).0, ["main", "-aux"], "where its socket is, it goes at once");
+        assert_eq!(reload(&secure(7002)).0, ["main", "-aux"]);
+    }
+
+    #[test]
+    fn clients_are_asked_for_certificates_as_before_until_a_move_to_another_address_is_made() {
+        let directory = certified();
+        let listener = |port: u16, client_auth: &str| {
+            let tls = format!("tls: {{certificates: [{{cert: a.pem, key: a.key}}]{client_auth}}}");
+            format!("{{name: main, address: '127.0.0.1:{port}', {tls}}}")
+        };
+        let require = ", client_auth: {mode: require, ca: ca.pem}";
+        let reload = listening(directory.path(), &listener(7001, require));
+        assert_eq!(reload(&listener(7002, "")), named(&["main+mtls"], 1));
+        let again = format!("{}, {{name: aux, address: '127.0.0.1:7003'}}", listener(7002, ""));
+        assert_eq!(reload(&again).0, ["main+mtls", "aux"], "the next reload knows whom the socket lets in");
+        assert_eq!(reload(&listener(7001, "")).0, ["main+tls", "-aux"], "where it is, at once");
+        assert_eq!(reload(&listener(7002, require)).0, ["main+tls", "-aux"]);
     }
 }

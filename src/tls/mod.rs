@@ -23,7 +23,7 @@ use rustls::{CipherSuite, ServerConfig};
 use self::certificate::Certificate;
 use self::resolver::Resolver;
 use self::tickets::Tickets;
-use crate::config::tls::TlsVersion;
+use crate::config::tls::{ClientAuth, TlsVersion};
 use crate::config::{ListenerTls, Protocol};
 
 pub use self::client::{facts as client_certificate, forwarded as forwarded_certificate};
@@ -57,8 +57,7 @@ pub struct ServerTls {
     by_client: Arc<ServerConfig>,
     tickets: Tickets,
     certificates: Vec<Term>,
-    verifies_clients: bool,
-    forwards_clients: bool,
+    client_auth: Option<ClientAuth>,
     speaks_http1: bool,
 }
 
@@ -114,7 +113,6 @@ impl ServerTls {
         if remarks.faults.len() > before {
             return None;
         }
-        let verifies_clients = clients.is_some();
         let verifier = clients.map_or_else(|| Arc::new(NoClientAuth) as _, |(verifier, _)| verifier);
         let config = config(written, protocols, verifier, resolver?, &tickets);
         let mut by_client = config.clone();
@@ -124,8 +122,7 @@ impl ServerTls {
             config: Arc::new(config),
             tickets,
             certificates: certificates.into_iter().map(|certificate| certificate.term).collect(),
-            verifies_clients,
-            forwards_clients: written.client_auth.as_ref().is_some_and(|auth| auth.forward),
+            client_auth: written.client_auth.clone(),
             speaks_http1: protocols.contains(&Protocol::Http1),
         })
     }
@@ -164,13 +161,19 @@ impl ServerTls {
     /// Whether clients are asked for certificates.
     #[must_use]
     pub fn verifies_clients(&self) -> bool {
-        self.verifies_clients
+        self.client_auth.is_some()
     }
 
     /// Whether upstreams are told of clients' certificates.
     #[must_use]
     pub fn forwards_clients(&self) -> bool {
-        self.forwards_clients
+        self.client_auth.as_ref().is_some_and(|auth| auth.forward)
+    }
+
+    /// Whether clients are asked for what the other asks them for, as it is written.
+    #[must_use]
+    pub fn asks_as(&self, other: &Self) -> bool {
+        self.client_auth == other.client_auth
     }
 
     /// Whether a client that negotiates no protocol may be served.

@@ -267,6 +267,28 @@ fn tickets_stay_good_as_long_as_the_same_clients_are_let_in() {
 }
 
 #[test]
+fn clients_are_asked_for_the_same_as_long_as_the_same_is_written() {
+    use written::ClientAuthMode::{Optional, Require};
+    let folder = folder();
+    for stem in ["ca", "other"] {
+        authority(folder.path(), stem);
+    }
+    let built = |written: &ListenerTls| build(folder.path(), written).0.unwrap();
+    let require = built(&asking(Require, "ca.pem", None));
+    for other in [
+        tls(vec![certificate("a.pem", "a.key")]),
+        asking(Optional, "ca.pem", None),
+        asking(Require, "other.pem", None),
+    ] {
+        assert!(!require.asks_as(&built(&other)), "{other:?}");
+    }
+    authority(folder.path(), "ca");
+    let renewed =
+        ListenerTls { certificates: vec![certificate("b.pem", "b.key")], ..asking(Require, "ca.pem", None) };
+    assert!(require.asks_as(&built(&renewed)), "what the files hold may change");
+}
+
+#[test]
 fn a_certificate_is_warned_about_from_two_weeks_before_its_end() {
     let term = Term { hosts: Vec::new(), not_before: 1_000 * DAY, not_after: 2_000 * DAY };
     let said = |day: i64| term.warning(day * DAY).unwrap_or_default();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{HELLO, ONE, ask, beside, connect, folder, listener, read, shown, start};
-use crate::harness::{Authority, Client, Gateway, Kind, refused_to_start, until, write_pair};
+use crate::harness::{Authority, Client, Gateway, Kind, refused_to_start, refusing, until, write_pair};
 
 #[tokio::test]
 async fn certificates_change_under_load_without_a_failed_request() {
@@ -104,6 +104,23 @@ async fn tls_comes_to_a_listener_and_goes_by_a_reload() {
     gateway.rewrite(plain, HELLO);
     until("plain text", || (gateway.said("configuration reloaded") == 2).then_some(())).await;
     assert_eq!(crate::harness::get(gateway.address(), "/").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_socket_with_tls_does_not_become_the_listener_that_takes_the_name_it_had() {
+    let authority = Authority::new("servers");
+    let address = refusing().await;
+    let public = |name: &str| format!(r#"{{name: {name}, address: "{address}", tls: {ONE}}}"#);
+    let inside = "routes: [{name: inside, match: {listeners: [plain]}, respond: {body: inside}}]";
+    let gateway = Gateway::within(folder(&authority), &public("plain"), inside).await;
+    let status = async || {
+        let mut wire = connect(&Client::new(&authority), &gateway, "a.test").await;
+        ask(&mut wire, "a.test").await.status
+    };
+    assert_eq!(status().await, 200);
+    gateway.rewrite(&format!(r#"{}, {{name: plain, address: "127.0.0.1:9"}}"#, public("public")), inside);
+    gateway.says("configuration reloaded generation=2").await;
+    assert_eq!(status().await, 404, "what is meant for the other address only");
 }
 
 #[test]
