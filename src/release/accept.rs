@@ -8,11 +8,11 @@ use tollhouse_filters::coding::accept::thousandths;
 /// What `Accept` says of versions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Wish {
-    /// It names none.
+    /// It names none that exists, and takes what has none.
     Nothing,
     /// The best that exists of those it names; none where it prefers a media type without one.
     Version(Option<usize>),
-    /// It names this one among others, and none that exists.
+    /// It names this one among others, and takes nothing that exists.
     Unknown(String),
 }
 
@@ -43,12 +43,15 @@ pub(super) fn wish(
         None => Some((true, range.weight, false)),
     };
     let acceptable = ranges.iter().filter(|range| range.weight > 0);
+    let names_one = acceptable.clone().any(|range| matches!(range.version, Some(Ok(_))));
     let ranked = acceptable.filter_map(|range| Some((rank(range)?, range)));
     // Of equals the first, where `max_by_key` gives the last.
     let best = ranked.reduce(|best, next| if next.0 > best.0 { next } else { best });
     match best.map(|(_, range)| range) {
         Some(Range { version: Some(Ok(version)), .. }) => Wish::Version(Some(*version)),
-        Some(_) => Wish::Version(None),
+        Some(_) if names_one => Wish::Version(None),
+        // Others mean something else by `v`: of Chrome, it is `application/signed-exchange;v=b3`.
+        Some(_) => Wish::Nothing,
         None => Wish::Unknown(ranges.into_iter().find_map(|range| range.version?.err()).unwrap_or_default()),
     }
 }
@@ -148,7 +151,6 @@ mod tests {
             ("application/vnd.a.v1+json, application/vnd.a.v2+json", Some(0)),
             ("application/vnd.a.v1+json;q=0.5, */*", None),
             ("application/vnd.a.v1+json, */*", Some(0)),
-            ("application/vnd.a.v9+json, */*;q=0.1", None),
             ("application/vnd.a.v1+json;q=0, application/vnd.a.v2+json;q=0.001", Some(1)),
         ] {
             assert_eq!(wished(accept, &[]), Wish::Version(version), "{accept}");
@@ -164,9 +166,16 @@ mod tests {
 
     #[test]
     fn what_names_no_version_says_nothing_of_versions() {
-        for accept in
-            ["*/*", "application/json", "application/vnd.acme+json", "text/vcard", "video/vnd.dvb.file"]
-        {
+        for accept in [
+            "*/*",
+            "application/json",
+            "application/vnd.acme+json",
+            "text/vcard",
+            "video/vnd.dvb.file",
+            "application/vnd.a.v9+json, */*;q=0.1",
+            "application/vnd.a.v1+json;q=0, */*",
+            "text/html,*/*;q=0.8,application/signed-exchange;v=b3;q=0.7",
+        ] {
             assert_eq!(wished(accept, &[]), Wish::Nothing, "{accept}");
         }
     }
