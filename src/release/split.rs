@@ -1,7 +1,8 @@
 //! Splits: a share of the requests for each of several variants.
 //!
 //! Weighted rendezvous hashing decides: each key draws a number for each variant, and the best one for its
-//! weight gets it. A variant whose weight is raised takes keys from the others and gives none away.
+//! weight gets it. A variant whose weight is raised takes keys from the others and gives none away. A ramp goes by
+//! the same draws, so it begins with who has the new variant already, and moves nobody but to that one.
 
 use std::sync::Arc;
 
@@ -137,24 +138,35 @@ impl Split {
 
     /// The variant of a key.
     fn of(&self, key: u64) -> usize {
-        let weighed = self.variants.iter().enumerate().map(|(at, variant)| (at, variant, self.weight(at)));
-        let drawn = weighed.filter(|(_, _, weight)| *weight > 0);
-        let scored = drawn
-            .map(|(at, variant, weight)| (at, -fraction(mix(key ^ variant.seed)).ln() / f64::from(weight)));
+        let weighed = self.variants.iter().enumerate().filter(|(_, variant)| variant.weight > 0);
+        let scored = weighed.map(|(at, variant)| (at, variant.draw(key) / variant.weight()));
         // A document whose weights are all 0 is refused.
         let best = scored.min_by(|one, two| one.1.total_cmp(&two.1)).map_or(0, |(at, _)| at);
         match &self.ramp {
-            Some(ramp) if ramp.from == best => ramp.side(key),
+            Some(ramp) if best == ramp.from || best == ramp.to => ramp.side(self.between(ramp, best, key)),
             _ => best,
         }
     }
 
-    /// The two variants of a ramp are one here, so that what moves between them touches no other.
-    fn weight(&self, at: usize) -> u32 {
-        match &self.ramp {
-            Some(ramp) if ramp.from == at => ramp.weight,
-            Some(ramp) if ramp.to == at => 0,
-            _ => u32::from(self.variants[at].weight),
+    /// Where a key that falls to one of the two variants of a ramp lies between them, all keys evenly from 0 to 1. Those
+    /// that have the new one by the written weights lie below its share of what both have.
+    fn between(&self, ramp: &Ramp, best: usize, key: u64) -> f64 {
+        let (old, new) = (&self.variants[ramp.from], &self.variants[ramp.to]);
+        let (old_draw, new_draw) = (old.draw(key), new.draw(key));
+        // By what is written, not by what others weigh: another weight of theirs moves nobody between these two.
+        if self.variants.len() == 2 {
+            // The new one is the best for weights of this share and for all of a greater one.
+            return new_draw / (old_draw + new_draw);
+        }
+        // Of keys that beat others, draws are small: only by how much the better of both wins still lies evenly,
+        // whatever it won with.
+        let both = old.weight() + new.weight();
+        if best == ramp.to {
+            let lead = old_draw - new_draw / new.weight() * old.weight();
+            new.weight() / both * (-lead).exp()
+        } else {
+            let lead = new_draw - old_draw / old.weight() * new.weight();
+            1.0 - old.weight() / both * (-lead).exp()
         }
     }
 
@@ -169,6 +181,17 @@ impl Split {
     }
 }
 
+impl Variant {
+    fn weight(&self) -> f64 {
+        f64::from(self.weight)
+    }
+
+    /// What this key draws for it, of an exponential distribution; the less for its weight, the better.
+    fn draw(&self, key: u64) -> f64 {
+        -fraction(mix(key ^ self.seed)).ln()
+    }
+}
+
 impl Force {
     /// What the request asks for, if it may.
     fn wish(&self, request: &RequestHeader, ctx: &Context) -> Option<HeaderValue> {
@@ -180,18 +203,29 @@ impl Force {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use proptest::prelude::*;
     use tollhouse_filters::path::normalize;
     use tollhouse_filters::when::WhenSpec;
-    use tollhouse_filters::world::SeededRng;
+    use tollhouse_filters::world::{ManualClock, SeededRng, World};
 
     use super::*;
+    use crate::config;
 
     fn split(weights: &[u16], salt: &str) -> Split {
         let names = ["a", "b", "c", "d", "e"].map(Arc::from);
         let variants = names.into_iter().zip(weights.iter().copied());
         let by = Some(Selector::parse("header:x-user").expect("a selector"));
         Split::new(variants, salt, by, None, Arc::new(SeededRng::new(1)))
+    }
+
+    /// With a ramp from `a` to `b`, a fifth of the way every two hours; of one that is not `settled`, nothing moves.
+    fn ramping(weights: &[u16], salt: &str, route: &str, world: &World, settled: bool) -> Split {
+        let written = "{from: a, to: b, over: 10h, steps: 5}";
+        let written: config::Ramp = serde_yaml::from_str(written).expect("a ramp");
+        let ramp = Ramp::new(&written, route, ((0, weights[0]), (1, weights[1])), world, settled);
+        split(weights, salt).ramping(Some(ramp))
     }
 
     fn request(fields: &[(&'static str, &str)]) -> (RequestHeader, Context) {
@@ -231,6 +265,71 @@ mod tests {
                 prop_assert!(new == old || new == raised, "{user}: from {old} to {new}");
                 prop_assert!(more[new] > 0);
             }
+        }
+
+        #[test]
+        fn a_ramp_begins_with_who_has_the_new_variant_and_moves_others_to_it_and_nowhere_else(
+            weights in prop::collection::vec(0_u16..=1000, 2..=5),
+            salt in "[a-z]{0,8}",
+            first_user in any::<u32>(),
+        ) {
+            prop_assume!(weights[0] > 0);
+            let users: Vec<u32> = (0..300).map(|user| first_user.wrapping_add(user)).collect();
+            let all = |split: &Split| users.iter().map(|user| of(split, *user)).collect::<Vec<_>>();
+            let mut before = all(&split(&weights, &salt));
+            let still = ramping(&weights, &salt, "route", &World::dry(), false);
+            prop_assert_eq!(&all(&still), &before);
+            let clock = Arc::new(ManualClock::new());
+            let moving = ramping(&weights, &salt, "route", &World::dry_at(clock.clone()), true);
+            for _ in 0..5 {
+                let now = all(&moving);
+                for (old, new) in before.iter().zip(&now) {
+                    prop_assert!(new == old || (*old, *new) == (0, 1), "from {old} to {new}");
+                }
+                before = now;
+                clock.advance(Duration::from_secs(2 * 3600));
+            }
+            prop_assert!(!before.contains(&0), "at the end the new one has all");
+        }
+
+        #[test]
+        fn the_weight_of_a_third_variant_moves_nobody_between_the_two_of_a_ramp(
+            old in 1_u16..=1000,
+            new in 0_u16..=1000,
+            third in 1_u16..=1000,
+            salt in "[a-z]{0,8}",
+            first_user in any::<u32>(),
+        ) {
+            // Both a fifth of the way.
+            let beside = |third: u16| ramping(&[old, new, third], &salt, "route", &World::dry(), true);
+            let (none, some) = (beside(0), beside(third));
+            for user in (0..300).map(|user| first_user.wrapping_add(user)) {
+                let (before, after) = (of(&none, user), of(&some, user));
+                prop_assert!(after == before || after == 2, "{user}: from {before} to {after}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_ramp_moves_its_share_of_what_both_have_also_where_there_is_a_third() {
+        for (weights, expected) in [([100, 0, 100], [8000, 2000]), ([90, 10, 100], [7200, 2800])] {
+            let split = ramping(&weights, "salt", "route", &World::dry(), true);
+            let mut counts = [0_i32; 3];
+            (0..20_000).for_each(|user| counts[of(&split, user)] += 1);
+            for (count, expected) in counts.into_iter().zip(expected.into_iter().chain([10_000])) {
+                assert!((count - expected).abs() < 350, "{weights:?}: {counts:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn ramps_of_one_salt_move_the_same_users_who_stay_when_the_weights_are_written_out() {
+        let world = World::dry();
+        let [one, two] = ["one", "two"].map(|route| ramping(&[100, 0], "spring", route, &world, true));
+        let written = split(&[80, 20], "spring");
+        for user in 0..2000 {
+            let expected = of(&written, user);
+            assert_eq!((of(&one, user), of(&two, user)), (expected, expected), "{user}");
         }
     }
 

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
-use tollhouse_filters::draw::{fraction, mix, seed};
 use tollhouse_filters::world::{Clock, Counter, Gauge, Metrics, World};
 
 pub use self::keeper::Keeper;
@@ -26,10 +25,7 @@ pub struct Ramp {
     pub from: usize,
     /// The place of the variant that gets them.
     pub to: usize,
-    /// The weight of both together.
-    pub weight: u32,
     plan: Plan,
-    seed: u64,
     progress: Arc<Progress>,
 }
 
@@ -116,7 +112,7 @@ impl Ramp {
         let shape = format!("ramp\n{}", key.join("\n"));
         let make = || Arc::new(Progress::new(key.map(Arc::from), world, settled));
         let progress = world.retained.get_or_make(&shape, make);
-        Self { from: from.0, to: to.0, weight, plan, seed: seed(&key.join("\n"), 1), progress }
+        Self { from: from.0, to: to.0, plan, progress }
     }
 
     /// Has requests looked at as this ramp says, once its document is the one that serves: until then another one
@@ -125,11 +121,11 @@ impl Ramp {
         self.progress.watch(&self.plan);
     }
 
-    /// Which of both a key that fell to them gets: once it has the new one, it keeps it while the ramp goes on.
+    /// Which of both a key gets that lies here between the new one, at 0, and the old one, at 1: once it has the new
+    /// one, it keeps it while the ramp goes on.
     #[must_use]
-    pub fn side(&self, key: u64) -> usize {
-        let share = self.progress.share(&self.plan);
-        if fraction(mix(key ^ self.seed)) < share { self.to } else { self.from }
+    pub fn side(&self, place: f64) -> usize {
+        if place < self.progress.share(&self.plan) { self.to } else { self.from }
     }
 
     /// Notes how a request of a variant ended.
