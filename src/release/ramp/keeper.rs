@@ -4,7 +4,8 @@
 //! did it, so that processes that share the file, as in an upgrade, agree.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
@@ -94,25 +95,38 @@ impl Files {
         }
     }
 
-    /// Learns and writes what changed. A ramp goes on in memory where the file cannot be used.
+    /// Learns and writes what changed. A ramp goes on in memory where the file cannot be used; what is in it has to be
+    /// known first.
     fn look(&mut self) {
         self.compare();
         if self.known.is_empty() && self.gone.is_empty() {
             return;
         }
-        let Some(file) = &self.file else { return self.done() };
-        let exchanged = ledger::connect(file)
-            .and_then(|mut connection| exchange(&mut connection, &self.known, &self.gone));
+        let Some(file) = &self.file else {
+            self.gone.clear();
+            return self.begin();
+        };
+        let exchanged =
+            ledger::connect(file).and_then(|connection| exchange(&connection, &self.known, &self.gone));
         match exchanged {
-            Ok(()) => self.failing = false,
+            // What it could not forget is left for the next look.
+            Ok(()) => {
+                self.failing = false;
+                self.gone.clear();
+            }
             Err(error) => {
                 self.failures.inc();
+                if is_empty(file) {
+                    self.begin();
+                }
                 if !std::mem::replace(&mut self.failing, true) {
-                    log::error!(file:% = file.display(); "ramps cannot be kept, a restart forgets them: {error}");
+                    let waits = self.known.values().any(|ramp| !ramp.state.lock().settled);
+                    let more = if waits { ", and those it may know of wait" } else { "" };
+                    log::error!(file:% = file.display();
+                        "ramps cannot be kept, a restart forgets them{more}: {error}");
                 }
             }
         }
-        self.done();
     }
 
     /// Notes which ramps there are, and which no more.
@@ -125,27 +139,65 @@ impl Files {
                 self.gone.insert(key);
             }
         }
-        self.gone.retain(|key| !self.known.contains_key(key));
+        let known = &self.known;
+        self.gone.retain(|key| {
+            let again = known.get(key);
+            // Whatever the file could not forget of it.
+            again.into_iter().for_each(|ramp| ramp.settle());
+            again.is_none()
+        });
     }
 
-    /// Begins what nobody knew better; what the file could not forget is left for the next look.
-    fn done(&mut self) {
-        if !self.failing {
-            self.gone.clear();
-        }
+    /// Begins what nobody knows better.
+    fn begin(&self) {
         self.known.values().for_each(|ramp| ramp.settle());
     }
 }
 
+/// Whether no ramp can be known there, as there is nothing.
+fn is_empty(file: &Path) -> bool {
+    match file.metadata() {
+        Ok(found) => found.is_file() && found.len() == 0,
+        // Anything else may be over in a moment: a folder that cannot be reached, a disk that fails.
+        Err(error) => matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory),
+    }
+}
+
 fn exchange(
-    connection: &mut Connection,
+    connection: &Connection,
     ramps: &BTreeMap<Key, Arc<Progress>>,
     gone: &BTreeSet<Key>,
 ) -> Result<(), Error> {
-    connection.execute_batch(LAYOUT)?;
+    if let Err(error) = connection.execute_batch(LAYOUT) {
+        // Such as where there is no room for a table; without one, no ramp is known.
+        if matches!(connection.table_exists(None, "ramps"), Ok(false)) {
+            ramps.values().for_each(|ramp| ramp.settle());
+        }
+        return Err(error);
+    }
+    // All is read before anything is written, which may fail.
+    let newer = learn(connection, ramps)?;
     for key in gone {
         connection.execute(FORGET, key.each_ref().map(|name| &**name))?;
     }
+    for ([route, old, new], state) in newer {
+        let (at, why) = match &state.aborted {
+            Some(aborted) => (Some(millis(aborted.at)), aborted.why.as_str()),
+            None => (None, ""),
+        };
+        let (route, old, new) = (&**route, &**old, &**new);
+        let values = params![route, old, new, millis(state.started), millis(state.changed), at, why];
+        connection.execute(WRITE, values)?;
+    }
+    Ok(())
+}
+
+/// Has ramps learn what the file knows better; gives those of which it knows less.
+fn learn<'a>(
+    connection: &Connection,
+    ramps: &'a BTreeMap<Key, Arc<Progress>>,
+) -> Result<Vec<(&'a Key, State)>, Error> {
+    let mut newer = Vec::new();
     for (key, ramp) in ramps {
         let [route, old, new] = key.each_ref().map(|name| &**name);
         let known = connection.query_row(READ, [route, old, new], |row| {
@@ -161,15 +213,10 @@ fn exchange(
         }
         let state = ramp.state.lock().clone();
         if known.is_none_or(|known| known.changed < whole(state.changed)) {
-            let (at, why) = match &state.aborted {
-                Some(aborted) => (Some(millis(aborted.at)), aborted.why.as_str()),
-                None => (None, ""),
-            };
-            let values = params![route, old, new, millis(state.started), millis(state.changed), at, why];
-            connection.execute(WRITE, values)?;
+            newer.push((key, state));
         }
     }
-    Ok(())
+    Ok(newer)
 }
 
 fn millis(time: SystemTime) -> i64 {
@@ -184,4 +231,21 @@ fn time(millis: i64) -> SystemTime {
 /// As the file knows it.
 fn whole(moment: SystemTime) -> SystemTime {
     time(millis(moment))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn that_a_file_cannot_be_looked_at_is_not_that_there_is_nothing() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| folder.path().join(name);
+        std::fs::write(at("empty"), "").expect("written");
+        std::fs::write(at("full"), "something").expect("written");
+        // Whoever follows it gets nowhere, and an error, as from a disk that fails.
+        std::os::unix::fs::symlink(at("loop"), at("loop")).expect("linked");
+        let empty = ["none", "full/none", "empty", "full", ".", "loop"].map(|name| is_empty(&at(name)));
+        assert_eq!(empty, [true, true, true, false, false, false]);
+    }
 }

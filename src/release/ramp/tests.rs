@@ -1,3 +1,4 @@
+use tollhouse_filters::draw::{fraction, mix};
 use tollhouse_filters::world::ManualClock;
 
 use super::*;
@@ -43,7 +44,7 @@ fn a_share_moves_in_steps_of_which_the_first_begins_at_once() {
 fn keys_move_to_the_new_variant_and_never_back_while_it_goes_on() {
     let (world, clock) = world();
     let ramp = ramp_in(&world, PLAIN);
-    let sides = || (0..2000_u64).map(|key| ramp.side(mix(key))).collect::<Vec<_>>();
+    let sides = || (0..2000_u64).map(|key| ramp.side(fraction(mix(key)))).collect::<Vec<_>>();
     let mut before = sides();
     for step in 2..=5_usize {
         clock.advance(HOUR * 2);
@@ -74,7 +75,7 @@ fn failures_of_the_new_variant_give_the_ramp_up_until_somebody_takes_note() {
     let why = &standing.aborted.as_ref().expect("given up").why;
     assert_eq!(why, "20 of 20 requests failed (100.0%, 1.0% of the old variant's)");
     assert_eq!((standing.step, standing.share), (0, 0.0), "the old weights are back");
-    assert!((0..1000).all(|key| ramp.side(mix(key)) == 0));
+    assert!((0..1000).all(|key| ramp.side(fraction(mix(key))) == 0));
     // It stays so: by itself, and over a reload that changes how it goes.
     clock.advance(HOUR * 50);
     note(&ramp, 1, 100, 0, 10);
@@ -207,6 +208,32 @@ mod kept {
         let path = std::path::Path::new("/proc/no/such/folder/quotas.sqlite");
         let _running = keeper(path, &world, &ramp);
         assert_eq!(ramp.standing().step, 1);
+    }
+
+    #[test]
+    fn a_ramp_waits_for_a_file_that_may_know_it_and_cannot_be_read_yet() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("quotas.sqlite");
+        let (world, clock, ramp) = process(Duration::ZERO);
+        let running = keeper(&path, &world, &ramp);
+        clock.advance(HOUR);
+        note(&ramp, 1, 20, 20, 10);
+        // It looks once more.
+        drop(running);
+        let aside = folder.path().join("aside");
+        std::fs::rename(&path, &aside).expect("renamed");
+        // There is something, but no file.
+        std::os::unix::fs::symlink(folder.path(), &path).expect("linked");
+        let (world, _clock, ramp) = process(HOUR * 6);
+        let running = keeper(&path, &world, &ramp);
+        let standing = ramp.standing();
+        assert_eq!((standing.step, standing.aborted), (0, None), "it is not known how far it was");
+        std::fs::rename(&aside, &path).expect("renamed");
+        drop(running);
+        assert!(ramp.standing().aborted.is_some(), "still given up");
+        let (world, _clock, ramp) = process(HOUR * 7);
+        let _running = keeper(&path, &world, &ramp);
+        assert!(ramp.standing().aborted.is_some(), "nor was it written otherwise");
     }
 
     #[test]
