@@ -65,16 +65,17 @@ fn is_member(consumer: &Consumer, groups: &[String]) -> bool {
 }
 
 /// Any entry of a list will do. A list of nothing has no values, and a caller without claims has no claim,
-/// so that what is wanted absent is.
+/// so that what is wanted absent is; null is absent too. An object is there, as `act` of RFC 8693 s4.1.
 fn has_claim(principal: Option<&Principal>, name: &str, wanted: &ValueMatch) -> bool {
-    let claim = principal.and_then(|principal| principal.claims.get(name));
-    match claim {
-        Some(Value::Array(entries)) => wanted.matches(entries.iter().filter_map(text)),
-        other => wanted.matches(other.and_then(text).into_iter()),
-    }
+    let values = match principal.and_then(|principal| principal.claims.get(name)) {
+        Some(Value::Array(entries)) => entries.as_slice(),
+        Some(one) => std::slice::from_ref(one),
+        None => &[],
+    };
+    wanted.matches_some(values.iter().filter(|value| !value.is_null()).map(text))
 }
 
-/// A value as text; none for null and for what holds further values.
+/// A value as text; none for what holds further values.
 fn text(value: &Value) -> Option<Cow<'_, str>> {
     match value {
         Value::String(text) => Some(text.into()),

@@ -50,13 +50,18 @@ pub enum ValueMatch {
 
 impl ValueMatch {
     /// Whether any of the values is as wanted; a negation holds when none is.
-    pub fn matches<'a>(&self, mut values: impl Iterator<Item = Cow<'a, str>>) -> bool {
+    pub fn matches<'a>(&self, values: impl Iterator<Item = Cow<'a, str>>) -> bool {
+        self.matches_some(values.map(Some))
+    }
+
+    /// As [`ValueMatch::matches`], of values that may be there without a text (`None`): those are like no text.
+    pub fn matches_some<'a>(&self, mut values: impl Iterator<Item = Option<Cow<'a, str>>>) -> bool {
         match self {
-            Self::Exact(text) => values.any(|value| *value == **text),
-            Self::In(list) => values.any(|value| list.iter().any(|text| **text == *value)),
+            Self::Exact(text) => values.flatten().any(|value| *value == **text),
+            Self::In(list) => values.flatten().any(|value| list.iter().any(|text| **text == *value)),
             Self::Present(present) => values.next().is_some() == *present,
-            Self::Regex(regex) => values.any(|value| regex.is_match(&value)),
-            Self::Not(inner) => !inner.matches(values),
+            Self::Regex(regex) => values.flatten().any(|value| regex.is_match(&value)),
+            Self::Not(inner) => !inner.matches_some(values),
         }
     }
 

@@ -82,7 +82,8 @@ async fn one_group_and_one_consumer_are_enough() {
 #[tokio::test]
 async fn claims_are_compared_exactly_and_lists_by_entry() {
     let claims = json!({"tenant": "acme", "level": 3, "admin": true, "roles": ["dev", 7], "none": null,
-        "address": {"city": "Bonn"}, "https://example.com/x": "y"});
+        "address": {"city": "Bonn"}, "amr": [{"method": "otp"}], "nothing": [null],
+        "https://example.com/x": "y"});
     for (wanted, passing) in [
         ("tenant: acme", true),
         ("tenant: ACME", false),
@@ -95,13 +96,35 @@ async fn claims_are_compared_exactly_and_lists_by_entry() {
         ("roles: {not: dev}", false),
         ("roles: ops", false),
         ("none: 'null'", false),
-        ("address: {present: true}", false),
+        ("none: {present: false}", true),
+        ("address: {present: true}", true),
+        ("address: {present: false}", false),
+        ("address: {not: Bonn}", true),
+        ("address: {regex: '.*'}", false),
+        ("address: ''", false),
+        ("amr: {present: true}", true),
+        ("nothing: {present: false}", true),
         ("'https://example.com/x': y", true),
         ("missing: {present: false}", true),
         ("missing: ''", false),
     ] {
         let options = format!("{{claims: {{{wanted}}}}}");
         assert_eq!(passes(&options, with_claims(claims.clone())).await, passing, "{wanted}");
+    }
+}
+
+#[tokio::test]
+async fn a_claim_that_is_an_object_is_there() {
+    // RFC 8693 s4.1: somebody acts for somebody else.
+    let delegated = || with_claims(json!({"act": {"sub": "x"}}));
+    for (options, passing) in [
+        ("{claims: {act: {present: false}}}", false),
+        ("{claims: {act: {not: {present: true}}}}", false),
+        ("{allow: [{any: true}], deny: [{claims: {act: {present: true}}}]}", false),
+        ("{allow: [{any: true}], deny: [{claims: {act: {present: false}}}]}", true),
+    ] {
+        assert_eq!(passes(options, delegated()).await, passing, "{options}");
+        assert_eq!(passes(options, with_claims(json!({}))).await, !passing, "{options}");
     }
 }
 
