@@ -25,6 +25,7 @@ pub struct WhenSpec {
     /// Each of these header fields matches.
     pub headers: BTreeMap<FieldName, ValueMatch>,
     /// Each of these query parameters matches.
+    #[serde(deserialize_with = "crate::values::fields")]
     pub query: BTreeMap<String, ValueMatch>,
     /// Each of these cookies matches.
     pub cookies: BTreeMap<String, ValueMatch>,

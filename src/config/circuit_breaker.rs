@@ -50,7 +50,7 @@ pub struct Fallback {
     #[schemars(range(min = 200, max = 599))]
     pub status: Option<u16>,
     /// Its fields. Default: none. Example: `{content-type: application/json}`.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "tollhouse_filters::values::fields")]
     pub headers: BTreeMap<FieldName, String>,
     /// Its content. Default: none. Example: `"[]"`.
     #[serde(default)]

@@ -85,6 +85,7 @@ pub struct Match {
     /// Has one of these methods.
     pub methods: Vec<MethodName>,
     /// Each of these header fields matches.
+    #[serde(deserialize_with = "tollhouse_filters::values::fields")]
     pub headers: BTreeMap<FieldName, ValueMatch>,
     /// Each of these query parameters matches.
     pub query: BTreeMap<String, ValueMatch>,

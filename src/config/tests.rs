@@ -41,7 +41,7 @@ pub struct TestRequest {
     #[serde(default)]
     pub client: Option<std::net::IpAddr>,
     /// Its header fields.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "tollhouse_filters::values::fields")]
     pub headers: BTreeMap<FieldName, String>,
     /// Its body.
     #[serde(default)]
@@ -85,8 +85,10 @@ pub struct Expect {
     /// The upstreams that get a copy of it.
     pub mirrors: Option<Vec<Name>>,
     /// Fields of the gateway's own answer.
+    #[serde(deserialize_with = "tollhouse_filters::values::fields")]
     pub headers: BTreeMap<FieldName, ValueMatch>,
     /// Fields of the request as the upstream gets it.
+    #[serde(deserialize_with = "tollhouse_filters::values::fields")]
     pub headers_to_upstream: BTreeMap<FieldName, ValueMatch>,
     /// The path and query as the upstream gets them.
     pub path_to_upstream: Option<String>,

@@ -88,8 +88,8 @@ pub(super) fn versions(
     let mut upstreams = Vec::with_capacity(service.versions.len());
     for (name, version) in &service.versions {
         let path = versions.join(name.as_str());
-        if let Some(other) = known.insert(bare(name.as_str()), name) {
-            faults.add(&path, format!("is the same as `{other}`: a `v` before it means nothing"));
+        if let Some(other) = known.insert(bare(name.as_str()).to_ascii_lowercase(), name) {
+            faults.add(&path, format!("is the same as `{other}`: case and a `v` before it mean nothing"));
         }
         if name.as_str().contains('/') {
             faults.add(&path, "a version's name is one segment of a path, without `/`");

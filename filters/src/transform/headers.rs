@@ -37,8 +37,10 @@ pub struct Options {
 #[serde(deny_unknown_fields, default)]
 pub struct Changes {
     /// Fields with their new value, in place of any they had.
+    #[serde(deserialize_with = "crate::values::fields")]
     pub set: BTreeMap<FieldName, Template>,
     /// Fields with a value that joins those they have.
+    #[serde(deserialize_with = "crate::values::fields")]
     pub add: BTreeMap<FieldName, Template>,
     /// Fields that go away.
     pub remove: Vec<FieldName>,

@@ -31,6 +31,7 @@ pub struct Options {
     /// The body; a template.
     pub body: Template,
     /// Header fields; `content-type` is `text/plain; charset=utf-8` unless set here.
+    #[serde(deserialize_with = "crate::values::fields")]
     pub headers: BTreeMap<FieldName, Template>,
 }
 

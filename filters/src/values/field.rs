@@ -1,8 +1,11 @@
 //! Names of HTTP fields.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::marker::PhantomData;
 
 use http::HeaderName;
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, MapAccess, Visitor};
 
 use super::scalar::Scalar;
 
@@ -64,9 +67,65 @@ impl fmt::Display for FieldName {
     }
 }
 
+/// Reads what is written for fields, by their names. A plain map would keep the last one where a name is there
+/// twice, in another case.
+///
+/// # Errors
+/// A name that is there twice.
+pub fn fields<'de, T, D>(deserializer: D) -> Result<BTreeMap<FieldName, T>, D::Error>
+where
+    T: Deserialize<'de>,
+    D: Deserializer<'de>,
+{
+    deserializer.deserialize_map(Fields(PhantomData))
+}
+
+struct Fields<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for Fields<T> {
+    type Value = BTreeMap<FieldName, T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a map")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut fields = BTreeMap::new();
+        while let Some(name) = map.next_key_seed(NotAmong(&fields))? {
+            fields.insert(name, map.next_value()?);
+        }
+        Ok(fields)
+    }
+}
+
+/// Reads a name that is not among these.
+struct NotAmong<'a, T>(&'a BTreeMap<FieldName, T>);
+
+impl<'de, T> DeserializeSeed<'de> for NotAmong<'_, T> {
+    type Value = FieldName;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<FieldName, D::Error> {
+        let name = FieldName::deserialize(deserializer)?;
+        if self.0.contains_key(&name) {
+            let message = format!("duplicate key `{name}`: fields are the same in any case");
+            return Err(D::Error::custom(message));
+        }
+        Ok(name)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_field_that_is_there_twice_in_another_case_is_refused() {
+        let read = |text: &str| fields::<String, _>(&mut serde_json::Deserializer::from_str(text));
+        let two = read(r#"{"x-env": "a", "x-other": "b"}"#).unwrap();
+        assert_eq!(two[&FieldName::read("X-Env").unwrap()], "a");
+        let error = read(r#"{"X-Env": "a", "x-env": "b"}"#).unwrap_err().to_string();
+        assert!(error.starts_with("duplicate key `x-env`: fields are the same in any case"), "{error}");
+    }
 
     #[test]
     fn names_are_tokens_in_any_case_and_are_written_in_lower_case() {

@@ -22,7 +22,7 @@ mod url;
 pub use self::bytes::{ByteRate, ByteSize};
 pub use self::date::Date;
 pub use self::duration::{Duration, DurationOrZero, Timeout};
-pub use self::field::FieldName;
+pub use self::field::{FieldName, fields};
 pub use self::name::Name;
 pub use self::net::{IpSet, Network};
 pub use self::quota::{CalendarPeriod, Quota};

@@ -62,6 +62,7 @@ pub struct Options {
     /// The field that tells upstreams the consumer's name.
     pub consumer_header: Option<FieldName>,
     /// Fields that tell upstreams claims: a field, and the claim's name. Texts go as they are, others as JSON.
+    #[serde(deserialize_with = "crate::values::fields")]
     pub forward: BTreeMap<FieldName, String>,
 }
 
