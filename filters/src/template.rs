@@ -1,7 +1,9 @@
-//! Run-time templates: `${client.address}`, `${path.id}`, `${header.x-tenant}`; `$${` writes `${`.
+//! Run-time templates: `${client.address}`, `${path.id}`, `${header.x-tenant}`; `$${` writes `${`. What references of
+//! the document stand for is text, whatever it holds.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write as _};
+use std::ops::Range;
 
 use http::HeaderName;
 use pingora_http::RequestHeader;
@@ -10,6 +12,7 @@ use serde::{Deserialize, Deserializer, de};
 
 use crate::condition::{cookie_values, query_values};
 use crate::context::Context;
+use crate::tree::{Raw, Scalar, from_node};
 use crate::values::address_text;
 
 /// Text with places filled in from the request.
@@ -149,23 +152,37 @@ impl Template {
 pub fn parts<V>(text: &str, variable: impl Fn(&str) -> Result<V, String>) -> Result<Vec<Part<V>>, String> {
     let mut parts = Vec::new();
     let mut plain = String::new();
-    let mut rest = text;
-    while let Some(at) = rest.find("${") {
-        if rest[..at].ends_with('$') {
-            plain.push_str(&rest[..at - 1]);
-            plain.push_str("${");
-            rest = &rest[at + 2..];
+    // Up to where it was read.
+    let mut read = 0;
+    for (at, _) in text.match_indices("${") {
+        if at < read || !is_written(at) || !is_written(at + 1) {
             continue;
         }
-        plain.push_str(&rest[..at]);
-        let end = rest[at..].find('}').ok_or("a `${` has no `}`; write `$${` for a literal `${`")? + at;
+        if text[read..at].ends_with('$') && is_written(at - 1) {
+            plain.push_str(&text[read..at - 1]);
+            plain.push_str("${");
+            read = at + 2;
+    parts_beside(&[], text, variable)
+}
+
+/// As [`parts`], in a text of which these parts are literal.
+fn parts_beside<V>(
+    literal: &[Range<usize>],
+    text: &str,
+    variable: impl Fn(&str) -> Result<V, String>,
+) -> Result<Vec<Part<V>>, String> {
+    let is_written = |at: usize| !literal.iter().any(|part| part.contains(&at));
+            continue;
+        }
+        plain.push_str(&text[read..at]);
+        let end = text[at..].find('}').ok_or("a `${` has no `}`; write `$${` for a literal `${`")? + at;
         if !plain.is_empty() {
             parts.push(Part::Text(std::mem::take(&mut plain).into()));
         }
-        parts.push(Part::Variable(variable(&rest[at + 2..end])?));
-        rest = &rest[end + 1..];
+        parts.push(Part::Variable(variable(&text[at + 2..end])?));
+        read = end + 1;
     }
-    plain.push_str(rest);
+    plain.push_str(&text[read..]);
     if !plain.is_empty() {
         parts.push(Part::Text(plain.into()));
     }
@@ -280,8 +297,11 @@ impl fmt::Display for Template {
 
 impl<'de> Deserialize<'de> for Template {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        Self::parse(&text).map_err(de::Error::custom)
+        let Raw(node) = Raw::deserialize(deserializer)?;
+        let text: String = from_node(&node).map_err(|error| de::Error::custom(error.message))?;
+        let literal = node.as_scalar().map(Scalar::literal).unwrap_or_default();
+        let parts = parts_beside(literal, &text, Variable::parse).map_err(de::Error::custom)?;
+        Ok(Self { parts, written: text.into() })
     }
 }
 
@@ -318,6 +338,7 @@ mod tests {
     }
 
     #[test]
+    use crate::tree::{Mark, Node};
     fn variables_are_filled_in_from_the_request() {
         assert_eq!(
             rendered("<${client.address}|${header.x-tenant}|${query.q}>", "/?q=1%202", Escape::Text),
@@ -346,3 +367,21 @@ mod tests {
         assert!(Template::parse("${client.address").is_err());
     }
 }
+    /// The text for a request for `/?q=1` of a template with these parts that a reference gave.
+    fn rendered_beside(literal: &[(usize, usize)], text: &str) -> String {
+        let literal = literal.iter().map(|(start, end)| *start..*end).collect();
+        let node = Node::scalar(Scalar::quoted(text).with_literal(literal), Mark::default());
+        let (request, ctx) = request("GET", "/?q=1");
+        let template = from_node::<Template>(&node).expect("a valid template");
+        template.render(&request, &ctx, Escape::Text)
+    }
+
+    #[test]
+    fn what_a_reference_gave_is_text() {
+        let page = "${name} ${query.q} ${query.q}";
+        assert_eq!(rendered_beside(&[(0, 7), (8, 18)], page), "${name} ${query.q} 1");
+        assert_eq!(rendered_beside(&[(0, 1)], "$${query.q}"), "$1", "it escapes nothing");
+        assert_eq!(rendered_beside(&[(0, 1)], "${query.q}"), "${query.q}", "nor does it begin anything");
+        assert_eq!(rendered_beside(&[(2, 7)], "${query.q}"), "1", "but it can be part of a name");
+    }
+

@@ -1,11 +1,13 @@
 //! `${env:NAME}`, `${env:NAME:-default}` and `${file:path}` in scalars.
 //!
 //! Load time replaces these and nothing else; what they stand for is never read again, neither as
-//! YAML nor for more references. Templates of run time (`${client.address}`) have no colon and stay
-//! as they are, and so does their escape `$${`, which the template parser turns into `${`. Only
-//! before `env:` and `file:` is `$${` resolved here, to the literal text `${env:` or `${file:`.
+//! YAML nor for more references nor as part of a template. Templates of run time (`${client.address}`)
+//! have no colon and stay as they are, and so does their escape `$${`, which the template parser turns
+//! into `${`. Only before `env:` and `file:` is `$${` resolved here, to the literal text `${env:` or
+//! `${file:`.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -55,7 +57,9 @@ impl Scope<'_, '_> {
             return None;
         }
         let (mut text, mut referred, mut changed) = (String::new(), false, false);
+        let mut literal: Vec<Range<usize>> = Vec::new();
         for piece in pieces(scalar.text()) {
+            let (start, is_written) = (text.len(), matches!(piece, Piece::Text(_)));
             let result = match piece {
                 Piece::Text(piece) => {
                     text.push_str(piece);
@@ -75,13 +79,17 @@ impl Scope<'_, '_> {
             if let Err(message) = result {
                 self.loader.errors.push(Error::new(at, message).on(trail.path()));
             }
+            if !is_written && start < text.len() {
+                literal.push(start..text.len());
+            }
         }
-        match (referred, changed) {
-            (true, _) => Some(scalar.substitute(text)),
-            (false, true) if scalar.is_quoted() => Some(Scalar::quoted(text)),
-            (false, true) => Some(Scalar::plain(text)),
-            (false, false) => None,
-        }
+        let new = match (referred, changed) {
+            (true, _) => scalar.substitute(text),
+            (false, true) if scalar.is_quoted() => Scalar::quoted(text),
+            (false, true) => Scalar::plain(text),
+            (false, false) => return None,
+        };
+        Some(new.with_literal(literal))
     }
 
     fn reference(&mut self, scheme: &str, rest: &str) -> Result<String, String> {

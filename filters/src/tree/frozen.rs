@@ -1,6 +1,7 @@
 //! A tree packed into bytes, for documents that are kept but rarely looked at.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
@@ -23,6 +24,7 @@ const MAP: u8 = 3;
 /// Bits beside [`SCALAR`].
 const QUOTED: u8 = 4;
 const SUBSTITUTED: u8 = 8;
+const LITERAL: u8 = 16;
 
 impl Frozen {
     /// Packs a tree.
@@ -54,9 +56,13 @@ impl Packer {
             Value::Scalar(scalar) => {
                 let quoted = if scalar.is_quoted() { QUOTED } else { 0 };
                 let substituted = if scalar.is_substituted() { SUBSTITUTED } else { 0 };
-                self.head(SCALAR | quoted | substituted, node.at);
+                let literal = if scalar.literal().is_empty() { 0 } else { LITERAL };
+                self.head(SCALAR | quoted | substituted | literal, node.at);
                 self.number(scalar.text().len());
                 self.bytes.extend_from_slice(scalar.text().as_bytes());
+                if literal != 0 {
+                    self.ranges(scalar.literal());
+                }
             }
             Value::List(items) => {
                 self.head(LIST, node.at);
@@ -82,6 +88,14 @@ impl Packer {
         });
         self.number(index);
         self.mark(key.at);
+    }
+
+    fn ranges(&mut self, ranges: &[Range<usize>]) {
+        self.number(ranges.len());
+        for range in ranges {
+            self.number(range.start);
+            self.number(range.end);
+        }
     }
 
     fn head(&mut self, kind: u8, at: Mark) {
@@ -136,7 +150,13 @@ impl Unpacker<'_> {
         self.rest = rest;
         let text = std::str::from_utf8(text).expect("packed from a str");
         let scalar = if flags & QUOTED == 0 { Scalar::plain(text) } else { Scalar::quoted(text) };
-        if flags & SUBSTITUTED == 0 { scalar } else { scalar.substitute(text) }
+        let scalar = if flags & SUBSTITUTED == 0 { scalar } else { scalar.substitute(text) };
+        if flags & LITERAL == 0 { scalar } else { scalar.with_literal(self.ranges()) }
+    }
+
+    fn ranges(&mut self) -> Vec<Range<usize>> {
+        let count = self.number();
+        (0..count).map(|_| self.number()..self.number()).collect()
     }
 
     fn key(&mut self) -> Key {
@@ -186,8 +206,11 @@ mod tests {
             let tree = parsed(text);
             assert_eq!(Frozen::new(&tree).thaw(), tree, "{text}");
         }
-        let substituted = parsed("{a: x, b: 'y'}").map_scalars(|scalar, _, _| Some(scalar.substitute("z")));
+        let tree = parsed("{a: x, b: 'y'}");
+        let substituted = tree.map_scalars(|scalar, _, _| Some(scalar.substitute("z")));
         assert_eq!(Frozen::new(&substituted).thaw(), substituted);
+        let partly = tree.map_scalars(|scalar, _, _| Some(scalar.clone().with_literal(vec![0..1, 1..300])));
+        assert_eq!(Frozen::new(&partly).thaw(), partly);
     }
 
     #[test]

@@ -1,12 +1,20 @@
 //! Scalars and the core schema of YAML 1.2.2 (s10.3.2).
 
+use std::ops::Range;
+
 /// A scalar as written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Scalar {
     text: Box<str>,
     quoted: bool,
     substituted: bool,
+    /// Few scalars have any, so that it takes no room in the others.
+    literal: Option<Box<Literal>>,
 }
+
+/// Parts of a text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Literal(Box<[Range<usize>]>);
 
 /// What the core schema makes of a scalar.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -28,12 +36,12 @@ pub enum Resolved {
 impl Scalar {
     /// A scalar written without quotes.
     pub fn plain(text: impl Into<Box<str>>) -> Scalar {
-        Scalar { text: text.into(), quoted: false, substituted: false }
+        Scalar { text: text.into(), quoted: false, substituted: false, literal: None }
     }
 
     /// A scalar in quotes or a block scalar: always a string.
     pub fn quoted(text: impl Into<Box<str>>) -> Scalar {
-        Scalar { text: text.into(), quoted: true, substituted: false }
+        Scalar { text: text.into(), quoted: true, substituted: false, literal: None }
     }
 
     /// Returns this scalar with the text that its references stand for.
@@ -41,7 +49,23 @@ impl Scalar {
     /// Such a scalar is a string, a number or a boolean, whichever is asked for, and its text is
     /// never quoted in a message.
     pub fn substitute(&self, text: impl Into<Box<str>>) -> Scalar {
-        Scalar { text: text.into(), quoted: self.quoted, substituted: true }
+        Scalar { text: text.into(), quoted: self.quoted, substituted: true, literal: None }
+    }
+
+    /// Marks these parts of its text, in bytes and in order, as none that a template reads: what references stand for
+    /// is never read again.
+    #[must_use]
+    pub fn with_literal(self, parts: Vec<Range<usize>>) -> Scalar {
+        let literal = (!parts.is_empty()).then(|| Box::new(Literal(parts.into())));
+        Scalar { literal, ..self }
+    }
+
+    /// The parts of its text that no template reads.
+    pub fn literal(&self) -> &[Range<usize>] {
+        match &self.literal {
+            Some(literal) => &literal.0,
+            None => &[],
+        }
     }
 
     /// The text.

@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::*;
+use tollhouse_filters::template::{Template, Variable};
 use tollhouse_filters::tree::from_node;
 
 /// The value of `a` in a document with these variables: A=1, EMPTY, SECRET, NESTED.
@@ -68,6 +69,20 @@ fn an_escaped_reference_becomes_its_literal_text() {
     assert_eq!(value("'$${env:A}'"), Ok(json!("${env:A}")));
     assert_eq!(value("'$${file:x} ${env:A}'"), Ok(json!("${file:x} 1")));
     assert_eq!(value("'$$${env:A}'"), Ok(json!("$${env:A}")));
+}
+
+#[test]
+fn what_a_reference_stands_for_is_no_template() {
+    let temp = Temp::new(&[
+        ("main.yaml", "version: 1\na: '${request.id} ${file:page} $${env:A}${env:A}'\n"),
+        ("page", "<p>${name} ${header.x} ${</p>"),
+    ]);
+    let loaded = temp.load_in(&[("A", "${path.id} $${")]).expect("right");
+    for tree in [&loaded.root, &loaded.pack().unpack().root] {
+        let template: Template = from_node(tree.get("a").expect("a")).expect("a template");
+        assert_eq!(template.variables().collect::<Vec<_>>(), [&Variable::RequestId]);
+        assert!(template.to_string().ends_with("${env:A}${path.id} $${"), "{template}");
+    }
 }
 
 #[test]
