@@ -1,15 +1,16 @@
 //! `tollhouse upgrade`: has this program take the place of a running one.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
-use tollhouse_filters::tree::from_node_all;
+use tollhouse_filters::tree::{FileId, Limits, Node, Scalar, from_node_all, parse_bytes};
 
 use super::{Failure, Output, print, print_json};
 use crate::config::Server;
 use crate::handover::{Answer, Ask, Place};
-use crate::source;
+use crate::source::{self, Problems};
 
 /// How long the new process may take to come up, and the old one to notice that it does not.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -46,12 +47,36 @@ pub(super) fn run(arguments: Arguments, output: Output) -> Result<(), Failure> {
     }
 }
 
-/// What the document says of the place.
+/// What the document says of the place. What else its references name may be there for the gateway only, such as
+/// variables of a service.
 fn written(config: Option<&Path>) -> Result<Option<Place>, Failure> {
     let Some(config) = config else { return Ok(None) };
-    let loaded = source::load(config)?;
+    let root = parsed(config)?;
+    let Some(node) = root.get("server").and_then(|server| server.get("upgrade_socket")) else {
+        return Ok(None);
+    };
+    let text = node.as_scalar().map(Scalar::text);
+    let alone = serde_json::json!({"version": 1, "server": {"upgrade_socket": text}}).to_string();
+    let name = config.display().to_string();
+    let loaded = source::load_str(&alone, &name, config.parent(), &source::process_environment);
+    let loaded = loaded.map_err(|mut problems: Problems| {
+        for problem in &mut problems.list {
+            (problem.place.line, problem.place.column) = (node.at.line, node.at.column);
+        }
+        problems
+    })?;
     let server = loaded.root.get("server").and_then(|server| from_node_all::<Server>(server).ok());
     Ok(server.and_then(|server| server.upgrade_socket).map(|socket| Place::at(socket.path().into())))
+}
+
+/// The file itself, with its references as they are; what it includes says nothing of the server.
+fn parsed(config: &Path) -> Result<Arc<Node>, Failure> {
+    let bytes = std::fs::read(config).ok();
+    match bytes.and_then(|bytes| parse_bytes(&bytes, FileId(0), &Limits::default()).ok()) {
+        Some(root) => Ok(root),
+        // This tells what is wrong with it.
+        None => Ok(source::load(config)?.root),
+    }
 }
 
 fn ask(place: &Place) -> Result<Answer, Failure> {

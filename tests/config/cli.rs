@@ -274,3 +274,23 @@ fn a_reader_that_has_enough_is_no_error() {
     let output = program().arg("schema").stdout(writer).output().expect("the program runs");
     assert_eq!((code(&output), stderr(&output)), (0, String::new()));
 }
+
+#[test]
+fn an_upgrade_asks_no_more_of_the_file_than_where_the_gateway_is() {
+    let (folder, file) = document("");
+    let socket = folder.path().join("upgrade.sock");
+    let upgrade = |socket: &str| {
+        let admin = "admin: {token: \"${env:TOLLHOUSE_OF_THE_SERVICE}\"}";
+        let written = format!("version: 1\n{admin}\nserver: {{upgrade_socket: \"{socket}\"}}\n");
+        std::fs::write(&file, written).expect("written");
+        run(&["upgrade", "-c", text(&file)])
+    };
+    let output = upgrade(text(&socket));
+    assert_eq!(code(&output), 3, "{output:?}");
+    let nobody = format!("{}: no gateway listens there", socket.display());
+    assert!(stderr(&output).contains(&nobody), "{output:?}");
+    let output = upgrade("${env:TOLLHOUSE_OF_THE_SERVICE}/upgrade.sock");
+    assert_eq!(code(&output), 1, "{output:?}");
+    let place = format!("{}:3:26: server.upgrade_socket: ", file.display());
+    assert!(stderr(&output).starts_with(&place), "{output:?}");
+}
