@@ -29,11 +29,18 @@ fn consumer(name: &str, hash: &str) -> String {
     )
 }
 
+/// A consumer that is known by a claim of this name.
+fn known_by(name: &str, claim: &str) -> String {
+    format!(
+        "{{\"name\":\"{name}\",\"match\":[{{\"identity\":\"corp\",\"claim\":\"{claim}\",\"value\":\"v\"}}]}}\n"
+    )
+}
+
 /// The roster of a document with these lines in its file, or what is wrong with them.
 fn read(folder: &TempDir, text: &str) -> (Arc<Roster>, Faults) {
     fs::write(folder.path().join("consumers.jsonl"), text).expect("written");
-    let document = "{version: 1, identities: {keys: {type: api_key, from: [header:x-key]}},
-        consumers: {file: consumers.jsonl}}";
+    let document = "{version: 1, consumers: {file: consumers.jsonl},
+        identities: {keys: {type: api_key, from: [header:x-key]}, corp: {type: jwt}}}";
     let node = parse(document, FileId(0), &Limits::default()).expect("YAML");
     let document: Document = from_node_all(&node).expect("a document");
     let layout = tollhouse_filters::identity::layout(&document.identities, &Default::default());
@@ -110,6 +117,22 @@ fn all_that_is_wrong_with_a_file_is_told_at_once_by_line_and_column() {
     let (_, faults) = read(&folder, &format!("{}{}", consumer("acme", ONE), consumer("globex", ONE)));
     let told = faults.file.to_string();
     assert!(told.ends_with(":2:1: credentials[0].hash: line 1: credentials[0] is the same key"), "{told}");
+}
+
+#[test]
+fn an_identity_knows_consumers_by_sixteen_claims_whenever_they_came() {
+    let sixteen: String = (0..16).map(|n| known_by(&format!("c{n}"), &format!("claim{n}"))).collect();
+    let (place, more) = (Place::with(&sixteen), known_by("more", "another"));
+    place.rename(&format!("{sixteen}{more}"));
+    let told = place.look(Look::Settled);
+    let why = "match[0] is of one claim more than the 16 by which an identity knows consumers";
+    assert_eq!(told.trim_end(), format!("consumers.jsonl:17:1: match[0].claim: line 17: {why}"));
+    // A claim that nobody has any more leaves room for another, and a start finds nothing else wrong either.
+    let lines = format!("{sixteen}{{\"name\":\"c0\",\"deleted\":true}}\n{more}");
+    place.rename(&lines);
+    assert_eq!(place.look(Look::Settled), "16 consumers");
+    let (_, faults) = read(&place.folder, &lines);
+    assert!(faults.file.list.is_empty(), "{}", faults.file);
 }
 
 #[test]

@@ -16,22 +16,19 @@ use crate::values::Name;
 
 /// How many different texts are kept to be shared; what few consumers have in common is not worth more.
 const SHARED: usize = 4096;
-/// Different claims that consumers are known by for one identity; each is looked at for every token.
-const CLAIMS: usize = 16;
 
 /// Makes records of written consumers. What many of them have in common, they share.
 pub struct Clerk<'a> {
     layout: &'a Layout,
     texts: HashSet<Arc<str>>,
     groups: HashSet<Arc<[Arc<str>]>>,
-    claims: HashSet<(IdentityNo, Arc<str>)>,
 }
 
 impl<'a> Clerk<'a> {
     /// A clerk for consumers of these identities.
     #[must_use]
     pub fn new(layout: &'a Layout) -> Self {
-        Self { layout, texts: HashSet::new(), groups: HashSet::new(), claims: HashSet::new() }
+        Self { layout, texts: HashSet::new(), groups: HashSet::new() }
     }
 
     /// The record of a consumer, and all that is wrong with it, with paths from it. What is wrong has its place
@@ -114,28 +111,19 @@ impl<'a> Clerk<'a> {
     }
 
     fn matched(&mut self, wanted: MatchSpec, path: &Path, errors: &mut Vec<BuildError>) -> Match {
-        let claim = self.text(wanted.claim.into());
-        let identity = self.claims_of(wanted.identity.as_str(), &claim, path).unwrap_or_else(|error| {
+        let identity = self.claims_of(wanted.identity.as_str(), path).unwrap_or_else(|error| {
             errors.push(error);
             IdentityNo::NONE
         });
-        Match { identity, claim, value: wanted.value.into() }
+        Match { identity, claim: self.text(wanted.claim.into()), value: wanted.value.into() }
     }
 
     /// The identity of this name, which verifies claims.
-    fn claims_of(&mut self, name: &str, claim: &Arc<str>, path: &Path) -> Result<IdentityNo, BuildError> {
+    fn claims_of(&self, name: &str, path: &Path) -> Result<IdentityNo, BuildError> {
         let number = self.layout.number(name);
         let path = path.join("identity");
         match number.map(|number| (number, self.layout.kind(number))) {
-            Some((identity, Some(kind))) if kind.has_claims() => {
-                self.claims.insert((identity, claim.clone()));
-                if self.claims.iter().filter(|(number, _)| *number == identity).count() <= CLAIMS {
-                    return Ok(identity);
-                }
-                let message =
-                    format!("consumers are known by more than {CLAIMS} different claims of `{name}`");
-                Err(refused(path, message, None))
-            }
+            Some((identity, Some(kind))) if kind.has_claims() => Ok(identity),
             Some((_, Some(kind))) => Err(refused(
                 path,
                 format!("`{name}` is of type `{kind}`, which knows consumers by `credentials`"),

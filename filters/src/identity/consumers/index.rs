@@ -16,6 +16,10 @@ use crate::tree::Path;
 
 /// Few enough to be copied at each change, many enough that one of a million consumers is among a thousand.
 const SHARDS: usize = 1024;
+/// Different claims that consumers are known by for one identity; each is looked at for every token.
+const CLAIMS: usize = 16;
+/// What is said of one more.
+const CROWDED: &str = "is of one claim more than the 16 by which an identity knows consumers";
 
 /// All consumers at one time.
 #[derive(Clone)]
@@ -24,9 +28,8 @@ pub struct Index {
     names: Shards,
     /// By what each consumer is found by, in as many entries as it has keys.
     keys: Shards,
-    /// The claims that any consumer is known by, by identity. They never get fewer: a name that nobody has any
-    /// more costs a look at each token.
-    claims: Vec<Vec<Arc<str>>>,
+    /// The claims that any consumer is known by, by identity, and how often each stands for one.
+    claims: Vec<Vec<(Arc<str>, usize)>>,
     count: usize,
 }
 
@@ -106,14 +109,14 @@ impl fmt::Debug for Index {
     }
 }
 
-/// Two consumers, or two credentials of one, that nobody could tell apart.
+/// Two consumers, or two credentials of one, that nobody could tell apart; or a claim for which there is no room.
 #[derive(Debug)]
 pub struct Clash {
     /// The one that comes later.
     pub record: Arc<Record>,
     /// Where in it.
     pub path: Path,
-    /// The one that was there before.
+    /// The one that was there before; itself where there is no room.
     pub other: Arc<Record>,
     /// Where in that.
     pub other_path: Path,
@@ -178,15 +181,15 @@ impl Index {
     }
 
     /// The claims that consumers are known by.
-    pub(super) fn claims(&self, identity: IdentityNo) -> &[Arc<str>] {
-        self.claims.get(usize::from(identity.0)).map_or(&[], Vec::as_slice)
+    pub(super) fn claims(&self, identity: IdentityNo) -> impl Iterator<Item = &Arc<str>> {
+        self.claims.get(usize::from(identity.0)).into_iter().flatten().map(|(claim, _)| claim)
     }
 
     /// Another state: without the consumers of these names, then with these ones, which take the place of those
     /// of the same name.
     ///
     /// # Errors
-    /// All that cannot be told apart.
+    /// All that cannot be told apart, and claims for which there is no room.
     pub fn changed<'a>(
         &self,
         without: impl IntoIterator<Item = &'a str>,
@@ -201,15 +204,24 @@ impl Index {
         if clashes.is_empty() { Ok(next) } else { Err(clashes) }
     }
 
-    /// Adds a consumer whose name nobody has; what it has in common with others.
+    /// Adds a consumer whose name nobody has; what it has in common with others, and its claims for which there is no
+    /// room.
     pub fn add(&mut self, record: &Arc<Record>) -> Vec<Clash> {
         let hash = narrow(self.hash_of(&record.consumer.name));
         let is_same = |other: &Held| other.record.consumer.name == record.consumer.name;
         if self.names.add(Held { record: record.clone(), slot: 0, hash }, is_same).is_none() {
             self.count += 1;
         }
-        record.matches.iter().for_each(|matched| self.note(matched));
-        (0..record.slots()).filter_map(|slot| self.hold(record, slot)).collect()
+        let mut clashes: Vec<Clash> =
+            (0..record.slots()).filter_map(|slot| self.hold(record, slot)).collect();
+        for (at, matched) in record.matches.iter().enumerate() {
+            if !self.note(matched) {
+                let other_path = Path::default().join("match").join(at);
+                let (path, other) = (other_path.join("claim"), record.clone());
+                clashes.push(Clash { record: record.clone(), path, other, other_path, what: CROWDED });
+            }
+        }
+        clashes
     }
 
     fn hold(&mut self, record: &Arc<Record>, slot: u32) -> Option<Clash> {
@@ -238,18 +250,34 @@ impl Index {
             let (identity, key) = record.key(slot);
             self.keys.remove(self.hash(identity, key), |held| is_it(held) && held.slot == slot);
         }
+        record.matches.iter().for_each(|matched| self.forget(matched));
     }
 
-    fn note(&mut self, matched: &Match) {
+    /// Counts a claim that a consumer is known by; false if there is no room for it.
+    fn note(&mut self, matched: &Match) -> bool {
         if matched.identity == IdentityNo::NONE {
-            return;
+            return true;
         }
         let at = usize::from(matched.identity.0);
         if self.claims.len() <= at {
             self.claims.resize(at + 1, Vec::new());
         }
-        if !self.claims[at].contains(&matched.claim) {
-            self.claims[at].push(matched.claim.clone());
+        let claims = &mut self.claims[at];
+        match claims.iter().position(|(claim, _)| *claim == matched.claim) {
+            Some(known) => claims[known].1 += 1,
+            None if claims.len() == CLAIMS => return false,
+            None => claims.push((matched.claim.clone(), 1)),
+        }
+        true
+    }
+
+    /// A consumer is known by this claim no more: one that nobody has is not looked at.
+    fn forget(&mut self, matched: &Match) {
+        let Some(claims) = self.claims.get_mut(usize::from(matched.identity.0)) else { return };
+        let Some(known) = claims.iter().position(|(claim, _)| *claim == matched.claim) else { return };
+        claims[known].1 -= 1;
+        if claims[known].1 == 0 {
+            claims.remove(known);
         }
     }
 

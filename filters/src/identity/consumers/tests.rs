@@ -99,6 +99,31 @@ fn a_disabled_consumer_is_not_known_by_its_claims() {
 }
 
 #[test]
+fn an_identity_knows_consumers_by_sixteen_claims_and_those_that_nobody_has_any_more_do_not_count() {
+    let layout = layout();
+    let written = |consumer: usize, claim: usize| {
+        format!("{{name: c{consumer}, match: [{{identity: corp, claim: claim{claim}, value: v{consumer}}}]}}")
+    };
+    let of = |consumer, claim| record(&layout, &written(consumer, claim));
+    let all: Vec<_> = (0..16).map(|n| of(n, n)).collect();
+    let index = Index::default().changed([], &all).expect("no clash");
+    let clashes = index.changed([], &[of(16, 16)]).expect_err("one more");
+    assert_eq!((clashes.len(), clashes[0].path.to_string()), (1, "match[0].claim".to_owned()));
+    let index = index.changed([], &[of(16, 3)]).expect("there is such a claim");
+    index.changed([], &[of(3, 16)]).expect_err("somebody else has the claim still");
+    let index = index.changed(["c16"], &[of(3, 16)]).expect("nobody has the other claim any more");
+    let corp = layout.number("corp").expect("there");
+    assert_eq!(index.claims(corp).filter(|claim| ***claim == *"claim3").count(), 0);
+    assert_eq!(index.claims(corp).count(), 16);
+    // As in a document.
+    let specs = (0..17).map(|n| yaml::<ConsumerSpec>(&written(n, n))).collect();
+    let errors = crate::identity::index(&layout, specs).1;
+    let told: Vec<String> = errors.iter().map(|error| format!("{}: {}", error.path, error.message)).collect();
+    let why = "is of one claim more than the 16 by which an identity knows consumers";
+    assert_eq!(told, [format!("[16].match[0].claim: consumers[16].match[0] {why}")]);
+}
+
+#[test]
 fn consumers_with_the_same_groups_share_them() {
     let layout = layout();
     let mut clerk = Clerk::new(&layout);
