@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::condition::ValueMatch;
 use crate::context::{Consumer, Context, Principal};
 use crate::filter::Fact;
-use crate::values::IpSet;
+use crate::values::{IpSet, Name};
 
 /// Conditions on who calls; all that are there must hold. What is not known of a caller holds for nothing.
 #[derive(Debug, Clone, Default)]
@@ -17,6 +17,8 @@ pub struct CallerConditions {
     pub consumers: Option<Vec<String>>,
     /// The consumer is in one of these groups.
     pub groups: Option<Vec<String>>,
+    /// The consumer has one of these plans.
+    pub plans: Option<Vec<Name>>,
     /// Each of these claims is as wanted.
     pub claims: BTreeMap<String, ValueMatch>,
     /// The client's address is in one of these ranges.
@@ -37,6 +39,9 @@ impl CallerConditions {
         if self.groups.as_ref().is_some_and(|groups| !consumer.is_some_and(|one| is_member(one, groups))) {
             return Some("groups".into());
         }
+        if self.plans.as_ref().is_some_and(|plans| !consumer.is_some_and(|one| has_plan(one, plans))) {
+            return Some("plans".into());
+        }
         let principal = ctx.principal.as_deref();
         let unmet = self.claims.iter().find(|(name, wanted)| !has_claim(principal, name, wanted));
         unmet.map(|(name, _)| format!("claims.{name}").into())
@@ -45,8 +50,8 @@ impl CallerConditions {
     /// The facts that must be established before these conditions can be told.
     #[must_use]
     pub fn needs(&self) -> Option<Fact> {
-        let asks = self.consumers.is_some() || self.groups.is_some() || !self.claims.is_empty();
-        asks.then_some(Fact::Consumer)
+        let asks = self.consumers.is_some() || self.groups.is_some() || self.plans.is_some();
+        (asks || !self.claims.is_empty()).then_some(Fact::Consumer)
     }
 
     /// Whether nothing is wanted.
@@ -62,6 +67,10 @@ fn is_named(consumer: &Consumer, names: &[String]) -> bool {
 
 fn is_member(consumer: &Consumer, groups: &[String]) -> bool {
     groups.iter().any(|group| consumer.groups.iter().any(|own| **own == **group))
+}
+
+fn has_plan(consumer: &Consumer, plans: &[Name]) -> bool {
+    consumer.plan.as_deref().is_some_and(|own| plans.iter().any(|plan| plan.as_str() == own))
 }
 
 /// Any entry of a list will do. A list of nothing has no values, and a caller without claims has no claim,

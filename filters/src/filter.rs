@@ -11,8 +11,11 @@ use serde::de::DeserializeOwned;
 use crate::caching::Counted;
 use crate::context::Slot;
 use crate::identity::{Identities, Identity};
+use crate::path::PathRules;
 use crate::phase::Phases;
 use crate::plan::Plans;
+use crate::selector::Selector;
+use crate::template::Template;
 use crate::traffic::mirror::Report;
 use crate::tree::{Path, suggest};
 use crate::values::hex;
@@ -102,6 +105,10 @@ pub trait Surroundings {
     fn plans(&self) -> Option<&Plans> {
         None
     }
+    /// How the paths of requests are normalised.
+    fn path_rules(&self) -> PathRules {
+        PathRules::default()
+    }
     /// The text of a file, relative to the document, which is reloaded when the file changes; an empty
     /// text for a document that may not make this machine read its files. Else why it cannot be read.
     fn file(&self, path: &str) -> Result<String, String> {
@@ -148,6 +155,8 @@ pub struct Declared {
     pub mirror: Option<Arc<Report>>,
     /// How the step counts queries of URLs under which answers are stored.
     pub caches: Option<Counted>,
+    /// Captures that the step reads, each once: some path pattern that leads to it must have them.
+    pub captures: Vec<Box<str>>,
 }
 
 impl<'a> Build<'a> {
@@ -201,6 +210,12 @@ impl<'a> Build<'a> {
         self.surroundings.plans()
     }
 
+    /// How the paths of requests are normalised: `server.paths`.
+    #[must_use]
+    pub fn path_rules(&self) -> PathRules {
+        self.surroundings.path_rules()
+    }
+
     /// Whether some identity of the document looks for credentials in this field.
     #[must_use]
     pub fn has_credentials(&self, field: &HeaderName) -> bool {
@@ -229,6 +244,23 @@ impl<'a> Build<'a> {
     /// Declares that this fact must be established before this step.
     pub fn needs(&mut self, fact: Fact) {
         self.declared.needs.push(fact);
+    }
+
+    /// Declares that this step makes keys by this selector: what it needs, and what must be captured.
+    pub fn selects(&mut self, selector: &Selector) {
+        selector.needs().into_iter().for_each(|fact| self.needs(fact));
+        selector.captures().into_iter().for_each(|name| self.capture(name));
+    }
+
+    /// Declares that this step fills in this template: what must be captured.
+    pub fn fills_in(&mut self, template: &Template) {
+        template.captures().for_each(|name| self.capture(name));
+    }
+
+    fn capture(&mut self, name: &str) {
+        if !self.declared.captures.iter().any(|known| **known == *name) {
+            self.declared.captures.push(name.into());
+        }
     }
 
     /// Declares that this fact holds after this step; not for optional results.

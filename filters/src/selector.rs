@@ -150,6 +150,17 @@ impl Selector {
             Self::All(list) => list.iter().flat_map(Self::needs).collect(),
         }
     }
+
+    /// The captures without which it never gives a key; a list may have another member.
+    #[must_use]
+    pub fn captures(&self) -> Vec<&str> {
+        match self {
+            Self::Part(Part::Capture(name)) => vec![&**name],
+            Self::First(list) if list.len() > 1 => Vec::new(),
+            Self::Part(_) => Vec::new(),
+            Self::First(list) | Self::All(list) => list.iter().flat_map(Self::captures).collect(),
+        }
+    }
 }
 
 impl Part {
@@ -424,6 +435,14 @@ mod tests {
         assert_eq!(yaml::<Selector>("consumer").needs(), [Fact::Consumer]);
         assert_eq!(yaml::<Selector>("{all: [route, claim:sub]}").needs(), [Fact::Claims]);
         assert!(yaml::<Selector>("[consumer, ip]").needs().is_empty());
+    }
+
+    #[test]
+    fn captures_must_be_there_unless_something_else_will_do() {
+        assert_eq!(yaml::<Selector>("path:id").captures(), ["id"]);
+        assert_eq!(yaml::<Selector>("{all: [route, path:id, path:part]}").captures(), ["id", "part"]);
+        assert_eq!(yaml::<Selector>("[path:id]").captures(), ["id"]);
+        assert!(yaml::<Selector>("[path:id, ip]").captures().is_empty());
     }
 
     #[test]

@@ -131,6 +131,14 @@ impl Template {
         })
     }
 
+    /// The captures that it fills in.
+    pub fn captures(&self) -> impl Iterator<Item = &str> {
+        self.variables().filter_map(|variable| match variable {
+            Variable::Capture(name) => Some(&**name),
+            _ => None,
+        })
+    }
+
     /// The text for this request; what a request does not have is empty.
     #[must_use]
     pub fn render(&self, request: &RequestHeader, ctx: &Context, escape: Escape) -> String {
@@ -150,6 +158,16 @@ impl Template {
 
 /// Takes a template apart; `variable` knows what stands between `${` and `}`. The message names what is wrong.
 pub fn parts<V>(text: &str, variable: impl Fn(&str) -> Result<V, String>) -> Result<Vec<Part<V>>, String> {
+    parts_beside(&[], text, variable)
+}
+
+/// As [`parts`], in a text of which these parts are literal.
+fn parts_beside<V>(
+    literal: &[Range<usize>],
+    text: &str,
+    variable: impl Fn(&str) -> Result<V, String>,
+) -> Result<Vec<Part<V>>, String> {
+    let is_written = |at: usize| !literal.iter().any(|part| part.contains(&at));
     let mut parts = Vec::new();
     let mut plain = String::new();
     // Up to where it was read.
@@ -162,16 +180,6 @@ pub fn parts<V>(text: &str, variable: impl Fn(&str) -> Result<V, String>) -> Res
             plain.push_str(&text[read..at - 1]);
             plain.push_str("${");
             read = at + 2;
-    parts_beside(&[], text, variable)
-}
-
-/// As [`parts`], in a text of which these parts are literal.
-fn parts_beside<V>(
-    literal: &[Range<usize>],
-    text: &str,
-    variable: impl Fn(&str) -> Result<V, String>,
-) -> Result<Vec<Part<V>>, String> {
-    let is_written = |at: usize| !literal.iter().any(|part| part.contains(&at));
             continue;
         }
         plain.push_str(&text[read..at]);
@@ -330,6 +338,7 @@ impl JsonSchema for Template {
 mod tests {
     use super::*;
     use crate::testing::request;
+    use crate::tree::{Mark, Node};
 
     fn rendered(template: &str, target: &str, escape: Escape) -> String {
         let (mut request, ctx) = request("GET", target);
@@ -338,7 +347,6 @@ mod tests {
     }
 
     #[test]
-    use crate::tree::{Mark, Node};
     fn variables_are_filled_in_from_the_request() {
         assert_eq!(
             rendered("<${client.address}|${header.x-tenant}|${query.q}>", "/?q=1%202", Escape::Text),
@@ -361,12 +369,6 @@ mod tests {
         assert_eq!(rendered("${query.q}", "/?q=a%0D%0Ab", Escape::Text), "ab");
     }
 
-    #[test]
-    fn unknown_variables_are_errors_with_a_hint() {
-        assert!(Template::parse("${client.adress}").expect_err("misspelt").contains("client.address"));
-        assert!(Template::parse("${client.address").is_err());
-    }
-}
     /// The text for a request for `/?q=1` of a template with these parts that a reference gave.
     fn rendered_beside(literal: &[(usize, usize)], text: &str) -> String {
         let literal = literal.iter().map(|(start, end)| *start..*end).collect();
@@ -385,3 +387,9 @@ mod tests {
         assert_eq!(rendered_beside(&[(2, 7)], "${query.q}"), "1", "but it can be part of a name");
     }
 
+    #[test]
+    fn unknown_variables_are_errors_with_a_hint() {
+        assert!(Template::parse("${client.adress}").expect_err("misspelt").contains("client.address"));
+        assert!(Template::parse("${client.address").is_err());
+    }
+}

@@ -10,9 +10,11 @@ use crate::caller::CallerConditions;
 use crate::condition::{Conditions, MethodName, ValueMatch};
 use crate::context::Context;
 use crate::expression::Expression;
-use crate::filter::Fact;
-use crate::path::PathPattern;
-use crate::values::{FieldName, IpSet};
+use crate::filter::{BuildError, Fact};
+use crate::path::{PathPattern, PathRules};
+use crate::plan::Plans;
+use crate::tree::Path;
+use crate::values::{FieldName, IpSet, Name};
 
 /// The condition under which a step runs; all that is written must hold.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
@@ -23,9 +25,9 @@ pub struct WhenSpec {
     /// The method is one of these.
     pub methods: Vec<MethodName>,
     /// Each of these header fields matches.
+    #[serde(deserialize_with = "crate::values::fields")]
     pub headers: BTreeMap<FieldName, ValueMatch>,
     /// Each of these query parameters matches.
-    #[serde(deserialize_with = "crate::values::fields")]
     pub query: BTreeMap<String, ValueMatch>,
     /// Each of these cookies matches.
     pub cookies: BTreeMap<String, ValueMatch>,
@@ -35,12 +37,34 @@ pub struct WhenSpec {
     pub consumer: Vec<String>,
     /// The consumer is in one of these groups.
     pub groups: Vec<String>,
+    /// The consumer has one of these plans.
+    pub plan: Vec<Name>,
     /// Each of these claims matches; of a claim that is a list, one entry.
     pub claims: BTreeMap<String, ValueMatch>,
     /// The request is for one of these versions of its service.
     pub version: Vec<String>,
     /// This expression in CEL holds, such as `request.path.startsWith('/old/')`.
     pub cel: Option<Expression>,
+}
+
+impl WhenSpec {
+    /// Has its paths normalised as those of requests are; what is wrong with its paths, plans and addresses.
+    pub fn settle(&mut self, rules: &PathRules, plans: Option<&Plans>) -> Vec<BuildError> {
+        let at = |key: &str, nth: usize| Path::new().join(key).join(nth);
+        let paths = PathPattern::settle(&mut self.paths, rules).into_iter();
+        let mut wrong: Vec<BuildError> =
+            paths.map(|(nth, message)| BuildError { path: at("paths", nth), message, hint: None }).collect();
+        for (nth, name) in self.plan.iter().enumerate() {
+            if let Some(Err(error)) = plans.map(|plans| plans.find(name.as_str())) {
+                wrong.push(BuildError { path: at("plan", nth), ..error });
+            }
+        }
+        if self.client.as_ref().is_some_and(IpSet::is_empty) {
+            let message = "at least one address is needed; for all of them, take the key away";
+            wrong.push(BuildError::at("client", message));
+        }
+        wrong
+    }
 }
 
 /// A compiled `when`.
@@ -61,10 +85,11 @@ impl When {
         let headers = spec.headers.into_iter().map(|(name, value)| (name.into(), value));
         let any_of = |names: Vec<String>| (!names.is_empty()).then_some(names);
         let (consumers, groups) = (any_of(spec.consumer), any_of(spec.groups));
+        let plans = (!spec.plan.is_empty()).then_some(spec.plan);
         Self {
             paths: spec.paths,
             conditions: Conditions::new(methods, headers, spec.query, spec.cookies),
-            caller: CallerConditions { consumers, groups, claims: spec.claims, clients: spec.client },
+            caller: CallerConditions { consumers, groups, plans, claims: spec.claims, clients: spec.client },
             versions: spec.version,
             cel: spec.cel,
         }
@@ -107,7 +132,7 @@ mod tests {
             ctx.consumer = Some(Arc::new(Consumer {
                 name: "acme".into(),
                 groups: Arc::from(["partners".into()]),
-                plan: None,
+                plan: Some("gold".into()),
             }));
             let serde_json::Value::Object(claims) = serde_json::json!({"roles": ["dev"], "level": 3}) else {
                 unreachable!("an object")
@@ -152,6 +177,9 @@ mod tests {
             ("{consumer: [globex]}", false),
             ("{groups: [partners]}", true),
             ("{groups: [staff]}", false),
+            ("{plan: [silver, gold]}", true),
+            ("{plan: [silver]}", false),
+            ("{plan: [gold], groups: [staff]}", false),
             ("{claims: {roles: dev, level: '3'}}", true),
             ("{claims: {roles: dev, level: '4'}}", false),
             ("{consumer: [acme], client: [198.51.100.0/24]}", false),

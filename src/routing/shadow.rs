@@ -56,6 +56,10 @@ struct Index<'a> {
 
 impl<'a> Index<'a> {
     fn shadow(&self, id: u32) -> Option<Shadow> {
+        // One on no listener is meant to match nothing: fallbacks lead to it.
+        if self.route(id).listeners.as_ref().is_some_and(Vec::is_empty) {
+            return None;
+        }
         let mut first = None;
         for (host, path) in places(self.route(id)) {
             let by = self.taken_by_everything(id, host, path).or_else(|| self.taken_by_alike(id, host, path));

@@ -1,27 +1,30 @@
 //! From a loaded document to a snapshot, or every problem at once.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path as FilePath;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderName;
-use tollhouse_filters::identity::Identities;
 use tollhouse_filters::pipeline::Pipeline;
-use tollhouse_filters::plan::{PlanSpec, Plans, Priority};
+use tollhouse_filters::plan::{PlanSpec, Priority};
 use tollhouse_filters::registry::Registry;
 use tollhouse_filters::tree::{Error, FileId, Mark, Node, Path, Scalar, from_node_all, suggest};
-use tollhouse_filters::world::{Stores, UpstreamId, World};
+use tollhouse_filters::world::{UpstreamId, World};
 
 use super::caches::{self, Caches};
 use super::pipelines::{Named, Pipelines};
-use super::{Action, fallbacks, identities, listeners, names, releases, routes, stores};
+use super::releases::Known;
+use super::{Action, fallbacks, identities, listeners, names, routes, stores};
 use super::{ListenerPlan, NamedFiles, Snapshot, UpstreamIds};
 use crate::config::{self, Document, Name};
 use crate::consumers::Roster;
 use crate::source::{Files, Loaded, Problems};
 use crate::store::files_of;
 use crate::upstream::Upstream;
+
+/// Most fields that a head may be allowed to have: Pingora reads no more than one beyond.
+const MAX_FIELDS: usize = 255;
 
 /// Shortest `min_ttl`: some answers hold for no time at all.
 const MIN_TTL: Duration = Duration::from_millis(100);
@@ -128,16 +131,16 @@ impl Compiler<'_> {
         let (stores, by_name) = stores::build(self, &document.stores, base, &mut faults);
         let around = identities::Around { upstreams: &ids.by_name, plans: &plans, stores: &by_name };
         let identities = identities::build(&mut document, &roster, self.world, &around, &mut faults);
-        let versions = releases::version_names(&document.services);
-        let named = named(&ids, (&identities, &plans, &by_name), &versions);
+        let known = &Known::of(&document, &plans);
+        let named = Named { upstreams: &ids.by_name, identities: &identities, stores: &by_name, known };
         let mut pipelines = Pipelines::new(self.registry, self.world, named, folder, files);
         pipelines.live = self.mode == Mode::Live;
         pipelines.build_chains(document.chains, &mut faults);
         let (listeners, unusual) =
             listeners::build(self, document.listeners, base, &document.server, &mut pipelines, &mut faults);
-        let names = names::Names::new(&listeners, &ids.by_name, &document.services)
+        let names = names::Names::new(&listeners, &ids.by_name, &document.services, known)
             .with_bulkheads_of(self.previous)
-            .with_keys_of(&document.upstreams);
+            .with_keys_and_fallbacks_of(&document.upstreams);
         let built = routes::build(document.services, document.routes, &names, &mut pipelines, &mut faults);
         let fallbacks = fallbacks::find(&document.upstreams, &ids, &built, &listeners, &mut faults);
         names.check_tests(&document.tests, &mut faults);
@@ -239,15 +242,6 @@ fn priorities(plans: &BTreeMap<Name, PlanSpec>) -> BTreeMap<Arc<str>, Priority> 
     plans.iter().filter_map(|(name, plan)| Some((name.shared(), plan.priority?))).collect()
 }
 
-/// What filters may name.
-fn named<'a>(
-    ids: &'a UpstreamIds,
-    (identities, plans, stores): (&'a Identities, &'a Plans, &'a Stores),
-    versions: &'a BTreeSet<Arc<str>>,
-) -> Named<'a> {
-    Named { upstreams: &ids.by_name, identities, plans, stores, versions }
-}
-
 /// That nothing is wrong with a document; else all that is, and what is to be watched until somebody repairs it.
 fn none_of(
     mut found: Vec<Error>,
@@ -270,6 +264,9 @@ fn check_server<'a>(
     stores: impl Iterator<Item = &'a config::Name> + Clone,
     faults: &mut Faults<'_>,
 ) {
+    if server.limits.header_count.get() > MAX_FIELDS {
+        faults.add(&below("server.limits.header_count"), format!("expected 1 to {MAX_FIELDS}"));
+    }
     check_dns(&server.dns, faults);
     caches::check(&server.cache, stores, faults);
 }

@@ -51,7 +51,8 @@ pub(super) fn resolve(found: &Fallbacks, routes: &[Arc<Route>]) -> HashMap<Arc<s
     found.iter().map(|(upstream, at)| (upstream.clone(), routes[*at].clone())).collect()
 }
 
-fn of(upstream: &config::Upstream) -> Option<&Fallback> {
+/// The fallback of an upstream, if it has one.
+pub(super) fn of(upstream: &config::Upstream) -> Option<&Fallback> {
     upstream.circuit_breaker.as_ref()?.fallback.as_ref()
 }
 

@@ -4,13 +4,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use tollhouse_filters::filter::Fact;
-use tollhouse_filters::selector::Selector;
 use tollhouse_filters::tree::Path;
-use tollhouse_filters::when::WhenSpec;
 use tollhouse_filters::world::UpstreamId;
 
-use super::compile::{Faults, did_you_mean, entity};
-use super::{ListenerPlan, Snapshot, releases};
+use super::compile::{Faults, below, did_you_mean, entity};
+use super::releases::Known;
+use super::{ListenerPlan, Snapshot, fallbacks};
 use crate::config::{self, Name, Test};
 use crate::routing::ListenerId;
 use crate::upstream::Bulkhead;
@@ -22,11 +21,26 @@ pub(super) struct Names<'a> {
     pub(super) services: HashMap<Arc<str>, usize>,
     /// Places of the routes that ran before, by name.
     pub(super) bulkheads: HashMap<Arc<str>, Arc<Bulkhead>>,
-    versions: BTreeSet<Arc<str>>,
-    /// Upstreams whose `hash_on` needs facts.
-    pub(super) keyed: HashMap<UpstreamId, (Arc<str>, Vec<Fact>)>,
+    /// What conditions are checked against.
+    pub(super) known: &'a Known<'a>,
+    /// Upstreams with `hash_on`.
+    pub(super) keyed: BTreeMap<UpstreamId, Keyed>,
+    /// By the name of a route, the upstreams whose requests it takes while their breakers are open.
+    pub(super) fallbacks: HashMap<Arc<str>, Vec<UpstreamId>>,
     /// Upstreams whose clients stay with their backends.
     pub(super) sticky: BTreeSet<UpstreamId>,
+}
+
+/// The key that an upstream balances by.
+pub(super) struct Keyed {
+    /// The name of the upstream.
+    pub(super) name: Arc<str>,
+    /// Where the key is written.
+    pub(super) place: Path,
+    /// Facts without which there is no key.
+    pub(super) needs: Vec<Fact>,
+    /// Captures without which there is none.
+    pub(super) captures: Vec<Box<str>>,
 }
 
 impl<'a> Names<'a> {
@@ -34,16 +48,17 @@ impl<'a> Names<'a> {
         listeners: &'a [ListenerPlan],
         upstreams: &'a BTreeMap<Arc<str>, UpstreamId>,
         services: &[config::Service],
+        known: &'a Known<'a>,
     ) -> Self {
-        let versions = releases::version_names(services);
         let services = services.iter().enumerate().map(|(at, service)| (service.name.shared(), at)).collect();
         Self {
             listeners,
             upstreams,
             services,
-            versions,
+            known,
             bulkheads: HashMap::new(),
-            keyed: HashMap::new(),
+            keyed: BTreeMap::new(),
+            fallbacks: HashMap::new(),
             sticky: BTreeSet::new(),
         }
     }
@@ -56,19 +71,32 @@ impl<'a> Names<'a> {
         self
     }
 
-    /// Notes what the keys need that these upstreams balance by.
-    pub(super) fn with_keys_of(mut self, upstreams: &[config::Upstream]) -> Self {
-        for upstream in upstreams {
+    /// Notes what the keys need that these upstreams balance by, and the routes that take requests of theirs.
+    pub(super) fn with_keys_and_fallbacks_of(mut self, upstreams: &[config::Upstream]) -> Self {
+        for (at, upstream) in upstreams.iter().enumerate() {
+            let Some(id) = self.upstreams.get(upstream.name.as_str()).copied() else { continue };
             if upstream.balance.sticky.is_some() {
-                self.sticky.extend(self.upstreams.get(upstream.name.as_str()));
+                self.sticky.insert(id);
             }
-            let needs = upstream.balance.hash_on.as_ref().map(Selector::needs).unwrap_or_default();
-            let id = self.upstreams.get(upstream.name.as_str()).filter(|_| !needs.is_empty());
-            if let Some(id) = id {
-                self.keyed.insert(*id, (upstream.name.shared(), needs));
+            if let Some(selector) = &upstream.balance.hash_on {
+                let keyed = Keyed {
+                    name: upstream.name.shared(),
+                    place: entity("upstreams", at).concat(&below("balance.hash_on")),
+                    needs: selector.needs(),
+                    captures: selector.captures().into_iter().map(Box::from).collect(),
+                };
+                self.keyed.insert(id, keyed);
+            }
+            if let Some(route) = fallbacks::of(upstream).and_then(|fallback| fallback.route.as_ref()) {
+                self.fallbacks.entry(route.shared()).or_default().push(id);
             }
         }
         self
+    }
+
+    /// Whether some fallback names this route.
+    pub(super) fn is_fallback(&self, route: &Name) -> bool {
+        self.fallbacks.contains_key(route.as_str())
     }
 
     pub(super) fn upstream(&self, name: &Name, path: &Path, faults: &mut Faults<'_>) -> Option<UpstreamId> {
@@ -116,7 +144,7 @@ impl<'a> Names<'a> {
         for (nth, name) in test.expect.mirrors.iter().flatten().enumerate() {
             self.upstream(name, &path.join("expect").join("mirrors").join(nth), faults);
         }
-        let versions = || self.versions.iter().map(|name| &**name);
+        let versions = || self.known.versions.iter().map(|name| &**name);
         let variants = || versions().chain(self.upstreams.keys().map(|name| &**name));
         self.check_expected("version", test.expect.version.as_ref(), versions, &path, faults);
         self.check_expected("variant", test.expect.variant.as_ref(), variants, &path, faults);
@@ -133,10 +161,5 @@ impl<'a> Names<'a> {
         let Some(name) = name.filter(|name| !known().any(|known| known == name.as_str())) else { return };
         let hint = did_you_mean(name.as_str(), known());
         faults.add_with_hint(&path.join("expect").join(what), format!("no {what} is named `{name}`"), hint);
-    }
-
-    /// Checks that the versions that a condition names exist.
-    pub(super) fn check_when(&self, when: &WhenSpec, path: &Path, faults: &mut Faults<'_>) {
-        releases::check_when(when, &self.versions, path, faults);
     }
 }

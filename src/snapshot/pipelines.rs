@@ -1,13 +1,14 @@
 //! From written filter lists to shared pipelines.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path as FilePath;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
-use tollhouse_filters::filter::{Build, Surroundings};
+use tollhouse_filters::filter::{Build, Declared, Surroundings};
 use tollhouse_filters::identity::Identities;
+use tollhouse_filters::path::PathRules;
 use tollhouse_filters::phase::Phases;
 use tollhouse_filters::pipeline::{MAX_STEPS, Pipeline, Siblings, Step};
 use tollhouse_filters::plan::Plans;
@@ -17,8 +18,9 @@ use tollhouse_filters::tree::{Node, Path};
 use tollhouse_filters::when::When;
 use tollhouse_filters::world::{Stores, UpstreamId, World};
 
+use super::NamedFiles;
 use super::compile::{Faults, did_you_mean};
-use super::{NamedFiles, releases};
+use super::releases::{self, Known};
 use crate::config::Name;
 use crate::source::read_text;
 
@@ -42,10 +44,9 @@ pub(super) struct Pipelines<'a> {
 pub(super) struct Named<'a> {
     pub(super) upstreams: &'a BTreeMap<Arc<str>, UpstreamId>,
     pub(super) identities: &'a Identities,
-    pub(super) plans: &'a Plans,
     pub(super) stores: &'a Stores,
-    /// Names of versions of services.
-    pub(super) versions: &'a BTreeSet<Arc<str>>,
+    /// And what conditions may.
+    pub(super) known: &'a Known<'a>,
 }
 
 /// Numbers the filters of one list, each kind on its own: a new filter of another kind before it
@@ -165,17 +166,16 @@ impl<'a> Pipelines<'a> {
         owner: &str,
         path: &Path,
         faults: &mut Faults<'_>,
-    ) -> Option<Phases> {
+    ) -> Option<(Phases, Declared)> {
         let entry = self.registry.get(filter).expect("the built-in filters hold every action");
         self.phases(entry, options, format!("{owner}/{filter}").into(), path, faults)
-            .map(|(phases, _)| phases)
     }
 
     fn step(
         &mut self,
         owner: &str,
         ordinal: usize,
-        spec: FilterSpec,
+        mut spec: FilterSpec,
         path: &Path,
         faults: &mut Faults<'_>,
     ) -> Option<Arc<Step>> {
@@ -185,8 +185,8 @@ impl<'a> Pipelines<'a> {
             return None;
         };
         check_siblings(entry, &spec, path, faults);
-        if let Some(when) = &spec.when {
-            releases::check_when(when, self.named.versions, &path.join("when"), faults);
+        if let Some(when) = &mut spec.when {
+            releases::check_when(when, self.named.known, &path.join("when"), faults);
         }
         let instance = self.instance(owner, ordinal, &spec, path, faults);
         let mut options_path = path.clone();
@@ -226,7 +226,7 @@ impl<'a> Pipelines<'a> {
         instance: Arc<str>,
         path: &Path,
         faults: &mut Faults<'_>,
-    ) -> Option<(Phases, tollhouse_filters::filter::Declared)> {
+    ) -> Option<(Phases, Declared)> {
         let mut build = Build::new(self.world, self, &self.slots, instance);
         match entry.build(options, &mut build) {
             Ok(phases) => Some((phases, build.into_declared())),
@@ -258,7 +258,11 @@ impl Surroundings for Pipelines<'_> {
     }
 
     fn plans(&self) -> Option<&Plans> {
-        Some(self.named.plans)
+        Some(self.named.known.plans)
+    }
+
+    fn path_rules(&self) -> PathRules {
+        self.named.known.paths
     }
 
     fn file(&self, path: &str) -> Result<String, String> {

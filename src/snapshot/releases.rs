@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tollhouse_filters::filter::Fact;
+use tollhouse_filters::path::PathRules;
+use tollhouse_filters::plan::Plans;
 use tollhouse_filters::selector::Selector;
 use tollhouse_filters::tree::Path;
 use tollhouse_filters::when::{When, WhenSpec};
@@ -46,13 +48,28 @@ impl SplitPlan {
     }
 }
 
-/// The names of all versions of all services.
-pub(super) fn version_names(services: &[config::Service]) -> BTreeSet<Arc<str>> {
-    services.iter().flat_map(|service| service.versions.keys()).map(Name::shared).collect()
+/// What conditions are checked against.
+pub(super) struct Known<'a> {
+    /// The names of all versions of all services.
+    pub(super) versions: BTreeSet<Arc<str>>,
+    pub(super) plans: &'a Plans,
+    /// How paths are normalised.
+    pub(super) paths: PathRules,
 }
 
-/// Checks that the versions that a condition names exist.
-pub(super) fn check_when(when: &WhenSpec, names: &BTreeSet<Arc<str>>, path: &Path, faults: &mut Faults<'_>) {
+impl<'a> Known<'a> {
+    pub(super) fn of(document: &config::Document, plans: &'a Plans) -> Self {
+        let versions = document.services.iter().flat_map(|service| service.versions.keys());
+        Self { versions: versions.map(Name::shared).collect(), plans, paths: document.server.paths }
+    }
+}
+
+/// Checks that a condition can hold and that what it names exists, and has its paths normalised.
+pub(super) fn check_when(when: &mut WhenSpec, known: &Known<'_>, path: &Path, faults: &mut Faults<'_>) {
+    for error in when.settle(&known.paths, Some(known.plans)) {
+        faults.add_with_hint(&path.concat(&error.path), error.message, error.hint);
+    }
+    let names = &known.versions;
     for (at, name) in when.version.iter().enumerate().filter(|(_, name)| !names.contains(name.as_str())) {
         let hint = did_you_mean(name, names.iter().map(|name| &**name));
         faults.add_with_hint(
@@ -84,7 +101,7 @@ pub(super) fn versions(
         (Some(versioning), false) => check_versioning(versioning, service, path, faults),
     }
     let versions = path.join("versions");
-    let mut known: BTreeMap<&str, &Name> = BTreeMap::new();
+    let mut known: BTreeMap<String, &Name> = BTreeMap::new();
     let mut upstreams = Vec::with_capacity(service.versions.len());
     for (name, version) in &service.versions {
         let path = versions.join(name.as_str());
@@ -187,11 +204,15 @@ pub(super) fn split(
     if weights.values().all(|weight| *weight == 0) {
         faults.add(path, "at least one weight must be greater than 0");
     }
+    if written.salt.is_some() && written.sticky_by.is_none() {
+        faults.add(&path.join("salt"), "is for `sticky_by`; without it, each request is drawn anew");
+    }
     let sticky = written.sticky_by.as_ref().map(Selector::needs).unwrap_or_default();
     let mut needs = sticky;
     let force = written.force.as_ref().map(|force| {
-        names.check_when(&force.when, &path.join("force").join("when"), faults);
-        let when = When::new(force.when.clone());
+        let mut when = force.when.clone();
+        check_when(&mut when, names.known, &path.join("force").join("when"), faults);
+        let when = When::new(when);
         needs.extend(when.needs());
         Force { header: force.header.clone().into(), when }
     });

@@ -1,14 +1,18 @@
 //! From written routes and services to resolved ones.
 
+mod captures;
+
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
 use http::Method;
 use tollhouse_filters::condition::Conditions;
 use tollhouse_filters::filter::Fact;
+use tollhouse_filters::path::PathPattern;
 use tollhouse_filters::phase::OnRequest;
 use tollhouse_filters::pipeline::Pipeline;
 use tollhouse_filters::plan::Priority;
+use tollhouse_filters::selector::Selector;
 use tollhouse_filters::spec::Item;
 use tollhouse_filters::tree::{Path, Raw};
 use tollhouse_filters::world::UpstreamId;
@@ -22,11 +26,11 @@ use crate::config::concurrency::Concurrency;
 use crate::config::hedge::{Hedge, MAX_HEDGES};
 use crate::config::retries::RouteRetries;
 use crate::config::{self, Match, Name, RouteTimeouts};
+use crate::observe::metrics::FirstUse;
 use crate::release::Versions;
 use crate::routing::{ListenerId, RouteId, RouteMatch, shadowed};
 use crate::source::{Loaded, Problems};
 use crate::upstream::{Bulkhead, MAX_RETRIES, Upstream};
-use crate::observe::metrics::FirstUse;
 
 /// Routes whose upstreams are still ids.
 pub(super) struct Built {
@@ -114,15 +118,16 @@ pub(super) fn build(
         .map(|(at, service)| build_service(at, service, names, pipelines, faults))
         .collect();
     let none = pipelines.build("", Vec::new(), &Path::default(), faults);
+    let no_timeouts = Arc::<RouteTimeouts>::default();
     let mut built =
         Built { matches: Vec::with_capacity(routes.len()), routes: Vec::with_capacity(routes.len()) };
     for (at, route) in routes.into_iter().enumerate() {
         let path = entity("routes", at);
         let service =
-    let no_timeouts = Arc::<RouteTimeouts>::default();
             route.service.as_ref().and_then(|name| names.service(name, &path.join("service"), faults));
         let service = service.map(|at| &services[at]);
         let target = target(&route, service, names, pipelines, &path, faults);
+        check_answer(&route, &target, &path, faults);
         check_retries(route.retries.as_deref(), &path, faults);
         check_concurrency(route.concurrency.as_deref(), &path, faults);
         check_hedge(route.hedge.as_deref(), &target, names, &path, faults);
@@ -144,11 +149,13 @@ pub(super) fn build(
             direct: route.direct,
             bulkhead: route.concurrency.as_ref().map(|written| Bulkhead::retained(written, before)),
         };
-        let matched = matches(route.matches, names, &path, faults);
+        let matched = matches(route.matches, names.is_fallback(&route.name), names, &path, faults);
         check_facts(&unresolved, &matched, names, &path, faults);
         built.matches.push(matched);
         built.routes.push(unresolved);
     }
+    captures::check_filters(&built, names.listeners, faults);
+    captures::check_keys(&built, names, faults);
     built
 }
 
@@ -165,6 +172,22 @@ fn own(
         return none.clone();
     }
     pipelines.build(&format!("route:{route}"), filters, &path.join("filters"), faults)
+}
+
+/// What is written for an upstream does nothing on a route that goes to none.
+fn check_answer(route: &config::Route, target: &Target, path: &Path, faults: &mut Faults<'_>) {
+    if !matches!(target, Target::Answer(_)) {
+        return;
+    }
+    let written = [
+        ("timeouts", route.timeouts != RouteTimeouts::default()),
+        ("retries", route.retries.is_some()),
+        ("hedge", route.hedge.is_some()),
+        ("concurrency", route.concurrency.is_some()),
+    ];
+    for (key, _) in written.into_iter().filter(|(_, is_written)| *is_written) {
+        faults.add(&path.join(key), "is for requests to an upstream, and this route answers by itself");
+    }
 }
 
 fn check_retries(retries: Option<&RouteRetries>, path: &Path, faults: &mut Faults<'_>) {
@@ -248,17 +271,24 @@ fn target(
         faults.add(&path.join(key), message);
     }
     let mut answer = |filter: &str, options: &Raw| {
-        let owner = format!("route:{}", route.name);
-        let phases = pipelines.action(filter, &options.0, &owner, &path.join(filter), faults);
-        phases.and_then(|phases| phases.into_request()).map_or(Target::Nothing, Target::Answer)
+        let (owner, path) = (format!("route:{}", route.name), path.join(filter));
+        let (phases, declared) = pipelines.action(filter, &options.0, &owner, &path, faults)?;
+        // Requests that a fallback hands over have the captures of their own routes.
+        if !names.is_fallback(&route.name) {
+            let read = declared.captures.iter().map(|name| &**name);
+            captures::check(read, &route.matches.paths, &path, faults);
+        }
+        phases.into_request()
     };
     if let Some(options) = &route.respond {
-        return answer("respond", options);
+        return answer("respond", options).map_or(Target::Nothing, Target::Answer);
     }
     if let Some(options) = &route.redirect {
-        return answer("redirect", options);
+        return answer("redirect", options).map_or(Target::Nothing, Target::Answer);
     }
     if let Some(split) = &route.split {
+        let read = split.sticky_by.iter().flat_map(Selector::captures);
+        captures::check(read, &route.matches.paths, &path.join("split").join("sticky_by"), faults);
         let at = (&path.join("split"), faults);
         let plan =
             releases::split(split, &route.name, service, names, (pipelines.world(), pipelines.live), at);
@@ -289,16 +319,29 @@ fn given(service: Option<&Service>, route: &config::Route, path: &Path, faults: 
     }
 }
 
-fn matches(mut written: Match, names: &Names<'_>, path: &Path, faults: &mut Faults<'_>) -> RouteMatch {
+fn matches(
+    mut written: Match,
+    is_fallback: bool,
+    names: &Names<'_>,
+    path: &Path,
+    faults: &mut Faults<'_>,
+) -> RouteMatch {
     let methods: Vec<Method> = written.methods.into_iter().map(Method::from).collect();
     let headers = written.headers.into_iter().map(|(name, value)| (name.into(), value));
     let listeners = written.listeners.map(|list| {
         let path = path.join("match").join("listeners");
+        // On no listener, it is for fallbacks alone.
+        if list.is_empty() && !is_fallback {
+            faults.add(&path, "at least one listener is needed; for all of them, take the key away");
+        }
         list.iter()
             .enumerate()
             .filter_map(|(at, name)| names.listener(name, &path.join(at), faults))
             .collect()
     });
+    for (at, why) in PathPattern::settle(&mut written.paths, &names.known.paths) {
+        faults.add(&path.join("match").join("paths").join(at), why);
+    }
     written.hosts.shrink_to_fit();
     written.paths.shrink_to_fit();
     RouteMatch {
@@ -333,7 +376,8 @@ fn check_facts(
 fn keys<'n>(route: &'n Unresolved, names: &'n Names<'_>) -> Vec<(String, &'n [Fact])> {
     let upstreams = route.target.upstreams().into_iter().filter_map(|id| names.keyed.get(&id));
     let mut keys: Vec<(String, &[Fact])> = upstreams
-        .map(|(name, needs)| (format!("`hash_on` of upstream `{name}`"), needs.as_slice()))
+        .filter(|keyed| !keyed.needs.is_empty())
+        .map(|keyed| (format!("`hash_on` of upstream `{}`", keyed.name), keyed.needs.as_slice()))
         .collect();
     if let Target::Split(plan) = &route.target
         && !plan.needs.is_empty()
@@ -351,8 +395,11 @@ impl Built {
         listeners: usize,
     ) -> Vec<Arc<Route>> {
         let ids = (0u32..).map(RouteId);
+        // Most routes have no filters of their own, and all of these share what requests look at each time.
+        let mut stacks: HashMap<[*const Pipeline; 2], Arc<[_]>> = HashMap::new();
         ids.zip(&self.routes)
             .map(|(id, route)| {
+                let pipelines = [&route.shared, &route.own].map(Arc::as_ptr);
                 let mut resolved = Route {
                     id: Some(id),
                     name: route.name.clone(),
@@ -369,6 +416,7 @@ impl Built {
                     bulkhead: route.bulkhead.clone(),
                     stacks: stacks.entry(pipelines).or_insert_with(|| unmade(listeners)).clone(),
                     series: Box::default(),
+                    diverted: FirstUse::default(),
                 };
                 resolved.series = unmade(listeners * resolved.branches());
                 Arc::new(resolved)
@@ -396,11 +444,8 @@ fn action(target: &Target, upstreams: &HashMap<UpstreamId, Arc<Upstream>>) -> Ac
 }
 
 /// What logs and metrics call the route of requests that have none; no route can be named so.
-        // Most routes have no filters of their own, and all of these share what requests look at each time.
-        let mut stacks: HashMap<[*const Pipeline; 2], Arc<[_]>> = HashMap::new();
 pub const UNROUTED: &str = "(none)";
 
-                let pipelines = [&route.shared, &route.own].map(Arc::as_ptr);
 /// The route of requests that no route matches.
 pub(super) fn unrouted(listeners: usize) -> Route {
     let none = Arc::new(Pipeline::default());
@@ -416,11 +461,11 @@ pub(super) fn unrouted(listeners: usize) -> Route {
         retries: None,
         hedge: None,
         priority: Priority::default(),
-                    diverted: FirstUse::default(),
         direct: true,
         bulkhead: None,
         stacks: unmade(listeners),
         series: unmade(listeners),
+        diverted: FirstUse::default(),
     }
 }
 
@@ -438,4 +483,3 @@ pub(super) fn shadow_warnings(matches: &[RouteMatch], routes: &[Arc<Route>], loa
     });
     Problems::located(warnings, &loaded.files)
 }
-        diverted: FirstUse::default(),

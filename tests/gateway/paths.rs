@@ -161,3 +161,84 @@ async fn the_origin_sees_the_path_that_was_matched() {
         assert_eq!(line, format!("GET {seen} HTTP/1.1"), "{sent}");
     }
 }
+
+#[tokio::test]
+async fn a_rewritten_path_keeps_what_the_rules_of_the_server_keep() {
+    let origin = Origin::echo().await;
+    for (rules, rewrite, sent, seen) in [
+        ("encoded_slash: keep", "{strip_prefix: /npm}", "/npm/@scope%2fpkg", Some("/@scope%2Fpkg")),
+        ("encoded_slash: keep", "{strip_prefix: \"/a%2fb\"}", "/a%2Fb/c", Some("/c")),
+        ("encoded_slash: keep", "{path: \"/p/${query.q}\"}", "/?q=a%2Fb", Some("/p/a%2Fb?q=a%2Fb")),
+        ("merge_slashes: false", "{add_prefix: /bucket}", "/a//b", Some("/bucket/a//b")),
+        ("merge_slashes: false", "{path: \"/p//${query.q}\"}", "/?q=1", Some("/p//1?q=1")),
+        // A value stays in its segment.
+        ("encoded_slash: decode", "{path: \"/p/${query.q}\"}", "/?q=a%2Fb", None),
+        ("encoded_slash: keep", "{path: \"/p/${query.q}\"}", "/?q=..", None),
+    ] {
+        let gateway = Gateway::start(&format!(
+            "server: {{paths: {{{rules}}}}}\n\
+             upstreams: [{{name: origin, backends: [{{address: \"{}\"}}]}}]\nroutes:\n\
+             - {{name: all, match: {{paths: [\"/*\"]}}, filters: [{{rewrite: {rewrite}}}], upstream: origin}}\n",
+            origin.address
+        ))
+        .await;
+        let answer = get(gateway.address(), sent).await;
+        match seen {
+            Some(seen) => {
+                let text = answer.text();
+                let line = text.lines().next().unwrap_or_default();
+                assert_eq!(line, format!("GET {seen} HTTP/1.1"), "{rules} {rewrite} {sent}");
+            }
+            None => assert_eq!(answer.status, 400, "{rules} {rewrite} {sent}: {answer:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_service_that_decides_is_asked_at_a_path_by_the_rules_of_the_server() {
+    let (service, origin) = (Origin::echo().await, Origin::echo().await);
+    for (rules, path, sent, asked) in [
+        ("encoded_slash: keep", "/authz${request.path}", "/npm/s%2fpkg", Some("/authz/npm/s%2Fpkg")),
+        ("encoded_slash: keep", "/authz/${query.q}", "/?q=a%2Fb", Some("/authz/a%2Fb")),
+        ("merge_slashes: false", "/authz${request.path}", "/a//b", Some("/authz/a//b")),
+        // A value stays in its segment.
+        ("encoded_slash: decode", "/authz/${query.q}", "/?q=a%2Fb", None),
+        ("encoded_slash: keep", "/authz/${query.q}", "/?q=..", None),
+    ] {
+        let gateway = Gateway::start(&format!(
+            "server: {{paths: {{{rules}}}}}\n\
+             upstreams:\n\
+             - {{name: origin, backends: [{{address: \"{}\"}}]}}\n\
+             - {{name: sso, backends: [{{address: \"{}\"}}]}}\n\
+             routes:\n\
+             - name: all\n  filters: [{{forward_auth: {{upstream: sso, path: \"{path}\"}}}}]\n  upstream: origin\n",
+            origin.address, service.address
+        ))
+        .await;
+        let before = service.heads().len();
+        let answer = get(gateway.address(), sent).await;
+        let lines: Vec<String> = service.heads().drain(before..).map(|head| head.line).collect();
+        let expected: Vec<String> = asked.iter().map(|asked| format!("GET {asked} HTTP/1.1")).collect();
+        assert_eq!(lines, expected, "{rules} {path} {sent}");
+        assert_eq!(answer.status, if asked.is_some() { 200 } else { 400 }, "{rules} {path} {sent}");
+    }
+}
+
+#[tokio::test]
+async fn patterns_follow_the_rules_of_the_server() {
+    for (rules, pattern, hit, miss) in [
+        ("merge_slashes: false", "/a//b", "/a//b", "/a/b"),
+        ("encoded_slash: keep", "/a%2fb", "/a%2Fb", "/a/b"),
+        ("encoded_slash: decode", "/a%2fb", "/a/b", "/a%252Fb"),
+    ] {
+        let gateway = Gateway::start(&format!(
+            "server: {{paths: {{{rules}}}}}\nroutes:\n- name: one\n  match: {{paths: [\"{pattern}\"]}}\n  \
+             filters: [{{respond: {{body: when}}, when: {{paths: [\"{pattern}\"], query: {{q: \"1\"}}}}}}]\n  \
+             respond: {{body: route}}\n"
+        ))
+        .await;
+        assert_eq!(get(gateway.address(), hit).await.text(), "route", "{rules} {hit}");
+        assert_eq!(get(gateway.address(), &format!("{hit}?q=1")).await.text(), "when", "{rules} {hit}");
+        assert_eq!(get(gateway.address(), miss).await.status, 404, "{rules} {miss}");
+    }
+}

@@ -29,6 +29,19 @@ impl Default for PathRules {
     }
 }
 
+impl PathRules {
+    /// These rules, for a path that values of requests were put into: none of them may lead to another place.
+    #[must_use]
+    pub fn of_values(self) -> Self {
+        // A value of `..` means another place, and one with a slash that counts is more than a segment.
+        let encoded_slash = match self.encoded_slash {
+            EncodedSlash::Decode => EncodedSlash::Reject,
+            kept_or_rejected => kept_or_rejected,
+        };
+        Self { encoded_slash, dot_segments: DotSegments::Reject, ..self }
+    }
+}
+
 /// What an escaped slash (`%2F`) or any backslash is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema, serde::Serialize)]
 #[serde(rename_all = "snake_case")]

@@ -8,7 +8,7 @@ use regex::Regex;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, de};
 
-use super::normalize::{NormalPath, PathRules, normalize};
+use super::normalize::{DotSegments, EncodedSlash, NormalPath, PathRules, normalize};
 
 /// A pattern of paths, normalised like the paths it is matched against.
 #[derive(Debug, Clone)]
@@ -53,13 +53,35 @@ impl Captures {
 const MAX_SEGMENTS: usize = 128;
 
 impl PathPattern {
-    /// Parses a pattern; the message says what is wrong and how to mend it.
+    /// Parses a pattern of paths that are normalised by the default rules; the message says what is wrong and how to
+    /// mend it.
     pub fn parse(text: &str) -> Result<Self, String> {
+        Self::parse_under(&PathRules::default(), text)
+    }
+
+    fn parse_under(rules: &PathRules, text: &str) -> Result<Self, String> {
         let kind = match text.strip_prefix('~') {
             Some(regex) => Kind::Regex(anchored(regex)?),
-            None => segments(text)?,
+            // No request has dot segments left, whether they are resolved or refused.
+            None => segments(text, &PathRules { dot_segments: DotSegments::Normalize, ..*rules })?,
         };
         Ok(Self { written: text.into(), kind })
+    }
+
+    /// Normalises patterns by the rules that paths are; the places of those that no path can match then, and why.
+    pub fn settle(patterns: &mut [Self], rules: &PathRules) -> Vec<(usize, String)> {
+        let mut wrong = Vec::new();
+        for (at, pattern) in patterns.iter_mut().enumerate() {
+            let depends = pattern.written.contains("//") || pattern.written.contains(['%', '\\']);
+            if !depends || pattern.regex().is_some() {
+                continue;
+            }
+            match Self::parse_under(rules, &pattern.written) {
+                Ok(settled) => *pattern = settled,
+                Err(why) => wrong.push((at, why)),
+            }
+        }
+        wrong
     }
 
     /// What the pattern captures of a path that it matches.
@@ -91,6 +113,21 @@ impl PathPattern {
             Kind::Regex(regex) => regex.captures_len() > 1,
             Kind::Segments { segments, .. } => {
                 segments.iter().any(|segment| matches!(segment, Segment::Parameter(_)))
+            }
+        }
+    }
+
+    /// The names under which it captures.
+    #[must_use]
+    pub fn names(&self) -> Vec<&str> {
+        match &self.kind {
+            Kind::Regex(regex) => regex.capture_names().flatten().collect(),
+            Kind::Segments { segments, .. } => {
+                let names = segments.iter().filter_map(|segment| match segment {
+                    Segment::Parameter(name) => Some(&**name),
+                    Segment::Literal(_) => None,
+                });
+                names.collect()
             }
         }
     }
@@ -155,22 +192,23 @@ fn named(regex: &Regex, found: &regex::Captures<'_>) -> Captures {
     Captures(values.collect())
 }
 
-fn segments(text: &str) -> Result<Kind, String> {
+fn segments(text: &str, rules: &PathRules) -> Result<Kind, String> {
     let Some(relative) = text.strip_prefix('/') else {
         return Err("a path pattern begins with `/`, or with `~` for a regular expression".to_owned());
     };
-    let (relative, rest) = match relative.strip_suffix('*') {
+    let decoded = slashes(relative, rules);
+    let (relative, rest) = match decoded.strip_suffix('*') {
         Some("") => return Ok(Kind::Segments { segments: Vec::new(), rest: true }),
         Some(before) => {
             (before.strip_suffix('/').ok_or("`*` stands for whole segments: write `/*` at the end")?, true)
         }
-        None => (relative, false),
+        None => (&*decoded, false),
     };
     let mut segments = Vec::with_capacity(relative.split('/').count());
     let mut written = relative.split('/').peekable();
     while let Some(segment) = written.next() {
         let last = written.peek().is_none() && !rest;
-        add_segment(&mut segments, segment, last)?;
+        add_segment(&mut segments, segment, last, rules)?;
     }
     if segments.len() > MAX_SEGMENTS {
         return Err(format!("a path pattern has at most {MAX_SEGMENTS} segments"));
@@ -179,14 +217,27 @@ fn segments(text: &str) -> Result<Kind, String> {
     Ok(Kind::Segments { segments, rest })
 }
 
-/// Adds a segment as requests are normalised: empty ones merged, dot segments resolved.
-fn add_segment(segments: &mut Vec<Segment>, written: &str, last: bool) -> Result<(), String> {
+/// The text with a slash for each escaped one and each backslash, where those are slashes: before it is taken apart.
+fn slashes<'a>(text: &'a str, rules: &PathRules) -> Cow<'a, str> {
+    if rules.encoded_slash != EncodedSlash::Decode || !text.contains(['%', '\\']) {
+        return text.into();
+    }
+    let spellings = ["%2f", "%2F", "%5c", "%5C", "\\"];
+    spellings.iter().fold(text.to_owned(), |text, slash| text.replace(slash, "/")).into()
+}
+
+/// Adds a segment as requests are normalised: empty ones merged if slashes are, dot segments resolved.
+fn add_segment(
+    segments: &mut Vec<Segment>,
+    written: &str,
+    last: bool,
+    rules: &PathRules,
+) -> Result<(), String> {
     if let Some(name) = parameter(written, segments)? {
         segments.push(Segment::Parameter(name.into()));
         return Ok(());
     }
-    let normal =
-        normalize(&format!("/{written}"), &PathRules::default()).map_err(|error| error.to_string())?;
+    let normal = normalize(&format!("/{written}"), rules).map_err(|error| error.to_string())?;
     let literal = normal.matched().strip_prefix('/').unwrap_or_default();
     if !literal.is_empty() {
         segments.push(Segment::Literal(literal.into()));
@@ -195,7 +246,7 @@ fn add_segment(segments: &mut Vec<Segment>, written: &str, last: bool) -> Result
     if decode_segment(written) == ".." {
         segments.pop();
     }
-    if last {
+    if last || (written.is_empty() && !rules.merge_slashes) {
         segments.push(Segment::Literal("".into()));
     }
     Ok(())
@@ -270,7 +321,9 @@ impl fmt::Display for PathPattern {
 impl<'de> Deserialize<'de> for PathPattern {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        Self::parse(&text).map_err(de::Error::custom)
+        // Whether there are escaped slashes is up to the rules of the document.
+        let rules = PathRules { encoded_slash: EncodedSlash::Keep, ..PathRules::default() };
+        Self::parse_under(&rules, &text).map_err(de::Error::custom)
     }
 }
 

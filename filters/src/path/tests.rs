@@ -257,10 +257,53 @@ fn empty_segments_count_where_slashes_are_not_merged() {
     let path = normalize("/a//b", &keep).unwrap();
     assert_eq!(path.segments().collect::<Vec<_>>(), ["a", "", "b"]);
     assert!(pattern("/a/*").matches(&path).is_some());
-    // A parameter is one whole segment and never empty; patterns merge their slashes.
+    // A parameter is one whole segment and never empty; these patterns merge their slashes.
     for text in ["/a/{x}/b", "/a/b", "/a//b"] {
         assert!(pattern(text).matches(&path).is_none(), "{text}");
     }
+}
+
+/// A pattern as a document has it, where paths are normalised by these rules.
+fn settled(text: &str, rules: &PathRules) -> Result<PathPattern, String> {
+    let pattern = serde_json::from_value::<PathPattern>(text.into()).map_err(|error| error.to_string())?;
+    let mut patterns = [pattern];
+    let wrong = PathPattern::settle(&mut patterns, rules);
+    let [pattern] = patterns;
+    wrong.into_iter().next().map_or(Ok(pattern), |(_, why)| Err(why))
+}
+
+#[test]
+fn patterns_are_normalised_by_the_rules_that_paths_are() {
+    let apart = PathRules { merge_slashes: false, ..PathRules::default() };
+    let (keep, decode) = (rules(EncodedSlash::Keep), rules(EncodedSlash::Decode));
+    for (rules, text, path, expected) in [
+        (&apart, "/a//b", "/a//b", true),
+        (&apart, "/a//b", "/a/b", false),
+        (&apart, "/a/b", "/a//b", false),
+        (&apart, "//", "//", true),
+        (&apart, "//", "/", false),
+        (&apart, "/a//*", "/a//b", true),
+        (&apart, "/a/.//b", "/a//b", true),
+        (&apart, "/a//../b", "/a/b", true),
+        (&keep, "/a%2fb", "/a%2Fb", true),
+        (&keep, "/a%2fb", "/a/b", false),
+        (&keep, "/a\\b", "/a%5cb", true),
+        (&decode, "/a%2fb", "/a/b", true),
+        (&decode, "/a%5Cb\\c", "/a%2fb/c", true),
+        (&PathRules::default(), "/a//b", "/a/b", true),
+    ] {
+        let pattern = settled(text, rules).unwrap_or_else(|why| panic!("{text}: {why}"));
+        assert_eq!(pattern.matches(&normalize(path, rules).unwrap()).is_some(), expected, "{text} {path}");
+    }
+    let told = settled("/a%2fb", &PathRules::default()).expect_err("no path is like that");
+    assert!(told.contains("escaped slash"), "{told}");
+}
+
+#[test]
+fn a_pattern_tells_the_names_of_its_captures() {
+    assert_eq!(pattern("/u/{id}/x/{part}/*").names(), ["id", "part"]);
+    assert_eq!(pattern("~^/v(?<major>[0-9]+)/([a-z]+)").names(), ["major"]);
+    assert!(pattern("/u/*").names().is_empty());
 }
 
 #[test]
@@ -321,6 +364,13 @@ proptest! {
             let legal = |byte: u8| byte.is_ascii_graphic() && !b"\\\"<>[]^`{|}#?".contains(&byte);
             prop_assert_eq!(path.wire().bytes().find(|&byte| !legal(byte)), None);
             prop_assert!(!rules.merge_slashes || !path.wire().contains("//") && !path.matched().contains("//"));
+        }
+    }
+
+    #[test]
+    fn a_path_matches_the_pattern_that_is_spelt_like_it(path in hostile_path(), rules in any_rules()) {
+        if let (Ok(normal), Ok(pattern)) = (normalize(&path, &rules), settled(&path, &rules)) {
+            prop_assert!(pattern.matches(&normal).is_some(), "{}", path);
         }
     }
 

@@ -63,9 +63,7 @@ impl Filter for Concurrency {
     type Options = Options;
 
     fn build(options: Options, build: &mut Build<'_>) -> Result<Phases, BuildError> {
-        for fact in options.per.needs() {
-            build.needs(fact);
-        }
+        build.selects(&options.per);
         let filter = Self {
             of_callers: tells_callers_apart(&options.per),
             per: options.per,

@@ -79,7 +79,10 @@ impl Filter for Headers {
     const NAME: &'static str = "headers";
     type Options = Options;
 
-    fn build(options: Options, _: &mut Build<'_>) -> Result<Phases, BuildError> {
+    fn build(options: Options, build: &mut Build<'_>) -> Result<Phases, BuildError> {
+        for changes in [&options.request, &options.response] {
+            changes.set.values().chain(changes.add.values()).for_each(|value| build.fills_in(value));
+        }
         let request = Edits::new("request", options.request)?;
         let response = Edits::new("response", options.response)?;
         if request.sets(&header::HOST) {

@@ -48,7 +48,7 @@ impl Filter for Redirect {
     const DECIDES: bool = true;
     type Options = Options;
 
-    fn build(options: Options, _: &mut Build<'_>) -> Result<Phases, BuildError> {
+    fn build(options: Options, build: &mut Build<'_>) -> Result<Phases, BuildError> {
         if ![301, 302, 303, 307, 308].contains(&options.status) {
             return Err(BuildError::at("status", "expected 301, 302, 303, 307 or 308"));
         }
@@ -59,6 +59,7 @@ impl Filter for Redirect {
                 "expected a URL or a path, such as `https://${request.host}/new`",
             ));
         }
+        build.fills_in(&options.to);
         Ok(Phases::new().on_request(Arc::new(Self(options))))
     }
 }

@@ -54,10 +54,12 @@ impl Filter for Respond {
     const DECIDES: bool = true;
     type Options = Options;
 
-    fn build(options: Options, _: &mut Build<'_>) -> Result<Phases, BuildError> {
+    fn build(options: Options, build: &mut Build<'_>) -> Result<Phases, BuildError> {
         if !(200..=599).contains(&options.status) {
             return Err(BuildError::at("status", "expected a status from 200 to 599"));
         }
+        build.fills_in(&options.body);
+        options.headers.values().for_each(|value| build.fills_in(value));
         let headers: Vec<(HeaderName, Template)> =
             options.headers.into_iter().map(|(name, value)| (name.into(), value)).collect();
         for (name, value) in &headers {

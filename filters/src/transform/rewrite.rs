@@ -4,6 +4,8 @@
 //! - rewrite: {strip_prefix: /api}
 //! - rewrite: {path: "/v2/users/${path.id}"}
 //! ```
+//!
+//! A second one goes on from what the first one made.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -16,10 +18,14 @@ use serde::Deserialize;
 use crate::context::{Context, Verdict};
 use crate::filter::{Build, BuildError, Filter};
 use crate::outcome::{FilterError, Outcome};
-use crate::path::{DotSegments, PathRules, normalize};
+use crate::path::{DotSegments, EncodedSlash, NormalPath, PathError, PathRules, normalize};
 use crate::phase::{OnRequest, Phases};
 use crate::problem::{INVALID_PATH, Problem};
 use crate::template::{Escape, Template};
+
+/// For what was normalised before, by the rules of the server: it stays as it is, and means nothing else.
+const NORMAL: PathRules =
+    PathRules { encoded_slash: EncodedSlash::Keep, dot_segments: DotSegments::Reject, merge_slashes: false };
 
 /// A new path, or changes of its beginning; the query stays.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
@@ -38,13 +44,15 @@ pub struct Rewrite {
     strip: String,
     add: String,
     path: Option<Template>,
+    /// How what `path` gives is normalised.
+    rules: PathRules,
 }
 
 impl Filter for Rewrite {
     const NAME: &'static str = "rewrite";
     type Options = Options;
 
-    fn build(options: Options, _: &mut Build<'_>) -> Result<Phases, BuildError> {
+    fn build(options: Options, build: &mut Build<'_>) -> Result<Phases, BuildError> {
         let prefixes = options.strip_prefix.is_some() || options.add_prefix.is_some();
         match &options.path {
             Some(_) if prefixes => {
@@ -60,29 +68,39 @@ impl Filter for Rewrite {
             }
             _ => {}
         }
+        options.path.iter().for_each(|path| build.fills_in(path));
+        let rules = build.path_rules();
         let filter = Self {
-            strip: prefix("strip_prefix", options.strip_prefix)?,
-            add: prefix("add_prefix", options.add_prefix)?,
+            strip: prefix("strip_prefix", options.strip_prefix, &rules)?,
+            add: prefix("add_prefix", options.add_prefix, &rules)?,
             path: options.path,
+            rules: rules.of_values(),
         };
         Ok(Phases::new().on_request(Arc::new(filter)))
     }
 }
 
 /// A normalised prefix without its last slash; empty when none was written.
-fn prefix(option: &str, written: Option<String>) -> Result<String, BuildError> {
+fn prefix(option: &str, written: Option<String>, rules: &PathRules) -> Result<String, BuildError> {
     let Some(written) = written else { return Ok(String::new()) };
-    let normal = normalize(&written, &PathRules::default())
+    let rules = PathRules { dot_segments: DotSegments::Normalize, ..*rules };
+    let normal = normalize(&written, &rules)
         .map_err(|error| BuildError::at(option, format!("expected a path such as `/api`: {error}")))?;
     Ok(normal.wire().trim_end_matches('/').to_owned())
 }
 
 impl Rewrite {
-    fn rewritten<'a>(&self, request: &'a RequestHeader, ctx: &Context) -> Cow<'a, str> {
-        if let Some(template) = &self.path {
-            return template.render(request, ctx, Escape::Url).into();
+    /// The new path in place of this one.
+    fn rewritten(&self, path: &str, request: &RequestHeader, ctx: &Context) -> Result<NormalPath, PathError> {
+        match &self.path {
+            Some(template) => normalize(&template.render(request, ctx, Escape::Url), &self.rules),
+            // What was put together may mean something else than its parts did.
+            None => normalize(&self.moved(path), &NORMAL),
         }
-        let path = request.uri.path();
+    }
+
+    /// The path with its other beginning.
+    fn moved<'a>(&self, path: &'a str) -> Cow<'a, str> {
         // Compared and cut in one and the same form, so that lengths agree.
         let rest = path.strip_prefix(&*self.strip).filter(|rest| rest.is_empty() || rest.starts_with('/'));
         let rest = rest.unwrap_or(path);
@@ -101,17 +119,18 @@ impl OnRequest for Rewrite {
         request: &mut RequestHeader,
         ctx: &mut Context,
     ) -> Result<Outcome, FilterError> {
+        let (path, query) = match ctx.policies.upstream_path.as_deref() {
+            Some(made) => made.split_once('?').map_or((made, None), |(path, query)| (path, Some(query))),
+            None => (request.uri.path(), request.uri.query()),
+        };
         // RFC 9112 s3.2.4: this asks about the server, and is no path.
-        if request.uri.path() == "*" {
+        if path == "*" {
             return Ok(Outcome::Continue);
         }
-        let path = self.rewritten(request, ctx);
-        // What was put together may mean something else than its parts did, and a value of `..` another place.
-        let rules = PathRules { dot_segments: DotSegments::Reject, ..PathRules::default() };
-        let Ok(normal) = normalize(&path, &rules) else {
+        let Ok(normal) = self.rewritten(path, request, ctx) else {
             return Ok(Problem::new(&INVALID_PATH).detail("the rewritten path is not valid").into());
         };
-        let target = match request.uri.query() {
+        let target = match query {
             Some(query) => format!("{}?{query}", normal.wire()),
             None => normal.wire().to_owned(),
         };
@@ -151,6 +170,22 @@ mod tests {
             rewritten("- rewrite: {strip_prefix: /api, add_prefix: /v2/}", "/api/x").await.as_deref(),
             Some("/v2/x")
         );
+    }
+
+    #[tokio::test]
+    async fn a_second_rewrite_goes_on_from_the_first() {
+        let strip = "- rewrite: {strip_prefix: /api}\n";
+        for (second, target, expected) in [
+            ("{add_prefix: /v1}", "/api/users?x=1", "/v1/users?x=1"),
+            ("{strip_prefix: /users}", "/api/users/7?", "/7?"),
+            ("{strip_prefix: /api}", "/api/api/x", "/x"),
+            ("{path: '/u/${query.id}'}", "/api/users?id=7", "/u/7?id=7"),
+        ] {
+            let filters = format!("{strip}- rewrite: {second}");
+            assert_eq!(rewritten(&filters, target).await.as_deref(), Some(expected), "{second} {target}");
+        }
+        let after_a_path = "- rewrite: {path: '/u/${query.id}'}\n- rewrite: {add_prefix: /v1}";
+        assert_eq!(rewritten(after_a_path, "/x?id=7").await.as_deref(), Some("/v1/u/7?id=7"));
     }
 
     #[tokio::test]

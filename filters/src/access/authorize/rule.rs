@@ -149,7 +149,7 @@ fn rule(spec: RuleSpec, place: String, path: &Path) -> Result<Rule, BuildError> 
     let name = spec.name.as_ref().map_or(place, Name::to_string);
     let methods = spec.methods.map(|names| names.into_iter().map(Method::from).collect());
     let (consumers, groups, claims, clients) = (spec.consumers, spec.groups, spec.claims, spec.clients);
-    let caller = CallerConditions { consumers, groups, claims, clients };
+    let caller = CallerConditions { consumers, groups, plans: None, claims, clients };
     Ok(Rule { name: name.into(), methods, caller, scopes, cel: spec.cel })
 }
 

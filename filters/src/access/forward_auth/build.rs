@@ -22,6 +22,7 @@ const ALL: [About; 5] = [About::Method, About::Proto, About::Host, About::Uri, A
 /// The phases of a filter with these options.
 pub(super) fn phases(options: Options, build: &mut Build<'_>) -> Result<Phases, BuildError> {
     let (to, host) = place(&options, build)?;
+    options.path.iter().for_each(|path| build.fills_in(path));
     let target = target(&options)?;
     let method = method(&options)?;
     if options.format == Format::Opa && options.about.is_some() {
@@ -43,6 +44,7 @@ pub(super) fn phases(options: Options, build: &mut Build<'_>) -> Result<Phases, 
         to,
         host,
         target,
+        rules: build.path_rules().of_values(),
         method,
         format: options.format,
         about: options.about.unwrap_or_else(|| ALL.to_vec()),

@@ -58,7 +58,7 @@ use crate::context::{Context, Slot, Verdict};
 use crate::filter::{Build, BuildError, Filter};
 use crate::identity::remove_cookie;
 use crate::outcome::{FilterError, Outcome};
-use crate::path::{DotSegments, PathRules, normalize};
+use crate::path::{PathRules, normalize};
 use crate::phase::{OnRequest, OnRequestBody, OnResponse, OnUpstreamRequest, Phases};
 use crate::problem::{INVALID_PATH, Problem};
 use crate::template::{Escape, Template};
@@ -70,6 +70,8 @@ pub struct ForwardAuth {
     to: Option<UpstreamId>,
     host: Option<HeaderValue>,
     target: Target,
+    /// How a path that is put together is normalised.
+    rules: PathRules,
     method: Method,
     format: Format,
     about: Vec<About>,
@@ -133,8 +135,7 @@ impl ForwardAuth {
         let made = template.render(request, ctx, Escape::Url);
         let (path, query) = made.split_once('?').map_or((&*made, None), |(path, query)| (path, Some(query)));
         // What was put together may mean something else than its parts did, and a client's `..` another question.
-        let rules = PathRules { dot_segments: DotSegments::Reject, ..PathRules::default() };
-        let path = normalize(path, &rules).ok()?;
+        let path = normalize(path, &self.rules).ok()?;
         let target = match query {
             Some(query) => format!("{}?{query}", path.wire()),
             None => path.wire().to_owned(),

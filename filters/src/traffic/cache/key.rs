@@ -10,7 +10,7 @@ use super::Options;
 use super::options::QueryOptions;
 use crate::caching::{Counted, url};
 use crate::context::Context;
-use crate::filter::{BuildError, Fact};
+use crate::filter::BuildError;
 use crate::selector::{Part, Selector, write_part};
 
 /// What the names of fields begin with that are no part of the URL, but that applications take for one. Where a
@@ -70,12 +70,13 @@ impl Keys {
         Ok(Self { parts: options.key.parts.clone(), per, query: Counted { only, except, sort } })
     }
 
-    pub(super) fn needs(&self) -> Vec<Fact> {
+    /// What keys are made of beside the URL and the route.
+    pub(super) fn selectors(&self) -> impl Iterator<Item = &Selector> {
         let selected = match &self.per {
             Per::Selected(selector) => Some(selector),
             Per::Caller | Per::Nobody => None,
         };
-        self.parts.iter().chain(selected).flat_map(Selector::needs).collect()
+        self.parts.iter().chain(selected)
     }
 
     /// Whether callers are told apart by all that is known of them.

@@ -41,6 +41,7 @@ use crate::context::{Context, Verdict};
 use crate::filter::{Build, BuildError, Filter};
 use crate::outcome::{FilterError, Outcome};
 use crate::phase::{Completed, OnFinish, OnRequest, OnResponse, Phases};
+use crate::tree::Path;
 use crate::when::When;
 
 /// Fields by which clients ask for another method than that of the request: frameworks obey them.
@@ -66,10 +67,9 @@ impl Filter for Cache {
     fn build(options: Options, build: &mut Build<'_>) -> Result<Phases, BuildError> {
         let methods = options.methods()?;
         let keys = Keys::new(&options)?;
-        for fact in keys.needs() {
-            build.needs(fact);
-        }
-        let bypass: Vec<When> = options.bypass.iter().cloned().map(When::new).collect();
+        keys.selectors().for_each(|selector| build.selects(selector));
+        options.tags.iter().for_each(|tag| build.fills_in(tag));
+        let bypass = bypass(&options, build)?;
         for fact in bypass.iter().filter_map(When::needs) {
             build.needs(fact);
         }
@@ -86,6 +86,20 @@ impl Filter for Cache {
         });
         Ok(Phases::new().on_request(filter.clone()).on_response(filter.clone()).on_finish(filter))
     }
+}
+
+/// When the cache is passed by.
+fn bypass(options: &Options, build: &Build<'_>) -> Result<Vec<When>, BuildError> {
+    let mut written = options.bypass.clone();
+    for (at, when) in written.iter_mut().enumerate() {
+        if let Some(error) = when.settle(&build.path_rules(), build.plans()).into_iter().next() {
+            return Err(BuildError {
+                path: Path::new().join("bypass").join(at).concat(&error.path),
+                ..error
+            });
+        }
+    }
+    Ok(written.into_iter().map(When::new).collect())
 }
 
 #[async_trait]

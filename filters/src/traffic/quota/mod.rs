@@ -105,9 +105,7 @@ impl Filter for Quota {
     type Options = Options;
 
     fn build(options: Options, build: &mut Build<'_>) -> Result<Phases, BuildError> {
-        for fact in options.per.needs() {
-            build.needs(fact);
-        }
+        build.selects(&options.per);
         let ledger = build.ledger("store", options.store.as_ref().map(Name::as_str))?;
         let name = build.instance().clone();
         let rule = Rule::new(&Written {

@@ -207,9 +207,7 @@ impl Filter for RateLimit {
         let (lease, store) = (options.lease, options.store.clone());
         let ledger = build.ledger("store", options.store.as_ref().map(Name::as_str))?;
         let rules = rule::rules(options, build.instance())?;
-        for fact in rules.iter().flat_map(Rule::needs) {
-            build.needs(fact);
-        }
+        rules.iter().for_each(|rule| build.selects(rule.per()));
         if let Some(size) = lease
             && rules.iter().any(|rule| rule.burst() < size.get() || rule.cost() > size.get())
         {

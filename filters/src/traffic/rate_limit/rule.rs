@@ -8,7 +8,7 @@ use pingora_http::RequestHeader;
 
 use super::{LimitRule, Options};
 use crate::context::Context;
-use crate::filter::{BuildError, Fact};
+use crate::filter::BuildError;
 use crate::limits::Policy;
 use crate::selector::Selector;
 use crate::tree::Path;
@@ -35,9 +35,9 @@ pub(crate) struct Rule {
 }
 
 impl Rule {
-    /// The facts that must hold before its key is made.
-    pub(super) fn needs(&self) -> Vec<Fact> {
-        self.per.needs()
+    /// What its key is made of.
+    pub(super) fn per(&self) -> &Selector {
+        &self.per
     }
 
     /// Units of a whole budget.

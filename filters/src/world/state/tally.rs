@@ -73,7 +73,7 @@ impl<'a> Tally<'a> {
             slots.into_iter().map(|(number, used)| Slot { number, used, unsaved: 0 }).collect();
         slots.sort_unstable_by_key(|slot| slot.number);
         let newest = slots.pop().unwrap_or_default();
-        let used = Used { newest, older: slots, ends: 0, listed: false };
+        let used = Used { newest, older: slots, ..Used::default() };
         self.balance = used.balance(self);
     }
 }
@@ -97,6 +97,8 @@ pub(super) struct Used {
     newest: Slot,
     /// Earlier slots that still count, the oldest first.
     older: Vec<Slot>,
+    /// What a file still has of slots that were given up, and is to lose.
+    given_up: Box<[Slot]>,
     /// When nothing of it counts any longer, in Unix seconds.
     pub(super) ends: u64,
     /// Whether it is among those that are to be saved.
@@ -131,10 +133,7 @@ impl Used {
         // Not only in a new slot: what was learnt may be of one that is over.
         self.older.retain(|slot| window.counts(slot.number));
         if self.newest.number > window.slot + 1 {
-            let used = self.sum();
-            self.older.clear();
-            self.newest =
-                Slot { number: window.slot, used, unsaved: i64::try_from(used).unwrap_or(i64::MAX) };
+            self.set_back(window.slot);
         }
         if self.newest.number < window.slot {
             let next = Slot { number: window.slot, used: 0, unsaved: 0 };
@@ -145,16 +144,33 @@ impl Used {
         self.ends = seconds_up(window.end_of(self.newest.number));
     }
 
+    /// Gives all slots up for this one. What a file has of them is no more: each of them would count once again.
+    fn set_back(&mut self, number: u64) {
+        let mut now = Slot { number, used: self.sum(), unsaved: 0 };
+        now.unsaved = signed(now.used);
+        let mut given_up = std::mem::take(&mut self.given_up).into_vec();
+        for slot in self.older.drain(..).chain([self.newest]) {
+            let saved = signed(slot.used).saturating_sub(slot.unsaved);
+            if slot.number == number {
+                now.unsaved = now.unsaved.saturating_sub(saved);
+            } else if saved > 0 {
+                given_up.push(Slot { number: slot.number, used: 0, unsaved: -saved });
+            }
+        }
+        self.given_up = given_up.into();
+        self.newest = now;
+    }
+
     /// Uses units in the slot of now; the slot they were used in.
     pub(super) fn add(&mut self, cost: u64) -> u64 {
-        self.newest.change(i64::try_from(cost).unwrap_or(i64::MAX));
+        self.newest.change(signed(cost));
         self.newest.number
     }
 
     /// Gives units back that were used in a slot, if it still counts.
     pub(super) fn give_back(&mut self, number: u64, cost: u64) -> bool {
         let Some(slot) = self.slots_mut().find(|slot| slot.number == number) else { return false };
-        slot.change(-i64::try_from(cost.min(slot.used)).unwrap_or(i64::MAX));
+        slot.change(-signed(cost.min(slot.used)));
         true
     }
 
@@ -183,6 +199,9 @@ impl Used {
     pub(super) fn take_unsaved(&mut self, id: [u64; 2], rows: &mut Vec<TallyRow>) {
         self.listed = false;
         let ends = self.ends;
+        // First: the clock may be there by now, and what is used there since comes on top.
+        let given_up = std::mem::take(&mut self.given_up);
+        rows.extend(given_up.iter().map(|slot| TallyRow { id, slot: slot.number, used: slot.unsaved, ends }));
         for slot in self.slots_mut().filter(|slot| slot.unsaved != 0) {
             let used = std::mem::take(&mut slot.unsaved);
             rows.push(TallyRow { id, slot: slot.number, used, ends });
@@ -191,9 +210,17 @@ impl Used {
 
     /// Puts back what could not be saved.
     pub(super) fn unsave(&mut self, row: &TallyRow) -> bool {
-        let Some(slot) = self.slots_mut().find(|slot| slot.number == row.slot) else { return false };
-        slot.unsaved = slot.unsaved.saturating_add(row.used);
-        true
+        if let Some(slot) = self.slots_mut().find(|slot| slot.number == row.slot) {
+            slot.unsaved = slot.unsaved.saturating_add(row.used);
+            return true;
+        }
+        // Of a slot that was given up; others count no longer.
+        if row.used < 0 {
+            let mut given_up = std::mem::take(&mut self.given_up).into_vec();
+            given_up.push(Slot { number: row.slot, used: 0, unsaved: row.used });
+            self.given_up = given_up.into();
+        }
+        row.used < 0
     }
 
     /// Takes over what is known of a slot elsewhere; what was used here and is not known there yet comes on top.
@@ -204,6 +231,10 @@ impl Used {
             return;
         }
         let slot = Slot { number: row.slot, used: total(0), unsaved: 0 };
+        // Such as one that was given up.
+        if slot.used == 0 {
+            return;
+        }
         if row.slot > self.newest.number {
             let newest = std::mem::replace(&mut self.newest, slot);
             self.older.extend((newest.used > 0).then_some(newest));
@@ -217,12 +248,7 @@ impl Used {
     /// All that counts, for another process.
     pub(super) fn rows(&self, id: [u64; 2]) -> impl Iterator<Item = TallyRow> {
         let used = self.slots().filter(|slot| slot.used > 0);
-        used.map(move |slot| TallyRow {
-            id,
-            slot: slot.number,
-            used: i64::try_from(slot.used).unwrap_or(i64::MAX),
-            ends: self.ends,
-        })
+        used.map(move |slot| TallyRow { id, slot: slot.number, used: signed(slot.used), ends: self.ends })
     }
 }
 
@@ -231,6 +257,10 @@ impl Slot {
         self.used = self.used.saturating_add_signed(by);
         self.unsaved = self.unsaved.saturating_add(by);
     }
+}
+
+fn signed(units: u64) -> i64 {
+    i64::try_from(units).unwrap_or(i64::MAX)
 }
 
 fn seconds_up(time: Duration) -> u64 {
