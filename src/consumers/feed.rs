@@ -2,13 +2,15 @@
 
 use std::fs::File;
 use std::hash::BuildHasher;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use foldhash::quality::RandomState;
+use memchr::memchr;
+use memchr::memmem::Finder;
 use tollhouse_filters::identity::consumers::{Clash, Clerk, Index, Layout, Record};
 use tollhouse_filters::tree::Path;
 
@@ -72,6 +74,8 @@ pub(super) struct Feed {
     stamp: Option<Stamp>,
     /// A file with this stamp is as it was.
     is_sure: bool,
+    /// Consumers that requests go by as lines say that were not taken yet; by the hashes of their names.
+    ahead: HashSet<u64>,
 }
 
 /// How urgent a look at the file is.
@@ -118,8 +122,8 @@ enum Said {
 impl Feed {
     pub(super) fn new(path: PathBuf) -> Self {
         let shown = path.display().to_string();
-        let (hasher, picture) = (RandomState::default(), Picture::default());
-        Self { path, shown, hasher, picture, length: 0, stamp: None, is_sure: false }
+        let (hasher, picture, ahead) = (RandomState::default(), Picture::default(), HashSet::default());
+        Self { path, shown, hasher, picture, length: 0, stamp: None, is_sure: false, ahead }
     }
 
     /// Looks at the file, and makes what it says of the consumers that there are. Only what is given out as
@@ -130,7 +134,7 @@ impl Feed {
         let stamp = Stamp::of(&about);
         let age = about.modified().ok().and_then(|at| SystemTime::now().duration_since(at).ok());
         let is_whole = stamp.size == self.length;
-        if self.is_sure && self.stamp == Some(stamp) && is_whole {
+        if self.is_sure && self.stamp == Some(stamp) && is_whole && self.ahead.is_empty() {
             return Ok(Seen::Same);
         }
         let is_same_file = self.stamp.is_some_and(|seen| seen.is_same_file(&stamp));
@@ -155,7 +159,9 @@ impl Feed {
             return Ok(Seen::Unsettled);
         }
         let changed = reading.whole(&mut file, stamp.size)?;
-        self.take(index, changed, stamp, is_sure).map(Seen::Whole)
+        let next = self.take(index, changed, stamp, is_sure)?;
+        self.ahead.clear();
+        Ok(Seen::Whole(next))
     }
 
     /// How long more of the file may be still to come, if that is so.
@@ -196,17 +202,48 @@ impl Feed {
         }
     }
 
-    /// The last line about a consumer, if it is still where it was.
-    pub(super) fn line_of(&self, index: &Index, name: &str) -> io::Result<Option<Vec<u8>>> {
-        let hash = index.hash_of(name);
-        let Some((at, line)) =
-            last_lines(&[self.picture.lines()], &HashSet::from_iter([hash])).get(&hash).copied()
-        else {
-            return Ok(None);
-        };
+    /// The last line about a consumer, whether it was taken yet or came since; none if the one that was taken is no
+    /// more where it was. Of what came since, lines with something wrong are passed over.
+    pub(super) fn newest(&self, index: &Index, layout: &Layout, name: &str) -> io::Result<Option<Vec<u8>>> {
+        let (lines, hash) = (self.picture.lines(), index.hash_of(name));
+        let found = last_lines(&[lines], &HashSet::from_iter([hash])).get(&hash).copied();
+        let (Some((at, line)), Some(last)) = (found, lines.last()) else { return Ok(None) };
         let mut file = File::open(&self.path)?;
-        let text = read_line(&mut file, length(&self.picture.lines()[..at]), line.length)?;
-        Ok((self.hasher.hash_one(&*text) == line.hash).then_some(text))
+        let own = length(&lines[..at]);
+        let Some(mut newest) = self.still(&mut file, own, line)? else { return Ok(None) };
+        let begin = self.length - u64::from(last.length);
+        let begin = match self.still(&mut file, begin, *last)? {
+            Some(last) if last.ends_with(b"\n") => self.length,
+            // Without its line break, it may have gone on since.
+            Some(_) => begin,
+            // Lines behind its own were changed in their places.
+            None => own + u64::from(line.length),
+        };
+        file.seek(SeekFrom::Start(begin))?;
+        let finder = Finder::new(name);
+        // Reading each of a million would take long. With escapes, JSON writes a name in many ways.
+        let may_be = |line: &[u8]| finder.find(line).is_some() || memchr(b'\\', line).is_some();
+        for line in BufReader::new(file).split(b'\n') {
+            let line = line?;
+            if may_be(&line) && is_about(&line, name, index, layout) {
+                newest = line;
+            }
+        }
+        Ok(Some(newest))
+    }
+
+    /// Notes that requests go by a line about a consumer that was not taken yet; by the hash of its name.
+    pub(super) fn run_ahead(&mut self, name: u64) {
+        self.ahead.insert(name);
+    }
+
+    /// A line, if it is still where it was.
+    fn still(&self, file: &mut File, offset: u64, line: Line) -> io::Result<Option<Vec<u8>>> {
+        match read_line(file, offset, line.length) {
+            Ok(text) => Ok((self.hasher.hash_one(&*text) == line.hash).then_some(text)),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     fn open(&self) -> Result<File, Problems> {
@@ -233,9 +270,8 @@ impl Feed {
     /// Whether the last line seen before is still there, with its end.
     fn ends_as_before(&self, file: &mut File) -> bool {
         let Some(last) = self.picture.lines().last() else { return true };
-        let offset = self.length - u64::from(last.length);
-        let line = read_line(file, offset, last.length);
-        line.is_ok_and(|line| line.ends_with(b"\n") && self.hasher.hash_one(&*line) == last.hash)
+        let line = self.still(file, self.length - u64::from(last.length), *last);
+        line.is_ok_and(|line| line.is_some_and(|line| line.ends_with(b"\n")))
     }
 
     fn clashes(&self, index: &Index, clashes: &[Clash]) -> Problems {
@@ -249,6 +285,18 @@ impl Feed {
             self.problem(line(&clash.record), 1, &clash.path, format!("{other} {}", clash.what))
         });
         self.problems(list.collect())
+    }
+}
+
+/// Whether a line is about this consumer, with nothing wrong with it.
+fn is_about(line: &[u8], name: &str, index: &Index, layout: &Layout) -> bool {
+    match entry::read(line) {
+        Ok(Some(Entry::Gone(gone))) => gone.as_str() == name,
+        Ok(Some(Entry::Consumer(spec))) if spec.name.as_str() == name => {
+            let (record, errors) = Clerk::new(layout).record(*spec);
+            errors.is_empty() && index.changed([], &[record]).is_ok()
+        }
+        Ok(_) | Err(_) => false,
     }
 }
 
@@ -324,7 +372,8 @@ impl<'a> Reading<'a> {
             said.push(what);
         }
         let named = old_middle.iter().chain(&update.lines).map(|line| line.name);
-        let names: HashSet<u64> = named.filter(|name| *name != NOBODY).collect();
+        let named = named.filter(|name| *name != NOBODY).chain(feed.ahead.iter().copied());
+        let names: HashSet<u64> = named.collect();
         let parts = [&lines[..update.of.start], &update.lines, &lines[update.of.end..]];
         let change = self.changed(file, &names, &parts, said).map_err(unreadable)?;
         self.done((change, update))
@@ -346,13 +395,14 @@ impl<'a> Reading<'a> {
         let mut there: Vec<(usize, Line)> = new.into_values().collect();
         there.sort_unstable_by_key(|(at, _)| *at);
         for (at, line) in there {
-            if old.get(&line.name).is_some_and(|(_, before)| before.hash == line.hash) {
+            let is_as_before = old.get(&line.name).is_some_and(|(_, before)| before.hash == line.hash);
+            if is_as_before && !self.feed.ahead.contains(&line.name) {
                 continue;
             }
             let read = at.checked_sub(parts[0].len()).and_then(|at| said.get(at).cloned().flatten());
             let what = match read {
                 Some(what) => Some(what),
-                // A line from before that counts again.
+                // A line from before that counts again, or still.
                 None => {
                     let text =
                         read_line(file, length(parts.iter().copied().flatten().take(at)), line.length)?;

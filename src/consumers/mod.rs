@@ -67,6 +67,8 @@ pub enum Looked {
         problems: Problems,
         /// It was refused for the very same before.
         again: bool,
+        /// It could not be read at all, which may be over soon, and nobody tells.
+        unread: bool,
     },
 }
 
@@ -154,7 +156,11 @@ impl Roster {
         match seen {
             Ok(Seen::Busy) => Looked::Busy,
             Ok(Seen::Unsettled) => Looked::Unsettled,
-            Ok(Seen::Same) => Looked::Same,
+            Ok(Seen::Same) => {
+                // It can be read again.
+                source.refused.lock().take_if(|problems| is_unread(problems));
+                Looked::Same
+            }
             Ok(seen) => {
                 let partly = matches!(seen, Seen::Partly(_));
                 if !partly {
@@ -174,10 +180,16 @@ impl Roster {
                 if !again {
                     source.refusals.fetch_add(1, Relaxed);
                 }
-                Looked::Refused { problems, again }
+                let unread = is_unread(&problems);
+                Looked::Refused { problems, again, unread }
             }
         }
     }
+}
+
+/// Whether no line is to blame.
+fn is_unread(problems: &Problems) -> bool {
+    problems.list.iter().all(|problem| problem.place.line == 0)
 }
 
 impl Source {

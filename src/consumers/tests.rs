@@ -148,9 +148,26 @@ fn a_file_that_is_not_there_is_a_problem() {
     let folder = tempfile::tempdir().expect("a folder");
     let (roster, _) = read(&folder, "");
     fs::remove_file(folder.path().join("consumers.jsonl")).expect("removed");
-    let Looked::Refused { problems, again: false } = roster.look(Look::Settled) else { panic!("read") };
+    let Looked::Refused { problems, again: false, unread: true } = roster.look(Look::Settled) else {
+        panic!("read")
+    };
     assert!(problems.to_string().contains("cannot read"), "{problems}");
     assert!(matches!(roster.look(Look::Settled), Looked::Refused { again: true, .. }));
+}
+
+#[test]
+fn a_file_that_can_be_read_again_and_is_as_it_was_is_no_problem_any_more() {
+    let place = Place::with(&consumer("acme", ONE));
+    let file = OpenOptions::new().write(true).open(place.file()).expect("there");
+    file.set_modified(SystemTime::now() - Duration::from_secs(60)).expect("set");
+    place.look(Look::Settled);
+    assert_eq!(place.look(Look::Settled), "same");
+    let aside = place.folder.path().join("aside");
+    fs::rename(place.file(), &aside).expect("renamed");
+    assert!(place.look(Look::Settled).contains("cannot read"));
+    assert!(place.roster.refused().is_some());
+    fs::rename(&aside, place.file()).expect("renamed");
+    assert_eq!((place.look(Look::Settled).as_str(), place.roster.refused()), ("same", None));
 }
 
 #[test]
@@ -318,6 +335,97 @@ fn switching_works_on_a_file_that_changed_or_has_problems() {
     place.roster.switch("globex", None, true).expect("written");
     assert_eq!(place.owner("key-two"), None, "at once, although the file is refused");
     assert!(place.text().ends_with("\"disabled\":true}\n"));
+}
+
+#[test]
+fn switching_works_on_a_file_whose_other_lines_were_broken_in_their_places() {
+    let globex = consumer("globex", TWO);
+    let lines = format!("{}{globex}{}", consumer("acme", ONE), consumer("initech", &"0".repeat(64)));
+    // The last line, as long as before; one in between, shorter.
+    for (right, broken) in [("{\"name\":\"initech\"", "[\"name\":\"initech\""), (&*globex, "nonsense\n")] {
+        let place = Place::with(&lines);
+        fs::write(place.file(), lines.replace(right, broken)).expect("written");
+        place.roster.switch("acme", None, true).expect("written");
+        let owners = (place.owner("key-one"), place.owner("key-two"));
+        assert_eq!((owners.0, owners.1.as_deref()), (None, Some("globex")), "{broken}");
+        // It is found by what its line says, however that is written.
+        let newer = "1".repeat(64);
+        place.append(&consumer("\\u0061cme", &newer));
+        place.roster.switch("acme", None, true).expect("written");
+        let text = place.text();
+        let last = text.lines().next_back().expect("a line");
+        assert!(last.contains(&newer) && last.ends_with("\"disabled\":true}"), "{last}");
+    }
+}
+
+/// A consumer of the keys `key-one` and `key-two`, called `k1` and `k2`.
+fn with_two_keys(name: &str) -> String {
+    let key =
+        |id: &str, hash: &str| format!("{{\"type\":\"api_key\",\"id\":\"{id}\",\"hash\":\"sha256:{hash}\"}}");
+    format!("{{\"name\":\"{name}\",\"credentials\":[{},{}]}}\n", key("k1", ONE), key("k2", TWO))
+}
+
+#[test]
+fn a_second_switch_leaves_the_first_one_as_it_is() {
+    let line = with_two_keys("acme");
+    // As files should be; with a line that is refused; without the last line break.
+    for (lines, added) in [(line.as_str(), ""), (line.as_str(), "nonsense\n"), (line.trim_end(), "")] {
+        let place = Place::with(lines);
+        place.append(added);
+        let switch = |credential: Option<&str>, disabled: bool| {
+            place.roster.switch("acme", credential, disabled).expect("written");
+            (place.owner("key-one").is_some(), place.owner("key-two").is_some())
+        };
+        let switches =
+            [(Some("k1"), true), (Some("k2"), true), (None, true), (Some("k1"), false), (None, false)];
+        let opens = switches.map(|(credential, disabled)| switch(credential, disabled));
+        let expected = [(false, true), (false, false), (false, false), (false, false), (true, false)];
+        assert_eq!(opens, expected, "{lines:?} {added:?}");
+        let expected = line.trim_end().replace("\"}]}", "\",\"disabled\":true}]}");
+        assert_eq!(place.text().lines().next_back(), Some(&*expected));
+    }
+}
+
+#[test]
+fn switching_starts_from_the_newest_line_that_is_right_taken_or_not() {
+    let other = "0".repeat(64);
+    let place = Place::with(&format!("{}{}", consumer("acme", ONE), consumer("globex", &other)));
+    place.append("nonsense\n");
+    place.append(&consumer("acme", TWO));
+    // What nobody could take: no such plan, a key of another consumer's, half a line.
+    place.append("{\"name\":\"acme\",\"plan\":\"none\"}\n");
+    place.append(&consumer("acme", &other));
+    place.append("{\"name\":\"acme\"");
+    place.roster.switch("acme", None, true).expect("written");
+    assert_eq!((place.owner("key-one"), place.owner("key-two")), (None, None));
+    place.roster.switch("acme", None, false).expect("written");
+    assert_eq!((place.owner("key-one"), place.owner("key-two").as_deref()), (None, Some("acme")));
+}
+
+#[test]
+fn switching_brings_nobody_back_whose_end_was_not_taken_yet() {
+    let lines = format!("{}{}", consumer("acme", ONE), consumer("globex", TWO));
+    let place = Place::with(&lines);
+    place.append("nonsense\n{\"name\":\"acme\",\"deleted\":true}\n");
+    assert!(matches!(place.roster.switch("acme", None, false), Err(WriteError::NoConsumer)));
+    assert_eq!((place.owner("key-one"), place.owner("key-two").as_deref()), (None, Some("globex")));
+    assert!(place.text().ends_with("\"deleted\":true}\n"));
+}
+
+#[test]
+fn what_was_switched_in_a_file_that_is_taken_back_counts_no_longer() {
+    let lines = format!("{}{}", consumer("acme", ONE), consumer("globex", TWO));
+    let place = Place::with(&lines);
+    place.append("nonsense\n{\"name\":\"globex\",\"deleted\":true}\n");
+    place.roster.switch("acme", None, true).expect("written");
+    assert!(matches!(place.roster.switch("globex", None, true), Err(WriteError::NoConsumer)));
+    assert_eq!((place.owner("key-one"), place.owner("key-two")), (None, None));
+    place.rename(&lines);
+    assert_eq!(place.look(Look::Settled), "2 consumers");
+    assert_eq!(
+        (place.owner("key-one").as_deref(), place.owner("key-two").as_deref()),
+        (Some("acme"), Some("globex"))
+    );
 }
 
 #[test]

@@ -7,7 +7,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path as FilePath;
 use std::sync::Arc;
 
-use tollhouse_filters::identity::consumers::{Clerk, Record};
+use tollhouse_filters::identity::ConsumerSpec;
+use tollhouse_filters::identity::consumers::{Clerk, Credential, Record};
 
 use super::entry::{self, Entry};
 use super::feed::Feed;
@@ -37,7 +38,7 @@ impl Roster {
     /// it when this returns.
     ///
     /// # Errors
-    /// Nothing was changed then.
+    /// Nothing was written then.
     pub fn switch(
         &self,
         name: &str,
@@ -48,21 +49,20 @@ impl Roster {
         let mut feed = source.feed.lock();
         for _ in 0..ATTEMPTS {
             let record = self.consumers.load().get(name).cloned().ok_or(WriteError::NoConsumer)?;
-            let is_so = match credential {
-                None => record.is_disabled(),
-                Some(id) => {
-                    let mut all = record.credentials().iter();
-                    all.find(|known| **known.id() == *id).ok_or(WriteError::NoCredential)?.is_disabled()
-                }
-            };
-            if is_so == disabled {
-                return Ok(record);
-            }
-            let line = feed.line_of(&self.consumers.load(), name);
-            let Some(line) = line.map_err(WriteError::Io)? else {
+            let newest = feed.newest(&self.consumers.load(), self.consumers.layout(), name);
+            let Some(line) = newest.map_err(WriteError::Io)? else {
                 self.catch_up(source, &mut feed)?;
                 continue;
             };
+            let Ok(Some(Entry::Consumer(spec))) = entry::read(&line) else {
+                // Its end was written, and not taken for something else that is wrong with the file.
+                self.go_by(&mut feed, &line);
+                return Err(WriteError::NoConsumer);
+            };
+            let is_written = written_off(&spec, credential).ok_or(WriteError::NoCredential)?;
+            if is_written == disabled && switched_off(&record, credential) == Some(disabled) {
+                return Ok(record);
+            }
             let line = entry::switched(&line, credential, disabled).ok_or(WriteError::NoCredential)?;
             if append(&source.path, &line).map_err(WriteError::Io)? {
                 return self.written(source, &mut feed, name, &line);
@@ -87,15 +87,40 @@ impl Roster {
         name: &str,
         line: &[u8],
     ) -> Result<Arc<Record>, WriteError> {
-        if let Looked::Busy | Looked::Unsettled = self.look_at(source, feed, Look::Early)
-            && let Ok(Some(Entry::Consumer(spec))) = entry::read(line)
-        {
-            let (record, _) = Clerk::new(self.consumers.layout()).record(*spec);
-            let next = self.consumers.load().changed([], &[record]);
-            next.into_iter().for_each(|next| self.consumers.store(next));
+        if let Looked::Busy | Looked::Unsettled = self.look_at(source, feed, Look::Early) {
+            self.go_by(feed, line);
         }
         self.consumers.load().get(name).cloned().ok_or(WriteError::NoConsumer)
     }
+
+    /// Has requests go by a line before it is taken.
+    fn go_by(&self, feed: &mut Feed, line: &[u8]) {
+        let index = self.consumers.load();
+        let (name, next) = match entry::read(line) {
+            Ok(Some(Entry::Consumer(spec))) => {
+                let (record, _) = Clerk::new(self.consumers.layout()).record(*spec);
+                (record.consumer().name.clone(), index.changed([], &[record]))
+            }
+            Ok(Some(Entry::Gone(name))) => (name.shared(), index.changed([name.as_str()], &[])),
+            Ok(None) | Err(_) => return,
+        };
+        if let Ok(next) = next {
+            feed.run_ahead(index.hash_of(&name));
+            self.consumers.store(next);
+        }
+    }
+}
+
+/// Whether a consumer or this credential of it is disabled as it is written; none if there is no such credential.
+fn written_off(spec: &ConsumerSpec, credential: Option<&str>) -> Option<bool> {
+    let Some(id) = credential else { return Some(spec.disabled) };
+    spec.credentials.iter().find(|known| known.id.as_str() == id).map(|known| known.disabled)
+}
+
+/// The same of one that requests go by.
+fn switched_off(record: &Record, credential: Option<&str>) -> Option<bool> {
+    let Some(id) = credential else { return Some(record.is_disabled()) };
+    record.credentials().iter().find(|known| **known.id() == *id).map(Credential::is_disabled)
 }
 
 /// Adds a line to a file and waits until it is on the disk; false if another file stands in its place by then.
@@ -107,11 +132,33 @@ fn append(path: &FilePath, line: &[u8]) -> io::Result<bool> {
         whole.push(b'\n');
     }
     whole.extend_from_slice(line);
-    // In one piece: others may add lines, too.
-    file.write_all(&whole)?;
-    file.sync_data()?;
+    add(&file, about.size(), &file, &whole)?;
     let now = fs::metadata(path)?;
     Ok((now.dev(), now.ino()) == (about.dev(), about.ino()))
+}
+
+/// Writes all of this to the end of a file of this size and waits until it is on the disk, or takes back what was
+/// written: with half a line at its end, all of the file would be refused.
+fn add(file: &File, size: u64, mut to: impl Write, whole: &[u8]) -> io::Result<()> {
+    let mut left = whole;
+    let added = loop {
+        if left.is_empty() {
+            break file.sync_data();
+        }
+        // In one piece, if it can be: others may add lines, too.
+        match to.write(left) {
+            Ok(0) => break Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => left = &left[count..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => break Err(error),
+        }
+    };
+    let end = size + (whole.len() - left.len()) as u64;
+    // Not what others added meanwhile.
+    if added.is_err() && end > size && file.metadata().is_ok_and(|now| now.size() == end) {
+        file.set_len(size)?;
+    }
+    added
 }
 
 fn last_byte(file: &mut File) -> io::Result<u8> {
@@ -119,4 +166,58 @@ fn last_byte(file: &mut File) -> io::Result<u8> {
     file.seek(SeekFrom::End(-1))?;
     file.read_exact(&mut byte)?;
     Ok(byte[0])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A disk with room for so many bytes.
+    struct Disk<'a> {
+        file: &'a File,
+        room: usize,
+    }
+
+    impl Write for Disk<'_> {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            if self.room == 0 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            let written = self.file.write(&bytes[..self.room.min(bytes.len())])?;
+            self.room -= written;
+            Ok(written)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_line_that_the_disk_has_no_room_for_leaves_the_file_as_it_was() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("consumers.jsonl");
+        let (before, line) = ("before\n", "a line\n");
+        for room in 0..=line.len() {
+            fs::write(&path, before).expect("written");
+            let file = OpenOptions::new().append(true).open(&path).expect("there");
+            let disk = Disk { file: &file, room };
+            let added = add(&file, before.len() as u64, disk, line.as_bytes());
+            let text = fs::read_to_string(&path).expect("text");
+            match room == line.len() {
+                true => assert_eq!((added.is_ok(), text), (true, format!("{before}{line}"))),
+                false => assert_eq!((added.is_ok(), &*text), (false, before), "{room} bytes"),
+            }
+        }
+    }
+
+    #[test]
+    fn what_others_added_meanwhile_is_not_taken_back() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("consumers.jsonl");
+        fs::write(&path, "before\nanother\n").expect("written");
+        let file = OpenOptions::new().append(true).open(&path).expect("there");
+        add(&file, 7, Disk { file: &file, room: 3 }, b"a line\n").expect_err("full");
+        assert!(fs::read_to_string(&path).expect("text").starts_with("before\nanother\n"));
+    }
 }

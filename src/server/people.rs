@@ -11,7 +11,7 @@ use crate::source::{Stir, Tap};
 
 /// How long a change may take to be looked at as a whole, when only a part was looked at for speed.
 const SOON: Duration = Duration::from_secs(1);
-/// Between two looks at a file that cannot be watched.
+/// Between two looks at a file that cannot be watched, or not be read.
 const POLL: Duration = Duration::from_secs(2);
 
 /// Tells the thread that something happened: around the file, or to the document that names it.
@@ -86,6 +86,7 @@ impl Follower {
         self.due = match (&looked, look) {
             (Looked::Busy, _) => after(consumers::PAUSE, Look::Early),
             (Looked::Unsettled, _) => after(consumers::QUIET, Look::Quiet),
+            (Looked::Refused { unread: true, .. }, _) => after(POLL, Look::Quiet),
             // It may have changed elsewhere, too.
             (Looked::Changed { partly: true, .. }, _) | (_, Look::Early) => {
                 self.due.filter(|(_, look)| *look == Look::Quiet).or(after(SOON, Look::Quiet))
@@ -94,7 +95,7 @@ impl Follower {
         };
         match looked {
             Looked::Changed { count, .. } => log::info!(consumers = count; "consumers changed"),
-            Looked::Refused { problems, again: false } => {
+            Looked::Refused { problems, again: false, .. } => {
                 for problem in &problems.list {
                     log::error!("{problem}");
                 }

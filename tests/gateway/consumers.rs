@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use tempfile::TempDir;
 
@@ -80,4 +81,29 @@ async fn a_file_written_anew_in_its_place_counts_when_it_is_whole() {
     std::fs::write(&file, consumer("globex", TWO)).expect("written");
     is_soon(&gateway, "key-one", 401).await;
     assert_eq!(status(gateway.address(), "key-two").await, 200);
+}
+
+/// Lets the gateway open no more than so many files.
+fn limit_files(gateway: &Gateway, most: u32) {
+    let mut command = Command::new("prlimit");
+    command.arg("--pid").arg(gateway.pid().to_string()).arg(format!("--nofile={most}:"));
+    assert!(command.status().expect("prlimit runs").success());
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_read_for_a_moment_is_looked_at_again() {
+    let directory = TempDir::new().expect("a temporary directory");
+    // Apart from the document, which is not to be read again.
+    let folder = directory.path().join("people");
+    std::fs::create_dir(&folder).expect("made");
+    let file = folder.join("consumers.jsonl");
+    std::fs::write(&file, consumer("acme", ONE)).expect("written");
+    let document = DOCUMENT.replace("consumers.jsonl", "people/consumers.jsonl");
+    let gateway = Gateway::within(directory, "{name: plain, address: \"127.0.0.1:0\"}", &document).await;
+    assert_eq!(status(gateway.address(), "key-one").await, 200);
+    limit_files(&gateway, 3);
+    append(&file, "{\"name\":\"acme\",\"deleted\":true}\n");
+    gateway.says("Too many open files").await;
+    limit_files(&gateway, 1024);
+    is_soon(&gateway, "key-one", 401).await;
 }
