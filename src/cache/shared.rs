@@ -50,7 +50,13 @@ impl Cache {
             return;
         }
         let Some(store) = store else { return self.sharing.0.store(None) };
-        let journal = Arc::new(store.journal(JOURNAL));
+        let journal = store.journal(JOURNAL);
+        let journal = match before.as_ref() {
+            // What others could not be told, such as with a password of before, they are told now.
+            Some(before) => journal.in_place_of(&before.journal),
+            None => journal,
+        };
+        let journal = Arc::new(journal);
         let (stop, stopped) = oneshot::channel();
         let (tried, first) = mpsc::channel();
         let follow = follow(Arc::downgrade(self), journal.clone(), tried);

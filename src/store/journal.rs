@@ -36,7 +36,7 @@ pub struct Journal {
     shared: Arc<Shared>,
     key: String,
     /// What could not be said yet.
-    late: Mutex<VecDeque<Vec<u8>>>,
+    late: Arc<Mutex<VecDeque<Vec<u8>>>>,
 }
 
 /// Where a reader is: after this entry, on this server.
@@ -92,11 +92,17 @@ impl RedisStore {
     pub fn journal(&self, name: &str) -> Journal {
         let shared = self.shared.clone();
         let key = format!("{}:journal:{name}", shared.options.prefix);
-        Journal { shared, key, late: Mutex::default() }
+        Journal { shared, key, late: Arc::default() }
     }
 }
 
 impl Journal {
+    /// The same journal in the place of another one, which also says what that one could not say yet.
+    #[must_use]
+    pub fn in_place_of(self, other: &Self) -> Self {
+        Self { late: other.late.clone(), ..self }
+    }
+
     /// Says something to all others, within the store's deadline; false if they will know only once the store is
     /// back. An empty saying tells them that there is a gap.
     pub async fn say(&self, what: Vec<u8>) -> bool {

@@ -14,11 +14,7 @@ const GAPS: &str = "tollhouse_cache_shared_gaps_total";
 
 /// A gateway with a cache before an origin of its own, which shares purges.
 async fn sharing(redis: &Redis, server: &str) -> Cached {
-    sharing_what(redis, server, |nth, head| match head.field("if-none-match") {
-        Some(_) => format!("HTTP/1.1 304 Not Modified\r\n{FIELDS}\r\n"),
-        None => numbered(nth, FIELDS),
-    })
-    .await
+    sharing_what(redis, server, validated).await
 }
 
 /// The same, before an origin that answers so.
@@ -27,12 +23,24 @@ async fn sharing_what(
     server: &str,
     answer: impl Fn(usize, &Head) -> String + Send + Sync + 'static,
 ) -> Cached {
-    let rest = format!(
-        "stores: {{main: {{type: redis, url: \"{}\", timeout: 1s}}}}\n\
+    Cached::routed(&format!("store: main{server}"), &rest(redis, ""), answer).await
+}
+
+/// What the document has besides, with this in the store.
+fn rest(redis: &Redis, store: &str) -> String {
+    format!(
+        "stores: {{main: {{type: redis, url: \"{}\", timeout: 1s{store}}}}}\n\
          routes: [{{name: all, match: {{paths: [/*]}}, upstream: o, filters: {FILTERS}}}]\n",
         redis.url()
-    );
-    Cached::routed(&format!("store: main{server}"), &rest, answer).await
+    )
+}
+
+/// An answer that can be validated, and is.
+fn validated(nth: usize, head: &Head) -> String {
+    match head.field("if-none-match") {
+        Some(_) => format!("HTTP/1.1 304 Not Modified\r\n{FIELDS}\r\n"),
+        None => numbered(nth, FIELDS),
+    }
 }
 
 async fn purge(cached: &Cached, wish: Value) -> Value {
@@ -159,6 +167,34 @@ async fn what_was_purged_while_a_connection_was_down_is_purged_when_it_is_back()
     assert_eq!((asks(&two, "/a").await, asks(&two, "/b").await), (1, 1));
     let none = format!("{GAPS} 0\n");
     assert!(two.gateway.ask_admin("GET /metrics", "").await.text().contains(&none), "nothing was missed");
+}
+
+#[tokio::test]
+async fn what_could_not_be_told_is_told_after_a_reload_that_mends_the_store() {
+    let redis = Redis::with(&["--requirepass", "old"]).await;
+    let folder = tempfile::TempDir::new().expect("a directory");
+    let password = |gateway: &str, is: &str| {
+        let file = folder.path().join(gateway);
+        std::fs::write(&file, is).expect("written");
+        rest(&redis, &format!(", password: \"${{file:{}}}\"", file.display()))
+    };
+    let one = Cached::routed("store: main", &password("one", "old"), validated).await;
+    let two = Cached::routed("store: main", &password("two", "old"), validated).await;
+    for path in ["/a", "/b"] {
+        assert_eq!((asks(&one, path).await, asks(&two, path).await), (1, 1));
+    }
+    redis.rotate("new");
+    let done = purge(&one, json!({"url": "http://example.test/a"})).await;
+    assert_eq!(done, json!({"purged": 1, "shared": false}));
+    password("two", "new");
+    two.reload("store: main").await;
+    counts(&two, GAPS, 1).await;
+    password("one", "new");
+    one.reload("store: main").await;
+    received(&two, 1).await;
+    assert_eq!(asks(&two, "/a").await, 1);
+    let seen = two.seen();
+    assert_eq!(seen.last().and_then(|head| head.field("if-none-match")), None, "it is gone");
 }
 
 #[tokio::test]

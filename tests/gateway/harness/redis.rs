@@ -107,6 +107,17 @@ impl Redis {
         asked.query(&mut self.connection()).unwrap_or_else(|error| panic!("{command:?}: {error}"))
     }
 
+    /// Has it take another password from now on, and closes its connections.
+    pub(crate) fn rotate(&self, password: &str) {
+        let mut operator = self.connection();
+        let set = ["CONFIG", "SET", "requirepass", password];
+        let kill = ["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"];
+        for command in [&set[..], &kill[..]] {
+            let done = redis::cmd(command[0]).arg(&command[1..]).query(&mut operator);
+            let () = done.unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        }
+    }
+
     /// Ids of the connections that have run scripts.
     pub(crate) fn clients(&self) -> Vec<String> {
         let list: String = self.ask(&["CLIENT", "LIST"]);
