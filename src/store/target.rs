@@ -1,15 +1,21 @@
 //! Where a store is, checked, and how it is connected to.
 
+use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, RedisConnectionInfo, RedisError};
 use rustls::RootCertStore;
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio::time::sleep;
 use tokio_rustls::TlsConnector;
 
 use super::Reason;
@@ -19,6 +25,8 @@ use crate::tls::files;
 
 /// Commands that wait to be written; more wait with those who send them, within their deadlines.
 const BUFFER: usize = 256;
+/// How long one address of a name is tried alone before the next one is, too (RFC 8305 s5).
+const HEAD_START: Duration = Duration::from_millis(250);
 
 /// What runs a connection, until it ends.
 pub(super) type Driver = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -65,11 +73,12 @@ impl Target {
 
     /// Connects and proves who it is.
     pub(super) async fn connect(&self) -> Result<(MultiplexedConnection, Driver), Reason> {
-        let refused = |error: std::io::Error| Reason::unreachable(&error);
+        let refused = |error: io::Error| Reason::unreachable(&error);
         match &self.place {
             StorePlace::Unix(path) => self.begin(UnixStream::connect(path).await.map_err(refused)?).await,
             StorePlace::Tcp { host, port, .. } => {
-                let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(refused)?;
+                let addresses = lookup_host((host.as_str(), *port)).await.map_err(refused)?.collect();
+                let stream = first_of(addresses, TcpStream::connect::<SocketAddr>).await.map_err(refused)?;
                 stream.set_nodelay(true).map_err(refused)?;
                 match &self.tls {
                     None => self.begin(stream).await,
@@ -91,6 +100,27 @@ impl Target {
         let made = MultiplexedConnection::new_with_config(&self.settings, stream, config).await;
         let (connection, driver) = made.map_err(|error: RedisError| Reason::from(error))?;
         Ok((connection, Box::pin(driver)))
+    }
+}
+
+/// Connects to whichever of these addresses answers first, if the earlier ones do not in time. Behind some there may
+/// be nobody who even refuses.
+async fn first_of<T, F: Future<Output = io::Result<T>>>(
+    addresses: Vec<SocketAddr>,
+    connect: impl Fn(SocketAddr) -> F,
+) -> io::Result<T> {
+    let mut why = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    let (mut addresses, mut attempts) = (addresses.into_iter(), FuturesUnordered::new());
+    loop {
+        attempts.extend(addresses.next().map(&connect));
+        tokio::select! {
+            done = attempts.next() => match done {
+                Some(Ok(connected)) => return Ok(connected),
+                Some(Err(error)) => why = error,
+                None => return Err(why),
+            },
+            () = sleep(HEAD_START), if !addresses.as_slice().is_empty() => {}
+        }
     }
 }
 
@@ -147,4 +177,44 @@ fn connector(
 /// The files that a store names.
 pub(crate) fn files_of(options: &Store) -> impl Iterator<Item = &PathBuf> {
     options.tls.iter().map(|tls| &tls.ca)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    const SILENT: &str = "192.0.2.1:6379";
+    const REFUSING: &str = "192.0.2.2:6379";
+    const GOOD: &str = "192.0.2.3:6379";
+
+    /// Which of these is connected to.
+    async fn connected(addresses: &[&str]) -> io::Result<SocketAddr> {
+        let addresses = addresses.iter().map(|address| address.parse().expect("an address")).collect();
+        let connect = |address: SocketAddr| async move {
+            match &*address.to_string() {
+                SILENT => pending().await,
+                REFUSING => Err(io::Error::from(io::ErrorKind::ConnectionRefused)),
+                _ => Ok(address),
+            }
+        };
+        first_of(addresses, connect).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_that_does_not_answer_leaves_the_others_their_time() {
+        let started = tokio::time::Instant::now();
+        let found = connected(&[SILENT, REFUSING, SILENT, GOOD]).await.expect("one is good");
+        assert_eq!(found.to_string(), GOOD);
+        let took = started.elapsed();
+        assert!((HEAD_START * 2..HEAD_START * 3).contains(&took), "{took:?}: who refuses takes none");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_refusal_is_told_and_that_there_is_no_address() {
+        let refused = connected(&[REFUSING, REFUSING]).await.expect_err("nobody is there");
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        assert_eq!(connected(&[]).await.expect_err("none").kind(), io::ErrorKind::NotFound);
+    }
 }
