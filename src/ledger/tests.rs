@@ -28,10 +28,15 @@ fn process(path: PathBuf) -> Process {
 impl Process {
     /// What is left of a quota of 100, once one more unit was used.
     fn left(&self) -> u64 {
+        self.left_in(7)
+    }
+
+    /// The same in this slot.
+    fn left_in(&self, slot: u64) -> u64 {
         let seconds = Duration::from_secs;
         // Until 2100, whenever this runs.
         let (now, ends) = (seconds(1_000_000_000), seconds(4_102_444_800));
-        let window = Window { now, slot: 7, slots: 1, ends, length: Duration::ZERO };
+        let window = Window { now, slot, slots: 1, ends, length: Duration::ZERO };
         let mut tally = [Tally::new(b"acme", 100, 1, window)];
         let counted = self.state.tally(TenantId(0), "test", &mut tally);
         assert!(counted.now_or_never().expect("memory does not wait").expect("works"));
@@ -155,6 +160,40 @@ fn a_file_that_another_one_locks_is_written_later() {
     one.write();
     assert_eq!(one.failures(), (Some(1), Some(0)));
     assert_eq!(process(path).left(), 96);
+}
+
+#[test]
+fn what_was_used_while_the_clock_was_ahead_counts_once() {
+    let (_folder, path) = folder();
+    let mut one = process(path.clone());
+    assert_eq!(one.left_in(20), 99);
+    one.write();
+    assert_eq!(one.left_in(7), 98, "it is of now");
+    one.write();
+    let mut one = process(path.clone());
+    assert_eq!(one.left_in(7), 97, "nor does a restart count it twice");
+    one.write();
+    assert_eq!(one.left_in(20), 99, "nothing was used in that slot after all");
+    one.write();
+    assert_eq!(one.left_in(20), 98);
+    one.write();
+    assert_eq!(process(path).left_in(20), 97);
+}
+
+#[test]
+fn what_counts_in_another_slot_is_taken_out_of_the_file_once_it_can_be_written() {
+    let (_folder, path) = folder();
+    let mut one = process(path.clone());
+    assert_eq!(one.left_in(20), 99);
+    one.write();
+    let other = rusqlite::Connection::open(&path).expect("opens");
+    other.execute_batch("BEGIN IMMEDIATE").expect("locks");
+    assert_eq!(one.left_in(7), 98);
+    one.write();
+    assert_eq!(one.failures(), (Some(1), Some(1)));
+    other.execute_batch("ROLLBACK").expect("unlocks");
+    one.write();
+    assert_eq!(process(path).left_in(7), 97);
 }
 
 #[test]
