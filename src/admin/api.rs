@@ -292,8 +292,8 @@ pub(super) async fn explain(
     let explained = off_the_runtime(place, move || {
         let live = state.live.load();
         let loaded = Arc::new(live.packed.unpack());
-        let snapshot: Arc<Snapshot> =
-            dry::snapshot_now(&loaded, &state.registry, Some(live.consumers.clone()))?;
+        let (roster, revoked) = (live.consumers.clone(), state.revocations.list(None));
+        let snapshot: Arc<Snapshot> = dry::snapshot_of(&loaded, &state.registry, Some(roster), revoked)?;
         let explained = dry::block_on(explain_request(&snapshot, &question));
         Ok::<_, Problems>(explained.map(|explained| {
             explained.map(|mut explanation| {

@@ -16,7 +16,7 @@ use tollhouse_filters::problem::{self, Problem};
 use tollhouse_filters::registry::Registry;
 use tollhouse_filters::tree::{Node, Path};
 use tollhouse_filters::values::FieldName;
-use tollhouse_filters::world::{ManualClock, World};
+use tollhouse_filters::world::{ManualClock, Revocation, World};
 
 use super::{Connection, Decision, Exchange, Forwarding, strip_hop_by_hop};
 use crate::config::{Expect, Test, TestRequest};
@@ -69,8 +69,20 @@ pub fn snapshot_now(
     registry: &Registry,
     roster: Option<Arc<Roster>>,
 ) -> Result<Arc<Snapshot>, Problems> {
+    snapshot_of(loaded, registry, roster, Vec::new())
+}
+
+/// As [`snapshot_now`], with tokens that no longer hold. What filters revoke there stays there.
+pub fn snapshot_of(
+    loaded: &Arc<Loaded>,
+    registry: &Registry,
+    roster: Option<Arc<Roster>>,
+    revoked: Vec<Revocation>,
+) -> Result<Arc<Snapshot>, Problems> {
     let clock = ManualClock::starting(SystemTime::now()).skipping();
-    snapshot_in(&World::dry_at(Arc::new(clock)), loaded, registry, roster)
+    let world = World::dry_at(Arc::new(clock));
+    world.revocations.import(revoked);
+    snapshot_in(&world, loaded, registry, roster)
 }
 
 fn snapshot_in(

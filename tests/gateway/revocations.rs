@@ -1,5 +1,7 @@
 //! Tokens that were revoked, over sockets: at once, over reloads, and in the next process.
 
+use serde_json::json;
+
 use crate::harness::{Answer, Gateway, Origin, Wire, request, soon};
 
 /// Of `alice`, until 2100, by HS256 with the secret of `corp`.
@@ -68,4 +70,17 @@ async fn what_no_identity_would_look_at_is_refused() {
         assert_eq!(answer.status, 422, "{answer:?}");
         assert!(answer.text().contains("`jwt`, `introspection` or `oidc`"), "{answer:?}");
     }
+}
+
+#[tokio::test]
+async fn explain_says_what_becomes_of_a_revoked_token() {
+    let origin = Origin::echo().await;
+    let gateway = Gateway::administered(&document(&origin, "one")).await;
+    let bearer = format!("Bearer {TOKEN}");
+    let question = json!({"method": "GET", "url": "/", "headers": [["Authorization", bearer]]}).to_string();
+    let explain = async || gateway.ask_admin("POST /api/explain", &question).await.json();
+    assert_eq!(explain().await["upstream"], "origin");
+    let entry = r#"{"identity": "corp", "sub": "alice", "expires": 4102444800}"#;
+    assert_eq!(gateway.ask_admin("POST /api/revocations", entry).await.status, 201);
+    assert_eq!(explain().await["status"], 401);
 }
