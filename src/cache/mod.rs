@@ -271,7 +271,9 @@ impl Cache {
             exchange.ctx.cache.get_or_insert_default().detail = Some("uncacheable".into());
             return None;
         }
-        let together = manner == Manner::Together && !ask.directives.no_cache;
+        // What comes of asking about something that is never fresh is for nobody who waits.
+        let shared = entry.as_ref().is_none_or(|entry| entry.facts().is_ever_fresh());
+        let together = manner == Manner::Together && shared && !ask.directives.no_cache;
         let lead = match together {
             false => self.flights.alone(wanted),
             true => match self.flights.join(wanted) {

@@ -33,6 +33,12 @@ impl Facts {
         u64::from(self.initial_age) * 1000 + now.saturating_sub(self.received)
     }
 
+    /// Whether others may get it without asking for themselves, for a time at least.
+    #[must_use]
+    pub fn is_ever_fresh(&self) -> bool {
+        self.lifetime > 0 && !self.no_cache
+    }
+
     /// How many milliseconds of freshness are left; none, with how long it is over.
     pub fn left(&self, now: u64) -> Result<u64, u64> {
         let (age, lifetime) = (self.age(now), u64::from(self.lifetime) * 1000);

@@ -1,13 +1,13 @@
 //! What is stored, once the origin is asked about it: whose it is then, and for how long; and where it cannot be asked.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::{FRESH, before};
 use crate::harness::cached::{Cached, numbered};
-use crate::harness::{Answer, Gateway, Origin, Wire, soon, until};
+use crate::harness::{Answer, Gateway, Head, Origin, Wire, soon, until};
 
 /// Stale when it comes, with a validator.
 const STALE: &str = "cache-control: max-age=10\r\nage: 20\r\netag: \"v\"\r\n";
@@ -20,15 +20,30 @@ async fn ask(client: &mut Wire, cookie: &str) {
     client.send(format!("GET / HTTP/1.1\r\nHost: example.test\r\nCookie: a={cookie}\r\n\r\n")).await;
 }
 
-/// What two clients get, one of which asks while the origin thinks about its second answer, which is to the other.
-async fn side_by_side(answer: impl Fn(usize) -> String + Send + Sync + 'static) -> [Answer; 2] {
-    let (asked, let_go) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
-    let (count, gate, answer) = (asked.clone(), let_go.clone(), Arc::new(answer));
+/// Two clients that ask the same, the first of which waits until it is let go.
+struct Held {
+    one: Wire,
+    other: Wire,
+    let_go: Arc<Notify>,
+    /// What the origin was asked.
+    asked: Arc<Mutex<Vec<Head>>>,
+    gateway: Gateway,
+    _origin: Origin,
+}
+
+/// One client has an answer and asks again, which the origin thinks about; meanwhile another one asks.
+async fn one_held(answer: impl Fn(usize) -> String + Send + Sync + 'static) -> Held {
+    let (asked, let_go): (Arc<Mutex<Vec<Head>>>, _) = (Arc::default(), Arc::new(Notify::new()));
+    let (heads, gate, answer) = (asked.clone(), let_go.clone(), Arc::new(answer));
     let origin = Origin::new(move |mut wire| {
-        let (count, gate, answer) = (count.clone(), gate.clone(), answer.clone());
+        let (heads, gate, answer) = (heads.clone(), gate.clone(), answer.clone());
         async move {
-            while wire.head().await.is_ok() {
-                let nth = count.fetch_add(1, Ordering::SeqCst) + 1;
+            while let Ok(head) = wire.head().await {
+                let nth = {
+                    let mut heads = heads.lock();
+                    heads.push(head);
+                    heads.len()
+                };
                 if nth == 2 {
                     gate.notified().await;
                 }
@@ -43,17 +58,41 @@ async fn side_by_side(answer: impl Fn(usize) -> String + Send + Sync + 'static) 
     ask(&mut one, "1").await;
     assert_eq!(one.answer().await.expect("an answer").text(), "answer 1");
     ask(&mut one, "1").await;
-    until("the second request", || (asked.load(Ordering::SeqCst) == 2).then_some(())).await;
+    until("the second request", || (asked.lock().len() == 2).then_some(())).await;
     ask(&mut other, "2").await;
+    Held { one, other, let_go, asked, gateway, _origin: origin }
+}
+
+/// What the two get, the other one having come before the first is let go.
+async fn side_by_side(answer: impl Fn(usize) -> String + Send + Sync + 'static) -> [Answer; 2] {
+    let Held { mut one, mut other, let_go, gateway, _origin, .. } = one_held(answer).await;
     soon("both", async { while gateway.number("tollhouse_requests_in_flight").await != 2 {} }).await;
     let_go.notify_one();
     [one.answer().await.expect("an answer"), other.answer().await.expect("an answer")]
 }
 
 #[tokio::test]
-async fn who_waits_for_what_is_never_fresh_asks_for_itself_as_rfc_9111_s4_says() {
+async fn who_asks_for_what_is_never_fresh_has_it_validated_and_waits_for_nobody() {
     for control in ["", "cache-control: max-age=0\r\n", "cache-control: no-cache\r\n"] {
+        let mut held = one_held(move |nth| match nth {
+            1 => numbered(nth, &format!("etag: \"v\"\r\n{control}")),
+            _ => not_modified(control),
+        })
+        .await;
+        assert_eq!(held.other.answer().await.expect("an answer").text(), "answer 1", "{control}");
+        held.let_go.notify_one();
+        assert_eq!(held.one.answer().await.expect("an answer").text(), "answer 1", "{control}");
+        let asked = held.asked.lock();
+        let validators: Vec<_> = asked.iter().map(|head| head.field("if-none-match")).collect();
+        assert_eq!(validators, [None, Some("\"v\""), Some("\"v\"")], "{control}");
+    }
+}
+
+#[tokio::test]
+async fn who_waits_for_what_is_not_fresh_any_more_asks_for_itself_as_rfc_9111_s4_says() {
+    for control in ["cache-control: max-age=0\r\n", "cache-control: no-cache\r\n"] {
         let answers = side_by_side(move |nth| match nth {
+            1 => numbered(nth, STALE),
             2 => not_modified(control),
             nth => numbered(nth, &format!("etag: \"v\"\r\n{control}")),
         });
