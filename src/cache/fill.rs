@@ -208,7 +208,7 @@ impl Fill {
         let (request, mut account) = ((self.head.clone(), Payload::EMPTY), Account::default());
         let reply = self.cache.caller.send_and_tell(upstream, request, options, &mut account).await;
         self.took = Some(begun.elapsed());
-        self.exchange.attempted(reply.as_ref().err());
+        self.exchange.attempted(&account);
         account.count(upstream.series(&self.cache.observe.registry));
         asker.fetched.account.attempts.append(&mut account.attempts);
         asker.fetched.reason = reply.as_ref().err().map(ToString::to_string);

@@ -39,7 +39,7 @@ use tollhouse_filters::values::Timeout;
 
 use crate::routing::ListenerId;
 use crate::snapshot::{Action, Route, Snapshot};
-use crate::upstream::call::{CallError, Waiting};
+use crate::upstream::call::Account;
 use crate::upstream::{Admission, Upstream};
 
 use self::admit::Refused;
@@ -344,15 +344,10 @@ impl Exchange {
         total.map(|total| self.ctx.started + total)
     }
 
-    /// Notes that attempts were made with a head that was made for all of them (attempt 0), and how they failed: unless
-    /// that says that nothing was sent, what is held of quotas counts.
-    pub fn attempted(&self, failed: Option<&CallError>) {
-        let unsent = match failed {
-            Some(CallError::NoBackend | CallError::Connect(_) | CallError::Request(_)) => true,
-            Some(CallError::Timeout(waiting)) => *waiting == Waiting::Connect,
-            Some(CallError::Protocol(_) | CallError::TooLarge) | None => false,
-        };
-        if !unsent {
+    /// Notes the attempts that were made with a head that was made for all of them (attempt 0): once something was sent,
+    /// what is held of quotas counts.
+    pub fn attempted(&self, account: &Account) {
+        if account.sent() {
             quota::settle(&self.ctx);
         }
     }

@@ -60,8 +60,7 @@ impl Gateway {
         let answer = unless_gone(asked, interim, client).await;
         account.count(upstream.series(&self.observe.registry));
         call.attempts.take_over(&account);
-        let error = answer.as_ref().and_then(|answer| answer.as_ref().err());
-        call.exchange().attempted(error);
+        call.exchange().attempted(&account);
         let Some(answer) = answer else { return Problem::new(&problem::CLIENT_CLOSED).into() };
         let failed = match &answer {
             Ok(answer) => answer.head.status.is_server_error(),

@@ -112,6 +112,26 @@ async fn what_is_fetched_for_a_cache_or_hedged_counts_only_if_it_was_sent() {
     }
 }
 
+#[tokio::test]
+async fn what_was_sent_counts_though_the_next_backend_cannot_be_connected_to() {
+    for rest in [", {cache: {}}", ""] {
+        let (dying, gone) = (Origin::dying_after(b"").await, refusing().await);
+        let backends = format!("[{{address: \"{}\"}}, {{address: \"{gone}\"}}]", dying.address);
+        let rules = "hedge: {after: 1m}, retries: {conditions: [connect, reset]}";
+        let gateway = Gateway::start(&format!(
+            "upstreams: [{{name: origin, backends: {backends}, {rules}}}]\n\
+             routes: [{{name: all, filters: [{{quota: {{per: ip, limit: 3/day}}}}{rest}], upstream: origin}}]\n"
+        ))
+        .await;
+        for path in 0..3 {
+            let status = get(gateway.address(), &format!("/{path}")).await.status;
+            assert!(matches!(status, 502 | 503), "{status}{rest}");
+        }
+        gateway.log_line(|line| line["path"] == "/2").await;
+        assert_eq!(get(gateway.address(), "/3").await.status, 429, "{rest}");
+    }
+}
+
 /// One request under way at a time, and these further routes.
 fn held(origin: &Origin, more: &str) -> String {
     format!(

@@ -72,6 +72,12 @@ impl Account {
         }
     }
 
+    /// Whether anything of the request may have reached a backend.
+    #[must_use]
+    pub fn sent(&self) -> bool {
+        self.attempts.iter().any(|attempt| attempt.outcome != AttemptOutcome::ConnectFailed)
+    }
+
     /// Counts all of it.
     pub fn count(&self, series: &UpstreamSeries) {
         for attempt in &self.attempts {
