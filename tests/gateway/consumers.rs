@@ -103,7 +103,8 @@ async fn a_file_that_cannot_be_read_for_a_moment_is_looked_at_again() {
     assert_eq!(status(gateway.address(), "key-one").await, 200);
     limit_files(&gateway, 3);
     append(&file, "{\"name\":\"acme\",\"deleted\":true}\n");
-    gateway.says("Too many open files").await;
+    let refused = |line: &String| line.contains("consumers.jsonl") && line.contains("Too many open files");
+    until("the refusal", || gateway.stderr().iter().any(refused).then_some(())).await;
     limit_files(&gateway, 1024);
     is_soon(&gateway, "key-one", 401).await;
 }

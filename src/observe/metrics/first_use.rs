@@ -37,6 +37,7 @@ impl<K, T> FirstUse<K, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::thread;
 
@@ -46,14 +47,20 @@ mod tests {
     fn a_value_is_made_once_whoever_asks_first() {
         let (all, made) = (FirstUse::<usize, usize>::default(), AtomicUsize::new(0));
         let ask = |key: usize| {
-            let make = || (key, made.fetch_add(1, Ordering::SeqCst) + 100 * key);
+            let make = || {
+                thread::yield_now();
+                (key, made.fetch_add(1, Ordering::SeqCst) + 100 * key)
+            };
             *all.find(|known| *known == key, make) / 100
         };
-        thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| (1..=8).for_each(|key| assert_eq!(ask(key), key)));
+        let meet = Barrier::new(4);
+        let ask_all = || {
+            for key in 1..=8 {
+                meet.wait();
+                assert_eq!(ask(key), key);
             }
-        });
+        };
+        thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(ask_all))));
         assert_eq!(made.load(Ordering::SeqCst), 8);
     }
 

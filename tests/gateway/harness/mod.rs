@@ -32,7 +32,7 @@ pub(crate) use browser::Browser;
 pub(crate) use checked::{Checked, Grpc, tls_origin};
 pub(crate) use client::{exchange, get, request};
 pub(crate) use dns::{Dns, Reply};
-pub(crate) use etcd::Etcd;
+pub(crate) use etcd::{Etcd, free_port, own_address};
 pub(crate) use gateway::{Gateway, refused_to_start};
 pub(crate) use h2c::{H2c, h2_over};
 pub(crate) use h2raw::H2Raw;

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{HELLO, ONE, ask, beside, connect, folder, listener, read, shown, start};
-use crate::harness::{Authority, Client, Gateway, Kind, refused_to_start, refusing, until, write_pair};
+use crate::harness::{
+    Authority, Client, Gateway, Kind, free_port, own_address, refused_to_start, until, write_pair,
+};
 
 #[tokio::test]
 async fn certificates_change_under_load_without_a_failed_request() {
@@ -109,7 +111,8 @@ async fn tls_comes_to_a_listener_and_goes_by_a_reload() {
 #[tokio::test]
 async fn a_socket_with_tls_does_not_become_the_listener_that_takes_the_name_it_had() {
     let authority = Authority::new("servers");
-    let address = refusing().await;
+    let host = own_address();
+    let address = format!("{host}:{}", free_port(&host));
     let public = |name: &str| format!(r#"{{name: {name}, address: "{address}", tls: {ONE}}}"#);
     let inside = "routes: [{name: inside, match: {listeners: [plain]}, respond: {body: inside}}]";
     let gateway = Gateway::within(folder(&authority), &public("plain"), inside).await;
