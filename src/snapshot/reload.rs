@@ -196,6 +196,17 @@ mod tests {
         rcgen::generate_simple_self_signed(["a.test".to_owned()]).expect("a certificate").cert.pem()
     }
 
+    /// What serves the document at `path`, and reloads it.
+    fn serving(path: PathBuf) -> (Arc<Live>, Reloader) {
+        let (registry, world) = (Arc::new(builtin()), World::dry());
+        let loaded = Arc::new(source::load(&path).expect("loads"));
+        let compiler =
+            Compiler { registry: &registry, world: &world, previous: None, mode: Mode::Live, roster: None };
+        let live = Arc::new(Live::new(compiler.compile(&loaded).expect("compiles")));
+        let reloader = Reloader::new(path, registry, World::dry(), live.clone(), |_, _, _| Ok(()));
+        (live, reloader)
+    }
+
     #[test]
     fn a_file_of_a_filter_that_changes_is_read_anew_by_the_next_reload() {
         let directory = tempfile::tempdir().expect("a directory");
@@ -204,12 +215,7 @@ mod tests {
             routes: [{name: r, filters: [{ip_access: {deny_file: deny.txt}}], respond: {}}]}";
         std::fs::write(&path, text).expect("written");
         std::fs::write(&list, "10.0.0.0/8\n").expect("written");
-        let (registry, world) = (Arc::new(builtin()), World::dry());
-        let loaded = Arc::new(source::load(&path).expect("loads"));
-        let compiler =
-            Compiler { registry: &registry, world: &world, previous: None, mode: Mode::Live, roster: None };
-        let live = Arc::new(Live::new(compiler.compile(&loaded).expect("compiles")));
-        let reloader = Reloader::new(path, registry, World::dry(), live.clone(), |_, _, _| Ok(()));
+        let (live, reloader) = serving(path);
 
         assert!(live.load().inputs().contains(&list), "the file is watched");
         assert!(matches!(reloader.reload(), Reloaded::Unchanged));
@@ -231,12 +237,7 @@ mod tests {
             upstreams: [{name: u, backends: [{address: '127.0.0.1:1'}], tls: {ca: ca.pem, sni: a.test}}]}";
         std::fs::write(&path, text).expect("written");
         std::fs::write(&ca, authority()).expect("written");
-        let (registry, world) = (Arc::new(builtin()), World::dry());
-        let loaded = Arc::new(source::load(&path).expect("loads"));
-        let compiler =
-            Compiler { registry: &registry, world: &world, previous: None, mode: Mode::Live, roster: None };
-        let live = Arc::new(Live::new(compiler.compile(&loaded).expect("compiles")));
-        let reloader = Reloader::new(path, registry, World::dry(), live.clone(), |_, _, _| Ok(()));
+        let (live, reloader) = serving(path);
 
         assert!(matches!(reloader.reload(), Reloaded::Unchanged));
         std::fs::write(&ca, authority()).expect("written");
@@ -261,12 +262,7 @@ mod tests {
             }
         };
         write(first);
-        let (registry, world) = (Arc::new(builtin()), World::dry());
-        let loaded = Arc::new(source::load(&path).expect("loads"));
-        let compiler =
-            Compiler { registry: &registry, world: &world, previous: None, mode: Mode::Live, roster: None };
-        let live = Arc::new(Live::new(compiler.compile(&loaded).expect("compiles")));
-        let reloader = Reloader::new(path, registry, World::dry(), live.clone(), |_, _, _| Ok(()));
+        let (live, reloader) = serving(path);
         move |listeners: &str| {
             write(listeners);
             let Reloaded::Swapped { needs_upgrade, .. } = reloader.reload() else { panic!("{listeners}") };

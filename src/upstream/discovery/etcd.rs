@@ -3,6 +3,8 @@
 //! By the JSON gateway of the API of version 3: a range gives all of it at one revision, a watch what came after
 //! (<https://etcd.io/docs/v3.4/dev-guide/api_grpc_gateway/>). Keys that go with their leases are removed as others are.
 
+mod messages;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,9 +19,9 @@ use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use parking_lot::Mutex;
 use pingora::http::RequestHeader;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Deserializer};
-use serde_json::{Value, json};
+use serde_json::json;
 
+use self::messages::{Event, Kind, Line, Pair, Range, Token, Watched, read, refused, unexpected};
 use super::server::{Problem, Server, brief};
 use super::{Directory, Failed, Instance, Tell, World, entry, jittered};
 use crate::config::discovery::{EtcdDiscovery as Written, Shared as _};
@@ -309,104 +311,6 @@ fn after_all(prefix: &[u8]) -> Vec<u8> {
         Some(at) => [&prefix[..at], &[prefix[at] + 1]].concat(),
         None => vec![0],
     }
-}
-
-#[derive(Deserialize)]
-struct Token {
-    token: String,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Header {
-    #[serde(deserialize_with = "number")]
-    revision: i64,
-}
-
-#[derive(Deserialize)]
-struct Range {
-    header: Header,
-    #[serde(default)]
-    kvs: Vec<Pair>,
-    #[serde(default)]
-    more: bool,
-}
-
-#[derive(Deserialize)]
-struct Pair {
-    #[serde(deserialize_with = "bytes")]
-    key: Vec<u8>,
-    #[serde(default, deserialize_with = "bytes")]
-    value: Vec<u8>,
-    #[serde(default, deserialize_with = "number")]
-    mod_revision: i64,
-}
-
-#[derive(Deserialize)]
-struct Line {
-    result: Option<Watched>,
-    error: Option<Value>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Watched {
-    header: Header,
-    created: bool,
-    canceled: bool,
-    cancel_reason: String,
-    #[serde(deserialize_with = "number")]
-    compact_revision: i64,
-    events: Vec<Event>,
-}
-
-#[derive(Deserialize)]
-struct Event {
-    #[serde(rename = "type", default)]
-    kind: Kind,
-    kv: Pair,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "UPPERCASE")]
-enum Kind {
-    #[default]
-    Put,
-    Delete,
-}
-
-fn read<T: DeserializeOwned>(json: &[u8]) -> Result<T, Problem> {
-    serde_json::from_slice(json).map_err(|_| unexpected())
-}
-
-fn unexpected() -> Problem {
-    Problem::Said("an answer that is none of etcd's API of version 3".to_owned())
-}
-
-/// What an error in a stream says.
-fn refused(error: Value) -> Problem {
-    let text = error.get("message").or_else(|| error.get("error")).unwrap_or(&error);
-    Problem::Said(brief(text.as_str().unwrap_or("it ended with an error")))
-}
-
-/// A number of 64 bits, which JSON of Protocol Buffers has in a text.
-fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Number {
-        Text(String),
-        Number(i64),
-    }
-    match Number::deserialize(deserializer)? {
-        Number::Text(text) => text.parse().map_err(serde::de::Error::custom),
-        Number::Number(number) => Ok(number),
-    }
-}
-
-/// Bytes, which JSON of Protocol Buffers has in Base64.
-fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    STANDARD.decode(text).map_err(serde::de::Error::custom)
 }
 
 #[cfg(test)]
