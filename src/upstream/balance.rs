@@ -254,7 +254,11 @@ impl Balancer {
             return None;
         };
         let judge = || Judge { outliers: Arc::clone(&self.outliers), at, trial };
-        let guard = InFlight::enter(&member.stats, (self.judges || trial).then(judge)).to(address);
+        let guard = InFlight::enter(
+            &member.stats,
+            (self.judges || trial || member.stats.standing.is_out()).then(judge),
+        )
+        .to(address);
         Some(Picked { index: member.index, address, backend: Arc::clone(&member.backend), guard, at })
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::standing::Window;
+use super::standing::{Standing, Window};
 use crate::config::outlier::Outlier;
 use crate::upstream::stats::Stats;
 
@@ -73,11 +73,16 @@ impl Outliers {
         let Some((backend, stats)) = self.pool.get(at) else { return 0 };
         let standing = &stats.standing;
         if standing.is_out() {
-            // Where too many are out, all get requests.
-            let is_back = |trial| (trial || standing.is_cooling()) && standing.back(now, self.warm_up);
+            // Where too many are out, all get requests; and the only one there is gets them in any case.
+            let counts = |trial| trial || standing.is_cooling() || self.pool.len() == 1;
+            let is_back = |trial| counts(trial) && standing.back(now, self.warm_up);
             match (trial, outcome) {
                 (trial, Outcome::Answered(_)) if is_back(trial) => {
                     log::info!(upstream = &*self.upstream, backend; "a backend is in use again");
+                }
+                // It may be starting: one bad answer ejects nobody.
+                (true, Outcome::Failed) if standing.is_cooling() => {
+                    standing.cool("a trial failed", now);
                 }
                 (true, Outcome::Failed) => self.eject(at, "a trial failed".to_owned(), now),
                 // It began before.
@@ -162,7 +167,8 @@ impl Outliers {
             stats.standing.cool(&reason, now);
             return;
         };
-        let out = self.pool.iter().filter(|(_, stats)| stats.standing.is_out()).count();
+        let is_ejected = |standing: &Standing| standing.is_out() && !standing.is_cooling();
+        let out = self.pool.iter().filter(|(_, stats)| is_ejected(&stats.standing)).count();
         let most = self.pool.len() * usize::from(rules.max_ejected.hundredths()) / 10_000;
         let most = if rules.max_ejected.hundredths() == 0 { 0 } else { most.max(1) };
         if !was_out && out >= most {
@@ -307,6 +313,53 @@ mod tests {
         assert!(!pool.play(0, "A"));
         assert!(pool.play(0, "F"), "it is ejected for what it does");
         assert!(pool.play(0, "A"));
+    }
+
+    #[test]
+    fn one_that_comes_back_with_a_bad_answer_is_tried_as_before_and_not_ejected() {
+        let rules = json!({"consecutive_failures": 5, "max_ejected": "0%"});
+        let pool = pool(rules, 3);
+        let mut now = pool.now;
+        pool.outliers.unreachable(0, false, now);
+        for _ in 0..10 {
+            now += Duration::from_secs(10);
+            pool.outliers.unreachable(0, true, now);
+        }
+        pool.outliers.told(0, Outcome::Failed, true, now);
+        let turn = |seconds| pool.stats[0].standing.turn(now + Duration::from_secs(seconds), None, 0.0);
+        assert_eq!([turn(9), turn(10)], [Turn::No, Turn::Trial]);
+        assert!(pool.stats[0].standing.is_cooling(), "it is not ejected");
+    }
+
+    #[test]
+    fn how_often_one_could_not_be_connected_to_makes_no_ejection_longer() {
+        let pool = pool(json!({"consecutive_failures": 1, "base_ejection": "30s"}), 3);
+        pool.outliers.unreachable(0, false, pool.now);
+        for _ in 0..5 {
+            pool.outliers.unreachable(0, true, pool.now);
+        }
+        assert!(!pool.play(0, "A"));
+        assert!(pool.play(0, "F"));
+        assert_eq!([pool.turn(0, 29), pool.turn(0, 30)], [Turn::No, Turn::Trial]);
+    }
+
+    #[test]
+    fn one_that_is_only_down_is_none_of_those_that_may_be_ejected() {
+        let pool = pool(json!({"consecutive_failures": 1, "max_ejected": "34%"}), 3);
+        pool.outliers.unreachable(1, false, pool.now);
+        assert!(pool.play(0, "F"));
+        assert!(!pool.play(2, "F"), "one of three may be");
+    }
+
+    #[test]
+    fn the_only_one_that_is_left_is_in_again_with_its_first_answer() {
+        let pool = pool(json!({"consecutive_failures": 1}), 2);
+        assert!(pool.play(0, "F"));
+        let named = [("b".into(), Arc::clone(&pool.stats[0]))];
+        let rules = serde_json::from_value(json!({"consecutive_failures": 1})).unwrap();
+        let left = Outliers::new(Some(rules), None, "u".into(), Box::new(named));
+        left.told(0, Outcome::Answered(None), false, pool.now);
+        assert!(pool.stats[0].standing.is_in());
     }
 
     #[test]

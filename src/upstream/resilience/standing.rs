@@ -38,8 +38,9 @@ pub(in crate::upstream) struct Standing {
 
 #[derive(Debug, Default)]
 pub(super) struct Record {
-    /// Times it was put out without being well in between.
-    times: u32,
+    /// Times it was put out without being well in between: for what it answered, and as it could not be connected to.
+    ejected: u32,
+    cooled: u32,
     /// How long the last time was.
     last: Duration,
     reason: String,
@@ -163,15 +164,17 @@ impl Standing {
     }
 
     fn leave(&self, how: u64, reason: String, now: Instant, lasts: impl Fn(u32) -> Duration) -> bool {
-        let mut record = self.record.lock();
+        let record = &mut *self.record.lock();
         let was_out = self.is_out();
         // One that was well for as long as it was out begins anew.
         let well = |back: Instant| now.saturating_duration_since(back) >= record.last;
         if !was_out && record.back.is_none_or(well) {
-            record.times = 0;
+            (record.ejected, record.cooled) = (0, 0);
         }
-        record.last = lasts(record.times);
-        record.times = record.times.saturating_add(1);
+        // Each has its own times: many short ones make no long one.
+        let times = if how == COOLS { &mut record.cooled } else { &mut record.ejected };
+        record.last = lasts(*times);
+        *times = times.saturating_add(1);
         record.reason = reason;
         if !was_out {
             record.since = Some(SystemTime::now());
