@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use pingora::http::RequestHeader;
+use tokio::time::{Instant, timeout_at};
 use tollhouse_filters::world::{Aside, Client, ClientBody, ClientError, ClientReply, Origin, UpstreamId};
 
 use super::asides::Asides;
@@ -79,11 +80,13 @@ impl Client for SideCalls {
         body: Bytes,
         timeout: Option<Duration>,
     ) -> Result<ClientReply, ClientError> {
-        let upstream = match self.origins.upstream(upstream).await {
+        let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let upstream = match by(until, self.origins.upstream(upstream)).await? {
             Some(origin) => origin.map_err(failed)?,
             None => self.named(upstream)?,
         };
-        let options = CallOptions { timeout: timeout.map(Some), ..CallOptions::default() };
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        let options = CallOptions { timeout: left.or(timeout).map(Some), ..CallOptions::default() };
         let reply = self.caller.send(&upstream, head, body, options).await.map_err(failed)?;
         Ok(ClientReply { head: reply.head, body: Box::new(Body(reply.body)) })
     }
@@ -107,6 +110,14 @@ impl Client for SideCalls {
 
     fn origin(&self, origin: &Origin) -> Option<UpstreamId> {
         self.origins.id(origin)
+    }
+}
+
+/// The future's outcome, unless this moment comes first.
+async fn by<T>(until: Option<Instant>, future: impl Future<Output = T>) -> Result<T, ClientError> {
+    match until {
+        Some(until) => timeout_at(until, future).await.map_err(|_| ClientError::Timeout),
+        None => Ok(future.await),
     }
 }
 

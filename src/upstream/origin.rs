@@ -19,6 +19,8 @@ const FIRST: u32 = 1 << 31;
 const MOST: usize = 1024;
 /// How long the last addresses of a name that cannot be looked up are good for.
 const KEEP: Duration = Duration::from_secs(5);
+/// How long a first lookup that failed is not repeated: who waited for it would each wait for one of his own.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// The origins that calls go to.
 pub struct Origins {
@@ -29,8 +31,16 @@ pub struct Origins {
 struct Known {
     origin: Origin,
     upstream: Arc<Upstream>,
-    /// Until when its addresses hold; none before the first lookup. Locked by who looks up.
-    until: tokio::sync::Mutex<Option<Instant>>,
+    /// Locked by who looks up.
+    looked: tokio::sync::Mutex<Looked>,
+}
+
+#[derive(Debug, Default)]
+struct Looked {
+    /// Until when its addresses hold; none before the first lookup.
+    until: Option<Instant>,
+    /// When the first lookup failed, and why.
+    failed: Option<(Instant, CallError)>,
 }
 
 impl Origins {
@@ -52,7 +62,7 @@ impl Origins {
             None if known.len() >= MOST => return None,
             None => {
                 let (origin, upstream) = (origin.clone(), Arc::new(upstream(origin)?));
-                known.push(Arc::new(Known { origin, upstream, until: Default::default() }));
+                known.push(Arc::new(Known { origin, upstream, looked: Default::default() }));
                 known.len() - 1
             }
         };
@@ -87,32 +97,44 @@ impl Known {
         if self.upstream.backends().iter().all(|backend| backend.is_resolved()) {
             let (known, lookup) = (Arc::clone(self), Arc::clone(lookup));
             // Somebody else is at it, or nothing needs to be done.
-            if let Ok(until) = self.until.try_lock()
-                && until.is_some_and(|until| Instant::now() >= until)
+            if let Ok(looked) = self.looked.try_lock()
+                && looked.until.is_some_and(|until| Instant::now() >= until)
             {
-                tokio::spawn(async move { known.look_up(&lookup).await });
+                tokio::spawn(async move { known.look_up(&*lookup).await });
             }
             return Ok(());
         }
-        self.look_up(lookup).await
+        // Who calls may have less time than this takes; the next one should find it done.
+        let (known, lookup) = (Arc::clone(self), Arc::clone(lookup));
+        let found = tokio::spawn(async move { known.look_up(&*lookup).await });
+        found.await.unwrap_or(Err(CallError::NoBackend))
     }
 
-    async fn look_up(&self, lookup: &Arc<dyn Lookup>) -> Result<(), CallError> {
-        let mut until = self.until.lock().await;
-        if until.is_some_and(|until| Instant::now() < until) {
+    async fn look_up(&self, lookup: &dyn Lookup) -> Result<(), CallError> {
+        let mut looked = self.looked.lock().await;
+        if looked.until.is_some_and(|until| Instant::now() < until) {
             return Ok(());
+        }
+        if let Some((at, error)) = &looked.failed
+            && at.elapsed() < AGAIN
+        {
+            return Err(error.clone());
         }
         let found = lookup.lookup(&self.origin.host).await;
         let Found { v4, v6, ttl } = found.map_err(|why| {
-            *until = until.map(|_| Instant::now() + KEEP);
-            CallError::Connect(format!("{} has no address: {why}", self.origin.host).into())
+            let error = CallError::Connect(format!("{} has no address: {why}", self.origin.host).into());
+            match &mut looked.until {
+                Some(until) => *until = Instant::now() + KEEP,
+                None => looked.failed = Some((Instant::now(), error.clone())),
+            }
+            error
         })?;
         let addresses: Vec<IpAddr> = [v4, v6].into_iter().flatten().flatten().collect();
         let addresses = self.usable(&addresses)?;
         let port = self.origin.port;
         let endpoint = |address| Endpoint { address: SocketAddr::new(address, port), health: None };
         self.upstream.backends()[0].set_endpoints(addresses.into_iter().map(endpoint).collect());
-        *until = Instant::now().checked_add(ttl);
+        *looked = Looked { until: Instant::now().checked_add(ttl), failed: None };
         Ok(())
     }
 
@@ -174,7 +196,11 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use async_trait::async_trait;
+    use tokio::sync::Notify;
+    use tokio::time::timeout;
 
     use super::super::resolve::{Failed, Service};
     use super::*;
@@ -258,6 +284,47 @@ mod tests {
         let error = origins.upstream(other).await.unwrap().unwrap_err();
         assert!(error.to_string().contains("b.test has no address: no answer"), "{error}");
         assert!(origins.upstream(UpstreamId(1)).await.is_none(), "a document's");
+    }
+
+    /// Says nothing before it is told to, and then that there is no answer; counts how often it is asked.
+    #[derive(Default)]
+    struct Silent {
+        asked: AtomicUsize,
+        fails: Notify,
+    }
+
+    #[async_trait]
+    impl Lookup for Silent {
+        async fn addresses(&self, _: &str, _: Family) -> Result<Found, Failed> {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            self.fails.notified().await;
+            Err(Failed::from("no answer"))
+        }
+
+        async fn services(&self, _: &str) -> Result<(Vec<Service>, Duration), Failed> {
+            Err(Failed::from("there are no services here"))
+        }
+
+        fn set(&self, _: &Dns) {}
+    }
+
+    #[tokio::test]
+    async fn all_who_wait_for_a_first_lookup_wait_for_one() {
+        let silent = Arc::new(Silent::default());
+        let origins = Origins { lookup: silent.clone(), known: Mutex::default() };
+        let id = origins.id(&origin("a.test", false)).unwrap();
+        // One whose time is over does not end it for the others.
+        assert!(timeout(Duration::from_millis(1), origins.upstream(id)).await.is_err());
+        let both = async { tokio::join!(origins.upstream(id), origins.upstream(id)) };
+        let fail = async {
+            tokio::task::yield_now().await;
+            silent.fails.notify_one();
+        };
+        let ((one, other), ()) = tokio::join!(both, fail);
+        for error in [one, other].map(|found| found.unwrap().unwrap_err()) {
+            assert!(error.to_string().contains("a.test has no address: no answer"), "{error}");
+        }
+        assert_eq!(silent.asked.load(Ordering::Relaxed), 1);
     }
 
     #[test]

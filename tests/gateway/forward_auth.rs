@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::Request;
 use parking_lot::Mutex;
@@ -234,4 +235,20 @@ async fn a_policy_agent_decides_on_the_documented_input() {
     assert_eq!(input["input"]["route"], "closed");
     let line = gateway.log_line(|line| line["status"] == 403).await;
     assert_eq!((&line["denied_by"], &line["reason"]), (&"forward_auth".into(), &"not theirs".into()));
+}
+
+#[tokio::test]
+async fn a_name_that_nobody_looks_up_keeps_no_request_longer_than_the_question_may() {
+    // It takes questions, and says nothing.
+    let dns = tokio::net::UdpSocket::bind("127.0.0.1:0").await.expect("a port");
+    let origin = Origin::echo().await;
+    let filter = "  - forward_auth: {url: \"https://sso.test/verify\", timeout: 200ms}\n";
+    let servers = format!("server: {{dns: {{servers: [\"{}\"]}}}}\n", dns.local_addr().expect("bound"));
+    let gateway = Gateway::start(&format!("{servers}{}", document(origin.address, &origin, filter))).await;
+    let asked = std::array::from_fn::<_, 4, _>(|_| get(gateway.address(), "/a"));
+    // One lookup gives up after longer than this.
+    let answers = tokio::time::timeout(Duration::from_secs(4), futures_util::future::join_all(asked)).await;
+    for answer in answers.expect("in time") {
+        assert_eq!(answer.status, 503);
+    }
 }
