@@ -206,7 +206,7 @@ impl Upstream {
     /// How requests of a route that has a hedge of its own, or not, are hedged, if they are.
     pub fn hedge<'a>(&'a self, route: Option<&'a Hedge>) -> Option<&'a Hedge> {
         let hedge = route.or(self.written.hedge.as_ref())?;
-        (hedge.max > 0 && self.backends().len() > 1).then_some(hedge)
+        (hedge.max > 0 && self.backends.now().balancer.backends().len() > 1).then_some(hedge)
     }
 
     /// How long one attempt is waited for before the next; none while that is not known.
@@ -230,6 +230,13 @@ impl Upstream {
     /// The field that says how much time is left, if one does.
     pub fn remaining_header(&self) -> Option<&http::HeaderName> {
         self.written.timeouts.remaining_header.as_ref().map(|name| name.get())
+    }
+
+    /// What one attempt for a route has of the time until this moment, where backends are told of it.
+    pub fn time_told(&self, until: Option<Instant>, route: Option<&RouteRetries>) -> Option<Duration> {
+        self.remaining_header()?;
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        [left, self.rules(route).per_try()].into_iter().flatten().min()
     }
 
     /// The limit on a whole exchange, retries included.

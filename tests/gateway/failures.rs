@@ -275,6 +275,14 @@ async fn a_full_backlog_is_a_connect_timeout() {
     let answer = get(gateway.address(), "/").await;
     assert_eq!((answer.status, answer.problem().as_str()), (504, "upstream-timeout"));
     assert_eq!(answer.json()["detail"], "connect timeout");
+    // Which limit it was is said on all ways to the client.
+    let short = ", timeouts: {connect: 5s, total: 200ms}";
+    for rules in [short.to_owned(), format!("{short}, hedge: {{after: 10s}}")] {
+        let gateway = Gateway::start(&upstream(&[address, address], &rules)).await;
+        let answer = get(gateway.address(), "/").await;
+        assert_eq!((answer.status, answer.problem().as_str()), (504, "upstream-timeout"), "{rules}");
+        assert_eq!(answer.json()["detail"], "total timeout", "{rules}");
+    }
 }
 
 #[tokio::test]

@@ -267,6 +267,44 @@ async fn interim_answers_pass_to_clients_of_http1() {
 }
 
 #[tokio::test]
+async fn as_many_interim_answers_and_fields_pass_as_without_a_hedge() {
+    let interim = "HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n".repeat(100);
+    let fields: String = (0..240).map(|n| format!("X-{n}: {}\r\n", "v".repeat(1000))).collect();
+    let whole = format!("{interim}HTTP/1.1 200 OK\r\n{fields}Content-Length: 2\r\n\r\nok");
+    let origin = Origin::answering(whole).await;
+    for rules in ["hedge: {after: 1h}", "retries: {max: 0}"] {
+        let gateway = before(&[origin.address; 2], rules).await;
+        for way in WAYS {
+            let mut client = Wire::connect(gateway.address()).await;
+            client.send(format!("GET / HTTP/1.1\r\nHost: {way}\r\n\r\n")).await;
+            for nth in 0..100 {
+                let early = soon("an interim head", client.head()).await.expect("an interim head");
+                assert!(early.line.starts_with("HTTP/1.1 103"), "{rules} {way} {nth}: {early:?}");
+            }
+            let answer = soon("the final answer", client.answer()).await.expect("an answer");
+            assert_eq!((answer.status, answer.text().as_str()), (200, "ok"), "{rules} {way}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn each_attempt_of_a_hedge_tells_the_time_that_is_left_to_it() {
+    let rules = "hedge: {after: 50ms}, timeouts: {total: 20s, remaining_header: x-left}";
+    for (rules, most) in [
+        (format!("{rules}, retries: {{per_try: 5s}}"), 5_000),
+        // What was waited for the first attempt is gone.
+        (rules.to_owned(), 20_000 - 50),
+        (rules.replace("total: 20s", "total: none") + ", retries: {per_try: 5s}", 5_000),
+    ] {
+        let (slow, quick) = (Origin::silent().await.0, Origin::echo().await);
+        let gateway = before(&[slow.address, quick.address], &rules).await;
+        assert_eq!(asked(gateway.address(), WAYS[0], "GET /", "X-Left: 99999\r\n\r\n").await.status, 200);
+        let left = quick.head().all("x-left").join(",").parse::<u64>().expect("one number");
+        assert!((1..=most).contains(&left), "{rules}: {left}");
+    }
+}
+
+#[tokio::test]
 async fn trailers_pass_between_two_sides_of_http2() {
     let origin = Origin::new(|wire: Wire| async move {
         let Ok(mut connection) = h2::server::handshake(wire.into_stream()).await else { return };

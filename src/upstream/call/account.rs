@@ -6,7 +6,7 @@ use std::time::Instant;
 use pingora::http::ResponseHeader;
 
 use super::body::Wire;
-use super::{CallError, Failed, Waiting};
+use super::{CallError, Failed};
 use crate::observe::{AttemptOutcome, UpstreamSeries};
 use crate::upstream::Fault;
 
@@ -116,9 +116,7 @@ impl Account {
 /// What metrics and the log call it.
 fn outcome(failed: &Failed) -> AttemptOutcome {
     match (&failed.error, failed.fault) {
-        (CallError::Timeout(Waiting::Connect) | CallError::Connect(_), _) | (_, Some(Fault::Connect)) => {
-            AttemptOutcome::ConnectFailed
-        }
+        (CallError::Connect(_), _) | (_, Some(Fault::Connect)) => AttemptOutcome::ConnectFailed,
         (CallError::Timeout(_), _) => AttemptOutcome::TimedOut,
         _ => AttemptOutcome::Broken,
     }

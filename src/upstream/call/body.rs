@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt as _;
@@ -15,7 +16,7 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use super::error::within;
-use super::{CallError, Caller, Failure};
+use super::{CallError, Caller, Failure, Waiting};
 use crate::upstream::Picked;
 
 /// The body of a reply.
@@ -27,11 +28,20 @@ pub struct BodyStream {
     trailers: Option<HeaderMap>,
     failed: Option<CallError>,
     deadline: Option<Instant>,
+    /// When it began, and how much of the time since then the backend was waited for.
+    begun: Instant,
+    waited: Duration,
+    /// When its attempt began, less than half of the time for the whole call was left.
+    began_late: bool,
+    /// Its time was over, of which the backend had little.
+    read_late: bool,
 }
 
 impl BodyStream {
-    pub(super) const fn new(wire: Wire, deadline: Option<Instant>) -> Self {
-        Self { wire: Some(wire), trailers: None, failed: None, deadline }
+    pub(super) fn new(wire: Wire, deadline: Option<Instant>, began_late: bool) -> Self {
+        let (begun, waited) = (Instant::now(), Duration::ZERO);
+        let (wire, trailers, failed, read_late) = (Some(wire), None, None, false);
+        Self { wire, trailers, failed, deadline, begun, waited, began_late, read_late }
     }
 
     /// The same, as late as it may come.
@@ -50,7 +60,10 @@ impl BodyStream {
             return Err(error.clone());
         }
         let Some(wire) = &mut self.wire else { return Ok(None) };
-        match within(self.deadline, wire.read()).await {
+        let asked = Instant::now();
+        let read = within(self.deadline, wire.read()).await;
+        self.waited += asked.elapsed();
+        match read {
             Ok(Some(bytes)) => Ok(Some(bytes)),
             Ok(None) => {
                 if let Some(mut wire) = self.wire.take() {
@@ -60,10 +73,20 @@ impl BodyStream {
                 Ok(None)
             }
             Err(error) => {
-                wire.picked.guard.failed();
+                // Who reads may have had most of the time, or others before the attempt began.
+                let is_late = error == CallError::Timeout(Waiting::Total);
+                self.read_late = is_late && (self.began_late || self.waited < self.begun.elapsed() / 2);
+                if !self.read_late {
+                    wire.picked.guard.failed();
+                }
                 Err(self.fail(error))
             }
         }
+    }
+
+    /// Whether it failed since it was begun or read too late, which is no fault of the upstream's.
+    pub const fn was_read_late(&self) -> bool {
+        self.read_late
     }
 
     /// The trailer fields of HTTP/2, once the body is complete.

@@ -1,5 +1,7 @@
 //! Heads on the way out and in: framing, `Host`, hop-by-hop fields, limits.
 
+use std::time::Duration;
+
 use http::header::{
     CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, PROXY_AUTHORIZATION, TE, TRAILER,
     TRANSFER_ENCODING, UPGRADE,
@@ -14,10 +16,22 @@ use super::{CallError, Failure};
 use crate::config::upstream::Protocol;
 use crate::upstream::{Picked, Upstream};
 
-/// Most fields of a response head.
-const MAX_FIELDS: usize = 200;
-/// Most bytes of a response head's names and values.
-const MAX_BYTES: usize = 128 * 1024;
+/// What the heads of answers may have.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Most {
+    /// Heads before the final one (1xx).
+    pub(super) interim: usize,
+    fields: usize,
+    /// In names and values, of the final one and of all before it.
+    pub(super) bytes: usize,
+}
+
+impl Most {
+    /// Of what the gateway itself asks for.
+    pub(super) const OWN: Self = Self { interim: 16, fields: 200, bytes: 128 << 10 };
+    /// Of what a client gets, as on the other ways to it.
+    pub(super) const OF_CLIENTS: Self = Self { interim: 100, fields: 256, bytes: 1 << 20 };
+}
 
 /// Fields that are about one connection (RFC 9110 section 7.6.1).
 const HOP_BY_HOP: [HeaderName; 7] = [
@@ -30,12 +44,12 @@ const HOP_BY_HOP: [HeaderName; 7] = [
     UPGRADE,
 ];
 
-/// The head to send for one attempt.
+/// The head to send for one attempt, which has so long.
 pub(super) fn request(
     head: &RequestHeader,
     length: usize,
-    upstream: &Upstream,
-    picked: &Picked,
+    (upstream, picked): (&Upstream, &Picked),
+    left: Option<Duration>,
 ) -> Result<Box<RequestHeader>, CallError> {
     let mut request = Box::new(head.clone());
     let original = match host_of(&head.headers) {
@@ -60,6 +74,12 @@ pub(super) fn request(
     if upstream.protocol() != Protocol::Http1 && accepts_trailers(&head.headers) {
         request.insert_header(TE, "trailers").map_err(refuse)?;
     }
+    // Written for all attempts before; the later ones have less.
+    if let (Some(name), Some(left)) = (upstream.remaining_header(), left)
+        && head.headers.contains_key(name)
+    {
+        request.insert_header(name.clone(), left.as_millis().to_string()).map_err(refuse)?;
+    }
     request.set_version(Version::HTTP_11);
     Ok(request)
 }
@@ -79,10 +99,9 @@ pub(in crate::upstream) fn name_as_http2(request: &mut RequestHeader, tls: bool)
 }
 
 /// The final head that was read, without hop-by-hop fields.
-pub(super) fn response(session: &HttpSession) -> Result<ResponseHeader, Failure> {
+pub(super) fn response(session: &HttpSession, most: Most) -> Result<ResponseHeader, Failure> {
     let head = session.response_header().ok_or_else(|| CallError::Protocol("no response head".into()))?;
-    let bytes: usize = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
-    if head.headers.len() > MAX_FIELDS || bytes > MAX_BYTES {
+    if head.headers.len() > most.fields || length(head) > most.bytes {
         return Err(CallError::TooLarge.into());
     }
     let mut codings = head.headers.get_all(TRANSFER_ENCODING).iter();
@@ -96,6 +115,11 @@ pub(super) fn response(session: &HttpSession) -> Result<ResponseHeader, Failure>
         head.remove_header(&name);
     }
     Ok(head)
+}
+
+/// The length of its names and values, in bytes.
+pub(super) fn length(head: &ResponseHeader) -> usize {
+    head.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum()
 }
 
 /// Whether the error says that a pooled connection had been closed before the request reached anyone.

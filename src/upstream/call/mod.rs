@@ -39,8 +39,6 @@ pub(super) use self::head::name_as_http2;
 
 /// Idle connections kept over all upstreams, for each HTTP version.
 const POOL: usize = 16_384;
-/// Interim replies (1xx) skipped before the final one; a backend that sends more is broken.
-const MAX_INTERIM: usize = 16;
 
 /// Makes calls to upstreams. Cheap to clone; clones share their connections.
 #[derive(Clone)]
@@ -193,6 +191,7 @@ struct Call<'a> {
     upstream: &'a Upstream,
     head: RequestHeader,
     body: Payload,
+    /// Since when there is time for it.
     begun: std::time::Instant,
     deadline: Option<Instant>,
     /// On connecting, and between two reads.
@@ -263,7 +262,8 @@ impl<'a> Call<'a> {
         per_try: Option<Duration>,
     ) -> Result<(Wire, ResponseHeader), Failed> {
         let limit = self.limit(per_try);
-        let request = head::request(&self.head, self.body.len(), self.upstream, &picked);
+        let left = limit.map(|(at, _)| at.saturating_duration_since(std::time::Instant::now()));
+        let request = head::request(&self.head, self.body.len(), (self.upstream, &picked), left);
         let request = request.map_err(|error| Failed { fault: None, error })?;
         let mut peer = self.upstream.peer(&picked);
         self.narrow(&mut peer);
@@ -273,12 +273,10 @@ impl<'a> Call<'a> {
                 // Others may have had most of the time.
                 if error != CallError::Timeout(Waiting::Total) {
                     self.upstream.connect_failed(&mut picked);
-                } else if self.had_most(picked.guard.started()) {
+                } else if !self.had_little(picked.guard.started()) {
                     picked.guard.failed();
                 }
                 // Whatever ended it, nothing was sent.
-                let is_late = matches!(error, CallError::Timeout(_));
-                let error = if is_late { CallError::Timeout(Waiting::Connect) } else { error };
                 return Err(Failed { fault: Some(Fault::Connect), error });
             }
         };
@@ -291,17 +289,19 @@ impl<'a> Call<'a> {
         let guard = &mut wire.picked.guard;
         if closed {
             guard.unseen();
-        } else if failure.error != CallError::Timeout(Waiting::Total) || self.had_most(guard.started()) {
+        } else if failure.error != CallError::Timeout(Waiting::Total) || !self.had_little(guard.started()) {
             guard.failed();
         }
         let fault = if closed { Fault::Stale } else { Fault::Reset };
         Err(Failed { fault: Some(fault), error: failure.error })
     }
 
-    /// Whether an attempt that began then had most of the time of the whole call.
-    fn had_most(&self, begun: std::time::Instant) -> bool {
-        let all = self.deadline.map(|deadline| deadline.into_std().saturating_duration_since(self.begun));
-        all.is_none_or(|all| begun.elapsed() >= all / 2)
+    /// Whether an attempt that began then has less than half of the time of the whole call.
+    fn had_little(&self, begun: std::time::Instant) -> bool {
+        self.deadline.is_some_and(|deadline| {
+            let left = |then| deadline.into_std().saturating_duration_since(then);
+            left(begun) < left(self.begun) / 2
+        })
     }
 
     /// What ends an attempt first. The call's own end is one too, so that who took so long is told of.
@@ -342,6 +342,11 @@ impl<'a> Call<'a> {
             Some(fault) => self.again(fault, progress, account).await.is_some(),
             None => false,
         }
+    }
+
+    /// What heads of answers may have: who is told of interim ones is a client.
+    const fn most(&self) -> head::Most {
+        if self.interim.is_some() { head::Most::OF_CLIENTS } else { head::Most::OWN }
     }
 
     fn rules(&self) -> Rules<'_> {
@@ -387,10 +392,10 @@ impl<'a> Call<'a> {
             sent => sent,
         };
         match (sent, self.read_head(session).await) {
-            (Ok(()), Ok(())) => head::response(session),
+            (Ok(()), Ok(())) => head::response(session, self.most()),
             // A backend may refuse early and stop reading: what it says is worth more than our failed write.
             (Err(_), Ok(())) => {
-                let head = head::response(session)?;
+                let head = head::response(session, self.most())?;
                 wire.close_after();
                 Ok(head)
             }
@@ -406,7 +411,8 @@ impl<'a> Call<'a> {
             wire.picked.guard.failed();
             failure.error
         })?;
-        let mut body = BodyStream::new(wire, self.deadline);
+        let began_late = self.had_little(wire.picked.guard.started());
+        let mut body = BodyStream::new(wire, self.deadline, began_late);
         if status_ends_it {
             // No body: give the connection back even if the caller never asks for one.
             body.next().await?;
@@ -424,7 +430,8 @@ impl<'a> Call<'a> {
 
     /// Reads heads until the final one.
     async fn read_head(&self, session: &mut HttpSession) -> Result<(), Failure> {
-        for _ in 0..MAX_INTERIM {
+        let mut told = 0;
+        for _ in 0..=self.most().interim {
             session.read_response_header().await?;
             let status = session.response_header().map(|head| head.status);
             match status {
@@ -433,7 +440,13 @@ impl<'a> Call<'a> {
                 // The h2 crate skips them itself.
                 Some(status) if status.is_informational() && session.as_http1().is_some() => {
                     if let Some(interim) = &self.interim {
-                        let _ = interim.send(head::response(session)?);
+                        let head = head::response(session, self.most())?;
+                        // They wait for a client that may read slowly.
+                        told += head::length(&head);
+                        if told > self.most().bytes {
+                            return Err(CallError::TooLarge.into());
+                        }
+                        let _ = interim.send(head);
                     }
                 }
                 _ => return Ok(()),

@@ -187,6 +187,27 @@ async fn the_total_timeout_covers_the_body_and_the_call_may_override_it() {
 }
 
 #[tokio::test]
+async fn who_reads_too_late_blames_no_backend_and_who_waits_for_it_does() {
+    let halves = || {
+        scripted(async move |mut stream| {
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf").await.unwrap();
+            pending().await
+        })
+    };
+    for (reads_late, failures) in [(true, 0), (false, 1)] {
+        let upstream = upstream(&[halves().await], json!({"timeouts": {"total": "100ms"}}));
+        let mut reply = get(&caller(), &upstream).await.unwrap();
+        if reads_late {
+            let read = reply.body.next().await;
+            assert_eq!(read.unwrap().unwrap(), "half");
+            tokio::time::sleep(Duration::from_millis(150)).await;
+        }
+        assert_eq!(reply.body.read_all(100).await, Err(CallError::Timeout(Waiting::Total)));
+        assert_eq!((upstream.backends()[0].failures(), reply.body.was_read_late()), (failures, reads_late));
+    }
+}
+
+#[tokio::test]
 async fn an_early_refusal_is_heard_although_the_body_was_not_taken() {
     let (listener, address) = listen().await;
     tokio::spawn(async move {
