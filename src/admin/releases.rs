@@ -79,14 +79,17 @@ struct SeenView {
     requests: u64,
     /// Those that failed.
     errors: u64,
-    /// What 99% of them took at most, in milliseconds, to an eighth.
-    p99_ms: f64,
+    /// What 99% of those took at most that a backend was asked for and got whole, in milliseconds, to an eighth; left out
+    /// where there were none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    p99_ms: Option<f64>,
 }
 
 impl SeenView {
     fn of(seen: Seen) -> Self {
         let [_, most] = seen.p99;
-        Self { requests: seen.requests, errors: seen.errors, p99_ms: most.as_secs_f64() * 1e3 }
+        let p99_ms = (seen.timed > 0).then_some(most.as_secs_f64() * 1e3);
+        Self { requests: seen.requests, errors: seen.errors, p99_ms }
     }
 }
 

@@ -93,7 +93,12 @@ impl Drop for Inner {
             bytes_in: 0,
             bytes_out: self.seen,
         };
+        // That it was read too late is nothing that the upstream can do.
+        let broke_off = self.broken && !self.body.was_read_late();
+        if broke_off {
+            self.exchange.admission.broke_off(Instant::now());
+        }
         self.exchange.finish(&completed);
-        self.exchange.note_for_ramp(completed.status, self.broken, self.took.unwrap_or(completed.elapsed));
+        self.exchange.note_for_ramp(completed.status, broke_off, self.took.or(Some(completed.elapsed)));
     }
 }

@@ -52,10 +52,16 @@ impl Exchange {
                 self.ctx.waited += waited;
                 Ok(())
             }
+            // That other requests of the route are under way says nothing of this one's upstream.
+            Err(Refusal::RouteBusy(detail)) => Err(busy(detail)),
             Err(Refusal::Busy(detail)) => {
-                Err(Refused::Reply(Problem::new(&problem::UPSTREAM_BUSY).detail(detail).into()))
+                self.turned_away = true;
+                Err(busy(detail))
             }
-            Err(Refusal::Open(left)) => Err(self.left_alone(upstream, left)),
+            Err(Refusal::Open(left)) => {
+                self.turned_away = true;
+                Err(self.left_alone(upstream, left))
+            }
         }
     }
 
@@ -74,6 +80,10 @@ impl Exchange {
             }
         })
     }
+}
+
+fn busy(detail: &'static str) -> Refused {
+    Refused::Reply(Problem::new(&problem::UPSTREAM_BUSY).detail(detail).into())
 }
 
 /// The answer in the place of the upstream's. What is written was checked when the upstream was built.

@@ -47,13 +47,15 @@ pub(super) fn begin(
     };
     if let Some(versions) = &route.versions {
         match versions.resolve(request, in_path.as_ref().map(|in_path| &*in_path.segment)) {
-            Ok(asked) => {
+            Ok(Some(asked)) => {
                 ctx.version = Some(versions.get(asked).name.clone());
                 // A split between versions finds another one, if none is named.
                 let settled = asked.is_named() || !route.splits_versions();
                 release.refused = if settled { versions.refusal(asked) } else { None };
                 release.take(asked, &route.action);
             }
+            Ok(None) if route.splits_versions() => {}
+            Ok(None) => release.refused = Some(versions.unnamed()),
             Err(problem) => release.refused = Some(problem),
         }
     }
@@ -102,14 +104,16 @@ impl Release {
 
 impl Exchange {
     /// Notes for a ramp with which status a request ended that went to one of its variants, whose answer may have broken
-    /// off, and how long the variant took; an end that is the client's doing tells nothing of it.
-    pub fn note_for_ramp(&self, status: u16, broke_off: bool, took: Duration) {
+    /// off, and how long the variant took, if that is known; an end that is the client's doing tells nothing of it.
+    pub fn note_for_ramp(&self, status: u16, broke_off: bool, took: Option<Duration>) {
         let Action::Split(split) = &self.route.action else { return };
         let (Some(ramp), Some(_)) = (split.split.ramp(), &self.ctx.upstream) else { return };
         let variant = self.branch().checked_sub(1).filter(|at| *at < split.upstreams.len());
         let Some(variant) = variant.filter(|_| !OF_CLIENTS.contains(&status)) else { return };
         // What its fallback answered is nothing that the variant can do.
-        ramp.note(variant, self.diverted || broke_off || status >= 500, took);
+        let failed = self.turned_away || self.diverted || broke_off || status >= 500;
+        // Nor is the time that it took: a refusal takes none.
+        ramp.note(variant, failed, took.filter(|_| !self.turned_away));
     }
 
     /// Which of its route's ways the request goes.

@@ -10,6 +10,7 @@ use pingora::prelude::*;
 use tollhouse_filters::phase::Completed;
 use tollhouse_filters::problem::{self, CLIENT_CLOSED, NO_BACKEND, UPSTREAM_TIMEOUT};
 
+use super::attempts::Spared;
 use super::direct::Ended;
 use super::{Call, Gateway, failure, replay};
 use crate::door;
@@ -39,28 +40,29 @@ impl Gateway {
         broken: Option<door::Rule>,
         ended: &Ended,
     ) {
-        let Some(mut exchange) = call.exchange.take() else { return };
         if status.is_none() && call.problem.is_none() {
             call.problem = Some(CLIENT_CLOSED.code);
         }
+        settle(call);
+        let Some(mut exchange) = call.exchange.take() else { return };
         let completed = Completed {
             status: status.unwrap_or(CLIENT_CLOSED.status),
             elapsed: call.over.unwrap_or_else(Instant::now).saturating_duration_since(exchange.ctx.started),
             bytes_in,
             bytes_out,
         };
-        settle(call, &mut exchange);
         if let Some(fetched) = exchange.fetched.take() {
             call.attempts.take_over(&fetched.account);
             call.attempts.ended = fetched.told;
             call.reason = call.reason.take().or(fetched.reason);
         }
         exchange.finish(&completed);
-        if call.attempts.upstream.is_some() {
+        let was_asked = call.attempts.upstream.is_some() && !call.attempts.spare_upstream();
+        if was_asked || exchange.turned_away {
             let broke_off = ended.error == Some(problem::UPSTREAM_PROTOCOL.code);
             // A problem of gRPC has a head with 200.
             let status = status.and(call.refusal).unwrap_or(completed.status);
-            exchange.note_for_ramp(status, broke_off, took(call).unwrap_or(completed.elapsed));
+            exchange.note_for_ramp(status, broke_off, took(call, completed.elapsed));
         }
         self.count(call, ended, &exchange, &completed);
         if self.observe.logs_access() {
@@ -150,27 +152,39 @@ impl Gateway {
     }
 }
 
-/// Tells the upstream's breaker what became of the request; nothing, if it was given up.
-fn settle(call: &Call, exchange: &mut Exchange) {
+/// Tells the upstream's breaker and places what became of the request, as far as that is known; nothing, if it was given
+/// up.
+pub(super) fn settle(call: &mut Call) {
+    let failed = || (Verdict::Failed, Instant::now(), Some(Duration::ZERO));
     let ended = match &call.attempts.picked {
-        Some(picked) => picked.guard.ended(),
-        // Nobody was asked, as there was nobody.
-        None => {
-            (call.problem == Some(NO_BACKEND.code)).then(|| (Verdict::Failed, Instant::now(), Duration::ZERO))
+        Some(picked) => {
+            // All attempts together had time enough.
+            let ran_out = call.attempts.spared == Some(Spared::Backend);
+            picked.guard.ended().or_else(|| ran_out.then(failed))
         }
+        // Nobody was asked, as there was nobody.
+        None => (call.problem == Some(NO_BACKEND.code)).then(failed),
     };
-    if let Some((verdict, at, of_client)) = ended {
-        // Places and the breaker are asked before a whole body is.
-        exchange.admission.settle(verdict, at, of_client + call.gathering);
+    if let (Some((verdict, at, of_client)), Some(exchange)) = (ended, &mut call.exchange) {
+        match of_client {
+            // Places and the breaker are asked before a whole body is.
+            Some(of_client) => exchange.admission.settle(verdict, at, of_client + call.gathering),
+            None => exchange.admission.settle_early(verdict, at),
+        }
+        if verdict == Verdict::Failed {
+            exchange.admission.broke_off(Instant::now());
+        }
     }
 }
 
-/// How long the backend took to begin its answer once the request was whole, over all attempts at it.
-fn took(call: &Call) -> Option<Duration> {
-    let guard = &call.attempts.picked.as_ref()?.guard;
-    let (_, at, of_client) = guard.ended()?;
-    let begun = call.attempts.started.unwrap_or(guard.started());
-    Some(at.saturating_duration_since(begun).saturating_sub(of_client))
+/// How long the backend took to begin its answer once the request was whole, over all attempts at it; as long as all of it
+/// took, where there is no answer or several were asked at once. Nothing, if nobody was asked, or it began before that.
+fn took(call: &Call, elapsed: Duration) -> Option<Duration> {
+    let attempts = &call.attempts;
+    let Some(picked) = &attempts.picked else { return (attempts.made > 0).then_some(elapsed) };
+    let Some((_, at, of_client)) = picked.guard.ended() else { return Some(elapsed) };
+    let begun = attempts.started.unwrap_or(picked.guard.started());
+    Some(at.saturating_duration_since(begun).saturating_sub(of_client?))
 }
 
 fn outcome(call: &Call, error: Option<&Error>) -> AttemptOutcome {

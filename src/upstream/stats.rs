@@ -291,14 +291,15 @@ impl InFlight {
         self.failed();
     }
 
-    /// What became of the request, when that was known, and how much of the time until then was the client's; nothing,
-    /// if it was given up.
-    pub fn ended(&self) -> Option<(Ended, Instant, Duration)> {
+    /// What became of the request, when that was known, and how much of the time until then was the client's, unless it
+    /// had more to send even then; nothing, if it was given up.
+    pub fn ended(&self) -> Option<(Ended, Instant, Option<Duration>)> {
         let at = self.answered.unwrap_or(self.started);
+        let of_client = self.upload.filter(|upload| self.started + *upload <= at);
         match self.verdict {
             Verdict::Open => None,
-            Verdict::Told => Some((Ended::Answered, at, self.of_client(at))),
-            Verdict::Failed => Some((Ended::Failed, at, self.of_client(at))),
+            Verdict::Told => Some((Ended::Answered, at, of_client)),
+            Verdict::Failed => Some((Ended::Failed, at, of_client)),
         }
     }
 

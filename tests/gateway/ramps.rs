@@ -32,6 +32,13 @@ fn cached(document: &str) -> String {
     document.replace(path, &format!("{path}    filters: [cache: {{}}]\n"))
 }
 
+/// The same, where the circuit breaker of this one opens long before there are requests enough to give the ramp up.
+fn breaking(document: &str, origin: &Origin, fallback: &str) -> String {
+    let backends = format!("[{{address: \"{}\"}}]", origin.address);
+    let breaker = format!("{backends}, circuit_breaker: {{min_requests: 5, open: 1h{fallback}}}");
+    document.replace(&backends, &breaker).replace("min_requests: 10,", "min_requests: 40,")
+}
+
 /// Sends requests of so many users, one after the other; how many failed.
 async fn ask(gateway: &Gateway, path: &str, users: std::ops::Range<u32>) -> usize {
     let mut failed = 0;
@@ -91,6 +98,51 @@ async fn a_broken_new_version_is_given_up_and_had_no_more_than_its_share() {
 }
 
 #[tokio::test]
+async fn a_broken_new_version_is_given_up_though_its_circuit_breaker_keeps_requests_from_it() {
+    let (old, new) = (Origin::echo().await, broken("answers 500").await);
+    for fallback in ["", ", fallback: {status: 203}"] {
+        let text = breaking(&document(&old, &new), &new, fallback);
+        for (text, path, route) in [
+            (&text, "/direct", "checkout"),
+            (&text, "/proxied", "proxied"),
+            (&cached(&text), "/direct", "checkout"),
+        ] {
+            let gateway = Gateway::administered(text).await;
+            ask(&gateway, path, 0..400).await;
+            let release = release(&gateway, route).await;
+            assert_eq!(release["state"], "aborted", "{path}{fallback}: {release}");
+            let reason = release["reason"].as_str();
+            assert!(reason.is_some_and(|why| why.starts_with("40 of 40 requests failed")), "{release}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_new_version_is_no_slower_for_an_old_one_that_is_left_alone_and_refused_in_no_time() {
+    let old = broken("answers 500").await;
+    let new = Origin::new(|mut wire| async move {
+        while wire.head().await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            wire.send("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+        }
+    })
+    .await;
+    let text = document(&old, &new).replace("error_ratio: 10%", "p99: 1.5x");
+    let text = breaking(&text, &old, "");
+    for (text, path, route) in [
+        (&text, "/direct", "checkout"),
+        (&text, "/proxied", "proxied"),
+        (&cached(&text), "/direct", "checkout"),
+    ] {
+        let gateway = Gateway::administered(text).await;
+        ask(&gateway, path, 0..300).await;
+        let release = release(&gateway, route).await;
+        assert!(release["new"]["requests"].as_u64() >= Some(40), "{path}: {release}");
+        assert_eq!(release["state"], "running", "{path}: {release}");
+    }
+}
+
+#[tokio::test]
 async fn a_new_version_without_a_backend_is_given_up_though_answers_to_grpc_begin_with_200() {
     // gRPC over HTTP/2, Responses: the status of a call that the gateway refuses is `grpc-status`.
     let old = Origin::echo().await;
@@ -110,6 +162,18 @@ async fn a_new_version_without_a_backend_is_given_up_though_answers_to_grpc_begi
     }
     assert!((10..=12).contains(&refused), "{refused}");
     assert_eq!(release(&gateway, "checkout").await["state"], "aborted");
+}
+
+#[tokio::test]
+async fn requests_that_no_backend_was_asked_for_say_nothing_of_how_long_a_version_takes() {
+    let old = Origin::echo().await;
+    let text = RAMP.replace("&split", SPLIT).replace("OLD", &old.address.to_string());
+    let gateway = Gateway::administered(&text.replace("NEW", "nowhere.invalid:80")).await;
+    assert!(ask(&gateway, "/direct", 0..100).await > 0);
+    let release = release(&gateway, "checkout").await;
+    assert!(release["new"]["requests"].as_u64() > Some(0), "{release}");
+    assert_eq!(release["new"].get("p99_ms"), None, "{release}");
+    assert!(release["old"]["p99_ms"].as_f64() > Some(0.0), "{release}");
 }
 
 #[tokio::test]

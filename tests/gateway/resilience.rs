@@ -1,5 +1,7 @@
 //! Backends that fail, as the gateway's users see it: breakers, ejection, places, and who is killed or frozen.
 
+mod told;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -111,6 +113,77 @@ async fn a_breaker_opens_refuses_tries_and_closes_and_says_so() {
         .await;
         gateway.says("a circuit breaker is half open").await;
         gateway.says("a circuit breaker closed").await;
+    }
+}
+
+/// Answers 500 as it is told; what is good goes on until its client has enough.
+async fn endless() -> (Origin, Arc<AtomicBool>) {
+    let bad = Arc::new(AtomicBool::new(false));
+    let mood = bad.clone();
+    let origin = Origin::new(move |mut wire| {
+        let mood = mood.clone();
+        async move {
+            while wire.head().await.is_ok() {
+                let bad = mood.load(Ordering::SeqCst);
+                let good = "HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\nand so on";
+                wire.send(if bad { "HTTP/1.1 500 Oh\r\nContent-Length: 2\r\n\r\nno" } else { good }).await;
+            }
+        }
+    });
+    (origin.await, bad)
+}
+
+/// Clients whose answers have begun, so many of them; who is refused asks again.
+async fn begun(gateway: &Gateway, way: &str, count: usize) -> Vec<Wire> {
+    let mut clients = Vec::new();
+    soon("answers", async {
+        while clients.len() < count {
+            let mut client = Wire::connect(gateway.address()).await;
+            client.send(format!("GET / HTTP/1.1\r\nHost: {way}\r\n\r\n")).await;
+            if client.head().await.expect("a head").line.contains(" 200 ") {
+                clients.push(client);
+            }
+        }
+    })
+    .await;
+    clients
+}
+
+#[tokio::test]
+async fn answers_that_do_not_end_count_with_their_heads() {
+    for way in WAYS {
+        let (origin, bad) = endless().await;
+        let rules = "circuit_breaker: {min_requests: 4, error_ratio: 60%, open: 100ms, half_open: 3}";
+        let gateway = before(&[origin.address], rules, "").await;
+        let state = async || shown(&gateway).await["circuit_breaker"]["state"].clone();
+        let streams = begun(&gateway, way, 3).await;
+        bad.store(true, Ordering::SeqCst);
+        for _ in 0..4 {
+            assert_eq!(ask(&gateway, way, "GET /").await.status, 500, "{way}");
+        }
+        assert_eq!(state().await, "closed", "{way}: 4 of 7 failed");
+        assert_eq!(ask(&gateway, way, "GET /").await.status, 500, "{way}");
+        assert_eq!(state().await, "open", "{way}: 5 of 8 failed");
+        bad.store(false, Ordering::SeqCst);
+        let probes = begun(&gateway, way, 3).await;
+        assert_eq!(state().await, "closed", "{way}: all probes are answered");
+        drop((streams, probes));
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_is_a_failure_of_its_upstream() {
+    for way in WAYS {
+        let origin = Origin::dying_after(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf").await;
+        let rules = "circuit_breaker: {min_requests: 2, error_ratio: 100%, open: 1h}";
+        let gateway = before(&[origin.address], rules, "").await;
+        for _ in 0..2 {
+            let mut client = Wire::connect(gateway.address()).await;
+            client.send(format!("GET / HTTP/1.1\r\nHost: {way}\r\n\r\n")).await;
+            assert!(soon("the end", client.answer()).await.is_err(), "{way}");
+        }
+        let line = gateway.says("a circuit breaker opened").await;
+        assert!(line.contains("2 of 2 requests failed"), "{way}: {line}");
     }
 }
 

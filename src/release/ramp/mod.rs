@@ -128,12 +128,12 @@ impl Ramp {
         if place < self.progress.share(&self.plan) { self.to } else { self.from }
     }
 
-    /// Notes how a request of a variant ended.
-    pub fn note(&self, variant: usize, failed: bool, elapsed: Duration) {
+    /// Notes how a request of a variant ended, and how long that took, if it is known.
+    pub fn note(&self, variant: usize, failed: bool, took: Option<Duration>) {
         if self.plan.abort_if.is_none() || (variant != self.from && variant != self.to) {
             return;
         }
-        self.progress.note(variant == self.to, failed, elapsed, &self.plan);
+        self.progress.note(variant == self.to, failed, took, &self.plan);
     }
 
     /// How it stands.
@@ -231,12 +231,12 @@ impl Progress {
         }
     }
 
-    fn note(&self, is_new: bool, failed: bool, elapsed: Duration, plan: &Plan) {
+    fn note(&self, is_new: bool, failed: bool, took: Option<Duration>, plan: &Plan) {
         let Some(abort_if) = &plan.abort_if else { return };
         let why = {
             let mut window = self.window.lock();
             let Some(window) = window.as_mut() else { return };
-            let count = window.add(self.clock.now(), is_new, failed, elapsed);
+            let count = window.add(self.clock.now(), is_new, failed, took);
             let look = is_new && (failed || count.is_multiple_of(LOOK_EVERY));
             look.then(|| worse(window.seen(self.clock.now()), abort_if)).flatten()
         };
@@ -331,13 +331,13 @@ fn worse([old, new]: [Seen; 2], abort_if: &config::AbortIf) -> Option<String> {
         }
     }
     let times = abort_if.p99?;
-    if old.requests < enough {
+    if old.timed.min(new.timed) < enough {
         return None;
     }
     // As far as it is known: the least that the one may be, and the most that the other may be.
     let ([least, _], [_, most]) = (new.p99, old.p99);
     (least.as_secs_f64() > most.as_secs_f64() * times.factor()).then(|| {
-        format!("99% of {} requests took up to {least:?} or more, {most:?} or less before", new.requests)
+        format!("99% of {} requests took up to {least:?} or more, {most:?} or less before", new.timed)
     })
 }
 

@@ -58,7 +58,7 @@ fn keys_move_to_the_new_variant_and_never_back_while_it_goes_on() {
 
 fn note(ramp: &Ramp, variant: usize, count: u32, failed: u32, millis: u64) {
     for request in 0..count {
-        ramp.note(variant, request < failed, Duration::from_millis(millis));
+        ramp.note(variant, request < failed, Some(Duration::from_millis(millis)));
     }
 }
 
@@ -108,6 +108,26 @@ fn a_new_variant_that_takes_much_longer_is_given_up() {
     note(&ramp, 1, 500, 0, 18);
     assert_eq!(ramp.standing().aborted, None, "not twice as long");
     note(&ramp, 1, 500, 0, 30);
+    assert!(ramp.standing().aborted.expect("given up").why.starts_with("99% of "));
+}
+
+#[test]
+fn requests_that_a_variant_did_not_take_say_nothing_of_how_long_it_takes() {
+    let (world, _clock) = world();
+    let ramp = ramp_in(&world, &WATCHED.replace("p99: 2x", "p99: 1.5x"));
+    // The old one is left alone, and refused in no time.
+    let refuse = |count: u32| (0..count).for_each(|_| ramp.note(0, true, None));
+    refuse(1000);
+    note(&ramp, 1, 100, 0, 12);
+    assert_eq!(ramp.standing().aborted, None, "there is nothing to compare it with");
+    note(&ramp, 0, 30, 0, 10);
+    refuse(1000);
+    note(&ramp, 1, 100, 0, 12);
+    let Standing { aborted, seen, .. } = ramp.standing();
+    assert_eq!(aborted, None, "not half as long again");
+    let [old, new] = seen.expect("watched");
+    assert_eq!((old.requests, old.errors, old.timed, new.timed), (2030, 2000, 30, 200));
+    note(&ramp, 1, 100, 0, 30);
     assert!(ramp.standing().aborted.expect("given up").why.starts_with("99% of "));
 }
 

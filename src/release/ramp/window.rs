@@ -16,7 +16,9 @@ pub struct Seen {
     pub requests: u64,
     /// Those that failed.
     pub errors: u64,
-    /// What 99% of them took at most: it is between these.
+    /// Those of which it is known how long they took.
+    pub timed: u64,
+    /// What 99% of those took at most: it is between these.
     pub p99: [Duration; 2],
 }
 
@@ -63,8 +65,8 @@ impl Window {
         *self = Self::new(self.length, self.began);
     }
 
-    /// Notes a request; how many of its variant are in this slice.
-    pub(super) fn add(&mut self, now: Instant, is_new: bool, failed: bool, elapsed: Duration) -> u32 {
+    /// Notes a request, and how long it took, if that is known; how many of its variant are in this slice.
+    pub(super) fn add(&mut self, now: Instant, is_new: bool, failed: bool, took: Option<Duration>) -> u32 {
         let number = self.number(now);
         let at = usize::try_from(number % SLICES as u64).unwrap_or(0);
         let slice = &mut self.slices[at][usize::from(is_new)];
@@ -74,7 +76,9 @@ impl Window {
         }
         slice.requests += 1;
         slice.errors += u32::from(failed);
-        slice.times[bucket(elapsed)] += 1;
+        if let Some(took) = took {
+            slice.times[bucket(took)] += 1;
+        }
         slice.requests
     }
 
@@ -104,7 +108,8 @@ fn seen<'a>(slices: impl Iterator<Item = &'a Slice> + Clone) -> Seen {
         seen.errors += u64::from(slice.errors);
         times.iter_mut().zip(&slice.times).for_each(|(sum, count)| *sum += u64::from(*count));
     }
-    let wanted = (seen.requests * 99).div_ceil(100);
+    seen.timed = times.iter().sum();
+    let wanted = (seen.timed * 99).div_ceil(100);
     let mut passed = 0;
     let reached = times.iter().position(|count| {
         passed += count;
@@ -147,7 +152,7 @@ mod tests {
         let began = Instant::now();
         let mut window = Window::new(10 * SECOND, began);
         for second in 0..25 {
-            window.add(began + SECOND * second, true, second % 5 == 0, SECOND);
+            window.add(began + SECOND * second, true, second % 5 == 0, Some(SECOND));
         }
         let [old, new] = window.seen(began + SECOND * 24);
         assert_eq!((old.requests, new.requests, new.errors), (0, 10, 2));
@@ -162,11 +167,11 @@ mod tests {
         let mut window = Window::new(SECOND, now);
         for request in 0..200_u32 {
             let millis = if request % 100 == 0 { 900 } else { 10 };
-            window.add(now, false, false, Duration::from_millis(millis));
+            window.add(now, false, false, Some(Duration::from_millis(millis)));
         }
         let [least, most] = window.seen(now)[0].p99;
         assert!(least <= Duration::from_millis(10) && Duration::from_millis(10) < most, "{least:?} {most:?}");
-        window.add(now, false, false, Duration::from_millis(900));
+        window.add(now, false, false, Some(Duration::from_millis(900)));
         assert!(window.seen(now)[0].p99[1] > Duration::from_millis(900));
     }
 

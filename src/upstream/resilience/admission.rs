@@ -20,19 +20,34 @@ pub struct Admission {
 pub enum Refusal {
     /// The breaker is open, for so long still.
     Open(Duration),
-    /// There is no place.
+    /// The upstream has no place,
     Busy(&'static str),
+    /// or the route has none.
+    RouteBusy(&'static str),
 }
 
 impl Admission {
     /// Says what became of the request, which was known at this time, and for how much of the time the client was waited
-    /// for.
+    /// for. The first word counts.
     pub fn settle(&mut self, verdict: Verdict, now: Instant, of_client: Duration) {
         if let Some(passage) = &mut self.passage {
             passage.settle(verdict, now, of_client);
         }
         let failed = verdict == Verdict::Failed;
-        self.places.iter().flatten().for_each(|place| place.settle(failed, now, of_client));
+        self.places.iter_mut().flatten().for_each(|place| place.settle(failed, now, of_client));
+    }
+
+    /// As [`settle`](Self::settle), of what was known before the client had sent everything. How long the upstream takes is
+    /// not: to the breaker it was not slow, and the places learn nothing.
+    pub fn settle_early(&mut self, verdict: Verdict, now: Instant) {
+        if let Some(passage) = &mut self.passage {
+            passage.settle(verdict, now, Duration::MAX);
+        }
+    }
+
+    /// The answer broke off; nothing, unless its head was said to be well.
+    pub fn broke_off(&mut self, now: Instant) {
+        self.passage.iter_mut().for_each(|passage| passage.broke_off(now));
     }
 }
 
@@ -54,10 +69,11 @@ impl Upstream {
         let breaker = self.memory.breaker.as_ref();
         let passage = breaker.map(|breaker| breaker.enter(Instant::now())).transpose();
         let mut passage = passage.map_err(|open| Refusal::Open(open.left))?;
-        let (mut first, waited) =
-            place(route, deadline, "too many requests of this route are under way").await?;
+        let of_route = place(route, deadline, "too many requests of this route are under way").await;
+        let (mut first, waited) = of_route.map_err(Refusal::RouteBusy)?;
         let upstream = self.memory.bulkhead.as_ref();
-        let (second, more) = place(upstream, deadline, "too many requests are under way").await?;
+        let own = place(upstream, deadline, "too many requests are under way").await;
+        let (second, more) = own.map_err(Refusal::Busy)?;
         let waited = waited + more;
         if !waited.is_zero() {
             // The upstream is no slower for it.
@@ -78,12 +94,12 @@ async fn place(
     bulkhead: Option<&Arc<Bulkhead>>,
     deadline: Option<Instant>,
     full: &'static str,
-) -> Result<(Option<Place>, Duration), Refusal> {
+) -> Result<(Option<Place>, Duration), &'static str> {
     let Some(bulkhead) = bulkhead else { return Ok((None, Duration::ZERO)) };
     match bulkhead.enter(deadline).await {
         Ok((place, waited)) => Ok((Some(place), waited)),
-        Err(Full::Queue) => Err(Refusal::Busy(full)),
-        Err(Full::Wait) => Err(Refusal::Busy("waited too long for other requests to end")),
+        Err(Full::Queue) => Err(full),
+        Err(Full::Wait) => Err("waited too long for other requests to end"),
     }
 }
 
@@ -116,5 +132,21 @@ mod tests {
         second.settle(Verdict::Answered, Instant::now(), Duration::ZERO);
         drop(second);
         assert!(upstream.admit(None, None).await.is_ok(), "the breaker is closed");
+    }
+
+    #[tokio::test]
+    async fn who_is_refused_learns_whose_places_are_taken() {
+        let places = json!({"in_flight": 1});
+        let written = json!({
+            "name": "users", "backends": [{"address": "127.0.0.1:9"}], "concurrency": places,
+        });
+        let upstream =
+            Upstream::build(&serde_json::from_value(written).unwrap(), Path::new(""), None).unwrap();
+        let route = Bulkhead::new(serde_json::from_value(places).unwrap());
+        let held = upstream.admit(None, None).await.unwrap();
+        assert!(matches!(upstream.admit(Some(&route), None).await, Err(Refusal::Busy(_))));
+        drop(held);
+        let _held = upstream.admit(Some(&route), None).await.unwrap();
+        assert!(matches!(upstream.admit(Some(&route), None).await, Err(Refusal::RouteBusy(_))));
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Closed, it counts what became of requests over a window. When too many of enough failed or were slow it opens:
 //! requests are refused at the cost of one load. After a while it is half-open: a few may pass, and what becomes of
-//! them closes it or opens it anew.
+//! them closes it or opens it anew. What is answered counts with its head, as an answer may go on for hours; one that breaks
+//! off is a failure then.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -93,7 +94,16 @@ pub(in crate::upstream) struct Passage {
     breaker: Arc<Breaker>,
     era: u64,
     begun: Instant,
-    told: bool,
+    told: Told,
+}
+
+/// What was said of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    Nothing,
+    /// The head of its answer was well, and is counted in this slot.
+    Well(u64),
+    Failed,
 }
 
 /// What became of a request.
@@ -164,21 +174,25 @@ impl Breaker {
         }
         let era = inner.era;
         drop(inner);
-        Ok(Passage { breaker: Arc::clone(self), era, begun: now, told: false })
+        Ok(Passage { breaker: Arc::clone(self), era, begun: now, told: Told::Nothing })
     }
 
-    fn settle(&self, era: u64, failed: bool, elapsed: Duration, now: Instant) {
+    /// Counts a request; gives the slot that it is counted in.
+    fn settle(&self, era: u64, failed: bool, elapsed: Duration, now: Instant) -> u64 {
         let slow = self.written.slow.is_some_and(|slow| elapsed >= slow.get());
         let mut inner = self.inner.lock();
         if inner.era != era {
-            return;
+            return inner.slot;
         }
         match inner.state {
             State::Closed => {
-                self.count(&mut inner, failed, slow, now);
-                if let Some(reason) = self.too_bad(&inner) {
-                    self.change(&mut inner, State::Open, reason, now);
-                }
+                self.turn(&mut inner, now);
+                let slot = inner.slot;
+                let counts = &mut inner.slots[at(slot)];
+                counts.all += 1;
+                counts.failed += u64::from(failed);
+                counts.slow += u64::from(slow);
+                self.open_if_too_bad(&mut inner, now);
             }
             State::HalfOpen if failed || slow => {
                 let reason = if failed { "a probe failed" } else { "a probe was slow" };
@@ -194,6 +208,31 @@ impl Breaker {
             }
             State::Open => {}
         }
+        inner.slot
+    }
+
+    /// An answer broke off whose head was counted as well in this slot.
+    fn broke_off(&self, era: u64, head: u64, now: Instant) {
+        let mut inner = self.inner.lock();
+        if inner.era != era {
+            return;
+        }
+        match inner.state {
+            State::Closed => {
+                self.turn(&mut inner, now);
+                // With its head, if that is not forgotten.
+                let forgotten = inner.slot - head >= u64::from(SLOTS);
+                let slot = if forgotten { inner.slot } else { head };
+                let counts = &mut inner.slots[at(slot)];
+                counts.all += u64::from(forgotten);
+                counts.failed += 1;
+                self.open_if_too_bad(&mut inner, now);
+            }
+            State::HalfOpen => {
+                self.change(&mut inner, State::Open, "the answer to a probe broke off".to_owned(), now);
+            }
+            State::Open => {}
+        }
     }
 
     /// A request ended without a verdict; a probe's place is free again.
@@ -204,7 +243,8 @@ impl Breaker {
         }
     }
 
-    fn count(&self, inner: &mut Inner, failed: bool, slow: bool, now: Instant) {
+    /// Begins the slot of this time, and forgets what is too old.
+    fn turn(&self, inner: &mut Inner, now: Instant) {
         let length = (self.written.window.get() / SLOTS).max(Duration::from_millis(1));
         let slot = u64::try_from(now.saturating_duration_since(self.born).as_nanos() / length.as_nanos());
         let slot = slot.unwrap_or(u64::MAX).max(inner.slot);
@@ -215,10 +255,12 @@ impl Breaker {
             inner.slots = Default::default();
         }
         inner.slot = slot;
-        let counts = &mut inner.slots[at(slot)];
-        counts.all += 1;
-        counts.failed += u64::from(failed);
-        counts.slow += u64::from(slow);
+    }
+
+    fn open_if_too_bad(&self, inner: &mut Inner, now: Instant) {
+        if let Some(reason) = self.too_bad(inner) {
+            self.change(inner, State::Open, reason, now);
+        }
     }
 
     /// Why it has to open, if it has to.
@@ -286,16 +328,27 @@ impl Passage {
 
     /// Says what became of the request; the first word counts.
     pub(super) fn settle(&mut self, verdict: Verdict, now: Instant, of_client: Duration) {
-        if !std::mem::replace(&mut self.told, true) {
-            let elapsed = now.saturating_duration_since(self.begun).saturating_sub(of_client);
-            self.breaker.settle(self.era, verdict == Verdict::Failed, elapsed, now);
+        if self.told != Told::Nothing {
+            return;
+        }
+        let failed = verdict == Verdict::Failed;
+        let elapsed = now.saturating_duration_since(self.begun).saturating_sub(of_client);
+        let slot = self.breaker.settle(self.era, failed, elapsed, now);
+        self.told = if failed { Told::Failed } else { Told::Well(slot) };
+    }
+
+    /// The answer broke off, which is a failure though its head was none.
+    pub(super) fn broke_off(&mut self, now: Instant) {
+        if let Told::Well(slot) = self.told {
+            self.told = Told::Failed;
+            self.breaker.broke_off(self.era, slot, now);
         }
     }
 }
 
 impl Drop for Passage {
     fn drop(&mut self) {
-        if !self.told {
+        if self.told == Told::Nothing {
             self.breaker.give_back(self.era);
         }
     }
@@ -310,188 +363,4 @@ fn millis(time: Duration) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use serde_json::{Value, json};
-
-    use super::*;
-
-    fn breaker(written: Value) -> (Arc<Breaker>, Instant) {
-        let now = Instant::now();
-        (Breaker::new(serde_json::from_value(written).unwrap(), "u".into(), now), now)
-    }
-
-    fn after(start: Instant, millis: u64) -> Instant {
-        start + Duration::from_millis(millis)
-    }
-
-    fn ask(breaker: &Arc<Breaker>, verdict: Verdict, now: Instant) -> bool {
-        match breaker.enter(now) {
-            Ok(mut passage) => {
-                passage.settle(verdict, now, Duration::ZERO);
-                true
-            }
-            Err(_) => false,
-        }
-    }
-
-    fn state(breaker: &Breaker) -> &'static str {
-        breaker.shown().state.as_str()
-    }
-
-    #[test]
-    fn probes_that_are_not_answered_hold_their_places_for_a_second() {
-        let (breaker, start) = breaker(json!({"min_requests": 1, "open": "1s", "half_open": 2}));
-        ask(&breaker, Verdict::Failed, start);
-        let half = after(start, 2000);
-        let held: Vec<Passage> = (0..2).map(|_| breaker.enter(half).expect("a probe")).collect();
-        assert!(breaker.enter(after(half, 999)).is_err());
-        for passed in ["half_open", "closed"] {
-            assert!(ask(&breaker, Verdict::Answered, after(half, 1000)));
-            assert_eq!(state(&breaker), passed);
-        }
-        drop(held);
-    }
-
-    #[test]
-    fn the_clients_time_is_not_slowness() {
-        let rules = json!({"min_requests": 1, "slow": "1s", "slow_ratio": "50%"});
-        let (breaker, start) = breaker(rules);
-        for (of_client, expected) in [(2500, "closed"), (500, "open")] {
-            let mut passage = breaker.enter(start).expect("it is closed");
-            passage.settle(Verdict::Answered, after(start, 3000), Duration::from_millis(of_client));
-            assert_eq!(state(&breaker), expected);
-        }
-    }
-
-    #[test]
-    fn it_opens_when_half_of_enough_requests_failed_and_not_before() {
-        let (breaker, now) = breaker(json!({"min_requests": 4, "error_ratio": "50%"}));
-        for (verdict, then) in [
-            (Verdict::Failed, "closed"),
-            (Verdict::Answered, "closed"),
-            (Verdict::Answered, "closed"),
-            (Verdict::Failed, "open"),
-        ] {
-            assert!(ask(&breaker, verdict, now));
-            assert_eq!(state(&breaker), then);
-        }
-        assert_eq!(breaker.shown().reason, "2 of 4 requests failed within 10s");
-        let open = breaker.enter(after(now, 4000)).unwrap_err();
-        assert_eq!(open.left, Duration::from_secs(6));
-        assert_eq!(breaker.refused.load(Ordering::Relaxed), 1);
-    }
-
-    #[test]
-    fn slow_answers_open_it_where_that_is_written() {
-        let written = json!({"min_requests": 2, "slow": "1s", "slow_ratio": "100%"});
-        let (breaker, now) = breaker(written);
-        for _ in 0..2 {
-            let mut passage = breaker.enter(now).unwrap();
-            passage.settle(Verdict::Answered, after(now, 1000), Duration::ZERO);
-        }
-        assert_eq!(
-            (state(&breaker), &*breaker.shown().reason),
-            ("open", "2 of 2 requests were slow within 10s")
-        );
-    }
-
-    #[test]
-    fn half_open_it_lets_a_few_pass_and_closes_when_all_of_them_are_answered() {
-        let written = json!({"min_requests": 1, "open": "1s", "half_open": 2});
-        let (breaker, now) = breaker(written);
-        assert!(ask(&breaker, Verdict::Failed, now));
-        assert!(breaker.enter(after(now, 999)).is_err());
-        let then = after(now, 1000);
-        let (mut one, mut two) = (breaker.enter(then).unwrap(), breaker.enter(then).unwrap());
-        assert_eq!(state(&breaker), "half_open");
-        assert!(breaker.enter(then).is_err(), "no more than two");
-        one.settle(Verdict::Answered, then, Duration::ZERO);
-        assert!(breaker.enter(then).is_err(), "the other one is still under way");
-        two.settle(Verdict::Answered, then, Duration::ZERO);
-        assert_eq!(state(&breaker), "closed");
-    }
-
-    #[test]
-    fn a_probe_that_fails_opens_it_anew() {
-        let (breaker, now) = breaker(json!({"min_requests": 1, "open": "1s", "half_open": 2}));
-        assert!(ask(&breaker, Verdict::Failed, now));
-        let then = after(now, 1500);
-        let mut other = breaker.enter(then).unwrap();
-        assert!(ask(&breaker, Verdict::Failed, then));
-        assert_eq!(state(&breaker), "open");
-        other.settle(Verdict::Answered, then, Duration::ZERO);
-        assert_eq!(state(&breaker), "open", "what began before says nothing");
-        assert!(breaker.enter(after(then, 999)).is_err());
-        assert!(breaker.enter(after(then, 1000)).is_ok());
-    }
-
-    #[test]
-    fn a_probe_that_is_given_up_gives_its_place_back() {
-        let (breaker, now) = breaker(json!({"min_requests": 1, "open": "1s", "half_open": 1}));
-        assert!(ask(&breaker, Verdict::Failed, now));
-        let then = after(now, 1000);
-        drop(breaker.enter(then).unwrap());
-        assert!(ask(&breaker, Verdict::Answered, then));
-        assert_eq!(state(&breaker), "closed");
-    }
-
-    #[test]
-    fn failures_are_forgotten_with_the_window() {
-        let (breaker, now) = breaker(json!({"min_requests": 2, "window": "1s"}));
-        assert!(ask(&breaker, Verdict::Failed, now));
-        assert!(ask(&breaker, Verdict::Failed, after(now, 1100)));
-        assert_eq!(state(&breaker), "closed");
-        assert!(ask(&breaker, Verdict::Failed, after(now, 1900)));
-        assert_eq!(state(&breaker), "open");
-    }
-
-    /// The simplest breaker that there is: it remembers every request.
-    struct Model {
-        state: &'static str,
-        opened: u64,
-        passed: u32,
-        seen: Vec<(u64, bool)>,
-    }
-
-    proptest! {
-        #[test]
-        fn it_does_as_a_breaker_that_remembers_everything(
-            steps in prop::collection::vec((0u64..700, any::<bool>()), 1..200),
-        ) {
-            let written = json!({"min_requests": 5, "error_ratio": "40%", "window": "2s", "open": "1s", "half_open": 2});
-            let (breaker, start) = breaker(written);
-            let mut model = Model { state: "closed", opened: 0, passed: 0, seen: Vec::new() };
-            let mut elapsed = 0;
-            for (pause, fails) in steps {
-                elapsed += pause;
-                let now = after(start, elapsed);
-                let verdict = if fails { Verdict::Failed } else { Verdict::Answered };
-                let passes = model.state != "open" || elapsed - model.opened >= 1000;
-                if passes && model.state == "open" {
-                    (model.state, model.passed) = ("half_open", 0);
-                }
-                prop_assert_eq!(ask(&breaker, verdict, now), passes);
-                match (model.state, fails) {
-                    ("half_open", true) => (model.state, model.opened) = ("open", elapsed),
-                    ("half_open", false) => {
-                        model.passed += 1;
-                        if model.passed == 2 {
-                            (model.state, model.seen) = ("closed", Vec::new());
-                        }
-                    }
-                    ("closed", _) => {
-                        model.seen.push((elapsed / 200, fails));
-                        let recent: Vec<_> = model.seen.iter().filter(|(at, _)| at + 10 > elapsed / 200).collect();
-                        let failed = recent.iter().filter(|(_, failed)| *failed).count();
-                        if recent.len() >= 5 && failed > 0 && failed * 100 >= recent.len() * 40 {
-                            (model.state, model.opened) = ("open", elapsed);
-                        }
-                    }
-                    _ => {}
-                }
-                prop_assert_eq!(state(&breaker), model.state);
-            }
-        }
-    }
-}
+mod tests;

@@ -31,20 +31,23 @@ pub struct Bulkhead {
 #[derive(Debug)]
 pub struct Place {
     permit: Option<OwnedSemaphorePermit>,
-    /// Who wants to know how long answers take, and since when; nobody, where the number of places is fixed.
-    adaptive: Option<(Arc<Bulkhead>, Instant)>,
+    /// Who wants to know how long answers take, and since when, until that is told; nobody, where the number of places is
+    /// fixed.
+    adaptive: Option<(Arc<Bulkhead>, Option<Instant>)>,
 }
 
 impl Place {
     /// The request that holds it goes to the upstream only now.
     pub(super) fn begin(&mut self, now: Instant) {
-        self.adaptive.iter_mut().for_each(|(_, since)| *since = now);
+        self.adaptive.iter_mut().for_each(|(_, since)| *since = Some(now));
     }
 
-    /// The request that holds it was answered, well or not.
-    pub(super) fn settle(&self, failed: bool, at: Instant, of_client: Duration) {
-        if let Some((bulkhead, since)) = &self.adaptive {
-            let took = at.saturating_duration_since(*since).saturating_sub(of_client);
+    /// The request that holds it was answered, well or not; the first word counts.
+    pub(super) fn settle(&mut self, failed: bool, at: Instant, of_client: Duration) {
+        if let Some((bulkhead, since)) = &mut self.adaptive
+            && let Some(since) = since.take()
+        {
+            let took = at.saturating_duration_since(since).saturating_sub(of_client);
             bulkhead.adapt(took, failed, Instant::now());
         }
     }
@@ -107,7 +110,7 @@ impl Bulkhead {
     }
 
     fn place(self: &Arc<Self>, permit: OwnedSemaphorePermit) -> Place {
-        let adaptive = self.gradient.is_some().then(|| (Arc::clone(self), Instant::now()));
+        let adaptive = self.gradient.is_some().then(|| (Arc::clone(self), Some(Instant::now())));
         Place { permit: Some(permit), adaptive }
     }
 
