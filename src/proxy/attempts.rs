@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use http::header::SET_COOKIE;
@@ -33,6 +34,14 @@ pub(super) struct Attempts {
     pub(super) started: Option<Instant>,
     /// When the answer was there, if that is not where the request ends.
     pub(super) ended: Option<Instant>,
+    /// When the client had sent everything, if that was noted.
+    pub(super) uploaded: Option<Instant>,
+    /// Of whom the last attempt tells nothing, as there was too little time left for it.
+    pub(super) spared: Option<Spared>,
+    /// Whether the answer to a hedged request was begun, or read, too late to be whole in time.
+    pub(super) late: Option<Arc<AtomicBool>>,
+    /// The backend of the last attempt said something, if only that an answer is to come.
+    pub(super) heard: bool,
     /// How long an origin may take to answer a request for an upgrade.
     pub(super) handshake: Option<Duration>,
     /// The final head of an answer went to the client.
@@ -44,6 +53,15 @@ pub(super) struct Attempts {
     progress: Progress,
 }
 
+/// Of whom an attempt tells nothing that the end of the time for all of it cut short.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Spared {
+    /// Of its backend: other attempts, or the wait for its turn, had most of the time.
+    Backend,
+    /// Nor of the upstream: the client had it.
+    Upstream,
+}
+
 impl Attempts {
     /// Takes over what a call tells of its own, all of which are in the metrics.
     pub(super) fn take_over(&mut self, account: &Account) {
@@ -51,6 +69,12 @@ impl Attempts {
         self.backend = account.backend();
         self.log = account.tries().unwrap_or_default();
         self.started = account.attempts.first().map(|first| first.started).or(self.started);
+    }
+
+    /// Whether they tell nothing of the upstream.
+    pub(super) fn spare_upstream(&self) -> bool {
+        let is_late = self.late.as_ref().is_some_and(|late| late.load(Ordering::Relaxed));
+        is_late || self.spared == Some(Spared::Upstream)
     }
 
     /// How long they took.
@@ -70,7 +94,8 @@ impl Call {
 
     /// Chooses a backend that was not tried yet, while there is one, for one more attempt.
     pub(super) fn next_backend(&mut self) -> Result<(), Problem> {
-        let Attempts { upstream, picked, stuck, key, tried, made, started, counted, .. } = &mut self.attempts;
+        let Attempts { upstream, picked, stuck, key, tried, made, started, counted, heard, .. } =
+            &mut self.attempts;
         let upstream = upstream.as_ref().expect("attempts are made once there is an upstream");
         // The last attempt is over, and must not count against its backend.
         *picked = None;
@@ -85,7 +110,7 @@ impl Call {
             upstream.asked(guard.started());
         }
         *made += 1;
-        *counted = None;
+        (*counted, *heard) = (None, false);
         self.reason = None;
         Ok(())
     }
@@ -114,6 +139,10 @@ impl Call {
     /// What is left of the time, where backends are told of it.
     pub(super) fn time_left(&self) -> Option<Duration> {
         self.attempts.upstream.as_ref()?.remaining_header()?;
+        // Streams end when they end.
+        if self.events || self.upgrade {
+            return None;
+        }
         let deadline = self.exchange.as_ref().and_then(|exchange| exchange.ctx.deadline);
         let first = [deadline, self.try_until()].into_iter().flatten().min()?;
         Some(first.saturating_duration_since(Instant::now()))
@@ -176,6 +205,14 @@ impl Call {
 
     /// Tells the backend's numbers what became of the attempt; an answer that is passed on tells it itself.
     fn blame(&mut self, fault: Fault, last: bool) {
+        let spared = match fault {
+            Fault::Connect => self.spare(),
+            Fault::Reset => self.is_spared(),
+            _ => false,
+        };
+        if spared {
+            return;
+        }
         let Attempts { upstream: Some(upstream), picked: Some(picked), .. } = &mut self.attempts else {
             return;
         };
@@ -188,6 +225,41 @@ impl Call {
             Fault::Status(status) => picked.guard.answered(status),
             Fault::Grpc(_) => picked.guard.failed(),
         }
+    }
+
+    /// Whether the time for all of it ended the last attempt before that had half of it, which tells nothing of its backend:
+    /// clients that send slowly, and other backends, could have it blamed.
+    pub(super) fn is_spared(&mut self) -> bool {
+        // Once there is a connection, no time ends a stream of events.
+        self.attempts.spared.is_some() || (!self.events && self.spare())
+    }
+
+    fn spare(&mut self) -> bool {
+        let Attempts { picked: Some(picked), started, .. } = &self.attempts else { return false };
+        let began = picked.guard.started();
+        if !self.had_little(began, Duration::ZERO) {
+            return false;
+        }
+        let nobody = self.upstream_had_little(started.unwrap_or(began));
+        self.attempts.spared = Some(if nobody { Spared::Upstream } else { Spared::Backend });
+        true
+    }
+
+    /// Whether the time for all of it is over before the upstream, the first attempt at which began then, had half of what
+    /// the wait for a turn left of it: neither do requests that wait hide one that hangs, nor does the client have the rest.
+    pub(super) fn upstream_had_little(&self, since: Instant) -> bool {
+        let waited = self.exchange.as_ref().map(|exchange| exchange.ctx.waited);
+        self.had_little(since, waited.unwrap_or_default())
+    }
+
+    /// Whether the time for all of it is over, and less than half of it, without what was waited, was left then and when the
+    /// client had sent everything.
+    fn had_little(&self, since: Instant, waited: Duration) -> bool {
+        let Some(exchange) = &self.exchange else { return false };
+        let Some(deadline) = exchange.ctx.deadline else { return false };
+        let all = deadline.saturating_duration_since(exchange.ctx.started).saturating_sub(waited);
+        let since = self.attempts.uploaded.map_or(since, |uploaded| uploaded.max(since));
+        Instant::now() >= deadline && deadline.saturating_duration_since(since) < all / 2
     }
 
     /// All attempts for the log, the last one as it ended; none where there was only one.

@@ -6,6 +6,7 @@
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use async_trait::async_trait;
@@ -17,12 +18,13 @@ use tollhouse_filters::outcome::{Body, Message, Reply};
 use tollhouse_filters::problem::{self, Problem};
 use tollhouse_filters::world::{ClientBody, ClientError};
 
+use super::attempts::Spared;
 use super::{Call, Gateway, response};
 use crate::cache::Announce;
 use crate::config::hedge::Hedge;
 use crate::engine::{Forwarding, speaks_grpc, strip_hop_by_hop};
 use crate::upstream::call::{Account, BodyStream, CallError, CallOptions, Payload, Reply as Answer};
-use crate::upstream::{Upstream, Verdict};
+use crate::upstream::{Admission, Upstream, Verdict};
 
 /// The hedge of this request, whose body is none or held as a whole; none if it is not to be hedged.
 pub(super) fn of(call: &mut Call, upstream: &Upstream, request: &RequestHeader) -> Option<Hedge> {
@@ -52,11 +54,12 @@ impl Gateway {
         let (announce, interim) = unbounded_channel();
         options.interim = Some(announce);
         call.attempts.upstream = Some(upstream.clone());
-        call.attempts.started = Some(Instant::now());
+        let began = Instant::now();
+        call.attempts.started = Some(began);
         let mut account = Account::default();
-        let rules = call.rules();
-        let asked =
-            self.cache.caller().hedge(&upstream, (head, body), options, (rules, &hedge), &mut account);
+        let since = call.exchange().ctx.started;
+        let (rules, caller) = (call.rules(), self.cache.caller());
+        let asked = caller.hedge(&upstream, (head, body), (options, since), (rules, &hedge), &mut account);
         let answer = unless_gone(asked, interim, client).await;
         account.count(upstream.series(&self.observe.registry));
         call.attempts.take_over(&account);
@@ -68,12 +71,19 @@ impl Gateway {
         };
         let verdict = if failed { Verdict::Failed } else { Verdict::Answered };
         let of_client = call.gathering;
-        call.exchange().admission.settle(verdict, Instant::now(), of_client);
+        // Who sent slowly left the backends no time to fail in.
+        if answer.is_ok() || !call.upstream_had_little(began) {
+            call.exchange().admission.settle(verdict, Instant::now(), of_client);
+        } else {
+            call.attempts.spared = Some(Spared::Upstream);
+        }
         match answer {
             Ok(answer) => {
                 call.attempts.answered = true;
                 call.exchange().invalidate(request, answer.head.status, &answer.head.headers);
-                passed_on(answer)
+                let admission = std::mem::take(&mut call.exchange().admission);
+                let late = call.attempts.late.insert(Arc::default()).clone();
+                passed_on(answer, admission, late)
             }
             Err(error) => {
                 call.reason = Some(error.to_string());
@@ -99,7 +109,7 @@ async fn prepared(
     let version = call.version;
     let exchange = call.exchange();
     let left = exchange.ctx.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-    let told = left.filter(|_| upstream.remaining_header().is_some());
+    let told = upstream.time_told(exchange.ctx.deadline, exchange.route.retries.as_deref());
     let peer = peer.map(|peer| peer.ip().to_canonical());
     let forwarding = Forwarding { peer, version, upstream, picked: None, left: told };
     if let Some(reply) = exchange.upstream_request(&mut head, &forwarding, 0).await {
@@ -141,7 +151,7 @@ async fn unless_gone(
     Some(answer)
 }
 
-fn passed_on(answer: Answer) -> Reply {
+fn passed_on(answer: Answer, admission: Admission, late: Arc<AtomicBool>) -> Reply {
     let Answer { mut head, body, .. } = answer;
     let Ok(declared) = declared(&head) else {
         let detail = "the upstream's `Content-Length` is not one number";
@@ -151,7 +161,7 @@ fn passed_on(answer: Answer) -> Reply {
     head.set_version(Version::HTTP_11);
     let events = response::is_event_stream(&head);
     let body = if events { body.without_deadline() } else { body };
-    let body = Body::Stream(Box::new(Passed { body, declared, seen: 0 }));
+    let body = Body::Stream(Box::new(Passed { body, declared, seen: 0, admission, late }));
     Reply::Message(Box::new(Message { head, body }))
 }
 
@@ -173,18 +183,35 @@ struct Passed {
     body: BodyStream,
     declared: Option<u64>,
     seen: u64,
+    /// What the request holds until then, and by which it is told whether the answer breaks off.
+    admission: Admission,
+    /// Who is told that it was too late.
+    late: Arc<AtomicBool>,
+}
+
+impl Passed {
+    /// The upstream broke it off, unless it was begun or read too late.
+    fn broken(&mut self, message: String) -> ClientError {
+        if self.body.was_read_late() {
+            self.late.store(true, Ordering::Relaxed);
+        } else {
+            self.admission.broke_off(Instant::now());
+        }
+        ClientError::Broken(message)
+    }
 }
 
 #[async_trait]
 impl ClientBody for Passed {
     async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
-        let next = self.body.next().await.map_err(|error| ClientError::Broken(error.to_string()))?;
+        let next = self.body.next().await;
+        let next = next.map_err(|error| self.broken(error.to_string()))?;
         self.seen += next.as_ref().map_or(0, |piece| piece.len() as u64);
         let over = next.is_none();
         let wrong = self.declared.is_some_and(|length| self.seen > length || (over && self.seen < length));
         if wrong {
             let message = "the upstream's answer has another length than it said";
-            return Err(ClientError::Broken(message.to_owned()));
+            return Err(self.broken(message.to_owned()));
         }
         Ok(next)
     }

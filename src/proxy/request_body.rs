@@ -1,5 +1,7 @@
 //! Pieces of the request body on their way to the upstream.
 
+use std::time::Instant;
+
 use bytes::Bytes;
 use pingora::prelude::*;
 use tollhouse_filters::outcome::Reply;
@@ -13,8 +15,11 @@ pub(super) fn pass(piece: &mut Option<Bytes>, end: bool, call: &mut Call) -> Res
     if call.body.is_some() || call.upgrade {
         return Ok(());
     }
-    if end && let Some(picked) = &mut call.attempts.picked {
-        picked.guard.uploaded();
+    if end {
+        call.attempts.uploaded.get_or_insert_with(Instant::now);
+        if let Some(picked) = &mut call.attempts.picked {
+            picked.guard.uploaded();
+        }
     }
     call.body_seen += length(piece);
     if call.body_seen > call.exchange().body_limit() {

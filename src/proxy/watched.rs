@@ -66,7 +66,7 @@ impl Announce for Watched<'_> {
     fn announce(&mut self, mut head: ResponseHeader) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             if let ServerSession::H1(client) = &mut *self.session.downstream_session {
-                response::remove_framing(&mut head);
+                response::strip_interim(&mut head);
                 // Who does not take it will not take the answer either.
                 let _ = client.write_response_header(Box::new(head)).await;
             }

@@ -345,6 +345,26 @@ async fn both_ways_pass_on_the_same_of_what_origins_answer() {
 }
 
 #[tokio::test]
+async fn interim_answers_say_nothing_of_the_origins_connection() {
+    // RFC 9110 s7.6.1: fields of one connection, and those that `Connection` names, are not passed on.
+    let origin = Origin::answering(
+        "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nConnection: x-hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\n\r\n\
+         HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+    )
+    .await;
+    let gateway = both(&origin).await;
+    for way in WAYS {
+        let mut client = Wire::connect(gateway.address()).await;
+        client.send(replaced(PLAIN, way)).await;
+        let early = client.head().await.expect("an interim head");
+        assert!(early.line.starts_with("HTTP/1.1 103"), "{way}: {early:?}");
+        let names: Vec<_> = early.fields.iter().map(|(name, _)| name.to_ascii_lowercase()).collect();
+        assert_eq!(names, ["link"], "{way}");
+        assert_eq!(soon("the final answer", client.answer()).await.expect("an answer").text(), "ok", "{way}");
+    }
+}
+
+#[tokio::test]
 async fn after_an_old_connection_that_was_closed_a_new_one_is_tried() {
     const OLD: usize = 5;
     // Each connection takes one request while all of them are open, and is closed by the next one unanswered.

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
@@ -253,6 +253,40 @@ async fn a_post_that_was_sent_over_a_kept_connection_is_not_sent_again() {
 }
 
 #[tokio::test]
+async fn a_kept_connection_that_ends_within_its_answer_was_not_old() {
+    for way in WAYS {
+        for begun in ["HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n", "HTTP/1.1 200 OK\r\nX-Half: "] {
+            let dies = Arc::new(AtomicBool::new(true));
+            let told = dies.clone();
+            let origin = Origin::new(move |mut wire| {
+                let dies = told.clone();
+                async move {
+                    let mut kept = false;
+                    while wire.head().await.is_ok() {
+                        if std::mem::replace(&mut kept, true) && dies.swap(false, Ordering::SeqCst) {
+                            wire.send(begun).await;
+                            return;
+                        }
+                        wire.send(OK).await;
+                    }
+                }
+            })
+            .await;
+            let gateway = before(&[origin.address], "retries: {max: 3}", "").await;
+            // A connection is kept a moment after its answer went out, so that some requests have new ones.
+            soon("a kept connection", async {
+                while dies.load(Ordering::SeqCst) {
+                    let status = status(&gateway, way, "GET /").await;
+                    let died = !dies.load(Ordering::SeqCst);
+                    assert_eq!(status, if died { 502 } else { 200 }, "{way} {begun:?}");
+                }
+            })
+            .await;
+        }
+    }
+}
+
+#[tokio::test]
 async fn an_attempt_that_takes_too_long_gives_way_to_another_and_is_named_if_it_was_the_last() {
     for way in WAYS {
         let (silent, good) = (Origin::silent().await.0, Origin::answering(OK).await);
@@ -306,6 +340,60 @@ async fn the_total_timeout_holds_over_all_attempts() {
         let attempts = line["attempts"].as_u64().unwrap_or_default();
         assert!((2..=4).contains(&attempts), "{way} {line}");
         assert!(line["elapsed_ms"].as_f64().is_some_and(|elapsed| elapsed < 3000.0), "{way} {line}");
+    }
+}
+
+#[tokio::test]
+async fn no_backend_is_blamed_for_the_little_that_another_left_of_the_total() {
+    for way in WAYS {
+        // Who is asked first takes most of the time for a failure, and the other one more than there is left.
+        let asked = Arc::new(AtomicUsize::new(0));
+        let slow = || {
+            let asked = asked.clone();
+            Origin::new(move |mut wire| {
+                let asked = asked.clone();
+                async move {
+                    while wire.head().await.is_ok() {
+                        if asked.fetch_add(1, Ordering::SeqCst) == 0 {
+                            tokio::time::sleep(Duration::from_millis(800)).await;
+                            wire.send(BUSY).await;
+                        }
+                    }
+                }
+            })
+        };
+        let (one, other) = (slow().await, slow().await);
+        let rules = "timeouts: {total: 1s}, retries: {conditions: [503], backoff: 0s..0s}, \
+                     circuit_breaker: {min_requests: 1, error_ratio: 1%, open: 1h}, \
+                     health: {outlier: {consecutive_failures: 1, max_ejected: 100%}}";
+        let gateway = before(&[one.address, other.address], rules, "").await;
+        let answer = ask(&gateway, way, "GET /", "", b"").await.expect("an answer");
+        assert_eq!((answer.status, answer.problem().as_str()), (504, "upstream-timeout"), "{way}");
+        let mut ejected = 0;
+        for backend in [one.address, other.address] {
+            let labels = format!("{{upstream=\"origin\",backend=\"{backend}\"}}");
+            ejected += gateway.number(&format!("tollhouse_upstream_backend_ejected{labels}")).await;
+        }
+        assert_eq!(ejected, 1, "{way}");
+        // Both together had all of the time.
+        gateway.says("a circuit breaker opened").await;
+    }
+}
+
+#[tokio::test]
+async fn an_answer_with_a_status_of_grpc_is_dropped_for_another_one() {
+    // gRPC over HTTP/2, Responses (Trailers-Only): the status is in the head; 14 is UNAVAILABLE.
+    const UNAVAILABLE: &[u8] = b"HTTP/1.1 200 OK\r\nGrpc-Status: 14\r\nContent-Length: 0\r\n\r\n";
+    for way in WAYS {
+        let (bad, good) = (Origin::answering(UNAVAILABLE).await, Origin::answering(OK).await);
+        let rules = "retries: {conditions: [\"grpc:unavailable\"], methods: all}";
+        let gateway = before(&[bad.address, good.address], rules, "").await;
+        for n in 0..4 {
+            let answer = ask(&gateway, way, &format!("POST /{n}"), "", b"call").await.expect("an answer");
+            assert_eq!((answer.field("grpc-status"), answer.text().as_str()), (None, "ok"), "{way}");
+        }
+        let line = gateway.log_line(|line| line["attempts"] == 2).await;
+        assert_eq!(line["tries"], format!("{} grpc 14, {} 200", bad.address, good.address), "{way}");
     }
 }
 

@@ -1,6 +1,5 @@
 //! Attempts at backends, and what a failed one leads to.
 
-use std::fmt;
 use std::time::{Duration, Instant};
 
 use http::{HeaderMap, StatusCode, header};
@@ -15,7 +14,7 @@ use super::Job;
 use super::client::{Begin, Client};
 use super::early::Start;
 use super::relay::{Filters, Relay, UpHead};
-use super::trouble::{Trouble, Waits};
+use super::trouble::{Failure, Silence, Trouble, Unconnected, Waits};
 use super::wire::{self, Answer, AnswerHead, Form, Framing};
 use crate::door::Rule;
 use crate::engine::{Forwarding, strip_hop_by_hop};
@@ -27,86 +26,12 @@ use crate::proxy::request::upstream;
 use crate::proxy::response;
 use crate::upstream::{Fault, InFlight};
 
-/// Why a request was not answered by its upstream, or not wholly.
-pub(super) enum Failure {
-    /// It is answered by us.
-    Refused(Reply),
-    /// A filter answers, as it does not let the body pass.
-    Body(Reply),
-    /// No connection could be made.
-    Connect(Unconnected),
-    /// The backend closed the connection before it said anything.
-    Silence(Silence),
-    /// The exchange broke.
-    Trouble(Trouble),
-    /// There is another attempt instead of its answer.
-    Again,
-    /// Our fault.
-    Internal,
-}
-
-/// Why there is no connection.
-#[derive(Debug)]
-pub(super) enum Unconnected {
-    /// What the system says.
-    Error(std::io::Error),
-    /// A timeout is over.
-    Late(&'static str),
-}
-
-/// What a connection was that was closed without a word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Silence {
-    /// One that took nothing of the request.
-    Unsent,
-    /// One that was kept from an earlier request.
-    Stale,
-    /// One that was made for this request.
-    New,
-}
-
 /// What an attempt begins with.
 struct Begun {
     /// The part of the body that was read by those before; none if some of it is lost.
     body: Option<Vec<u8>>,
     /// Only a new connection will do.
     anew: bool,
-}
-
-impl fmt::Display for Unconnected {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Error(error) => error.fmt(f),
-            Self::Late(_) => f.write_str("timed out"),
-        }
-    }
-}
-
-impl Failure {
-    /// By whose fault, for the log; what was answered says more.
-    pub(super) const fn code(&self) -> &'static str {
-        match self {
-            Self::Trouble(trouble) if trouble.is_of_client() => problem::CLIENT_CLOSED.code,
-            Self::Trouble(Trouble::Filter)
-            | Self::Refused(_)
-            | Self::Body(_)
-            | Self::Internal
-            | Self::Again => "internal",
-            Self::Connect(_) | Self::Silence(_) | Self::Trouble(_) => "upstream-protocol",
-        }
-    }
-}
-
-impl From<Trouble> for Failure {
-    fn from(trouble: Trouble) -> Self {
-        Self::Trouble(trouble)
-    }
-}
-
-impl From<Problem> for Failure {
-    fn from(problem: Problem) -> Self {
-        Self::Refused(problem.into())
-    }
 }
 
 impl Job<'_> {
@@ -150,6 +75,8 @@ impl Job<'_> {
             self.bytes_in = relay.taken;
         }
         self.bytes_out += relay.sent();
+        let uploaded = &mut self.call.attempts.uploaded;
+        *uploaded = uploaded.or(relay.uploaded_at());
         if relayed.is_err() && self.status.is_none() {
             self.tell(|guard| relay.tell_upload(guard));
         }
@@ -311,7 +238,7 @@ impl Job<'_> {
         let exchange = self.call.exchange();
         let seen = exchange.sees_response() || exchange.stack.sees_response_chunks();
         let invalidates = exchange.invalidates(&self.request);
-        let form = match seen || upstream(&self.call).is_sticky() {
+        let form = match seen || upstream(&self.call).is_sticky() || self.call.rules().read_fields() {
             _ if !C::HTTP1 => Form::Plain,
             true => Form::Spelt,
             false if invalidates => Form::Nameless,
@@ -380,8 +307,9 @@ impl Job<'_> {
         relay.ends_by(self.answer_ends_by()?);
         response::strip_hop_by_hop(&mut head);
         self.call.exchange().invalidate(&self.request, head.status, &head.headers);
-        self.call.stick(&mut head);
         self.call.exchange().response(&self.request, &mut head).await?;
+        // Ours, not the upstream's: no filter is to take it for a part of the answer.
+        self.call.stick(&mut head);
         response::frame(&self.request.method, &mut head, self.call.version);
         if !head.headers.contains_key(header::DATE) {
             // RFC 9110 s6.6.1.
@@ -426,7 +354,7 @@ impl Job<'_> {
             Failure::Trouble(trouble) => !trouble.is_of_client() && trouble != Trouble::Filter,
             Failure::Connect(_) | Failure::Silence(_) => true,
         };
-        if blamed {
+        if blamed && !self.call.is_spared() {
             self.tell(InFlight::failed);
         }
         let problem = match failure {

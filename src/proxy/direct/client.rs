@@ -145,7 +145,7 @@ impl Client for DoorStream {
     }
 
     fn interim(head: &mut ResponseHeader) -> Vec<u8> {
-        response::remove_framing(head);
+        response::strip_interim(head);
         let mut out = Vec::with_capacity(256);
         wire::write_answer(head, false, &mut out);
         out

@@ -28,8 +28,8 @@ use tokio::io::AsyncWriteExt;
 use tollhouse_filters::outcome::Reply;
 use tollhouse_filters::problem::CLIENT_CLOSED;
 
-use self::attempt::Failure;
 use self::client::Client;
+use self::trouble::Failure;
 use super::request::Left;
 use super::{Call, Gateway, hedge, is_gone};
 use crate::cache::Announce;
@@ -129,6 +129,7 @@ impl Gateway {
         let mut call = Box::<Call>::default();
         call.version = version;
         self.take_in(connection, &mut request, &mut call);
+        call.exchange().ctx.goes_on = !C::HTTP1 && client.unread() != Some(0);
         let sound = !call.exchange().is_refused();
         let decision = self.decision(&mut call, &mut request, Some(&mut Announcing(client))).await;
         let is_here = match &decision {

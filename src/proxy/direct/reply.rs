@@ -12,10 +12,9 @@ use tollhouse_filters::outcome::{Body, Reply};
 use tollhouse_filters::world::ClientBody;
 
 use super::Job;
-use super::attempt::Failure;
 use super::client::{Begin, Client};
 use super::held::{LAST_CHUNK, chunk};
-use super::trouble::Trouble;
+use super::trouble::{Failure, Trouble};
 use crate::proxy::reply::is_ours;
 
 /// What is still to come of a request's body, and is read so that its connection can be kept.

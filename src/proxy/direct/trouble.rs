@@ -1,6 +1,48 @@
 //! What ends an exchange before its end, and how long it may take.
 
+use std::fmt;
 use std::time::{Duration, Instant};
+
+use tollhouse_filters::outcome::Reply;
+use tollhouse_filters::problem::{self, Problem};
+
+/// Why a request was not answered by its upstream, or not wholly.
+pub(super) enum Failure {
+    /// It is answered by us.
+    Refused(Reply),
+    /// A filter answers, as it does not let the body pass.
+    Body(Reply),
+    /// No connection could be made.
+    Connect(Unconnected),
+    /// The backend closed the connection before it said anything.
+    Silence(Silence),
+    /// The exchange broke.
+    Trouble(Trouble),
+    /// There is another attempt instead of its answer.
+    Again,
+    /// Our fault.
+    Internal,
+}
+
+/// Why there is no connection.
+#[derive(Debug)]
+pub(super) enum Unconnected {
+    /// What the system says.
+    Error(std::io::Error),
+    /// A timeout is over.
+    Late(&'static str),
+}
+
+/// What a connection was that was closed without a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Silence {
+    /// One that took nothing of the request.
+    Unsent,
+    /// One that was kept from an earlier request.
+    Stale,
+    /// One that was made for this request.
+    New,
+}
 
 /// What ended an exchange before its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +85,42 @@ impl Trouble {
             Self::Refused => "a filter refused the request's body",
             Self::Protocol(reason) | Self::Timeout(reason) => reason,
         }
+    }
+}
+
+impl fmt::Display for Unconnected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Error(error) => error.fmt(f),
+            Self::Late(_) => f.write_str("timed out"),
+        }
+    }
+}
+
+impl Failure {
+    /// By whose fault, for the log; what was answered says more.
+    pub(super) const fn code(&self) -> &'static str {
+        match self {
+            Self::Trouble(trouble) if trouble.is_of_client() => problem::CLIENT_CLOSED.code,
+            Self::Trouble(Trouble::Filter)
+            | Self::Refused(_)
+            | Self::Body(_)
+            | Self::Internal
+            | Self::Again => "internal",
+            Self::Connect(_) | Self::Silence(_) | Self::Trouble(_) => "upstream-protocol",
+        }
+    }
+}
+
+impl From<Trouble> for Failure {
+    fn from(trouble: Trouble) -> Self {
+        Self::Trouble(trouble)
+    }
+}
+
+impl From<Problem> for Failure {
+    fn from(problem: Problem) -> Self {
+        Self::Refused(problem.into())
     }
 }
 

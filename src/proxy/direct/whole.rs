@@ -11,11 +11,10 @@ use tokio::io::ReadBuf;
 use tollhouse_filters::outcome::Reply;
 
 use super::Job;
-use super::attempt::Failure;
 use super::client::Client;
 use super::held;
 use super::relay::{MUCH_ROOM, ROOM};
-use super::trouble::Trouble;
+use super::trouble::{Failure, Trouble};
 use crate::proxy::replay::{self, CollectError, Gathered};
 use crate::proxy::request::refusal;
 

@@ -40,7 +40,8 @@ struct Race<'a> {
 }
 
 impl Caller {
-    /// As [`Caller::send`] by these rules, with further attempts while one is under way.
+    /// As [`Caller::send`] by these rules, with further attempts while one is under way. The time for the call is the rest of
+    /// what there was since then: what others had of it is no attempt's.
     ///
     /// # Errors
     /// See [`CallError`].
@@ -48,11 +49,12 @@ impl Caller {
         &self,
         upstream: &Upstream,
         (head, body): (RequestHeader, Payload),
-        options: CallOptions,
+        (options, since): (CallOptions, Instant),
         (rules, hedge): (Rules<'_>, &Hedge),
         account: &mut Account,
     ) -> Result<Reply, CallError> {
-        let (call, key) = Call::new(self, upstream, head, body, options);
+        let (mut call, key) = Call::new(self, upstream, head, body, options);
+        call.begun = since;
         let deadline = call.deadline;
         let race = Race {
             call: &call,

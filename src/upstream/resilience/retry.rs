@@ -145,11 +145,17 @@ impl<'a> Rules<'a> {
             Some(Fault::Grpc(status))
         };
         let named = |fault: &Fault| self.conditions().iter().any(|condition| fault.falls_under(*condition));
-        match self.conditions().iter().any(|condition| matches!(condition, Condition::Grpc(_))) {
+        match self.read_fields() {
             false if status < 400 => None,
             false => Some(Fault::Status(status)).filter(named),
             true => Some(Fault::Status(status)).filter(named).or_else(|| grpc().filter(named)),
         }
+    }
+
+    /// Whether what is wrong with an answer may be in its fields.
+    #[must_use]
+    pub fn read_fields(&self) -> bool {
+        self.conditions().iter().any(|condition| matches!(condition, Condition::Grpc(_)))
     }
 
     /// What of a request is worth keeping, over a connection that was kept or a new one.

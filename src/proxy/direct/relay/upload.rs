@@ -130,6 +130,14 @@ impl<C: Client> Relay<'_, C> {
         }
     }
 
+    /// When the client had sent everything, if it was waited for. Where it had not when the time for all of it was over, it
+    /// may have had most of that: since when the backend took nothing of what there was.
+    pub(in super::super) fn uploaded_at(&self) -> Option<Instant> {
+        // No other attempt goes on with the upload then.
+        let is_over = || self.waits.deadline.is_some_and(|deadline| deadline <= Instant::now());
+        self.sent_at.or_else(|| self.since.filter(|_| self.upload == Upload::Open && is_over()))
+    }
+
     /// Tells how much of the time is the client's, who had more to send.
     pub(in super::super) fn tell_upload(&self, guard: &mut InFlight) {
         match self.sent_at {
