@@ -12,6 +12,7 @@ use tollhouse_filters::problem::{self, Problem};
 
 use super::{Call, replay, reply};
 use crate::door;
+use crate::engine::speaks_grpc;
 use crate::upstream::call::describe;
 
 /// Ends proxying with this reply: kept in the call, sent by [`answer`].
@@ -110,9 +111,11 @@ fn classify(session: &mut Session, error: &Error, call: &Call) -> Option<Problem
     // What is left of the whole narrows every other timeout, so that one ends first.
     let deadline = call.exchange.as_ref().and_then(|exchange| exchange.ctx.deadline);
     let is_overdue = deadline.is_some_and(|deadline| Instant::now() >= deadline);
+    // Who calls by gRPC may have more to say for as long as the call goes on: it is the silence that ends that.
+    let is_call = speaks_grpc(&session.req_header().headers);
     Some(match error.etype() {
         _ if per_try => timed_out(PER_TRY),
-        E::ReadTimedout if !call.upgrade && is_kept_waiting(session, error) => {
+        E::ReadTimedout if !call.upgrade && !is_call && is_kept_waiting(session, error) => {
             Problem::new(&problem::REQUEST_TIMEOUT).detail(if is_overdue { TOTAL } else { "read timeout" })
         }
         // A request for an upgrade has no body to wait for: its stand-in waited for the answer.

@@ -8,7 +8,8 @@ use pingora::protocols::ALPN;
 use pingora::{ErrorSource, ErrorType, RetryType};
 use tokio::time::sleep;
 
-use super::replay::PER_TRY;
+use super::attempts::Spared;
+use super::replay::{PER_TRY, SILENCE};
 use super::request::{UPGRADED_IDLE, upstream};
 use super::{Call, Gateway, failure, replay};
 use crate::observe::AttemptOutcome;
@@ -107,7 +108,16 @@ impl Gateway {
             error.set_retry(true);
             return error;
         }
+        if *error.etype() == SILENCE {
+            // Pingora takes what a stand-in says for the client's word.
+            error.etype = ErrorType::ReadTimedout;
+            error.as_up();
+        }
         let kept_waiting = !call.upgrade && failure::is_kept_waiting(session, &error);
+        if kept_waiting {
+            // The client had the time, also that of a gRPC call, which ends as if it had been the backend's.
+            call.attempts.spared = Some(Spared::Upstream);
+        }
         let by_upstream = *error.esource() == ErrorSource::Upstream && !kept_waiting;
         if !by_upstream && *error.etype() != PER_TRY {
             error.set_retry(false);
@@ -174,11 +184,12 @@ fn fault(session: &Session, error: &Error, call: &Call, client_reused: bool, rep
         && call.body.as_ref().is_some_and(|body| sent.is_some_and(|sent| (sent as u64) < body.len()));
     let unsent = *error.etype() == ErrorType::WriteError && sent == Some(0);
     let told_old = matches!(error.retry, RetryType::ReusedOnly);
+    let silent = !call.attempts.heard && !is_within_head(error);
     if refused {
         Fault::Refused
     } else if incomplete || unsent {
         Fault::Unsent
-    } else if client_reused && (told_old || stale(error)) {
+    } else if client_reused && silent && (told_old || stale(error)) {
         Fault::Stale
     } else {
         Fault::Reset
@@ -188,13 +199,24 @@ fn fault(session: &Session, error: &Error, call: &Call, client_reused: bool, rep
 /// An answer broke off. An upgraded connection ends in any way its ends like.
 fn fail_unless_upgraded(call: &mut Call) {
     let upgraded = call.upgrade && call.attempts.answered;
-    if let Some(picked) = call.attempts.picked.as_mut().filter(|_| !upgraded) {
+    if upgraded || call.is_spared() {
+        return;
+    }
+    if let Some(picked) = &mut call.attempts.picked {
         picked.guard.failed();
     }
 }
 
 fn is_timeout(error: &Error) -> bool {
     *error.etype() == PER_TRY || matches!(error.etype(), ErrorType::ReadTimedout | ErrorType::WriteTimedout)
+}
+
+/// Whether the connection ended within the head of an answer, of which Pingora says how much it has read.
+fn is_within_head(error: &Error) -> bool {
+    error.context.as_ref().is_some_and(|context| {
+        let read = context.as_str().rsplit_once("bytes already read: ");
+        read.is_some_and(|(_, read)| read != "0")
+    })
 }
 
 fn stale(error: &Error) -> bool {

@@ -14,7 +14,7 @@ use tollhouse_filters::problem::{self, Problem};
 use super::replay::{self, CollectError, Gathered, WholeBody};
 use super::{Call, Gateway, direct, failure, hedge, is_gone, reply};
 use crate::config::upstream::Protocol;
-use crate::door;
+use crate::door::{self, Patience};
 use crate::engine::{Connection, Exchange};
 use crate::routing::ListenerId;
 use crate::upstream::Upstream;
@@ -35,6 +35,8 @@ impl Gateway {
             let unknown = Connection { listener: ListenerId(0), peer: None, tls: None };
             let connection = door::facts(session).map_or(unknown, direct::connection);
             self.take_in(connection, session.req_header_mut(), call);
+            let http2 = call.version == Version::HTTP_2;
+            call.exchange().ctx.goes_on = http2 && !session.downstream_session.is_body_empty();
         }
         self.set_up(session, call, upgrade);
     }
@@ -136,10 +138,14 @@ impl Gateway {
             // It has none, which is for the filters to judge; there is nothing to replay.
             return Ok(call.exchange().body(session.req_header_mut(), &mut Bytes::new()).await);
         }
-        let between_reads = call.exchange().snapshot.server.limits.body_timeout.get();
+        let is_http2 = call.version == Version::HTTP_2;
+        let limits = &call.exchange().snapshot.server.limits;
+        // The door minds the rate of HTTP/1.
+        let rate = limits.min_rate.get().filter(|_| is_http2);
+        let patience = Patience::new(limits.body_timeout.get(), rate);
         let asked = Instant::now();
         let deadline = call.exchange().ctx.deadline.filter(|_| !call.events);
-        let collecting = replay::collect(session, limit, &self.budget, Some(between_reads));
+        let collecting = replay::collect(session, limit, &self.budget, patience);
         let collected = match deadline {
             Some(deadline) => timeout(deadline.saturating_duration_since(asked), collecting)
                 .await
@@ -195,14 +201,21 @@ impl Gateway {
             return Ok(whole);
         }
         let mut gathered = Gathered::new(limit, &self.budget);
-        let mut pass = |mut piece: Bytes, end| match exchange.request_chunk(&mut piece, end) {
-            Some(reply) => Err(reply),
-            None => gathered.push(piece).map_err(|error| refusal(&error)),
+        let mut pass = |came: &Bytes, end| {
+            let mut piece = came.clone();
+            if let Some(reply) = exchange.request_chunk(&mut piece, end) {
+                return Err(reply);
+            }
+            if piece.as_ptr() != came.as_ptr() {
+                // What a filter made takes memory of its budget for as long as it is held; the copy only of this one.
+                piece = Bytes::copy_from_slice(&piece);
+            }
+            gathered.push(piece).map_err(|error| refusal(&error))
         };
         for piece in whole.chunks() {
-            pass(piece.clone(), false)?;
+            pass(piece, false)?;
         }
-        pass(Bytes::new(), true)?;
+        pass(&Bytes::new(), true)?;
         Ok(gathered.finish())
     }
 }

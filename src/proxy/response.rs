@@ -10,7 +10,7 @@ use pingora::http::ResponseHeader;
 use pingora::prelude::*;
 use tollhouse_filters::problem::{self, Problem};
 
-use super::{Call, Gateway, failure};
+use super::{Call, Gateway, failure, finish};
 use crate::door;
 use crate::upstream::InFlight;
 
@@ -26,7 +26,7 @@ impl Gateway {
         call: &mut Call,
     ) -> Result<()> {
         if response.status.is_informational() && response.status != StatusCode::SWITCHING_PROTOCOLS {
-            remove_framing(response);
+            strip_interim(response);
             in_time(call)?;
             return announced(call);
         }
@@ -45,12 +45,14 @@ impl Gateway {
                 session.set_write_timeout(Some(idle));
             }
             strip_hop_by_hop(response);
+            // It is about the upstream's connection, and a stand-in would take it for a word of ours.
+            response.remove_header(&header::CONNECTION);
         }
         call.exchange().invalidate(session.req_header(), response.status, &response.headers);
-        call.stick(response);
         if let Err(problem) = call.exchange().response(session.req_header(), response).await {
             return failure::refuse(call, problem.into());
         }
+        call.stick(response);
         let ends_with_connection = frame(&session.req_header().method, response, call.version);
         if ends_with_connection || self.draining.is_on() || session.is_process_shutting_down() {
             close(session, response);
@@ -60,8 +62,17 @@ impl Gateway {
     }
 }
 
+/// Makes an interim head one for the client: without framing, and without what concerns the upstream's connection only
+/// (RFC 9110 s7.6.1).
+pub(super) fn strip_interim(interim: &mut ResponseHeader) {
+    remove_framing(interim);
+    strip_hop_by_hop(interim);
+    interim.remove_header(&header::CONNECTION);
+}
+
 /// Counts an interim head, that is about to be passed on.
 fn announced(call: &mut Call) -> Result<()> {
+    call.attempts.heard = true;
     call.interim += 1;
     if call.interim <= MAX_INTERIM {
         return Ok(());
@@ -85,6 +96,8 @@ pub(super) fn accept(response: &ResponseHeader, call: &mut Call) -> std::result:
 pub(super) fn answered(status: u16, call: &mut Call) {
     guard(call, |guard| guard.answered(status));
     call.events = false;
+    // Not when it ends: it may go on for hours.
+    finish::settle(call);
 }
 
 /// Tells what became of the attempt.
@@ -123,16 +136,17 @@ pub(super) fn frame(method: &Method, response: &mut ResponseHeader, version: Ver
 }
 
 /// RFC 9110 s8.6 and RFC 9112 s6.1: these answers have neither length nor coding.
-pub(super) fn remove_framing(response: &mut ResponseHeader) {
+fn remove_framing(response: &mut ResponseHeader) {
     for name in [header::CONTENT_LENGTH, header::TRANSFER_ENCODING] {
         response.remove_header(&name);
     }
 }
 
-/// Makes this the last answer on its connection. A stand-in takes its word from the head.
+/// Makes this the last answer on its connection. A stand-in takes its word from the head; a 101 says `Upgrade` there
+/// (RFC 6455 s4.1), and is the last one without a word.
 fn close(session: &mut Session, response: &mut ResponseHeader) {
     session.set_keepalive(None);
-    if session.downstream_session.is_custom() {
+    if session.downstream_session.is_custom() && response.status != StatusCode::SWITCHING_PROTOCOLS {
         let _ = response.insert_header(header::CONNECTION, "close");
     }
 }

@@ -70,8 +70,8 @@ fn stand_in(session: &mut Session, request: &mut RequestHeader, call: &mut Call)
         replay::wrap(session, body, try_until, call.replay.get_or_insert_default());
     } else if call.upgrade && request.version == Version::HTTP_11 {
         let slot = call.replay.get_or_insert_default();
-        replay::hold_end(session, call.attempts.handshake, UPGRADED_IDLE, slot);
-    } else if call.version == Version::HTTP_2 && waits_for_body(session) {
+        replay::hold_end(session, call.attempts.handshake, UPGRADED_IDLE, try_until, slot);
+    } else if call.version == Version::HTTP_2 && waits_for_body(session, request) {
         let limits = &call.exchange().snapshot.server.limits;
         let patience = Patience::new(limits.body_timeout.get(), limits.min_rate.get());
         replay::mind(session, Some(patience), try_until, call.replay.get_or_insert_default());
@@ -81,9 +81,11 @@ fn stand_in(session: &mut Session, request: &mut RequestHeader, call: &mut Call)
     Ok(())
 }
 
-/// Whether there is a body with an end to wait for; the messages of a gRPC call may come at any time.
-fn waits_for_body(session: &mut Session) -> bool {
-    !speaks_grpc(&session.req_header().headers) && !session.downstream_session.is_body_empty()
+/// Whether there is a body with an end to wait for; the messages of a gRPC call may come at any time. On the way to
+/// HTTP/1, which has no calls, only the client would say that it is one.
+fn waits_for_body(session: &mut Session, request: &RequestHeader) -> bool {
+    let is_call = request.version == Version::HTTP_2 && speaks_grpc(&session.req_header().headers);
+    !is_call && !session.downstream_session.is_body_empty()
 }
 
 /// An HTTP/2 upstream's 100 does not come through Pingora, and the client may wait for one with its body

@@ -249,6 +249,21 @@ async fn the_gateways_total_timeout_is_a_deadline_and_its_read_timeout_an_outage
 }
 
 #[tokio::test]
+async fn a_silence_ends_a_call_on_which_the_client_may_say_more_and_nobody_is_blamed() {
+    // Else a client that says nothing could keep others from the backend.
+    let breaker = "circuit_breaker: {min_requests: 2, open: 1h, error_ratio: 1%}";
+    let setup = Setup::new(Link::H2c, &format!(", timeouts: {{read: 300ms}}, {breaker}")).await;
+    for scenario in ["mute", "listen", "mute", "mute"] {
+        let outcome = setup.outcome(scenario).await;
+        assert_eq!(
+            (&outcome["code"], &outcome["details"]),
+            (&json!("UNAVAILABLE"), &json!("read timeout")),
+            "{scenario}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_client_that_reads_slowly_holds_the_origin_back_and_not_the_gateways_memory() {
     let setup = Setup::new(Link::H2c, "").await;
     let mut client = setup.client("flood");

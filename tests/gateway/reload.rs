@@ -233,6 +233,58 @@ async fn ending_waits_for_a_slow_request_and_takes_no_new_ones() {
 }
 
 #[tokio::test]
+async fn an_answer_says_close_while_the_gateway_ends_also_where_an_attempt_has_its_time() {
+    let (origin, mut seen) = Origin::handing_over().await;
+    let mut gateway = Gateway::start(&format!(
+        "upstreams: [{{name: origin, retries: {{per_try: 1h}}, backends: [{{address: \"{}\"}}]}}]\n\
+         routes: [{{name: all, direct: false, upstream: origin}}]",
+        origin.address
+    ))
+    .await;
+    let mut client = Wire::connect(gateway.address()).await;
+    client.send("GET /one HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    let mut first = soon("a request", seen.recv()).await.expect("a request");
+    // RFC 9110 s7.6.1: what an origin says of its own connection.
+    first.send("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 3\r\n\r\none").await;
+    let answer = client.answer().await.expect("an answer");
+    assert_eq!((answer.text().as_str(), answer.field("connection")), ("one", Some("keep-alive")));
+    client.send("GET /two HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    let mut second = soon("a request", seen.recv()).await.expect("a request");
+    gateway.signal("TERM");
+    gateway.says("stopping").await;
+    second.send("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\ntwo").await;
+    let answer = client.answer().await.expect("an answer");
+    assert_eq!((answer.text().as_str(), answer.field("connection")), ("two", Some("close")));
+    client.closed().await;
+    assert_eq!(gateway.ended().await.code(), Some(0));
+}
+
+/// RFC 6455 s4.1: without `Upgrade` in `Connection`, the client gives its connection up.
+#[tokio::test]
+async fn a_handshake_that_is_answered_while_the_gateway_ends_makes_a_websocket() {
+    let (origin, mut seen) = Origin::handing_over().await;
+    let gateway = Gateway::before(&origin, "").await;
+    let mut client = Wire::connect(gateway.address()).await;
+    let ask = "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+               Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    client.send(ask).await;
+    let mut wire = soon("the request", seen.recv()).await.expect("a request");
+    wire.head().await.expect("a head");
+    gateway.signal("TERM");
+    gateway.says("stopping").await;
+    let accept = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+                  Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+    wire.send(accept).await;
+    let head = client.head().await.expect("a head");
+    assert!(head.line.starts_with("HTTP/1.1 101"), "{head:?}");
+    assert_eq!(head.field("connection"), Some("Upgrade"));
+    client.send("marco").await;
+    assert_eq!(wire.exactly(5).await.expect("words"), b"marco");
+    wire.send("polo!").await;
+    assert_eq!(client.exactly(5).await.expect("words"), b"polo!");
+}
+
+#[tokio::test]
 async fn new_connections_are_refused_while_a_slow_request_is_waited_for() {
     let (origin, mut seen) = Origin::handing_over().await;
     let mut gateway = Gateway::before(&origin, "").await;

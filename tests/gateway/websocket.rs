@@ -6,7 +6,7 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::{WebSocketStream, accept_async, client_async};
 
-use crate::harness::{Gateway, Origin, Wire, noise, soon};
+use crate::harness::{Broken, Gateway, Origin, Wire, noise, soon, until};
 
 type Socket = WebSocketStream<tokio::net::TcpStream>;
 
@@ -14,6 +14,8 @@ const ASK: &str = "GET /chat HTTP/1.1\r\nHost: example.test\r\nConnection: Upgra
                    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
 const ACCEPT: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
                       Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+/// Attempts at backends that took too long.
+const TIMED_OUT: &str = "tollhouse_upstream_attempts_total{upstream=\"origin\",outcome=\"timed_out\"}";
 
 /// Sends every text and binary message back, and ends when the client closes.
 async fn echo() -> Origin {
@@ -153,6 +155,30 @@ async fn a_refused_handshake_is_an_ordinary_answer() {
 }
 
 #[tokio::test]
+async fn an_ordinary_answer_to_a_handshake_that_stalls_is_broken_off() {
+    for timeouts in ["read: 200ms", "total: 200ms"] {
+        let origin = Origin::new(|mut wire| async move {
+            let _ = wire.head().await;
+            wire.send("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nfour").await;
+            wire.rest().await;
+        })
+        .await;
+        let gateway = Gateway::start(&format!(
+            "upstreams: [{{name: origin, timeouts: {{{timeouts}}}, backends: [{{address: \"{}\"}}]}}]\n\
+             routes: [{{name: all, upstream: origin}}]",
+            origin.address
+        ))
+        .await;
+        let mut client = Wire::connect(gateway.address()).await;
+        client.send(ASK).await;
+        let answer = client.answer().await.map(|answer| answer.status);
+        assert_eq!(answer, Err(Broken::Body(b"four".to_vec())), "{timeouts}");
+        let line = gateway.log_line(|line| line["status"] == 200).await;
+        assert_eq!(line["error"], "upstream-timeout", "{timeouts}: {line}");
+    }
+}
+
+#[tokio::test]
 async fn asking_for_an_upgrade_does_not_lift_the_body_limit() {
     let origin = Origin::echo().await;
     let gateway = Gateway::before(&origin, "server: {limits: {body_bytes: 1KiB}}").await;
@@ -207,6 +233,57 @@ async fn a_handshake_that_is_not_answered_is_a_504_and_an_idle_tunnel_is_not_cut
     // As long as the other handshake took, and more than `read`, nothing was said here.
     open.send(b"marco").await;
     assert_eq!(open.some().await, b"marco");
+}
+
+#[tokio::test]
+async fn a_backend_that_leaves_a_handshake_unanswered_is_passed_over_for_another_one() {
+    // It binds the good one too.
+    for (read, per_try) in [("1s", "none"), ("none", "1s")] {
+        let (silent, _asked) = Origin::silent().await;
+        let origin = echo().await;
+        let gateway = Gateway::counting_all(&format!(
+            "upstreams: [{{name: origin, backends: [{{address: \"{}\"}}, {{address: \"{}\"}}],\
+             timeouts: {{read: {read}}}, retries: {{conditions: [reset], per_try: {per_try}}}}}]\n\
+             routes: [{{name: all, upstream: origin}}]",
+            silent.address, origin.address
+        ))
+        .await;
+        // At least one of the later ones begins at the silent backend, and takes as long as the first one is idle.
+        let mut sockets = Vec::new();
+        for _ in 0..4 {
+            sockets.push(connect(&gateway).await);
+        }
+        for socket in &mut sockets {
+            socket.send(Message::text("hello")).await.expect("sent");
+            assert!(next(socket).await == Message::text("hello"), "another message came back");
+        }
+        assert!(gateway.number(TIMED_OUT).await > 0, "read {read}, per try {per_try}");
+    }
+}
+
+#[tokio::test]
+async fn handshakes_that_are_not_answered_open_the_circuit() {
+    let (silent, _asked) = Origin::silent().await;
+    let gateway = Gateway::counting_all(&format!(
+        "upstreams: [{{name: origin, timeouts: {{read: 200ms}}, backends: [{{address: \"{}\"}}],\
+         circuit_breaker: {{min_requests: 2, open: 1h, error_ratio: 1%}}}}]\n\
+         routes: [{{name: all, upstream: origin}}]",
+        silent.address
+    ))
+    .await;
+    let ask = async || {
+        let mut client = Wire::connect(gateway.address()).await;
+        client.send(ASK).await;
+        let answer = client.answer().await.expect("an answer");
+        (answer.status, answer.problem())
+    };
+    for _ in 0..2 {
+        assert_eq!(ask().await, (504, "upstream-timeout".to_owned()));
+    }
+    gateway.says("a circuit breaker opened").await;
+    assert_eq!(ask().await, (503, "circuit-open".to_owned()));
+    until("their lines", || (gateway.log().len() == 3).then_some(())).await;
+    assert_eq!(gateway.number(TIMED_OUT).await, 2);
 }
 
 #[tokio::test]

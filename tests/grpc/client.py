@@ -7,6 +7,7 @@ Says what came of it in lines of JSON; the last one is the outcome.
 
 import json
 import sys
+import threading
 import time
 
 import grpc
@@ -143,6 +144,29 @@ def talk(channel):
         said += 1
         say(event="heard")
     say(said=said)
+
+
+def kept_open(channel, messages):
+    """Says these things, and then nothing more on a stream that it does not end."""
+    over = threading.Event()
+
+    def said():
+        yield from messages
+        over.wait(30)
+
+    try:
+        for _ in channel.stream_stream(SERVICE + "Chat")(said(), timeout=30):
+            say(event="heard")
+    finally:
+        over.set()
+
+
+def mute(channel):
+    kept_open(channel, [])
+
+
+def listen(channel):
+    kept_open(channel, [b"one"])
 
 
 def refuse(channel):

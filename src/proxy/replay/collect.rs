@@ -1,7 +1,7 @@
 //! Reading a whole request body into memory, within a limit, a budget and a deadline.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use http::{Version, header};
@@ -11,6 +11,7 @@ use pingora::prelude::timeout;
 use pingora::proxy::Session;
 
 use super::{Budget, Reservation, WholeBody};
+use crate::door::Patience;
 
 /// Pieces under this size are gathered: each piece costs memory of its own, and clients choose sizes.
 const SMALL: usize = 4096;
@@ -20,7 +21,7 @@ const PIECE: usize = 16 * 1024;
 /// Reads the request's whole body.
 ///
 /// Answers `Expect: 100-continue` first. HTTP/2 clients that wait for it wait in vain, since Pingora
-/// sends no interim answers on HTTP/2. `deadline` is the longest pause between two reads.
+/// sends no interim answers on HTTP/2. The client is waited for with `patience`.
 ///
 /// # Errors
 /// See [`CollectError`]; the body is then partly read, so the connection is good for an answer only.
@@ -28,7 +29,7 @@ pub async fn collect(
     session: &mut Session,
     limit: u64,
     budget: &Budget,
-    deadline: Option<Duration>,
+    mut patience: Patience,
 ) -> Result<WholeBody, CollectError> {
     if declared_length(session.req_header()).is_some_and(|length| length > limit) {
         return Err(CollectError::TooLarge);
@@ -37,23 +38,24 @@ pub async fn collect(
     if awaits_continue(session.req_header()) {
         session.downstream_session.write_continue_response().await.map_err(CollectError::Client)?;
     }
-    while let Some(piece) = read(session, deadline).await? {
+    while let Some(piece) = read(session, &mut patience).await? {
         gathered.push(piece)?;
     }
     Ok(gathered.finish())
 }
 
-async fn read(session: &mut Session, deadline: Option<Duration>) -> Result<Option<Bytes>, CollectError> {
-    let reading = session.downstream_session.read_request_body();
-    let read = match deadline {
-        // Pingora's own read timeout exists on HTTP/1 only.
-        Some(deadline) => timeout(deadline, reading).await.map_err(|_| CollectError::Timeout)?,
-        None => reading.await,
-    };
-    read.map_err(|e| match e.etype() {
+async fn read(session: &mut Session, patience: &mut Patience) -> Result<Option<Bytes>, CollectError> {
+    let now = Instant::now();
+    let left = patience.waits(now).saturating_duration_since(now);
+    // Pingora's own read timeout exists on HTTP/1 only.
+    let read = timeout(left, session.downstream_session.read_request_body()).await;
+    let piece = read.map_err(|_| CollectError::Timeout)?.map_err(|e| match e.etype() {
         ErrorType::ReadTimedout => CollectError::Timeout,
         _ => CollectError::Client(e),
-    })
+    })?;
+    let moved = piece.as_ref().map_or(0, Bytes::len);
+    let in_time = patience.moved(moved, Instant::now) || piece.is_none();
+    if in_time { Ok(piece) } else { Err(CollectError::Timeout) }
 }
 
 fn declared_length(head: &RequestHeader) -> Option<u64> {
@@ -126,7 +128,7 @@ pub enum CollectError {
     TooLarge,
     /// Ours: too many bodies are held already; 503.
     NoBudget,
-    /// The client's fault: too long a pause between two reads; 408.
+    /// The client's fault: patience with it was over; 408.
     Timeout,
     /// The client's fault: not all of it came in the time for all of the request; 408.
     Overdue,

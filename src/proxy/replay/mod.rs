@@ -36,6 +36,8 @@ use crate::door::Patience;
 
 /// An attempt had no answer in the time that it had.
 pub const PER_TRY: ErrorType = ErrorType::Custom("per-try timeout");
+/// The backend said nothing for longer than it may, where a stand-in minds that.
+pub const SILENCE: ErrorType = ErrorType::Custom("read timeout");
 
 pub use budget::{Budget, Reservation};
 pub use collect::{CollectError, Gathered, collect};
@@ -140,14 +142,20 @@ pub fn wrap(session: &mut Session, body: &WholeBody, try_until: Option<Instant>,
 }
 
 /// Puts a stand-in before the client's session, which leaves the end of a request for an upgrade open
-/// until it is answered; from a 101 on, it passes on what the client sends. Without an answer in `wait`
-/// the read of the body fails with a timeout, and so it does once both sides were silent for `idle`.
+/// until it is answered; from a 101 on, it passes on what the client sends. When the upstream says nothing
+/// for `read`, before or within an ordinary answer, it fails with [`SILENCE`]; without an answer at `try_until`
+/// with [`PER_TRY`]; and with a timeout once both sides of a tunnel were silent for `idle`.
 ///
 /// Pingora tells its upstream half the end of an empty body through a queue. When it reads a quick 101
 /// before that queue, it takes the end of the request for the end of the tunnel, and closes it.
-pub fn hold_end(session: &mut Session, wait: Option<Duration>, idle: Duration, slot: &Slot) {
-    let until = wait.map(|wait| Instant::now() + wait);
-    stand_in(session, session::Given::OpenEnd { until, idle }, None, slot);
+pub fn hold_end(
+    session: &mut Session,
+    read: Option<Duration>,
+    idle: Duration,
+    try_until: Option<Instant>,
+    slot: &Slot,
+) {
+    stand_in(session, session::Given::OpenEnd { read, idle }, try_until, slot);
 }
 
 /// Puts a stand-in before the client's session, which reads its body for as long as there is patience. Of

@@ -14,16 +14,16 @@ use pingora::protocols::http::{HttpTask, ServerSession};
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::{Error, ErrorType, Result};
 
-use super::{PER_TRY, Slot, WholeBody};
+use super::{PER_TRY, SILENCE, Slot, WholeBody};
 use crate::door::Patience;
 
 /// What a stand-in says the request's body is.
 pub(super) enum Given {
     /// One that is in memory.
     Body(WholeBody),
-    /// None, with its end left open until the upstream has answered a request for an upgrade, which it
-    /// has to do before `until`; the tunnel then ends when neither side says anything for `idle`.
-    OpenEnd { until: Option<Instant>, idle: Duration },
+    /// None, with its end left open until the upstream has answered a request for an upgrade. The upstream may
+    /// be silent for `read` as long as there is no tunnel, which ends when neither side says anything for `idle`.
+    OpenEnd { read: Option<Duration>, idle: Duration },
     /// The client's own, which is waited for with patience where nobody else minds that.
     Streamed(Option<Patience>),
 }
@@ -71,6 +71,12 @@ impl Replay {
         }
     }
 
+    fn close_if_said_in(&mut self, task: &HttpTask) {
+        if let HttpTask::Header(head, _) = task {
+            self.close_if_said(head);
+        }
+    }
+
     fn real(&self) -> &ServerSession {
         self.real.as_deref().expect("only drop takes it")
     }
@@ -112,13 +118,10 @@ impl Replay {
         if self.real().was_upgraded() {
             return self.tunnelled(no_body_expected).await;
         }
-        if let Given::OpenEnd { until: Some(until), .. } = self.given
-            && !self.answered()
-        {
-            let left = until.saturating_duration_since(Instant::now());
-            let idle = timeout(left, self.real_mut().read_body_or_idle(true)).await;
-            return idle
-                .unwrap_or_else(|_| Error::e_explain(ErrorType::ReadTimedout, "no answer to an upgrade"));
+        if let Given::OpenEnd { read: Some(read), .. } = self.given {
+            // Pingora asks anew whenever the upstream said something.
+            let idle = timeout(read, self.real_mut().read_body_or_idle(true)).await;
+            return idle.unwrap_or_else(|_| Error::e_explain(SILENCE, "no word of an answer"));
         }
         let over = if self.is_streamed() { self.is_body_done() } else { self.given_out() };
         if no_body_expected || over {
@@ -132,7 +135,8 @@ impl Replay {
     }
 
     fn answered(&self) -> bool {
-        self.real().response_written().is_some_and(|head| !head.status.is_informational())
+        let is_final = |head: &ResponseHeader| !head.status.is_informational();
+        self.real().was_upgraded() || self.real().response_written().is_some_and(is_final)
     }
 }
 
@@ -244,6 +248,7 @@ impl CustomSession for Replay {
     }
 
     async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
+        tasks.iter().for_each(|task| self.close_if_said_in(task));
         self.real_mut().response_duplex_vec(tasks).await
     }
 
@@ -256,6 +261,7 @@ impl CustomSession for Replay {
     }
 
     fn send_proxy_task(&mut self, task: HttpTask) {
+        self.close_if_said_in(&task);
         self.real_mut().send_downstream_proxy_task(task);
     }
 

@@ -19,7 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 
 use crate::door::tests::{ByPingora, LIMITS, desk};
-use crate::door::{Bound, Door, Listener};
+use crate::door::{Bound, Door, Listener, Patience};
 use crate::handover::Sockets;
 use crate::proxy::replay::{
     Budget, CollectError, Slot, WholeBody, collect, hold_end, prepare_head, unwrap, wrap,
@@ -38,15 +38,16 @@ struct Gateway {
 pub(super) struct Options {
     pub(super) limit: u64,
     pub(super) budget: Budget,
-    pub(super) deadline: Option<Duration>,
+    /// The longest pause between two reads.
+    pub(super) pause: Duration,
     /// Requests are for an upgrade, to a tunnel that may be silent for so long.
     pub(super) tunnel: Option<Duration>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        let deadline = Some(Duration::from_secs(20));
-        Self { limit: 16 << 20, budget: Budget::new(64 << 20), deadline, tunnel: None }
+        let pause = Duration::from_secs(20);
+        Self { limit: 16 << 20, budget: Budget::new(64 << 20), pause, tunnel: None }
     }
 }
 
@@ -70,7 +71,8 @@ impl ProxyHttp for Gateway {
             session.set_read_timeout(None);
             return Ok(false);
         }
-        let status = match collect(session, options.limit, &options.budget, options.deadline).await {
+        let patience = Patience::new(options.pause, None);
+        let status = match collect(session, options.limit, &options.budget, patience).await {
             Ok(body) => {
                 ctx.body = Some(body);
                 return Ok(false);
@@ -97,7 +99,7 @@ impl ProxyHttp for Gateway {
         ctx: &mut Ctx,
     ) -> pingora::Result<()> {
         if let Some(idle) = self.options.tunnel {
-            hold_end(session, None, idle, &ctx.slot);
+            hold_end(session, None, idle, None, &ctx.slot);
             return Ok(());
         }
         let body = ctx.body.as_ref().expect("collected before");

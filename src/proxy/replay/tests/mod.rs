@@ -232,7 +232,7 @@ async fn bodies_that_do_not_fit_the_budget_are_refused_until_it_is_free_again() 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_stops_sending_is_told_so_on_http1_and_http2() {
-    let options = Options { deadline: Some(Duration::from_millis(50)), ..Options::default() };
+    let options = Options { pause: Duration::from_millis(50), ..Options::default() };
     let gateway = gateway(&[nobody().await], options);
     let mut client = Wire::connect(gateway.addr).await;
     client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhalf").await;
