@@ -14,6 +14,10 @@ use crate::condition::{cookie_values, decode_query, query_values, raw_cookies, r
 use crate::context::Context;
 use crate::filter::Fact;
 
+/// Why `tenant` is no key: it would be the same one for all.
+const NO_TENANTS: &str =
+    "no consumer has a `tenant` yet, so all would have one key: use `consumer` or `claim:NAME`";
+
 /// Which part of a request a key is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Selector {
@@ -32,8 +36,6 @@ pub enum Part {
     Ip,
     /// `consumer`
     Consumer,
-    /// `tenant`
-    Tenant,
     /// `route`
     Route,
     /// `host`
@@ -168,19 +170,19 @@ impl Part {
         let plain = match text {
             "ip" => Self::Ip,
             "consumer" => Self::Consumer,
-            "tenant" => Self::Tenant,
             "route" => Self::Route,
             "host" => Self::Host,
             "path" => Self::Path,
             "method" => Self::Method,
+            "tenant" => return Err(NO_TENANTS.to_owned()),
             _ => return Self::parse_named(text),
         };
         Ok(plain)
     }
 
     fn parse_named(text: &str) -> Result<Self, String> {
-        let expected = "expected `ip`, `consumer`, `tenant`, `route`, `host`, `path`, `method`, \
-                        `path:NAME`, `header:NAME`, `cookie:NAME`, `query:NAME` or `claim:NAME`";
+        let expected = "expected `ip`, `consumer`, `route`, `host`, `path`, `method`, `path:NAME`, \
+                        `header:NAME`, `cookie:NAME`, `query:NAME` or `claim:NAME`";
         match text.split_once(':').filter(|(_, name)| !name.is_empty()) {
             Some(("path", name)) => Ok(Self::Capture(name.into())),
             Some(("cookie", name)) => Ok(Self::Cookie(name.into())),
@@ -216,7 +218,6 @@ impl Part {
     fn value<'a>(&'a self, request: &'a RequestHeader, ctx: Option<&'a Context>) -> Option<Cow<'a, str>> {
         match self {
             Self::Ip => Some(ctx?.client.address.to_string().into()),
-            Self::Tenant => Some(ctx?.tenant.0.to_string().into()),
             Self::Consumer => ctx?.consumer.as_ref().map(|consumer| (&*consumer.name).into()),
             Self::Route => Some((&*ctx?.route).into()),
             Self::Host => match ctx {
@@ -273,7 +274,6 @@ impl fmt::Display for Part {
         match self {
             Self::Ip => f.write_str("ip"),
             Self::Consumer => f.write_str("consumer"),
-            Self::Tenant => f.write_str("tenant"),
             Self::Route => f.write_str("route"),
             Self::Host => f.write_str("host"),
             Self::Path => f.write_str("path"),
@@ -415,15 +415,15 @@ mod tests {
         for there in ["host", "path", "method", "header:host", "query:b", "[ip, path]"] {
             assert!(key(there).is_some(), "{there}");
         }
-        for absent in ["ip", "consumer", "tenant", "route", "path:id", "claim:sub", "cookie:a"] {
+        for absent in ["ip", "consumer", "route", "path:id", "claim:sub", "cookie:a"] {
             assert_eq!(key(absent), None, "{absent}");
         }
     }
 
     #[test]
     fn a_selector_is_written_as_it_was_read() {
-        let all = "[ip, consumer, tenant, route, host, path, method, path:id, header:x-a, cookie:b, \
-                   query:c, claim:d, {all: [ip, host]}]";
+        let all = "[ip, consumer, route, host, path, method, path:id, header:x-a, cookie:b, query:c, \
+                   claim:d, {all: [ip, host]}]";
         let selector = yaml::<Selector>(all);
         let written = serde_json::to_string(&selector).expect("JSON");
         assert_eq!(written.replace('"', "").replace(',', ", ").replace(":[", ": ["), all);
@@ -449,5 +449,10 @@ mod tests {
     fn unknown_selectors_are_errors() {
         assert!(Selector::parse("adress").is_err());
         assert!(Selector::parse("header:").is_err());
+    }
+
+    #[test]
+    fn nothing_is_told_apart_by_tenants_which_nobody_has() {
+        assert_eq!(Selector::parse("tenant"), Err(NO_TENANTS.to_owned()));
     }
 }
