@@ -3,6 +3,7 @@
 
 use std::cmp::Reverse;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use pingora_http::ResponseHeader;
@@ -29,8 +30,10 @@ pub struct Policy {
 pub struct Standing {
     /// The limit.
     pub policy: Arc<Policy>,
-    /// What is left.
+    /// What is left, without what the request took.
     pub balance: Balance,
+    /// Whether what it took counts by now, of what is given back if it never does.
+    pub counts: Option<Arc<AtomicBool>>,
 }
 
 impl Policy {
@@ -70,9 +73,21 @@ impl Policy {
 }
 
 impl Standing {
+    /// What is left once what does not count is given back.
+    fn left(&self) -> Balance {
+        let is_given_back = self.counts.as_ref().is_some_and(|counts| !counts.load(Ordering::Relaxed));
+        let Balance { available, more_in, wait } = self.balance;
+        if is_given_back {
+            let available = available.saturating_add(self.policy.cost.into());
+            return Balance { available, more_in, wait: Duration::ZERO };
+        }
+        Balance { available, more_in, wait }
+    }
+
     /// Fewer requests before longer waits.
     fn looseness(&self) -> (u64, Reverse<Duration>) {
-        (self.balance.available / u64::from(self.policy.cost.max(1)), Reverse(self.balance.more_in))
+        let Balance { available, more_in, .. } = self.left();
+        (available / u64::from(self.policy.cost.max(1)), Reverse(more_in))
     }
 }
 
@@ -84,7 +99,7 @@ pub fn tell(standings: &[Standing], response: &mut ResponseHeader) -> Result<(),
     let Some(tightest) = standings.iter().min_by_key(|standing| standing.looseness()) else { return Ok(()) };
     let items: Vec<&str> = standings.iter().map(|standing| &*standing.policy.item).collect();
     response.append_header("RateLimit-Policy", items.join(", "))?;
-    let Balance { available, more_in, .. } = tightest.balance;
+    let Balance { available, more_in, .. } = tightest.left();
     let limit = format!("{};r={available};t={}", tightest.policy.name, seconds(more_in));
     response.append_header("RateLimit", limit)?;
     Ok(())
@@ -115,7 +130,7 @@ pub(crate) fn explain(name: &str, balance: Balance, passes: bool, ctx: &mut Cont
 
 /// A refusal by the limit of this name, with when a request would keep that and every limit on its way so far.
 pub(crate) fn refusal(kind: &'static Kind, what: &str, name: &str, wait: Duration, ctx: &Context) -> Problem {
-    let wait = ctx.limits.iter().map(|standing| standing.balance.wait).fold(wait, Duration::max);
+    let wait = ctx.limits.iter().map(|standing| standing.left().wait).fold(wait, Duration::max);
     let mut problem = Problem::new(kind).detail(format!("the {what} `{name}` is used up"));
     problem.retry_after = Some(seconds(wait).max(1));
     problem

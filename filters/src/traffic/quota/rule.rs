@@ -118,7 +118,8 @@ pub(crate) struct Reservation {
     keys: Vec<u8>,
     /// Where each key ends, the slot it was counted in, and the units.
     parts: Vec<(usize, u64, u64)>,
-    counts: AtomicBool,
+    /// Known to where the request stands, too.
+    counts: Arc<AtomicBool>,
 }
 
 impl Reservation {
@@ -130,7 +131,7 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        if *self.counts.get_mut() {
+        if self.counts.load(Ordering::Relaxed) {
             return;
         }
         let mut start = 0;
@@ -182,12 +183,15 @@ pub(crate) async fn reserve<'a>(
     if spent == Spent::Uncounted {
         return Ok(Reserved { spent, standings: Vec::new(), held: None });
     }
-    let standing =
-        |tally: &Tally<'_>, rule: &Rule| Standing { policy: rule.policy.clone(), balance: tally.balance };
+    let counts = (spent == Spent::Yes).then(|| Arc::new(AtomicBool::new(false)));
+    let standing = |tally: &Tally<'_>, rule: &Rule| Standing {
+        policy: rule.policy.clone(),
+        balance: tally.balance,
+        counts: counts.clone(),
+    };
     let standings = tallies.iter().zip(&rules).map(|(tally, rule)| (*rule, standing(tally, rule))).collect();
     let parts = tallies.iter().zip(ends).map(|(tally, end)| (*end, tally.window.slot, tally.cost)).collect();
     let (ledger, tenant) = (ledger.clone(), ctx.tenant);
-    let counts = AtomicBool::new(false);
-    let held = (spent == Spent::Yes).then(|| Reservation { ledger, by_store, tenant, keys, parts, counts });
+    let held = counts.map(|counts| Reservation { ledger, by_store, tenant, keys, parts, counts });
     Ok(Reserved { spent, standings, held })
 }

@@ -153,6 +153,26 @@ async fn what_a_later_filter_refuses_is_given_back() {
 }
 
 #[tokio::test]
+async fn nobody_is_told_to_wait_for_what_is_given_back() {
+    let chain = chain("- quota: {per: ip, limit: 3/day}\n- rate_limit: {per: ip, limit: 1/min}");
+    for _ in 0..2 {
+        assert!(served(&chain, get("/")).await);
+        chain.clock.advance(Duration::from_secs(60));
+    }
+    // It took the last unit of the day, and is not sent.
+    let mut sent = chain.send(get("/")).await.continues();
+    sent.answered(503, &[]).await.header("ratelimit", "\"1/min\";r=0;t=60");
+    drop(sent);
+    // These take it, and are refused.
+    for _ in 0..3 {
+        let refused = chain.send(get("/")).await.responds(429);
+        refused.header("retry-after", "60").header("ratelimit", "\"1/min\";r=0;t=60");
+    }
+    chain.clock.advance(Duration::from_secs(60));
+    assert!(served(&chain, get("/")).await);
+}
+
+#[tokio::test]
 async fn a_dry_run_counts_and_refuses_nobody() {
     let chain = chain("- quota: {per: ip, limit: 1/day}\n  dry_run: true");
     chain.send(get("/")).await.continues();
