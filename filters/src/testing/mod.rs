@@ -310,6 +310,16 @@ pub fn chain_caching(cached: Arc<dyn Cached>, filters: &str) -> Chain {
     build(&builtin(), &Around::default(), filters, world, clock).unwrap_or_else(|error| panic!("{error}"))
 }
 
+/// As [`chain`], in a world whose clock this is: as a document that is loaded after others were.
+///
+/// # Panics
+/// When they do not build.
+#[must_use]
+pub fn chain_in(world: &World, clock: &Arc<ManualClock>, filters: &str) -> Chain {
+    build(&builtin(), &Around::default(), filters, world.clone(), clock.clone())
+        .unwrap_or_else(|error| panic!("{error}"))
+}
+
 /// Filters of a registry of your own, or why they do not build.
 pub fn chain_of(registry: &Registry, filters: &str) -> Result<Chain, String> {
     let clock = Arc::new(ManualClock::new());

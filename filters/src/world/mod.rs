@@ -32,9 +32,10 @@ pub use state::{
     StateValue, Tally, TallyRow, TenantId, Window,
 };
 pub use store::{Away, Decided, Ledger, OnFailure, OwnStore, Spent, Store, Stores};
+pub(crate) use tasks::GoingOn;
 pub use tasks::{NoTasks, Tasks};
 
-/// Entries the default memory state holds before it evicts.
+/// Entries the default memory state holds at most.
 pub const DEFAULT_STATE_ENTRIES: usize = 1_000_000;
 
 /// Everything a filter reaches beyond the message, as traits.

@@ -139,6 +139,11 @@ impl Ledger {
         Self { own: self.own.of(scope), store: self.store.clone() }
     }
 
+    /// What tells its store from all others, as long as anybody has this one; none in the process.
+    pub(crate) fn store_id(&self) -> Option<usize> {
+        self.store.as_ref().map(|store| Arc::as_ptr(store).addr())
+    }
+
     /// As [`State::spend`]; while its store is away, as that one's [`OnFailure`] says.
     pub async fn spend(&self, tenant: TenantId, charges: &mut [Charge<'_>]) -> Result<Spent, StateError> {
         self.decide(tenant, charges, &mut []).await.map(|decided| decided.spent)

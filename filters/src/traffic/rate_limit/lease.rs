@@ -2,7 +2,8 @@
 //!
 //! What is in a purse was spent in the store before, so budgets are never overdrawn by more than what purses hold:
 //! units may be used later than they were taken, for as long as a whole budget takes to come back, after which they
-//! are forfeited. A budget that is found empty is not asked for again before it can have anything.
+//! are forfeited. A budget that is found empty is not asked for again before it can have anything. What is given for a
+//! request that went away meanwhile is kept as well.
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 
-use crate::world::{Balance, Charge, Clock, Ledger, Spent, StateError, TenantId};
+use crate::world::{Balance, Budget, Charge, Clock, GoingOn, Ledger, Spent, StateError, TenantId};
 
 /// Parts that are locked on their own.
 const SHARDS: usize = 64;
@@ -40,6 +41,13 @@ struct Purse {
     rest: Balance,
 }
 
+/// What the store is asked for: units of this budget for a request, and some for the purse.
+struct Wish {
+    key: Box<[u8]>,
+    budget: Budget,
+    cost: u32,
+}
+
 impl Leases {
     /// No units yet, and so many at a time later on.
     pub(super) fn new(size: NonZeroU32, clock: Arc<dyn Clock>) -> Self {
@@ -49,41 +57,58 @@ impl Leases {
 
     /// Spends of the purses, and of the store where one has too little, for that purse too.
     pub(super) async fn spend(
-        &self,
+        self: &Arc<Self>,
         ledger: &Ledger,
         tenant: TenantId,
         charges: &mut [Charge<'_>],
     ) -> Result<Spent, StateError> {
         let now = self.clock.now();
         let mut taken = Taken { leases: self, tenant, units: Vec::with_capacity(charges.len()) };
-        let (mut places, mut missing) = (Vec::new(), Vec::new());
+        let (mut places, mut wishes) = (Vec::new(), Vec::new());
         for (place, charge) in charges.iter_mut().enumerate() {
             match self.take(tenant, charge, now) {
                 Some(Spent::Yes) => taken.units.push((charge.key, charge.cost)),
                 Some(refused) => return Ok(refused),
                 None => {
-                    let mut asked = Charge::new(charge.key, charge.budget, charge.cost);
-                    asked.want(self.size);
                     places.push(place);
-                    missing.push(asked);
+                    wishes.push(Wish { key: charge.key.into(), budget: charge.budget, cost: charge.cost });
                 }
             }
         }
-        if missing.is_empty() {
+        if wishes.is_empty() {
             taken.keep();
             return Ok(Spent::Yes);
         }
-        let decided = ledger.decide(tenant, &mut missing, &mut []).await?;
-        for (place, mut asked) in places.into_iter().zip(missing) {
-            if decided.by_store {
-                self.note(tenant, &mut asked, decided.spent, now);
-            }
-            charges[place].balance = asked.balance;
+        let asked = self.clone().ask(ledger.clone(), tenant, wishes, now);
+        let (spent, balances) = GoingOn::new(asked).await?;
+        for (place, balance) in places.into_iter().zip(balances) {
+            charges[place].balance = balance;
         }
-        if decided.spent == Spent::Yes {
+        if spent == Spent::Yes {
             taken.keep();
         }
-        Ok(decided.spent)
+        Ok(spent)
+    }
+
+    /// Asks the store, and keeps what it gives; what is left of each budget.
+    async fn ask(
+        self: Arc<Self>,
+        ledger: Ledger,
+        tenant: TenantId,
+        wishes: Vec<Wish>,
+        now: Instant,
+    ) -> Result<(Spent, Vec<Balance>), StateError> {
+        let mut charges = Vec::with_capacity(wishes.len());
+        for wish in &wishes {
+            let mut charge = Charge::new(&wish.key, wish.budget, wish.cost);
+            charge.want(self.size);
+            charges.push(charge);
+        }
+        let decided = ledger.decide(tenant, &mut charges, &mut []).await?;
+        if decided.by_store {
+            charges.iter_mut().for_each(|charge| self.note(tenant, charge, decided.spent, now));
+        }
+        Ok((decided.spent, charges.iter().map(|charge| charge.balance).collect()))
     }
 
     /// Spends of a purse, or refuses because the budget is known to be empty; none if the store has to be asked.
@@ -197,16 +222,21 @@ mod tests {
     use async_trait::async_trait;
     use futures_util::FutureExt;
     use proptest::prelude::*;
+    use tokio::sync::Semaphore;
 
     use super::*;
-    use crate::world::{Away, Budget, ManualClock, MemoryState, OnFailure, ScopedState, State, Store, Tally};
+    use crate::world::{Away, ManualClock, MemoryState, OnFailure, ScopedState, State, Store, Tally};
+
+    type Gateway = (Arc<Leases>, Ledger);
 
     /// A store that gives leases and counts how often it is asked.
     struct Counting {
         state: Arc<MemoryState>,
         asked: Mutex<u32>,
         away: Mutex<bool>,
+        /// While it is silent, it answers as often as there are permits.
         silent: Mutex<bool>,
+        answers: Semaphore,
     }
 
     #[async_trait]
@@ -223,9 +253,6 @@ mod tests {
             }
             *self.asked.lock() += 1;
             let is_silent = *self.silent.lock();
-            if is_silent {
-                std::future::pending::<()>().await;
-            }
             // As the script does: as much as there is, of what is wanted.
             let mut given = Vec::new();
             for charge in &*charges {
@@ -239,6 +266,9 @@ mod tests {
             for (charge, given) in charges.iter_mut().zip(given) {
                 charge.balance = given.balance;
                 charge.granted = given.cost;
+            }
+            if is_silent {
+                self.answers.acquire().await.expect("open").forget();
             }
             Ok(spent)
         }
@@ -260,14 +290,16 @@ mod tests {
             let clock = Arc::new(ManualClock::new());
             let state = Arc::new(MemoryState::new(clock.clone(), 1000));
             let (asked, away, silent) = (Mutex::default(), Mutex::default(), Mutex::default());
-            Self { clock, store: Arc::new(Counting { state, asked, away, silent }) }
+            let answers = Semaphore::new(0);
+            Self { clock, store: Arc::new(Counting { state, asked, away, silent, answers }) }
         }
 
-        fn gateway(&self, size: u32) -> (Leases, Ledger) {
+        fn gateway(&self, size: u32) -> Gateway {
             let own = MemoryState::new(self.clock.clone(), 1000);
             let own = ScopedState::new(Arc::new(own), "limit".into());
             let size = NonZeroU32::new(size).expect("not zero");
-            (Leases::new(size, self.clock.clone()), Ledger::new(own, Some(self.store.clone())))
+            let leases = Arc::new(Leases::new(size, self.clock.clone()));
+            (leases, Ledger::new(own, Some(self.store.clone())))
         }
 
         fn asked(&self) -> u32 {
@@ -275,7 +307,7 @@ mod tests {
         }
     }
 
-    fn spend((leases, ledger): &(Leases, Ledger), key: &[u8], budget: Budget) -> (Spent, Balance) {
+    fn spend((leases, ledger): &Gateway, key: &[u8], budget: Budget) -> (Spent, Balance) {
         let mut charges = [Charge::new(key, budget, 1)];
         let spent = leases.spend(ledger, TenantId(0), &mut charges).now_or_never();
         (spent.expect("at once").expect("works"), charges[0].balance)
@@ -286,7 +318,7 @@ mod tests {
     }
 
     /// Spends of what all share, 100 units, and of this client's own; none if that takes a while.
-    fn spend_both((leases, ledger): &(Leases, Ledger), client: u8, own: u32) -> Option<Spent> {
+    fn spend_both((leases, ledger): &Gateway, client: u8, own: u32) -> Option<Spent> {
         let client = [client];
         let mut charges =
             [Charge::new(b"all", budget(3600, 100), 1), Charge::new(&client, budget(3600, own), 1)];
@@ -294,7 +326,7 @@ mod tests {
     }
 
     /// What is held of the budget that all share.
-    fn held((leases, _): &(Leases, Ledger)) -> u32 {
+    fn held((leases, _): &Gateway) -> u32 {
         let shard = leases.shard(TenantId(0), b"all");
         shard.iter().filter(|((_, key), _)| **key == *b"all").map(|(_, purse)| purse.units).sum()
     }
@@ -324,6 +356,22 @@ mod tests {
         *site.store.silent.lock() = true;
         assert_eq!(spend_both(&gateway, 2, 1), None, "and it waits no longer");
         assert_eq!((held(&gateway), site.asked()), (9, 3));
+    }
+
+    #[tokio::test]
+    async fn what_is_given_for_who_went_away_meanwhile_is_kept() {
+        let site = Site::new();
+        let gateway = site.gateway(10);
+        *site.store.silent.lock() = true;
+        assert_eq!(spend_both(&gateway, 1, 10), None, "and it waits no longer");
+        assert_eq!((held(&gateway), site.asked()), (0, 1));
+        site.store.answers.add_permits(1);
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(held(&gateway), 9);
+        assert_eq!(spend_both(&gateway, 1, 10), Some(Spent::Yes));
+        assert_eq!((held(&gateway), site.asked()), (8, 1));
     }
 
     #[test]

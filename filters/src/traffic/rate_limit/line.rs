@@ -20,9 +20,15 @@ pub(super) struct Lines {
     /// Most in all of them.
     total: usize,
     clock: Arc<dyn Clock>,
+    all: Arc<All>,
+    metrics: Numbers,
+}
+
+/// Who waits, which a reload does not change.
+#[derive(Default)]
+pub(super) struct All {
     waiting: AtomicUsize,
     lines: Mutex<HashMap<Box<[u8]>, Arc<Line>>>,
-    metrics: Numbers,
 }
 
 /// Requests with one key.
@@ -60,15 +66,14 @@ impl Numbers {
 }
 
 impl Lines {
-    pub(super) fn new(over: &Over, clock: Arc<dyn Clock>, metrics: &dyn Metrics) -> Self {
+    pub(super) fn new(over: &Over, all: Arc<All>, clock: Arc<dyn Clock>, metrics: &dyn Metrics) -> Self {
         let size = |count: std::num::NonZeroU32| usize::try_from(count.get()).unwrap_or(usize::MAX);
         Self {
             delay: over.delay.get(),
             queue: size(over.queue),
             total: size(over.total),
             clock,
-            waiting: AtomicUsize::new(0),
-            lines: Mutex::default(),
+            all,
             metrics: Numbers::new(metrics),
         }
     }
@@ -91,7 +96,10 @@ impl Lines {
             self.look(state, tenant, charge).await?;
         }
         let patience = self.delay.min(most);
-        let Some(place) = self.join(charge.key) else { return Ok(self.refused(charge, self.queue)) };
+        let place = match self.join(charge.key) {
+            Ok(place) => place,
+            Err(ahead) => return Ok(self.refused(charge, ahead)),
+        };
         if place.ahead_for(charge) > patience {
             let ahead = place.turn_away();
             return Ok(self.refused(charge, ahead));
@@ -148,24 +156,22 @@ impl Lines {
     }
 
     fn has_line(&self, key: &[u8]) -> bool {
-        self.waiting.load(Ordering::Acquire) > 0 && self.lines.lock().contains_key(key)
+        self.all.waiting.load(Ordering::Acquire) > 0 && self.all.lines.lock().contains_key(key)
     }
 
-    /// A place at the end of the line, if there is room.
-    fn join<'a>(&'a self, key: &'a [u8]) -> Option<Place<'a>> {
-        let mut lines = self.lines.lock();
-        if self.waiting.load(Ordering::Acquire) >= self.total {
-            return None;
+    /// A place at the end of the line; where there is no room, how many are in the line.
+    fn join<'a>(&'a self, key: &'a [u8]) -> Result<Place<'a>, usize> {
+        let mut lines = self.all.lines.lock();
+        let line = lines.get(key).cloned();
+        let length = line.as_ref().map_or(0, |line| line.length.load(Ordering::Acquire));
+        if length >= self.queue || self.all.waiting.load(Ordering::Acquire) >= self.total {
+            return Err(length);
         }
-        let line = match lines.get(key) {
-            Some(line) if line.length.load(Ordering::Acquire) >= self.queue => return None,
-            Some(line) => line.clone(),
-            None => lines.entry(key.into()).or_default().clone(),
-        };
+        let line = line.unwrap_or_else(|| lines.entry(key.into()).or_default().clone());
         let ahead = line.length.fetch_add(1, Ordering::AcqRel);
-        self.waiting.fetch_add(1, Ordering::AcqRel);
+        self.all.waiting.fetch_add(1, Ordering::AcqRel);
         self.metrics.waiting.inc();
-        Some(Place { lines: self, key, line, ahead, settled: false })
+        Ok(Place { lines: self, key, line, ahead, settled: false })
     }
 }
 
@@ -211,11 +217,12 @@ impl Place<'_> {
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        let mut lines = self.lines.lines.lock();
+        let all = &self.lines.all;
+        let mut lines = all.lines.lock();
         if self.line.length.fetch_sub(1, Ordering::AcqRel) == 1 {
             lines.remove(self.key);
         }
-        self.lines.waiting.fetch_sub(1, Ordering::AcqRel);
+        all.waiting.fetch_sub(1, Ordering::AcqRel);
         self.lines.metrics.waiting.dec();
         if !self.settled {
             self.lines.metrics.left.inc();
@@ -229,7 +236,8 @@ mod tests {
 
     use futures_util::FutureExt;
 
-    use crate::testing::{Chain, Request, Sent, chain, get, refused};
+    use crate::testing::{Chain, Request, Sent, chain, chain_in, get, refused};
+    use crate::world::{ManualClock, World};
 
     use super::*;
 
@@ -305,8 +313,28 @@ mod tests {
             waiting.push(send(&chain, of(key)));
         }
         assert!(waiting.iter_mut().all(|waiting| now(waiting).is_none()));
-        assert_eq!(now(&mut send(&chain, of("a"))), Some(false));
         assert_eq!(now(&mut send(&chain, of("d"))), Some(true), "who need not wait needs no room");
+        // One is before it, and nobody before the other: what others wait for keeps neither.
+        for (key, wait) in [("a", "2"), ("d", "1")] {
+            let sent = chain.send(of(key)).now_or_never().expect("at once");
+            sent.responds(429).header("retry-after", wait);
+        }
+    }
+
+    #[test]
+    fn who_waits_keeps_the_place_when_the_document_is_loaded_anew() {
+        let clock = Arc::new(ManualClock::new());
+        let world = World::dry_at(clock.clone());
+        let filter = "- rate_limit: {per: ip, limit: 10/s, burst: 1, over: {delay: 1s, queue: 2}}";
+        let [before, after] = [0, 1].map(|_| chain_in(&world, &clock, filter));
+        assert_eq!(now(&mut send(&before, get("/"))), Some(true));
+        let (mut first, mut second) = (send(&before, get("/")), send(&after, get("/")));
+        assert_eq!((now(&mut first), now(&mut second)), (None, None));
+        assert_eq!(now(&mut send(&after, get("/"))), Some(false), "there is no room");
+        for waiting in [&mut first, &mut second] {
+            clock.advance(10 * HUNDREDTH);
+            assert_eq!(now(waiting), Some(true));
+        }
     }
 
     #[test]

@@ -204,7 +204,7 @@ impl Filter for RateLimit {
     fn build(options: Options, build: &mut Build<'_>) -> Result<Phases, BuildError> {
         check(&options)?;
         let (headers, strategy, over) = (options.headers, options.strategy, options.over.clone());
-        let (lease, store) = (options.lease, options.store.clone());
+        let lease = options.lease;
         let ledger = build.ledger("store", options.store.as_ref().map(Name::as_str))?;
         let rules = rule::rules(options, build.instance())?;
         rules.iter().for_each(|rule| build.selects(rule.per()));
@@ -224,16 +224,16 @@ impl Filter for RateLimit {
             (Strategy::Exact, None) => match lease {
                 Some(size) => {
                     // What is held outlives a reload, as long as it is of the same budgets of the same store.
-                    let store = store.map(|store| store.to_string());
                     let shapes: Vec<String> = rules.iter().map(Rule::shape).collect();
-                    let part = format!("{size} {store:?} {shapes:?}");
+                    let part = format!("{size} {:?} {shapes:?}", ledger.store_id());
                     let leases = build.retained(part.as_bytes(), || Leases::new(size, build.clock()));
                     Means::Leased(ledger, leases)
                 }
                 None => Means::Exact(ledger),
             },
             (Strategy::Exact, Some(over)) => {
-                Means::Patient(build.state(), Lines::new(&over, build.clock(), build.metrics()))
+                let all = build.retained(b"", line::All::default);
+                Means::Patient(build.state(), Lines::new(&over, all, build.clock(), build.metrics()))
             }
         };
         let filter = Arc::new(Self { rules: rules.into(), means, headers });
@@ -325,6 +325,7 @@ impl RateLimit {
             let standing = |(rule, charge): (&Rule, &Charge<'_>)| Standing {
                 policy: rule.policy.clone(),
                 balance: charge.balance,
+                counts: None,
             };
             ctx.limits.extend(self.rules.iter().zip(charges).map(standing));
         }
