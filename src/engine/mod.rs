@@ -34,7 +34,7 @@ use tollhouse_filters::phase::Completed;
 use tollhouse_filters::pipeline::{Entered, Stack, Stop};
 use tollhouse_filters::problem::{self, Problem};
 use tollhouse_filters::selector::write_part;
-use tollhouse_filters::traffic::quota;
+use tollhouse_filters::traffic::{plan_limits, quota};
 use tollhouse_filters::values::Timeout;
 
 use crate::routing::ListenerId;
@@ -96,6 +96,8 @@ pub struct Exchange {
     pub takes_stale: bool,
     /// It went to another route's upstream, since its own is left alone.
     pub diverted: bool,
+    /// Its own upstream did not take it: it is left alone, or has enough to do.
+    pub turned_away: bool,
     /// The client asks for a stream of events.
     pub asks_for_events: bool,
     /// What a cache asked in its place, if one did.
@@ -146,6 +148,7 @@ impl Exchange {
             release,
             takes_stale: false,
             diverted: false,
+            turned_away: false,
             asks_for_events,
             fetched: None,
             refused,
@@ -186,7 +189,7 @@ impl Exchange {
 
     /// The same request from here on, where a cache holds it, as one of its own: with what the steps so far write
     /// for upstreams, and none of them to see its answer. Else what a step answers. What is held of quotas is held by
-    /// both.
+    /// both, and the plans that counted it count once.
     ///
     /// # Errors
     /// The answer of a step that failed.
@@ -199,6 +202,7 @@ impl Exchange {
         }
         let mut ctx = self.ctx.fork();
         quota::share(&self.ctx, &mut ctx);
+        plan_limits::share(&self.ctx, &mut ctx);
         let fork = Self {
             snapshot: self.snapshot.clone(),
             listener: self.listener,
@@ -210,6 +214,7 @@ impl Exchange {
             release: self.release.clone(),
             takes_stale: false,
             diverted: false,
+            turned_away: false,
             asks_for_events: self.asks_for_events,
             fetched: None,
             refused: None,

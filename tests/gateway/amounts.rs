@@ -113,6 +113,24 @@ async fn what_is_fetched_for_a_cache_or_hedged_counts_only_if_it_was_sent() {
 }
 
 #[tokio::test]
+async fn a_plan_on_both_sides_of_a_cache_counts_a_request_once() {
+    let origin = Origin::echo().await;
+    let limits = "{plan_limits: {default: free}}";
+    let gateway = Gateway::start(&format!(
+        "plans: {{free: {{limits: [{{name: hourly, limit: 4/h}}]}}}}\n\
+         upstreams: [{{name: origin, backends: [{{address: \"{}\"}}]}}]\n\
+         routes: [{{name: all, filters: [{limits}, {{cache: {{}}}}, {limits}], upstream: origin}}]\n",
+        origin.address
+    ))
+    .await;
+    let mut statuses = Vec::new();
+    for path in 0..5 {
+        statuses.push(get(gateway.address(), &format!("/{path}")).await.status);
+    }
+    assert_eq!(statuses, [200, 200, 200, 200, 429]);
+}
+
+#[tokio::test]
 async fn what_was_sent_counts_though_the_next_backend_cannot_be_connected_to() {
     for rest in [", {cache: {}}", ""] {
         let (dying, gone) = (Origin::dying_after(b"").await, refusing().await);

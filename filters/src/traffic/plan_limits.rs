@@ -50,6 +50,22 @@ pub struct Options {
     pub store: Option<Name>,
 }
 
+/// The plans that a request was counted by so far.
+#[derive(Default)]
+struct Counted(Vec<Arc<Plan>>);
+
+/// Their place in a context: no instance has it, whose ids are given out from 0, nor what is held of quotas.
+fn counted() -> Slot<Counted> {
+    Slot::new(u32::MAX - 1)
+}
+
+/// Has what goes on beside a request know by which plans that was counted, so that it is not counted again.
+pub fn share(ctx: &Context, beside: &mut Context) {
+    if let Some(Counted(plans)) = ctx.slot(counted()) {
+        beside.set_slot(counted(), Counted(plans.clone()));
+    }
+}
+
 /// See the [module](self).
 pub struct PlanLimits {
     plans: Plans,
@@ -94,7 +110,7 @@ impl PlanLimits {
     /// Takes of all limits of the plan, or of none; what is held of quotas, or the refusal.
     async fn take(
         &self,
-        plan: &Plan,
+        plan: &Arc<Plan>,
         request: &RequestHeader,
         ctx: &mut Context,
     ) -> Result<Result<Option<Reservation>, Problem>, StateError> {
@@ -114,6 +130,10 @@ impl PlanLimits {
             ctx.decide(Verdict::Passed, "the store is away, so nothing is counted", &[]);
             return Ok(Ok(None));
         }
+        // A dry run has counts of its own.
+        if !ctx.dry_run {
+            ctx.slot_mut(counted()).0.push(plan.clone());
+        }
         let passes = reserved.spent == Spent::Yes;
         for (rule, standing) in &reserved.standings {
             limits::explain(&rule.name, standing.balance, passes, ctx);
@@ -124,7 +144,7 @@ impl PlanLimits {
         }
         for (rule, charge) in plan.rates.iter().zip(&charges) {
             limits::explain(&rule.name, charge.balance, passes, ctx);
-            ctx.limits.push(Standing { policy: rule.policy.clone(), balance: charge.balance });
+            ctx.limits.push(Standing { policy: rule.policy.clone(), balance: charge.balance, counts: None });
         }
         let longest = plan.rates.iter().zip(&charges).max_by_key(|(_, charge)| charge.balance.wait);
         let refusal = longest.filter(|_| !passes).map(|(rule, charge)| {
@@ -156,10 +176,8 @@ impl OnRequest for PlanLimits {
         let Some(plan) = self.plan(ctx).cloned() else {
             return Ok(Problem::new(&FORBIDDEN).detail("the caller has no plan").into());
         };
-        let counted = |policy: &Arc<limits::Policy>| {
-            ctx.limits.iter().any(|standing| Arc::ptr_eq(&standing.policy, policy))
-        };
-        if plan.policies().any(counted) {
+        let is_counted = |Counted(plans): &Counted| plans.iter().any(|known| Arc::ptr_eq(known, &plan));
+        if ctx.slot(counted()).is_some_and(is_counted) {
             return Ok(Outcome::Continue);
         }
         let taken = self.take(&plan, request, ctx).await;
@@ -198,8 +216,10 @@ impl OnResponse for PlanLimits {
         if response.status.as_u16() < 400 {
             settle(ctx);
         }
-        let Some(plan) = self.plan(ctx).cloned() else { return Ok(()) };
-        limits::tell_if_first(plan.policies(), response, ctx)
+        // Whose request it is may have been found out since: what is told is by which plans it was counted.
+        let Some(Counted(plans)) = ctx.slot(counted()) else { return Ok(()) };
+        let plans = plans.clone();
+        limits::tell_if_first(plans.iter().flat_map(|plan| plan.policies()), response, ctx)
     }
 }
 
@@ -332,6 +352,29 @@ mod tests {
         }
         chain.clock.advance(Duration::from_secs(60));
         assert_eq!(served(&chain, get("/")).await, None);
+    }
+
+    #[tokio::test]
+    async fn who_is_known_only_later_is_told_of_the_plan_that_counted() {
+        let chain = plans("- plan_limits: {default: free}\n- rate_limit: {per: ip, limit: 9/s}");
+        let mut sent = chain.send(get("/")).await.continues();
+        sent.ctx.consumer = by("acme", Some("gold")).into_parts().1.consumer;
+        let answer = sent.answered(200, &[]).await;
+        let answer = answer.header("ratelimit-policy", "\"day\";q=3;w=86400, \"9/s\";q=9;w=1");
+        answer.header("ratelimit", "\"day\";r=2;t=86400");
+    }
+
+    #[tokio::test]
+    async fn what_goes_on_beside_a_request_is_not_counted_again() {
+        let chain = plans("- plan_limits: {}");
+        let acme = || by("acme", Some("gold"));
+        for _ in 0..2 {
+            let sent = chain.send(acme()).await.continues();
+            let mut beside = sent.ctx.fork();
+            share(&sent.ctx, &mut beside);
+            chain.send(acme().with(|ctx| *ctx = beside)).await.continues();
+        }
+        chain.send(acme()).await.responds(429).header("ratelimit", "\"burst\";r=0;t=1");
     }
 
     #[test]
