@@ -11,7 +11,7 @@ use super::{Compiler, Live, Mode, Snapshot, apart};
 use crate::config::Address;
 use crate::consumers::Roster;
 use crate::source::{self, Loaded, Problems};
-use crate::store::Keeper;
+use crate::store::{self, Keeper};
 use crate::upstream::Monitor;
 
 /// What a reload came to.
@@ -98,7 +98,7 @@ impl Reloader {
                 for (plan, bound) in snapshot.listeners.iter_mut().zip(&self.bound) {
                     plan.options.address.clone_from(bound);
                 }
-                self.swap(snapshot);
+                self.swap(&previous, snapshot);
                 Reloaded::Swapped { generation, needs_upgrade }
             }
             Err(problems) => {
@@ -109,17 +109,20 @@ impl Reloader {
     }
 
     /// Swaps a snapshot in once its backends are known; those of the one that serves meanwhile are watched on.
-    fn swap(&self, snapshot: Snapshot) {
+    fn swap(&self, previous: &Snapshot, snapshot: Snapshot) {
         // Not when it is compiled: a candidate that is refused changes nothing of the ramps that run.
         snapshot.ramps().for_each(|(_, ramp)| ramp.watch());
         if let Err(error) = self.keeper.keep(&snapshot.stores) {
             log::error!("cannot connect to stores: {error}");
         }
         self.world.tasks.settle();
-        let Some(monitor) = &self.monitor else { return self.live.swap(snapshot) };
-        monitor.prepare(&snapshot.upstreams, &snapshot.server.dns);
-        monitor.warm_up();
+        if let Some(monitor) = &self.monitor {
+            monitor.prepare(&snapshot.upstreams, &snapshot.server.dns);
+            monitor.warm_up();
+        }
+        store::hand_over(&previous.stores, &snapshot.stores);
         self.live.swap(snapshot);
+        let Some(monitor) = &self.monitor else { return };
         let snapshot = self.live.load();
         monitor.watch(&snapshot.upstreams, &snapshot.server.dns);
     }

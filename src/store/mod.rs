@@ -118,6 +118,17 @@ impl RedisStore {
     }
 }
 
+/// Has the stores of a document be told of instead of those of the one before it: those that it has no more may go on,
+/// but what becomes of them is no news of those that have their names.
+pub fn hand_over(before: &[Arc<RedisStore>], now: &[Arc<RedisStore>]) {
+    for store in before.iter().filter(|store| !now.iter().any(|kept| Arc::ptr_eq(kept, store))) {
+        store.shared.health.lock().retired = true;
+    }
+    for store in now {
+        store.shared.publish(&store.shared.health.lock());
+    }
+}
+
 impl Drop for RedisStore {
     fn drop(&mut self) {
         if let Some(task) = self.task.get() {
@@ -211,8 +222,9 @@ impl Shared {
     fn rise(&self, link: Arc<Link>) {
         let mut health = self.health.lock();
         self.link.store(Some(link));
-        self.numbers.up.set(1);
-        if let Some(before) = health.change(State::Up) {
+        let before = health.change(State::Up);
+        self.publish(&health);
+        if let Some(before) = before.filter(|_| !health.retired) {
             let message = if before == State::Starting { "a store is there" } else { "a store is back" };
             log::info!(store = &*self.name; "{message}");
         }
@@ -238,11 +250,19 @@ impl Shared {
 
     /// Says what is wrong when that is news.
     fn sink_in(&self, health: &mut Health, reason: Reason) {
-        self.numbers.up.set(0);
         let text = reason.to_string();
-        if health.change(State::Down(reason)).is_some() {
+        let is_news = health.change(State::Down(reason)).is_some() && !health.retired;
+        self.publish(health);
+        if is_news {
             let on_failure = self.options.on_failure.name();
             log::warn!(store = &*self.name, on_failure = on_failure; "a store is away: {text}");
+        }
+    }
+
+    /// Sets the number that says whether it decides, which it shares with all of its name.
+    fn publish(&self, health: &Health) {
+        if !health.retired {
+            self.numbers.up.set((health.state == State::Up).into());
         }
     }
 

@@ -26,11 +26,13 @@ pub(super) enum State {
 pub(super) struct Health {
     pub(super) state: State,
     pub(super) since: SystemTime,
+    /// The document in use has it no more: it serves those who began before.
+    pub(super) retired: bool,
 }
 
 impl Default for Health {
     fn default() -> Self {
-        Self { state: State::Starting, since: SystemTime::now() }
+        Self { state: State::Starting, since: SystemTime::now(), retired: false }
     }
 }
 

@@ -1,9 +1,10 @@
 //! Stores over reloads, and in dry runs.
 
 use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
 use std::process::Command;
 
-use crate::harness::{Gateway, Redis, get, soon, until};
+use crate::harness::{Gateway, Origin, Redis, Wire, get, soon, until};
 
 fn document(url: &str, store: &str, generation: usize) -> String {
     format!(
@@ -14,8 +15,18 @@ fn document(url: &str, store: &str, generation: usize) -> String {
     )
 }
 
+/// A limit of ten units that are taken at once.
+fn leased(url: &str, store: &str, generation: usize) -> String {
+    document(url, store, generation)
+        .replace("limit: 3/h, store: main", "limit: 2/h, burst: 10, store: main, lease: 10")
+}
+
 async fn reloaded(gateway: &Gateway, rest: &str, generation: usize) {
     std::fs::write(gateway.file(), gateway.text(rest)).expect("written");
+    serves(gateway, generation).await;
+}
+
+async fn serves(gateway: &Gateway, generation: usize) {
     soon("the new document", async {
         while get(gateway.address(), "/generation").await.text() != generation.to_string() {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
@@ -53,10 +64,7 @@ async fn a_store_keeps_its_connection_unless_it_changes() {
 #[tokio::test]
 async fn units_that_were_taken_in_advance_outlive_a_reload() {
     let redis = Redis::start().await;
-    let leased = |generation| {
-        document(&redis.url(), "", generation)
-            .replace("limit: 3/h, store: main", "limit: 2/h, burst: 10, store: main, lease: 10")
-    };
+    let leased = |generation| leased(&redis.url(), "", generation);
     let gateway = Gateway::start(&leased(0)).await;
     gateway.says("a store is there store=main").await;
     for generation in 1..=9 {
@@ -65,6 +73,56 @@ async fn units_that_were_taken_in_advance_outlive_a_reload() {
     }
     assert_eq!(get(gateway.address(), "/").await.status, 200, "all ten were held");
     assert_eq!(get(gateway.address(), "/").await.status, 429);
+}
+
+#[tokio::test]
+async fn units_of_one_store_say_nothing_of_those_of_another() {
+    let redis = Redis::start().await;
+    let gateway = Gateway::start(&leased(&redis.url(), "", 0)).await;
+    gateway.says("a store is there store=main").await;
+    for _ in 0..10 {
+        assert_eq!(get(gateway.address(), "/").await.status, 200);
+    }
+    assert_eq!(get(gateway.address(), "/").await.status, 429);
+    reloaded(&gateway, &leased(&redis.url(), "prefix: other", 1), 1).await;
+    assert_eq!(get(gateway.address(), "/").await.status, 200);
+}
+
+#[tokio::test]
+async fn what_becomes_of_a_store_that_was_replaced_is_no_news_of_the_one_in_its_place() {
+    let (mut old, new) = (Redis::start().await, Redis::start().await);
+    let (origin, mut taken) = Origin::handing_over().await;
+    let text = |redis: &Redis, generation| {
+        format!(
+            "upstreams: [{{name: slow, backends: [{{address: \"{}\"}}]}}]\n{}\
+             - {{name: slow, match: {{paths: [/slow]}}, upstream: slow}}\n",
+            origin.address,
+            document(&redis.url(), "", generation)
+        )
+    };
+    let gateway = Gateway::administered(&text(&old, 0)).await;
+    gateway.says("a store is there store=main").await;
+    // As long as it is not answered, it has what it began with.
+    let mut client = Wire::connect(gateway.address()).await;
+    client.send("GET /slow HTTP/1.1\r\nHost: example.test\r\n\r\n").await;
+    let mut server = soon("a connection", taken.recv()).await.expect("a connection");
+    server.head().await.expect("a request");
+    gateway.rewrite_administered(&text(&new, 1));
+    serves(&gateway, 1).await;
+
+    let url = old.url();
+    let socket = url.strip_prefix("unix://").expect("a socket");
+    old.kill();
+    let _ = std::fs::remove_file(socket);
+    let absent = UnixListener::bind(socket).expect("a socket");
+    absent.set_nonblocking(true).expect("a socket");
+    // Before the second attempt to connect the first one has failed.
+    for _ in 0..2 {
+        until("an attempt to connect", || absent.accept().ok()).await;
+    }
+    let metrics = gateway.ask_admin("GET /metrics", "").await.text();
+    assert!(metrics.contains("tollhouse_store_up{store=\"main\"} 1"), "{metrics}");
+    assert_eq!(gateway.said("a store is away"), 0);
 }
 
 #[tokio::test]
