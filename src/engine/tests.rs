@@ -60,6 +60,21 @@ async fn a_preflight_that_no_filter_answers_is_of_a_method_that_is_not_allowed()
     assert_eq!(status(&outcome), Some(405));
 }
 
+#[tokio::test]
+async fn a_split_between_versions_needs_no_default_for_requests_that_name_none() {
+    let services = "services: [{name: s, versioning: {from: ['header:x-v']}, versions: {'1': {upstream: u}, '2': {upstream: u}}}]";
+    let split =
+        format!("{services}\nroutes: [{{name: r, service: s, split: {{versions: {{'1': 0, '2': 1}}}}}}]");
+    let plain = format!("{services}\nroutes: [{{name: r, service: s}}]");
+    let outcome = send(&split, "192.0.2.1", &[HOST], "GET").await;
+    assert!(outcome.upstream_request.is_some());
+    assert_eq!(outcome.exchange.ctx.version.as_deref(), Some("2"));
+    let outcome = send(&split, "192.0.2.1", &[HOST, ("x-v", "1")], "GET").await;
+    assert_eq!(outcome.exchange.ctx.version.as_deref(), Some("1"));
+    assert_eq!(status(&send(&split, "192.0.2.1", &[HOST, ("x-v", "9")], "GET").await), Some(406));
+    assert_eq!(status(&send(&plain, "192.0.2.1", &[HOST], "GET").await), Some(406));
+}
+
 fn compiled(listeners: &str, previous: Option<&Snapshot>) -> Arc<Snapshot> {
     let text =
         format!("{{version: 1, listeners: [{listeners}], routes: [{{name: r, respond: {{status: 200}}}}]}}");

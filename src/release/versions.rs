@@ -139,11 +139,12 @@ impl Versions {
         asked.source.map_or_else(|| "default".to_owned(), |source| self.sources[source].to_string())
     }
 
-    /// The version that a request asks for; `in_path` is what its path begins with, if that names a version.
+    /// The version that a request asks for, if it names one or there is a default; `in_path` is what its path begins
+    /// with, if that names a version.
     ///
     /// # Errors
-    /// 406 for one that does not exist, or when none is named and there is no default.
-    pub fn resolve(&self, request: &RequestHeader, in_path: Option<&str>) -> Result<Asked, Problem> {
+    /// 406 for one that does not exist.
+    pub fn resolve(&self, request: &RequestHeader, in_path: Option<&str>) -> Result<Option<Asked>, Problem> {
         for (nth, source) in self.sources.iter().enumerate() {
             let name = match source {
                 VersionSource::Path => in_path.map(ToOwned::to_owned),
@@ -155,16 +156,16 @@ impl Versions {
                 VersionSource::Accept => match self.accepted(&request.headers) {
                     Wish::Nothing => None,
                     Wish::Version(None) => break,
-                    Wish::Version(Some(version)) => return Ok(Asked { version, source: Some(nth) }),
+                    Wish::Version(Some(version)) => return Ok(Some(Asked { version, source: Some(nth) })),
                     Wish::Unknown(name) => Some(name),
                 },
             };
             if let Some(name) = name {
                 let found = self.named(name.trim()).map(|version| Asked { version, source: Some(nth) });
-                return found.ok_or_else(|| self.unknown(&name));
+                return found.map(Some).ok_or_else(|| self.unknown(&name));
             }
         }
-        self.default.map(Asked::unasked).ok_or_else(|| self.unnamed())
+        Ok(self.default.map(Asked::unasked))
     }
 
     fn accepted(&self, headers: &HeaderMap) -> Wish {
@@ -198,7 +199,9 @@ impl Versions {
         self.not_acceptable(&format!("`{}` has no version `{shown}`", self.service))
     }
 
-    fn unnamed(&self) -> Problem {
+    /// 406 for a request that names no version where there is no default.
+    #[must_use]
+    pub fn unnamed(&self) -> Problem {
         self.not_acceptable(&format!("the request names no version of `{}`", self.service))
     }
 

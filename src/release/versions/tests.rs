@@ -36,7 +36,8 @@ fn resolved(
     request: &RequestHeader,
     in_path: Option<&str>,
 ) -> Result<(String, String), u16> {
-    let asked = versions.resolve(request, in_path).map_err(|problem| problem.status())?;
+    let asked = versions.resolve(request, in_path).and_then(|asked| asked.ok_or_else(|| versions.unnamed()));
+    let asked = asked.map_err(|problem| problem.status())?;
     Ok((versions.get(asked).name.to_string(), versions.source(asked)))
 }
 
@@ -206,7 +207,8 @@ proptest! {
             request.insert_header("x-api-version", header.as_str()).expect("printable");
         }
         match versions.resolve(&request, in_path.as_deref()) {
-            Ok(asked) => {
+            Ok(None) => prop_assert!(in_path.is_none(), "it is named"),
+            Ok(Some(asked)) => {
                 prop_assert!(asked.version < 3);
                 if let Some(segment) = &in_path {
                     prop_assert_eq!(bare(&versions.get(asked).name), bare(segment));
