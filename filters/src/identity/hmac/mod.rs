@@ -18,6 +18,7 @@ mod component;
 mod key;
 mod message;
 mod options;
+mod others;
 mod plain;
 #[cfg(test)]
 mod tests;
@@ -55,6 +56,8 @@ const CONTENT_DIGEST: http::HeaderName = http::HeaderName::from_static("content-
 const SCHEME: &str = "hmac";
 /// The longest time for which a store knows a nonce: almost a year.
 const LONGEST_WAIT: Duration = Duration::from_secs(31_000_000);
+/// Times of signatures are whole seconds: one that ends in a second may be taken for all of it.
+const TO_THE_END: Duration = Duration::from_secs(1);
 /// The longest nonce, in bytes.
 const LONGEST_NONCE: usize = 256;
 
@@ -248,7 +251,7 @@ impl Hmac {
         // The same request may be asked for its credentials in several places.
         let ours = ctx.started.saturating_duration_since(self.epoch).as_nanos();
         let ours = Bytes::from(format!("{} {ours}", ctx.request_id));
-        let ttl = self.options.window.get() + 2 * self.options.skew.get();
+        let ttl = self.options.window.get() + 2 * self.options.skew.get() + TO_THE_END;
         let (mut is_new, mut is_again) = (true, false);
         let mut change = |known: Option<&[u8]>| {
             is_again = known.is_some_and(|known| known == ours);
@@ -275,8 +278,12 @@ impl Hmac {
 }
 
 impl From<StateError> for Unavailable {
-    fn from(_: StateError) -> Self {
-        Self { reason: "nobody knows which nonces were used".into(), retry_after: 1 }
+    fn from(error: StateError) -> Self {
+        let reason = match error {
+            StateError::Full => "there are more nonces than can be remembered",
+            _ => "nobody knows which nonces were used",
+        };
+        Self { reason: reason.into(), retry_after: 1 }
     }
 }
 
@@ -311,8 +318,20 @@ impl Identity for Hmac {
         self.options.hide
     }
 
+    fn take_out(&self, source: &Source, request: &mut RequestHeader, ctx: &mut Context) {
+        match &self.options.tag {
+            _ if source.is_authorization() => scheme::take_out(SCHEME, request),
+            Some(tag) => others::keep(tag, request),
+            None => source.remove(request, ctx),
+        }
+    }
+
     fn scheme(&self) -> Option<&'static str> {
         Some(SCHEME)
+    }
+
+    fn tag(&self) -> Option<&str> {
+        self.options.tag.as_deref()
     }
 
     /// For message signatures no scheme is registered; clients are told which one to look up.

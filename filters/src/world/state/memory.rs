@@ -10,6 +10,7 @@ use indexmap::IndexMap;
 use parking_lot::Mutex;
 
 use super::budgets::Budgets;
+use super::refusals::Refusals;
 use super::tallies::Tallies;
 use super::{
     Change, Charge, MAX_KEY, MAX_VALUE, State, StateEntry, StateError, StateKey, StateValue, Tally, TallyRow,
@@ -25,12 +26,15 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// Stands for "never": a time to live beyond it is cut.
 const LONGEST_TTL: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
-/// Keeps entries in memory. Full, it drops expired entries first, then the soonest to expire among a sample.
+/// Keeps entries in memory. Full, it drops expired entries first, then the soonest to expire among the counters of a
+/// sample.
 pub struct MemoryState {
     clock: Arc<dyn Clock>,
     hasher: RandomState,
     shards: Box<[Mutex<Shard>]>,
     capacity: usize,
+    started: Instant,
+    refusals: Refusals,
     budgets: Budgets,
     tallies: Tallies,
 }
@@ -61,10 +65,12 @@ impl MemoryState {
         let budgets = Budgets::new(clock.clone(), max_entries);
         let capacity = max_entries.div_ceil(SHARDS).max(1);
         Self {
+            started: clock.now(),
             clock,
             hasher: RandomState::new(),
             shards,
             capacity,
+            refusals: Refusals::default(),
             budgets,
             tallies: Tallies::new(max_entries),
         }
@@ -89,6 +95,26 @@ impl MemoryState {
         let index = usize::try_from(hash % SHARDS as u64).unwrap_or(0);
         act(&mut self.shards[index].lock(), now)
     }
+
+    /// Puts an entry into its shard; tells as entries begin to be refused, and when that is over.
+    fn insert(
+        &self,
+        shard: &mut Shard,
+        key: &StateKey,
+        entry: Entry,
+        now: Instant,
+    ) -> Result<(), StateError> {
+        let inserted = shard.insert(key, entry, now, self.capacity);
+        let second = now.saturating_duration_since(self.started).as_secs().saturating_add(1);
+        if inserted.is_err() {
+            if self.refusals.begin(second) {
+                log::warn!(entries = self.capacity * SHARDS; "too much has to be remembered: new nonces are answered 503");
+            }
+        } else if self.refusals.end(second) {
+            log::info!("there is room again for what has to be remembered");
+        }
+        inserted
+    }
 }
 
 impl Shard {
@@ -96,43 +122,59 @@ impl Shard {
         self.entries.get_mut(key).filter(|entry| entry.expires > now)
     }
 
-    fn insert(&mut self, key: &StateKey, entry: Entry, now: Instant, capacity: usize) {
+    fn insert(
+        &mut self,
+        key: &StateKey,
+        entry: Entry,
+        now: Instant,
+        capacity: usize,
+    ) -> Result<(), StateError> {
         if let Some(present) = self.entries.get_mut(key) {
             *present = entry;
-            return;
+            return Ok(());
         }
-        if self.entries.len() >= capacity {
-            self.make_room(now);
+        if self.entries.len() >= capacity && !self.make_room(now) {
+            return Err(StateError::Full);
         }
         self.entries.insert(key.clone(), entry);
+        Ok(())
     }
 
-    /// Removes at least one entry from a full shard.
-    fn make_room(&mut self, now: Instant) {
+    /// Removes at least one entry from a full shard, if one may go; whether it did.
+    fn make_room(&mut self, now: Instant) -> bool {
         if self.swept.is_none_or(|swept| now.saturating_duration_since(swept) >= SWEEP_EVERY) {
             self.swept = Some(now);
             let before = self.entries.len();
             self.entries.retain(|_, entry| entry.expires > now);
             if self.entries.len() < before {
-                return;
+                return true;
             }
         }
-        if let Some(index) = self.soonest_in_sample() {
-            self.entries.swap_remove_index(index);
-        }
+        let gone = self.soonest_in_sample(now);
+        gone.is_some_and(|index| self.entries.swap_remove_index(index).is_some())
     }
 
-    /// The entry that expires first among the next few; removal by swapping keeps their order mixed.
-    fn soonest_in_sample(&mut self) -> Option<usize> {
+    /// Of the next few entries that may go, the one that expires first; removal by swapping keeps their order mixed.
+    fn soonest_in_sample(&mut self, now: Instant) -> Option<usize> {
         let len = self.entries.len();
         let start = self.cursor;
         self.cursor = start.wrapping_add(SAMPLE);
         let sample = (0..SAMPLE.min(len)).map(|step| start.wrapping_add(step) % len);
-        sample.min_by_key(|index| self.entries.get_index(*index).map(|(_, entry)| entry.expires))
+        let expiries = sample.filter_map(|index| {
+            let (_, entry) = self.entries.get_index(index)?;
+            entry.may_go(now).then_some((index, entry.expires))
+        });
+        expiries.min_by_key(|(_, expires)| *expires).map(|(index, _)| index)
     }
 }
 
 impl Entry {
+    /// Whether a full shard may forget it: a counter that starts again counts too little, but a value that is gone
+    /// undoes what was decided by it.
+    fn may_go(&self, now: Instant) -> bool {
+        self.expires <= now || matches!(self.value, Value::Counter(_))
+    }
+
     fn export(&self, key: &StateKey, now: Instant) -> StateEntry {
         let left = self.expires.saturating_duration_since(now);
         let value = match &self.value {
@@ -189,9 +231,8 @@ impl State for MemoryState {
         check_size(key, value.len())?;
         self.with_shard(key, |shard, now| {
             let entry = Entry { value: Value::Bytes(value), expires: expiry(now, ttl) };
-            shard.insert(key, entry, now, self.capacity);
-        });
-        Ok(())
+            self.insert(shard, key, entry, now)
+        })
     }
 
     async fn add(&self, key: &StateKey, delta: i64, ttl: Duration) -> Result<i64, StateError> {
@@ -203,7 +244,7 @@ impl State for MemoryState {
                 return Ok(*number);
             }
             let entry = Entry { value: Value::Counter(delta), expires: expiry(now, ttl) };
-            shard.insert(key, entry, now, self.capacity);
+            self.insert(shard, key, entry, now)?;
             Ok(delta)
         })
     }
@@ -215,8 +256,7 @@ impl State for MemoryState {
             let Some(value) = change(present.as_deref()) else { return Ok(()) };
             check_size(key, value.len())?;
             let entry = Entry { value: Value::Bytes(value), expires: expiry(now, ttl) };
-            shard.insert(key, entry, now, self.capacity);
-            Ok(())
+            self.insert(shard, key, entry, now)
         })
     }
 
@@ -290,7 +330,8 @@ impl State for MemoryState {
                 self.with_shard(&key, |shard, now| {
                     if shard.alive(&key, now).is_none() {
                         let entry = Entry { value, expires: expiry(now, Duration::from_millis(ttl_ms)) };
-                        shard.insert(&key, entry, now, self.capacity);
+                        // Without a bound: the other process had one, and shared its entries out otherwise.
+                        shard.entries.insert(key.clone(), entry);
                     }
                 });
             }
@@ -299,155 +340,4 @@ impl State for MemoryState {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::TenantId;
-    use super::*;
-    use crate::world::ManualClock;
-
-    const MINUTE: Duration = Duration::from_secs(60);
-
-    fn store(max_entries: usize) -> (Arc<ManualClock>, MemoryState) {
-        let clock = Arc::new(ManualClock::new());
-        (clock.clone(), MemoryState::new(clock, max_entries))
-    }
-
-    fn key(text: &str) -> StateKey {
-        StateKey::new(TenantId(0), "test", text.as_bytes())
-    }
-
-    #[tokio::test]
-    async fn an_entry_lives_until_its_time_is_up() {
-        let (clock, state) = store(100);
-        state.put(&key("a"), "1".into(), MINUTE).await.unwrap();
-        clock.advance(MINUTE - Duration::from_nanos(1));
-        assert_eq!(state.get(&key("a")).await, Ok(Some("1".into())));
-        clock.advance(Duration::from_nanos(1));
-        assert_eq!(state.get(&key("a")).await, Ok(None));
-    }
-
-    #[tokio::test]
-    async fn additions_do_not_extend_the_window_and_a_new_window_starts_at_zero() {
-        let (clock, state) = store(100);
-        assert_eq!(state.add(&key("a"), 1, MINUTE).await, Ok(1));
-        clock.advance(MINUTE / 2);
-        assert_eq!(state.add(&key("a"), 2, MINUTE).await, Ok(3));
-        clock.advance(MINUTE / 2);
-        assert_eq!(state.add(&key("a"), 1, MINUTE).await, Ok(1));
-    }
-
-    #[tokio::test]
-    async fn a_counter_stops_at_the_ends_of_its_range() {
-        let (_, state) = store(100);
-        state.add(&key("a"), i64::MAX, Duration::MAX).await.unwrap();
-        assert_eq!(state.add(&key("a"), 1, MINUTE).await, Ok(i64::MAX));
-    }
-
-    #[tokio::test]
-    async fn adding_to_something_else_is_an_error() {
-        let (_, state) = store(100);
-        state.put(&key("a"), "text".into(), MINUTE).await.unwrap();
-        assert_eq!(state.add(&key("a"), 1, MINUTE).await, Err(StateError::NotACounter));
-    }
-
-    #[tokio::test]
-    async fn an_update_sees_the_present_value_and_may_leave_it_alone() {
-        let (clock, state) = store(100);
-        let mut seen = Vec::new();
-        for _ in 0..2 {
-            let mut change = |present: Option<&[u8]>| {
-                seen.push(present.map(<[u8]>::to_vec));
-                present.is_none().then(|| Bytes::from_static(b"new"))
-            };
-            state.update(&key("a"), MINUTE, &mut change).await.unwrap();
-            clock.advance(MINUTE / 2);
-        }
-        assert_eq!(seen, [None, Some(b"new".to_vec())]);
-        assert_eq!(state.get(&key("a")).await, Ok(None), "what is left alone is not extended either");
-    }
-
-    #[tokio::test]
-    async fn additions_from_many_tasks_are_all_counted() {
-        let (_, state) = store(100);
-        let state = Arc::new(state);
-        let tasks: Vec<_> = (0..4)
-            .map(|_| {
-                let state = state.clone();
-                std::thread::spawn(move || {
-                    for _ in 0..1000 {
-                        futures_util::FutureExt::now_or_never(state.add(&key("a"), 1, MINUTE));
-                    }
-                })
-            })
-            .collect();
-        tasks.into_iter().for_each(|task| task.join().unwrap());
-        assert_eq!(state.add(&key("a"), 0, MINUTE).await, Ok(4000));
-    }
-
-    #[tokio::test]
-    async fn a_flood_of_keys_does_not_grow_the_store_beyond_its_bound() {
-        let (_, state) = store(160);
-        for index in 0..10_000 {
-            state.add(&key(&index.to_string()), 1, MINUTE).await.unwrap();
-        }
-        assert_eq!(state.len(), 160);
-        assert_eq!(state.get(&key("9999")).await, Ok(Some("1".into())), "the newest entry is kept");
-    }
-
-    #[test]
-    fn expired_entries_make_room_before_living_ones() {
-        let mut shard = Shard::default();
-        let start = Instant::now();
-        let entry = |expires| Entry { value: Value::Counter(1), expires };
-        shard.insert(&key("long"), entry(start + 10 * MINUTE), start, 3);
-        shard.insert(&key("dead 1"), entry(start + MINUTE), start, 3);
-        shard.insert(&key("dead 2"), entry(start + MINUTE), start, 3);
-        shard.insert(&key("new"), entry(start + 20 * MINUTE), start + 2 * MINUTE, 3);
-        let keys: Vec<_> = shard.entries.keys().cloned().collect();
-        assert_eq!(keys, [key("long"), key("new")]);
-    }
-
-    #[test]
-    fn with_nothing_expired_the_soonest_to_expire_goes() {
-        let start = Instant::now();
-        let mut shard = Shard::default();
-        for (name, minutes) in [("b", 2), ("a", 1), ("c", 3), ("d", 4)] {
-            let entry = Entry { value: Value::Counter(1), expires: start + minutes * MINUTE };
-            shard.insert(&key(name), entry, start, 3);
-        }
-        assert!(!shard.entries.contains_key(&key("a")));
-        assert_eq!(shard.entries.len(), 3);
-    }
-
-    #[tokio::test]
-    async fn what_is_exported_lives_on_elsewhere_for_the_time_it_had_left() {
-        let (clock, old) = store(100);
-        old.add(&key("count"), 7, MINUTE).await.unwrap();
-        old.put(&key("gone"), "x".into(), MINUTE / 4).await.unwrap();
-        old.put(&key("bytes"), Bytes::from_static(b"\xff\0"), MINUTE).await.unwrap();
-        clock.advance(MINUTE / 2);
-        let text = serde_json::to_string(&old.export()).unwrap();
-        let (clock, new) = store(100);
-        new.add(&key("count"), 1, MINUTE).await.unwrap();
-        new.import(serde_json::from_str::<Vec<StateEntry>>(&text).unwrap());
-        assert_eq!(new.len(), 2);
-        assert_eq!(new.add(&key("count"), 0, MINUTE).await, Ok(1), "the newer entry wins");
-        assert_eq!(new.get(&key("bytes")).await, Ok(Some(Bytes::from_static(b"\xff\0"))));
-        clock.advance(MINUTE / 2);
-        assert_eq!(new.get(&key("bytes")).await, Ok(None));
-    }
-
-    #[tokio::test]
-    async fn oversized_keys_and_values_are_refused() {
-        let (_, state) = store(100);
-        let long = StateKey::new(TenantId(0), "test", &[0; MAX_KEY + 1]);
-        assert_eq!(
-            state.add(&long, 1, MINUTE).await,
-            Err(StateError::TooLarge { what: "key", limit: MAX_KEY })
-        );
-        let big = Bytes::from(vec![0; MAX_VALUE + 1]);
-        assert!(matches!(
-            state.put(&key("a"), big, MINUTE).await,
-            Err(StateError::TooLarge { what: "value", .. })
-        ));
-    }
-}
+mod tests;

@@ -3,6 +3,7 @@
 mod budget;
 mod budgets;
 mod memory;
+mod refusals;
 mod tallies;
 mod tally;
 
@@ -49,13 +50,14 @@ impl StateKey {
 /// The change that [`State::update`] applies: from the present value to the new one, or `None` to leave it alone.
 pub type Change<'a> = dyn FnMut(Option<&[u8]>) -> Option<Bytes> + Send + 'a;
 
-/// A bounded store whose entries expire. It may forget entries early when it is full, never return expired ones.
+/// A bounded store whose entries expire. Full, it may forget counters early, but no other value: what was decided by
+/// one is to hold as long as it lasts. It never returns expired ones.
 #[async_trait]
 pub trait State: Send + Sync {
     /// The value, or `None`; a counter reads as decimal text.
     async fn get(&self, key: &StateKey) -> Result<Option<Bytes>, StateError>;
 
-    /// Sets the value and its time to live.
+    /// Sets the value and its time to live; refused where there is no room.
     async fn put(&self, key: &StateKey, value: Bytes, ttl: Duration) -> Result<(), StateError>;
 
     /// Adds to a counter, atomically, and returns the sum, which stops at the ends of `i64`. A missing counter is 0;
@@ -63,7 +65,8 @@ pub trait State: Send + Sync {
     async fn add(&self, key: &StateKey, delta: i64, ttl: Duration) -> Result<i64, StateError>;
 
     /// Reads, changes and writes in one atomic step; a written value gets this time to live. `change` may be called
-    /// more than once (optimistic stores try again), must not block, and must not reach this store.
+    /// more than once (optimistic stores try again), must not block, and must not reach this store. Refused where there
+    /// is no room.
     async fn update(&self, key: &StateKey, ttl: Duration, change: &mut Change<'_>) -> Result<(), StateError>;
 
     /// Removes the entry, if there is one.
@@ -122,6 +125,8 @@ pub enum StateError {
     },
     /// An addition to a value that is not a counter.
     NotACounter,
+    /// There is no room for a further entry, and nothing that may be forgotten.
+    Full,
     /// The store cannot be reached.
     Unavailable(String),
 }
@@ -131,6 +136,7 @@ impl fmt::Display for StateError {
         match self {
             Self::TooLarge { what, limit } => write!(f, "the state's {what} exceeds {limit} bytes"),
             Self::NotACounter => f.write_str("the state holds a value that is not a counter"),
+            Self::Full => f.write_str("the state has no room for another entry"),
             Self::Unavailable(why) => write!(f, "the state is not available: {why}"),
         }
     }

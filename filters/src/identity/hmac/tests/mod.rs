@@ -1,5 +1,6 @@
 //! Signed requests: what holds, and all that does not.
 
+mod nonces;
 mod plain;
 mod vectors;
 
@@ -114,30 +115,6 @@ async fn a_signature_ends_when_it_says_so() {
     let until = |expires: i64| signed(&format!(";created={NOW};expires={expires};keyid=\"k1\""));
     assert_eq!(told(&chain, until(NOW)).await, None);
     assert_eq!(told(&chain, until(NOW - 1)).await.as_deref(), Some("the signature has expired"));
-}
-
-#[tokio::test]
-async fn a_nonce_is_good_for_one_request_and_may_be_asked_for() {
-    let chain = chain(", nonce: required");
-    let with = |nonce: &str| signed(&format!(";created={NOW};keyid=\"k1\";nonce=\"{nonce}\""));
-    assert_eq!(told(&chain, with("a")).await, None);
-    assert_eq!(told(&chain, with("a")).await.as_deref(), Some("the nonce was used already"));
-    assert_eq!(told(&chain, with("b")).await, None);
-    assert_eq!(told(&chain, at(NOW)).await.as_deref(), Some("the signature has no nonce"));
-    for nonce in ["", &"n".repeat(257)] {
-        assert_eq!(told(&chain, with(nonce)).await.as_deref(), Some("the nonce is too short or too long"));
-    }
-    // As long as its signature could be taken.
-    chain.clock.advance(Duration::from_secs(330));
-    assert_eq!(told(&chain, with("a")).await.as_deref(), Some("the nonce was used already"));
-}
-
-#[tokio::test]
-async fn one_request_may_be_asked_for_its_nonce_in_several_places() {
-    let twice = "- authenticate: {any_of: [signed]}\n- authenticate: {all_of: [signed]}";
-    let chain = chain_with(&document(""), twice);
-    let request = signed(&format!(";created={NOW};keyid=\"k1\";nonce=\"a\""));
-    chain.send(request).await.continues();
 }
 
 #[tokio::test]
