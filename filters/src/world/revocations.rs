@@ -16,6 +16,8 @@ use crate::world::Clock;
 
 /// Most entries; each takes some 200 bytes besides its text.
 pub(crate) const MOST: usize = 100_000;
+/// Those that logouts leave to administrators.
+const RESERVED: usize = MOST / 10;
 /// How much longer entries last than they say, for tokens that are let pass for a while after their end.
 pub(crate) const GRACE: Duration = Duration::from_secs(3600);
 
@@ -70,7 +72,7 @@ pub enum Full {
 impl fmt::Display for Full {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::TooMany => write!(f, "there are {MOST} entries already, and none has expired"),
+            Self::TooMany => f.write_str("there are as many entries as there may be, and none has expired"),
             Self::HandedOver => f.write_str("another process is taking over; ask again"),
         }
     }
@@ -153,20 +155,28 @@ impl Revocations {
     /// # Errors
     /// There is no room, or the list is another process's by now.
     pub fn add(&self, revocation: Revocation) -> Result<bool, Full> {
-        self.put(revocation, |_, rule| rule)
+        self.put(revocation, MOST, |_, rule| rule)
     }
 
-    /// Adds an entry to one about the same tokens, of which nothing is taken back; says whether it is new.
+    /// Adds an entry to one about the same tokens, of which nothing is taken back; says whether it is new. This is for
+    /// what users cause: some room is left for [`add`](Self::add).
     ///
     /// # Errors
     /// There is no room, or the list is another process's by now.
     pub fn extend(&self, revocation: Revocation) -> Result<bool, Full> {
         let now = seconds(self.clock.wall());
-        self.put(revocation, |known, rule| if known.is_over(now) { rule } else { known.with(rule) })
+        let settle = |known: Rule, rule| if known.is_over(now) { rule } else { known.with(rule) };
+        self.put(revocation, MOST - RESERVED, settle)
     }
 
-    /// Puts an entry in; `settle` says what becomes of the rule that is there and of its own.
-    fn put(&self, revocation: Revocation, settle: impl FnOnce(Rule, Rule) -> Rule) -> Result<bool, Full> {
+    /// Puts an entry in if there are fewer than `most`; `settle` says what becomes of the rule that is there and of its
+    /// own.
+    fn put(
+        &self,
+        revocation: Revocation,
+        most: usize,
+        settle: impl FnOnce(Rule, Rule) -> Rule,
+    ) -> Result<bool, Full> {
         let mut by_identity = self.by_identity.write();
         // Read under the lock: what is added before is handed over.
         if self.handed_over.load(Ordering::Relaxed) {
@@ -174,9 +184,9 @@ impl Revocations {
         }
         let Revocation { identity, which, issued_before, expires } = revocation;
         let known = by_identity.get(&identity).and_then(|entries| entries.get(&which)).copied();
-        if known.is_none() && self.len() >= MOST {
+        if known.is_none() && self.len() >= most {
             self.sweep(&mut by_identity);
-            if self.len() >= MOST {
+            if self.len() >= most {
                 return Err(Full::TooMany);
             }
         }
@@ -362,6 +372,17 @@ mod tests {
         clock.advance(Duration::from_secs(60) + GRACE);
         assert_eq!(list.add(entry(jti("one more"), None)), Ok(true));
         assert_eq!(list.len(), 1);
+    }
+
+    #[test]
+    fn logouts_leave_room_for_administrators() {
+        let (_, list) = list();
+        for n in 0..MOST - RESERVED {
+            assert_eq!(list.extend(entry(jti(&n.to_string()), None)), Ok(true));
+        }
+        assert_eq!(list.extend(entry(jti("one more"), None)), Err(Full::TooMany));
+        assert_eq!(list.extend(entry(jti("1"), None)), Ok(false), "one that is there can be changed");
+        assert_eq!(list.add(entry(jti("one more"), None)), Ok(true));
     }
 
     #[test]

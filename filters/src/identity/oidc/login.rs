@@ -146,7 +146,12 @@ impl Party {
         let (state, code, error) = (only(query, "state")?, only(query, "code")?, only(query, "error")?);
         let issuer = only(query, "iss")?;
         let state = state.ok_or_else(|| wrong("the answer has no state"))?;
-        let (at, attempt) = self.attempt(request, &state)?;
+        let found = self.attempt(request, &state);
+        // Another page of this browser was faster.
+        if found.is_err() && self.is_logged_in(request).await {
+            return redirect("/", Vec::new());
+        }
+        let (at, attempt) = found?;
         let endpoints = self.provider.endpoints().await.map_err(later)?;
         // RFC 9207 s2.4: or a code of one provider could be shown to another.
         let is_theirs =
@@ -168,6 +173,12 @@ impl Party {
         let mut cookies = cookies.ok_or_else(|| Problem::new(&INTERNAL).detail(too_large))?;
         cookies.push(self.jar.end(at));
         redirect(&attempt.back, cookies)
+    }
+
+    /// Whether the user of a browser has logged in with it.
+    async fn is_logged_in(&self, request: &RequestHeader) -> bool {
+        let session = self.session(request).await.ok().flatten();
+        session.is_some_and(|session| self.may_hold(&session, self.now()))
     }
 
     /// The login of this browser that an answer is for, and where it is kept.

@@ -1,6 +1,8 @@
 //! The end of sessions: by their users (OpenID Connect RP-Initiated Logout 1.0), and by the provider (OpenID Connect
 //! Back-Channel Logout 1.0).
 
+use std::time::Duration;
+
 use http::Method;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, SET_COOKIE};
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -8,13 +10,13 @@ use serde_json::Value;
 
 use super::Party;
 use super::login::{later, redirect};
-use super::session::{Session, their_id};
+use super::session::{REMEMBER, Session, their_id};
 use crate::condition::query_values;
 use crate::identity::client::form;
 use crate::identity::{Failure, Unavailable};
 use crate::outcome::Reply;
 use crate::problem::{BAD_REQUEST, INTERNAL, METHOD_NOT_ALLOWED, Problem};
-use crate::world::{Revocation, Revoked};
+use crate::world::Revoked;
 
 /// What a token has to be about (Back-Channel Logout s2.4).
 const EVENT: &str = "http://schemas.openid.net/event/backchannel-logout";
@@ -87,16 +89,21 @@ impl Party {
             }
             (None, None) => return Err(wrong("the token names neither a session nor a user")),
         };
-        let expires = self.now().saturating_add(self.options.session.get().as_secs());
-        let entry = Revocation { identity: self.name.clone(), which, issued_before, expires };
-        // An administrator may have said more.
-        self.revocations.extend(entry).map_err(|full| {
-            later(Unavailable {
-                reason: format!("logouts cannot be remembered: {full}").into(),
-                retry_after: 1,
-            })
-        })?;
+        self.note_end(which, issued_before).map_err(later)?;
         done(200, Vec::new(), "")
+    }
+
+    /// Notes that the provider ended sessions.
+    fn note_end(&self, which: Revoked, issued_before: Option<u64>) -> Result<(), Unavailable> {
+        let until = |lasts: Duration| self.now().saturating_add(lasts.as_secs());
+        if self.shelf.is_none() {
+            return self.revoke(which, issued_before, until(self.options.session.get()));
+        }
+        // Sessions of a store are gone from there: this is for what is under way, and no logout fails for it.
+        if let Err(why) = self.revoke(which, issued_before, until(REMEMBER)) {
+            log::warn!(identity = &*self.name, error = &*why.reason; "requests under way may go on with sessions that have ended");
+        }
+        Ok(())
     }
 }
 

@@ -1,12 +1,14 @@
 //! Who logged in, as cookies keep it, and how that is renewed before it ends.
 
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant, SystemTime};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, Shared};
+use futures_util::future::{BoxFuture, Either, Shared, select};
+use moka::Expiry;
 use moka::sync::Cache;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -14,15 +16,19 @@ use sha2::{Digest, Sha256};
 
 use super::Party;
 use super::provider::{NoTokens, Tokens, away};
-use crate::identity::{Unavailable, json};
+use crate::identity::{Failure, Unavailable, json, jwt};
 use crate::world::{Matched, Revocation, Revoked};
 
 /// How long before the end of its tokens a session is renewed, at most; a fifth of their time if that is less.
 const EARLY: u64 = 60;
 /// How long tokens hold that do not say.
 const UNSAID: u64 = 300;
-/// How long what came of a renewal is remembered: browsers go on to send the cookies of before for a while.
-const REMEMBER: Duration = Duration::from_secs(60);
+/// How long what came of a renewal is remembered once it is known: browsers go on to send the cookies of before for a while.
+pub(super) const REMEMBER: Duration = Duration::from_secs(60);
+/// After a renewal failed, how long nobody tries again while the session's tokens hold.
+const REST: Duration = Duration::from_secs(5);
+/// How long those wait for the next try who can go on without it: a provider that is back answers by then.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// How often a session may have been renewed since its cookies were made, for those to hold.
 const RENEWED: usize = 16;
 /// How many renewals are remembered.
@@ -64,15 +70,73 @@ pub(super) enum Current {
     Ended,
 }
 
-/// A renewal that is made for all who wait for it; none where the provider ended the session.
-type Renewal = Shared<BoxFuture<'static, Result<Option<Arc<Session>>, Arc<str>>>>;
+/// What comes of a renewal: none where the provider ended the session.
+type Renewed = Result<Option<Arc<Session>>, Arc<str>>;
+
+/// A renewal that is made for all who wait for it.
+#[derive(Clone)]
+struct Try {
+    renewal: Shared<BoxFuture<'static, Renewed>>,
+    begun: Instant,
+    /// When it failed.
+    failed: Arc<OnceLock<Instant>>,
+    /// One before it failed.
+    is_again: bool,
+    /// Somebody was told what came of it.
+    told: Arc<AtomicBool>,
+    /// How long its session may go on.
+    lasts: Duration,
+}
+
+impl Try {
+    /// Whether there is nothing to lose with it.
+    fn is_known(&self) -> bool {
+        self.told.load(Ordering::Relaxed) || self.failed.get().is_some()
+    }
+}
+
+/// How long a renewal is remembered: as its session may last, since a refresh token may be good for one use, but only for
+/// a while once it is looked at and known.
+struct Lasting;
+
+impl Expiry<[u8; 32], Try> for Lasting {
+    fn expire_after_create(&self, _: &[u8; 32], tried: &Try, _: Instant) -> Option<Duration> {
+        Some(tried.lasts)
+    }
+
+    fn expire_after_read(
+        &self,
+        _: &[u8; 32],
+        tried: &Try,
+        _: Instant,
+        left: Option<Duration>,
+        _: Instant,
+    ) -> Option<Duration> {
+        left.map(|left| if tried.is_known() { left.min(REMEMBER) } else { left })
+    }
+
+    fn expire_after_update(
+        &self,
+        _: &[u8; 32],
+        tried: &Try,
+        _: Instant,
+        _: Option<Duration>,
+    ) -> Option<Duration> {
+        Some(tried.lasts)
+    }
+}
 
 /// Renewals by what was renewed.
-pub(super) struct Renewals(Cache<[u8; 32], Renewal>);
+pub(super) struct Renewals(Cache<[u8; 32], Try>);
 
 impl Renewals {
     pub(super) fn new() -> Self {
-        Self(Cache::builder().max_capacity(RENEWALS).time_to_live(REMEMBER).build())
+        Self(Cache::builder().max_capacity(RENEWALS).expire_after(Lasting).build())
+    }
+
+    /// One is known: it need not be remembered for long.
+    fn known(&self, key: &[u8; 32]) {
+        drop(self.0.get(key));
     }
 }
 
@@ -118,6 +182,13 @@ impl Session {
         self.until
     }
 
+    /// What its renewal is known by.
+    fn key(&self) -> [u8; 32] {
+        // A refresh token may be good for several renewals.
+        let digest = Sha256::new_with_prefix(self.until.to_be_bytes());
+        digest.chain_update(self.refresh.as_deref().unwrap_or_default()).finalize().into()
+    }
+
     /// Whether it is time to renew it.
     fn is_due(&self, now: u64) -> bool {
         let early = EARLY.min(self.until.saturating_sub(self.given) / 5);
@@ -131,15 +202,25 @@ impl Party {
         session.begun.saturating_add(self.options.session.get().as_secs())
     }
 
+    /// Whether a session goes on, if it is renewed where that is due.
+    fn goes_on(&self, session: &Session, now: u64) -> bool {
+        // Not from the future, either: the clock may have been put back.
+        let in_time = session.begun <= now.saturating_add(EARLY) && now < self.end(session);
+        in_time && !self.was_ended(session)
+    }
+
+    /// Whether a session holds, as it is or perhaps when it is renewed.
+    pub(super) fn may_hold(&self, session: &Session, now: u64) -> bool {
+        (now < session.until || session.refresh.is_some()) && self.goes_on(session, now)
+    }
+
     /// What has become of a session, renewed if that is due.
     pub(super) async fn current(
         self: &Arc<Self>,
         session: Session,
         now: u64,
     ) -> Result<Current, Unavailable> {
-        // Not from the future, either: the clock may have been put back.
-        let in_time = session.begun <= now.saturating_add(EARLY) && now < self.end(&session);
-        if !in_time || self.was_ended(&session) {
+        if !self.goes_on(&session, now) {
             return Ok(Current::Ended);
         }
         let (mut session, mut is_new) = (session, false);
@@ -148,7 +229,7 @@ impl Party {
             if !session.is_due(now) {
                 break;
             }
-            match self.renewal(&session).await {
+            match self.outcome(&session, now < session.until).await {
                 Ok(Some(next)) if !self.was_ended(&next) => (session, is_new) = ((*next).clone(), true),
                 Ok(_) => return Ok(Current::Ended),
                 // It is for early renewals that this costs nothing.
@@ -164,24 +245,50 @@ impl Party {
         })
     }
 
-    /// The one renewal of a session that all of its requests wait for. It goes on also if none of them does: a refresh
-    /// token may be good for one use.
-    fn renewal(self: &Arc<Self>, session: &Session) -> Renewal {
-        // A refresh token may be good for several renewals.
-        let digest = Sha256::new_with_prefix(session.until.to_be_bytes());
-        let digest = digest.chain_update(session.refresh.as_deref().unwrap_or_default());
-        let key: [u8; 32] = digest.finalize().into();
-        self.renewals.0.get_with(key, || {
+    /// What comes of the renewal of a session. Whoever can go on without it waits for a first try, and for a further one
+    /// only as long as one takes that is answered: a provider that is away may take long to be found so.
+    async fn outcome(self: &Arc<Self>, session: &Session, can_go_on: bool) -> Renewed {
+        let key = session.key();
+        let tried = self.renewal(session, key);
+        let outcome = if tried.is_again && can_go_on {
+            let waited = self.clock.now().saturating_duration_since(tried.begun);
+            match select(tried.renewal, self.clock.sleep(PATIENCE.saturating_sub(waited))).await {
+                Either::Left((outcome, _)) => outcome,
+                Either::Right(_) => return Err("it is being renewed".into()),
+            }
+        } else {
+            tried.renewal.await
+        };
+        tried.told.store(true, Ordering::Relaxed);
+        self.renewals.known(&key);
+        outcome
+    }
+
+    /// The one renewal of a session for all of its requests. It goes on also if none of them waits for it: a refresh token
+    /// may be good for one use.
+    fn renewal(self: &Arc<Self>, session: &Session, key: [u8; 32]) -> Try {
+        let (now, is_over) = (self.clock.now(), session.until <= self.now());
+        let is_past = |failed: &Instant| is_over || now.saturating_duration_since(*failed) >= REST;
+        let is_again = self.renewals.0.get(&key).is_some_and(|known| known.failed.get().is_some());
+        let begin = || {
+            let lasts = self.left(session);
             let (party, session) = (self.clone(), session.clone());
+            let failed = Arc::<OnceLock<Instant>>::default();
+            let when = failed.clone();
             let work = tokio::spawn(async move {
                 let renewed = party.renew_once(session).await;
                 if renewed.is_err() {
-                    party.renewals.0.invalidate(&key);
+                    let _ = when.set(party.clock.now());
+                    party.renewals.known(&key);
                 }
                 renewed
             });
-            work.map(|done| done.unwrap_or_else(|_| Err("the renewal broke off".into()))).boxed().shared()
-        })
+            let work = work.map(|done| done.unwrap_or_else(|_| Err("the renewal broke off".into())));
+            let (renewal, told) = (work.boxed().shared(), Arc::default());
+            Try { renewal, begun: now, failed, is_again, told, lasts }
+        };
+        let entry = self.renewals.0.entry(key);
+        entry.or_insert_with_if(begin, |known| known.failed.get().is_some_and(is_past)).into_value()
     }
 
     /// OpenID Connect Core 1.0 s12.
@@ -194,19 +301,31 @@ impl Party {
             Err(NoTokens::Away(why)) => return Err(why),
         };
         let now = self.now();
-        let mut renewed = session.clone();
-        if let Some(token) = &tokens.id {
-            let claims = match self.verify(token, self.clock.wall()).await {
-                Ok(claims) => claims,
-                Err(why) => return Err(why.reason().into()),
-            };
-            let before = session.claims().unwrap_or_default();
-            // s12.2: it is still the same user.
-            if claims.get("sub") != before.get("sub") {
+        let verified = match &tokens.id {
+            Some(token) => self.verify(token, self.clock.wall()).await.map(|claims| Some((token, claims))),
+            None => Ok(None),
+        };
+        let renewed = match verified {
+            Ok(None) => session,
+            Ok(Some((token, claims))) => {
+                let before = session.claims().unwrap_or_default();
+                // s12.2: it is still the same user.
+                if claims.get("sub") != before.get("sub") {
+                    return Ok(None);
+                }
+                session.with_token(token.clone())
+            }
+            // As if none had come, which may be (s12.2): the refresh token of before may be good no more. A key may sign
+            // before everybody is shown it.
+            Err(why @ (Failure::Unknown(_) | Failure::Refused(jwt::NO_KEY))) => {
+                log::warn!(identity = &*self.name, error = why.reason(); "cannot verify the token of a renewal");
+                session
+            }
+            Err(why) => {
+                log::warn!(identity = &*self.name, error = why.reason(); "a session ends: the token of its renewal does not hold");
                 return Ok(None);
             }
-            renewed = renewed.with_token(token.clone());
-        }
+        };
         Ok(Some(Arc::new(renewed.with(&tokens, now))))
     }
 
@@ -227,13 +346,22 @@ impl Party {
     }
 
     /// Notes that a session in cookies has ended.
-    pub(super) fn forget(&self, session: &Session) {
-        let which = Revoked::Jti(own_id(session).into());
-        let expires = self.end(session);
-        let entry = Revocation { identity: self.name.clone(), which, issued_before: None, expires };
-        if let Err(full) = self.revocations.add(entry) {
-            log::warn!(identity = &*self.name; "cannot remember that a session was ended: {full}");
-        }
+    pub(super) fn forget(&self, session: &Session) -> Result<(), Unavailable> {
+        self.revoke(Revoked::Jti(own_id(session).into()), None, self.end(session))
+    }
+
+    /// Notes what has ended; an administrator may have said more.
+    pub(super) fn revoke(
+        &self,
+        which: Revoked,
+        issued_before: Option<u64>,
+        expires: u64,
+    ) -> Result<(), Unavailable> {
+        let entry = Revocation { identity: self.name.clone(), which, issued_before, expires };
+        self.revocations.extend(entry).map(drop).map_err(|full| Unavailable {
+            reason: format!("logouts cannot be remembered: {full}").into(),
+            retry_after: 1,
+        })
     }
 
     /// Seconds since 1970.
@@ -266,6 +394,21 @@ mod tests {
     /// A token that claims this; nobody looks at its signature here.
     fn token(claims: &Value) -> String {
         format!("e30.{}.e30", URL_SAFE_NO_PAD.encode(claims.to_string()))
+    }
+
+    #[test]
+    fn a_renewal_is_remembered_as_long_as_its_session_may_last_until_somebody_knows_of_it() {
+        let (now, lasts) = (Instant::now(), Duration::from_secs(3600));
+        let renewal: BoxFuture<'static, Renewed> = std::future::ready(Ok(None)).boxed();
+        let (renewal, failed, told) = (renewal.shared(), Arc::default(), Arc::default());
+        let tried = Try { renewal, begun: now, failed, is_again: false, told, lasts };
+        assert_eq!(Lasting.expire_after_create(&[0; 32], &tried, now), Some(lasts));
+        let once_read = |left| Lasting.expire_after_read(&[0; 32], &tried, now, Some(left), now);
+        assert_eq!(once_read(lasts), Some(lasts), "its refresh token is spent, and nobody has the next one");
+        tried.told.store(true, Ordering::Relaxed);
+        assert_eq!(once_read(lasts), Some(REMEMBER));
+        assert_eq!(once_read(Duration::from_secs(1)), Some(Duration::from_secs(1)), "it is not put off");
+        assert_eq!(Lasting.expire_after_update(&[0; 32], &tried, now, Some(REMEMBER)), Some(lasts));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::Party;
 use super::session::Session;
-use crate::identity::Unavailable;
+use crate::identity::{Unavailable, jwt};
 use crate::world::{Away, Records, Store};
 
 /// Between two looks at what another gateway makes.
@@ -113,7 +113,7 @@ impl Party {
     }
 
     /// How long a session lasts from now on.
-    fn left(&self, session: &Session) -> Duration {
+    pub(super) fn left(&self, session: &Session) -> Duration {
         Duration::from_secs(self.end(session).saturating_sub(self.now()))
     }
 
@@ -121,17 +121,25 @@ impl Party {
     pub(super) async fn renew_once(&self, session: Session) -> Result<Option<Arc<Session>>, Arc<str>> {
         let Some(shelf) = &self.shelf else { return self.renew(session).await };
         let away = |_: Away| Arc::<str>::from("the store of sessions is away");
-        let patience = self.options.timeout.get();
         let key = format!("renewal:{}:{}", session.id, session.until());
         let records = shelf.records().map_err(away)?;
-        if !records.claim(&shelf.scope, key.as_bytes(), patience).await.map_err(away)? {
+        if !records.claim(&shelf.scope, key.as_bytes(), self.longest_renewal()).await.map_err(away)? {
             return self.renewed_elsewhere(shelf, session).await;
         }
         let id = session.id.clone();
-        let Some(next) = self.renew(session).await? else {
-            // The provider ended it; who cannot be told now learns that by asking it again.
-            let _ = records.remove(&shelf.scope, id.as_bytes()).await;
-            return Ok(None);
+        let next = match self.renew(session).await {
+            // The claim stays: who has read the session before would use its refresh token again.
+            Ok(Some(next)) => next,
+            Ok(None) => {
+                // The provider ended it; who cannot be told now learns that by asking it again.
+                let _ = records.remove(&shelf.scope, id.as_bytes()).await;
+                return Ok(None);
+            }
+            Err(why) => {
+                // No tokens came: another gateway may have more luck.
+                let _ = records.remove(&shelf.scope, key.as_bytes()).await;
+                return Err(why);
+            }
         };
         let text = serde_json::to_vec(&*next).ok().and_then(|plain| self.jar.wrap(&plain));
         let text = text.ok_or("a session cannot be sealed")?;
@@ -145,6 +153,12 @@ impl Party {
                 Ok(Some(next))
             }
         }
+    }
+
+    /// The longest that a renewal takes: until somebody else has asked where the provider is, until it says so itself,
+    /// until it gives tokens, and until there are keys for these.
+    fn longest_renewal(&self) -> Duration {
+        self.options.timeout.get().saturating_mul(3).saturating_add(jwt::PATIENCE)
     }
 
     /// What another gateway makes of a session.
@@ -169,10 +183,7 @@ impl Party {
     pub(super) async fn end_one(&self, session: &Session) -> Result<(), Unavailable> {
         match &self.shelf {
             Some(shelf) => Ok(shelf.records()?.remove(&shelf.scope, session.id.as_bytes()).await?),
-            None => {
-                self.forget(session);
-                Ok(())
-            }
+            None => self.forget(session),
         }
     }
 

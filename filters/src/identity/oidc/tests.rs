@@ -1,23 +1,51 @@
 //! What needs no provider: who is sent where, and which documents are refused.
 
+mod logouts;
+mod renewals;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use serde_json::json;
+use futures_util::future::BoxFuture;
+use http::HeaderValue;
+use jsonwebtoken::{Algorithm, EncodingKey, crypto};
+use pingora_http::RequestHeader;
+use serde_json::{Value, json};
 
-use super::Oidc;
 use super::provider::Tokens;
 use super::session::Session;
+use super::{Oidc, Party, reply};
+use crate::filter::Surroundings;
 use crate::identity::consumers::{Consumers, Index, Matches};
 use crate::identity::{Site, layout};
+use crate::outcome::Reply;
 use crate::plan::Plans;
 use crate::testing::{Alone, Chain, chain_with, get, refused_with, send, yaml};
-use crate::world::{ManualClock, Revocation, Revoked, ScriptedClient, World};
+use crate::world::{ManualClock, Revocation, Revoked, ScriptedClient, Tasks, World};
 
 const KEY: &str = "a key of thirty-two bytes, or longer";
+/// RFC 8037 A.1: a secret and a public key.
+const PAIR: [&str; 2] =
+    ["nWGxne_9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A", "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"];
+
+/// Runs tasks on the test's own runtime.
+struct Spawn;
+
+impl Tasks for Spawn {
+    fn spawn(&self, task: BoxFuture<'static, ()>, _: BoxFuture<'static, ()>) {
+        tokio::spawn(task);
+    }
+}
+
+/// Lets tasks go on.
+async fn work() {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+}
 
 fn document(options: &str) -> String {
     format!(
@@ -33,13 +61,73 @@ fn chain(options: &str) -> Chain {
 
 /// The identity `web` in this world.
 fn web(world: &World) -> Oidc {
+    web_in(world, &Alone, "")
+}
+
+/// As [`web`], with more options, in these surroundings.
+fn web_in(world: &World, surroundings: &dyn Surroundings, options: &str) -> Oidc {
     let options = yaml(&format!(
         "{{type: oidc, issuer: 'https://id.example.com', client_id: web, \
-         redirect_uri: 'https://app.test/oauth2/callback', cookie_keys: ['{KEY}']}}"
+         redirect_uri: 'https://app.test/oauth2/callback', cookie_keys: ['{KEY}']{options}}}"
     ));
     let consumers = Consumers::new(layout(&BTreeMap::new(), &Plans::default()), Index::default());
     let matches = Matches::new(Arc::new(consumers), "web");
-    Oidc::new("web".into(), options, matches, &Site { world, surroundings: &Alone }).expect("valid options")
+    Oidc::new("web".into(), options, matches, &Site { world, surroundings }).expect("valid options")
+}
+
+/// A token of the provider that claims this; its signature is none.
+fn token(claims: &Value) -> String {
+    let part = |part: &Value| URL_SAFE_NO_PAD.encode(part.to_string());
+    format!("{}.{}.e30", part(&json!({"alg": "RS256", "kid": "k1"})), part(claims))
+}
+
+/// A token of the provider that claims this, signed with the key of this id.
+fn signed(id: &str, claims: &Value) -> String {
+    let part = |part: &Value| URL_SAFE_NO_PAD.encode(part.to_string());
+    let message = format!("{}.{}", part(&json!({"alg": "EdDSA", "kid": id})), part(claims));
+    // RFC 8410 s7.
+    let begin = b"\x30\x2e\x02\x01\x00\x30\x05\x06\x03\x2b\x65\x70\x04\x22\x04\x20";
+    let seed = URL_SAFE_NO_PAD.decode(PAIR[0]).expect("base64url");
+    let key = EncodingKey::from_ed_der(&[&begin[..], &seed].concat());
+    let signature = crypto::sign(message.as_bytes(), &key, Algorithm::EdDSA).expect("signed");
+    format!("{message}.{signature}")
+}
+
+/// Has the provider say where its keys are.
+fn says_where_keys_are(client: &ScriptedClient) {
+    let document = json!({"issuer": "https://id.example.com", "jwks_uri": "https://id.example.com/keys"});
+    client.reply(200, &[], [document.to_string().as_bytes()]);
+}
+
+/// Has it show a key of this id.
+fn shows_key(client: &ScriptedClient, id: &str) {
+    let set = json!({"keys": [{"kty": "OKP", "crv": "Ed25519", "kid": id, "x": PAIR[1]}]});
+    client.reply(200, &[], [set.to_string().as_bytes()]);
+}
+
+/// A session of `alice` that begins now, with tokens for so many seconds.
+fn session(party: &Party, refresh: Option<&str>, expires_in: Option<u64>) -> Session {
+    let tokens = Tokens { id: None, refresh: refresh.map(str::to_owned), expires_in };
+    Session::new(token(&json!({"sub": "alice"})), &tokens, party.now()).expect("random")
+}
+
+/// A request of a browser with the cookies of a session.
+async fn browser(party: &Party, session: &Session, target: &str) -> RequestHeader {
+    let mut request = RequestHeader::build("GET", target.as_bytes(), None).expect("valid");
+    let set = party.keep(&request, session).await.expect("kept").expect("not too large");
+    for line in &set {
+        let pair = line.to_str().expect("text").split(';').next().expect("a pair").to_owned();
+        request.append_header("cookie", pair).expect("valid");
+    }
+    request
+}
+
+/// A field of an answer.
+fn field<'a>(reply: &'a Reply, name: &str) -> Option<&'a HeaderValue> {
+    match reply {
+        Reply::Message(message) => message.head.headers.get(name),
+        Reply::Problem(_) => None,
+    }
 }
 
 #[test]
@@ -64,6 +152,24 @@ fn a_session_ends_by_its_user_by_its_token_and_by_what_the_provider_calls_it() {
         assert_eq!(world.revocations.remove("web", &which), Ok(true));
         assert!(!party.was_ended(&session), "{which:?}");
     }
+}
+
+#[tokio::test]
+async fn an_answer_for_no_login_leads_to_the_start_where_the_user_is_logged_in() {
+    let (clock, target) = (Arc::new(ManualClock::new()), "/oauth2/callback?state=a&code=b");
+    let party = web(&World::dry_at(clock.clone())).party;
+    let stranger = RequestHeader::build("GET", target.as_bytes(), None).expect("valid");
+    assert_eq!(reply(party.finish(&stranger).await).status(), 400);
+    let session = session(&party, None, Some(60));
+    let request = browser(&party, &session, target).await;
+    let answer = reply(party.finish(&request).await);
+    assert_eq!(answer.status(), 302);
+    assert_eq!(field(&answer, "location").expect("a place"), "/");
+    assert_eq!(field(&answer, "set-cookie"), None, "nobody is logged in by it");
+    let lasting = browser(&party, &self::session(&party, Some("r1"), Some(60)), target).await;
+    clock.advance(Duration::from_secs(60));
+    assert_eq!(reply(party.finish(&request).await).status(), 400, "the session is over");
+    assert_eq!(reply(party.finish(&lasting).await).status(), 302, "it can be renewed");
 }
 
 #[test]
