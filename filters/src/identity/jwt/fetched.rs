@@ -20,7 +20,7 @@ const LIFETIME: (Duration, Duration) = (Duration::from_secs(60), Duration::from_
 /// After a request had the keys fetched, how long no other has.
 const COOL_DOWN: Duration = Duration::from_secs(5);
 /// Longest wait of a request for keys.
-const PATIENCE: Duration = Duration::from_secs(15);
+pub(in crate::identity) const PATIENCE: Duration = Duration::from_secs(15);
 /// Requests that wait for keys at a time.
 const WAITING: usize = 256;
 /// Keys that were looked for in vain just now and are remembered.
@@ -244,12 +244,12 @@ impl FetchedKeys {
 
     /// Fetches the keys; gives when to do so again.
     async fn fetch(&self) -> Duration {
-        let started = {
+        let (started, is_wanted) = {
             let mut progress = self.progress.lock();
             progress.started += 1;
-            progress.started
+            (progress.started, progress.wanted == progress.started)
         };
-        let answer = self.place.fetch(self.clock.now()).await;
+        let answer = self.place.fetch(self.clock.now(), is_wanted).await;
         let outcome = answer.and_then(|KeySetAnswer { set, max_age }| {
             let keys = Keys::from_answer(&set, &self.algorithms);
             keys.map(|keys| (keys, max_age)).map_err(|why| format!("{}: {why}", self.place.name()))

@@ -11,6 +11,9 @@ use crate::filter::BuildError;
 use crate::identity::{Refusal, json};
 use crate::values::hex;
 
+/// What is said of a token that is of none of the keys.
+pub(in crate::identity) const NO_KEY: Refusal = Refusal::new("no key is known that could verify the token");
+
 /// The most keys of a set: a token without `kid` is tried with each.
 const MOST: usize = 32;
 
@@ -124,21 +127,23 @@ impl Keys {
         signature: &str,
     ) -> Result<(), Unverified> {
         let is_known = id.is_some_and(|id| self.has(id));
-        let refused = |reason, may_be_newer| Unverified { refusal: Refusal::new(reason), may_be_newer };
         let fits = |key: &&Key| {
             let named = if is_known { key.id.as_deref() == id } else { id.is_none() || key.id.is_none() };
             named && key.algorithms.contains(&algorithm)
         };
         let mut keys = self.keys.iter().filter(fits).peekable();
         if keys.peek().is_none() {
-            return Err(refused("no key is known that could verify the token", !is_known));
+            return Err(Unverified { refusal: NO_KEY, may_be_newer: !is_known });
         }
         let verifies = |key: &Key| {
             crypto::verify(signature, message.as_bytes(), &key.key, algorithm).is_ok_and(|valid| valid)
         };
         match keys.any(verifies) {
             true => Ok(()),
-            false => Err(refused("the signature of the token is wrong", !is_known)),
+            false => {
+                let refusal = Refusal::new("the signature of the token is wrong");
+                Err(Unverified { refusal, may_be_newer: !is_known })
+            }
         }
     }
 }

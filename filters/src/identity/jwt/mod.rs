@@ -32,8 +32,9 @@ use crate::values::{Scalar, Url};
 use crate::world::{Revocations, UpstreamId};
 
 use fetched::FetchedKeys;
+pub(super) use fetched::PATIENCE;
 use keys::Keys;
-pub(super) use keys::public_key;
+pub(super) use keys::{NO_KEY, public_key};
 pub(super) use options::{AlgorithmName, Options};
 use place::{Discovery, Place};
 use token::KeyRing;

@@ -10,6 +10,10 @@ use crate::values::{Scalar, Url};
 
 /// How long what a document said of the place of the keys is gone by.
 const KEEP: Duration = Duration::from_secs(24 * 3600);
+/// How long if a key is looked for that is not there: it may be in another place by now.
+const KEEP_MISSED: Duration = Duration::from_secs(300);
+/// After an issuer could not be asked, how long nobody asks it again.
+const PAUSE: Duration = Duration::from_secs(60);
 
 /// Where the keys are.
 pub(super) enum Place {
@@ -26,7 +30,17 @@ pub(super) struct Discovery {
     documents: [Remote; 2],
     /// All calls go through an upstream of the document.
     confined: bool,
-    found: Mutex<Option<(Remote, Instant)>>,
+    found: Mutex<Option<Found>>,
+}
+
+/// Where the keys are.
+#[derive(Clone)]
+struct Found {
+    set: Remote,
+    /// When that was said.
+    said: Instant,
+    /// When it was asked for again since, in vain.
+    failed: Option<Instant>,
 }
 
 /// A set of keys, as it came.
@@ -37,11 +51,11 @@ pub(super) struct KeySetAnswer {
 }
 
 impl Place {
-    /// Fetches the keys.
-    pub(super) async fn fetch(&self, now: Instant) -> Result<KeySetAnswer, String> {
+    /// Fetches the keys, perhaps because one was looked for in vain.
+    pub(super) async fn fetch(&self, now: Instant, missed: bool) -> Result<KeySetAnswer, String> {
         let set = match self {
             Self::Set(set) => return fetch(set).await,
-            Self::Issuer(discovery) => discovery.locate(now).await?,
+            Self::Issuer(discovery) => discovery.locate(now, if missed { KEEP_MISSED } else { KEEP }).await?,
         };
         let fetched = fetch(&set).await;
         if let (Err(_), Self::Issuer(discovery)) = (&fetched, self) {
@@ -66,6 +80,14 @@ async fn fetch(set: &Remote) -> Result<KeySetAnswer, String> {
     Ok(KeySetAnswer { set: answer.object().map_err(failed)?, max_age: answer.max_age() })
 }
 
+impl Found {
+    /// Whether the issuer need not be asked: what it said is not as old as this, or it did not answer just now.
+    fn is_enough(&self, now: Instant, keep: Duration) -> bool {
+        let is_within = |since: Instant, time: Duration| now.saturating_duration_since(since) < time;
+        is_within(self.said, keep) || self.failed.is_some_and(|failed| is_within(failed, PAUSE))
+    }
+}
+
 impl Discovery {
     /// `issuer` is a URL, called by `remote`; the names of its documents are put to its path, behind it by
     /// OpenID Connect and in front of it by RFC 8414.
@@ -78,13 +100,28 @@ impl Discovery {
         Some(Self { issuer: issuer.to_owned(), documents, confined, found: Mutex::default() })
     }
 
-    /// Where the keys are, asked for once a day.
-    async fn locate(&self, now: Instant) -> Result<Remote, String> {
-        if let Some((set, until)) = &*self.found.lock()
-            && now < *until
-        {
-            return Ok(set.clone());
+    /// Where the keys are; asked for if what was said is as old as this.
+    async fn locate(&self, now: Instant, keep: Duration) -> Result<Remote, String> {
+        let known = self.found.lock().clone();
+        if let Some(known) = known.as_ref().filter(|known| known.is_enough(now, keep)) {
+            return Ok(known.set.clone());
         }
+        let found = match (self.ask().await, known) {
+            (Ok(set), _) => Found { set, said: now, failed: None },
+            // Until it can be asked again, they are where they were.
+            (Err(why), Some(known)) => {
+                log::warn!(issuer = self.issuer.as_str(), error = why.as_str(); "cannot ask an issuer where its keys are");
+                Found { failed: Some(now), ..known }
+            }
+            (Err(why), None) => return Err(why),
+        };
+        let set = found.set.clone();
+        *self.found.lock() = Some(found);
+        Ok(set)
+    }
+
+    /// Asks the issuer.
+    async fn ask(&self) -> Result<Remote, String> {
         let [first, second] = &self.documents;
         let mut document = first;
         let mut answer = first.get().await.map_err(|why| format!("{}: {why}", first.url()))?;
@@ -94,11 +131,7 @@ impl Discovery {
         }
         let failed = |why: &str| format!("{}: {why}", document.url());
         let set = self.named_by(&answer.object().map_err(|why| failed(&why))?, document);
-        let set = set.map_err(|why| failed(&why))?;
-        if let Some(until) = now.checked_add(KEEP) {
-            *self.found.lock() = Some((set.clone(), until));
-        }
-        Ok(set)
+        set.map_err(|why| failed(&why))
     }
 
     /// Where a document says that the keys are.

@@ -108,3 +108,74 @@ async fn keys_that_moved_are_looked_for_anew() {
     assert_eq!(place.fetches(), 3);
     assert_eq!(targets(&place)[4].1, "/new");
 }
+
+#[tokio::test]
+async fn a_key_that_is_not_in_its_place_has_the_issuer_asked_whether_they_moved() {
+    let place = Place::new();
+    place.answer_with(&[], &document("https://id.test/tenant", "https://id.test/old"));
+    place.answer(&[key(0, "a")]);
+    let corp = place.corp(OPTIONS).await;
+    let claims = json!({"iss": "https://id.test/tenant", "sub": "alice", "exp": NOW + 3600});
+    // The old place is still there, and has the old keys.
+    place.answer(&[key(0, "a")]);
+    place.moves_on(299).await;
+    let told = place.ask(&corp, &claiming(1, json!({"kid": "b"}), &claims)).await;
+    assert_eq!(told, Err("no key is known that could verify the token".to_owned()));
+    assert_eq!(targets(&place).len(), 3, "so soon it is not asked again");
+
+    place.answer_with(&[], &document("https://id.test/tenant", "https://id.test/new"));
+    place.answer(&[key(1, "c")]);
+    place.moves_on(6).await;
+    let moved = claiming(1, json!({"kid": "c"}), &claims);
+    assert_eq!(place.ask(&corp, &moved).await, Ok("alice".to_owned()));
+    let paths: Vec<String> = targets(&place).into_iter().map(|(_, path)| path).collect();
+    let known = "/tenant/.well-known/openid-configuration";
+    assert_eq!(paths, [known, "/old", "/old", known, "/new"]);
+}
+
+#[tokio::test]
+async fn an_issuer_that_could_not_be_asked_is_asked_again_after_a_minute() {
+    let place = Place::new();
+    place.answer_with(&[], &document("https://id.test/tenant", "https://id.test/old"));
+    place.answer(&[key(0, "a")]);
+    let corp = place.corp(OPTIONS).await;
+    let claims = json!({"iss": "https://id.test/tenant", "sub": "alice", "exp": NOW + 3600});
+    let none = Err("no key is known that could verify the token".to_owned());
+    place.client.reply(500, &[], []);
+    place.answer(&[key(0, "a")]);
+    place.moves_on(300).await;
+    assert_eq!(place.ask(&corp, &claiming(1, json!({"kid": "b"}), &claims)).await, none);
+    place.answer(&[key(0, "a")]);
+    place.moves_on(55).await;
+    assert_eq!(place.ask(&corp, &claiming(1, json!({"kid": "c"}), &claims)).await, none);
+
+    place.answer_with(&[], &document("https://id.test/tenant", "https://id.test/new"));
+    place.answer(&[key(1, "d")]);
+    place.moves_on(5).await;
+    let moved = claiming(1, json!({"kid": "d"}), &claims);
+    assert_eq!(place.ask(&corp, &moved).await, Ok("alice".to_owned()));
+    let paths: Vec<String> = targets(&place).into_iter().map(|(_, path)| path).collect();
+    let known = "/tenant/.well-known/openid-configuration";
+    assert_eq!(paths, [known, "/old", known, "/old", "/old", known, "/new"]);
+}
+
+#[tokio::test]
+async fn keys_stay_where_they_were_while_the_issuer_cannot_be_asked() {
+    let place = Place::new();
+    place.answer_with(&[], &document("https://id.test/tenant", "https://id.test/keys"));
+    place.answer(&[key(0, "a")]);
+    let corp = place.corp(OPTIONS).await;
+    place.client.reply(500, &[], []);
+    place.answer(&[key(1, "b")]);
+    place.moves_on(300).await;
+    let claims = json!({"iss": "https://id.test/tenant", "sub": "alice", "exp": NOW + 3600});
+    let new = claiming(1, json!({"kid": "b"}), &claims);
+    assert_eq!(place.ask(&corp, &new).await, Ok("alice".to_owned()));
+    // Nor is it asked again at once.
+    place.answer(&[key(1, "b")]);
+    place.moves_on(5).await;
+    place.ask(&corp, &claiming(1, json!({"kid": "x"}), &claims)).await.expect_err("no such key");
+    let paths: Vec<String> = targets(&place).into_iter().map(|(_, path)| path).collect();
+    let known = "/tenant/.well-known/openid-configuration";
+    assert_eq!(paths, [known, "/keys", known, "/keys", "/keys"]);
+}
