@@ -18,6 +18,9 @@ use crate::world::{Counter, Metrics};
 const ENTRY: usize = 300;
 /// How much larger claims are in memory than in a token, about.
 const UNPACKED: usize = 3;
+/// How much later, in seconds, something may have been learnt than a request began that looks for it: by more, the clock
+/// was set back since.
+const LATER: f64 = 60.0;
 
 /// The SHA-256 of a token.
 pub(super) type TokenHash = [u8; 32];
@@ -38,7 +41,7 @@ pub(super) struct Cached {
     pub(super) holds: (f64, f64),
     /// The keys that it was verified with.
     pub(super) keys: u64,
-    /// Bytes that the token has.
+    /// Bytes that what it says has, as text: in the token, or in an answer about it.
     pub(super) length: usize,
 }
 
@@ -70,12 +73,14 @@ impl TokenCache {
     pub(super) fn get(&self, hash: Option<&TokenHash>, keys: u64, now: SystemTime) -> Option<Cached> {
         let (tokens, hash) = (self.tokens.as_ref()?, hash?);
         let now = seconds(now);
-        let is_so = |known: &Cached| known.keys == keys && known.holds.0 <= now && now < known.holds.1;
+        let is_so =
+            |known: &Cached, by: f64| known.keys == keys && known.holds.0 <= by && now < known.holds.1;
         let found = tokens.get(hash);
-        if found.as_ref().is_some_and(|known| !is_so(known)) {
+        // Who began before it was learnt does not take it from the others.
+        if found.as_ref().is_some_and(|known| !is_so(known, now + LATER)) {
             tokens.invalidate(hash);
         }
-        let found = found.filter(is_so);
+        let found = found.filter(|known| is_so(known, now));
         if found.is_some() {
             self.hits.inc()
         } else {
@@ -140,19 +145,34 @@ mod tests {
         let metrics = MemoryMetrics::new();
         let cache = TokenCache::new(ByteSize::from_kib(64), "corp", &metrics);
         let hash = cache.hash(b"token");
-        for (keys, now, is_known) in
-            [(1, 10, true), (1, 19, true), (1, 9, false), (1, 20, false), (2, 10, false)]
-        {
+        for (keys, now, is_known, is_kept) in [
+            (1, 10, true, true),
+            (1, 19, true, true),
+            (1, 9, false, true),
+            (1, 20, false, false),
+            (2, 10, false, false),
+        ] {
             cache.put(hash, known((10.0, 20.0), 300));
             assert_eq!(cache.get(hash.as_ref(), keys, at(now)).is_some(), is_known, "{keys} {now}");
             let again = cache.get(hash.as_ref(), 1, at(10)).is_some();
-            assert_eq!(again, is_known, "what was not so is not kept");
+            assert_eq!(again, is_kept, "what is over is not kept: {keys} {now}");
         }
         let count = |outcome| {
             metrics
                 .value("tollhouse_identity_token_cache_total", &[("identity", "corp"), ("outcome", outcome)])
         };
-        assert_eq!((count("hit"), count("miss")), (Some(4), Some(6)));
+        assert_eq!((count("hit"), count("miss")), (Some(5), Some(5)));
+    }
+
+    #[test]
+    fn who_began_before_a_token_was_known_does_not_make_it_unknown_unless_the_clock_was_set_back() {
+        let cache = TokenCache::new(ByteSize::from_kib(64), "corp", &MemoryMetrics::new());
+        let hash = cache.hash(b"token");
+        for (now, is_kept) in [(999, true), (940, true), (939, false), (0, false)] {
+            cache.put(hash, known((1000.0, 2000.0), 300));
+            assert!(cache.get(hash.as_ref(), 1, at(now)).is_none(), "{now}");
+            assert_eq!(cache.get(hash.as_ref(), 1, at(1000)).is_some(), is_kept, "{now}");
+        }
     }
 
     #[test]

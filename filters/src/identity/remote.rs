@@ -118,17 +118,23 @@ impl Answer {
         object.get("error").and_then(Value::as_str).map(str::to_owned)
     }
 
+    /// Bytes of its content.
+    pub(super) fn len(&self) -> usize {
+        self.body.len()
+    }
+
     /// How long it says that it is good for; none if it does not say.
     pub(super) fn max_age(&self) -> Option<Duration> {
         max_age(&self.fields)
     }
 }
 
-/// How long an answer with these fields says that it is good for (RFC 9111 s5.2.2); none if it does not say.
+/// How long an answer with these fields says that it is good for (RFC 9111 s5.2.2), by the strictest of what it says;
+/// none if it does not say.
 pub(crate) fn max_age(fields: &HeaderMap) -> Option<Duration> {
     let lines = fields.get_all(CACHE_CONTROL).into_iter().filter_map(|line| line.to_str().ok());
-    let mut directives = lines.flat_map(|line| line.split(',')).map(str::trim);
-    directives.find_map(|directive| match directive.split_once('=') {
+    let directives = lines.flat_map(|line| line.split(',')).map(str::trim);
+    let times = directives.filter_map(|directive| match directive.split_once('=') {
         Some((name, seconds)) if name.eq_ignore_ascii_case("max-age") => {
             seconds.trim_matches('"').parse().ok().map(Duration::from_secs)
         }
@@ -136,5 +142,6 @@ pub(crate) fn max_age(fields: &HeaderMap) -> Option<Duration> {
             Some(Duration::ZERO)
         }
         _ => None,
-    })
+    });
+    times.min()
 }

@@ -1,17 +1,16 @@
 //! Where passwords are hashed: beside the threads that serve requests, so many at a time, with so many waiting, and
 //! not all of them for one client.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::task;
 use zeroize::Zeroizing;
 
 use super::password::PasswordHash;
 use crate::identity::Unavailable;
+use crate::identity::places::{Busy, Places};
 
 /// The part of all places that one client may have.
 const SHARE: usize = 8;
@@ -19,39 +18,33 @@ const SHARE: usize = 8;
 /// A number of places to hash at, and of places to wait at.
 #[derive(Debug)]
 pub(super) struct Bench {
-    /// Of those who hash or wait.
-    places: Arc<Semaphore>,
+    /// Of those who hash or wait: not all of them for one client, so that who guesses passwords keeps nobody else
+    /// waiting for long.
+    places: Arc<Places>,
     /// Of those who hash.
     seats: Arc<Semaphore>,
-    /// Places that one client may have, so that who guesses passwords keeps nobody else waiting for long.
-    share: usize,
-    taken: Mutex<HashMap<IpAddr, usize>>,
-}
-
-/// A place, and whose it is.
-struct Place {
-    bench: Arc<Bench>,
-    client: IpAddr,
-    _permit: OwnedSemaphorePermit,
 }
 
 impl Bench {
     pub(super) fn new(parallel: usize, queue: usize) -> Self {
-        let semaphore = |permits: usize| Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS)));
-        let places = parallel.saturating_add(queue);
-        let (share, taken) = (parallel.max(places / SHARE), Mutex::default());
-        Self { places: semaphore(places), seats: semaphore(parallel), share, taken }
+        let number = parallel.saturating_add(queue);
+        let places = Places::new(number, parallel.max(number / SHARE));
+        let seats = Semaphore::new(parallel.min(Semaphore::MAX_PERMITS));
+        Self { places: Arc::new(places), seats: Arc::new(seats) }
     }
 
     /// The first of these hashes that is of the password. Work begun goes on to its end, in its place, also if
     /// nobody waits for it any more: who leaves early and comes again gets no more of the machine.
     pub(super) async fn find(
-        self: &Arc<Self>,
+        &self,
         client: IpAddr,
         password: Zeroizing<Vec<u8>>,
         hashes: Vec<PasswordHash>,
     ) -> Result<Option<usize>, Unavailable> {
-        let place = self.place(client)?;
+        let place = self.places.try_take(client).map_err(|why| match why {
+            Busy::Share => busy("the client has too many passwords hashed at a time"),
+            Busy::All => busy("more passwords are to be hashed than can be"),
+        })?;
         let seat = self.seats.clone().acquire_owned().await;
         let seat = seat.map_err(|_| busy("passwords are hashed no more"))?;
         let work = move || {
@@ -59,42 +52,6 @@ impl Bench {
             hashes.iter().position(|hash| hash.is_of(&password))
         };
         task::spawn_blocking(work).await.map_err(|_| busy("passwords cannot be hashed now"))
-    }
-
-    fn place(self: &Arc<Self>, client: IpAddr) -> Result<Place, Unavailable> {
-        let all = || busy("more passwords are to be hashed than can be");
-        let permit = self.places.clone().try_acquire_owned().map_err(|_| all())?;
-        let client = neighbourhood(client);
-        let mut taken = self.taken.lock();
-        let own = taken.entry(client).or_default();
-        // Over a Unix socket, all clients are one.
-        if *own >= self.share && !client.is_unspecified() {
-            return Err(busy("the client has too many passwords hashed at a time"));
-        }
-        *own += 1;
-        drop(taken);
-        Ok(Place { bench: self.clone(), client, _permit: permit })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut taken = self.bench.taken.lock();
-        if let Some(own) = taken.get_mut(&self.client) {
-            *own -= 1;
-            if *own == 0 {
-                taken.remove(&self.client);
-            }
-        }
-    }
-}
-
-/// Who has one IPv6 address has all of its /64.
-fn neighbourhood(client: IpAddr) -> IpAddr {
-    const NETWORK: u128 = !0 << 64;
-    match client {
-        IpAddr::V4(_) => client,
-        IpAddr::V6(address) => IpAddr::V6((u128::from(address) & NETWORK).into()),
     }
 }
 
@@ -132,7 +89,6 @@ mod tests {
         drop(seat);
         assert_eq!((one.await, other.await), (Ok(Some(1)), Ok(Some(1))));
         assert_eq!(find(&bench, "192.0.2.3").await, Ok(Some(1)));
-        assert!(bench.taken.lock().is_empty(), "whoever was there is forgotten");
     }
 
     #[tokio::test]

@@ -183,26 +183,35 @@ impl Basic {
         })
     }
 
-    /// Which of the hashes is of the password. Where there are none it takes as long all the same. Who shows the same
-    /// password meanwhile waits for the same work, and takes no further place.
+    /// Which of the hashes is of the password. Where there are fewer than others have, or none, it takes as long all
+    /// the same. Who shows the same password meanwhile waits for the same work, and takes no further place.
     async fn hash(
         &self,
         client: IpAddr,
         user: &str,
         password: Zeroizing<Vec<u8>>,
-        mut hashes: Vec<PasswordHash>,
+        hashes: Vec<PasswordHash>,
     ) -> Result<Option<usize>, Unavailable> {
         let count = hashes.len();
-        match hashes.last() {
-            Some(hash) => self.stand_in.set(hash),
-            None => hashes.push(self.stand_in.get()),
-        }
+        let hashes = self.with_stand_ins(hashes);
         let mut key = Sha256::new();
         hashes.iter().for_each(|hash| key.update(self.known.digest(user, &password, hash)));
         let bench = self.bench.clone();
         let work = move || async move { bench.find(client, password, hashes).await }.boxed();
         let right = self.under_way.join(key.finalize().into(), work).await?;
         Ok(right.filter(|at| *at < count))
+    }
+
+    /// As many hashes as the user has with most of them.
+    fn with_stand_ins(&self, mut hashes: Vec<PasswordHash>) -> Vec<PasswordHash> {
+        if let Some(hash) = hashes.last() {
+            self.stand_in.set(hash);
+        }
+        let most = self.consumers.load().most_alike();
+        if hashes.len() < most {
+            hashes.resize(most, self.stand_in.get());
+        }
+        hashes
     }
 }
 

@@ -12,9 +12,10 @@ use futures_util::future::join_all;
 
 use super::{Basic, PasswordHash};
 use crate::identity::consumers::{Consumers, Index};
-use crate::identity::{Site, layout};
+use crate::identity::{IdentitySpec, Site, index, layout};
 use crate::plan::Plans;
 use crate::testing::{Alone, Chain, Sent, chain_with, get, refused_with, yaml};
+use crate::values::Name;
 use crate::world::World;
 
 /// A hash that costs next to nothing.
@@ -158,6 +159,30 @@ async fn who_shows_the_same_password_at_once_waits_for_one_hash() {
     }
     for sent in join_all((0..20).map(|_| with(&chain, b"colons:wrong"))).await {
         sent.responds(401);
+    }
+}
+
+#[test]
+fn who_is_not_known_takes_as_long_as_who_has_most_passwords() {
+    let identities: BTreeMap<Name, IdentitySpec> = yaml("{people: {type: basic}}");
+    let (world, layout) = (World::dry(), layout(&identities, &Plans::default()));
+    let (one, two) = (text("one"), text("two"));
+    let alice = format!("{{name: alice, credentials: [{{type: basic, id: alice, hash: '{one}'}}]}}");
+    let bob = format!(
+        "{{name: bob, credentials: [{{type: basic, id: a, username: bob, hash: '{one}'}}, \
+         {{type: basic, id: b, username: bob, hash: '{two}'}}]}}"
+    );
+    let (index, errors) = index(&layout, yaml(&format!("[{alice}, {bob}]")));
+    assert!(errors.is_empty(), "{errors:?}");
+    let without_bob = index.changed(["bob"], &[]).expect("nobody clashes");
+    for (index, expected) in [(index, 2), (without_bob, 1)] {
+        let consumers = Arc::new(Consumers::new(layout.clone(), index));
+        let site = Site { world: &world, surroundings: &Alone };
+        let basic = Basic::new("people".into(), yaml("{type: basic}"), consumers, &site);
+        for user in ["alice", "bob", "nobody"] {
+            let own = basic.candidates(user, world.clock.wall()).into_iter().map(|one| one.hash);
+            assert_eq!(basic.with_stand_ins(own.collect()).len(), expected, "{user}");
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! One state of the consumers: immutable, in shards that the next state shares where nothing changed.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::BuildHasher;
 use std::sync::Arc;
@@ -30,6 +31,8 @@ pub struct Index {
     keys: Shards,
     /// The claims that any consumer is known by, by identity, and how often each stands for one.
     claims: Vec<Vec<(Arc<str>, usize)>>,
+    /// How many consumers have so many credentials that are found by the same, where that is more than one.
+    alike: BTreeMap<usize, usize>,
     count: usize,
 }
 
@@ -99,7 +102,7 @@ fn spread(hash: u32) -> u64 {
 impl Default for Index {
     fn default() -> Self {
         let (hasher, names, keys) = (RandomState::default(), Shards::new(), Shards::new());
-        Self { hasher, names, keys, claims: Vec::new(), count: 0 }
+        Self { hasher, names, keys, claims: Vec::new(), alike: BTreeMap::new(), count: 0 }
     }
 }
 
@@ -180,6 +183,11 @@ impl Index {
         })
     }
 
+    /// The most credentials that go by one name.
+    pub(in crate::identity) fn most_alike(&self) -> usize {
+        self.alike.last_key_value().map_or(1, |(most, _)| *most)
+    }
+
     /// The claims that consumers are known by.
     pub(super) fn claims(&self, identity: IdentityNo) -> impl Iterator<Item = &Arc<str>> {
         self.claims.get(usize::from(identity.0)).into_iter().flatten().map(|(claim, _)| claim)
@@ -211,6 +219,10 @@ impl Index {
         let is_same = |other: &Held| other.record.consumer.name == record.consumer.name;
         if self.names.add(Held { record: record.clone(), slot: 0, hash }, is_same).is_none() {
             self.count += 1;
+        }
+        let alike = record.most_alike();
+        if alike > 1 {
+            *self.alike.entry(alike).or_default() += 1;
         }
         let mut clashes: Vec<Clash> =
             (0..record.slots()).filter_map(|slot| self.hold(record, slot)).collect();
@@ -251,6 +263,10 @@ impl Index {
             self.keys.remove(self.hash(identity, key), |held| is_it(held) && held.slot == slot);
         }
         record.matches.iter().for_each(|matched| self.forget(matched));
+        if let Some(count) = self.alike.get_mut(&record.most_alike()) {
+            *count -= 1;
+            self.alike.retain(|_, count| *count > 0);
+        }
     }
 
     /// Counts a claim that a consumer is known by; false if there is no room for it.

@@ -1,5 +1,6 @@
 //! One consumer as it is looked up: small, for there may be a million of them.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -62,6 +63,15 @@ impl Record {
     pub(super) fn may_repeat(&self, slot: u32) -> bool {
         let credential = self.credentials.get(slot as usize);
         credential.is_some_and(|credential| matches!(credential.proof, Proof::Password(_)))
+    }
+
+    /// The most of its credentials that are found by the same.
+    pub(super) fn most_alike(&self) -> usize {
+        let mut counts = HashMap::new();
+        for slot in (0..self.slots()).filter(|slot| self.may_repeat(*slot)) {
+            *counts.entry(self.key(slot)).or_insert(0) += 1;
+        }
+        counts.into_values().max().unwrap_or(1)
     }
 
     /// Where what a slot is found by is written, and what is said of one that has the same.

@@ -1,5 +1,7 @@
 //! The issuer who is asked: once about each token at a time, and not by too many at once.
 
+use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -7,7 +9,6 @@ use futures_util::FutureExt;
 use futures_util::future::{Either, select};
 use parking_lot::Mutex;
 use serde_json::Value;
-use tokio::sync::Semaphore;
 
 use super::options::Options;
 use crate::context::Principal;
@@ -15,12 +16,15 @@ use crate::identity::cache::{self, Cached, TokenCache, TokenHash, seconds};
 use crate::identity::claims;
 use crate::identity::client::{Credentials, form};
 use crate::identity::flight::Flights;
+use crate::identity::places::Places;
 use crate::identity::remote::Remote;
 use crate::identity::{EndpointState, Unavailable};
-use crate::world::{Clock, Counter, Metrics, World};
+use crate::world::{ClientError, Clock, Counter, Metrics, World};
 
 /// Calls under way at a time.
 const CALLS: usize = 64;
+/// Those for one client: who makes tokens up leaves some to the others, and one address that all come from has most.
+const CALLS_OF_ONE: usize = CALLS - CALLS / 4;
 
 /// The issuer of tokens, and what it said about them.
 pub(super) struct Issuer {
@@ -32,7 +36,7 @@ pub(super) struct Issuer {
     ttl: (Duration, Duration),
     clock: Arc<dyn Clock>,
     cache: TokenCache,
-    calls: Semaphore,
+    calls: Arc<Places>,
     under_way: Flights<TokenHash, Said>,
     failing: Mutex<Option<(String, SystemTime)>>,
     meters: Meters,
@@ -41,6 +45,17 @@ pub(super) struct Issuer {
 /// What the issuer says: what is claimed of a token that holds, nothing of one that does not; or why it says
 /// nothing.
 type Said = Result<Option<Arc<Principal>>, Arc<str>>;
+
+/// What it says, and how many bytes of text that is.
+type Answer = (Option<Arc<Principal>>, usize);
+
+/// Why it says nothing.
+enum Silence {
+    /// It was not asked.
+    Unasked,
+    /// It does not answer as it should.
+    Failed(String),
+}
 
 struct Meters {
     active: Counter,
@@ -72,7 +87,7 @@ impl Issuer {
             ttl: (options.ttl.get(), options.negative_ttl.get()),
             clock: world.clock.clone(),
             cache: TokenCache::new(options.token_cache, &name, &*world.metrics),
-            calls: Semaphore::new(CALLS),
+            calls: Arc::new(Places::new(CALLS, CALLS_OF_ONE)),
             under_way: Flights::default(),
             failing: Mutex::default(),
             meters: Meters::new(&name, &*world.metrics),
@@ -80,10 +95,11 @@ impl Issuer {
         }
     }
 
-    /// What is claimed of a token; none of one that does not hold.
+    /// What is claimed of a token that this client shows; none of one that does not hold.
     pub(super) async fn ask(
         self: &Arc<Self>,
         token: &str,
+        client: IpAddr,
         now: SystemTime,
     ) -> Result<Option<Arc<Principal>>, Unavailable> {
         let hash = cache::hash(token.as_bytes());
@@ -93,7 +109,7 @@ impl Issuer {
         let call = || {
             let (issuer, length) = (Arc::clone(self), token.len());
             let form = form(&[("token", token), ("token_type_hint", "access_token")]);
-            async move { issuer.say(form, (hash, length), now).await }.boxed()
+            async move { issuer.say(form, (hash, length), client).await }.boxed()
         };
         self.under_way.join(hash, call).await.map_err(|why| {
             let reason = format!("the issuer cannot be asked about tokens: {why}").into();
@@ -101,51 +117,67 @@ impl Issuer {
         })
     }
 
-    async fn say(&self, form: String, (hash, length): (TokenHash, usize), now: SystemTime) -> Said {
-        // Who found nothing as another one's question ended asks no second time.
-        if let Some(known) = self.cache.get(Some(&hash), 0, now) {
+    async fn say(&self, form: String, (hash, length): (TokenHash, usize), client: IpAddr) -> Said {
+        // Who found nothing as another one's question ended asks no second time. By the time of now: the request may
+        // have waited for other identities.
+        if let Some(known) = self.cache.get(Some(&hash), 0, self.clock.wall()) {
             return Ok(known.principal);
         }
-        match self.answer(form).await {
-            Ok(principal) => {
+        match self.answer(form, client).await {
+            Ok((principal, more)) => {
                 if self.failing.lock().take().is_some() {
                     log::info!(identity = &*self.name; "the issuer of an identity answers again");
                 }
                 let is_active = principal.is_some();
                 if is_active { &self.meters.active } else { &self.meters.inactive }.inc();
-                self.remember(hash, length, principal.clone());
+                self.remember(hash, length + more, principal.clone());
                 Ok(principal)
             }
-            Err(why) => {
-                self.meters.failed.inc();
-                let mut failing = self.failing.lock();
-                if failing.is_none() {
-                    log::warn!(
-                        identity = &*self.name, error = why.as_str();
-                        "cannot ask the issuer of an identity; its tokens are answered 503"
-                    );
-                }
-                let since = failing.take().map_or_else(|| self.clock.wall(), |(_, since)| since);
-                *failing = Some((why.clone(), since));
-                Err(why.into())
-            }
+            // Not the issuer's fault.
+            Err(Silence::Unasked) => Err("too many questions are under way".into()),
+            Err(Silence::Failed(why)) => Err(self.failed(why)),
         }
     }
 
-    async fn answer(&self, form: String) -> Result<Option<Arc<Principal>>, String> {
-        let patience = self.clock.sleep(self.timeout);
-        let _permit = match select(std::pin::pin!(self.calls.acquire()), patience).await {
-            Either::Left((permit, _)) => permit.map_err(|error| error.to_string())?,
-            Either::Right(_) => return Err("too many questions are under way".to_owned()),
+    /// Notes that the issuer does not answer.
+    fn failed(&self, why: String) -> Arc<str> {
+        self.meters.failed.inc();
+        let mut failing = self.failing.lock();
+        if failing.is_none() {
+            log::warn!(
+                identity = &*self.name, error = why.as_str();
+                "cannot ask the issuer of an identity; its tokens are answered 503"
+            );
+        }
+        let since = failing.take().map_or_else(|| self.clock.wall(), |(_, since)| since);
+        *failing = Some((why.clone(), since));
+        why.into()
+    }
+
+    /// Asks when there is a place for that, all within one time.
+    async fn answer(&self, form: String, client: IpAddr) -> Result<Answer, Silence> {
+        let mut patience = self.clock.sleep(self.timeout);
+        let _place = match select(pin!(self.calls.take(client)), &mut patience).await {
+            Either::Left((place, _)) => place,
+            Either::Right(_) => return Err(Silence::Unasked),
         };
-        let answer = self.remote.post(self.credentials.form(form), self.credentials.fields()).await?;
-        let mut claims = answer.object()?;
+        let asked = self.remote.post(self.credentials.form(form), self.credentials.fields());
+        let answer = match select(pin!(asked), patience).await {
+            Either::Left((answer, _)) => answer,
+            Either::Right(_) => Err(ClientError::Timeout.to_string()),
+        };
+        let answer = answer.map_err(Silence::Failed)?;
+        let mut claims = answer.object().map_err(Silence::Failed)?;
         match claims.shift_remove("active") {
             Some(Value::Bool(true)) => {
-                Ok(Some(Arc::new(Principal { subject: claims::subject(&claims), claims })))
+                let principal = Principal { subject: claims::subject(&claims), claims };
+                Ok((Some(Arc::new(principal)), answer.len()))
             }
-            Some(Value::Bool(false)) => Ok(None),
-            _ => Err("the answer does not tell whether the token is `active`".to_owned()),
+            Some(Value::Bool(false)) => Ok((None, 0)),
+            _ => {
+                let why = "the answer does not tell whether the token is `active`";
+                Err(Silence::Failed(why.to_owned()))
+            }
         }
     }
 
@@ -159,8 +191,6 @@ impl Issuer {
             }
             None => now + negative.as_secs_f64(),
         };
-        // Claims that are not in the token take room as well.
-        let length = principal.as_ref().map_or(length, |known| length + 64 * known.claims.len());
         self.cache.put(Some(hash), Cached { principal, holds: (now, until), keys: 0, length });
     }
 

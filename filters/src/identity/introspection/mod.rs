@@ -8,6 +8,7 @@ mod options;
 #[cfg(test)]
 mod tests;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -66,13 +67,13 @@ impl Introspection {
         Ok(Self { name, sources: from, hide, issuer, rules, matches, revocations })
     }
 
-    async fn verify(&self, token: &[u8], now: SystemTime) -> Result<Verified, Failure> {
+    async fn verify(&self, token: &[u8], client: IpAddr, now: SystemTime) -> Result<Verified, Failure> {
         if token.len() > LONGEST {
             return Err(Refusal::new("the token is larger than 16 KiB").into());
         }
         let token = std::str::from_utf8(token).ok().filter(|token| is_token(token));
         let token = token.ok_or(Refusal::new("the token is malformed"))?;
-        let Some(principal) = self.issuer.ask(token, now).await? else {
+        let Some(principal) = self.issuer.ask(token, client, now).await? else {
             return Err(Refusal::new("the token is not active").into());
         };
         self.rules.check(&principal.claims, now)?;
@@ -104,10 +105,10 @@ impl Identity for Introspection {
         &self.name
     }
 
-    async fn check(&self, request: &RequestHeader, _: &Context, now: SystemTime) -> Presented {
+    async fn check(&self, request: &RequestHeader, ctx: &Context, now: SystemTime) -> Presented {
         match only_one(&self.sources, request, bearer::read, bearer::SEVERAL) {
             Ok(None) => Presented::Nothing,
-            Ok(Some(token)) => self.verify(&token, now).await.into(),
+            Ok(Some(token)) => self.verify(&token, ctx.client.address, now).await.into(),
             Err(refusal) => Presented::Refused(refusal),
         }
     }

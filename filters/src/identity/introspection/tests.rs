@@ -65,7 +65,18 @@ impl Place {
     }
 
     async fn ask(&self, opaque: &Arc<dyn Identity>, token: &str) -> Result<(String, String), String> {
-        let (mut request, ctx) = request("GET", "/");
+        self.ask_from(1, opaque, token).await
+    }
+
+    /// As [`ask`](Self::ask), from this client.
+    async fn ask_from(
+        &self,
+        client: u8,
+        opaque: &Arc<dyn Identity>,
+        token: &str,
+    ) -> Result<(String, String), String> {
+        let (mut request, mut ctx) = request("GET", "/");
+        ctx.client.address = [192, 0, 2, client].into();
         request.append_header("authorization", format!("Bearer {token}")).expect("a valid field");
         match opaque.check(&request, &ctx, self.clock.wall()).await {
             Presented::Valid(verified) => {
@@ -301,9 +312,14 @@ async fn so_many_questions_are_under_way_at_a_time_and_others_wait_in_vain_for_n
     let (mut place, gate) = (Place::new(), Arc::new(Semaphore::new(0)));
     place.world.client = Arc::new(Slow(place.client.clone(), gate.clone()));
     let opaque = place.build("");
-    let tokens: Vec<String> = (0..65).map(|n| format!("t{n}")).collect();
-    let mut asked: Vec<_> = tokens.iter().map(|token| Box::pin(place.ask(&opaque, token))).collect();
-    assert!(asked.iter_mut().all(|ask| ask.now_or_never().is_none()));
+    let tokens: Vec<(u8, String)> = (0..65).map(|n| (n / 16, format!("t{n}"))).collect();
+    let mut asked: Vec<_> =
+        tokens.iter().map(|(client, token)| Box::pin(place.ask_from(*client, &opaque, token))).collect();
+    for some in asked.chunks_mut(16) {
+        assert!(some.iter_mut().all(|ask| ask.now_or_never().is_none()));
+        // No task may do everything at once.
+        tokio::task::yield_now().await;
+    }
     assert_eq!(place.asked(), 64);
     place.forward(5);
     let told = asked.pop().expect("the last").await;
@@ -311,6 +327,64 @@ async fn so_many_questions_are_under_way_at_a_time_and_others_wait_in_vain_for_n
         told,
         Err("503 the issuer cannot be asked about tokens: too many questions are under way".to_owned())
     );
+    assert!(opaque.state().endpoint.is_some_and(|state| state.failing.is_none()), "it was not asked");
+}
+
+#[tokio::test]
+async fn a_client_with_many_tokens_waits_for_itself_and_no_other_does() {
+    let (mut place, gate) = (Place::new(), Arc::new(Semaphore::new(0)));
+    place.world.client = Arc::new(Slow(place.client.clone(), gate.clone()));
+    let opaque = place.build("");
+    let tokens: Vec<String> = (0..100).map(|n| format!("t{n}")).collect();
+    let mut asked: Vec<_> = tokens.iter().map(|token| Box::pin(place.ask(&opaque, token))).collect();
+    for some in asked.chunks_mut(16) {
+        assert!(some.iter_mut().all(|ask| ask.now_or_never().is_none()));
+        // No task may do everything at once.
+        tokio::task::yield_now().await;
+    }
+    let before = place.asked();
+    place.says(&active(json!({})));
+    let mut other = Box::pin(place.ask_from(2, &opaque, "other"));
+    assert!((&mut other).now_or_never().is_none());
+    assert_eq!((before, place.asked()), (48, 49), "it is asked about at once");
+    gate.add_permits(49);
+    assert_eq!(other.await, alice());
+}
+
+#[tokio::test]
+async fn who_waited_for_a_place_has_the_rest_of_the_time_for_the_answer() {
+    let (mut place, gate) = (Place::new(), Arc::new(Semaphore::new(0)));
+    place.world.client = Arc::new(Slow(place.client.clone(), gate.clone()));
+    let opaque = place.build("");
+    let tokens: Vec<String> = (0..49).map(|n| format!("t{n}")).collect();
+    let mut asked: Vec<_> = tokens.iter().map(|token| Box::pin(place.ask(&opaque, token))).collect();
+    for some in asked.chunks_mut(16) {
+        assert!(some.iter_mut().all(|ask| ask.now_or_never().is_none()));
+        tokio::task::yield_now().await;
+    }
+    place.forward(3);
+    drop(asked.remove(0));
+    let mut last = asked.pop().expect("the last");
+    assert!((&mut last).now_or_never().is_none());
+    assert_eq!(place.asked(), 49);
+    place.forward(2);
+    let told = "503 the issuer cannot be asked about tokens: no reply in time".to_owned();
+    assert_eq!((&mut last).now_or_never(), Some(Err(told)));
+}
+
+#[tokio::test]
+async fn large_answers_take_more_of_the_memory_than_small_ones() {
+    let place = Place::new();
+    let opaque = place.build(", token_cache: 64KiB");
+    let large = active(json!({"about": "x".repeat(8000)}));
+    for _ in 0..2 {
+        for n in 0..80 {
+            place.says(&large);
+            assert_eq!(place.ask(&opaque, &format!("t{n}")).await, alice());
+        }
+    }
+    // What is too much is forgotten from time to time.
+    assert!(place.asked() > 80 + 50, "{}", place.asked());
 }
 
 #[tokio::test]
