@@ -11,10 +11,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::HeaderValue;
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use pingora_http::RequestHeader;
 
 use crate::caching::CacheStatus;
 use crate::condition::RequestView;
+use crate::identity::Unavailable;
 use crate::limits::Standing;
 use crate::path::{Captures, NormalPath};
 use crate::values::{IpSet, hex};
@@ -36,6 +38,9 @@ pub struct Context {
     pub path: NormalPath,
     /// The path as the client wrote it, where a version was taken off it; normalised too.
     pub whole_path: Option<Box<str>>,
+    /// Of HTTP/2: its stream did not end with its head (RFC 9113 s8.1). Ask [`has_body`](Self::has_body), which looks
+    /// at the fields too.
+    pub goes_on: bool,
     /// Identifies the request in logs, answers and upstream requests.
     pub request_id: RequestId,
     /// When the head was complete.
@@ -60,6 +65,9 @@ pub struct Context {
     pub consumer: Option<Arc<Consumer>>,
     /// The identity by which it is known.
     pub identity: Option<Arc<str>>,
+    /// Identities of whose credentials nobody could tell whether they hold, and why. These may be taken out since then,
+    /// and still count as shown.
+    pub untold: Vec<(Arc<str>, Unavailable)>,
     /// The name of the upstream that the request goes to.
     pub upstream: Option<Arc<str>>,
     /// What filters asked the core to do.
@@ -313,6 +321,7 @@ impl Context {
             host: None,
             path,
             whole_path: None,
+            goes_on: false,
             request_id,
             started,
             deadline: None,
@@ -325,6 +334,7 @@ impl Context {
             principal: None,
             consumer: None,
             identity: None,
+            untold: Vec::new(),
             upstream: None,
             policies: Policies::default(),
             limits: Vec::new(),
@@ -348,6 +358,7 @@ impl Context {
             host: self.host.clone(),
             path: self.path.clone(),
             whole_path: self.whole_path.clone(),
+            goes_on: self.goes_on,
             request_id: self.request_id.clone(),
             started: self.started,
             deadline: self.deadline,
@@ -360,6 +371,7 @@ impl Context {
             principal: self.principal.clone(),
             consumer: self.consumer.clone(),
             identity: self.identity.clone(),
+            untold: self.untold.clone(),
             upstream: self.upstream.clone(),
             policies: self.policies.clone(),
             limits: Vec::new(),
@@ -439,6 +451,15 @@ impl Context {
             headers: &request.headers,
             host: self.host.as_deref(),
         }
+    }
+
+    /// Whether the request has a body, or may have one that is still to come; some have one whatever the method.
+    #[must_use]
+    pub fn has_body(&self, request: &RequestHeader) -> bool {
+        let length = request.headers.get(CONTENT_LENGTH).map(HeaderValue::as_bytes);
+        self.goes_on
+            || request.headers.contains_key(TRANSFER_ENCODING)
+            || length.is_some_and(|length| length.trim_ascii() != b"0")
     }
 
     /// A context for tests: a GET from 192.0.2.1 through the listener `test`.

@@ -37,6 +37,27 @@ fn decisions_are_kept_only_when_asked_for() {
 }
 
 #[test]
+fn fields_tell_of_a_body_or_a_stream_that_goes_on() {
+    // RFC 9112 s6.3, and RFC 9113 s8.1: of HTTP/2 neither field has to be there.
+    for (field, goes_on, expected) in [
+        (None, false, false),
+        (None, true, true),
+        (Some(("content-length", "0")), false, false),
+        (Some(("content-length", "3")), false, true),
+        (Some(("transfer-encoding", "chunked")), false, true),
+    ] {
+        let mut request = RequestHeader::build("GET", b"/", None).expect("a valid request");
+        if let Some((name, value)) = field {
+            request.insert_header(name, value).expect("a valid field");
+        }
+        let mut ctx = context();
+        ctx.goes_on = goes_on;
+        assert_eq!(ctx.has_body(&request), expected, "{field:?}");
+        assert_eq!(ctx.fork().has_body(&request), expected, "{field:?}");
+    }
+}
+
+#[test]
 fn a_made_request_id_is_32_hexadecimal_digits() {
     assert_eq!(RequestId::Made(255).to_string(), "000000000000000000000000000000ff");
 }

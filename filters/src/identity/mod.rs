@@ -18,6 +18,7 @@ mod introspection;
 pub(crate) mod json;
 mod jwt;
 mod oidc;
+mod places;
 pub(crate) mod remote;
 mod scheme;
 mod source;
@@ -57,8 +58,19 @@ pub trait Identity: Send + Sync {
     fn hides(&self) -> bool {
         false
     }
+    /// Takes what may be credentials of its own out of one of its sources; what is for somebody else stays there.
+    fn take_out(&self, source: &Source, request: &mut RequestHeader, ctx: &mut Context) {
+        match self.scheme() {
+            Some(scheme) if source.is_authorization() => scheme::take_out(scheme, request),
+            _ => source.remove(request, ctx),
+        }
+    }
     /// The scheme of its credentials in `Authorization`, if it takes one there.
     fn scheme(&self) -> Option<&'static str> {
+        None
+    }
+    /// The tag of its credentials in other fields, if it looks at none without it (RFC 9421 s2.3).
+    fn tag(&self) -> Option<&str> {
         None
     }
     /// How a caller is to prove itself, for `WWW-Authenticate` (RFC 9110 s11.6.1).
@@ -87,25 +99,25 @@ pub trait Identity: Send + Sync {
     }
 }
 
-/// Takes credentials of an identity out of a request, but for those that stand where one of these others has its own.
+/// Takes credentials of an identity out of a request, but for those that stand where one of these others has its own,
+/// and does not hide it.
 pub(crate) fn take_out(
     identity: &dyn Identity,
     spare: &[Arc<dyn Identity>],
     request: &mut RequestHeader,
     ctx: &mut Context,
 ) {
-    let scheme = identity.scheme();
+    let differ = |one: Option<&str>, two: Option<&str>| one.zip(two).is_some_and(|(one, two)| one != two);
     let is_same = |other: &dyn Identity, source: &Source| {
-        let other_scheme = other.scheme();
-        let may_be_one = scheme.is_none() || other_scheme.is_none() || scheme == other_scheme;
-        other.sources().contains(source) && (may_be_one || !source.is_authorization())
+        let is_other = match source.is_authorization() {
+            true => differ(identity.scheme(), other.scheme()),
+            false => differ(identity.tag(), other.tag()),
+        };
+        other.sources().contains(source) && !is_other
     };
     for source in identity.sources() {
-        match scheme {
-            _ if spare.iter().any(|other| is_same(&**other, source)) => {}
-            // Another scheme is for somebody else.
-            Some(scheme) if source.is_authorization() => scheme::take_out(scheme, request),
-            _ => source.remove(request, ctx),
+        if !spare.iter().any(|other| !other.hides() && is_same(&**other, source)) {
+            identity.take_out(source, request, ctx);
         }
     }
 }

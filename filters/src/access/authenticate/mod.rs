@@ -30,7 +30,6 @@ use std::time::SystemTime;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::Version;
 use http::header::{self, HeaderName, HeaderValue};
 use pingora_http::RequestHeader;
 use schemars::JsonSchema;
@@ -218,7 +217,7 @@ impl Authenticate {
     async fn verify(
         &self,
         request: &RequestHeader,
-        ctx: &Context,
+        ctx: &mut Context,
         now: SystemTime,
     ) -> Result<Option<Caller>, Denied> {
         let (mut verified, mut refusals, mut unknown) = (Vec::new(), Vec::new(), None);
@@ -226,8 +225,15 @@ impl Authenticate {
             match identity.check(request, ctx, now).await {
                 Presented::Valid(one) => verified.push((identity.clone(), one)),
                 Presented::Refused(refusal) => refusals.push((at, Some(refusal))),
-                Presented::Nothing => refusals.push((at, None)),
-                Presented::Unknown(why) => unknown = unknown.or(Some(why)),
+                Presented::Nothing => match ctx.untold.iter().find(|(name, _)| name == identity.name()) {
+                    Some((_, why)) => unknown = unknown.or_else(|| Some(why.clone())),
+                    None => refusals.push((at, None)),
+                },
+                Presented::Unknown(why) => {
+                    // Another filter may look for what this one takes out.
+                    ctx.untold.push((identity.name().clone(), why.clone()));
+                    unknown = unknown.or(Some(why));
+                }
             }
             if !self.all && !verified.is_empty() {
                 break;
@@ -266,15 +272,15 @@ impl Authenticate {
     }
 
     /// Takes out what is not for the upstream: what is hidden, and what nobody verified, be it that it does not hold or
-    /// that it was not looked at any more.
+    /// that it was not looked at any more. An identity hides what is its own, not what another one verified.
     fn take_out(&self, caller: Option<&Caller>, request: &mut RequestHeader, ctx: &mut Context) {
         let proven = caller.map_or(&[][..], |caller| &caller.proven);
         for identity in &self.identities {
             let is_proven = proven.iter().any(|one| Arc::ptr_eq(one, identity));
-            match identity.hides() {
-                true => take_out(&**identity, &[], request, ctx),
-                false if !is_proven => take_out(&**identity, proven, request, ctx),
-                false => {}
+            match is_proven {
+                false => take_out(&**identity, proven, request, ctx),
+                true if identity.hides() => take_out(&**identity, &[], request, ctx),
+                true => {}
             }
         }
     }
@@ -310,7 +316,11 @@ impl OnRequest for Authenticate {
                 let invited = self.invite(&refused, request, ctx).await;
                 return Ok(invited.unwrap_or_else(|| self.refuse(refused, ctx)));
             }
-            Err(Denied::Unknown(why)) => return Err(why.into()),
+            Err(Denied::Unknown(why)) => {
+                // It may go on as nobody's, where failures let it.
+                self.take_out(None, request, ctx);
+                return Err(why.into());
+            }
         };
         self.take_out(caller.as_ref(), request, ctx);
         let Some(caller) = caller else {
@@ -337,7 +347,8 @@ impl OnRequest for Authenticate {
             ctx.set_slot(self.cookies, caller.cookies.clone());
         }
         let mut proofs = caller.proofs;
-        proofs.retain(|(_, proof)| *proof != BodyProof::Empty || may_have_body(request));
+        let has_body = ctx.has_body(request);
+        proofs.retain(|(_, proof)| *proof != BodyProof::Empty || has_body);
         if !proofs.is_empty() {
             ctx.set_slot(self.proofs, proofs);
         }
@@ -346,14 +357,6 @@ impl OnRequest for Authenticate {
         ctx.identity = Some(caller.identity);
         Ok(Outcome::Continue)
     }
-}
-
-/// Only the end of an HTTP/2 stream says that there is no more.
-fn may_have_body(request: &RequestHeader) -> bool {
-    let length = request.headers.get(header::CONTENT_LENGTH);
-    request.version == Version::HTTP_2
-        || request.headers.contains_key(header::TRANSFER_ENCODING)
-        || length.is_some_and(|length| length != "0")
 }
 
 /// Where a credential speaks of the body, it is verified before the upstream sees anything of the request.

@@ -331,6 +331,78 @@ consumers: [{{name: acme, credentials: [{{type: api_key, id: k, hash: 'sha256:9b
 }
 
 #[tokio::test]
+async fn what_nobody_can_verify_does_not_go_on_where_failures_let_it() {
+    for hide in ["", ", hide: true"] {
+        // No issuer is asked here.
+        let document = format!(
+            "identities: {{tok: {{type: introspection, endpoint: 'https://id.test/introspect', \
+             client_id: a, client_secret: b{hide}}}}}"
+        );
+        let filter = "- authenticate: {any_of: [tok]}";
+        let open = format!("{filter}\n  on_error: continue\n  fail_open: true");
+        let forged = || get("/").header("authorization", "Bearer forged").header("authorization", "Other x");
+        chain_with(&document, filter).send(forged()).await.responds(503);
+        let mut sent = chain_with(&document, &open).send(forged()).await.continues();
+        assert!(sent.ctx.consumer.is_none());
+        let head = sent.attempt(1).await;
+        let left: Vec<_> = head.headers.get_all("authorization").iter().collect();
+        assert_eq!(left, ["Other x"], "{hide}");
+    }
+}
+
+#[tokio::test]
+async fn what_nobody_can_verify_is_not_nothing_for_the_next_one_that_asks_for_it() {
+    // No issuer is asked here.
+    let document = "
+identities:
+  tok: {type: introspection, endpoint: 'https://id.test/introspect', client_id: a, client_secret: b}
+  keys: {type: api_key, from: [header:x-api-key]}
+consumers: [{name: acme, credentials: [{type: api_key, id: k, hash: 'sha256:9b346041bc9a49574eb2665b2ad2a0a3f9f9cce4e42f5d1f26deb8a256b5966a'}]}]
+";
+    let open = "{any_of: [tok], optional: true}\n  on_error: continue\n  fail_open: true";
+    let token = || get("/").header("authorization", "Bearer unknown");
+    let both = || token().header("x-api-key", "key-one");
+    for (first, next, request, expected) in [
+        (open, "any_of: [tok]", token(), Some(503)),
+        (open, "any_of: [tok, keys]", token(), Some(503)),
+        (open, "all_of: [tok, keys]", both(), Some(503)),
+        // It may be proven in another way.
+        (open, "any_of: [tok, keys]", both(), None),
+        ("{any_of: [tok, keys]}", "any_of: [tok]", both(), Some(503)),
+        // Of these, nothing was shown.
+        (open, "any_of: [keys]", token(), Some(401)),
+        (open, "any_of: [tok]", get("/"), Some(401)),
+    ] {
+        let filters = format!("- authenticate: {first}\n- authenticate: {{{next}}}");
+        let sent = chain_with(document, &filters).send(request).await;
+        match expected {
+            Some(status) => drop(sent.responds(status)),
+            None => assert_eq!(consumer(&sent.continues()).as_deref(), Some("acme")),
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_identity_hides_its_own_tokens_and_not_those_that_another_one_verified() {
+    let other = "another secret of thirty-two bytes";
+    for (hidden, shown, goes_on) in [(other, SECRET, true), (SECRET, other, false)] {
+        let document = format!(
+            "
+identities:
+  corp: {{type: jwt, algorithms: [HS256], secret: '{hidden}', hide: true}}
+  partner: {{type: jwt, algorithms: [HS256], secret: '{shown}'}}
+"
+        );
+        for names in ["corp, partner", "partner, corp"] {
+            let chain = chain_with(&document, &format!("- authenticate: {{any_of: [{names}]}}"));
+            let good = get("/").header("authorization", &bearer(json!({"sub": "alice"})));
+            let head = chain.send(good).await.continues().attempt(1).await;
+            assert_eq!(head.headers.contains_key("authorization"), goes_on, "{names}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn tokens_that_name_nobody_are_each_a_caller_of_their_own() {
     let chain = chain("{any_of: [corp]}");
     let named = async |claims: serde_json::Value| {
