@@ -191,6 +191,23 @@ async fn the_body_is_sent_up_to_a_limit_and_reaches_the_upstream_whole() {
     assert_eq!(asked.lock().len(), 8);
 }
 
+#[tokio::test]
+async fn what_has_no_body_over_http2_is_decided_before_anything_answers() {
+    let (service, asked) = deciding(|_, _| answer(200, "")).await;
+    let origin = Origin::echo().await;
+    let filters = "  - forward_auth: {upstream: sso, body: 64KiB}\n  - cache: {ttl: 1h}\n";
+    let here = "- {name: here, match: {paths: [/here]}, respond: {body: hello}, \
+                filters: [forward_auth: {upstream: sso, body: 64KiB}]}\n";
+    let gateway = Gateway::start(&format!("{}{here}", document(service.address, &origin, filters))).await;
+    let h2 = H2c::connect(gateway.address()).await;
+    let here = h2.get("/here").await;
+    assert_eq!((here.status, here.text().as_str()), (200, "hello"));
+    for _ in 0..2 {
+        assert_eq!(h2.get("/a").await.status, 200);
+    }
+    assert_eq!((asked.lock().len(), origin.heads().len()), (3, 1), "each is asked about, and one is sent on");
+}
+
 /// The policy of OPA's HTTP API tutorial, in the words of this test: people may read their own salary, and that of
 /// whom they manage.
 fn salaries(head: &Head, body: &[u8]) -> String {

@@ -59,14 +59,22 @@ impl Rule {
             Some(Ok(false)) => return Some(Unmet::Key("cel".into())),
             Some(Err(why)) => return Some(Unmet::Untold(why)),
         }
+        (!self.has_scopes(ctx)).then_some(Unmet::Scopes)
+    }
+
+    fn has_scopes(&self, ctx: &Context) -> bool {
         let has = |wanted: &String| scopes(ctx.principal.as_deref()).any(|scope| scope == wanted);
-        (!self.scopes.iter().all(has)).then_some(Unmet::Scopes)
+        self.scopes.iter().all(has)
     }
 
     /// Whether it stands in the way, as a rule of `deny`.
     pub(super) fn denies(&self, request: &RequestHeader, ctx: &Context) -> bool {
-        // Where nobody can tell whether it stands in the way, it does.
-        matches!(self.unmet(request, ctx), None | Some(Unmet::Untold(_)))
+        match self.unmet(request, ctx) {
+            None => true,
+            // Where nobody can tell whether it stands in the way, it does; not where the rest of it does not hold.
+            Some(Unmet::Untold(_)) => self.has_scopes(ctx),
+            Some(Unmet::Key(_) | Unmet::Scopes) => false,
+        }
     }
 
     /// The fact that must hold before it is asked.

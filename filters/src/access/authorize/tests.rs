@@ -213,9 +213,12 @@ async fn an_expression_is_a_rule_and_allows_nothing_where_nobody_can_tell() {
         ("{allow: [{any: true}], deny: [{cel: 'claims.age > 3'}]}", false),
         // What is not asked cannot fail.
         ("{allow: [{any: true}], deny: [{methods: [POST], cel: 'claims.age > 3'}]}", true),
+        ("{allow: [{any: true}], deny: [{scopes: [legacy], cel: 'claims.age > 3'}]}", true),
     ] {
         assert_eq!(passes(rule, request()).await, expected, "{rule}");
     }
+    let rule = "{allow: [{any: true}], deny: [{scopes: [legacy], cel: 'claims.age > 3'}]}";
+    assert!(!passes(rule, with_claims(json!({"scope": "legacy"}))).await, "nobody can tell of its token");
     let sent = chain_of("{cel: 'claims.age > 3'}").send(request()).await;
     assert_eq!(sent.detail(), None);
     let reason = sent.ctx.ended_by.as_ref().and_then(|ended| ended.reason.clone()).expect("a reason");

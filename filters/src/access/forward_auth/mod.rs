@@ -11,8 +11,8 @@
 //! answers below 500 goes to the client: the status, the body, and the fields of `refusal_headers`.
 //!
 //! With `format: opa` it is asked as the Open Policy Agent is: by POST of `{"input": {..}}` with `request`, `client`,
-//! `consumer`, `claims`, `route`, `service` and `listener`. It answers `{"result": true}`, or an object with `allow` and
-//! perhaps `headers`, `status`, `body` and `reason`. Without a `result`, nothing passes: 403.
+//! `consumer`, `claims`, `route`, `service`, `version` and `listener`. It answers `{"result": true}`, or an object with
+//! `allow` and perhaps `headers`, `status`, `body` and `reason`. Without a `result`, nothing passes: 403.
 //!
 //! With `body`, it is sent the body as well, and is asked once that is there: filters below run their request phase
 //! before. Whatever answers before it decided, such as `respond`, cannot: that is 502, except for problems.
@@ -249,7 +249,7 @@ impl OnRequest for ForwardAuth {
         request: &mut RequestHeader,
         ctx: &mut Context,
     ) -> Result<Outcome, FilterError> {
-        if self.body.is_none() || !question::may_have_body(request) {
+        if self.body.is_none() || !ctx.has_body(request) {
             return self.decide(request, None, ctx).await;
         }
         if ctx.dry_run {

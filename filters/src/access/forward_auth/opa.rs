@@ -56,6 +56,7 @@ pub(super) fn question(
         "listener": &*ctx.listener,
         "route": &*ctx.route,
         "service": ctx.service.as_deref(),
+        "version": ctx.version.as_deref(),
     });
     json!({"input": input}).to_string().into()
 }

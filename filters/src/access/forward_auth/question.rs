@@ -1,8 +1,10 @@
 //! What the service is asked.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
-use http::header::{self, HeaderName, HeaderValue};
-use http::uri::PathAndQuery;
+use http::header::{self, HeaderName};
+use http::uri::{Authority, PathAndQuery};
 use pingora_http::RequestHeader;
 use sha2::{Digest, Sha256};
 
@@ -61,19 +63,36 @@ pub(super) fn write_about(
         match part {
             About::Method => question.insert_header("x-forwarded-method", request.method.as_str())?,
             About::Proto => question.insert_header("x-forwarded-proto", ctx.scheme.as_str())?,
-            About::Uri => {
-                let uri = request.uri.path_and_query().map_or("/", PathAndQuery::as_str);
-                question.insert_header("x-forwarded-uri", uri)?;
-            }
+            About::Uri => question.insert_header("x-forwarded-uri", &*uri(request, ctx))?,
             About::For => question.insert_header("x-forwarded-for", ctx.client.address.to_string())?,
             About::Host => {
-                if let Some(host) = ctx.host.as_deref() {
-                    question.insert_header("x-forwarded-host", host)?;
+                if let Some(host) = host(request, ctx) {
+                    question.insert_header("x-forwarded-host", &*host)?;
                 }
             }
         }
     }
     Ok(())
+}
+
+/// Path and query as the client wrote them: what it asks of one version it does not ask of another.
+fn uri<'a>(request: &'a RequestHeader, ctx: &'a Context) -> Cow<'a, str> {
+    match (ctx.whole_path.as_deref(), request.uri.query()) {
+        (Some(path), Some(query)) => format!("{path}?{query}").into(),
+        (Some(path), None) => path.into(),
+        (None, _) => request.uri.path_and_query().map_or("/", PathAndQuery::as_str).into(),
+    }
+}
+
+/// The host asked for, with its port if the client wrote one.
+fn host<'a>(request: &RequestHeader, ctx: &'a Context) -> Option<Cow<'a, str>> {
+    let host = ctx.host.as_deref()?;
+    let authority = request.uri.authority().map(Authority::as_str);
+    let authority = authority.or_else(|| request.headers.get(header::HOST)?.to_str().ok());
+    // In brackets, what follows a colon is a part of an address.
+    let port = authority.and_then(|authority| authority.rsplit_once(':')).map(|(_, port)| port);
+    let port = port.filter(|port| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()));
+    Some(port.map_or(host.into(), |port| format!("{host}:{port}").into()))
 }
 
 /// Fields that frame a message or belong to one connection (RFC 9110 s7.6.1), and those that say what the
@@ -84,15 +103,4 @@ pub(super) fn is_ours(field: &HeaderName) -> bool {
     let name = field.as_str();
     let frames = [header::HOST, header::CONTENT_LENGTH, header::EXPECT].contains(field);
     frames || HOPS.contains(&name) || name.starts_with("x-forwarded-")
-}
-
-/// Whether the request may have a body, which is then still to come. Over HTTP/2, where nobody has to say, only a
-/// method without content tells that there is none.
-pub(super) fn may_have_body(request: &RequestHeader) -> bool {
-    let is_none = |length: &HeaderValue| length.as_bytes().trim_ascii() == b"0";
-    match request.headers.get(header::CONTENT_LENGTH) {
-        Some(length) => !is_none(length),
-        None if request.version == http::Version::HTTP_2 => true,
-        None => request.headers.contains_key(header::TRANSFER_ENCODING),
-    }
 }

@@ -6,6 +6,7 @@ mod opa;
 
 use std::sync::Arc;
 
+use crate::host::host_of;
 use crate::testing::{Chain, chain_calling, get, refused, send};
 use crate::world::{ClientError, ScriptedClient, UpstreamId};
 
@@ -49,6 +50,26 @@ async fn the_service_is_told_what_the_request_is_about_and_only_the_listed_field
         ("x-forwarded-uri", "/orders/1?x=%2F"),
     ];
     assert_eq!(fields, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
+}
+
+#[tokio::test]
+async fn the_service_is_told_the_address_that_the_client_wrote() {
+    let (service, chain) = asking(FILTER);
+    for (host, whole_path, expected) in [
+        ("API.example.com:8443", None, ["api.example.com:8443", "/orders?x=1"]),
+        ("[2001:db8::1]", None, ["[2001:db8::1]", "/orders?x=1"]),
+        ("[2001:db8::1]:8080", Some("/v2/orders"), ["[2001:db8::1]:8080", "/v2/orders?x=1"]),
+    ] {
+        service.reply(200, &[], []);
+        let request = get("/orders?x=1").header("host", host).with(|ctx| {
+            ctx.host = host_of(host).map(|host| Box::from(&*host));
+            ctx.whole_path = whole_path.map(Box::from);
+        });
+        chain.send(request).await.continues();
+        let asked = service.requests().pop().expect("asked");
+        let told = ["x-forwarded-host", "x-forwarded-uri"].map(|name| &asked.head.headers[name]);
+        assert_eq!(told, expected, "{host}");
+    }
 }
 
 #[tokio::test]

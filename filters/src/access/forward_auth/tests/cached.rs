@@ -52,6 +52,23 @@ async fn another_question_is_another_decision() {
 }
 
 #[tokio::test]
+async fn two_versions_of_a_path_are_two_questions() {
+    for asked in ["about: [uri]", "format: opa"] {
+        let filter = format!("- forward_auth: {{upstream: main, {asked}, cache: {{ttl: 10s}}}}");
+        let (service, chain) = asking(&filter);
+        for version in ["1", "2", "1"] {
+            service.reply(200, &[], [&br#"{"result": true}"#[..]]);
+            let request = get("/orders").with(|ctx| {
+                ctx.version = Some(version.into());
+                ctx.whole_path = Some(format!("/v{version}/orders").into());
+            });
+            chain.send(request).await.continues();
+        }
+        assert_eq!(service.requests().len(), 2, "{asked}");
+    }
+}
+
+#[tokio::test]
 async fn a_refusal_has_a_time_of_its_own() {
     let (service, chain) = asking(FILTER);
     service.reply(401, &[("www-authenticate", "Bearer")], [&b"no"[..]]);
@@ -73,9 +90,15 @@ async fn a_refusal_has_a_time_of_its_own() {
 
 #[tokio::test]
 async fn the_service_can_make_the_time_shorter_and_not_longer() {
-    for (directive, lasts) in
-        [("no-store", 0), ("max-age=3", 3), ("private, max-age=\"3\"", 3), ("max-age=3600", 10)]
-    {
+    for (directive, lasts) in [
+        ("no-store", 0),
+        ("max-age=3", 3),
+        ("private, max-age=\"3\"", 3),
+        ("max-age=3600", 10),
+        // RFC 9111 s5.2.2: whatever else they stand beside.
+        ("max-age=60, no-store", 0),
+        ("max-age=60, No-Cache", 0),
+    ] {
         let (service, chain) = asking(FILTER);
         service.reply(200, &[("cache-control", directive)], []);
         service.reply(200, &[("cache-control", directive)], []);

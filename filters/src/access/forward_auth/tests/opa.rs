@@ -33,7 +33,9 @@ fn alice() -> Request {
 async fn the_input_says_who_asks_for_what() {
     let (service, chain) = asking(FILTER);
     service.reply(200, &[("content-type", "application/json")], [&br#"{"result":true}"#[..]]);
-    let request = alice().header("x-a", "2").header("cookie", "s=1").header("x-user", "root");
+    let request = alice().header("x-a", "2").header("cookie", "s=1").header("x-user", "root").with(|ctx| {
+        (ctx.service, ctx.version) = (Some("api".into()), Some("2".into()));
+    });
     chain.send(request).await.continues();
     let [asked] = &service.requests()[..] else { panic!("asked once") };
     assert_eq!(asked.head.method, "POST");
@@ -55,7 +57,8 @@ async fn the_input_says_who_asks_for_what() {
         "claims": {"sub": "alice", "roles": ["hr"]},
         "listener": "test",
         "route": "test",
-        "service": null,
+        "service": "api",
+        "version": "2",
     }});
     assert_eq!(input, expected);
 }
