@@ -139,8 +139,22 @@ fn names_of(certificate: &ClientCertificate) -> impl Iterator<Item = Certificate
     [fingerprint, CertificateName::Subject(certificate.subject.to_string())].into_iter().chain(further)
 }
 
+/// Whom a certificate is for. One without a subject has further names (RFC 5280 s4.1.2.6): it is called by its only
+/// URI, such as a SPIFFE id, or its only host name; else by itself.
+fn subject(certificate: &ClientCertificate) -> String {
+    if !certificate.subject.is_empty() {
+        return certificate.subject.to_string();
+    }
+    let only = |option: &str| {
+        let mut names = names_of(certificate).filter(|name| name.option() == option);
+        names.next().filter(|_| names.next().is_none())
+    };
+    let fingerprint = CertificateName::Fingerprint(Fingerprint(certificate.fingerprint));
+    only("uri").or_else(|| only("dns")).unwrap_or(fingerprint).key()
+}
+
 /// What a certificate says, as claims: `sub`, `iss`, `serial`, `fingerprint`, and lists `dns`, `uri`, `email`, `ip`.
-fn claims(certificate: &ClientCertificate) -> Map<String, Value> {
+fn claims(certificate: &ClientCertificate, subject: &str) -> Map<String, Value> {
     let mut lists = ["dns", "uri", "email", "ip"].map(|name| (name, Vec::new()));
     for name in &certificate.names {
         let (at, text) = match name {
@@ -152,7 +166,7 @@ fn claims(certificate: &ClientCertificate) -> Map<String, Value> {
         lists[at].1.push(text);
     }
     let texts = [
-        ("sub", certificate.subject.to_string()),
+        ("sub", subject.to_owned()),
         ("iss", certificate.issuer.to_string()),
         ("serial", certificate.serial.to_string()),
         ("fingerprint", certificate.fingerprint_hex()),
@@ -188,7 +202,8 @@ impl Certificates {
         if found.is_none() && !self.any {
             return Err(Refusal::new("no consumer has the certificate"));
         }
-        let principal = Principal { subject: certificate.subject.to_string(), claims: claims(certificate) };
+        let subject = subject(certificate);
+        let principal = Principal { claims: claims(certificate, &subject), subject };
         Ok(Verified {
             principal: Arc::new(principal),
             consumer: found.map(|found| found.consumer().clone()),

@@ -133,6 +133,28 @@ async fn any_certificate_counts_where_that_is_said() {
     assert_eq!(consumer(&sent), Some("by-subject"));
 }
 
+#[tokio::test]
+async fn certificates_without_a_subject_are_each_a_caller_of_their_own() {
+    let chain = chain(", any: true");
+    let uri = |text: &str| AlternativeName::Uri(text.into());
+    let host = |text: &str| AlternativeName::Dns(text.into());
+    // SHA-256 in hexadecimal digits.
+    let itself = format!("machines:fingerprint:{}", "01".repeat(32));
+    for (names, name) in [
+        // SPIFFE X.509-SVID s2: exactly one URI, and perhaps host names.
+        (vec![uri("spiffe://acme/web")], "machines:uri:spiffe://acme/web"),
+        (vec![uri("spiffe://acme/mail"), host("a.test"), host("b.test")], "machines:uri:spiffe://acme/mail"),
+        (vec![host("A.test")], "machines:dns:a.test"),
+        (vec![host("a.test"), host("b.test")], &*itself),
+        (vec![], &*itself),
+    ] {
+        let sent = chain.send(showing(certificate("", 1, names))).await.continues();
+        assert_eq!(consumer(&sent), Some(name));
+        let claimed = sent.ctx.principal.as_ref().map(|principal| &principal.claims["sub"]);
+        assert_eq!(claimed.and_then(Value::as_str), name.strip_prefix("machines:"));
+    }
+}
+
 #[test]
 fn credentials_that_make_no_sense_are_refused_at_their_place() {
     let hash = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
