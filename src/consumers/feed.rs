@@ -1,6 +1,6 @@
 //! The consumers' file: what it says now, and what changed since it was last read.
 
-use std::fs::File;
+use std::fs::{self, File, Metadata};
 use std::hash::BuildHasher;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
@@ -34,6 +34,8 @@ pub const QUIET: Duration = Duration::from_millis(300);
 /// The same for who has not closed a file that is shorter than it was, or closed it empty: consumers are not dropped
 /// because they are still to be written.
 const LONG_QUIET: Duration = Duration::from_secs(10);
+/// What is wrong with a file that nobody knows to be whole.
+pub(super) const UNSURE: &str = "more of it may be still to come";
 
 /// What a file looks like from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +47,7 @@ struct Stamp {
 }
 
 impl Stamp {
-    fn of(about: &std::fs::Metadata) -> Self {
+    fn of(about: &Metadata) -> Self {
         let (device, inode, size) = (about.dev(), about.ino(), about.size());
         Self { device, inode, size, modified: (about.mtime(), about.mtime_nsec()) }
     }
@@ -76,6 +78,8 @@ pub(super) struct Feed {
     is_sure: bool,
     /// Consumers that requests go by as lines say that were not taken yet; by the hashes of their names.
     ahead: HashSet<u64>,
+    /// A file with this stamp was whole, whether it was taken or refused.
+    whole: Option<Stamp>,
 }
 
 /// How urgent a look at the file is.
@@ -123,7 +127,7 @@ impl Feed {
     pub(super) fn new(path: PathBuf) -> Self {
         let shown = path.display().to_string();
         let (hasher, picture, ahead) = (RandomState::default(), Picture::default(), HashSet::default());
-        Self { path, shown, hasher, picture, length: 0, stamp: None, is_sure: false, ahead }
+        Self { path, shown, hasher, picture, length: 0, stamp: None, is_sure: false, ahead, whole: None }
     }
 
     /// Looks at the file, and makes what it says of the consumers that there are. Only what is given out as
@@ -132,7 +136,7 @@ impl Feed {
         let mut file = self.open()?;
         let about = file.metadata().map_err(|error| self.unreadable(&error))?;
         let stamp = Stamp::of(&about);
-        let age = about.modified().ok().and_then(|at| SystemTime::now().duration_since(at).ok());
+        let age = age(&about);
         let is_whole = stamp.size == self.length;
         if self.is_sure && self.stamp == Some(stamp) && is_whole && self.ahead.is_empty() {
             return Ok(Seen::Same);
@@ -146,6 +150,9 @@ impl Feed {
             && age.is_some_and(|age| age < patience)
         {
             return Ok(Seen::Unsettled);
+        }
+        if look != Look::Early {
+            self.whole = Some(stamp);
         }
         let is_sure = stamp.is_sure(age);
         let mut reading = Reading::new(self, index, layout);
@@ -173,6 +180,18 @@ impl Feed {
             Look::Quiet if is_shorter => Some(LONG_QUIET),
             Look::Quiet => Some(QUIET),
         }
+    }
+
+    /// Why another feed is not to begin with the file as it is: who writes it may not be done.
+    pub(super) fn under_way(&self) -> Option<Problems> {
+        let about = fs::metadata(&self.path).ok()?;
+        let stamp = Stamp::of(&about);
+        let is_taken = self.stamp == Some(stamp) && stamp.size == self.length;
+        let patience = if stamp.size < self.length { LONG_QUIET } else { QUIET };
+        let is_young = age(&about).is_some_and(|age| age < patience);
+        let is_unsure = is_young && !is_taken && self.whole != Some(stamp);
+        let message = format!("{} was just changed; {UNSURE}", self.shown);
+        is_unsure.then(|| self.problems(vec![self.problem(0, 0, &Path::default(), message)]))
     }
 
     /// Applies a change, and remembers what was seen if it can be.
@@ -286,6 +305,11 @@ impl Feed {
         });
         self.problems(list.collect())
     }
+}
+
+/// How long ago a file was changed; none if that is to come.
+fn age(about: &Metadata) -> Option<Duration> {
+    SystemTime::now().duration_since(about.modified().ok()?).ok()
 }
 
 /// Whether a line is about this consumer, with nothing wrong with it.

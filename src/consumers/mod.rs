@@ -18,7 +18,7 @@ use tollhouse_filters::filter::BuildError;
 use tollhouse_filters::identity::consumers::{Consumers, Index, Layout};
 use tollhouse_filters::identity::index;
 
-use self::feed::{Feed, Seen};
+use self::feed::{Feed, Seen, UNSURE};
 use crate::config::ConsumerList;
 use crate::source::Problems;
 
@@ -83,7 +83,7 @@ pub struct Faults {
 
 impl Roster {
     /// The consumers of a document whose paths begin at `base`; without one, files count as empty. `kept` goes on
-    /// where it is what the document asks for.
+    /// where it is what the document asks for; where it followed the same file, it knows whether that is whole.
     #[must_use]
     pub fn of(
         written: ConsumerList,
@@ -100,17 +100,18 @@ impl Roster {
             }
             ConsumerList::File(file) => {
                 let path = base.map(|base| base.join(&file.file)).unwrap_or_default();
-                let is_kept = |kept: &&Arc<Self>| {
-                    kept.file().is_some_and(|kept| kept == path) && *kept.consumers.layout() == layout
-                };
-                if let Some(kept) = kept.filter(is_kept) {
+                let kept = kept.filter(|kept| kept.file().is_some_and(|kept| kept == path));
+                if let Some(kept) = kept.filter(|kept| *kept.consumers.layout() == layout) {
                     return (kept.clone(), faults);
                 }
+                let unsure = kept.and_then(|kept| kept.file.as_ref()?.feed.lock().under_way());
                 let roster = Self {
                     consumers: Arc::new(Consumers::new(layout, Index::default())),
                     file: base.is_some().then(|| Source::new(path)),
                 };
-                if let Looked::Refused { problems, .. } = roster.look(Look::Settled) {
+                if let Some(problems) = unsure {
+                    faults.file = problems;
+                } else if let Looked::Refused { problems, .. } = roster.look(Look::Settled) {
                     faults.file = problems;
                 }
                 roster
@@ -185,6 +186,12 @@ impl Roster {
             }
         }
     }
+}
+
+/// Whether a file may be whole in a while, which nobody tells.
+#[must_use]
+pub fn is_passing(problems: &Problems) -> bool {
+    problems.list.iter().any(|problem| problem.message.ends_with(UNSURE))
 }
 
 /// Whether no line is to blame.

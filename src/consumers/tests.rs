@@ -39,12 +39,19 @@ fn known_by(name: &str, claim: &str) -> String {
 /// The roster of a document with these lines in its file, or what is wrong with them.
 fn read(folder: &TempDir, text: &str) -> (Arc<Roster>, Faults) {
     fs::write(folder.path().join("consumers.jsonl"), text).expect("written");
-    let document = "{version: 1, consumers: {file: consumers.jsonl},
-        identities: {keys: {type: api_key, from: [header:x-key]}, corp: {type: jwt}}}";
-    let node = parse(document, FileId(0), &Limits::default()).expect("YAML");
+    of(folder, "", None)
+}
+
+/// The roster of a document with further identities and the file in this folder, after another document's.
+fn of(folder: &TempDir, identities: &str, kept: Option<&Arc<Roster>>) -> (Arc<Roster>, Faults) {
+    let document = format!(
+        "{{version: 1, consumers: {{file: consumers.jsonl}},
+        identities: {{keys: {{type: api_key, from: [header:x-key]}}, corp: {{type: jwt}}{identities}}}}}"
+    );
+    let node = parse(&document, FileId(0), &Limits::default()).expect("YAML");
     let document: Document = from_node_all(&node).expect("a document");
     let layout = tollhouse_filters::identity::layout(&document.identities, &Default::default());
-    Roster::of(document.consumers, layout, Some(folder.path()), None)
+    Roster::of(document.consumers, layout, Some(folder.path()), kept)
 }
 
 impl Place {
@@ -273,6 +280,46 @@ fn a_file_that_was_emptied_is_left_alone_until_it_is_clear_that_nothing_comes() 
     file.set_modified(long_ago).expect("set");
     assert_eq!(place.look(Look::Quiet), "0 consumers");
     assert_eq!(place.owner("key-one"), None);
+}
+
+#[test]
+fn another_document_does_not_begin_with_half_a_file() {
+    let place = Place::with(&format!("{}{}", consumer("acme", ONE), consumer("globex", TWO)));
+    let other = || of(&place.folder, ", other: {type: jwt}", Some(&place.roster));
+    let next = || {
+        let (roster, faults) = other();
+        assert_eq!(faults.file.to_string(), "");
+        roster.consumers().load().len()
+    };
+    // This process may be held up for longer than a writer is waited for.
+    let is_left = |write: &dyn Fn()| {
+        (0..100).any(|_| {
+            write();
+            is_passing(&other().1.file)
+        })
+    };
+    // Both are there.
+    assert_eq!(next(), 2);
+    let half_a_line = || {
+        place.append("{");
+        assert_eq!(place.look(Look::Early), "same", "it was seen");
+    };
+    assert!(is_left(&half_a_line));
+    assert!(is_left(&|| fs::write(place.file(), consumer("acme", ONE)).expect("begun anew")));
+    assert_eq!(other().1.file.inputs, [place.file()], "it is watched");
+    let file = OpenOptions::new().write(true).open(place.file()).expect("there");
+    file.set_modified(SystemTime::now() - Duration::from_secs(11)).expect("set");
+    assert_eq!(next(), 1, "no more comes");
+    // Written anew, it may be longer than it was, and go on.
+    let lines = format!("{}{}{}", known_by("initech", "c"), consumer("acme", ONE), consumer("globex", TWO));
+    assert!(is_left(&|| fs::write(place.file(), &lines).expect("written")));
+    file.set_modified(SystemTime::now() - QUIET).expect("set");
+    assert_eq!(next(), 3, "its writer is silent");
+    // What was whole may be wrong for the document from before.
+    let line = known_by("initech", "c").replace("corp", "other");
+    assert!(is_left(&|| fs::write(place.file(), &line).expect("written")));
+    assert!(place.look(Look::Settled).contains("no identity is named `other`"));
+    assert_eq!(next(), 1);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Consumers in a file of their own, over sockets: changes are live without a reload.
 
+use std::fs::File;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -81,6 +82,23 @@ async fn a_file_written_anew_in_its_place_counts_when_it_is_whole() {
     std::fs::write(&file, consumer("globex", TWO)).expect("written");
     is_soon(&gateway, "key-one", 401).await;
     assert_eq!(status(gateway.address(), "key-two").await, 200);
+}
+
+#[tokio::test]
+async fn another_document_waits_until_a_file_that_is_written_anew_is_whole() {
+    let (gateway, file) = started(&format!("{}{}", consumer("acme", ONE), consumer("globex", TWO))).await;
+    let mut writer = File::create(&file).expect("begun anew");
+    writer.write_all(consumer("acme", ONE).as_bytes()).expect("written");
+    let document = DOCUMENT.replace("identities: {", "identities: {people: {type: basic}, ");
+    gateway.rewrite("{name: plain, address: \"127.0.0.1:0\"}", &document);
+    until("the refusal", || (gateway.said("more of it may be still to come") > 0).then_some(())).await;
+    assert_eq!(status(gateway.address(), "key-two").await, 200, "more may come");
+    drop(writer);
+    until("the reload", || (gateway.said("configuration reloaded") == 1).then_some(())).await;
+    assert_eq!(
+        (status(gateway.address(), "key-one").await, status(gateway.address(), "key-two").await),
+        (200, 401)
+    );
 }
 
 /// Lets the gateway open no more than so many files.
