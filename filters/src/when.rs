@@ -21,8 +21,10 @@ use crate::values::{FieldName, IpSet, Name};
 #[serde(deny_unknown_fields, default)]
 pub struct WhenSpec {
     /// Any of these path patterns matches.
+    #[serde(deserialize_with = "crate::values::at_least_one")]
     pub paths: Vec<PathPattern>,
     /// The method is one of these.
+    #[serde(deserialize_with = "crate::values::at_least_one")]
     pub methods: Vec<MethodName>,
     /// Each of these header fields matches.
     #[serde(deserialize_with = "crate::values::fields")]
@@ -34,14 +36,18 @@ pub struct WhenSpec {
     /// The client's address is in one of these ranges.
     pub client: Option<IpSet>,
     /// It is one of these consumers.
+    #[serde(deserialize_with = "crate::values::at_least_one")]
     pub consumer: Vec<String>,
     /// The consumer is in one of these groups.
+    #[serde(deserialize_with = "crate::values::at_least_one")]
     pub groups: Vec<String>,
     /// The consumer has one of these plans.
+    #[serde(deserialize_with = "crate::values::at_least_one")]
     pub plan: Vec<Name>,
     /// Each of these claims matches; of a claim that is a list, one entry.
     pub claims: BTreeMap<String, ValueMatch>,
     /// The request is for one of these versions of its service.
+    #[serde(deserialize_with = "crate::values::at_least_one")]
     pub version: Vec<String>,
     /// This expression in CEL holds, such as `request.path.startsWith('/old/')`.
     pub cel: Option<Expression>,
