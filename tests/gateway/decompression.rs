@@ -2,11 +2,14 @@
 
 use std::io::Write;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http::Request;
+use tokio::task::JoinSet;
 use tollhouse_filters::coding::encode::{Algorithm, Encoder};
 
-use crate::harness::{Answer, Gateway, H2c, Origin, Wire, noise};
+use crate::harness::{Answer, Gateway, H2c, Origin, Wire, noise, soon, until};
 
 async fn with_filters(origin: &Origin, filters: &str) -> Gateway {
     Gateway::start(&format!(
@@ -155,4 +158,81 @@ async fn bombs_are_refused_with_little_memory() {
     );
     client.send([head.as_bytes(), &bomb].concat()).await;
     assert_eq!(client.answer().await.map(|answer| answer.status), Ok(413));
+}
+
+/// With a single thread, and room for large bodies.
+async fn with_room(origin: &Origin, filters: &str) -> Gateway {
+    Gateway::start(&format!(
+        "server: {{threads: 1}}\nupstreams: [{{name: origin, backends: [{{address: \"{}\"}}]}}]\n\
+         routes: [{{name: all, upstream: origin, filters: [{filters}]}}]",
+        origin.address
+    ))
+    .await
+}
+
+/// A request with this body, in gzip; with its length, or in chunks of this size.
+fn upload(body: &[u8], chunks: Option<usize>) -> Vec<u8> {
+    let head = "POST / HTTP/1.1\r\nHost: a\r\nContent-Encoding: gzip\r\n";
+    let Some(size) = chunks else {
+        return [format!("{head}Content-Length: {}\r\n\r\n", body.len()).as_bytes(), body].concat();
+    };
+    let mut request = format!("{head}Transfer-Encoding: chunked\r\n\r\n").into_bytes();
+    for piece in body.chunks(size) {
+        request.extend([format!("{:x}\r\n", piece.len()).as_bytes(), piece, b"\r\n"].concat());
+    }
+    request.extend(b"0\r\n\r\n");
+    request
+}
+
+#[tokio::test]
+async fn bombs_before_an_origin_that_takes_nothing_cost_little_memory_together() {
+    // With a length it is one piece that waits; of chunks, which become 1 MiB each or half of that, several wait in a
+    // queue.
+    for (size, chunks, uploads, refusals) in
+        [(9 << 20, None, 32, 16), (24 << 20, Some(1_000), 32, 16), (24 << 20, Some(540), 64, 24)]
+    {
+        let (origin, _taken) = Origin::handing_over().await;
+        let gateway = with_room(&origin, "{decompress: {max_size: 32MiB, max_ratio: 10000}}").await;
+        let bomb = upload(&encoded(Algorithm::Gzip, &vec![0; size]), chunks);
+        let before = gateway.memory();
+        let refused = Arc::new(AtomicUsize::new(0));
+        let mut clients = JoinSet::new();
+        for _ in 0..uploads {
+            let mut client = Wire::connect(gateway.address()).await;
+            client.send(&bomb).await;
+            let refused = refused.clone();
+            clients.spawn(async move {
+                let answer = client.answer().await.expect("an answer");
+                assert_eq!((answer.status, answer.problem().as_str()), (503, "overloaded"));
+                refused.fetch_add(1, Ordering::SeqCst);
+            });
+        }
+        // Half of 128 MiB is for those that ask for much: seven have room there with a piece of 9 MiB each, and
+        // thirteen with five of 1 MiB, of which four are in the queue and one is being sent. Of pieces of half a MiB
+        // each may be little, but not five of them: some thirty have room.
+        for count in 1..=refusals {
+            until("another refusal", || (refused.load(Ordering::SeqCst) >= count).then_some(())).await;
+        }
+        let grown = gateway.memory().saturating_sub(before);
+        assert!(grown < 160 << 10, "grew by {grown} KiB");
+    }
+}
+
+#[tokio::test]
+async fn a_decoded_body_that_a_filter_holds_takes_nothing_from_other_decoders() {
+    const SIZE: usize = 40 << 20;
+    let (origin, mut taken) = Origin::handing_over().await;
+    let filters = "{decompress: {max_size: 48MiB, max_ratio: 10000}}, {buffer: {max: 48MiB}}";
+    let gateway = with_room(&origin, filters).await;
+    let request = upload(&encoded(Algorithm::Gzip, &vec![0; SIZE]), Some(1_000));
+    let mut held = Vec::new();
+    // Two of them are more than the half of 128 MiB that is for who asks for much.
+    for count in 1..=2 {
+        let mut client = Wire::connect(gateway.address()).await;
+        client.send(&request).await;
+        let mut wire = soon("the request", taken.recv()).await.expect("a connection");
+        let head = wire.head().await.expect("a head");
+        assert_eq!(head.field("content-length"), Some(SIZE.to_string().as_str()), "{count}");
+        held.push((client, wire));
+    }
 }

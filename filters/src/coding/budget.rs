@@ -86,6 +86,12 @@ impl Share {
         }
         grown
     }
+
+    /// Whether it could be so large if there were no others.
+    #[must_use]
+    pub fn could_be(&self, bytes: u64) -> bool {
+        bytes <= self.budget.limit / 2
+    }
 }
 
 impl Drop for Share {
@@ -118,6 +124,7 @@ mod tests {
         assert!(first.grow(1000) && first.grow(900), "it is no smaller than it was");
         assert!(second.grow(280) && !second.grow(281), "that is half of it");
         assert!(little.grow(10) && !little.grow(11), "the other half is for who holds little");
+        assert!(little.could_be(1280) && !little.could_be(1281));
         drop(first);
         assert!(second.grow(1270) && !second.grow(1271));
         drop((second, little));

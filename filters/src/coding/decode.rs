@@ -2,7 +2,8 @@
 //!
 //! Hardened against untrusted senders: what a decoder holds is bounded by the window of its coding
 //! (gzip 32 KiB, zstd 8 MiB by RFC 9659, Brotli 16 MiB by RFC 7932), what all of them hold by a
-//! [`Budget`], and what one gives out by [`Limits`].
+//! [`Budget`], with the pieces that came out of them and wait to be sent, and what one gives out by
+//! [`Limits`].
 
 use std::sync::Arc;
 
@@ -29,6 +30,8 @@ const INFLATE_BYTES: u64 = 48 << 10;
 const ZSTD_BYTES: u64 = 192 << 10;
 /// What a decoder of Brotli writes to beside its window, at most: which trees are for which bytes.
 const BR_MAPS_BYTES: u64 = 32 << 10;
+/// A piece of a body that nobody decodes is as large, and counts for nothing.
+const PLAIN_BYTES: u64 = 64 << 10;
 
 /// A content coding that can be decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -72,7 +75,7 @@ pub struct Limits {
 pub enum Fault {
     /// It is not what its coding says, or ends too early.
     Malformed,
-    /// More comes out of it than the limits allow.
+    /// More comes out of it than the limits allow, or than there could be memory for.
     TooLarge,
     /// Others hold what there is of the budget.
     NoMemory,
@@ -83,7 +86,26 @@ pub struct Decoder {
     stages: Vec<Stage>,
     limits: Limits,
     taken: u64,
+    budget: Arc<Budget>,
+    /// Of what the decoder itself holds.
     share: Share,
+    /// Of what came out last.
+    last: Option<Arc<Share>>,
+    /// Each piece that came out and is still held has a clone of it.
+    pieces: Arc<()>,
+}
+
+/// What came out of a piece, a share of the budget for as long as anybody holds it.
+struct Waiting {
+    bytes: Bytes,
+    _share: Arc<Share>,
+    _piece: Arc<()>,
+}
+
+impl AsRef<[u8]> for Waiting {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 struct Stage {
@@ -140,7 +162,8 @@ impl Decoder {
     /// No memory.
     pub fn within(budget: &Arc<Budget>, codings: &[Coding], limits: Limits) -> std::io::Result<Self> {
         let stages = codings.iter().rev().map(|coding| Stage::new(*coding)).collect::<Result<_, _>>()?;
-        Ok(Self { stages, limits, taken: 0, share: budget.share() })
+        let (share, pieces) = (budget.share(), Arc::new(()));
+        Ok(Self { stages, limits, taken: 0, budget: budget.clone(), share, last: None, pieces })
     }
 
     /// Decodes a piece; nothing may come out of it yet.
@@ -148,6 +171,8 @@ impl Decoder {
     /// # Errors
     /// See [`Fault`]; the decoder is of no use then.
     pub fn piece(&mut self, piece: &[u8]) -> Result<Bytes, Fault> {
+        // Whoever asks for more has sent that, or holds it still.
+        self.last = None;
         self.afford()?;
         self.taken += piece.len() as u64;
         let by_ratio = self.taken.saturating_mul(u64::from(self.limits.ratio)).max(ALWAYS_FINE);
@@ -157,13 +182,48 @@ impl Decoder {
             bytes = stage.piece(&bytes, limit)?.into();
         }
         self.afford()?;
-        Ok(bytes)
+        self.counted(bytes)
     }
 
     /// Takes of the budget what it holds by now.
     fn afford(&mut self) -> Result<(), Fault> {
-        let held: u64 = self.stages.iter().map(Stage::memory).sum();
-        if self.share.grow(held) { Ok(()) } else { Err(Fault::NoMemory) }
+        let held = self.held();
+        if self.share.grow(held) { Ok(()) } else { Err(self.refusal(held)) }
+    }
+
+    fn held(&self) -> u64 {
+        self.stages.iter().map(Stage::memory).sum()
+    }
+
+    /// Takes of the budget what came out of a piece. Several may wait in a queue, each of them as it is; of one that
+    /// was copied to be sent only this knows, until there is another one.
+    fn counted(&mut self, piece: Bytes) -> Result<Bytes, Fault> {
+        let beyond = (piece.len() as u64).saturating_sub(PLAIN_BYTES);
+        if beyond == 0 {
+            return Ok(piece);
+        }
+        // One alone may be little. Each of those behind it would be as well, and all of them much.
+        let share = if Arc::strong_count(&self.pieces) == 1 {
+            let mut share = self.budget.share();
+            share.grow(beyond).then_some(share)
+        } else {
+            self.budget.take(beyond)
+        };
+        let Some(share) = share.map(Arc::new) else { return Err(self.refusal(self.held() + beyond)) };
+        self.last = Some(share.clone());
+        Ok(Bytes::from_owner(Waiting { bytes: piece, _share: share, _piece: self.pieces.clone() }))
+    }
+
+    /// Why there is not so much.
+    fn refusal(&self, bytes: u64) -> Fault {
+        // Without others it would be no better.
+        if self.share.could_be(bytes) { Fault::NoMemory } else { Fault::TooLarge }
+    }
+
+    /// Ends it; what it gave last may still wait to be sent, and counts until this is dropped.
+    #[must_use]
+    pub fn into_waiting(self) -> Option<Arc<Share>> {
+        self.last
     }
 
     /// The body ends here; one without a single byte is fine.

@@ -194,7 +194,8 @@ fn decoders_hold_no_more_than_their_budget_together() {
         let (whole, budget) = (encoded(coding, &body), Arc::new(Budget::new(2 << 20)));
         let begin = || {
             let mut decoder = Decoder::within(&budget, &[coding], WIDE).expect("memory");
-            decoder.piece(&whole[..whole.len() - 4]).map(|_| decoder)
+            let mut pieces = whole[..whole.len() - 4].chunks(997);
+            pieces.try_for_each(|piece| decoder.piece(piece).map(drop)).map(|()| decoder)
         };
         let mut under_way = Vec::new();
         let fault = loop {
@@ -208,6 +209,72 @@ fn decoders_hold_no_more_than_their_budget_together() {
         under_way.pop();
         assert!(begin().is_ok(), "{coding:?}");
     }
+}
+
+#[test]
+fn what_came_out_of_a_piece_counts_for_as_long_as_it_may_wait() {
+    let budget = Arc::new(Budget::new(2 << 20));
+    for coding in [Coding::Gzip, Coding::Deflate] {
+        let bomb = encoded(coding, &vec![0; 900 << 10]);
+        let decoded = || {
+            let mut decoder = Decoder::within(&budget, &[coding], WIDE).expect("memory");
+            decoder.piece(&bomb).map(|_| decoder)
+        };
+        let first = decoded().expect("there is memory for one");
+        assert_eq!(decoded().err(), Some(Fault::NoMemory), "{coding:?}");
+        let waiting = first.into_waiting();
+        assert_eq!(decoded().err(), Some(Fault::NoMemory), "{coding:?}");
+        drop(waiting);
+        // As much waits of any body.
+        let small = encoded(coding, &vec![0; 64 << 10]);
+        let mut under_way = Vec::new();
+        for _ in 0..100 {
+            let mut decoder = Decoder::within(&budget, &[coding], WIDE).expect("memory");
+            decoder.piece(&small).expect("there is memory for many");
+            under_way.push(decoder.into_waiting());
+        }
+        assert!(decoded().is_ok(), "{coding:?}");
+    }
+}
+
+#[test]
+fn all_pieces_that_wait_in_a_queue_count() {
+    let budget = Arc::new(Budget::new(2 << 20));
+    let begun = || Decoder::within(&budget, &[Coding::Gzip], WIDE).expect("memory");
+    // Members, each of which is a piece of its own (RFC 1952 s2.2).
+    let member = encoded(Coding::Gzip, &vec![0; 300 << 10]);
+    let mut decoder = begun();
+    for _ in 0..20 {
+        assert!(decoder.piece(&member).is_ok(), "those before it are gone");
+    }
+    let mut queue: Vec<_> = (0..4).map(|_| decoder.piece(&member).expect("there is memory for it")).collect();
+    assert_eq!(decoder.piece(&member), Err(Fault::NoMemory));
+    drop(decoder);
+    assert_eq!(begun().piece(&member), Err(Fault::NoMemory), "they wait, whatever became of their decoder");
+    let rest = queue.pop().map(|piece| piece.slice(1000..));
+    assert_eq!(begun().piece(&member), Err(Fault::NoMemory), "a part of a piece is all of it");
+    drop(rest);
+    assert!(begun().piece(&member).is_ok());
+}
+
+#[test]
+fn of_a_queue_one_piece_may_be_of_the_half_that_is_kept_for_who_holds_little() {
+    let budget = Arc::new(Budget::new(64 << 20));
+    let much = budget.take(32 << 20).expect("the first half");
+    let begun = || Decoder::within(&budget, &[Coding::Gzip], WIDE).expect("memory");
+    let member = encoded(Coding::Gzip, &vec![0; 300 << 10]);
+    let mut decoder = begun();
+    for _ in 0..3 {
+        assert!(decoder.piece(&member).is_ok(), "that is little, and those before it are gone");
+    }
+    let first = decoder.piece(&member).expect("that is little");
+    assert_eq!(decoder.piece(&member), Err(Fault::NoMemory), "two of them are not");
+    let mut other = begun();
+    assert!(other.piece(&member).is_ok(), "others are not its fault");
+    drop(much);
+    let queue: Vec<_> = (0..4).map(|_| other.piece(&member)).collect();
+    assert!(queue.iter().all(Result::is_ok), "there is room in the first half");
+    drop(first);
 }
 
 #[test]

@@ -18,23 +18,24 @@
 //!
 //! Hardened against untrusted clients: over `max_size` or `max_ratio` is a 413, with at most that much
 //! decoded, and windows of up to 8 MiB (zstd) and 16 MiB (Brotli). All bodies under way together cost
-//! 128 MiB at most, each about what came out of it, up to its window: further ones are answered 503.
+//! 128 MiB at most, each about what came out of it, up to its window, and what is beyond 64 KiB of each
+//! of its pieces that wait for the upstream: further ones are answered 503.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use pingora_http::RequestHeader;
+use pingora_http::{RequestHeader, ResponseHeader};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::coding::budget::Budget;
+use crate::coding::budget::{Budget, Share};
 use crate::coding::decode::{Coding, Decoder, Fault, Limits};
 use crate::context::{Context, Slot, Verdict};
 use crate::filter::{Build, BuildError, Filter};
 use crate::outcome::{FilterError, Outcome};
-use crate::phase::{OnRequest, OnRequestChunk, OnUpstreamRequest, Phases};
+use crate::phase::{OnRequest, OnRequestChunk, OnResponse, OnUpstreamRequest, Phases};
 use crate::problem::{BAD_REQUEST, BODY_TOO_LARGE, OVERLOADED, Problem, UNSUPPORTED_CODING};
 use crate::values::ByteSize;
 
@@ -86,6 +87,10 @@ struct Body {
     codings: Vec<Coding>,
     /// Made for the first piece.
     decoder: Option<Box<Decoder>>,
+    /// Of what may still wait for the upstream when all is decoded.
+    waiting: Option<Arc<Share>>,
+    /// The answer has begun.
+    answered: bool,
 }
 
 /// What tells something about the encoded bytes.
@@ -117,7 +122,8 @@ impl Decompress {
         Ok(Phases::new()
             .on_request(filter.clone())
             .on_request_chunk(filter.clone())
-            .on_upstream_request(filter))
+            .on_upstream_request(filter.clone())
+            .on_response(filter))
     }
 }
 
@@ -139,7 +145,7 @@ impl OnRequest for Decompress {
             request.remove_header(name);
         }
         ctx.decide(Verdict::Changed, "decodes the body", &[]);
-        ctx.set_slot(self.body, Body { codings, decoder: None });
+        ctx.set_slot(self.body, Body { codings, ..Body::default() });
         Ok(Outcome::Continue)
     }
 }
@@ -167,7 +173,11 @@ impl OnRequestChunk for Decompress {
             .and_then(|decoded| if end { decoder.finish().map(|()| decoded) } else { Ok(decoded) });
         match decoded {
             Ok(decoded) => {
-                body.decoder = (!end).then_some(decoder);
+                if end {
+                    body.waiting = decoder.into_waiting().filter(|_| !body.answered);
+                } else {
+                    body.decoder = Some(decoder);
+                }
                 *chunk = decoded;
                 Ok(Outcome::Continue)
             }
@@ -187,11 +197,32 @@ impl OnUpstreamRequest for Decompress {
         if ctx.slot(self.body).is_none() {
             return Ok(());
         }
-        // An earlier attempt may have decoded a part of the body.
-        ctx.slot_mut(self.body).decoder = None;
+        // An earlier attempt may have decoded a part of the body, which then is gone.
+        let body = ctx.slot_mut(self.body);
+        body.decoder = None;
+        body.answered = false;
+        drop(body.waiting.take());
         let empty = request.headers.get(header::CONTENT_LENGTH).is_some_and(|length| length == "0");
         if !empty {
             request.remove_header(&header::CONTENT_LENGTH);
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl OnResponse for Decompress {
+    async fn on_response(
+        &self,
+        _: &RequestHeader,
+        _: &mut ResponseHeader,
+        ctx: &mut Context,
+    ) -> Result<(), FilterError> {
+        // Who answers has nearly always taken everything, and may go on to answer for hours.
+        if ctx.slot(self.body).is_some() {
+            let body = ctx.slot_mut(self.body);
+            body.answered = true;
+            drop(body.waiting.take());
         }
         Ok(())
     }

@@ -119,11 +119,51 @@ async fn a_body_for_which_there_is_no_memory_is_a_503_until_another_one_is_throu
     let packed = encoded(Algorithm::Br, &body);
     let (begin, end) = packed.split_at(packed.len() - 4);
     let mut first = chain.send(post("br")).await;
-    let mut out = first.request_piece(begin, false).expect("there is memory for one").to_vec();
+    let mut out = Vec::new();
+    for piece in begin.chunks(100) {
+        out.extend_from_slice(&first.request_piece(piece, false).expect("there is memory for one"));
+    }
     assert_eq!(pass(&mut chain.send(post("br")).await, &packed), Err(503));
     out.extend_from_slice(&first.request_piece(end, true).expect("it has what it needs"));
     assert_eq!(out, body);
     assert_eq!(pass(&mut chain.send(post("br")).await, &packed), Ok(body));
+}
+
+#[tokio::test]
+async fn what_the_last_piece_becomes_takes_memory_until_it_is_sent_or_answered() {
+    let chain = chain_of(&Registry::default().with::<Tight>(), "- decompress: {}").expect("builds");
+    let (bomb, larger) =
+        (encoded(Algorithm::Gzip, &vec![0; 400 << 10]), encoded(Algorithm::Gzip, &vec![0; 900 << 10]));
+    let mut first = chain.send(post("gzip")).await;
+    assert_eq!(first.request_piece(&bomb, true).map(|body| body.len()), Ok(400 << 10));
+    assert_eq!(chain.send(post("gzip")).await.request_piece(&bomb, true).err(), Some(503));
+    drop(first);
+    assert_eq!(chain.send(post("gzip")).await.request_piece(&larger, true).err(), Some(413), "it never fits");
+    let mut next = chain.send(post("gzip")).await;
+    assert!(next.request_piece(&bomb, true).is_ok());
+    // What an attempt sent is gone with it.
+    next.attempt(2).await;
+    assert!(next.request_piece(&bomb, true).is_ok());
+    assert_eq!(chain.send(post("gzip")).await.request_piece(&bomb, true).err(), Some(503));
+    // Nor does a long answer hold on to it.
+    next.answered(200, &[]).await;
+    assert!(chain.send(post("gzip")).await.request_piece(&bomb, true).is_ok());
+}
+
+#[tokio::test]
+async fn what_the_last_piece_becomes_takes_no_memory_where_the_answer_has_begun() {
+    let chain = chain_of(&Registry::default().with::<Tight>(), "- decompress: {}").expect("builds");
+    let bomb = encoded(Algorithm::Gzip, &vec![0; 400 << 10]);
+    let (begin, rest) = bomb.split_at(10);
+    let mut early = chain.send(post("gzip")).await;
+    assert!(early.request_piece(begin, false).is_ok());
+    early.answered(200, &[]).await;
+    assert_eq!(early.request_piece(rest, true).map(|body| body.len()), Ok(400 << 10));
+    assert!(chain.send(post("gzip")).await.request_piece(&bomb, true).is_ok());
+    // Another attempt is not answered yet.
+    early.attempt(2).await;
+    assert!(early.request_piece(&bomb, true).is_ok());
+    assert_eq!(chain.send(post("gzip")).await.request_piece(&bomb, true).err(), Some(503));
 }
 
 #[tokio::test]
