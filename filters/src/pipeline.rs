@@ -79,6 +79,12 @@ impl Step {
         Self { filter, instance, declared, phases, when, continue_on_error, dry_run, counters }
     }
 
+    /// Whether it has a `when`.
+    #[must_use]
+    pub fn is_conditional(&self) -> bool {
+        self.when.is_some()
+    }
+
     /// Whether what it provides can be relied on: it always runs and always enforces.
     #[must_use]
     pub fn is_unconditional(&self) -> bool {
@@ -238,6 +244,8 @@ pub struct Stack(Arc<Layers>);
 /// What all requests of a route and a listener share.
 struct Layers {
     pipelines: [Arc<Pipeline>; 3],
+    /// Steps that stand before already, as those of a chain that two lists name do: one bit each.
+    repeated: [u64; 3],
     /// What any step sees, looked at once: most requests have nobody who sees anything.
     request_body: bool,
     request_chunks: bool,
@@ -260,8 +268,15 @@ impl Stack {
             response: any(|pipeline| &pipeline.response),
             response_chunks: any(|pipeline| &pipeline.response_chunk),
             finish: any(|pipeline| &pipeline.finish),
+            repeated: repeated(&pipelines),
             pipelines,
         }))
+    }
+
+    /// Whether the step at this place of a pipeline stands before it already. A filter has one place for what it
+    /// keeps of a request, so that it sees a request once, where it stands first.
+    fn is_repeated(&self, pipeline: usize, step: usize) -> bool {
+        self.0.repeated[pipeline] & (1 << step) != 0
     }
 
     /// The pipelines, the listener's first.
@@ -314,6 +329,21 @@ impl Stack {
             .flat_map(|pipeline| &*pipeline.steps)
             .any(|step| step.declared.answers_preflight)
     }
+}
+
+fn repeated(pipelines: &[Arc<Pipeline>; 3]) -> [u64; 3] {
+    let mut repeated = [0; 3];
+    let mut before: Vec<&Arc<Step>> = Vec::new();
+    for (repeated, pipeline) in repeated.iter_mut().zip(pipelines) {
+        for (at, step) in pipeline.steps.iter().enumerate() {
+            if before.iter().any(|known| Arc::ptr_eq(known, step)) {
+                *repeated |= 1 << at;
+            } else {
+                before.push(step);
+            }
+        }
+    }
+    repeated
 }
 
 impl Step {

@@ -1,10 +1,11 @@
-//! Which facts hold where: a filter that needs one must come after a filter that establishes it.
+//! Which facts hold where: a filter that needs one must come after a filter that establishes it. And which filters
+//! must not come before or after which others, or twice.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
 use tollhouse_filters::filter::Fact;
-use tollhouse_filters::pipeline::Pipeline;
+use tollhouse_filters::pipeline::{Pipeline, Step};
 
 /// The first of these facts that nothing in pipelines that run one after the other establishes.
 fn missing<'a>(needs: &[Fact], pipelines: impl IntoIterator<Item = &'a Arc<Pipeline>>) -> Option<Fact> {
@@ -31,17 +32,80 @@ pub(super) fn unmet<'a>(pipelines: impl IntoIterator<Item = &'a Arc<Pipeline>>) 
     None
 }
 
-/// What decides who may have an answer.
-const GATES: [&str; 4] = ["authenticate", "authorize", "forward_auth", "ip_access"];
+/// On which side of a filter others must not stand.
+struct Order {
+    filter: &'static str,
+    /// Whether that is before it, or after it.
+    before: bool,
+    others: &'static [&'static str],
+    /// What is wrong with them there.
+    told: &'static str,
+}
 
-/// What the user is told of the first gate behind a cache in pipelines that run one after the other: stored answers
-/// would pass it by.
-fn behind_cache<'a>(pipelines: impl IntoIterator<Item = &'a Arc<Pipeline>>) -> Option<String> {
-    let mut steps = pipelines.into_iter().flat_map(|pipeline| pipeline.steps());
-    steps.find(|step| step.filter == "cache")?;
-    let instance = &steps.find(|step| GATES.contains(&step.filter))?.instance;
-    let told = "stands behind a `cache`, which would answer those that it refuses; write it before";
-    Some(format!("filter `{instance}` {told}"))
+const ORDERS: [Order; 3] = [
+    // What decides who may have an answer.
+    Order {
+        filter: "cache",
+        before: false,
+        others: &["authenticate", "authorize", "forward_auth", "ip_access"],
+        told: "stands behind a `cache`, which would answer those that it refuses; write it before",
+    },
+    Order {
+        filter: "cache",
+        before: true,
+        others: &["mirror"],
+        told: "stands before a `cache`, where nobody knows yet what the upstream gets; write it behind",
+    },
+    Order {
+        filter: "decompress",
+        before: true,
+        others: &["mirror"],
+        told: "stands before a `decompress`, where bodies have a coding still; write it behind",
+    },
+];
+
+impl Order {
+    /// The first of these steps that stands where it must not.
+    fn wrong<'s>(&self, steps: &[&'s Arc<Step>]) -> Option<&'s Arc<Step>> {
+        let is_it = |step: &&Arc<Step>| step.filter == self.filter;
+        let side = match self.before {
+            true => &steps[..steps.iter().rposition(is_it)?],
+            false => &steps[steps.iter().position(is_it)?..],
+        };
+        side.iter().find(|step| self.others.contains(&step.filter)).copied()
+    }
+}
+
+/// What the user is told of the first step that stands where it must not, in pipelines that run one after the
+/// other.
+fn misplaced<'a>(pipelines: impl IntoIterator<Item = &'a Arc<Pipeline>>) -> Option<String> {
+    let mut steps: Vec<&Arc<Step>> = Vec::new();
+    for step in pipelines.into_iter().flat_map(|pipeline| pipeline.steps()) {
+        // One that stands there again does not run again.
+        match steps.iter().position(|known| Arc::ptr_eq(known, step)) {
+            None => steps.push(step),
+            Some(first) => {
+                if let Some(told) = missed(step, &steps[first + 1..]) {
+                    return Some(format!("filter `{}` {told}", step.instance));
+                }
+            }
+        }
+    }
+    let wrong = |order: &Order| Some(format!("filter `{}` {}", order.wrong(&steps)?.instance, order.told));
+    ORDERS.iter().find_map(wrong)
+}
+
+/// What is wrong with a step that stands there again, where it might do something else if it ran, as these ran since.
+fn missed(step: &Step, since: &[&Arc<Step>]) -> Option<String> {
+    if step.is_conditional() {
+        let told =
+            "runs only where it stands first, and its `when` may say something else here; write it once";
+        return Some(told.to_owned());
+    }
+    // Who calls may be known now, or be another one.
+    let tells = |step: &Step| step.filter == "authenticate" || !step.declared.provides.is_empty();
+    let who = &since.iter().find(|step| tells(step))?.instance;
+    Some(format!("runs only where it stands first, before `{who}` tells who calls; write it once"))
 }
 
 /// What the user is told of a route's way through the pipelines of its listener, its service and its own, and of
@@ -54,7 +118,7 @@ pub(super) fn wrong(pipelines: [&Arc<Pipeline>; 3], keys: &[(String, &[Fact])]) 
         let fact = missing(needs, pipelines)?;
         Some(format!("{key} needs {fact}, but nothing before it establishes that"))
     };
-    behind_cache(pipelines)
+    misplaced(pipelines)
         .or_else(|| unmet().map(|(instance, fact)| message(&instance, fact)))
         .or_else(|| keys.iter().find_map(lacking))
 }

@@ -177,6 +177,33 @@ fn a_chain_on_two_routes_is_one_instance_with_one_state() {
 }
 
 #[test]
+fn a_chain_that_several_lists_of_a_request_name_runs_where_it_stands_first() {
+    let snapshot =
+        compiles("[{chain: edge}]", ["[{count: {}}, {chain: edge}, {chain: edge}]", "[{chain: edge}]"]);
+    let again = "chain:edge/count#0 it stands before already";
+    assert_eq!(notes(&snapshot, "/a"), ["chain:edge/count#0 1", "route:a/count#0 1", again, again]);
+    assert_eq!(notes(&snapshot, "/b"), ["chain:edge/count#0 2", again]);
+}
+
+#[test]
+fn a_filter_that_stands_twice_must_not_depend_on_which_of_the_places_is_meant() {
+    let chained = |chain: &str, listener: &str, route: &str| {
+        let text = document(listener, ["[]", route]).replace("[{count: {}}]", chain);
+        compile(&text).err().unwrap_or_default().join("\n")
+    };
+    let counted = "[{count: {}}]";
+    assert_eq!(chained(counted, "[{knows: {}}, {chain: edge}]", "[{chain: edge}]"), "");
+    let told = chained(counted, "[{chain: edge}]", "[{knows: {}}, {chain: edge}]");
+    let where_it_is = "t.yaml:8:5: routes[1]: filter `chain:edge/count#0` runs only where it stands first, ";
+    assert_eq!(told, format!("{where_it_is}before `route:b/knows#0` tells who calls; write it once"));
+    let limited = "[{count: {}, when: {headers: {x-zone: private}}}]";
+    let told = chained(limited, "[{chain: edge}]", "[{chain: edge}]");
+    let why = "and its `when` may say something else here; write it once";
+    assert_eq!(told, format!("{where_it_is}{why}"));
+    assert_eq!(chained(limited, "[]", "[{chain: edge}]"), "");
+}
+
+#[test]
 fn a_filter_written_twice_is_two_instances() {
     let snapshot = compiles("[]", ["[{count: {}}, {count: {}}]", "[{count: {}}]"]);
     assert_eq!(notes(&snapshot, "/a"), ["route:a/count#0 1", "route:a/count#1 1"]);

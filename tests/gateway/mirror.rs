@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::harness::{Gateway, Origin, Wire, get, noise, refusing, request};
+use crate::harness::{Gateway, Head, Origin, Wire, get, noise, refusing, request};
 
 /// A route whose requests are copied. Its way is direct for requests without a body.
 async fn mirrored(origin: &Origin, target: std::net::SocketAddr, options: &str) -> Gateway {
@@ -76,6 +76,34 @@ async fn a_copy_has_no_credentials_that_are_for_the_upstream_alone() {
         assert_eq!(origin.head().all("authorization"), ["Basic Z3c6czNjcmV0"], "{filters}");
         let copy = shadow.head();
         assert_eq!((copy.field("authorization"), copy.field("x-a")), (None, Some("1")), "{filters}");
+    }
+}
+
+#[tokio::test]
+async fn behind_a_cache_only_what_that_does_not_hold_is_copied_as_the_upstream_gets_it() {
+    let (origin, shadow) = (Origin::echo().await, Origin::echo().await);
+    let gateway = Gateway::administered(&format!(
+        "upstreams:\n- {{name: origin, backends: [{{address: \"{}\"}}]}}\n\
+         - {{name: shadow, backends: [{{address: \"{}\"}}]}}\n\
+         routes:\n- name: all\n  upstream: origin\n  filters: [{{rewrite: {{strip_prefix: /api}}}}, \
+         {{cache: {{ttl: 60s}}}}, {{mirror: {{upstream: shadow}}, name: shadowing}}]",
+        origin.address, shadow.address
+    ))
+    .await;
+    for (path, count) in [("/api/a", 1), ("/api/b", 2)] {
+        for _ in 0..3 {
+            assert_eq!(get(gateway.address(), path).await.status, 200);
+        }
+        copies(&gateway, "answered", count).await;
+    }
+    let (seen, copied) = (origin.heads(), shadow.heads());
+    let lines = |heads: &[Head]| heads.iter().map(|head| head.line.clone()).collect::<Vec<_>>();
+    assert_eq!(seen.iter().map(Head::target).collect::<Vec<_>>(), ["/a", "/b"]);
+    assert_eq!(lines(&seen), lines(&copied));
+    for (seen, copied) in seen.iter().zip(&copied) {
+        for name in ["host", "via", "x-forwarded-for", "traceparent"] {
+            assert_eq!(seen.field(name), copied.field(name), "{name}");
+        }
     }
 }
 
@@ -181,6 +209,26 @@ async fn answers_are_compared_and_examples_tell_what_differs_without_values() {
         assert_eq!(request(gateway.address(), "GET /", "").await.status, 200);
         let mirror = until_compared(&gateway, 1).await;
         assert_eq!(mirror["different"].as_u64(), Some(different), "{mirror}");
+    }
+}
+
+#[tokio::test]
+async fn the_cookie_by_which_clients_stay_with_a_backend_is_no_difference() {
+    let same = json("200 OK", "", "{}");
+    for direct in [true, false] {
+        let (origin, shadow) = (Origin::answering(same.clone()).await, Origin::answering(same.clone()).await);
+        let gateway = Gateway::administered(&format!(
+            "upstreams:\n- {{name: origin, balance: {{sticky: {{cookie: lb, secret: s3cret}}}}, \
+             backends: [{{address: \"{}\"}}]}}\n- {{name: shadow, backends: [{{address: \"{}\"}}]}}\n\
+             routes:\n- name: all\n  upstream: origin\n  direct: {direct}\n  \
+             filters: [{{mirror: {{upstream: shadow, diff: {{}}}}, name: shadowing}}]",
+            origin.address, shadow.address
+        ))
+        .await;
+        let answer = get(gateway.address(), "/").await;
+        assert!(answer.field("set-cookie").is_some_and(|cookie| cookie.starts_with("lb=")), "{answer:?}");
+        let mirror = until_compared(&gateway, 1).await;
+        assert_eq!(mirror["different"].as_u64(), Some(0), "{mirror}");
     }
 }
 

@@ -61,8 +61,8 @@ impl Entered {
         })
     }
 
-    /// Runs the request phase of every step that is not yet through it, in written order; stops at the first
-    /// answer, and at a cache.
+    /// Runs the request phase of every step that is not yet through it, in written order, and each once; stops at
+    /// the first answer, and at a cache.
     pub async fn request(
         &mut self,
         stack: &Stack,
@@ -75,6 +75,10 @@ impl Entered {
             for (at, step) in pipeline.steps.iter().enumerate().skip(from) {
                 self.next = (nth, at + 1);
                 ctx.enter_step(step.filter, &step.instance);
+                if stack.is_repeated(nth, at) {
+                    ctx.decide(Verdict::Skipped, "it stands before already", &[]);
+                    continue;
+                }
                 match step.when.as_ref().map_or(Ok(true), |when| when.holds(request, ctx)) {
                     Ok(true) => {}
                     Ok(false) => {
@@ -106,11 +110,11 @@ impl Entered {
     /// step runs.
     pub fn answered_early(&mut self, stack: &Stack, request: &RequestHeader, ctx: &Context) {
         for (nth, pipeline) in stack.pipelines().iter().enumerate().take(2) {
-            for at in pipeline.response.iter().chain(&pipeline.response_chunk) {
-                let step = &pipeline.steps[usize::from(*at)];
+            for at in pipeline.response.iter().chain(&pipeline.response_chunk).map(|at| usize::from(*at)) {
+                let step = &pipeline.steps[at];
                 let runs = step.when.as_ref().is_none_or(|when| when.holds(request, ctx) == Ok(true));
-                if runs && !step.dry_run {
-                    self.add(nth, usize::from(*at));
+                if runs && !step.dry_run && !stack.is_repeated(nth, at) {
+                    self.add(nth, at);
                 }
             }
         }

@@ -1,7 +1,9 @@
 //! In which order steps run, and which of them.
 
+use std::sync::Arc;
+
 use tollhouse_filters::context::Verdict;
-use tollhouse_filters::pipeline::{MAX_STEPS, Pipeline};
+use tollhouse_filters::pipeline::{MAX_STEPS, Pipeline, Stack, Step};
 use tollhouse_filters::registry::Registry;
 
 use super::harness::{Probe, gateway, probes};
@@ -47,6 +49,28 @@ async fn a_reply_goes_back_through_the_steps_entered_and_no_others() {
     assert_eq!(run.journal()[..3], lines("a request, dry request, c request"));
     let ended = run.ctx.ended_by.expect("the step that ended it");
     assert_eq!((ended.filter, &*ended.instance), ("probe", "c"));
+}
+
+#[tokio::test]
+async fn a_step_that_stands_in_several_places_takes_part_where_it_stands_first() {
+    let mut gateway = probes("[{probe: {}, name: a}, {probe: {}, name: b}]");
+    let [none, _, own] = gateway.stack.pipelines().clone();
+    let (a, b) = (own.steps()[0].clone(), own.steps()[1].clone());
+    let list = |steps: &[&Arc<Step>]| Arc::new(Pipeline::new(steps.iter().copied().cloned().collect()));
+    for lists in [
+        [list(&[&a]), list(&[&a, &b]), own.clone()],
+        [none.clone(), list(&[&a, &a]), list(&[&b, &a])],
+        [own.clone(), own.clone(), own.clone()],
+    ] {
+        gateway.stack = Stack::new(lists);
+        let (mut run, status) = gateway.send("/").await;
+        assert_eq!((status, run.journal()), (None, lines("a request, b request")));
+        assert_eq!(run.request_piece("x", true).as_deref(), Ok("x"));
+        assert_eq!(run.response().await, Ok(2));
+        run.finish(200);
+        let rest = "a request chunk, b request chunk, b response, a response, b finish 200, a finish 200";
+        assert_eq!(run.journal()[2..], lines(rest));
+    }
 }
 
 #[tokio::test]

@@ -107,18 +107,19 @@ async fn tenants_and_instances_never_share_state_or_slots() {
 }
 
 #[tokio::test]
-async fn one_instance_in_two_places_is_one_state() {
+async fn one_instance_in_two_places_is_one_state_and_runs_once() {
     let first = gateway(&registry(), ["[]", "[]", "[{count: {}, name: a}]"]);
     // The same pipeline for the listener and the route, as a chain named twice gives it.
-    let mut twice = first.begin("/");
+    let mut once = first.begin("/");
     let mut both = gateway(&registry(), ["[]", "[]", "[]"]);
     let [_, _, own] = first.stack.pipelines();
     both.stack = Stack::new([own.clone(), first.stack.pipelines()[0].clone(), own.clone()]);
     let mut run = both.begin("/");
     run.request().await;
-    twice.request().await;
-    assert_eq!(run.journal(), ["a 1 1", "a 2 2"]);
-    assert_eq!(twice.journal(), ["a 3 1"], "a new request has new slots");
+    once.request().await;
+    let again = ("a".to_owned(), Verdict::Skipped, "it stands before already".to_owned());
+    assert_eq!((run.journal(), run.verdicts().pop()), (vec!["a 1 1".to_owned()], Some(again)));
+    assert_eq!(once.journal(), ["a 2 1"], "a new request has new slots");
 }
 
 #[tokio::test]

@@ -11,7 +11,8 @@
 //! are not copied.
 //!
 //! What `upstream_auth` writes is for the upstream of the request alone, and what it takes away is for no upstream: no
-//! copy has either, whichever of the two stands first. Only what is behind a `cache` is not known before it.
+//! copy has either, whichever of the two stands first. Before a `cache`, where nobody knows yet whether and how the
+//! upstream is asked, and before a `decompress`, where bodies are coded still, it is refused.
 //!
 //! With `diff`, both answers are compared: status, fields, and bodies, as JSON where both are. Fields that tell of a
 //! connection or a moment (`Date`, `Age`, `Via` and the like) do not count. Bodies that have a content coding or are
