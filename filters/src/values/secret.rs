@@ -2,10 +2,12 @@
 
 use std::fmt;
 
+use serde::de::{Deserializer, Error, Visitor};
 use serde::{Serialize, Serializer};
 use zeroize::Zeroizing;
 
-use super::scalar::{self, Scalar};
+use super::scalar::{self, Refused, Scalar};
+use crate::tree::SECRET;
 
 const HIDDEN: &str = "***";
 
@@ -40,8 +42,29 @@ impl Scalar for Secret {
 
 // Not the macro: what `Display` writes is no secret that could be read back.
 impl<'de> serde::Deserialize<'de> for Secret {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // By this name, what reads documents knows that no message may quote the text.
+        deserializer.deserialize_newtype_struct(SECRET, Hidden)
+    }
+}
+
+/// Reads a secret under its name.
+struct Hidden;
+
+impl<'de> Visitor<'de> for Hidden {
+    type Value = Secret;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(Secret::EXPECTED)
+    }
+
+    fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<Secret, D::Error> {
         scalar::deserialize(deserializer)
+    }
+
+    // Some deserialisers give what they have, whatever is asked for.
+    fn visit_str<E: Error>(self, text: &str) -> Result<Secret, E> {
+        Secret::read(text).ok_or_else(|| E::custom(Refused(Secret::EXPECTED)))
     }
 }
 
@@ -79,6 +102,7 @@ impl fmt::Debug for Secret {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tree::{FileId, Limits, from_node, parse};
 
     #[test]
     fn a_secret_is_never_printed_or_serialised() {
@@ -95,6 +119,15 @@ mod tests {
             let error = serde_json::from_str::<Secret>(text).unwrap_err().to_string();
             assert!(error.starts_with("expected a secret"), "{error}");
             assert!(!error.contains("313"), "{error}");
+        }
+    }
+
+    #[test]
+    fn no_message_about_a_document_quotes_a_secret() {
+        for text in ["31337", "-3133.7", "true", "'   '"] {
+            let node = parse(text, FileId(0), &Limits::default()).expect("valid YAML");
+            let error = from_node::<Secret>(&node).expect_err("no secret").to_string();
+            assert_eq!(error, format!("1:1: expected {}", Secret::EXPECTED));
         }
     }
 }
