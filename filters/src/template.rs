@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 use std::ops::Range;
 
-use http::HeaderName;
+use http::{HeaderName, HeaderValue};
 use pingora_http::RequestHeader;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, de};
@@ -48,6 +48,8 @@ pub enum Variable {
     Host,
     /// `request.path`: normalised
     Path,
+    /// `request.whole_path`: with a version that was taken off it
+    WholePath,
     /// `request.query`: without `?`
     Query,
     /// `route`
@@ -72,7 +74,7 @@ pub enum Variable {
     Claim(Box<str>),
 }
 
-const PLAIN: [(&str, Variable); 13] = [
+const PLAIN: [(&str, Variable); 14] = [
     ("client.address", Variable::ClientAddress),
     ("listener", Variable::Listener),
     ("request.id", Variable::RequestId),
@@ -80,6 +82,7 @@ const PLAIN: [(&str, Variable); 13] = [
     ("request.scheme", Variable::Scheme),
     ("request.host", Variable::Host),
     ("request.path", Variable::Path),
+    ("request.whole_path", Variable::WholePath),
     ("request.query", Variable::Query),
     ("route", Variable::Route),
     ("service", Variable::Service),
@@ -129,6 +132,33 @@ impl Template {
             Part::Variable(variable) => Some(variable),
             Part::Text(_) => None,
         })
+    }
+
+    /// The texts between its variables, in order.
+    pub fn texts(&self) -> impl Iterator<Item = &str> {
+        self.parts.iter().filter_map(|part| match part {
+            Part::Text(text) => Some(&**text),
+            Part::Variable(_) => None,
+        })
+    }
+
+    /// Whether a header field can hold what is written in it; what is filled in there always fits.
+    #[must_use]
+    pub fn fits_a_field(&self) -> bool {
+        self.texts().all(|text| HeaderValue::from_bytes(text.as_bytes()).is_ok())
+    }
+
+    /// The text with this in the place of each variable.
+    #[must_use]
+    pub fn filled_with(&self, value: &str) -> String {
+        let mut out = String::with_capacity(self.written.len());
+        for part in &self.parts {
+            out.push_str(match part {
+                Part::Text(text) => text,
+                Part::Variable(_) => value,
+            });
+        }
+        out
     }
 
     /// The captures that it fills in.
@@ -217,7 +247,7 @@ impl Variable {
     }
 
     fn is_part_of_urls(&self) -> bool {
-        matches!(self, Self::Scheme | Self::Host | Self::Path | Self::Query)
+        matches!(self, Self::Scheme | Self::Host | Self::Path | Self::WholePath | Self::Query)
     }
 
     fn part_of_url<'a>(&'a self, request: &'a RequestHeader, ctx: &'a Context) -> Cow<'a, str> {
@@ -251,6 +281,7 @@ impl Variable {
             Self::Scheme => Some(ctx.scheme.as_str()),
             Self::Host => ctx.host.as_deref(),
             Self::Path => Some(ctx.path.matched()),
+            Self::WholePath => Some(ctx.whole_path.as_deref().unwrap_or_else(|| ctx.path.wire())),
             Self::Query => request.uri.query(),
             Self::Route => Some(&*ctx.route),
             Self::Service => ctx.service.as_deref(),
@@ -352,6 +383,18 @@ mod tests {
             rendered("<${client.address}|${header.x-tenant}|${query.q}>", "/?q=1%202", Escape::Text),
             "<192.0.2.1|a b|1 2>"
         );
+    }
+
+    #[test]
+    fn the_whole_path_has_the_version_that_was_taken_off() {
+        let (request, mut ctx) = request("GET", "/users/a;b=c");
+        let paths = Template::parse("${request.path} ${request.whole_path}").expect("a valid template");
+        let rendered = |ctx: &Context, escape| paths.render(&request, ctx, escape);
+        assert_eq!(rendered(&ctx, Escape::Url), "/users/a;b=c /users/a;b=c");
+        assert_eq!(rendered(&ctx, Escape::Text), "/users/a /users/a;b=c");
+        ctx.whole_path = Some("/v2/users/a;b=c".into());
+        assert_eq!(rendered(&ctx, Escape::Url), "/users/a;b=c /v2/users/a;b=c");
+        assert_eq!(rendered(&ctx, Escape::Text), "/users/a /v2/users/a;b=c");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use http::Request;
+use tollhouse_filters::coding::encode::{Algorithm, Encoder};
 
 use crate::direct::framed;
 use crate::harness::{Gateway, H2c, Origin, Wire, get, noise, request, soon};
@@ -235,6 +236,51 @@ async fn a_redirect_keeps_the_query() {
     .await;
     let answer = get(gateway.address(), "/a/b?c=d").await;
     assert_eq!((answer.status, answer.field("location")), (308, Some("https://new.test/a/b?c=d")));
+}
+
+#[tokio::test]
+async fn a_redirect_keeps_the_version_in_the_path_or_leads_to_another() {
+    let moved = "{redirect: {to: \"/v2${request.path}\"}, when: {headers: {x-new: {present: true}}}}";
+    let filter = "{redirect: {to: \"https://new.test${request.whole_path}\", status: 308}}";
+    let service = "{name: users, versioning: {from: [path], default: '1'}, \
+                   versions: {'1': {upstream: u}, '2': {upstream: u}}}";
+    let rest = format!(
+        "upstreams: [{{name: u, backends: [{{address: \"127.0.0.1:9\"}}]}}]\nservices: [{service}]\n\
+         routes: [{{name: users, service: users, match: {{paths: [\"/users/*\"]}}}}]"
+    );
+    let listener = format!("{{name: plain, address: \"127.0.0.1:0\", filters: [{moved}, {filter}]}}");
+    let directory = tempfile::TempDir::new().expect("a directory");
+    let gateway = Gateway::within(directory, &listener, &rest).await;
+    for path in ["/v2/users/7?a=b", "/users/7"] {
+        let (answer, to) = (get(gateway.address(), path).await, format!("https://new.test{path}"));
+        assert_eq!((answer.status, answer.field("location")), (308, Some(to.as_str())));
+    }
+    let answer = request(gateway.address(), "GET /v1/users/7?a=b", "X-New: 1\r\n").await;
+    assert_eq!((answer.status, answer.field("location")), (302, Some("/v2/users/7?a=b")));
+}
+
+#[tokio::test]
+async fn a_chain_of_a_listener_and_of_a_route_runs_once() {
+    let origin = Origin::echo().await;
+    let edge =
+        "[{concurrency: {per: ip, limit: 1}}, {decompress: {}}, {headers: {response: {add: {x-edge: one}}}}]";
+    let rest = format!(
+        "chains: {{edge: {edge}}}\nupstreams: [{{name: origin, backends: [{{address: \"{}\"}}]}}]\n\
+         routes: [{{name: all, upstream: origin, filters: [{{chain: edge}}]}}]",
+        origin.address
+    );
+    let listener = "{name: plain, address: \"127.0.0.1:0\", filters: [{chain: edge}]}";
+    let directory = tempfile::TempDir::new().expect("a directory");
+    let gateway = Gateway::within(directory, listener, &rest).await;
+    let packed = Encoder::new(Algorithm::Gzip, 5).and_then(|encoder| encoder.finish(b"plain"));
+    let packed = packed.expect("encodes");
+    let mut client = Wire::connect(gateway.address()).await;
+    let head = "POST / HTTP/1.1\r\nHost: a\r\nContent-Encoding: gzip\r\n";
+    client.send(format!("{head}Content-Length: {}\r\n\r\n", packed.len())).await;
+    client.send(&packed).await;
+    let answer = client.answer().await.expect("an answer");
+    assert!(answer.status == 200 && answer.body.ends_with(b"plain"), "{answer:?}");
+    assert_eq!(answer.field("x-edge"), Some("one"));
 }
 
 #[tokio::test]

@@ -101,11 +101,12 @@ impl Edits {
         let fixed = |fields: BTreeMap<FieldName, Template>| {
             let parse = |(name, template): (FieldName, Template)| {
                 let name = allowed(side, name)?;
+                let unfit =
+                    || BuildError::at(side, format!("the value of `{name}` cannot stand in a header field"));
                 let value = match template.literal() {
-                    Some(text) => HeaderValue::from_str(text).map(Value::Fixed).map_err(|_| {
-                        BuildError::at(side, format!("the value of `{name}` cannot stand in a header field"))
-                    })?,
-                    None => Value::Made(template),
+                    Some(text) => HeaderValue::from_str(text).map(Value::Fixed).map_err(|_| unfit())?,
+                    None if template.fits_a_field() => Value::Made(template),
+                    None => return Err(unfit()),
                 };
                 Ok((name, value))
             };
@@ -213,6 +214,29 @@ mod tests {
     async fn a_value_from_the_request_cannot_split_the_header_section() {
         let chain = chain("- headers: {request: {set: {x-q: '${query.q}'}}}");
         chain.send(get("/?q=a%0D%0Ax-evil:%201")).await.continues().request_header("x-q", "ax-evil: 1");
+    }
+
+    #[test]
+    fn values_that_no_field_can_hold_are_refused_whatever_is_filled_in() {
+        for value in [r"a\0", r"${client.address}\n", r"by\r\n${client.address}", r"${query.q}\x7f"] {
+            for (side, how) in [("request", "set"), ("response", "add")] {
+                let said = refused(&format!("- headers: {{{side}: {{{how}: {{x-a: \"{value}\"}}}}}}"));
+                assert!(
+                    said.contains("the value of `x-a` cannot stand in a header field"),
+                    "{value}: {said}"
+                );
+            }
+        }
+        // A folded text ends with the end of its line (YAML 1.2.2 s8.1.1.2).
+        let folded = "- headers:\n    request:\n      set:\n        x-a: >\n          by ${client.address}\n";
+        assert!(refused(folded).contains("x-a"));
+    }
+
+    #[tokio::test]
+    async fn tabs_and_other_letters_may_stand_around_what_is_filled_in() {
+        let chain = chain("- headers: {request: {set: {x-a: \"caf\u{e9}\\t${client.address}\"}}}");
+        let head = chain.send(get("/")).await.continues().attempt(1).await;
+        assert_eq!(head.headers["x-a"].as_bytes(), "caf\u{e9}\t192.0.2.1".as_bytes());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `redirect`: sends the client elsewhere; also a route's action.
 //!
 //! ```yaml
-//! - redirect: {to: "https://${request.host}${request.path}", status: 308}
+//! - redirect: {to: "https://${request.host}${request.whole_path}", status: 308}
 //! ```
 
 use std::sync::Arc;
@@ -59,6 +59,9 @@ impl Filter for Redirect {
                 "expected a URL or a path, such as `https://${request.host}/new`",
             ));
         }
+        if !options.to.fits_a_field() {
+            return Err(BuildError::at("to", "has a line break or another control character"));
+        }
         build.fills_in(&options.to);
         Ok(Phases::new().on_request(Arc::new(Self(options))))
     }
@@ -110,9 +113,32 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_version_that_was_taken_off_the_path_is_kept_or_becomes_another() {
+        let versioned = || get("/users?x=1").with(|ctx| ctx.whole_path = Some("/v2/users".into()));
+        for (to, location) in [
+            ("https://new.test${request.whole_path}", "https://new.test/v2/users?x=1"),
+            ("/v3${request.path}", "/v3/users?x=1"),
+        ] {
+            let chain = chain(&format!("- redirect: {{to: '{to}', status: 308}}"));
+            chain.send(versioned()).await.responds(308).header("location", location);
+        }
+    }
+
+    #[tokio::test]
     async fn a_value_cannot_become_another_host() {
         let chain = chain("- redirect: {to: '/${query.next}', keep_query: false}");
         chain.send(get("/?next=/evil.test")).await.responds(302).header("location", "/%2Fevil.test");
+    }
+
+    #[test]
+    fn a_target_that_no_field_can_hold_is_refused() {
+        for to in [r"/new\n", r"https://new.test${request.path}\n", r"/\x01${query.q}"] {
+            let said = refused(&format!("- redirect: {{to: \"{to}\"}}"));
+            assert!(said.contains("control character"), "{to}: {said}");
+        }
+        // A folded text ends with the end of its line (YAML 1.2.2 s8.1.1.2).
+        let folded = "- redirect:\n    to: >\n      https://new.test${request.path}\n";
+        assert!(refused(folded).contains("line break"));
     }
 
     #[test]

@@ -63,7 +63,8 @@ impl Filter for Respond {
         let headers: Vec<(HeaderName, Template)> =
             options.headers.into_iter().map(|(name, value)| (name.into(), value)).collect();
         for (name, value) in &headers {
-            if value.literal().is_some_and(|text| HeaderValue::from_str(text).is_err()) {
+            let unfit = value.literal().is_some_and(|text| HeaderValue::from_str(text).is_err());
+            if unfit || !value.fits_a_field() {
                 return Err(BuildError::at(
                     "headers",
                     format!("the value of `{name}` cannot stand in a header field"),
@@ -129,6 +130,9 @@ mod tests {
 
     #[test]
     fn header_values_that_no_field_can_hold_are_refused() {
-        assert!(refused("- respond: {headers: {x-a: \"a\\0b\"}}").contains("x-a"));
+        for value in [r"a\0b", r"${request.id}\n", r"by\r\n${client.address}"] {
+            let said = refused(&format!("- respond: {{headers: {{x-a: \"{value}\"}}}}"));
+            assert!(said.contains("the value of `x-a` cannot stand in a header field"), "{value}: {said}");
+        }
     }
 }

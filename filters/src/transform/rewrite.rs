@@ -68,8 +68,11 @@ impl Filter for Rewrite {
             }
             _ => {}
         }
-        options.path.iter().for_each(|path| build.fills_in(path));
         let rules = build.path_rules();
+        if let Some(path) = &options.path {
+            check(path, &rules.of_values())?;
+            build.fills_in(path);
+        }
         let filter = Self {
             strip: prefix("strip_prefix", options.strip_prefix, &rules)?,
             add: prefix("add_prefix", options.add_prefix, &rules)?,
@@ -78,6 +81,17 @@ impl Filter for Rewrite {
         };
         Ok(Phases::new().on_request(Arc::new(filter)))
     }
+}
+
+/// Refuses a path that no request could get, whatever is filled in.
+fn check(path: &Template, rules: &PathRules) -> Result<(), BuildError> {
+    if path.texts().any(|text| text.contains(['?', '#'])) {
+        return Err(BuildError::at("path", "expected a path without `?` and `#`; the query stays as it is"));
+    }
+    // As good as any value: two digits of an escape too.
+    normalize(&path.filled_with("aa"), rules)
+        .map(drop)
+        .map_err(|error| BuildError::at("path", format!("expected a path such as `/v2/users`: {error}")))
 }
 
 /// A normalised prefix without its last slash; empty when none was written.
@@ -210,5 +224,24 @@ mod tests {
         assert!(refused("- rewrite: {}").contains("nothing to rewrite"));
         assert!(refused("- rewrite: {path: /a, strip_prefix: /b}").contains("whole path"));
         assert!(refused("- rewrite: {path: a}").contains("starts with"));
+    }
+
+    #[test]
+    fn a_path_that_no_request_could_get_is_refused() {
+        for (path, why) in [
+            ("/search?q=${path.q}", "without `?`"),
+            ("/a#${path.part}", "without `?` and `#`"),
+            ("/a/../b", "a dot segment"),
+            ("/./${path.id}", "a dot segment"),
+            ("/a%2Fb", "an escaped slash"),
+            ("/${path.id}/c%5C", "an escaped slash or a backslash"),
+            ("/50%/${path.id}", "an invalid percent-escape"),
+        ] {
+            let said = refused(&format!("- rewrite: {{path: '{path}'}}"));
+            assert!(said.starts_with("path: expected a path") && said.contains(why), "{path}: {said}");
+        }
+        for path in ["/v2${request.path}", "/a..${path.id}", "/%${query.hex}", "/a%3Fb;v=1/${path.id}", "/"] {
+            let _ = chain(&format!("- rewrite: {{path: '{path}'}}"));
+        }
     }
 }
