@@ -5,6 +5,7 @@
 //! key path. YAML 1.2.2 with the core schema (s10.3), less the parts that surprise: no merge keys,
 //! no tags of one's own, one document a file.
 
+mod brackets;
 mod collect;
 mod de;
 mod error;

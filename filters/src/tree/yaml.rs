@@ -7,14 +7,15 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle, Tag};
 
+use super::brackets::Padded;
 use super::{Error, FileId, Key, Mark, Node, Path, Resolved, Scalar, Step, Value, scalar};
 
 /// No document nests deeper, whatever the limits say: recursion over a tree must fit any stack.
 const MAX_DEPTH: usize = 128;
 /// Errors of one document that are worth reading.
 const MAX_ERRORS: usize = 100;
-/// Bytes that are read again at most because of brackets.
-const MAX_REREAD: usize = 64 << 20;
+/// How often a document is read with all its brackets moved; after the first time it is known which are in texts.
+const MAX_GUESSES: usize = 3;
 /// Keys of one map up to which comparing each with each beats hashing.
 const SMALL_MAP: usize = 16;
 
@@ -42,53 +43,57 @@ impl Default for Limits {
 /// The first syntax error or exceeded limit, after every duplicate or unusable key before it.
 pub fn parse(text: &str, file: FileId, limits: &Limits) -> Result<Arc<Node>, Vec<Error>> {
     check_text(text, file, limits).map_err(|error| vec![error])?;
-    let mut padded = Padded { text: text.into(), added: HashMap::new(), work: 0 };
-    loop {
-        match read(&padded, file, limits) {
-            Err((_, Some(bracket))) if padded.pad(bracket) => {}
-            read => return read.map_err(|(errors, _)| errors),
-        }
+    let mut padded = Padded::new(text);
+    let mut found = read(&padded, file, limits);
+    if found.bracket.is_none() {
+        return found.root;
     }
-}
-
-/// A document with brackets moved to the right: `saphyr-parser` refuses some of those that close a list or map at the
-/// column of its key (YAML 1.2.2 s8.2.3 does too), but many editors and formatters write them there.
-struct Padded<'a> {
-    text: Cow<'a, str>,
-    /// Spaces added, by line.
-    added: HashMap<usize, usize>,
-    /// Bytes read again.
-    work: usize,
-}
-
-impl Padded<'_> {
-    /// Moves the bracket at this place; not if there is none, or that has been done too often.
-    fn pad(&mut self, at: Marker) -> bool {
-        let place = self.text.char_indices().nth(at.index());
-        let Some((place, ']' | '}')) = place else { return false };
-        self.work += self.text.len();
-        if self.work > MAX_REREAD {
-            return false;
-        }
-        *self.added.entry(at.line()).or_default() += 1;
-        self.text.to_mut().insert(place, ' ');
-        true
+    // All brackets at once, where that will do, else one by one.
+    let guessed = match read_moved(text, file, limits) {
+        Some(Ok(root)) => return Ok(root),
+        guessed => guessed,
+    };
+    while found.bracket.is_some_and(|bracket| padded.pad(bracket)) {
+        found = read(&padded, file, limits);
     }
+    guessed.filter(|_| padded.is_given_up()).unwrap_or(found.root)
 }
 
-/// What was read; or why not, and where a bracket stands too far to the left.
-fn read(
-    padded: &Padded<'_>,
-    file: FileId,
-    limits: &Limits,
-) -> Result<Arc<Node>, (Vec<Error>, Option<Marker>)> {
+/// Reads a document in which all brackets that lines begin with are moved, but for those in texts; none where they
+/// are too many.
+fn read_moved(text: &str, file: FileId, limits: &Limits) -> Option<Result<Arc<Node>, Vec<Error>>> {
+    let mut texts = HashSet::new();
+    for _ in 0..MAX_GUESSES {
+        let found = read(&Padded::moved(text, &texts)?, file, limits);
+        if found.texts.is_empty() {
+            return Some(found.root);
+        }
+        // What is wrong may be so because of these.
+        texts.extend(found.texts);
+    }
+    None
+}
+
+/// What was read.
+struct Found {
+    root: Result<Arc<Node>, Vec<Error>>,
+    /// Where a bracket stands too far to the left, so that no more was read.
+    bracket: Option<Marker>,
+    /// Lines with a moved bracket that is a part of a text.
+    texts: Vec<usize>,
+}
+
+fn read(padded: &Padded<'_>, file: FileId, limits: &Limits) -> Found {
     let mut builder = Builder::new(file, limits, &padded.added);
     let mut parser = Parser::new_from_str(&padded.text);
-    let mut bracket = None;
+    let (mut bracket, mut texts) = (None, Vec::new());
     let done = loop {
         match parser.next_event() {
             None | Some(Ok((Event::StreamEnd, _))) => break Ok(()),
             Some(Ok((event, span))) => {
+                if let Event::Scalar(_, style, ..) = &event {
+                    texts.extend(padded.in_scalar(*style, span));
+                }
                 if let Err(error) = builder.event(event, builder.mark(&span.start)) {
                     break Err(error);
                 }
@@ -101,10 +106,9 @@ fn read(
     };
     let mut errors = builder.errors;
     errors.extend(done.err());
-    if !errors.is_empty() {
-        return Err((errors, bracket));
-    }
-    Ok(builder.root.unwrap_or_else(|| Node::null(Mark { file, line: 1, column: 1 })))
+    let nothing = || Node::null(Mark { file, line: 1, column: 1 });
+    let root = if errors.is_empty() { Ok(builder.root.unwrap_or_else(nothing)) } else { Err(errors) };
+    Found { root, bracket, texts }
 }
 
 /// Reads one document from bytes that should be UTF-8.

@@ -250,6 +250,34 @@ fn a_bracket_may_close_at_the_column_of_the_key() {
 }
 
 #[test]
+fn a_long_document_may_have_many_such_brackets() {
+    let list = |at: usize| format!("k{at}: [\n  \"{}\",\n]\n", "x".repeat(190));
+    let lists: String = (0..1_000).map(list).collect();
+    assert!(lists.len() > 200_000);
+    let texts = "a: |\n  {\n  \"b\": [\n  ]\n  }\nc: >-\n  ]\n  d\ne: \"f\n  ]\"\ng: h\n  ] i\n\
+                 j: |\n\n  ]\n  k\nl: | # why\n  }\n  m\n";
+    for whole in [format!("{lists}{texts}"), format!("{texts}{lists}")] {
+        let root = tree(&whole);
+        let text = |key: &str| root.get(key).and_then(|node| node.as_str()).expect("a text").to_owned();
+        assert_eq!((text("a").as_str(), text("c").as_str()), ("{\n\"b\": [\n]\n}\n", "] d"));
+        assert_eq!((text("e").as_str(), text("g").as_str()), ("f ]", "h ] i"));
+        assert_eq!((text("j").as_str(), text("l").as_str()), ("\n]\nk\n", "}\nm\n"));
+        let last = root.find(&path(&["k999", "0"])).expect("an item");
+        assert_eq!(last.at.column, 3);
+    }
+    let odd = format!("{lists}a: 1\n]\n");
+    assert!(refused(&odd)[0].starts_with("3002:1: "), "{:?}", refused(&odd));
+}
+
+#[test]
+fn a_carriage_return_alone_ends_a_line_too() {
+    // YAML 1.2.2 s5.4.
+    let root = tree("#a\r#b\r#c\r\nk: [\n  \"x\",\n]\na: |\n  {\n  ]\n");
+    let text = |steps: &[&str]| root.find(&path(steps)).and_then(|node| node.as_str()).map(str::to_owned);
+    assert_eq!((text(&["a"]).as_deref(), text(&["k", "0"]).as_deref()), (Some("{\n]\n"), Some("x")));
+}
+
+#[test]
 fn what_only_looks_like_a_bracket_stays_as_it_is() {
     let root = tree("a: |\n  ]\nb: \"x\n  ]\"\nc: [\n  \"]\"\n]\n");
     let text =
