@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, SystemTime};
@@ -11,6 +12,7 @@ use tokio::sync::oneshot;
 
 use super::{people, tls};
 use crate::cache::Cache;
+use crate::consumers::{QUIET, is_passing};
 use crate::door::{self, Desk, HeadLimits};
 use crate::observe::metrics;
 use crate::proxy::Budget;
@@ -24,6 +26,9 @@ const SETTLED: Duration = Duration::from_millis(1500);
 /// How often certificates that end soon are warned about.
 const REMIND: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// Longest target that can be read; just short of the most that the document may allow, as nobody writes such a number.
+const LONGEST_TARGET: u64 = 65_534;
+
 /// What a new snapshot sets beside itself.
 pub(super) struct Applied {
     pub(super) desk: Desk,
@@ -33,8 +38,11 @@ pub(super) struct Applied {
     pub(super) people: people::Stirs,
 }
 
+/// A reload is wanted and, perhaps, its outcome.
+type Wish = Option<oneshot::Sender<Arc<Reloaded>>>;
+
 /// Asks for a reload and, if wanted, for its outcome.
-pub(super) type Requests = mpsc::Sender<Option<oneshot::Sender<Arc<Reloaded>>>>;
+pub(super) type Requests = mpsc::Sender<Wish>;
 
 /// Starts the thread that reloads, and what wakes it.
 pub(super) fn start(
@@ -43,7 +51,7 @@ pub(super) fn start(
     snapshot: &Snapshot,
     hangups: UnboundedReceiver<()>,
 ) -> Requests {
-    let (requests, received) = mpsc::channel::<Option<oneshot::Sender<Arc<Reloaded>>>>();
+    let (requests, received) = mpsc::channel::<Wish>();
     let changed = requests.clone();
     let watch = Watch::start(snapshot.inputs(), move || drop(changed.send(None)));
     let watch = watch.inspect_err(|error| log::error!("cannot watch the configuration: {error}")).ok();
@@ -54,10 +62,12 @@ pub(super) fn start(
     on_hangup(hangups, requests.clone());
     remind_of_certificates(reloader.clone());
     spawn("reload", move || {
-        while let Ok(asked) = received.recv() {
+        let mut again = false;
+        while let Ok(asked) = next(&received, again) {
             // Several wishes are one reload.
             let answers: Vec<_> = asked.into_iter().chain(received.try_iter().flatten()).collect();
             let outcome = Arc::new(reloader.reload());
+            again = matches!(&*outcome, Reloaded::Refused { problems, .. } if is_passing(problems));
             applied.apply(&reloader, &outcome, watch.as_ref());
             for answer in answers {
                 let _ = answer.send(outcome.clone());
@@ -65,6 +75,17 @@ pub(super) fn start(
         }
     });
     requests
+}
+
+/// The next wish; after a while nobody's, where it has to be tried again.
+fn next(received: &mpsc::Receiver<Wish>, again: bool) -> Result<Wish, RecvTimeoutError> {
+    if !again {
+        return received.recv().map_err(|_| RecvTimeoutError::Disconnected);
+    }
+    match received.recv_timeout(QUIET) {
+        Err(RecvTimeoutError::Timeout) => Ok(None),
+        wish => wish,
+    }
 }
 
 impl Applied {
@@ -103,10 +124,15 @@ impl Applied {
         self.desk.tls.store(Arc::new(tls::by_id(snapshot)));
         tls::export(snapshot, &self.desk.observe.registry);
         self.budget.set_limit(snapshot.server.limits.buffered_bytes.get());
+        if snapshot.caches.is_none() {
+            // What is in a directory goes too, also in one that is given up now.
+            self.cache.set_used(false);
+        }
         if let Err(error) = super::furnish(self.cache.store(), &snapshot.server.cache) {
             log::error!("cannot use the directory of `server.cache.disk`, it stays as it was: {error}");
         }
         self.cache.share(shared_by(snapshot));
+        self.cache.set_used(snapshot.caches.is_some());
         let log = &snapshot.observability.access_log;
         if let Err(error) = self.desk.observe.reopen(&log.format, &log.to, &log.redact) {
             log::error!("cannot open the access log, the old one stays: {error}");
@@ -153,7 +179,7 @@ pub(super) fn head_limits(snapshot: &Snapshot) -> HeadLimits {
     HeadLimits {
         header_bytes: limits.header_bytes.get(),
         header_count: limits.header_count.get(),
-        uri_bytes: limits.uri_bytes.get(),
+        uri_bytes: limits.uri_bytes.get().min(LONGEST_TARGET),
         header_timeout: limits.header_timeout.get(),
         idle_timeout: limits.idle_timeout.get(),
         body_timeout: limits.body_timeout.get(),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use crate::harness::cached::{Cached, numbered};
-use crate::harness::{Answer, refused_to_start};
+use crate::harness::{Answer, refused_to_start, soon};
 
 const FRESH: &str = "cache-control: max-age=3600\r\n";
 const LARGE: usize = 700 << 10;
@@ -152,9 +152,16 @@ async fn an_upgrade_hands_the_directory_over() {
     let (code, said) = cached.gateway.upgrade().await;
     assert_eq!(code, Some(0), "{said}");
     assert!(cached.gateway.ended().await.success());
-    // The new process looks again and again whether the old one has ended.
-    cached.counts("/disk/entries", 1).await;
-    let answer = cached.get("/large").await;
+    // The new process looks again and again whether the old one has ended, and then what there is.
+    let taken_over = async {
+        loop {
+            let answer = cached.send("GET /large", "Cache-Control: only-if-cached\r\n").await;
+            if answer.status == 200 {
+                break answer;
+            }
+        }
+    };
+    let answer = soon("the directory", taken_over).await;
     assert!(is_hit(&answer) && answer.body == body, "{:?}", answer.head);
     assert_eq!(cached.asked(), 1);
 }

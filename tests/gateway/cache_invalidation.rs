@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use tempfile::TempDir;
+
 use crate::harness::cached::{Cached, numbered};
-use crate::harness::{Gateway, Origin, exchange, get};
+use crate::harness::{Gateway, Origin, exchange, get, soon};
 
 const FRESH: &str = "cache-control: max-age=3600\r\n";
 
@@ -103,8 +105,8 @@ async fn what_an_answer_names_is_taken_out_too_if_it_is_of_the_same_origin() {
     }
 }
 
-#[tokio::test]
-async fn a_change_that_is_hedged_takes_out_what_is_stored_too() {
+/// An origin that numbers what it answers to GET, and how many that was.
+async fn numbering() -> (Origin, Arc<AtomicUsize>) {
     let asked = Arc::new(AtomicUsize::new(0));
     let count = asked.clone();
     let origin = Origin::new(move |mut wire| {
@@ -119,8 +121,73 @@ async fn a_change_that_is_hedged_takes_out_what_is_stored_too() {
                 .await;
             }
         }
-    })
-    .await;
+    });
+    (origin.await, asked)
+}
+
+#[tokio::test]
+async fn what_changes_while_no_filter_is_a_cache_is_not_served_from_before() {
+    let (origin, asked) = numbering().await;
+    let with = |filters: &str| {
+        format!(
+            "upstreams: [{{name: o, backends: [{{address: \"{}\"}}]}}]\n\
+             routes: [{{name: a, upstream: o, filters: [{filters}]}}]",
+            origin.address
+        )
+    };
+    let gateway = Gateway::administered(&with("cache: {}")).await;
+    let reload = async |filters: &str| {
+        gateway.rewrite_administered(&with(filters));
+        assert_eq!(gateway.ask_admin("POST /api/reload", "").await.status, 200);
+    };
+    for _ in 0..2 {
+        assert_eq!(get(gateway.address(), "/").await.text(), "answer 1");
+    }
+    reload("cors: {origins: ['*']}").await;
+    let change = "PUT / HTTP/1.1\r\nHost: example.test\r\nContent-Length: 3\r\n\r\nnew";
+    assert_eq!(exchange(gateway.address(), change).await.expect("an answer").status, 204);
+    reload("cache: {}").await;
+    for _ in 0..2 {
+        assert_eq!(get(gateway.address(), "/").await.text(), "answer 2");
+    }
+    // While there is one, a reload keeps what is stored.
+    reload("cache: {}, cors: {origins: ['*']}").await;
+    assert_eq!(get(gateway.address(), "/").await.text(), "answer 2");
+    assert_eq!(asked.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn what_is_on_disk_goes_too_with_the_last_cache_though_its_directory_is_given_up_with_it() {
+    let (origin, asked) = numbering().await;
+    let folder = TempDir::new().expect("a temporary directory");
+    let with = |server: &str, filters: &str| {
+        format!(
+            "server: {{cache: {{{server}}}}}\n\
+             upstreams: [{{name: o, backends: [{{address: \"{}\"}}]}}]\n\
+             routes: [{{name: a, upstream: o, filters: [{filters}]}}]",
+            origin.address
+        )
+    };
+    let kept = with(&format!("disk: {{path: \"{}\", size: 64MiB}}", folder.path().display()), "cache: {}");
+    let mut gateway = Gateway::administered(&kept).await;
+    assert_eq!(get(gateway.address(), "/").await.text(), "answer 1");
+    let written = async { while gateway.number("tollhouse_cache_disk_writes_total").await != 1 {} };
+    soon("it is written", written).await;
+    gateway.rewrite_administered(&with("", ""));
+    assert_eq!(gateway.ask_admin("POST /api/reload", "").await.status, 200);
+    gateway.signal("TERM");
+    assert!(gateway.ended().await.success());
+    gateway.rewrite_administered(&kept);
+    let gateway = gateway.again().await;
+    for _ in 0..2 {
+        assert_eq!(get(gateway.address(), "/").await.text(), "answer 2", "it may have changed meanwhile");
+    }
+    assert_eq!(asked.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn a_change_that_is_hedged_takes_out_what_is_stored_too() {
+    let (origin, asked) = numbering().await;
     let backend = format!("{{address: \"{}\"}}", origin.address);
     let gateway = Gateway::start(&format!(
         "upstreams: [{{name: o, backends: [{backend}, {backend}], hedge: {{after: 1h}}}}]

@@ -49,6 +49,11 @@ impl File {
         u64::from(self.pages) * PAGE
     }
 
+    /// The hash of its URL.
+    pub(super) fn url(&self) -> u64 {
+        self.id.url
+    }
+
     /// Where it lies below the directory.
     pub(super) fn path(&self, root: &Path) -> PathBuf {
         let Id { url, rest, variant } = self.id;
@@ -161,7 +166,7 @@ fn short(variant: &[u8]) -> u32 {
     (hash(variant) >> 32) as u32
 }
 
-fn hash(bytes: &[u8]) -> u64 {
+pub(super) fn hash(bytes: &[u8]) -> u64 {
     let digest = Sha256::digest(bytes);
     digest.first_chunk().copied().map_or(0, u64::from_be_bytes)
 }

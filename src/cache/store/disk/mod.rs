@@ -22,7 +22,7 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::Semaphore;
 
 use self::index::{File, Index};
-use self::purges::Purges;
+use self::purges::{Early, Purges};
 use super::entry::Entry;
 use super::purge::{How, Purge};
 
@@ -102,6 +102,8 @@ struct Shared {
 struct State {
     index: Index,
     purges: Purges,
+    /// Until it is known what there is.
+    early: Early,
     queue: VecDeque<Job>,
     /// Bytes of the entries in the queue.
     queued: usize,
@@ -203,16 +205,27 @@ impl Disk {
     pub(super) fn purge(&self, what: &Purge, how: How) {
         let mut state = self.shared.state.lock();
         state.withdraw(|entry| what.hits(entry));
-        // Until it is known what there is, there may be anything.
-        let oldest = if state.ready { state.index.oldest() } else { Some(0) };
-        if let (Purge::Url(url), true) = (what, state.ready) {
+        if let Purge::Url(url) = what {
             let files = state.index.take_url(url);
             state.queue.extend(files.into_iter().map(Job::Delete));
-        } else if oldest.is_some() {
+            // There are many of these, and lists of purges are short.
+            if !state.ready && !state.early.note(url, self.shared.next()) {
+                self.note(&mut state, &Purge::All, How::Hard);
+            }
+        } else {
+            self.note(&mut state, what, how);
+        }
+        self.shared.work.notify_one();
+    }
+
+    /// Notes a purge of what is there already, if anything is.
+    fn note(&self, state: &mut State, what: &Purge, how: How) {
+        // Until it is known what there is, there may be anything.
+        let oldest = if state.ready { state.index.oldest() } else { Some(0) };
+        if oldest.is_some() {
             state.purges.note(self.shared.next(), what, how, oldest);
             state.purges_changed = true;
         }
-        self.shared.work.notify_one();
     }
 
     /// Writes a mark once all purges before it are written.
@@ -231,7 +244,7 @@ impl Disk {
     /// The entries of a key, or only this variant, the newest first and so many at most. Waits for the disk up
     /// to a second.
     pub(super) async fn load(&self, key: &[u8], variant: Option<&[u8]>, most: usize) -> Vec<Loaded> {
-        let files = self.shared.state.lock().index.of_key(key, variant, most);
+        let files = self.shared.state.lock().readable(key, variant, most);
         if files.is_empty() {
             return Vec::new();
         }
@@ -301,6 +314,11 @@ impl Drop for Disk {
 }
 
 impl State {
+    /// The files to be read for a key; none before it is known what was purged.
+    fn readable(&self, key: &[u8], variant: Option<&[u8]>, most: usize) -> Vec<File> {
+        if self.ready { self.index.of_key(key, variant, most) } else { Vec::new() }
+    }
+
     /// Those that wait to be written or are being written are not to be kept any more.
     fn withdraw(&mut self, is_one: impl Fn(&Entry) -> bool) {
         let mut left = 0;
@@ -369,5 +387,40 @@ impl Shared {
             state.queue.push_back(Job::Delete(file));
             self.work.notify_one();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::cache::Key;
+    use crate::cache::store::entry::Parts;
+
+    #[tokio::test]
+    async fn nothing_is_read_before_it_is_known_what_was_purged_though_its_file_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = DiskOptions { path: folder.path().into(), capacity: 1 << 20 };
+        let entry = |key: &'static [u8]| {
+            Arc::new(Entry::new(&Key::from_bytes(Bytes::from_static(key)), Parts::default()))
+        };
+        let (purged, kept) = (entry(b"https://a/\0"), entry(b"https://b/\0"));
+        let first = Disk::open(&options).unwrap();
+        first.keep(&purged);
+        first.keep(&kept);
+        first.settle();
+        let files = first.shared.state.lock().index.of_key(purged.key(), None, 1);
+        first.purge(&Purge::Prefix(b"https://a/".to_vec()), How::Hard);
+        first.settle();
+        // It waits for the first one to end, and then learns of files before it reads of purges.
+        let second = Disk::open(&options).unwrap();
+        for file in files {
+            second.shared.state.lock().index.put(file);
+        }
+        assert!(second.load(purged.key(), None, 1).await.is_empty());
+        first.end();
+        second.settle();
+        assert_eq!(second.load(kept.key(), None, 1).await.len(), 1);
     }
 }

@@ -3,17 +3,22 @@
 //! Names of files do not tell their prefix or tags. So a purge is a line that holds for all files that are
 //! older than it, until there are none.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::index::{File, hash};
 use crate::cache::store::entry::Entry;
 use crate::cache::store::purge::{How, Purge};
 
 /// Purges that are noted. With more, the oldest half becomes one of everything.
 const MOST: usize = 1000;
+/// URLs that are remembered before it is known what there is: a few MiB. With more, all of them become a purge of
+/// everything.
+const MOST_URLS: usize = 100_000;
 /// Where they are kept.
 const NAME: &str = "purges";
 
@@ -68,5 +73,51 @@ impl Purges {
 
     pub(super) fn newest(&self) -> Option<u64> {
         self.0.iter().map(|noted| noted.seq).max()
+    }
+}
+
+/// URLs that are purged before it is known what there is: their hashes, each with the number of its last purge.
+#[derive(Default)]
+pub(super) struct Early(HashMap<u64, u64>);
+
+impl Early {
+    /// Remembers one; false if there are too many, of which none is remembered from then on.
+    pub(super) fn note(&mut self, url: &[u8], seq: u64) -> bool {
+        self.0.insert(hash(url), seq);
+        let fits = self.0.len() <= MOST_URLS;
+        if !fits {
+            self.0 = HashMap::new();
+        }
+        fits
+    }
+
+    /// Whether a file is older than the purge of its URL.
+    pub(super) fn hits(&self, file: &File) -> bool {
+        self.0.get(&file.url()).is_some_and(|seq| *seq > file.seq)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::cache::Key;
+    use crate::cache::store::entry::Parts;
+
+    #[test]
+    fn urls_are_remembered_once_each_and_only_so_many() {
+        let key = Key::from_bytes(Bytes::from_static(b"https://a/\0"));
+        let file = |seq| File::new(&Entry::new(&key, Parts::default()), seq, 1);
+        let mut early = Early::default();
+        assert!(!early.hits(&file(1)));
+        (2..10).for_each(|seq| assert!(early.note(b"https://a/", seq)));
+        assert!(early.hits(&file(8)) && !early.hits(&file(9)), "what came after it stays");
+        assert_eq!(early.0.len(), 1);
+        let others = (1..MOST_URLS).map(|at| format!("https://b/{at}"));
+        others.for_each(|url| assert!(early.note(url.as_bytes(), 10)));
+        assert!(early.hits(&file(1)));
+        assert!(!early.note(b"https://c/", 11));
+        assert!(early.0.is_empty() && !early.hits(&file(1)));
     }
 }

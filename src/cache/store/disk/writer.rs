@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use super::index::File;
-use super::purges::Purges;
+use super::purges::{Early, Purges};
 use super::{Job, MARK, Shared, record};
 use crate::cache::store::entry::Entry;
 
@@ -102,13 +102,16 @@ impl Shared {
         state.purges.extend(noted);
         newest = newest.max(state.purges.newest().unwrap_or(0));
         self.seq.fetch_max(newest, Relaxed);
+        // What they hit is not in the index.
+        state.early = Early::default();
         state.ready = true;
         self.idle.notify_all();
     }
 
     fn learn(&self, file: File) {
         let mut state = self.state.lock();
-        if let Some(old) = state.index.put(file) {
+        let old = if state.early.hits(&file) { Some(file) } else { state.index.put(file) };
+        if let Some(old) = old {
             state.queue.push_back(Job::Delete(old));
         }
     }

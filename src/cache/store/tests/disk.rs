@@ -404,3 +404,23 @@ async fn what_is_in_memory_stays_beside_a_variant_that_is_only_on_disk() {
     let found = store.load(german.key()).await.expect("they were kept");
     assert!(found.iter().any(|entry| Arc::ptr_eq(entry, &newer)) && found.len() == 2);
 }
+
+#[tokio::test]
+async fn urls_that_are_purged_before_it_is_known_what_there_is_take_nothing_else() {
+    let folder = kept(&[sized("a\0", 1), sized("b\0", 1), sized("c\0", 1)]);
+    let (first, second) = (open(folder.path(), SPACE), open(folder.path(), SPACE));
+    // More than lists of purges hold.
+    for at in 0..1500 {
+        second.purge(&Purge::Url(format!("other/{at}").into()), How::Hard);
+    }
+    for url in ["b", "c"] {
+        second.purge(&Purge::Url(url.into()), How::Hard);
+    }
+    first.insert(sized("c\0", 2));
+    drop(first);
+    settle(&second);
+    assert!(second.load(b"a\0").await.is_some(), "nobody purged it");
+    assert!(second.load(b"b\0").await.is_none());
+    assert_eq!(second.load(b"c\0").await.expect("it came after the purge")[0].length(), 2);
+    assert_eq!((numbers(&second).entries, files(folder.path()).len()), (2, 2));
+}
