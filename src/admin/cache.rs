@@ -5,13 +5,16 @@ use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
+use futures_util::future::join_all;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tollhouse_filters::caching::stored_as;
 use tollhouse_filters::world::Purged;
 
 use super::AdminState;
 use super::problem::problem;
 use crate::cache::store::{DiskNumbers, How, Purge};
+use crate::snapshot::Snapshot;
 
 /// What the store has in it, and what it did since the process began.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -152,10 +155,9 @@ pub(super) async fn look(
         Ok(Query(which)) => which,
         Err(rejection) => return problem(rejection.status(), &rejection.body_text()),
     };
-    match as_key(&url) {
-        Some(url) => Json(state.cache.look(&url, &HeaderMap::new())).into_response(),
-        None => problem(StatusCode::BAD_REQUEST, NO_URL),
-    }
+    let Some(url) = as_key(&url) else { return problem(StatusCode::BAD_REQUEST, NO_URL) };
+    let stored_as = as_stored(&url, &state.live.load());
+    Json(state.cache.look(url, &stored_as, &HeaderMap::new())).into_response()
 }
 
 /// Takes out what is asked for.
@@ -168,29 +170,49 @@ pub(super) async fn purge(
         Err(rejection) => return problem(rejection.status(), &rejection.body_text()),
     };
     let how = if wish.soft { How::Soft } else { How::Hard };
-    match wish.what() {
-        Ok(what) => {
-            let Purged { hits, shared } = state.cache.purge_everywhere(what, how).await;
+    let wanted = wish.what(&state.live.load());
+    match wanted {
+        Ok(all) => {
+            let purges = all.into_iter().map(|what| state.cache.purge_everywhere(what, how));
+            let Purged { hits, shared } = together(&join_all(purges).await);
             Json(Done { purged: hits, shared }).into_response()
         }
         Err(reason) => problem(StatusCode::UNPROCESSABLE_ENTITY, reason),
     }
 }
 
+/// What several purges did: all gateways know of them, if they know of each.
+fn together(purges: &[Purged]) -> Purged {
+    let hits = purges.iter().map(|purged| purged.hits).sum();
+    let shared = purges.iter().filter_map(|purged| purged.shared).min();
+    Purged { hits, shared }
+}
+
 const NO_URL: &str = "expected a URL with scheme and host, such as `https://example.com/a`";
 
 impl Wish {
-    fn what(self) -> Result<Purge, &'static str> {
+    fn what(self, snapshot: &Snapshot) -> Result<Vec<Purge>, &'static str> {
         match (self.url, self.prefix, self.tag, self.all) {
-            (Some(url), None, None, false) => as_key(&url).map(|url| Purge::Url(url.into())).ok_or(NO_URL),
-            (None, Some(prefix), None, false) => {
-                as_key(&prefix).map(|prefix| Purge::Prefix(prefix.into())).ok_or(NO_URL)
+            (Some(url), None, None, false) => {
+                let url = as_key(&url).ok_or(NO_URL)?;
+                Ok(as_stored(&url, snapshot).into_iter().map(Purge::Url).collect())
             }
-            (None, None, Some(tag), false) => Ok(Purge::Tag(tag)),
-            (None, None, None, true) => Ok(Purge::All),
+            (None, Some(prefix), None, false) => {
+                as_key(&prefix).map(|prefix| vec![Purge::Prefix(prefix.into())]).ok_or(NO_URL)
+            }
+            (None, None, Some(tag), false) => Ok(vec![Purge::Tag(tag)]),
+            (None, None, None, true) => Ok(vec![Purge::All]),
             _ => Err("give one of `url`, `prefix`, `tag` and `all`"),
         }
     }
+}
+
+/// What a URL may be stored as by the caches of this snapshot.
+fn as_stored(url: &str, snapshot: &Snapshot) -> Vec<Vec<u8>> {
+    let caches = snapshot.caches.as_ref();
+    let counted = caches.map(|caches| &*caches.counted).unwrap_or_default();
+    let is_version = |segment: &str| caches.is_some_and(|caches| caches.is_version(segment));
+    stored_as(url, &snapshot.server.paths, counted, is_version)
 }
 
 /// A URL as keys have it: scheme and host in lower case, without the scheme's own port, with a path.
@@ -214,6 +236,19 @@ fn as_key(url: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_gateways_know_of_purges_if_they_know_of_each() {
+        let purged = |hits, shared| Purged { hits, shared };
+        for (one, other, both) in [
+            (None, None, None),
+            (Some(true), Some(true), Some(true)),
+            (Some(true), Some(false), Some(false)),
+            (Some(false), None, Some(false)),
+        ] {
+            assert_eq!(together(&[purged(1, one), purged(2, other)]), purged(3, both));
+        }
+    }
 
     #[test]
     fn urls_are_taken_as_they_are_written() {

@@ -46,12 +46,12 @@ pub struct Look {
 }
 
 impl Cache {
-    /// What is stored for a URL, and whether a request with these fields would get it.
+    /// What is stored for a URL, whichever of these it is stored as, and whether a request with these fields would get it.
     #[must_use]
-    pub fn look(&self, url: &str, request: &HeaderMap) -> Looked {
-        let found = self.store().of_url(url.as_bytes(), MOST_SHOWN);
+    pub fn look(&self, url: String, stored_as: &[Vec<u8>], request: &HeaderMap) -> Looked {
+        let found: Vec<_> = stored_as.iter().flat_map(|url| self.store().of_url(url, MOST_SHOWN)).collect();
         let stored = found.iter().flat_map(|variants| variants.iter());
-        Looked { url: url.to_owned(), stored: stored.map(|entry| look(entry, request)).collect() }
+        Looked { url, stored: stored.map(|entry| look(entry, request)).collect() }
     }
 }
 

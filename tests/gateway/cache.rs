@@ -1,5 +1,6 @@
 //! The filter `cache` before scripted origins: who waits for whom, who shares with whom, and who may purge.
 
+mod urls;
 mod validation;
 
 use std::sync::Arc;

@@ -57,6 +57,7 @@ mod sse;
 mod start;
 mod stores;
 mod tls;
+mod unsent;
 mod upgrade;
 mod upstream_auth;
 mod upstream_tls;

@@ -19,6 +19,8 @@ pub struct Ask {
     pub key: Vec<u8>,
     /// The part of the URL that is sent on instead of the request's own, where a part of it is not in the key.
     pub target: Option<PathAndQuery>,
+    /// The same of what an earlier filter made of it (`Policies::upstream_path`).
+    pub upstream_path: Option<Box<str>>,
     /// What the request says of caches.
     pub directives: RequestDirectives,
     /// Whether who calls is to be told apart by what the upstream is told of them.

@@ -10,7 +10,7 @@ use pingora_http::RequestHeader;
 
 use super::{Counted, url};
 use crate::context::Context;
-use crate::path::normalize;
+use crate::path::{NormalPath, PathRules, normalize};
 
 /// Whether requests with this method change nothing (RFC 9110 s9.2.1), as far as a proxy can tell.
 #[must_use]
@@ -41,22 +41,58 @@ pub fn invalidated(
         resolve(&target, reference).map(Cow::Owned)
     });
     let mut urls = Vec::new();
-    let mut add = |path: &str| {
-        let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
+    for path in iter::once(Cow::Borrowed(path)).chain(whole).chain(named) {
+        add((origin, &*path), caches, &is_version, &mut urls);
+    }
+    once_each(urls)
+}
+
+/// What a URL may be stored as: its path in normal form, as it stands and as each of these caches counts it, and also
+/// without a version that it begins with, by `is_version`.
+#[must_use]
+pub fn stored_as(
+    url: &str,
+    rules: &PathRules,
+    caches: &[Counted],
+    is_version: impl Fn(&str) -> bool,
+) -> Vec<Vec<u8>> {
+    let (origin, target) = parted(url);
+    let (path, query) = queried(target);
+    let normal = normalize(path, rules);
+    let path = normal.as_ref().map_or(path, NormalPath::wire);
+    let target = with_query(path.to_owned(), query);
+    let (mut urls, whole) = (Vec::new(), [Counted::default()]);
+    for caches in [&whole[..], caches] {
+        add((origin, &*target), caches, &is_version, &mut urls);
+    }
+    once_each(urls)
+}
+
+/// Adds a path as each of these caches counts it, and also without a version that it begins with.
+fn add(
+    (origin, path): (&str, &str),
+    caches: &[Counted],
+    is_version: &impl Fn(&str) -> bool,
+    urls: &mut Vec<Vec<u8>>,
+) {
+    for path in iter::once(path).chain(without_version(path, is_version)) {
+        let (path, query) = queried(path);
         for cache in caches {
             let counted = with_query([origin, path].concat(), cache.of(query).as_deref());
             urls.push(counted.into_bytes());
         }
-    };
-    for path in iter::once(Cow::Borrowed(path)).chain(whole).chain(named) {
-        add(&path);
-        if let Some(bare) = without_version(&path, &is_version) {
-            add(bare);
-        }
     }
+}
+
+fn once_each(mut urls: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
     urls.sort_unstable();
     urls.dedup();
     urls
+}
+
+/// A path, and the query behind it.
+fn queried(path: &str) -> (&str, Option<&str>) {
+    path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)))
 }
 
 fn with_query(mut path: String, query: Option<&str>) -> String {
@@ -109,7 +145,7 @@ fn resolve(base: &str, reference: &str) -> Option<String> {
         let folder = path.rfind('/').map_or("/", |slash| &path[..=slash]);
         format!("{folder}{reference}").into()
     };
-    let (path, query) = target.split_once('?').map_or((&*target, None), |(path, query)| (path, Some(query)));
+    let (path, query) = queried(&target);
     // As paths of requests are, by the rules that hold where nothing else is written.
     let path = normalize(path, &Default::default()).ok()?;
     Some(with_query(path.wire().to_owned(), query))
@@ -160,6 +196,25 @@ mod tests {
         let except = Counted { except: vec!["u".to_owned()], ..Counted::default() };
         let caches = [Counted::default(), except];
         assert_eq!(urls("POST", 200, &[], &caches), ["https://a.test/x?y", "https://a.test/x?y&u=1"]);
+    }
+
+    #[test]
+    fn a_url_is_found_however_its_path_is_written_and_its_query_counted() {
+        let except = Counted { except: vec!["u".to_owned()], sort: true, ..Counted::default() };
+        let as_stored = |url, caches: &[Counted]| -> Vec<String> {
+            let urls = stored_as(url, &PathRules::default(), caches, |segment| segment == "v1");
+            urls.into_iter().map(|url| String::from_utf8(url).unwrap()).collect()
+        };
+        assert_eq!(as_stored("https://a.test/x", &[]), ["https://a.test/x"]);
+        assert_eq!(
+            as_stored("https://a.test/b/../%78?z=1&u=2&y=3", std::slice::from_ref(&except)),
+            ["https://a.test/x?y=3&z=1", "https://a.test/x?z=1&u=2&y=3"]
+        );
+        assert_eq!(
+            as_stored("https://a.test/v1/x?u=2", &[except]),
+            ["https://a.test/v1/x", "https://a.test/v1/x?u=2", "https://a.test/x", "https://a.test/x?u=2"]
+        );
+        assert_eq!(as_stored("https://a.test/%zz", &plain()), ["https://a.test/%zz"], "no path of a request");
     }
 
     #[test]

@@ -22,11 +22,11 @@ pub use ask::{Ask, Plan, url};
 pub use date::http_date;
 pub use directives::{RequestDirectives, ResponseDirectives};
 pub use freshness::{Facts, Judgement, Serve, Standing, Why, judge, serves_on_error};
-pub use invalidation::{invalidated, is_safe};
+pub use invalidation::{invalidated, is_safe, stored_as};
 pub use query::Counted;
 pub use range::{Ranged, ranged};
 pub use status::{CacheStatus, Forwarded};
-pub use storable::{NotStored, Rules, Times, facts, may_be_understood};
+pub use storable::{NotStored, Rules, Times, facts, may_be_stored, may_be_understood};
 pub use vary::{MAX_NAMES, Vary, matches, names, variant};
 
 use http::HeaderMap;

@@ -38,6 +38,9 @@ pub(super) struct Keys {
     query: Counted,
 }
 
+/// What the upstream is sent in the place of a request's target, and of what an earlier filter made of that.
+pub(super) type Instead = (Option<PathAndQuery>, Option<Box<str>>);
+
 /// Whose answers are kept apart.
 enum Per {
     /// Each known caller's.
@@ -101,12 +104,8 @@ impl Keys {
         url(request, ctx, self.query.of(request.uri.query()).as_deref())
     }
 
-    /// A request's key, and the target that the upstream is sent in its place where a part of it is not in the key.
-    pub(super) fn write(
-        &self,
-        request: &RequestHeader,
-        ctx: &Context,
-    ) -> Option<(Vec<u8>, Option<PathAndQuery>)> {
+    /// A request's key, and what the upstream is sent instead where a part of it is not in the key.
+    pub(super) fn write(&self, request: &RequestHeader, ctx: &Context) -> Option<(Vec<u8>, Instead)> {
         let asked = request.uri.query();
         let query = self.query.of(asked);
         let mut key = url(request, ctx, query.as_deref())?;
@@ -123,7 +122,9 @@ impl Keys {
         key.push(0);
         key.extend_from_slice(&ctx.tenant.0.to_be_bytes());
         write_part(ctx.route.as_bytes(), &mut key);
-        write_part(ctx.policies.upstream_path.as_deref().unwrap_or_default().as_bytes(), &mut key);
+        let made = ctx.policies.upstream_path.as_deref();
+        let counted = made.map(|made| self.counted_of(made));
+        write_part(counted.as_deref().unwrap_or_default().as_bytes(), &mut key);
         self.write_caller(request, ctx, &mut key);
         for selector in &self.parts {
             write_selected(selector, request, ctx, &mut key);
@@ -135,7 +136,18 @@ impl Keys {
         for line in request.headers.get_all(FORWARDED) {
             write_forwarded(line.as_bytes(), &mut key);
         }
-        Some((key, target))
+        let upstream_path = counted.filter(|counted| Some(&**counted) != made);
+        Some((key, (target, upstream_path.map(|counted| counted.into_owned().into()))))
+    }
+
+    /// A path with what of its query counts.
+    fn counted_of<'a>(&self, target: &'a str) -> Cow<'a, str> {
+        let Some((path, query)) = target.split_once('?') else { return target.into() };
+        match self.query.of(Some(query)) {
+            Some(counted) if counted == query => target.into(),
+            Some(counted) => format!("{path}?{counted}").into(),
+            None => path.into(),
+        }
     }
 
     fn write_caller(&self, request: &RequestHeader, ctx: &Context, key: &mut Vec<u8>) {

@@ -27,7 +27,7 @@ mod tests;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use http::header::{ACCEPT, CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER_ENCODING, UPGRADE};
+use http::header::{ACCEPT, CONNECTION, HeaderName, HeaderValue, UPGRADE};
 use http::{HeaderMap, Method};
 use pingora_http::{RequestHeader, ResponseHeader};
 
@@ -65,6 +65,7 @@ impl Filter for Cache {
     type Options = Options;
 
     fn build(options: Options, build: &mut Build<'_>) -> Result<Phases, BuildError> {
+        options.check()?;
         let methods = options.methods()?;
         let keys = Keys::new(&options)?;
         keys.selectors().for_each(|selector| build.selects(selector));
@@ -123,7 +124,7 @@ impl OnRequest for Cache {
             ctx.cache = Some(passed(forwarded, reason));
             return Ok(Outcome::Continue);
         }
-        let Some((key, target)) = self.keys.write(request, ctx) else {
+        let Some((key, (target, upstream_path))) = self.keys.write(request, ctx) else {
             ctx.decide(Verdict::Passed, "the cache is not for it: key", &[]);
             ctx.cache = Some(passed(Forwarded::Bypass, "key"));
             return Ok(Outcome::Continue);
@@ -135,8 +136,8 @@ impl OnRequest for Cache {
         }
         let directives =
             if self.client_control { RequestDirectives::of(&request.headers) } else { Default::default() };
-        let by_identity = self.keys.by_identity();
-        Ok(Outcome::Cache(Box::new(Ask { key, target, directives, by_identity, plan: self.plan.clone() })))
+        let (by_identity, plan) = (self.keys.by_identity(), self.plan.clone());
+        Ok(Outcome::Cache(Box::new(Ask { key, target, upstream_path, directives, by_identity, plan })))
     }
 }
 
@@ -152,7 +153,7 @@ impl Cache {
         }
         let fields = &request.headers;
         let bypass = |reason| Some((Forwarded::Bypass, reason));
-        if has_body(fields) {
+        if ctx.has_body(request) {
             return bypass("body");
         }
         if fields.contains_key(UPGRADE) {
@@ -199,12 +200,6 @@ fn takes_fields_away(fields: &HeaderMap) -> bool {
         !OWN.iter().any(|own| name.eq_ignore_ascii_case(own))
             && HeaderName::from_bytes(name).is_ok_and(|name| fields.contains_key(name))
     })
-}
-
-/// Whether a request has a body; some servers look at it whatever the method.
-fn has_body(fields: &HeaderMap) -> bool {
-    let length = fields.get(CONTENT_LENGTH).map(HeaderValue::as_bytes);
-    length.is_some_and(|length| length != b"0") || fields.contains_key(TRANSFER_ENCODING)
 }
 
 #[async_trait]

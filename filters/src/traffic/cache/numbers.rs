@@ -44,18 +44,21 @@ impl Numbers {
         if status.collapsed {
             numbers.coalesced.inc();
         }
+        let is_stale = status.ttl.is_some_and(|ttl| ttl < 0);
         let counter = match (status.hit, status.forwarded, status.forwarded_status) {
-            (true, ..) if status.ttl.is_some_and(|ttl| ttl < 0) => &numbers.stale,
+            (true, ..) if is_stale => &numbers.stale,
             (true, ..) => &numbers.hits,
             (_, Some(Forwarded::Bypass | Forwarded::Method | Forwarded::Partial), _) => {
                 self.reason(&numbers, route, status.detail.as_deref().unwrap_or("partial")).inc();
                 &numbers.bypassed
             }
             (_, _, Some(304)) => &numbers.revalidated,
+            // What was stored took the place of an answer that did not come.
+            _ if is_stale => &numbers.stale,
             _ => &numbers.misses,
         };
         counter.inc();
-        if status.hit || status.forwarded_status == Some(304) {
+        if status.hit || is_stale || status.forwarded_status == Some(304) {
             numbers.bytes.add(bytes);
         }
     }

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::time::Duration as Time;
 
-use http::Method;
+use http::{Method, StatusCode};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::caching::{Plan, Rules};
+use crate::caching::{Plan, Rules, may_be_stored};
 use crate::condition::MethodName;
 use crate::filter::BuildError;
 use crate::selector::Selector;
@@ -144,6 +144,37 @@ impl Options {
             None if written.is_empty() => Ok(vec![Method::GET, Method::HEAD]),
             None => Ok(written),
         }
+    }
+
+    /// Refuses what would do nothing: times are counted in seconds, and of some statuses no answer is stored.
+    pub(super) fn check(&self) -> Result<(), BuildError> {
+        const WHOLE: &str = "expected whole seconds, such as `1s`";
+        let is_whole = |time: Time| time.subsec_nanos() == 0;
+        for (option, time) in [
+            ("ttl", self.ttl.map(Duration::get)),
+            ("stale_while_revalidate", self.stale_while_revalidate.map(Duration::get)),
+            ("stale_if_error", self.stale_if_error.map(Duration::get)),
+            ("stale_if_unreachable", Some(self.stale_if_unreachable.get())),
+        ] {
+            if !time.is_none_or(is_whole) {
+                return Err(BuildError::at(option, WHOLE));
+            }
+        }
+        let is_stored = |range: &StatusRange| {
+            let mut codes = (100..=599).filter(|code| range.contains(*code));
+            codes.any(|code| StatusCode::from_u16(code).is_ok_and(may_be_stored))
+        };
+        for (status, ttl) in &self.statuses {
+            let message = match (is_stored(status), is_whole(ttl.get())) {
+                (true, true) => continue,
+                (false, _) => "answers with this status are never stored",
+                (true, false) => WHOLE,
+            };
+            let mut error = BuildError::at("statuses", message);
+            error.path.push(status.to_string().as_str());
+            return Err(error);
+        }
+        Ok(())
     }
 
     pub(super) fn plan(&self, credentials: bool) -> Plan {

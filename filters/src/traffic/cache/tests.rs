@@ -168,6 +168,27 @@ async fn parameters_that_are_not_in_the_key_are_not_sent_either() {
 }
 
 #[tokio::test]
+async fn what_an_earlier_filter_made_of_the_target_has_no_more_of_the_query_than_the_key() {
+    let made = |target: &str, made: &str| {
+        of("a.test", target).with(|ctx| ctx.policies.upstream_path = Some(made.into()))
+    };
+    let except = "{key: {query: {except: [utm_source], sort: true}}}";
+    for (target, counted) in [
+        ("/x?a=1", "/x?a=1"),
+        ("/x?utm_source=1&a=1", "/x?a=1"),
+        ("/x?b=1&a=1&utm_source=1", "/x?a=1&b=1"),
+        ("/x?utm_source=1", "/x"),
+    ] {
+        let asked = ask(except, made(&format!("/api{target}"), target)).await.unwrap();
+        let plain = made(&format!("/api{counted}"), counted);
+        assert_eq!(asked.key, key(except, plain).await, "{target}");
+        assert_eq!(asked.upstream_path.as_deref(), Some(counted).filter(|made| *made != target));
+    }
+    assert!(differ(except, made("/api/x", "/x"), made("/api/x", "/y")).await);
+    assert!(ask("{}", made("/api/x?b&a", "/x?b&a")).await.unwrap().upstream_path.is_none());
+}
+
+#[tokio::test]
 async fn further_parts_of_requests_can_be_in_the_key() {
     let with = |currency: &str| of("a.test", "/").header("cookie", currency);
     let options = "{key: {parts: ['cookie:currency']}}";
@@ -218,9 +239,20 @@ fn only_what_can_work_is_taken() {
             "{key: {query: {only: [a], except: [b]}}}",
             "key.query: `only` names all that count; remove `except`",
         ),
+        ("{ttl: 500ms}", "ttl: expected whole seconds, such as `1s`"),
+        ("{statuses: {404: 1900ms}}", "statuses.404: expected whole seconds, such as `1s`"),
+        ("{stale_while_revalidate: 1500ms}", "stale_while_revalidate: expected whole seconds, such as `1s`"),
+        ("{stale_if_error: 999ms}", "stale_if_error: expected whole seconds, such as `1s`"),
+        ("{stale_if_unreachable: 1ms}", "stale_if_unreachable: expected whole seconds, such as `1s`"),
+        ("{statuses: {429: 1s}}", "statuses.429: answers with this status are never stored"),
+        ("{statuses: {206: 0s}}", "statuses.206: answers with this status are never stored"),
+        ("{statuses: {100-199: 1s}}", "statuses.100-199: answers with this status are never stored"),
     ] {
         assert_eq!(refused(&format!("- cache: {options}")), message);
     }
+    // Of a range, those count that are stored.
+    let fine = "{ttl: 1000ms, statuses: {400-499: 1s, 500-599: 0s}, stale_if_unreachable: 0s}";
+    let _ = chain(&format!("- cache: {fine}"));
 }
 
 /// Notes what is purged, and could not tell others.
