@@ -1,5 +1,8 @@
 //! Fetching what is not stored: the same request from the cache on, as a task of its own.
 
+mod validated;
+
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -28,7 +31,8 @@ use super::store::Entry;
 use super::told::{Asker, Filled};
 use super::{Cache, Key, Via, head, now};
 use crate::engine::{Decision, Exchange, Forwarding};
-use crate::upstream::call::{self, Account, CallError, CallOptions, Payload, Waiting};
+use crate::observe::AttemptOutcome;
+use crate::upstream::call::{self, Account, CallError, CallOptions, Payload};
 use crate::upstream::{Backend, Upstream, Verdict};
 
 /// The same request from the cache on.
@@ -42,6 +46,8 @@ pub(super) struct Fill {
     head: RequestHeader,
     /// The fields by which the client may be told apart.
     asked: HeaderMap,
+    /// What the cache was asked had `Authorization`, or a filter behind it wrote one, perhaps of what is in no key.
+    has_credentials: bool,
     via: Via,
     stored: Option<Arc<Entry>>,
     lead: Lead,
@@ -63,7 +69,7 @@ impl Fill {
     pub(super) fn new(
         cache: Arc<Cache>,
         ask: &Ask,
-        (exchange, mut head): (Exchange, RequestHeader),
+        (mut exchange, mut head): (Exchange, RequestHeader),
         request: &RequestHeader,
         via: Via,
         stored: Option<Arc<Entry>>,
@@ -81,7 +87,11 @@ impl Fill {
                 head.set_uri(uri);
             }
         }
+        if let Some(path) = &ask.upstream_path {
+            exchange.ctx.policies.upstream_path = Some(path.clone());
+        }
         let tls = exchange.ctx.scheme == Scheme::Https;
+        let has_credentials = head.headers.contains_key(AUTHORIZATION);
         let tags = ask.plan.tags.iter().map(|tag| tag.render(request, &exchange.ctx, Escape::Text)).collect();
         Self {
             cache,
@@ -92,6 +102,7 @@ impl Fill {
             exchange,
             head,
             asked: request.headers.clone(),
+            has_credentials,
             via,
             stored,
             lead,
@@ -154,10 +165,11 @@ impl Fill {
                     if let Some(reply) = self.exchange.no_body(&mut self.head).await {
                         return Err(reply);
                     }
+                    // Only what proves who the gateway is comes after this.
+                    self.has_credentials |= self.head.headers.contains_key(AUTHORIZATION);
                     let Via { peer, version } = self.via;
-                    let deadline =
-                        self.exchange.ctx.deadline.filter(|_| upstream.remaining_header().is_some());
-                    let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+                    let retries = self.exchange.route.retries.as_deref();
+                    let left = upstream.time_told(self.exchange.ctx.deadline, retries);
                     let forwarding = Forwarding { peer, version, upstream: &upstream, picked: None, left };
                     return match self.exchange.upstream_request(&mut self.head, &forwarding, 0).await {
                         Some(reply) => Err(reply),
@@ -218,77 +230,13 @@ impl Fill {
         Ok(Came { reply: reply?, times: Times { sent, received: now() } })
     }
 
-    /// What is stored still holds, with what the 304 says of it (RFC 9111 s4.3.4).
-    async fn validated(mut self, mut asker: Asker, mut came: Came, upstream: Arc<Upstream>) {
-        let Some(stored) = self.stored.take() else { return };
-        let renewed = self.renewed(&stored, &mut came).await;
-        match renewed {
-            Ok(Some((entry, refused))) => {
-                let entry = Arc::new(entry);
-                self.renew(&stored, &entry, refused);
-                self.finish(304, 0);
-                asker.end(self.lead, Filled::Validated(entry, refused.map(NotStored::name)));
-            }
-            // It is about something else: asked again, without condition.
-            Ok(None) => {
-                for name in [IF_NONE_MATCH, IF_MODIFIED_SINCE] {
-                    self.head.remove_header(&name);
-                }
-                match self.send(&upstream, &mut asker).await {
-                    Ok(came) => self.answered(asker, came, &upstream).await,
-                    Err(error) => self.failed(asker, &error),
-                }
-            }
-            Err(problem) => self.own(asker, problem.into(), "filter").await,
-        }
-    }
-
-    /// Stores what a 304 made of what is stored, in its place, and tells who waits; if it may not be stored, takes out
-    /// what is.
-    fn renew(&self, stored: &Arc<Entry>, entry: &Arc<Entry>, refused: Option<NotStored>) {
-        if let Some(why) = refused {
-            self.cache.counts.not_stored.inc();
-            if !why.is_of_request() {
-                self.cache.store.remove(stored);
-            }
-            return;
-        }
-        if entry.variant() != stored.variant() {
-            // It is no longer for all that it was for, who would find it there.
-            self.cache.store.remove(stored);
-        }
-        self.cache.put(&self.lead, entry, Some(stored));
-        self.lead.tell(Phase::Stored(entry.clone()));
-        self.cache.counts.stored.inc();
-    }
-
-    /// What a 304 makes of what is stored, and why that may not be stored, if so; none if it is about something else.
-    async fn renewed(
-        &mut self,
-        stored: &Arc<Entry>,
-        came: &mut Came,
-    ) -> Result<Option<(Entry, Option<NotStored>)>, Problem> {
-        let internal = || Problem::new(&problem::INTERNAL);
-        let old = head::parse(stored.status(), &stored.lines_bytes()).map_err(|_| internal())?;
-        let validated = &mut came.reply.head;
-        let (one, other) = (old.headers.get(ETAG), validated.headers.get(ETAG));
-        if other.is_some() && one.map(weakly) != other.map(weakly) {
-            return Ok(None);
-        }
-        self.exchange.response(&self.head, validated).await?;
-        let new = head::updated(old, validated).map_err(|_| internal())?;
-        let known = self.facts(&new, came.times).and_then(|facts| Ok((facts, self.variant(&new)?)));
-        let refused = known.as_ref().err().copied();
-        let (facts, variant) = known.unwrap_or_else(|_| {
-            let facts = Facts { no_cache: true, no_stale: true, ..*stored.facts() };
-            (facts, stored.variant().to_vec())
-        });
-        Ok(Some((stored.renewed(head::lines(&new), variant, self.tags.clone(), facts), refused)))
-    }
-
     fn facts(&self, answer: &ResponseHeader, times: Times) -> Result<Facts, NotStored> {
-        let asked = (&Method::GET, &self.head.headers);
-        facts(&self.plan.rules, asked, (answer.status, &answer.headers), times)
+        let mut asked = Cow::Borrowed(&self.head.headers);
+        if !self.has_credentials && asked.contains_key(AUTHORIZATION) {
+            // By these the gateway proves who it is, whoever asks (RFC 9111 s3.5).
+            asked.to_mut().remove(AUTHORIZATION);
+        }
+        facts(&self.plan.rules, (&Method::GET, &*asked), (answer.status, &answer.headers), times)
     }
 
     /// What requests that an answer is for have (RFC 9111 s4.1); else why it is not stored.
@@ -340,6 +288,7 @@ impl Fill {
             return self.own(asker, problem.into(), "filter").await;
         }
         let storable = self.storable(&head, times, (delimited, declared));
+        let passes = self.outlasts(status, upstream).then_some(NotStored::Error);
         let is_new = |backend: &Arc<Backend>| {
             upstream.stuck_to(&self.head).is_none_or(|known| !Arc::ptr_eq(&known, backend))
         };
@@ -348,7 +297,8 @@ impl Fill {
         let body = Inner::new(body, self.exchange, declared, status, self.took);
         match storable {
             Ok((facts, variant)) => {
-                let growing = Growing::new(head, facts, variant, self.cache.held.clone());
+                let held = (self.cache.held.clone(), self.cache.expected(declared));
+                let growing = Growing::new(head, facts, variant, held);
                 let work = Work {
                     cache: self.cache,
                     plan: self.plan,
@@ -356,13 +306,16 @@ impl Fill {
                     tags: self.tags,
                     lead: self.lead,
                     authorized,
+                    passes,
                 };
                 work.store(asker, growing, body).await;
             }
             Err(why) => {
                 // Who asks anew for what is fresh is not to decide for others what becomes of it.
                 let is_needless = self.stored.as_ref().is_some_and(is_fresh);
-                if why.will_last() && !is_needless {
+                // Where nothing is stored, what is said of who asks may be said to all: nobody waits to hear it.
+                let lasts = why.will_last() || (why == NotStored::Asker && self.stored.is_none());
+                if lasts && !is_needless {
                     self.cache.flights.note_uncacheable(self.lead.key(), authorized);
                 }
                 self.cache.counts.not_stored.inc();
@@ -384,8 +337,17 @@ impl Fill {
     /// What is stored, if the upstream is left alone and has it served then (RFC 9111 s4.2.4: disconnected).
     fn stored_however_old(&self) -> Option<Arc<Entry>> {
         let wanted = self.exchange.takes_stale && !self.directives.no_cache;
-        let stored = self.stored.as_ref().filter(|_| wanted)?;
-        (!stored.facts().no_stale && !stored.is_purged()).then(|| stored.clone())
+        self.stored.as_ref().filter(|stored| wanted && is_for_good(stored)).cloned()
+    }
+
+    /// Whether what is stored is worth more to others than an error in its place: it is fresh, or stands in for an origin
+    /// that is gone.
+    fn outlasts(&self, status: StatusCode, upstream: &Upstream) -> bool {
+        let Some(stored) = self.stored.as_ref().filter(|_| status.is_server_error()) else { return false };
+        let (is_good, others) = (stored.status() < 500, RequestDirectives::default());
+        let takes_stale = upstream.fallback().is_some_and(|fallback| fallback.stale);
+        let stands_in = || serves_on_error(stored.facts(), &others, stored.standing(), (false, now()));
+        is_good && ((takes_stale && is_for_good(stored)) || is_fresh(stored) || stands_in())
     }
 
     /// What is stored, if it may be served in the place of what came.
@@ -409,7 +371,9 @@ impl Fill {
 
     fn failed(mut self, asker: Asker, error: &CallError) {
         // What keeps a request waiting is there, unless that was for the connection; what breaks off may be gone.
-        let reached = matches!(error, CallError::Timeout(waiting) if *waiting != Waiting::Connect);
+        let last = asker.fetched.account.attempts.last();
+        let connected = last.is_some_and(|last| last.outcome != AttemptOutcome::ConnectFailed);
+        let reached = connected && matches!(error, CallError::Timeout(_));
         if let Some(stored) = self.stale_for(true, reached) {
             return self.stale_if_error(asker, stored, (reached, None));
         }
@@ -432,8 +396,9 @@ impl Fill {
     fn finish(&mut self, status: u16, bytes: u64) {
         let elapsed = self.exchange.ctx.started.elapsed();
         self.exchange.finish(&Completed { status, elapsed, bytes_in: 0, bytes_out: bytes });
-        if let Some(took) = self.took {
-            self.exchange.note_for_ramp(status, false, took);
+        // An upstream that is left alone is not asked, and its requests fail all the same.
+        if self.took.is_some() || self.exchange.turned_away {
+            self.exchange.note_for_ramp(status, false, self.took);
         }
     }
 }
@@ -442,6 +407,11 @@ impl Fill {
 fn is_fresh(stored: &Arc<Entry>) -> bool {
     let directives = RequestDirectives::default();
     judge(stored.facts(), &directives, stored.standing(), now()).serve == Serve::AsItIs
+}
+
+/// Whether a stored answer may be served however old.
+fn is_for_good(stored: &Arc<Entry>) -> bool {
+    !stored.facts().no_stale && !stored.is_purged() && stored.status() < 500
 }
 
 /// Whether the upstream was not asked since it is left alone, or has enough to do.
@@ -463,10 +433,4 @@ fn length(head: &ResponseHeader) -> Result<Option<u64>, ()> {
         return Err(());
     }
     text.parse().map(Some).map_err(|_| ())
-}
-
-/// A tag without its weakness.
-fn weakly(tag: &http::HeaderValue) -> &[u8] {
-    let tag = tag.as_bytes();
-    tag.strip_prefix(b"W/").unwrap_or(tag)
 }

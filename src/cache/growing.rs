@@ -4,19 +4,28 @@ use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use pingora::http::ResponseHeader;
 use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
 use tollhouse_filters::caching::Facts;
 use tollhouse_filters::world::{ClientBody, ClientError};
 
 use super::store::{Entry, Pieces};
 
-/// Pieces that are held of a body that is not stored, for the slowest of those that read it.
-const MOST_HELD: usize = 16;
+/// Pieces that are held of a body that is not stored, for the slowest of those that read it,
+pub(super) const MOST_HELD: usize = 16;
+/// and of one for which there is no room: there, who keeps quicker ones waiting for too long and is more than `MOST_HELD`
+/// behind is left behind.
+pub(super) const FEW_HELD: usize = 1;
+/// How long quicker ones wait for those who are far behind while nobody takes anything,
+const PATIENCE: Duration = Duration::from_secs(1);
+/// and in all, however much is taken: nobody sets the pace for the others.
+const LONGEST: Duration = Duration::from_secs(10);
 
 /// An answer whose body is still coming in.
 pub(super) struct Growing {
@@ -40,14 +49,22 @@ struct Body {
     /// How many pieces were taken off the front.
     gone: usize,
     length: u64,
+    /// How long it is expected to become, while it is kept and comes in.
+    expected: u64,
+    /// Bytes of the pieces that are there.
+    held: u64,
+    /// Bytes of it that count among those of all.
+    counted: u64,
     end: Option<End>,
     /// Where it is read from once it is stored: pieces of its own would be there twice.
     stored: Option<Arc<Entry>>,
-    /// It is not kept: what all have read is dropped.
-    passing: bool,
+    /// It is not kept: what all have read is dropped, and of the rest so many pieces are held.
+    passing: Option<usize>,
     /// Where the readers are, by their numbers.
     readers: HashMap<u64, usize>,
     next_reader: u64,
+    /// How long quicker readers were kept waiting.
+    waited: Duration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,14 +73,58 @@ enum End {
     Broken,
 }
 
-/// Bytes that are held for bodies on their way in, over all of them.
+/// Bytes that are held for bodies on their way in, over all of them, and that are expected of those that are kept.
 #[derive(Clone, Default)]
-pub(super) struct Held(pub(super) Arc<AtomicU64>);
+pub(super) struct Held(Arc<AtomicU64>);
+
+impl Held {
+    pub(super) fn bytes(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Counts a body anew, of which something changed.
+    fn count(&self, body: &mut Body) {
+        let before = std::mem::replace(&mut body.counted, body.held.max(body.expected));
+        // It is less sometimes; the sum of all never wraps.
+        self.0.fetch_add(body.counted.wrapping_sub(before), Ordering::Relaxed);
+    }
+}
+
+impl Body {
+    /// Whether one has read all but so many pieces, and another one has not.
+    fn is_one_kept_waiting(&self, most: usize) -> bool {
+        let places = self.readers.values().copied();
+        let (slowest, quickest) = (places.clone().min(), places.max());
+        slowest < quickest && quickest.is_some_and(|at| at + most >= self.gone + self.pieces.len())
+    }
+
+    /// How many pieces are held for the slowest reader. Where those are few, one that has read the others does not wait
+    /// long for it: more are held, and who does not keep up with that is left behind once it is late. Gives how long
+    /// that one waits still, too.
+    fn most_held(&mut self, most: usize, is_late: bool) -> (usize, Option<Duration>) {
+        if most >= MOST_HELD || !self.is_one_kept_waiting(most) {
+            return (most, None);
+        }
+        if is_late {
+            let end = self.gone + self.pieces.len();
+            self.readers.retain(|_, at| *at + MOST_HELD >= end);
+        }
+        (MOST_HELD, Some(PATIENCE.min(LONGEST.saturating_sub(self.waited))))
+    }
+}
 
 impl Growing {
-    pub(super) fn new(head: ResponseHeader, facts: Facts, variant: Vec<u8>, held: Held) -> Arc<Self> {
+    /// One of which so many bytes are expected: they count from now on, so that not all begin at once.
+    pub(super) fn new(
+        head: ResponseHeader,
+        facts: Facts,
+        variant: Vec<u8>,
+        (held, expected): (Held, u64),
+    ) -> Arc<Self> {
         let (grown, taken) = (watch::Sender::new(()), watch::Sender::new(()));
-        Arc::new(Self { head, facts, variant, body: Mutex::default(), grown, taken, held })
+        let mut body = Body { expected, ..Body::default() };
+        held.count(&mut body);
+        Arc::new(Self { head, facts, variant, body: body.into(), grown, taken, held })
     }
 
     /// Adds a piece; false if nobody reads what is not kept.
@@ -72,44 +133,51 @@ impl Growing {
         {
             let mut body = self.body.lock();
             body.length += piece.len() as u64;
-            self.held.0.fetch_add(piece.len() as u64, Ordering::Relaxed);
+            body.held += piece.len() as u64;
             body.pieces.push_back(piece);
+            self.held.count(&mut body);
         }
         self.grown.send_replace(());
+        let mut is_late = false;
         loop {
-            {
+            let patience = {
                 let mut body = self.body.lock();
+                let most = body.passing.map(|most| body.most_held(most, is_late));
                 self.trim(&mut body);
-                match (body.passing, body.readers.is_empty()) {
-                    (true, true) => return false,
-                    (true, false) if body.pieces.len() > MOST_HELD => {}
+                match most {
+                    Some(_) if body.readers.is_empty() => return false,
+                    Some((most, patience)) if body.pieces.len() > most => patience,
                     _ => return true,
                 }
-            }
-            if taken.changed().await.is_err() {
-                return false;
-            }
+            };
+            let Some(patience) = patience else {
+                if taken.changed().await.is_err() {
+                    return false;
+                }
+                continue;
+            };
+            let since = Instant::now();
+            is_late = timeout(patience, taken.changed()).await.is_err();
+            self.body.lock().waited += since.elapsed();
         }
     }
 
-    /// From now on it is not kept.
-    pub(super) fn pass(&self) {
-        self.body.lock().passing = true;
+    /// From now on it is not kept: of what not all have read, so many pieces are held.
+    pub(super) fn pass(&self, most: usize) {
+        let mut body = self.body.lock();
+        (body.passing, body.expected) = (Some(most), 0);
+        self.held.count(&mut body);
     }
 
     fn trim(&self, body: &mut Body) {
-        if !body.passing {
+        if body.passing.is_none() {
             return;
         }
         let slowest = body.readers.values().copied().min().unwrap_or(usize::MAX);
         let gone = slowest.saturating_sub(body.gone).min(body.pieces.len());
         body.gone += gone;
-        self.release(body.pieces.drain(..gone));
-    }
-
-    fn release(&self, pieces: impl Iterator<Item = Bytes>) {
-        let bytes: usize = pieces.map(|piece| piece.len()).sum();
-        self.held.0.fetch_sub(bytes as u64, Ordering::Relaxed);
+        body.held -= body.pieces.drain(..gone).map(|piece| piece.len() as u64).sum::<u64>();
+        self.held.count(body);
     }
 
     /// The body is whole.
@@ -120,7 +188,8 @@ impl Growing {
     /// The body is whole, and in the store.
     pub(super) fn stored(&self, entry: Arc<Entry>) {
         let mut body = self.body.lock();
-        self.release(body.pieces.drain(..));
+        body.pieces.clear();
+        body.held = 0;
         body.stored = Some(entry);
         drop(body);
         self.finish();
@@ -132,8 +201,17 @@ impl Growing {
     }
 
     fn end(&self, end: End) {
-        self.body.lock().end.get_or_insert(end);
+        let mut body = self.body.lock();
+        body.end.get_or_insert(end);
+        body.expected = 0;
+        self.held.count(&mut body);
+        drop(body);
         self.grown.send_replace(());
+    }
+
+    /// Bytes of it that count among those of all.
+    pub(super) fn share(&self) -> u64 {
+        self.body.lock().counted
     }
 
     /// How long it is so far.
@@ -144,7 +222,7 @@ impl Growing {
     /// Its pieces so far, if they are all there.
     pub(super) fn pieces(&self) -> Option<Vec<Bytes>> {
         let body = self.body.lock();
-        let all = body.end != Some(End::Broken) && !body.passing && body.gone == 0;
+        let all = body.end != Some(End::Broken) && body.passing.is_none() && body.gone == 0;
         all.then(|| body.pieces.iter().cloned().collect())
     }
 
@@ -165,8 +243,9 @@ impl Growing {
 
 impl Drop for Growing {
     fn drop(&mut self) {
-        let left = std::mem::take(&mut self.body.get_mut().pieces);
-        self.release(left.into_iter());
+        let body = self.body.get_mut();
+        (body.held, body.expected) = (0, 0);
+        self.held.count(body);
     }
 }
 
@@ -194,12 +273,16 @@ impl Reader {
             self.rest = Some(stored.range(self.read..stored.length()));
             return None;
         }
-        let there = self.at.checked_sub(body.gone).and_then(|at| body.pieces.get(at).cloned());
-        if let Some(piece) = there {
+        let Some(place) = self.at.checked_sub(body.gone) else {
+            return Some(Err(ClientError::Broken("it was read too slowly".to_owned())));
+        };
+        if let Some(piece) = body.pieces.get(place).cloned() {
             self.at += 1;
             self.read += piece.len() as u64;
             body.readers.insert(self.id, self.at);
-            let passing = body.passing;
+            let passing = body.passing.is_some();
+            // The filler may have nothing to add for long.
+            self.growing.trim(&mut body);
             drop(body);
             if passing {
                 self.growing.taken.send_replace(());
@@ -275,109 +358,4 @@ impl Drop for Reader {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::Key;
-    use super::super::store::Parts;
-    use super::*;
-
-    fn growing() -> (Arc<Growing>, Held) {
-        let held = Held::default();
-        let head = ResponseHeader::build(200, None).expect("valid");
-        (Growing::new(head, Facts::default(), Vec::new(), held.clone()), held)
-    }
-
-    fn piece(text: &'static str) -> Bytes {
-        Bytes::from_static(text.as_bytes())
-    }
-
-    async fn all(mut reader: impl ClientBody) -> Result<Vec<Bytes>, ClientError> {
-        let mut pieces = Vec::new();
-        while let Some(piece) = reader.next().await? {
-            pieces.push(piece);
-        }
-        Ok(pieces)
-    }
-
-    #[tokio::test]
-    async fn every_reader_gets_the_whole_whenever_it_came() {
-        let (growing, held) = growing();
-        let early = growing.read().expect("its start is there");
-        assert!(growing.push(piece("ab")).await);
-        let late = growing.read().expect("its start is there");
-        let reading = tokio::spawn(all(early));
-        assert!(growing.push(piece("cd")).await);
-        growing.finish();
-        assert_eq!(reading.await.expect("no panic").expect("whole"), ["ab", "cd"]);
-        assert_eq!(all(late).await.expect("whole"), ["ab", "cd"]);
-        assert_eq!(growing.pieces().expect("whole").len(), 2);
-        assert_eq!(held.0.load(Ordering::Relaxed), 4);
-        drop(growing);
-        assert_eq!(held.0.load(Ordering::Relaxed), 0);
-    }
-
-    #[tokio::test]
-    async fn what_is_stored_is_read_on_from_there_and_held_no_more() {
-        let (growing, held) = growing();
-        let mut early = growing.read().expect("its start is there");
-        assert!(growing.push(piece("ab")).await && growing.push(piece("cd")).await);
-        assert_eq!(early.next().await, Ok(Some(piece("ab"))));
-        let parts = Parts { status: 200, body: vec![piece("abcdef")], ..Parts::default() };
-        let entry = Arc::new(Entry::new(&Key::from_bytes(piece("k")), parts));
-        growing.stored(entry);
-        assert_eq!(held.0.load(Ordering::Relaxed), 0);
-        assert_eq!(all(early).await.expect("whole"), ["cdef"]);
-        let late = growing.read().expect("its start is there");
-        assert_eq!(all(late).await.expect("whole"), ["abcdef"]);
-    }
-
-    #[tokio::test]
-    async fn a_part_is_cut_from_the_pieces_that_it_lies_in() {
-        let (growing, _) = growing();
-        let part = |bytes| growing.read().expect("its start is there").part(bytes);
-        let parts = [0..1, 1..5, 2..4, 3..7, 6..7, 0..7].map(part);
-        let beyond = part(5..9);
-        for text in ["ab", "cd", "", "efg"] {
-            assert!(growing.push(piece(text)).await);
-        }
-        growing.finish();
-        let expected: [&[&str]; 6] =
-            [&["a"], &["b", "cd", "e"], &["cd"], &["d", "efg"], &["g"], &["ab", "cd", "efg"]];
-        for (part, expected) in parts.into_iter().zip(expected) {
-            assert_eq!(all(part).await.expect("whole"), expected);
-        }
-        assert!(all(beyond).await.is_err(), "never one that is shorter than was said");
-    }
-
-    #[tokio::test]
-    async fn what_broke_off_is_never_whole() {
-        let (growing, _) = growing();
-        let reader = growing.read().expect("its start is there");
-        assert!(growing.push(piece("ab")).await);
-        growing.abandon();
-        growing.finish();
-        assert!(all(reader).await.is_err());
-        assert_eq!(growing.pieces(), None);
-    }
-
-    #[tokio::test]
-    async fn what_is_not_kept_waits_for_the_slowest_and_ends_with_the_last_reader() {
-        let (growing, held) = growing();
-        let mut reader = growing.read().expect("its start is there");
-        growing.pass();
-        for _ in 0..MOST_HELD {
-            assert!(growing.push(piece("x")).await);
-        }
-        let filler = growing.clone();
-        let filling = tokio::spawn(async move { filler.push(piece("y")).await });
-        tokio::task::yield_now().await;
-        assert!(!filling.is_finished(), "it waits");
-        assert_eq!(reader.next().await, Ok(Some(piece("x"))));
-        assert!(filling.await.expect("no panic"));
-        assert!(growing.read().is_none(), "its start is gone");
-        assert_eq!(held.0.load(Ordering::Relaxed), MOST_HELD as u64);
-        drop(reader);
-        assert!(!growing.push(piece("z")).await, "nobody reads it");
-        growing.finish();
-        assert_eq!(growing.pieces(), None);
-    }
-}
+mod tests;

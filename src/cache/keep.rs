@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tollhouse_filters::caching::Plan;
+use tollhouse_filters::caching::{NotStored, Plan};
 
 use super::flight::{Lead, Phase};
-use super::growing::Growing;
+use super::growing::{FEW_HELD, Growing, MOST_HELD};
 use super::inner::Inner;
 use super::store::{Entry, Inserted, Parts};
 use super::told::{Asker, Filled};
@@ -49,6 +49,8 @@ pub(super) struct Work {
     pub(super) lead: Lead,
     /// It was asked for with `Authorization`.
     pub(super) authorized: bool,
+    /// Why it takes the place of nothing, though it is for all who wait, if so.
+    pub(super) passes: Option<NotStored>,
 }
 
 impl Work {
@@ -57,7 +59,7 @@ impl Work {
         self.cache.flights.note_cacheable(self.lead.key(), self.authorized);
         if let Some(reader) = growing.read() {
             // Who does not wait any more does not read either; what is stored is for others.
-            asker.tell(Filled::Growing(growing.clone(), reader));
+            asker.tell(Filled::Growing(growing.clone(), reader, self.passes.map(NotStored::name)));
         }
         let now = now();
         let shared = growing.facts.left(now).is_ok() && !growing.facts.no_cache;
@@ -74,10 +76,14 @@ impl Work {
             if ends {
                 break Some(piece);
             }
-            if kept && growing.length() + piece.len() as u64 > self.plan.max_object {
+            let too_large = growing.length() + piece.len() as u64 > self.plan.max_object;
+            if kept && (too_large || self.cache.is_full_beside(&growing)) {
                 kept = false;
-                growing.pass();
-                self.cache.flights.note_uncacheable(self.lead.key(), self.authorized);
+                growing.pass(if too_large { MOST_HELD } else { FEW_HELD });
+                if too_large {
+                    // The next one will be no smaller.
+                    self.cache.flights.note_uncacheable(self.lead.key(), self.authorized);
+                }
                 self.lead.leave();
             }
             if !growing.push(piece).await {
@@ -98,7 +104,8 @@ impl Work {
     /// Stores what is whole, with its last piece; gives what is in memory then.
     fn keep(&self, growing: &Growing, last: Option<&Bytes>) -> Option<Arc<Entry>> {
         let length = growing.length() + last.map_or(0, |last| last.len() as u64);
-        let pieces = growing.pieces().filter(|_| !self.lead.is_spoiled() && length <= self.plan.max_object);
+        let may_be = self.passes.is_none() && !self.lead.is_spoiled() && length <= self.plan.max_object;
+        let pieces = growing.pieces().filter(|_| may_be);
         let Some(mut pieces) = pieces else {
             self.cache.counts.not_stored.inc();
             return None;

@@ -22,7 +22,7 @@ mod view;
 use std::future::poll_fn;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Instant, UNIX_EPOCH};
 
@@ -43,7 +43,7 @@ use tollhouse_filters::problem::{self, Problem};
 
 use self::fill::Fill;
 use self::flight::{Flights, Joined, Lead, Manner, Phase};
-use self::growing::Held;
+use self::growing::{Growing, Held};
 use self::numbers::Counts;
 use self::shared::Sharing;
 use self::store::{Entry, How, Purge, Store, Variants};
@@ -68,6 +68,8 @@ pub struct Cache {
     held: Held,
     counts: Counts,
     sharing: Sharing,
+    /// Some filter `cache` is there.
+    used: AtomicBool,
 }
 
 /// How a request came in, which upstreams are told.
@@ -129,7 +131,8 @@ impl Cache {
     pub fn new(store: Arc<Store>, caller: Caller, observe: Arc<Observe>) -> Arc<Self> {
         let counts = Counts::new(&*observe.registry);
         let (flights, held, sharing) = (Arc::default(), Held::default(), Sharing::default());
-        Arc::new(Self { store, caller, observe, flights, held, counts, sharing })
+        let used = AtomicBool::new(true);
+        Arc::new(Self { store, caller, observe, flights, held, counts, sharing, used })
     }
 
     /// The store.
@@ -142,6 +145,15 @@ impl Cache {
     #[must_use]
     pub fn caller(&self) -> &Caller {
         &self.caller
+    }
+
+    /// Whether some filter `cache` is there from now on. While none is, nobody takes out what changes (RFC 9111 s4.4): so
+    /// nothing that was stored before stays, nor what requests stored since that began before.
+    pub fn set_used(&self, used: bool) {
+        let before = self.used.swap(used, Ordering::Relaxed);
+        if !(before && used) {
+            self.purge(&Purge::All, How::Hard);
+        }
     }
 
     /// Purges what is stored here, and what is under way to be; gives how many answers it was.
@@ -199,10 +211,13 @@ impl Cache {
         if let (true, Some(entry), Some(judged)) = (served, entry, judged) {
             return Some(serve::hit(entry, request, judged, exchange));
         }
-        exchange.ctx.cache = Some(status);
         if ask.directives.only_if_cached {
+            // It goes nowhere, for no reason to go (RFC 9211 s2.2).
+            let detail = Some(problem::NOT_CACHED.code.into());
+            exchange.ctx.cache = Some(CacheStatus { detail, ..CacheStatus::default() });
             return Some(Problem::new(&problem::NOT_CACHED).into());
         }
+        exchange.ctx.cache = Some(status);
         let newest = variants.first().map(|newest| names(newest.variant()));
         let mut wanted = ask.key.clone();
         wanted.extend(newest.iter().flat_map(|names| variant(names, &request.headers)));
@@ -245,7 +260,17 @@ impl Cache {
     /// are kept out last, so that clients who read long ones slowly do little harm.
     fn has_room(&self, length: Option<u64>) -> bool {
         let small = length.is_some_and(|length| length <= SMALL);
-        self.held.0.load(Ordering::Relaxed) <= self.store.capacity() / if small { 2 } else { 4 }
+        self.held.bytes() <= self.store.capacity() / if small { 2 } else { 4 }
+    }
+
+    /// What is set aside for a body of this length; of a very long one a part, so that it keeps no small ones out.
+    fn expected(&self, length: Option<u64>) -> u64 {
+        length.unwrap_or(0).min(self.store.capacity() / 4)
+    }
+
+    /// Whether so much is on its way in beside this body that it cannot be kept.
+    fn is_full_beside(&self, growing: &Growing) -> bool {
+        self.held.bytes().saturating_sub(growing.share()) > self.store.capacity() / 2
     }
 
     /// Fetches what is not stored, or waits for who does.
@@ -267,7 +292,8 @@ impl Cache {
         }
         let authorized = request.headers.contains_key(AUTHORIZATION);
         let manner = self.flights.manner(&wanted, authorized, Instant::now());
-        if manner == Manner::Passed {
+        // What is stored may have to stand in for an origin that answers nothing for all any more.
+        if manner == Manner::Passed && entry.is_none() {
             exchange.ctx.cache.get_or_insert_default().detail = Some("uncacheable".into());
             return None;
         }
@@ -358,8 +384,9 @@ impl Cache {
     fn filled(&self, filled: Filled, ask: &Ask, exchange: &mut Exchange, request: &RequestHeader) -> Reply {
         let status = exchange.ctx.cache.get_or_insert_default();
         match filled {
-            Filled::Growing(growing, reader) => {
-                status.stored = true;
+            Filled::Growing(growing, reader, why) => {
+                status.stored = why.is_none();
+                status.detail = why.map(Into::into);
                 serve::growing(&growing, reader, request, None)
             }
             Filled::Validated(entry, why) => {

@@ -13,8 +13,8 @@ use crate::engine::Fetched;
 
 /// What came of a fill, for who began it.
 pub(super) enum Filled {
-    /// An answer that will be stored, and its body.
-    Growing(Arc<Growing>, Reader),
+    /// An answer for all who wait, and its body; why it will not be stored, if it will not.
+    Growing(Arc<Growing>, Reader, Option<&'static str>),
     /// What was stored still holds; why it is not stored with what came of it, if it is not.
     Validated(Arc<Entry>, Option<&'static str>),
     /// What was stored is served, though it should have been validated: why, and what came instead, if anything.

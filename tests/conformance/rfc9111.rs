@@ -42,6 +42,37 @@ async fn s3_what_is_forbidden_is_not_stored() {
 }
 
 #[tokio::test]
+async fn s3_what_is_about_who_asks_is_not_stored_as_rfc_6585_s3_to_s6_say_nor_takes_what_is() {
+    for status in [
+        "428 Precondition Required",
+        "429 Too Many Requests",
+        "431 Request Header Fields Too Large",
+        "511 Network Authentication Required",
+    ] {
+        let refusal = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\ncache-control: max-age=60\r\n\r\n");
+        let options = "{statuses: {400-599: 60s}}";
+        let cached = Cached::new(options, move |nth, head| match head.field("x-odd") {
+            Some(_) => refusal.clone(),
+            None => numbered(nth, FRESH),
+        })
+        .await;
+        assert_eq!(cached.get("/").await.text(), "answer 1");
+        for asked in 2..7 {
+            let refused = cached.send("GET /", "X-Odd: 1\r\nCache-Control: no-cache\r\n").await;
+            assert!(status.starts_with(&refused.status.to_string()), "{status}: {refused:?}");
+            assert_eq!(refused.field("cache-status"), Some("tollhouse; fwd=request; detail=asker-status"));
+            assert_eq!(
+                (cached.get("/").await.text(), cached.asked()),
+                ("answer 1".into(), asked),
+                "{status}"
+            );
+        }
+        cached.send("GET /new", "X-Odd: 1\r\n").await;
+        assert_eq!(cached.get("/new").await.text(), "answer 8", "{status}");
+    }
+}
+
+#[tokio::test]
 async fn s3_1_fields_about_a_connection_are_not_stored() {
     let fields =
         "cache-control: max-age=60\r\nconnection: x-a, keep-alive\r\nx-a: 1\r\nkeep-alive: 5\r\nx-b: 1\r\n";
@@ -252,6 +283,8 @@ async fn s5_2_1_7_clients_may_want_nothing_but_what_is_stored() {
     let cached = fresh().await;
     let missing = cached.send("GET /", "Cache-Control: only-if-cached\r\n").await;
     assert_eq!((missing.status, missing.problem().as_str(), cached.asked()), (504, "not-cached", 0));
+    // RFC 9211 s2.2: `fwd` is for what was forwarded.
+    assert_eq!(missing.field("cache-status"), Some("tollhouse; detail=not-cached"));
     cached.get("/").await;
     assert_eq!(cached.send("GET /", "Cache-Control: only-if-cached\r\n").await.text(), "answer 1");
 }

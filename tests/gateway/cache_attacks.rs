@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::harness::cached::{Cached, numbered};
-use crate::harness::{Origin, Wire, soon};
+use crate::harness::{Gateway, H2c, Origin, Wire, soon};
 
 const FRESH: &str = "cache-control: max-age=3600\r\n";
 
@@ -133,6 +133,71 @@ async fn slow_readers_of_long_answers_do_not_keep_others_from_the_cache() {
     let first = cached.get("/short").await.text();
     assert_eq!(cached.get("/short").await.text(), first);
     drop(slow);
+}
+
+/// Takes so much of a body.
+async fn take(client: &mut Wire, is_chunked: bool, count: usize) {
+    if !is_chunked {
+        client.exactly(count).await.expect("a part of the body");
+        return;
+    }
+    let mut came = 0;
+    while came < count {
+        let chunk = client.chunk().await.expect("a chunk");
+        assert!(!chunk.is_empty(), "it is not over yet");
+        came += chunk.len();
+    }
+    assert_eq!(came, count);
+}
+
+#[tokio::test]
+async fn of_long_answers_that_come_in_at_once_no_more_are_held_than_there_is_room_for() {
+    const ANSWERS: u64 = 40;
+    // Of which a quarter of the store is two, and a half four.
+    const LENGTH: usize = 512 << 10;
+    for framing in [format!("content-length: {LENGTH}"), "transfer-encoding: chunked".to_owned()] {
+        let is_chunked = framing.ends_with("chunked");
+        let framed = |bytes: usize, end: &str| match is_chunked {
+            true => format!("{bytes:x}\r\n{}\r\n{end}", "x".repeat(bytes)),
+            false => "x".repeat(bytes),
+        };
+        let (origin, mut taken) = Origin::handing_over().await;
+        let gateway = Gateway::administered(&format!(
+            "server: {{cache: {{memory: 4MiB}}}}\nupstreams: [{{name: o, backends: [{{address: \"{}\"}}]}}]\n\
+             routes: [{{name: a, upstream: o, filters: [cache: {{}}]}}]",
+            origin.address
+        ))
+        .await;
+        // All heads come before any of the bodies.
+        let mut pairs = Vec::new();
+        for nth in 0..ANSWERS {
+            let mut client = Wire::connect(gateway.address()).await;
+            client.send(format!("GET /{nth} HTTP/1.1\r\nHost: example.test\r\n\r\n")).await;
+            let mut wire = soon("a request", taken.recv()).await.expect("a connection");
+            wire.head().await.expect("a head");
+            wire.send(format!("HTTP/1.1 200 OK\r\n{framing}\r\n{FRESH}\r\n")).await;
+            client.head().await.expect("a head");
+            pairs.push((client, wire));
+        }
+        for (client, wire) in &mut pairs {
+            let most = framed(LENGTH - 1, "");
+            tokio::join!(wire.send(most), take(client, is_chunked, LENGTH - 1));
+        }
+        for (client, wire) in &mut pairs {
+            wire.send(framed(1, "0\r\n\r\n")).await;
+            take(client, is_chunked, 1).await;
+            if is_chunked {
+                assert_eq!(client.chunk().await, Ok(Vec::new()), "each comes whole");
+            }
+        }
+        let fills = async |result: &str| {
+            gateway.number(&format!("tollhouse_cache_fills_total{{result=\"{result}\"}}")).await
+        };
+        let all = async { while fills("stored").await + fills("not_stored").await != ANSWERS {} };
+        soon("the numbers", all).await;
+        let stored = fills("stored").await;
+        assert!((1..=6).contains(&stored), "{framing}: {stored}");
+    }
 }
 
 #[tokio::test]
@@ -296,4 +361,21 @@ async fn who_asks_after_a_purge_gets_nothing_from_before_it() {
     old.send(numbered(1, FRESH)).await;
     assert_eq!(first.answer().await.expect("an answer").text(), "answer 1", "who asked before it");
     assert_eq!(crate::harness::get(gateway.address(), "/").await.text(), "answer 2");
+}
+
+#[tokio::test]
+async fn a_body_over_http2_that_no_field_tells_of_is_for_the_origin() {
+    let cached = Cached::new("{}", |nth, _| numbered(nth, FRESH)).await;
+    let h2 = H2c::connect(cached.gateway.address()).await;
+    // RFC 9113 s8.1: neither a length nor a coding is needed.
+    let with_body = async |path: &str| {
+        let request = http::Request::get(format!("http://example.test{path}")).body(()).expect("valid");
+        h2.send(request, b"which one").await.expect("an answer").text()
+    };
+    assert_eq!(cached.get("/a").await.text(), "answer 1");
+    assert_eq!(with_body("/a").await, "answer 2");
+    assert_eq!(h2.get("/a").await.text(), "answer 1", "what is stored is for who sends none");
+    assert_eq!(with_body("/b").await, "answer 3");
+    assert_eq!(h2.get("/b").await.text(), "answer 4", "nothing was stored of the other");
+    assert_eq!(cached.asked(), 4);
 }

@@ -256,3 +256,74 @@ async fn what_is_stale_is_served_where_there_is_no_place() {
     assert_eq!(get(gateway.address(), "/a").await.text(), "answer 1");
     assert_eq!(get(gateway.address(), "/b").await.status, 503);
 }
+
+#[tokio::test]
+async fn what_the_gateway_itself_proves_keeps_no_answer_from_all() {
+    let filters = "[cache: {ttl: 30s}, upstream_auth: {basic: {username: gw, password: s3cret}}]";
+    let cached = Cached::with(filters, |nth, _| numbered(nth, "")).await;
+    for _ in 0..2 {
+        assert_eq!(cached.get("/").await.text(), "answer 1");
+    }
+    // `gw:s3cret` in Base64.
+    assert_eq!(cached.seen()[0].field("authorization"), Some("Basic Z3c6czNjcmV0"));
+    // RFC 9111 s3.5: what who asks proves does.
+    for nth in 2..4 {
+        let own = cached.send("GET /own", "Authorization: Basic eDp5\r\n").await;
+        assert_eq!(own.text(), format!("answer {nth}"));
+    }
+}
+
+#[tokio::test]
+async fn what_a_filter_behind_the_cache_proves_of_who_asks_keeps_an_answer_from_others() {
+    let write = "headers: {request: {set: {authorization: 'Bearer ${cookie.token}'}}}";
+    let cached = Cached::with(&format!("[cache: {{ttl: 30s}}, {write}]"), |nth, _| numbered(nth, "")).await;
+    for (token, nth) in ["a", "b", "a"].into_iter().zip(1..) {
+        let answer = cached.send("GET /", &format!("Cookie: token={token}\r\n")).await;
+        // RFC 9111 s3.5: what is not said to be for all is for the one whose credentials the origin saw.
+        assert_eq!(answer.text(), format!("answer {nth}"), "{token}");
+        let proof = format!("Bearer {token}");
+        assert_eq!(cached.seen()[nth - 1].field("authorization"), Some(proof.as_str()));
+    }
+}
+
+#[tokio::test]
+async fn nobody_waits_to_hear_from_an_origin_that_refuses_all_but_where_something_is_stored() {
+    const REFUSED: &str = "HTTP/1.1 429 Too Many Requests\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    const STALE: &str = "cache-control: max-age=10\r\nage: 20\r\netag: \"v\"\r\nconnection: close\r\n";
+    for is_stored in [false, true] {
+        let (origin, mut taken) = Origin::handing_over().await;
+        let rules = "retries: {max: 0}";
+        let gateway = Gateway::administered(&document(&[&origin], rules, "{wait: 60s}")).await;
+        let client = async || {
+            let mut client = Wire::connect(gateway.address()).await;
+            client.send("GET / HTTP/1.1\r\nHost: example.test\r\n\r\n").await;
+            client
+        };
+        let mut asked = async || {
+            let mut wire = soon("a connection", taken.recv()).await.expect("a connection");
+            wire.head().await.expect("a request");
+            wire
+        };
+        if is_stored {
+            let mut first = client().await;
+            asked().await.send(numbered(1, STALE)).await;
+            assert_eq!(first.answer().await.expect("an answer").text(), "answer 1");
+        }
+        let mut refused = client().await;
+        asked().await.send(REFUSED).await;
+        assert_eq!(refused.answer().await.expect("an answer").status, 429);
+        let mut both = [client().await, client().await];
+        let in_flight = "tollhouse_requests_in_flight";
+        soon("both", async { while gateway.number(in_flight).await != 2 {} }).await;
+        let mut at_origin = vec![asked().await];
+        if !is_stored {
+            at_origin.push(asked().await);
+        }
+        for wire in &mut at_origin {
+            wire.send(numbered(2, FRESH)).await;
+        }
+        for client in &mut both {
+            assert_eq!(soon("an answer", client.answer()).await.expect("one").text(), "answer 2");
+        }
+    }
+}

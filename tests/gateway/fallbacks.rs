@@ -219,3 +219,23 @@ routes:
         }
     }
 }
+
+#[tokio::test]
+async fn what_opens_the_breaker_by_a_stored_url_has_that_served_all_the_same() {
+    let origin = failing_after(1, "Cache-Control: max-age=0\r\nETag: \"1\"\r\n").await;
+    let rules = "min_requests: 4, error_ratio: 50%, open: 1h, fallback: {stale: true}";
+    let gateway = Gateway::start(&format!(
+        "upstreams: [{{name: o, backends: [{{address: \"{}\"}}], circuit_breaker: {{{rules}}}}}]
+routes: [{{name: cached, upstream: o, filters: [cache: {{}}]}}]",
+        origin.address
+    ))
+    .await;
+    for status in [200, 500, 500, 500] {
+        assert_eq!(ask(&gateway, "direct.test", "GET /").await.status, status);
+    }
+    gateway.says("a circuit breaker opened").await;
+    for _ in 0..5 {
+        let answer = ask(&gateway, "direct.test", "GET /").await;
+        assert_eq!((answer.status, answer.text().as_str()), (200, "1"));
+    }
+}

@@ -11,7 +11,7 @@ use super::{Facts, RequestDirectives, ResponseDirectives, Vary, http_date};
 /// The longest that a heuristic takes an answer for fresh: a day (s4.2.2).
 const LONGEST_GUESS: u64 = 86_400;
 
-/// What the operator wants beside what origins say.
+/// What the operator wants beside what origins say. None of the times for what is stale is for errors (5xx).
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Rules {
     /// Freshness of answers with this status whose origin says none, in seconds; of all other answers that may be
@@ -65,6 +65,10 @@ pub enum NotStored {
     VaryMany,
     /// It is a part, or no answer of its own.
     Status,
+    /// Its status is about who asks, and never stored (RFC 6585).
+    Asker,
+    /// It is an error, and what is stored may still be served when the origin is gone.
+    Error,
     /// Its status is not known, and it must be.
     NotUnderstood,
     /// It is never fresh, and cannot be validated.
@@ -95,6 +99,8 @@ impl NotStored {
             Self::VaryAny => "vary-any",
             Self::VaryMany => "vary-many",
             Self::Status => "status",
+            Self::Asker => "asker-status",
+            Self::Error => "error",
             Self::NotUnderstood => "not-understood",
             Self::NotFresh => "not-fresh",
             Self::TooLarge => "too-large",
@@ -108,7 +114,10 @@ impl NotStored {
     /// Whether the next answer will be no different, so that nobody need wait for it.
     #[must_use]
     pub const fn will_last(self) -> bool {
-        !matches!(self, Self::Method | Self::RequestNoStore | Self::Memory | Self::Diverted)
+        !matches!(
+            self,
+            Self::Method | Self::RequestNoStore | Self::Memory | Self::Diverted | Self::Asker | Self::Error
+        )
     }
 
     /// Whether it says nothing of what others would be answered.
@@ -129,7 +138,9 @@ pub fn facts(
     refuse(rules, (method, request), (status, response), &said)?;
     let age = age(response, times);
     let lifetime = lifetime(rules, &said, status, response, times);
-    let seconds = |said: Option<u32>, rule: u32| said.unwrap_or(rule);
+    // By no rule an error outlives its time: the origin may be well again.
+    let ruled = |rule: u32| if status.is_server_error() { 0 } else { rule };
+    let seconds = |said: Option<u32>, rule: u32| said.unwrap_or(ruled(rule));
     let facts = Facts {
         received: times.received,
         initial_age: age,
@@ -137,7 +148,7 @@ pub fn facts(
         while_revalidate: seconds(said.stale_while_revalidate, rules.while_revalidate),
         if_error: seconds(said.stale_if_error, rules.if_error),
         // What is kept to be validated each time was never to be used without (s4.2.4).
-        if_unreachable: lifetime.map_or(0, |_| rules.if_unreachable),
+        if_unreachable: lifetime.map_or(0, |_| ruled(rules.if_unreachable)),
         no_cache: said.no_cache,
         no_stale: said.forbids_stale(),
     };
@@ -159,9 +170,10 @@ fn refuse(
     if RequestDirectives::of(request).no_store {
         return Err(NotStored::RequestNoStore);
     }
-    // A part is stored by nobody here (s3.3), and a 304 is not an answer of its own.
-    let partial = matches!(status, StatusCode::PARTIAL_CONTENT | StatusCode::NOT_MODIFIED);
-    if status.is_informational() || partial {
+    if is_of_asker(status) {
+        return Err(NotStored::Asker);
+    }
+    if !may_be_stored(status) {
         return Err(NotStored::Status);
     }
     if said.must_understand && !may_be_understood(status) {
@@ -189,13 +201,25 @@ fn refuse(
     }
 }
 
+/// Whether answers with this status are ever stored.
+#[must_use]
+pub fn may_be_stored(status: StatusCode) -> bool {
+    // A part is stored by nobody here (s3.3), and a 304 is not an answer of its own.
+    let partial = matches!(status, StatusCode::PARTIAL_CONTENT | StatusCode::NOT_MODIFIED);
+    !status.is_informational() && !partial && !is_of_asker(status)
+}
+
+/// Whether no cache may store it: it is about how who asks does so (RFC 6585 s3 to s6).
+fn is_of_asker(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 428 | 429 | 431 | 511)
+}
+
 /// Whether what this status asks of caches is known (RFC 9110 s15).
 #[must_use]
 pub fn may_be_understood(status: StatusCode) -> bool {
     matches!(
         status.as_u16(),
-        200..=205 | 207 | 208 | 226 | 300..=303 | 305 | 307 | 308 | 400..=417 | 421..=426 | 428 | 429 | 431 | 451
-            | 500..=508 | 510 | 511
+        200..=205 | 207 | 208 | 226 | 300..=303 | 305 | 307 | 308 | 400..=417 | 421..=426 | 451 | 500..=508 | 510
     )
 }
 

@@ -11,6 +11,7 @@ use crate::harness::{Answer, Gateway, Head, Origin, Wire, soon, until};
 
 /// Stale when it comes, with a validator.
 const STALE: &str = "cache-control: max-age=10\r\nage: 20\r\netag: \"v\"\r\n";
+const ERROR: &str = "HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n";
 
 fn not_modified(fields: &str) -> String {
     format!("HTTP/1.1 304 Not Modified\r\netag: \"v\"\r\n{fields}\r\n")
@@ -104,8 +105,7 @@ async fn who_waits_for_what_is_not_fresh_any_more_asks_for_itself_as_rfc_9111_s4
 #[tokio::test]
 async fn who_waits_gets_what_is_fresh_again_and_what_may_be_stale_after_an_error() {
     const LENIENT: &str = "cache-control: max-age=10, stale-if-error=60\r\nage: 20\r\netag: \"v\"\r\n";
-    let error = || "HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n".to_owned();
-    for (stored, second) in [(STALE, not_modified(FRESH)), (LENIENT, error())] {
+    for (stored, second) in [(STALE, not_modified(FRESH)), (LENIENT, ERROR.to_owned())] {
         let shown = second.clone();
         let answers = side_by_side(move |nth| if nth == 2 { second.clone() } else { numbered(nth, stored) });
         let texts = answers.await.map(|answer| answer.text());
@@ -205,4 +205,88 @@ async fn an_origin_that_keeps_a_request_waiting_can_be_reached() {
         assert_eq!(cached.get("/").await.status, 200);
         assert_eq!(cached.get("/").await.status, status, "{options}");
     }
+}
+
+#[tokio::test]
+async fn what_a_304_does_not_say_of_vary_stays_whatever_filters_add_as_rfc_9111_s3_2_says() {
+    let filters = "[cache: {}, cors: {origins: ['https://a.test']}]";
+    let cached = Cached::with(filters, |nth, head| match head.field("if-none-match") {
+        Some(_) if nth < 4 => not_modified("cache-control: max-age=0\r\n"),
+        Some(_) => not_modified(FRESH),
+        None => numbered(nth, "cache-control: max-age=0\r\nvary: accept-language\r\netag: \"v\"\r\n"),
+    })
+    .await;
+    for (language, answer, asked) in
+        [("en", 1, 1), ("en", 1, 2), ("en", 1, 3), ("en", 1, 4), ("en", 1, 4), ("de", 5, 5), ("en", 1, 5)]
+    {
+        let given = cached.send("GET /", &format!("Accept-Language: {language}\r\n")).await;
+        assert_eq!((given.text(), cached.asked()), (format!("answer {answer}"), asked), "{language}");
+        let vary = given.head.all("vary").join(",").to_lowercase();
+        let mut names: Vec<_> = vary.split(',').map(str::trim).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["accept-language", "origin"], "each once, however often it is validated");
+    }
+}
+
+#[tokio::test]
+async fn what_is_served_though_it_is_stale_is_counted_as_that() {
+    let cached =
+        Cached::new("{}", |nth, _| if nth == 1 { numbered(nth, STALE) } else { String::new() }).await;
+    for _ in 0..3 {
+        assert_eq!(cached.get("/").await.text(), "answer 1");
+    }
+    // The numbers of a request come before its line.
+    until("the lines", || (cached.gateway.log().len() == 3).then_some(())).await;
+    for (name, number) in [
+        ("requests_total{result=\"stale\",route=\"all\"}", 2),
+        ("requests_total{result=\"miss\",route=\"all\"}", 1),
+        ("served_bytes_total{route=\"all\"}", 16),
+    ] {
+        assert_eq!(cached.gateway.number(&format!("tollhouse_cache_{name}")).await, number, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn errors_that_end_in_silence_leave_what_is_stored_to_be_served_to_all() {
+    let cached = Cached::new("{}", |nth, _| match nth {
+        1 => numbered(nth, STALE),
+        2..=4 => ERROR.to_owned(),
+        _ => String::new(),
+    })
+    .await;
+    let mut statuses = Vec::new();
+    for _ in 0..7 {
+        statuses.push(cached.get("/").await.status);
+    }
+    assert_eq!(statuses, [200, 503, 503, 503, 200, 200, 200]);
+}
+
+#[tokio::test]
+async fn an_error_that_may_be_stored_does_not_take_the_place_of_an_answer_that_may_still_be_served() {
+    let cached = Cached::new("{statuses: {500-599: 60s}}", |nth, head| match (head.target(), nth) {
+        ("/", 1) => numbered(nth, STALE),
+        ("/", 3..) => String::new(),
+        _ => ERROR.to_owned(),
+    })
+    .await;
+    assert_eq!(cached.get("/").await.text(), "answer 1");
+    let error = cached.get("/").await;
+    assert_eq!(
+        (error.status, error.field("cache-status")),
+        (503, Some("tollhouse; fwd=stale; detail=error"))
+    );
+    // RFC 9111 s4.3.3: it is forwarded, and what is stored stays for when the origin is gone.
+    assert_eq!(cached.get("/").await.text(), "answer 1");
+    let asked = cached.asked();
+    for _ in 0..2 {
+        assert_eq!(cached.get("/new").await.status, 503);
+    }
+    assert_eq!(cached.asked(), asked + 1, "where there is nothing better, it is stored");
+}
+
+#[tokio::test]
+async fn an_error_that_may_be_stored_is_for_all_who_wait_though_it_is_not() {
+    let error = "HTTP/1.1 503 No\r\ncontent-length: 0\r\ncache-control: max-age=60\r\n\r\n";
+    let answers = side_by_side(move |nth| if nth == 2 { error.to_owned() } else { numbered(nth, STALE) });
+    assert_eq!(answers.await.map(|answer| answer.status), [503, 503]);
 }

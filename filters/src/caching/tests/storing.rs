@@ -65,6 +65,21 @@ fn parts_and_interim_answers_are_not_stored() {
 }
 
 #[test]
+fn answers_about_who_asks_are_never_stored_as_rfc_6585_s3_to_s6_say() {
+    let ruled = Rules { statuses: vec![("400-599".parse().unwrap(), 60)], ..Rules::default() };
+    for status in [428, 429, 431, 511] {
+        for control in ["max-age=60", "public, s-maxage=60", "no-store, must-understand, max-age=60"] {
+            let stored = store_with(&ruled, &[], status, &[("cache-control", control)]);
+            assert_eq!(stored, Err(NotStored::Asker), "{status} {control}");
+        }
+        assert_eq!(store_with(&ruled, &[], status, &[]), Err(NotStored::Asker), "{status}");
+    }
+    assert!(store_with(&ruled, &[], 430, &[]).is_ok());
+    // It says nothing of what others are answered, nor of the next answer.
+    assert!(NotStored::Asker.is_of_request() && !NotStored::Asker.will_last());
+}
+
+#[test]
 fn answers_to_credentials_are_for_all_only_if_they_say_so_as_rfc_9111_s3_5_says() {
     let asked = [("authorization", "Basic Zm9vOmJhcg==")];
     let with = |control: &str| store_with(&Rules::default(), &asked, 200, &[("cache-control", control)]);
@@ -188,6 +203,27 @@ fn what_nobody_called_fresh_is_only_kept_to_be_validated() {
         Rules { heuristic: Some(0.1), ..rules.clone() },
     ] {
         assert_eq!(limits(&by_rule, &dated), Ok((3600, 60)), "{by_rule:?}");
+    }
+}
+
+#[test]
+fn no_rule_has_an_error_served_beyond_its_time() {
+    let rules = Rules {
+        statuses: vec![("404".parse().unwrap(), 1), ("500-599".parse().unwrap(), 1)],
+        while_revalidate: 10,
+        if_error: 60,
+        if_unreachable: 3600,
+        ..Rules::default()
+    };
+    let limits = |status, control| {
+        let facts = store_with(&rules, &[], status, &[("cache-control", control)]).unwrap();
+        [facts.lifetime, facts.while_revalidate, facts.if_error, facts.if_unreachable]
+    };
+    assert_eq!(limits(404, ""), [1, 10, 60, 3600]);
+    for status in [500, 501, 503, 599] {
+        assert_eq!(limits(status, ""), [1, 0, 0, 0], "{status}");
+        let said = "max-age=5, stale-while-revalidate=6, stale-if-error=7";
+        assert_eq!(limits(status, said), [5, 6, 7, 0], "{status}: its origin may say so");
     }
 }
 
