@@ -12,7 +12,7 @@ use socket2::SockRef;
 
 use super::Listener;
 use crate::config::Address;
-use crate::handover::{Sockets, is_stale};
+use crate::handover::{Holder, Sockets, is_stale};
 
 /// Connections the kernel holds until they are accepted; it caps this at `net.core.somaxconn`.
 const BACKLOG: i32 = 65535;
@@ -23,7 +23,10 @@ const BACKLOG: i32 = 65535;
 /// # Errors
 /// The first listener that cannot listen, with the system's reason.
 pub fn bind(listeners: &[Listener], inherited: &mut Sockets) -> Result<Vec<Bound>, BindError> {
-    listeners.iter().map(|listener| Bound::open(listener, inherited)).collect()
+    // Before any is opened, so that only what nobody takes can be what keeps an address.
+    let taken: Vec<_> = listeners.iter().map(|listener| inherited.take(&name(listener))).collect();
+    let each = listeners.iter().zip(taken);
+    each.map(|(listener, socket)| Bound::over(listener, socket, inherited)).collect()
 }
 
 /// A listener with its socket.
@@ -45,12 +48,18 @@ impl Bound {
     /// # Errors
     /// The address is in use, not ours, or forbidden.
     pub fn open(listener: &Listener, inherited: &mut Sockets) -> Result<Self, BindError> {
-        let opened = match inherited.take(&name(listener)) {
+        let socket = inherited.take(&name(listener));
+        Self::over(listener, socket, inherited)
+    }
+
+    /// Listens on this socket, or opens one; beside what nobody took.
+    fn over(listener: &Listener, socket: Option<OwnedFd>, left: &Sockets) -> Result<Self, BindError> {
+        let opened = match socket {
             Some(socket) => Ok(adopt(listener, socket)),
             None => open(listener),
         };
         let socket = opened.and_then(|socket| prepare(&socket).map(|()| socket));
-        let socket = socket.map_err(|reason| BindError::new(listener, reason))?;
+        let socket = socket.map_err(|reason| BindError::new(listener, reason, left))?;
         Ok(Self { listener: Arc::new(listener.clone()), socket })
     }
 
@@ -139,11 +148,17 @@ pub struct BindError {
     address: Address,
     listener: Arc<str>,
     reason: io::Error,
+    /// What has the port, if that is the process before this one.
+    holder: Option<Holder>,
 }
 
 impl BindError {
-    fn new(listener: &Listener, reason: io::Error) -> Self {
-        Self { address: listener.address.clone(), listener: listener.name.clone(), reason }
+    fn new(listener: &Listener, reason: io::Error, left: &Sockets) -> Self {
+        let holder = match &listener.address {
+            Address::Tcp(address) if reason.kind() == io::ErrorKind::AddrInUse => left.holder(*address),
+            _ => None,
+        };
+        Self { address: listener.address.clone(), listener: listener.name.clone(), reason, holder }
     }
 
     /// The system's reason.
@@ -160,7 +175,8 @@ impl fmt::Display for BindError {
             // Their short names say all; the system's own text would add only a number.
             kind @ (AddrInUse | AddrNotAvailable | NotFound | PermissionDenied) => kind.fmt(f),
             _ => self.reason.fmt(f),
-        }
+        }?;
+        self.holder.map_or(Ok(()), |holder| write!(f, "; {holder}"))
     }
 }
 

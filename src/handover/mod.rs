@@ -6,10 +6,13 @@ mod channel;
 mod place;
 
 use std::collections::HashMap;
+use std::fmt;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use socket2::SockRef;
 
 pub use channel::{Channel, pair};
 pub(crate) use place::is_stale;
@@ -23,6 +26,30 @@ impl Sockets {
     /// Takes the socket of this name out.
     pub fn take(&mut self, name: &str) -> Option<OwnedFd> {
         self.0.remove(name)
+    }
+
+    /// What nobody took, and keeps this address from who wants it.
+    pub(crate) fn holder(&self, wanted: SocketAddr) -> Option<Holder> {
+        let mut held =
+            self.0.values().filter_map(|socket| SockRef::from(socket).local_addr().ok()?.as_socket());
+        held.find(|held| overlap(*held, wanted)).map(Holder)
+    }
+}
+
+/// Whether the system lets only one of two sockets listen; a socket of all addresses of IPv6 has those of IPv4, too.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let any = one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() == other.port() && (any || one.ip() == other.ip())
+}
+
+/// An address of the process before this one that nobody took over.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Holder(SocketAddr);
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let needed = "a change to an address that overlaps needs a restart";
+        write!(f, "the running process listens on {}, and {needed}", self.0)
     }
 }
 

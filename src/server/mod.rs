@@ -250,6 +250,8 @@ impl Parts {
                 proxied: plan.options.accept_proxy_protocol,
             })
             .collect();
+        // Before any other is opened, so that what is left is what nobody takes.
+        let inherited = admin_socket::take(snapshot.admin.address, sockets);
         let bound =
             door::bind(&listeners, sockets).map_err(|error| StartError::Runtime(error.to_string()))?;
         for (bound, listener) in bound.iter().zip(&listeners) {
@@ -258,7 +260,7 @@ impl Parts {
                 .map_or_else(|| listener.address.to_string(), |address| address.to_string());
             log::info!(listener = &*listener.name, address:% = address; "bound");
         }
-        let admin = admin_socket::bind(snapshot.admin.address, sockets)?;
+        let admin = admin_socket::bind(snapshot.admin.address, inherited, sockets)?;
         let limits = &snapshot.server.limits;
         let budget = Arc::new(Budget::new(limits.buffered_bytes.get()));
         let live = Arc::new(Live::new(snapshot));

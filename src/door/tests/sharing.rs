@@ -46,3 +46,30 @@ fn a_socket_is_shared_with_the_next_process_under_a_name_of_its_own() {
     assert_eq!(next.local_addr(), bound.local_addr());
     assert_ne!(Bound::open(&listener(ANY), &mut sockets).unwrap().local_addr(), bound.local_addr());
 }
+
+#[test]
+fn an_address_that_overlaps_with_one_of_the_process_before_is_said_to_need_a_restart() {
+    let old = std::net::TcpListener::bind(ANY).unwrap();
+    let addr = old.local_addr().unwrap();
+    let mut sockets = Sockets::from_iter([(addr.to_string(), old.into())]);
+    let wider = format!("0.0.0.0:{}", addr.port());
+    let error = Bound::open(&listener(&wider), &mut sockets).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "cannot listen on {wider} (listener `plain`): address in use; the running process listens on {addr}, \
+             and a change to an address that overlaps needs a restart"
+        )
+    );
+    assert!(Bound::open(&listener(&addr.to_string()), &mut sockets).is_ok());
+}
+
+#[test]
+fn an_address_that_overlaps_with_one_that_stays_is_not_said_to_need_a_restart() {
+    let old = std::net::TcpListener::bind(ANY).unwrap();
+    let kept = old.local_addr().unwrap().to_string();
+    let wider = kept.replace("127.0.0.1", "0.0.0.0");
+    let mut sockets = Sockets::from_iter([(kept.clone(), old.into())]);
+    let error = bind(&[listener(&wider), listener(&kept)], &mut sockets).unwrap_err();
+    assert_eq!(error.to_string(), format!("cannot listen on {wider} (listener `plain`): address in use"));
+}
