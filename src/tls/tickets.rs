@@ -99,6 +99,11 @@ impl Key {
         now.duration_since(self.made).unwrap_or_default() < age
     }
 
+    /// Whether it makes tickets: for its time, and not for longer since the clock was far ahead when it was made.
+    fn makes(&self, now: SystemTime) -> bool {
+        self.is_younger(ROTATION, now) && self.made <= now + ROTATION
+    }
+
     fn cipher(&self) -> Option<RandomizedNonceKey> {
         RandomizedNonceKey::new(&AES_256_GCM, &*self.secret).ok()
     }
@@ -126,13 +131,15 @@ impl Ring {
     }
 
     fn encrypt_at(&self, plain: &[u8], now: SystemTime) -> Option<Vec<u8>> {
-        if let Some(key) = self.0.read().last().filter(|key| key.is_younger(ROTATION, now)) {
+        if let Some(key) = self.0.read().last().filter(|key| key.makes(now)) {
             return key.seal(plain);
         }
         let mut keys = self.0.write();
         // Another thread may have been here first.
-        if !keys.last().is_some_and(|key| key.is_younger(ROTATION, now)) {
+        if !keys.last().is_some_and(|key| key.makes(now)) {
             keys.push(Key::new(now)?);
+            // Those of a time that is still to come age from now on.
+            keys.iter_mut().for_each(|key| key.made = key.made.min(now));
             keys.retain(|key| key.is_younger(ROTATION + LIFETIME, now));
         }
         keys.last()?.seal(plain)
@@ -237,6 +244,28 @@ mod tests {
         ring.encrypt_at(b"c", now + 12 * HOUR).unwrap();
         ring.encrypt_at(b"d", now + 18 * HOUR).unwrap();
         assert_eq!(ring.0.read().len(), 3, "18 hours' worth of keys");
+    }
+
+    #[test]
+    fn a_key_that_was_made_while_the_clock_was_ahead_changes_and_is_forgotten_like_others() {
+        let now = SystemTime::now();
+        let ring = ring(now + 365 * 24 * HOUR);
+        let ahead = ring.encrypt_at(b"a", now + 365 * 24 * HOUR).unwrap();
+        let first = ring.encrypt_at(b"b", now).unwrap();
+        let second = ring.encrypt_at(b"c", now + 7 * HOUR).unwrap();
+        assert_ne!(ahead[..NAME_LEN], first[..NAME_LEN]);
+        assert_ne!(first[..NAME_LEN], second[..NAME_LEN]);
+        assert!(ring.decrypt_at(&ahead, now + 17 * HOUR).is_some());
+        assert!(ring.decrypt_at(&ahead, now + 18 * HOUR).is_none());
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_a_little_makes_no_new_key() {
+        let now = SystemTime::now();
+        let ring = ring(now);
+        let first = ring.encrypt_at(b"a", now).unwrap();
+        let second = ring.encrypt_at(b"b", now - HOUR).unwrap();
+        assert_eq!(first[..NAME_LEN], second[..NAME_LEN]);
     }
 
     #[test]
