@@ -11,7 +11,7 @@ use axum::{Json, Router};
 use serde_json::{Value, json};
 use tollhouse_filters::registry::Registry;
 
-use super::{Failure, print};
+use super::{Failure, Output, print, print_json};
 
 /// The demo's configuration, written where the user can edit it.
 const DOCUMENT: &str = include_str!("../../conf/tollhouse.yaml");
@@ -19,6 +19,10 @@ const DOCUMENT: &str = include_str!("../../conf/tollhouse.yaml");
 /// Where the sample services listen; the configuration names these addresses.
 const USERS: &str = "127.0.0.1:9101";
 const ORDERS: &str = "127.0.0.1:9102";
+/// Where the gateway listens, as the configuration says.
+const GATEWAY: &str = "http://127.0.0.1:8080";
+/// What there is to be asked for.
+const PATHS: [&str; 3] = ["/users/1", "/orders", "/ping"];
 
 /// Arguments of `tollhouse demo`.
 #[derive(Debug, clap::Args)]
@@ -28,7 +32,7 @@ pub(super) struct Arguments {
     config: PathBuf,
 }
 
-pub(super) fn run(arguments: Arguments, registry: Arc<Registry>) -> Result<(), Failure> {
+pub(super) fn run(arguments: Arguments, registry: Arc<Registry>, output: Output) -> Result<(), Failure> {
     let config = arguments.config;
     if !config.exists() {
         fs::write(&config, DOCUMENT)
@@ -39,13 +43,23 @@ pub(super) fn run(arguments: Arguments, registry: Arc<Registry>) -> Result<(), F
             Failure::Runtime(format!("cannot start a sample service on {address}: {error}"))
         })?;
     }
-    print("Tollhouse demo: http://127.0.0.1:8080 in front of two sample services.")?;
-    print("Try:   curl -i http://127.0.0.1:8080/users/1")?;
-    print("       curl -i http://127.0.0.1:8080/orders")?;
-    print("       curl -i http://127.0.0.1:8080/ping")?;
-    print(format_args!("Edit:  {} (changes take effect at once; Ctrl-C ends the demo)", config.display()))?;
+    match output {
+        Output::Text => print(introduction(&config))?,
+        Output::Json => print_json(&introduction_for_programs(&config))?,
+    }
     // Its sample services end with this process, so nothing can take its place.
     super::run::serve(config, registry, crate::server::Origin::Sole)
+}
+
+fn introduction(config: &std::path::Path) -> String {
+    let asked = PATHS.map(|path| format!("curl -i {GATEWAY}{path}")).join("\n       ");
+    let edited = format!("{} (changes take effect at once; Ctrl-C ends the demo)", config.display());
+    format!("Tollhouse demo: {GATEWAY} in front of two sample services.\nTry:   {asked}\nEdit:  {edited}")
+}
+
+fn introduction_for_programs(config: &std::path::Path) -> Value {
+    let urls = PATHS.map(|path| format!("{GATEWAY}{path}"));
+    json!({"gateway": GATEWAY, "urls": urls, "config": config.display().to_string()})
 }
 
 /// Binds first, so that a busy port is an error here and not in a thread.
@@ -80,4 +94,29 @@ fn orders() -> Router {
         Json(json!({"service": "orders", "method": request.method().as_str(), "path": request.uri().path()}))
     };
     Router::new().fallback(any(echo))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_introduction_names_what_there_is_to_people_and_to_programs() {
+        let config = PathBuf::from("my.yaml");
+        assert_eq!(
+            introduction(&config),
+            "Tollhouse demo: http://127.0.0.1:8080 in front of two sample services.\n\
+             Try:   curl -i http://127.0.0.1:8080/users/1\n       curl -i http://127.0.0.1:8080/orders\n       \
+             curl -i http://127.0.0.1:8080/ping\n\
+             Edit:  my.yaml (changes take effect at once; Ctrl-C ends the demo)"
+        );
+        let expected = json!({
+            "gateway": "http://127.0.0.1:8080",
+            "urls": [
+                "http://127.0.0.1:8080/users/1", "http://127.0.0.1:8080/orders", "http://127.0.0.1:8080/ping"
+            ],
+            "config": "my.yaml"
+        });
+        assert_eq!(introduction_for_programs(&config), expected);
+    }
 }

@@ -101,7 +101,7 @@ pub(crate) fn run(registry: Registry) -> ExitCode {
         Command::Explain(arguments) => explain::run(arguments, &registry, output),
         Command::Fmt(arguments) => fmt::run(arguments, output),
         Command::Schema => schema::run(&registry),
-        Command::Demo(arguments) => demo::run(arguments, registry),
+        Command::Demo(arguments) => demo::run(arguments, registry, output),
         Command::Completions(arguments) => completions::run(arguments, Arguments::command(), output),
         Command::Man(arguments) => man::run(arguments, Arguments::command(), output),
         Command::Upgrade(arguments) => upgrade::run(arguments, output),
