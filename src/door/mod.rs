@@ -115,6 +115,21 @@ pub struct HeadLimits {
     pub min_rate: Option<NonZeroU64>,
 }
 
+impl HeadLimits {
+    /// What a head of HTTP/2 may have in all, as its SETTINGS count (RFC 9113 s6.5.2). Beyond the limits, so that what is
+    /// over one is answered and logged as such; the library says nothing of what it refuses.
+    fn header_list(&self) -> u32 {
+        /// What each field counts for besides its text.
+        const FIELD: u64 = 32;
+        /// For pseudo-fields, and for what is just over a limit; the least is what Pingora has by itself.
+        const MORE: u64 = 4096;
+        const LEAST: u64 = 64 * 1024;
+        let fields = self.header_bytes.saturating_add(FIELD * self.header_count as u64);
+        let all = fields.saturating_add(self.uri_bytes).saturating_add(MORE);
+        u32::try_from(all.max(LEAST)).unwrap_or(u32::MAX)
+    }
+}
+
 /// What all connections have in common.
 struct Common<A> {
     app: Arc<A>,

@@ -10,6 +10,7 @@ use tollhouse_filters::pipeline::Pipeline;
 use tollhouse_filters::plan::{PlanSpec, Priority};
 use tollhouse_filters::registry::Registry;
 use tollhouse_filters::tree::{Error, FileId, Mark, Node, Path, Scalar, from_node_all, suggest};
+use tollhouse_filters::values::ByteSize;
 use tollhouse_filters::world::{UpstreamId, World};
 
 use super::caches::{self, Caches};
@@ -25,6 +26,12 @@ use crate::upstream::Upstream;
 
 /// Most fields that a head may be allowed to have: Pingora reads no more than one beyond.
 const MAX_FIELDS: usize = 255;
+
+/// What the fields of a head may have at most: with the longest target, no more than Pingora reads of a head.
+const MAX_FIELD_BYTES: ByteSize = ByteSize::from_kib(900);
+
+/// Longest target that may be allowed: those who read URIs for the gateway take no longer ones.
+const MAX_TARGET: ByteSize = ByteSize::from_kib(64);
 
 /// Shortest `min_ttl`: some answers hold for no time at all.
 const MIN_TTL: Duration = Duration::from_millis(100);
@@ -264,8 +271,15 @@ fn check_server<'a>(
     stores: impl Iterator<Item = &'a config::Name> + Clone,
     faults: &mut Faults<'_>,
 ) {
-    if server.limits.header_count.get() > MAX_FIELDS {
+    let limits = &server.limits;
+    if limits.header_count.get() > MAX_FIELDS {
         faults.add(&below("server.limits.header_count"), format!("expected 1 to {MAX_FIELDS}"));
+    }
+    if limits.header_bytes > MAX_FIELD_BYTES {
+        faults.add(&below("server.limits.header_bytes"), format!("expected at most {MAX_FIELD_BYTES}"));
+    }
+    if limits.uri_bytes > MAX_TARGET {
+        faults.add(&below("server.limits.uri_bytes"), format!("expected at most {MAX_TARGET}"));
     }
     check_dns(&server.dns, faults);
     caches::check(&server.cache, stores, faults);

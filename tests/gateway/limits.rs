@@ -43,6 +43,32 @@ async fn too_large_fields_are_a_431() {
 }
 
 #[tokio::test]
+async fn a_head_may_be_as_large_as_the_document_says_over_either_version() {
+    let origin = Origin::echo().await;
+    let server = "server: {limits: {header_bytes: 900KiB, uri_bytes: 64KiB}}";
+    let gateway = Gateway::before(&origin, server).await;
+    let (target, field) = (format!("/{}", "a".repeat(60_000)), "b".repeat(900_000));
+    let answer = request(gateway.address(), &format!("GET {target}"), &format!("x-large: {field}\r\n")).await;
+    assert_eq!(answer.status, 200);
+    let over_h2 = Request::get(format!("http://a{target}")).header("x-large", field).body(()).expect("valid");
+    let answer = H2c::connect(gateway.address()).await.send(over_h2, b"").await.expect("an answer");
+    assert_eq!(answer.status, 200);
+    assert!(origin.heads().iter().all(|head| head.target() == target));
+    assert_eq!(origin.heads().len(), 2);
+}
+
+#[tokio::test]
+async fn a_target_that_no_library_reads_is_a_414_too() {
+    let origin = Origin::echo().await;
+    let gateway = Gateway::counting(&origin, "server: {limits: {uri_bytes: 64KiB}}").await;
+    assert_eq!(get(gateway.address(), &format!("/{}", "a".repeat(65_000))).await.status, 200);
+    let answer = get(gateway.address(), &format!("/{}", "a".repeat(65_534))).await;
+    assert_eq!((answer.status, answer.problem().as_str()), (414, "uri-too-long"));
+    assert_eq!(gateway.refused("target-too-long").await, 1);
+    gateway.log_line(|line| line["status"] == 414).await;
+}
+
+#[tokio::test]
 async fn a_head_beyond_all_reason_is_refused_with_an_answer() {
     let origin = Origin::echo().await;
     let gateway = Gateway::before(&origin, "").await;
