@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::net::SocketAddr;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
@@ -76,6 +76,10 @@ pub(super) struct Carried {
     pub(super) tunnelled: OnceLock<()>,
     /// What is written waits for more, whoever flushes it.
     pub(super) corked: AtomicBool,
+    /// The client of HTTP/2 waits for answers, or for the rest of some that were given.
+    pub(super) owes: AtomicBool,
+    /// How much content of answers was sent over HTTP/2.
+    pub(super) sent: AtomicU64,
     /// For the next request of HTTP/1; see [`left_behind`].
     pub(super) left: Mutex<Option<Box<dyn Any + Send>>>,
 }
@@ -89,8 +93,19 @@ impl Carried {
             broken: OnceLock::new(),
             tunnelled: OnceLock::new(),
             corked: AtomicBool::new(false),
+            owes: AtomicBool::new(false),
+            sent: AtomicU64::new(0),
             left: Mutex::new(None),
         })
+    }
+
+    /// Notes and counts the rule that ends the connection; false if one did before.
+    pub(super) fn break_off(&self, rule: Rule) -> bool {
+        let is_first = self.broken.set(rule).is_ok();
+        if is_first {
+            self.refusals.add(rule);
+        }
+        is_first
     }
 }
 

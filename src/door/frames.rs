@@ -1,13 +1,17 @@
-//! Follows the frames of an HTTP/2 connection in both directions and counts those that make work and
-//! carry nothing (RFC 9113 s10.5), so that a client that floods is told to go.
+//! Follows the frames of an HTTP/2 connection in both directions: counts those that make work and carry
+//! nothing (RFC 9113 s10.5), so that a client that floods is told to go, and knows which answers are not sent to
+//! their end.
+
+mod streams;
 
 use std::time::{Duration, Instant};
 
 use super::Rule;
 use super::stream::PREFACE;
+use streams::Streams;
 
-/// CONTINUATION frames of one field section, as nghttp2; most clients need none.
-const MOST_CONTINUATIONS: u8 = 8;
+/// What a frame has room for, as nobody is told of more (RFC 9113 s6.5.2).
+const ROOM: u32 = 16_384;
 
 /// What a frame of data pays for, either way: updates of two windows, and a PING to measure the line by,
 /// as gRPC clients send. Envoy grants ten updates.
@@ -27,6 +31,7 @@ const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
 const PADDED: u8 = 8;
 
 const NO_ERROR: u32 = 0;
@@ -41,7 +46,13 @@ pub(super) struct Frames {
     resets: Budget,
     /// Frames that carry nothing and only control the connection.
     controls: Budget,
-    continuations: u8,
+    continuations: u32,
+    most_continuations: u32,
+    streams: Streams,
+    /// The stream whose head ends with the frame that comes.
+    opening: Option<u32>,
+    /// Bytes of DATA that went out.
+    sent: u64,
     /// The client closed its side.
     ended: bool,
     /// A GOAWAY that says more than that the gateway is about to leave went out.
@@ -49,8 +60,8 @@ pub(super) struct Frames {
 }
 
 impl Frames {
-    /// A connection of which nothing was followed yet.
-    pub(super) fn new(begun: Instant) -> Self {
+    /// A connection of which nothing was followed yet; heads have at most this size, as SETTINGS say it.
+    pub(super) fn new(begun: Instant, header_list: u32) -> Self {
         Self {
             from_client: Cut { left: PREFACE.len(), ..Cut::default() },
             to_client: Cut::default(),
@@ -66,6 +77,10 @@ impl Frames {
                 filled: begun,
             },
             continuations: 0,
+            most_continuations: most_continuations(header_list),
+            streams: Streams::default(),
+            opening: None,
+            sent: 0,
             ended: false,
             dismissed: false,
         }
@@ -78,6 +93,13 @@ impl Frames {
     pub(super) fn client_sent(&mut self, mut bytes: &[u8]) -> Result<(), Rule> {
         self.ended |= bytes.is_empty();
         while let Some(frame) = self.from_client.next(&mut bytes) {
+            // The frame before this one is whole.
+            if let Some(id) = self.opening.take() {
+                self.streams.open(id);
+            }
+            if matches!(frame.kind, HEADERS | CONTINUATION) && frame.flags & END_HEADERS != 0 {
+                self.opening = Some(frame.stream);
+            }
             match frame.kind {
                 DATA if frame.content() > 0 => self.controls.earn(PER_DATA),
                 DATA if frame.flags & END_STREAM != 0 => {}
@@ -86,19 +108,28 @@ impl Frames {
                     self.continuations = 0;
                     self.controls.earn(PER_MESSAGE);
                 }
-                RST_STREAM => self.resets.spend(1)?,
+                RST_STREAM => {
+                    self.streams.close(frame.stream);
+                    self.resets.spend(1)?;
+                }
                 // One may hold thousands of settings.
                 SETTINGS => self.controls.spend(1 + frame.length / 64)?,
                 WINDOW_UPDATE if frame.word(0) < SMALLEST_UPDATE => self.controls.spend(POINTLESS)?,
                 CONTINUATION => {
                     self.continuations += 1;
-                    if self.continuations > MOST_CONTINUATIONS {
+                    if self.continuations > self.most_continuations {
                         return Err(Rule::ContinuationFlood);
                     }
                 }
                 // PING, PRIORITY, WINDOW_UPDATE, GOAWAY and what is to be ignored (RFC 9113 s5.5).
                 _ => self.controls.spend(1)?,
             }
+        }
+        // The next frame may have begun already: the library waits for no more of it before it answers.
+        if self.from_client.left == 0
+            && let Some(id) = self.opening.take()
+        {
+            self.streams.open(id);
         }
         Ok(())
     }
@@ -112,16 +143,22 @@ impl Frames {
         while let Some(frame) = self.to_client.next(&mut bytes) {
             if matches!(frame.kind, DATA | HEADERS) && frame.flags & END_STREAM != 0 {
                 self.resets.earn(1);
+                self.streams.close(frame.stream);
             }
             let judged = match frame.kind {
                 DATA if frame.length > 0 => {
                     self.controls.earn(PER_DATA);
+                    self.sent += u64::from(frame.length);
                     Ok(())
                 }
-                RST_STREAM => self.resets.spend(1),
-                GOAWAY if frame.word(4) != NO_ERROR => {
-                    self.dismissed = true;
-                    Err(dismissal(&frame))
+                RST_STREAM => {
+                    self.streams.close(frame.stream);
+                    self.resets.spend(1)
+                }
+                GOAWAY => {
+                    self.streams.end_after(frame.word(0));
+                    self.dismissed |= frame.word(4) != NO_ERROR;
+                    if frame.word(4) == NO_ERROR { Ok(()) } else { Err(dismissal(&frame)) }
                 }
                 _ => Ok(()),
             };
@@ -132,7 +169,18 @@ impl Frames {
 
     /// The last frame the client may read, if one can be sent: not within another frame, nor after one like it.
     pub(super) fn goaway(&self, rule: Rule) -> Option<Vec<u8>> {
-        (self.to_client.is_between() && !self.dismissed).then(|| goaway(ENHANCE_YOUR_CALM, rule))
+        let can = self.to_client.is_between() && !self.dismissed;
+        can.then(|| goaway(ENHANCE_YOUR_CALM, self.streams.newest(), rule))
+    }
+
+    /// Whether something that the client asked for is not sent to its end.
+    pub(super) fn owes(&self) -> bool {
+        self.streams.are_open() || !self.to_client.is_between()
+    }
+
+    /// How much content of answers was sent.
+    pub(super) fn sent(&self) -> u64 {
+        self.sent
     }
 
     /// Whether the client closed its side.
@@ -144,6 +192,13 @@ impl Frames {
     pub(super) fn dismissed(&self) -> bool {
         self.dismissed
     }
+}
+
+/// CONTINUATION frames of one field section; most clients need none. As many as the library allows, which lets so
+/// many go before the last, for clients that do not fill their frames.
+fn most_continuations(header_list: u32) -> u32 {
+    let full = (header_list / ROOM).max(1);
+    (full + full / 4).max(5) + 1
 }
 
 /// Which rule the gateway's own reading of HTTP/2 ended the connection by. Its limits are in the debug data.
@@ -160,12 +215,13 @@ fn dismissal(frame: &Frame<'_>) -> Rule {
     }
 }
 
-/// GOAWAY with this error code (RFC 9113 s7), and why in words (s6.8).
-pub(super) fn goaway(code: u32, rule: Rule) -> Vec<u8> {
+/// GOAWAY with this error code (RFC 9113 s7), and why in words (s6.8). What came on streams after the last one was not
+/// acted on, so that clients send it again.
+pub(super) fn goaway(code: u32, last_stream: u32, rule: Rule) -> Vec<u8> {
     let why = rule.detail().as_bytes();
     let length = u8::try_from(8 + why.len()).expect("details are short");
-    let (head, last_stream) = ([0, 0, length, GOAWAY, 0, 0, 0, 0, 0], [0; 4]);
-    [&head[..], &last_stream, &code.to_be_bytes(), why].concat()
+    let head = [0, 0, length, GOAWAY, 0, 0, 0, 0, 0];
+    [&head[..], &last_stream.to_be_bytes(), &code.to_be_bytes(), why].concat()
 }
 
 /// What may be spent, and what comes back with time: a token bucket that looks at the clock only when empty.
@@ -227,6 +283,7 @@ struct Frame<'a> {
     length: u32,
     kind: u8,
     flags: u8,
+    stream: u32,
     start: &'a [u8],
 }
 
@@ -238,11 +295,13 @@ impl Cut {
         if bytes.is_empty() || !(self.take(bytes, HEAD) && self.take(bytes, HEAD + self.looked_at())) {
             return None;
         }
-        let [high, mid, low, kind, flags, ..] = self.start;
+        let [high, mid, low, kind, flags, s1, s2, s3, s4, ..] = self.start;
         let length = u32::from_be_bytes([0, high, mid, low]);
+        // Without the bit that is reserved.
+        let stream = u32::from_be_bytes([s1 & 0x7f, s2, s3, s4]);
         let have = std::mem::take(&mut self.have);
         self.left = length as usize + HEAD - have;
-        Some(Frame { length, kind, flags, start: &self.start[HEAD..have] })
+        Some(Frame { length, kind, flags, stream, start: &self.start[HEAD..have] })
     }
 
     /// Whether `wanted` bytes of the frame's start are there.

@@ -8,7 +8,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures_util::task::AtomicWaker;
 use h2::Reason;
@@ -16,7 +16,7 @@ use http::Method;
 use pingora::apps::HttpServerApp;
 use pingora::protocols::Digest;
 use pingora::protocols::http::ServerSession;
-use pingora::protocols::http::v2::server::{H2Accept, HttpSession, handshake};
+use pingora::protocols::http::v2::server::{H2Accept, HttpSession, default_h2_options, handshake};
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::{GetProxyDigest, GetSocketDigest, GetTimingDigest, Ssl};
 use pingora::server::ShutdownWatch;
@@ -24,15 +24,19 @@ use tollhouse_filters::outcome::Body;
 
 use super::alarm::Alarm;
 use super::facts::carried;
+use super::patience::Patience;
+use super::permits::Owing;
 use super::refusal::{PATIENCE, Seen, new_id, report, told};
 use super::stream::DoorStream;
-use super::{Application, Common, Rule};
+use super::{Application, Common, HeadLimits, Permits, Rule};
 use crate::engine::Rendered;
 
 pub use stream::Http2Stream;
 
-/// Requests of one connection that may be refused unread before it is ended.
+/// Requests of one connection that may be refused unread before its client is told to go.
 const MAX_REFUSED: usize = 32;
+/// As many before it is ended, with all that is under way on it.
+const MOST_REFUSED: usize = 2 * MAX_REFUSED;
 
 /// Serves a connection to its end.
 pub(super) async fn serve<A>(common: Arc<Common<A>>, stream: Box<DoorStream>, shutdown: ShutdownWatch)
@@ -46,11 +50,12 @@ where
         proxy_digest: stream.get_proxy_digest(),
         socket_digest: stream.get_socket_digest(),
     });
-    let app = common.app.pingora();
-    let idle = Some(common.desk.limits.load().idle_timeout);
+    let limits = **common.desk.limits.load();
+    let mut options = common.app.pingora().h2_options().unwrap_or_else(default_h2_options);
+    options.max_header_list_size(limits.header_list());
     // Who leaves in the middle of it needs no line in the log.
-    let Ok(mut connection) = handshake(stream, app.h2_options()).await else { return };
-    let mut turns = Turns::new(carrier, shutdown.clone(), idle);
+    let Ok(mut connection) = handshake(stream, Some(options)).await else { return };
+    let mut turns = Turns::new(carrier, shutdown.clone(), limits, common.desk.permits.clone());
     let mut refused = 0;
     loop {
         let turn = turns.next(HttpSession::from_h2_conn(&mut connection, digest.clone())).await;
@@ -58,12 +63,16 @@ where
             Turn::Leave => connection.graceful_shutdown(),
             // RFC 9113 s9.1.
             Turn::Idle => connection.abrupt_shutdown(Reason::NO_ERROR),
+            Turn::Broken(rule) => {
+                turns.break_off(rule);
+                connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+            }
             Turn::Accepted(Ok(None) | Err(_)) => return,
             Turn::Accepted(Ok(Some(H2Accept::Session(session)))) => {
                 let limits = common.desk.limits.load();
                 let stream = Http2Stream::new(session, &limits);
                 // One that was told to go stays so.
-                turns.limit = turns.limit.map(|_| limits.idle_timeout);
+                turns.limits = turns.limits.map(|_| **limits);
                 let request = request(common.clone(), stream, turns.begin(), shutdown.clone());
                 // In a box, since the runtime moves what it runs whenever it begins or ends.
                 pingora_runtime::current_handle().spawn(Box::pin(request));
@@ -71,8 +80,14 @@ where
             Turn::Accepted(Ok(Some(H2Accept::Rejected))) => {
                 report(&common, &facts, Rule::Malformed, &new_id(), &Seen::of_http2());
                 refused += 1;
-                if refused == MAX_REFUSED {
-                    return;
+                match refused {
+                    // What is under way may be of others, whose proxy the client is (RFC 9113 s6.8).
+                    MAX_REFUSED => connection.graceful_shutdown(),
+                    MOST_REFUSED => {
+                        turns.break_off(Rule::Malformed);
+                        connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                    }
+                    _ => {}
                 }
             }
         }
@@ -122,6 +137,8 @@ enum Turn {
     Leave,
     /// It was idle for too long.
     Idle,
+    /// Its client does by this rule what ends it.
+    Broken(Rule),
     /// A request came, or the connection ended.
     Accepted(pingora::Result<Option<H2Accept>>),
 }
@@ -131,10 +148,14 @@ struct Turns<L> {
     carrier: Arc<ProxyDigest>,
     leaving: Option<Pin<Box<L>>>,
     open: Arc<Open>,
-    /// How long it may be idle.
-    limit: Option<Duration>,
-    /// Since when no request is open.
+    /// How long it may be idle, and its client be waited for; none once it was told to go.
+    limits: Option<HeadLimits>,
+    /// Since when nothing is under way.
     since: Option<Instant>,
+    taking: Option<Taking>,
+    permits: Arc<Permits>,
+    /// While its client waits for something and the gateway is on its way out.
+    owing: Option<Owing>,
     alarm: Alarm,
     /// It had its turn after all that could run when it was woken.
     is_last: bool,
@@ -143,19 +164,23 @@ struct Turns<L> {
 }
 
 impl Turns<()> {
-    /// A connection that may be idle for this long; for ever without a limit.
+    /// A connection with these limits.
     fn new(
         carrier: Arc<ProxyDigest>,
         mut shutdown: ShutdownWatch,
-        limit: Option<Duration>,
+        limits: HeadLimits,
+        permits: Arc<Permits>,
     ) -> Turns<impl Future<Output = ()>> {
         let leaving = async move { drop(shutdown.wait_for(|on| *on).await) };
         Turns {
             carrier,
             leaving: Some(Box::pin(leaving)),
             open: Arc::default(),
-            limit,
+            limits: Some(limits),
             since: None,
+            taking: None,
+            permits,
+            owing: None,
             alarm: Alarm::default(),
             is_last: false,
             were_open: 0,
@@ -166,7 +191,7 @@ impl Turns<()> {
 impl<L: Future<Output = ()>> Turns<L> {
     /// Counts a request as open until what it gives is dropped.
     fn begin(&mut self) -> Guard {
-        self.since = None;
+        (self.since, self.taking) = (None, None);
         self.open.count.fetch_add(1, Ordering::Relaxed);
         Guard(self.open.clone())
     }
@@ -188,6 +213,10 @@ impl<L: Future<Output = ()>> Turns<L> {
             if are_several && turn.is_pending() {
                 turn = self.poll_next(cx, accept.as_mut());
             }
+            if turn.is_pending() {
+                // Only now: what was corked had not been sent to its end.
+                turn = self.poll_rest(cx);
+            }
             (self.is_last, self.were_open) = (turn.is_ready(), open);
             turn
         })
@@ -198,6 +227,14 @@ impl<L: Future<Output = ()>> Turns<L> {
     fn cork(&self, is_on: bool) {
         if let Some(carried) = carried(&self.carrier) {
             carried.corked.store(is_on, Ordering::Relaxed);
+        }
+    }
+
+    /// Notes the rule by which the connection ends; nothing is waited for any more.
+    fn break_off(&mut self, rule: Rule) {
+        self.limits = None;
+        if let Some(carried) = carried(&self.carrier) {
+            carried.break_off(rule);
         }
     }
 
@@ -212,27 +249,77 @@ impl<L: Future<Output = ()>> Turns<L> {
             self.leaving = None;
             return Poll::Ready(Turn::Leave);
         }
-        match accept.poll(cx) {
-            Poll::Ready(accepted) => Poll::Ready(Turn::Accepted(accepted)),
-            // Who was told to go does so when all is answered.
-            Poll::Pending if self.leaving.is_none() => Poll::Pending,
-            Poll::Pending => {
-                ready!(self.poll_idle(cx));
-                self.limit = None;
-                Poll::Ready(Turn::Idle)
-            }
+        accept.poll(cx).map(Turn::Accepted)
+    }
+
+    /// What becomes of it while no request comes.
+    fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<Turn> {
+        self.count();
+        let turn = ready!(self.poll_idle(cx));
+        self.limits = None;
+        Poll::Ready(turn)
+    }
+
+    /// Has the connection counted while its client waits for something. Only who waits for the end asks for that: before,
+    /// each request would pay for it.
+    fn count(&mut self) {
+        let owes = self.leaving.is_none() && self.limits.is_some() && self.unfinished().is_some();
+        if owes != self.owing.is_some() {
+            self.owing = owes.then(|| self.permits.owe());
         }
     }
 
-    /// Ready when nothing has been open for as long as that may be.
-    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(limit) = self.limit else { return Poll::Pending };
+    /// Ready when nothing has been under way for as long as that may be, or all that is waits for the client for too long.
+    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<Turn> {
+        let Some(limits) = self.limits else { return Poll::Pending };
         self.open.last.register(cx.waker());
         if self.open.count.load(Ordering::Acquire) > 0 {
             return Poll::Pending;
         }
+        if let Some(sent) = self.unfinished() {
+            self.since = None;
+            let slow = match self.taking.get_or_insert_with(|| Taking::new(&limits, sent)).due(sent) {
+                Some(due) => self.alarm.poll(cx, due),
+                None => Poll::Ready(()),
+            };
+            return slow.map(|()| Turn::Broken(Rule::SlowReader));
+        }
+        self.taking = None;
+        // Who was told to go does so when all is answered.
+        if self.leaving.is_none() {
+            return Poll::Pending;
+        }
         let since = *self.since.get_or_insert_with(Instant::now);
-        self.alarm.poll(cx, since + limit)
+        self.alarm.poll(cx, since + limits.idle_timeout).map(|()| Turn::Idle)
+    }
+
+    /// How much content was sent so far, while there are answers that were not sent to their end: the library still
+    /// has some of them when their requests are over.
+    fn unfinished(&self) -> Option<u64> {
+        let carried = carried(&self.carrier)?;
+        carried.owes.load(Ordering::Relaxed).then(|| carried.sent.load(Ordering::Relaxed))
+    }
+}
+
+/// How a client takes the rest of answers whose requests are over.
+struct Taking {
+    patience: Patience,
+    sent: u64,
+}
+
+impl Taking {
+    /// A client that is to take what comes after so much.
+    fn new(limits: &HeadLimits, sent: u64) -> Self {
+        Self { patience: Patience::new(limits.idle_timeout, limits.min_rate), sent }
+    }
+
+    /// Until when it is waited for, now that so much was sent; none if it took too long.
+    fn due(&mut self, sent: u64) -> Option<Instant> {
+        let more = usize::try_from(sent - self.sent).unwrap_or(usize::MAX);
+        self.sent = sent;
+        let now = Instant::now();
+        let in_time = more == 0 || self.patience.moved(more, || now);
+        in_time.then(|| self.patience.waits(now))
     }
 }
 

@@ -26,6 +26,7 @@ pub struct Permits {
     per_ip: AtomicUsize,
     exempt: Box<dyn Fn(IpAddr) -> bool + Send + Sync>,
     open: AtomicUsize,
+    owing: AtomicUsize,
     refused: [AtomicU64; Refused::ALL.len()],
     hasher: RandomState,
     counts: [Mutex<HashMap<IpAddr, usize>>; SHARDS],
@@ -41,6 +42,7 @@ impl Permits {
             per_ip: AtomicUsize::new(0),
             exempt: Box::new(exempt),
             open: AtomicUsize::new(0),
+            owing: AtomicUsize::new(0),
             refused: Default::default(),
             hasher: RandomState::new(),
             counts: Default::default(),
@@ -88,6 +90,18 @@ impl Permits {
     /// Connections open now.
     pub fn open(&self) -> usize {
         self.open.load(Relaxed)
+    }
+
+    /// Counts a connection as [owing](Self::owing) until what it gives is dropped.
+    pub(super) fn owe(self: &Arc<Self>) -> Owing {
+        self.owing.fetch_add(1, Relaxed);
+        Owing(self.clone())
+    }
+
+    /// Connections of HTTP/2 whose clients wait for answers, or for the rest of some that were given; they are counted
+    /// once the gateway is on its way out.
+    pub fn owing(&self) -> usize {
+        self.owing.load(Relaxed)
     }
 
     /// Connections refused so far for this reason.
@@ -162,6 +176,16 @@ impl Drop for Permit {
         if let Some(ip) = self.counted {
             self.permits.release(ip);
         }
+    }
+}
+
+/// A connection whose client waits for something, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Owing(Arc<Permits>);
+
+impl Drop for Owing {
+    fn drop(&mut self) {
+        self.0.owing.fetch_sub(1, Relaxed);
     }
 }
 
@@ -253,6 +277,17 @@ mod tests {
         assert_eq!(permits.take(A).unwrap_err(), Refused::Total);
         drop(second);
         assert_eq!((permits.open(), tracked(&permits)), (0, 0));
+    }
+
+    #[test]
+    fn a_connection_is_counted_as_owing_until_it_owes_nothing_more() {
+        let permits = permits(2, None);
+        let (first, second) = (permits.owe(), permits.owe());
+        assert_eq!(permits.owing(), 2);
+        drop(first);
+        assert_eq!(permits.owing(), 1);
+        drop(second);
+        assert_eq!(permits.owing(), 0);
     }
 
     #[test]

@@ -213,7 +213,7 @@ fn split_query(target: &[u8]) -> (&[u8], Option<&[u8]>) {
 /// An empty SETTINGS frame, as HTTP/2 begins, and a GOAWAY of PROTOCOL_ERROR that says why (RFC 9113 s3.4, s6.8).
 fn goaway(rule: Rule) -> Vec<u8> {
     const PROTOCOL_ERROR: u32 = 1;
-    [&[0, 0, 0, 4, 0, 0, 0, 0, 0][..], &frames::goaway(PROTOCOL_ERROR, rule)].concat()
+    [&[0, 0, 0, 4, 0, 0, 0, 0, 0][..], &frames::goaway(PROTOCOL_ERROR, 0, rule)].concat()
 }
 
 /// What a client is told whose request breaks a rule.

@@ -109,6 +109,7 @@ impl DoorStream {
 
     /// Says goodbye between two requests, where TLS wants that (RFC 8446 s6.1), if it needs no waiting.
     pub(super) fn leave(&mut self) {
+        self.abandon_ahead();
         if self.http2().is_some() {
             let _ = Pin::new(self.inner_mut()).poll_shutdown(&mut Context::from_waker(Waker::noop()));
         }
@@ -181,12 +182,22 @@ impl DoorStream {
     pub(super) fn open(&mut self, limits: &HeadLimits) {
         self.out.wait_with(Some(Patience::new(limits.idle_timeout, limits.min_rate)));
         self.out.carry_many();
-        self.rest = Rest::Frames(Box::new(Frames::new(Instant::now())));
+        self.rest = Rest::Frames(Box::new(Frames::new(Instant::now(), limits.header_list())));
     }
 
     /// Nothing more is wanted from the client, whatever it sends.
     pub(super) fn abandon(&mut self) {
         self.rest = Rest::Abandoned;
+    }
+
+    /// No further request is read. Where the client sent one already, to close at once would reset the connection, and it
+    /// would lose what it did not read yet (RFC 9112 s9.6).
+    fn abandon_ahead(&mut self) {
+        let cx = &mut Context::from_waker(Waker::noop());
+        let is_http1 = matches!(self.rest, Rest::Bytes(_) | Rest::Chunks(_));
+        if is_http1 && (!self.lead.is_empty() || matches!(self.poll_lead(cx), Poll::Ready(Ok(1..)))) {
+            self.abandon();
+        }
     }
 
     /// Whether the request was read to its end, as far as the door can tell.
@@ -197,15 +208,26 @@ impl DoorStream {
     /// Notes that the request broke a rule: nothing more is read of it, so nobody can take it for whole.
     fn break_off(&mut self, rule: Rule) -> usize {
         // An HTTP/2 connection may do so once more while it ends.
-        if self.carried.broken.set(rule).is_ok() {
-            self.carried.refusals.add(rule);
-            if let Rest::Frames(frames) = &self.rest
-                && let Some(goaway) = frames.goaway(rule)
-            {
-                self.out.add(&goaway);
-            }
+        if self.carried.break_off(rule)
+            && let Rest::Frames(frames) = &self.rest
+            && let Some(goaway) = frames.goaway(rule)
+        {
+            self.out.add(&goaway);
         }
         0
+    }
+
+    /// Tells the connection's task whether its client waits for something, and how much content it was sent.
+    fn tell(&self) {
+        let Rest::Frames(frames) = &self.rest else { return };
+        let owes = frames.owes() || self.out.len() > 0 || self.inner().holds();
+        // All requests of the connection look at what lies beside these: what stays as it is, is not written.
+        if self.carried.owes.load(Ordering::Relaxed) != owes {
+            self.carried.owes.store(owes, Ordering::Relaxed);
+        }
+        if self.carried.sent.load(Ordering::Relaxed) != frames.sent() {
+            self.carried.sent.store(frames.sent(), Ordering::Relaxed);
+        }
     }
 
     /// Follows what Pingora wrote.
@@ -284,6 +306,7 @@ impl DoorStream {
             Ok(n) => self.lead.extend_from_slice(&buf.filled()[before + n..]),
             Err(rule) => return Poll::Ready(Err(self.refuse(rule))),
         }
+        self.tell();
         let surplus = self.lead.len();
         buf.set_filled(buf.filled().len() - surplus);
         Poll::Ready(Ok(()))
@@ -371,6 +394,7 @@ impl AsyncRead for DoorStream {
             Ok(n) => buf.put_slice(&this.split_lead(n)),
             Err(rule) => return Poll::Ready(Err(this.refuse(rule))),
         }
+        this.tell();
         Poll::Ready(Ok(()))
     }
 }
@@ -383,7 +407,9 @@ impl AsyncWrite for DoorStream {
         }
         let polled = this.out.poll_write(there(&mut this.inner), &mut this.alarm, cx, data);
         let n = ready!(this.sent(polled))?;
-        Poll::Ready(this.wrote(&data[..n]))
+        let wrote = this.wrote(&data[..n]);
+        this.tell();
+        Poll::Ready(wrote)
     }
 
     /// Sends the pieces at once, unless something is held before them or what is sent is followed.
@@ -402,12 +428,18 @@ impl AsyncWrite for DoorStream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.is_corked() { Poll::Ready(Ok(())) } else { self.poll_all(cx) }
+        if self.is_corked() {
+            return Poll::Ready(Ok(()));
+        }
+        let flushed = self.poll_all(cx);
+        self.tell();
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // What waits for more waits in vain.
         ready!(self.poll_all(cx))?;
+        self.abandon_ahead();
         Pin::new(self.inner_mut()).poll_shutdown(cx)
     }
 }

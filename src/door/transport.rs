@@ -79,6 +79,14 @@ impl Transport {
         }
     }
 
+    /// Whether TLS still holds something of what it took.
+    pub(super) fn holds(&self) -> bool {
+        match self {
+            Self::Plain(_) => false,
+            Self::Tls(secure) => secure.stream.get_ref().1.wants_write(),
+        }
+    }
+
     /// The socket, if what is sent goes out as it is.
     pub(super) fn plain(&mut self) -> Option<&mut Socket> {
         match self {

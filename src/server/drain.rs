@@ -72,13 +72,20 @@ impl ShutdownSignalWatch for Leaving {
 }
 
 impl Leaving {
+    /// Requests that are under way, or connections of HTTP/2 on which answers are: these may be sent for long after their
+    /// requests are over.
+    fn under_way(&self) -> usize {
+        let requests = usize::try_from(self.desk.observe.registry.in_flight()).unwrap_or_default();
+        requests.max(self.desk.permits.owing())
+    }
+
     /// With `admin`, connections to the admin listener are waited for too.
     async fn drained(&self, admin: bool) {
         let until = Instant::now() + self.live.load().server.drain.get();
         let mut quiet_since = None;
         loop {
             tokio::time::sleep(STEP).await;
-            let requests = self.desk.observe.registry.in_flight();
+            let requests = self.under_way();
             let now = Instant::now();
             if requests > 0 && now >= until {
                 self.desk.over.start();

@@ -1,6 +1,8 @@
 //! RFC 9112, HTTP/1.1.
 
-use crate::harness::{Gateway, Nginx, Origin, Wire, exchange};
+use tokio::io::AsyncReadExt;
+
+use crate::harness::{Gateway, Nginx, Origin, Wire, exchange, soon};
 
 #[tokio::test]
 async fn s3_2_a_request_without_exactly_one_valid_host_is_a_400() {
@@ -289,6 +291,25 @@ async fn s9_6_who_is_answered_while_still_sending_gets_to_read_the_answer() {
             client.send(format!("186a0\r\n{}\r\n", "x".repeat(100_000))).await;
         }
         assert_eq!(client.answer().await.map(|answer| answer.status), Ok(413), "{framing}");
+    }
+}
+
+#[tokio::test]
+async fn s9_6_requests_behind_the_last_one_do_not_have_its_connection_reset() {
+    let origin = Origin::echo().await;
+    for way in ["", "direct: false, "] {
+        let gateway = Gateway::start(&format!(
+            "upstreams: [{{name: origin, backends: [{{address: \"{}\"}}]}}]\n\
+             routes: [{{name: all, {way}upstream: origin}}]",
+            origin.address
+        ))
+        .await;
+        let mut client = Wire::connect(gateway.address()).await;
+        let more = "GET /unread HTTP/1.1\r\nHost: a\r\n\r\n".repeat(10_000);
+        client.send(format!("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n{more}")).await;
+        assert_eq!(client.answer().await.map(|answer| answer.status), Ok(200), "{way}");
+        let end = soon("the end", client.into_stream().read(&mut [0; 16])).await;
+        assert_eq!(end.map_err(|error| error.kind()), Ok(0), "{way}");
     }
 }
 

@@ -316,6 +316,50 @@ async fn s8_1_1_a_request_that_names_two_hosts_is_logged_and_the_connection_live
 }
 
 #[tokio::test]
+async fn s6_8_who_sends_many_malformed_requests_is_told_to_go_and_keeps_what_is_under_way() {
+    let (origin, mut taken) = Origin::handing_over().await;
+    let gateway = Gateway::before(&origin, "").await;
+    let client = H2c::connect(gateway.address()).await;
+    let asking = client.clone();
+    let slow = tokio::spawn(async move { asking.get("/slow").await });
+    let mut wire = soon("the request", taken.recv()).await.expect("an origin");
+    wire.head().await.expect("a head");
+    let two = || Request::get("http://a/").header("host", "b").body(()).expect("valid");
+    let refused = async {
+        let mut count = 0;
+        // The connection takes no more after GOAWAY.
+        while client.try_send(two()).await {
+            count += 1;
+        }
+        count
+    };
+    let refused = soon("GOAWAY", refused).await;
+    assert!((30..60).contains(&refused), "{refused}");
+    wire.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+    assert_eq!(slow.await.expect("no panic").text(), "ok");
+}
+
+#[tokio::test]
+async fn s6_8_who_does_not_go_after_many_malformed_requests_is_told_why_its_connection_ends() {
+    let origin = Origin::echo().await;
+    let gateway = Gateway::counting(&origin, "").await;
+    let mut client = H2Raw::connect(gateway.address(), &[]).await;
+    // `host` is b, a literal with an indexed name (RFC 7541 s6.2.2, appendix A: 38), and `:authority` is a.
+    let two = [GET, b"\x0f\x17\x01b"].concat();
+    let mut codes = Vec::new();
+    for n in 0..64 {
+        client.send(kind::HEADERS, END_HEADERS | END_STREAM, 2 * n + 1, &two).await;
+    }
+    while let Some(frame) = client.next().await {
+        if frame.kind == kind::GOAWAY {
+            codes.push(frame.code());
+        }
+    }
+    assert_eq!(codes, [0, 11], "NO_ERROR, then ENHANCE_YOUR_CALM");
+    assert_eq!(gateway.refused("malformed").await, 65, "requests, and the connection");
+}
+
+#[tokio::test]
 async fn s5_1_2_streams_over_the_limit_are_refused() {
     let (origin, mut asked) = Origin::silent().await;
     let gateway = Gateway::before(&origin, "server: {limits: {h2_streams: 4}}").await;
@@ -328,6 +372,25 @@ async fn s5_1_2_streams_over_the_limit_are_refused() {
     for _ in 0..4 {
         assert_eq!(soon("the request", asked.recv()).await, Some("asked"));
     }
+}
+
+#[tokio::test]
+async fn s10_5_1_a_field_section_may_be_as_large_as_the_document_says() {
+    let origin = Origin::echo().await;
+    let gateway = Gateway::before(&origin, "server: {limits: {header_bytes: 512KiB}}").await;
+    let client = H2c::connect(gateway.address()).await;
+    let with = |length: usize| {
+        let field = "a".repeat(length);
+        Request::get("http://a/").header("x-large", field).body(()).expect("valid")
+    };
+    for length in [100_000, 300_000] {
+        let answer = client.send(with(length), b"").await.expect("an answer");
+        assert_eq!(answer.status, 200, "{length}");
+        assert!(answer.body.len() > length, "the origin saw all of it");
+    }
+    assert_eq!(client.send(with(525_000), b"").await.expect("an answer").status, 431);
+    assert_eq!(gateway.log_line(|line| line["status"] == 431).await["protocol"], "HTTP/2");
+    assert_eq!(client.get("/").await.status, 200, "the connection lives on");
 }
 
 #[tokio::test]

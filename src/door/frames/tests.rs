@@ -8,12 +8,17 @@ const PING: u8 = 6;
 const PRIORITY: u8 = 2;
 
 fn frame(kind: u8, flags: u8, content: &[u8]) -> Vec<u8> {
+    on(1, kind, flags, content)
+}
+
+/// A frame on this stream.
+fn on(stream: u32, kind: u8, flags: u8, content: &[u8]) -> Vec<u8> {
     let length = u32::try_from(content.len()).unwrap().to_be_bytes();
-    [&length[1..], &[kind, flags], &[0, 0, 0, 1], content].concat()
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), content].concat()
 }
 
 fn fresh() -> Frames {
-    Frames::new(Instant::now())
+    Frames::new(Instant::now(), 64 << 10)
 }
 
 /// A connection whose preface came.
@@ -95,11 +100,75 @@ fn a_field_section_ends_after_some_continuations() {
     let mut frames = greeted();
     for _ in 0..3 {
         frames.client_sent(&frame(HEADERS, 0, b"some")).unwrap();
-        for _ in 0..MOST_CONTINUATIONS {
+        for _ in 0..6 {
             frames.client_sent(&frame(CONTINUATION, 0, b"more")).unwrap();
         }
     }
     assert_eq!(frames.client_sent(&frame(CONTINUATION, 0, b"")), Err(Rule::ContinuationFlood));
+}
+
+/// A frame has 16,384 bytes at most (RFC 9113 s4.2).
+#[test]
+fn a_large_field_section_may_have_the_continuations_that_it_fills() {
+    let mut frames = Frames::new(Instant::now(), 512 << 10);
+    frames.client_sent(PREFACE).unwrap();
+    frames.client_sent(&frame(HEADERS, 0, &[0; 16_384])).unwrap();
+    for _ in 0..31 {
+        frames.client_sent(&frame(CONTINUATION, 0, &[0; 16_384])).unwrap();
+    }
+    let (_, rule) = passing(&mut frames, &frame(CONTINUATION, 0, b""), 100);
+    assert_eq!(rule, Some(Rule::ContinuationFlood));
+}
+
+#[test]
+fn an_answer_is_owed_from_the_end_of_its_requests_head_to_its_own_end() {
+    let mut frames = greeted();
+    let (some, more) = (frame(HEADERS, END_STREAM, b"some"), frame(CONTINUATION, END_HEADERS, b"more"));
+    for (piece, owes) in [(&some[..], false), (&more[..11], false), (&more[11..], true)] {
+        frames.client_sent(piece).unwrap();
+        assert_eq!(frames.owes(), owes, "{piece:?}");
+    }
+    let (head, data) = (frame(HEADERS, END_HEADERS, b"head"), frame(DATA, END_STREAM, b"content"));
+    for (piece, owes) in [(&head[..], true), (&data[..12], true), (&data[12..], false)] {
+        frames.client_gets(piece).unwrap();
+        assert_eq!(frames.owes(), owes, "{piece:?}");
+    }
+    assert_eq!(frames.sent(), 7);
+    frames.client_sent(&frame(HEADERS, END_HEADERS | END_STREAM, b"trailers")).unwrap();
+    assert!(!frames.owes(), "the stream is no new one");
+}
+
+#[test]
+fn an_answer_may_end_before_the_frame_behind_its_requests_head_is_whole() {
+    let head = frame(HEADERS, END_HEADERS | END_STREAM, b"head");
+    let next = frame(WINDOW_UPDATE, 0, &[0, 0, 1, 0]);
+    for cut in 1..next.len() {
+        let mut frames = greeted();
+        frames.client_sent(&[&head[..], &next[..cut]].concat()).unwrap();
+        assert!(frames.owes(), "{cut}");
+        frames.client_gets(&head).unwrap();
+        assert!(!frames.owes(), "{cut}");
+        frames.client_sent(&next[cut..]).unwrap();
+        assert!(!frames.owes(), "{cut}");
+    }
+}
+
+#[test]
+fn nothing_is_owed_on_streams_that_a_side_gave_up_or_that_are_ignored() {
+    let head = |stream| on(stream, HEADERS, END_HEADERS | END_STREAM, b"head");
+    let reset = |stream| on(stream, RST_STREAM, 0, &[0, 0, 0, 8]);
+    let mut frames = greeted();
+    for stream in [1, 3, 5, 7] {
+        frames.client_sent(&head(stream)).unwrap();
+    }
+    frames.client_sent(&reset(3)).unwrap();
+    frames.client_gets(&reset(5)).unwrap();
+    // RFC 9113 s6.8: what comes after the last stream is ignored.
+    frames.client_gets(&on(0, GOAWAY, 0, &[0, 0, 0, 1, 0, 0, 0, 0])).unwrap();
+    frames.client_sent(&head(9)).unwrap();
+    assert!(frames.owes());
+    frames.client_gets(&on(1, HEADERS, END_HEADERS | END_STREAM, b"head")).unwrap();
+    assert!(!frames.owes());
 }
 
 #[test]
@@ -130,6 +199,24 @@ fn a_goaway_of_ours_comes_between_frames_only() {
     frames.client_gets(&data[12..]).unwrap();
     let goaway = frames.goaway(Rule::ControlFlood).unwrap();
     assert_eq!(fresh().client_gets(&goaway), Err(Rule::ControlFlood));
+}
+
+/// RFC 9113 s6.8: it is the newest stream on which something may have been done.
+#[test]
+fn a_goaway_of_ours_names_the_last_stream_that_was_opened() {
+    let mut frames = greeted();
+    let last = |frames: &Frames| {
+        let goaway = frames.goaway(Rule::ResetFlood).unwrap();
+        u32::from_be_bytes(goaway[9..13].try_into().unwrap())
+    };
+    assert_eq!(last(&frames), 0);
+    for stream in [1, 0x0102_0305] {
+        frames.client_sent(&on(stream, HEADERS, END_HEADERS, b"head")).unwrap();
+    }
+    frames.client_sent(&on(0x0102_0307, HEADERS, 0, b"not whole")).unwrap();
+    assert_eq!(last(&frames), 0x0102_0305);
+    frames.client_gets(&on(0, GOAWAY, 0, &[0, 0, 0, 1, 0, 0, 0, 0])).unwrap();
+    assert_eq!(last(&frames), 1, "it is never higher than before");
 }
 
 #[test]
@@ -171,10 +258,12 @@ proptest! {
         prop_assert_eq!(pieces().try_for_each(|piece| cut.client_sent(piece)), verdict);
         prop_assert_eq!(whole.controls.left, cut.controls.left);
         prop_assert_eq!(whole.resets.left, cut.resets.left);
+        prop_assert_eq!(whole.owes(), cut.owes());
         let (mut whole, mut cut) = (fresh(), fresh());
         let verdict = whole.client_gets(&bytes);
         let judged = pieces().map(|piece| cut.client_gets(piece)).fold(Ok(()), Result::and);
         prop_assert_eq!(judged, verdict);
+        prop_assert_eq!(whole.sent(), cut.sent());
         prop_assert!(whole.to_client.is_between() && cut.to_client.is_between());
     }
 

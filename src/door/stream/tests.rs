@@ -86,6 +86,20 @@ async fn what_waits_for_more_is_sent_when_there_is_no_more() {
     assert_eq!(rest, frame(3));
 }
 
+/// RFC 9112 s9.6: to close with something unread would reset the connection.
+#[tokio::test]
+async fn an_answer_can_be_read_after_a_shutdown_before_all_requests_were_read() {
+    let (mut ours, mut theirs) = pair();
+    theirs.write_all(&pattern(64 << 10)).await.unwrap();
+    std::future::poll_fn(|cx| ours.poll_lead(cx)).await.unwrap();
+    ours.write_all(b"answer").await.unwrap();
+    AsyncWriteExt::shutdown(&mut ours).await.unwrap();
+    drop(ours);
+    let mut got = Vec::new();
+    theirs.read_to_end(&mut got).await.unwrap();
+    assert_eq!(got, b"answer");
+}
+
 #[tokio::test]
 async fn what_comes_before_a_request_is_read_in_order_however_much_comes_at_once() {
     let sizes = [1, 100, 8_191, 8_192, 8_193, 16_384, 5, 40_000];

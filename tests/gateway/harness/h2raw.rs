@@ -57,7 +57,11 @@ pub(crate) struct H2Raw(pub(crate) Wire<TcpStream>);
 impl H2Raw {
     /// Connects and says the preface, and these settings.
     pub(crate) async fn connect(address: SocketAddr, settings: &[(u16, u32)]) -> Self {
-        let mut wire = Wire::connect(address).await;
+        Self::over(Wire::connect(address).await, settings).await
+    }
+
+    /// Over this connection.
+    pub(crate) async fn over(mut wire: Wire, settings: &[(u16, u32)]) -> Self {
         wire.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
         let settings: Vec<u8> = settings
             .iter()

@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use super::soon;
 
@@ -119,6 +119,13 @@ impl Wire {
         let stream = soon("a connection", TcpStream::connect(address)).await.expect("connect");
         stream.set_nodelay(true).expect("nodelay");
         Self::new(stream)
+    }
+
+    /// As over a slow line: the system holds little of what is sent to it, so that reading it shows at the other end soon.
+    pub(crate) async fn narrow(address: SocketAddr) -> Self {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.set_recv_buffer_size(64 << 10).expect("a buffer");
+        Self::new(soon("a connection", socket.connect(address)).await.expect("connect"))
     }
 
     /// Closes with a reset, as a crashed peer does.
