@@ -190,7 +190,7 @@ impl<'a> Rules<'a> {
     }
 
     /// How long another attempt after this fault waits, if there is one; `random` is from 0 to 1. One
-    /// that there is has been taken from the budget.
+    /// that there is has been taken from the budget, unless it is the first after a refused stream.
     ///
     /// # Errors
     /// True if only the budget is in its way.
@@ -212,7 +212,9 @@ impl<'a> Rules<'a> {
         if asked.left.is_some_and(|left| left <= after) {
             return Err(false);
         }
-        if !self.budget.withdraw(now, self.upstream.budget) {
+        // What a backend has no stream for yet costs it next to nothing, and a whole burst may be told so at once.
+        let is_cheap = fault == Fault::Refused && progress.free == 0;
+        if !is_cheap && !self.budget.withdraw(now, self.upstream.budget) {
             return Err(true);
         }
         if fault.is_free() {
@@ -410,5 +412,12 @@ mod tests {
         let judged: Vec<_> = (0..11).map(|_| judge()).collect();
         assert_eq!(judged[9], Ok(Duration::ZERO));
         assert_eq!(judged[10], Err(true));
+        let mut progress = Progress::default();
+        let mut refused = || rules.judge(Fault::Refused, &asked, &mut progress, now, 0.5);
+        assert_eq!(
+            [refused(), refused()],
+            [Ok(Duration::ZERO), Err(true)],
+            "the first one of a request is free"
+        );
     }
 }
