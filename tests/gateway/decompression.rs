@@ -2,14 +2,12 @@
 
 use std::io::Write;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http::Request;
 use tokio::task::JoinSet;
 use tollhouse_filters::coding::encode::{Algorithm, Encoder};
 
-use crate::harness::{Answer, Gateway, H2c, Origin, Wire, noise, soon, until};
+use crate::harness::{Answer, Gateway, H2c, Origin, Wire, noise, soon};
 
 async fn with_filters(origin: &Origin, filters: &str) -> Gateway {
     Gateway::start(&format!(
@@ -195,23 +193,19 @@ async fn bombs_before_an_origin_that_takes_nothing_cost_little_memory_together()
         let gateway = with_room(&origin, "{decompress: {max_size: 32MiB, max_ratio: 10000}}").await;
         let bomb = upload(&encoded(Algorithm::Gzip, &vec![0; size]), chunks);
         let before = gateway.memory();
-        let refused = Arc::new(AtomicUsize::new(0));
         let mut clients = JoinSet::new();
         for _ in 0..uploads {
             let mut client = Wire::connect(gateway.address()).await;
             client.send(&bomb).await;
-            let refused = refused.clone();
-            clients.spawn(async move {
-                let answer = client.answer().await.expect("an answer");
-                assert_eq!((answer.status, answer.problem().as_str()), (503, "overloaded"));
-                refused.fetch_add(1, Ordering::SeqCst);
-            });
+            clients.spawn(async move { client.answer().await.expect("an answer") });
         }
         // Half of 128 MiB is for those that ask for much: seven have room there with a piece of 9 MiB each, and
         // thirteen with five of 1 MiB, of which four are in the queue and one is being sent. Of pieces of half a MiB
         // each may be little, but not five of them: some thirty have room.
-        for count in 1..=refusals {
-            until("another refusal", || (refused.load(Ordering::SeqCst) >= count).then_some(())).await;
+        for _ in 0..refusals {
+            let answer = soon("another refusal", clients.join_next()).await.expect("more clients");
+            let answer = answer.expect("a refusal");
+            assert_eq!((answer.status, answer.problem().as_str()), (503, "overloaded"));
         }
         let grown = gateway.memory().saturating_sub(before);
         assert!(grown < 160 << 10, "grew by {grown} KiB");

@@ -108,7 +108,7 @@ async fn a_broken_new_version_is_given_up_though_its_circuit_breaker_keeps_reque
             (&cached(&text), "/direct", "checkout"),
         ] {
             let gateway = Gateway::administered(text).await;
-            ask(&gateway, path, 0..400).await;
+            ask(&gateway, path, 0..280).await;
             let release = release(&gateway, route).await;
             assert_eq!(release["state"], "aborted", "{path}{fallback}: {release}");
             let reason = release["reason"].as_str();

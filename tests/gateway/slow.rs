@@ -234,18 +234,18 @@ async fn no_backend_is_blamed_for_the_little_that_a_slow_upload_left_of_the_tota
             while let Ok(head) = wire.head().await {
                 let Ok(body) = wire.body(&head).await else { return };
                 if !body.is_empty() {
-                    tokio::time::sleep(Duration::from_millis(400)).await;
+                    tokio::time::sleep(Duration::from_millis(1200)).await;
                 }
                 wire.send(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len())).await;
                 wire.send(body).await;
             }
         })
         .await;
-        let rules = ("timeouts: {total: 1s}, ", "error_ratio: 1%");
+        let rules = ("timeouts: {total: 3s}, ", "error_ratio: 1%");
         let gateway = with_breaker(&origin, rules, way).await;
         let late = async || {
             let mut client = half_sent(&gateway).await;
-            tokio::time::sleep(Duration::from_millis(800)).await;
+            tokio::time::sleep(Duration::from_millis(2400)).await;
             client.send("def").await;
             // Through Pingora's proxy the answer may begin all the same.
             let _ = soon("an answer or an end", client.answer()).await;

@@ -15,12 +15,12 @@ async fn a_breaker_hears_of_an_upstream_that_hangs_though_requests_wait_for_a_pl
     for (way, hedge) in [(WAYS[0], ""), (WAYS[1], ""), (WAYS[0], HEDGED)] {
         let (silent, mut events) = Origin::silent().await;
         let rules = format!(
-            "{hedge}timeouts: {{total: 1500ms}}, concurrency: {{in_flight: 1, queue: 10, max_wait: 10s}}, \
+            "{hedge}timeouts: {{total: 4500ms}}, concurrency: {{in_flight: 1, queue: 10, max_wait: 10s}}, \
              circuit_breaker: {{min_requests: 2, error_ratio: 100%, open: 1h}}"
         );
         let text = document(&[silent.address, silent.address], &rules, "");
         // It holds the place for two thirds of the time that the next one has.
-        let first = "{name: first, match: {hosts: [first.test]}, upstream: origin, timeouts: {total: 1s}}";
+        let first = "{name: first, match: {hosts: [first.test]}, upstream: origin, timeouts: {total: 3s}}";
         let gateway = Gateway::administered(&format!("{text}  - {first}\n")).await;
         let mut holder = Wire::connect(gateway.address()).await;
         holder.send("GET / HTTP/1.1\r\nHost: first.test\r\n\r\n").await;
@@ -36,10 +36,11 @@ async fn a_breaker_hears_of_an_upstream_that_hangs_though_requests_wait_for_thei
     for way in WAYS {
         let (silent, _events) = Origin::silent().await;
         let rules =
-            "timeouts: {total: 1500ms}, circuit_breaker: {min_requests: 2, error_ratio: 100%, open: 1h}";
-        let limit = ", filters: [rate_limit: {per: ip, limit: 1/s, burst: 1, over: {delay: 5s, queue: 5}}]";
+            "timeouts: {total: 4500ms}, circuit_breaker: {min_requests: 2, error_ratio: 100%, open: 1h}";
+        let limit =
+            ", filters: [rate_limit: {per: ip, limit: 20/min, burst: 1, over: {delay: 5s, queue: 5}}]";
         let gateway = before(&[silent.address], rules, limit).await;
-        // The second one waits for a second, and has the rest for its answer.
+        // The second one waits for three seconds, and has the rest for its answer.
         let both = tokio::join!(ask(&gateway, way, "GET /"), ask(&gateway, way, "GET /"));
         assert_eq!((both.0.status, both.1.status), (504, 504), "{way}");
         let line = gateway.says("a circuit breaker opened").await;
@@ -138,13 +139,14 @@ async fn answers_that_come_before_the_request_is_whole_say_nothing_of_how_quick_
         }
         // Were there answers in no time, each window would halve the limit and add its root: it would stay at 4.
         let limit = "tollhouse_upstream_concurrency_limit{upstream=\"origin\"}";
-        soon("more places", async {
+        tokio::time::timeout(Duration::from_secs(30), async {
             while gateway.number(limit).await < 8 {
                 for answer in join_all((0..16).map(|_| ask(&gateway, way, "GET /"))).await {
                     assert_eq!(answer.status, 200, "{way}");
                 }
             }
         })
-        .await;
+        .await
+        .expect("more places");
     }
 }

@@ -35,9 +35,9 @@ async fn no_backend_is_blamed_for_a_flood_just_before_the_total_is_over() {
     // Only the direct way has a write of so much under way when its time is over.
     for way in &WAYS[..3] {
         let origin = taking_no_body().await;
-        let rules = ("timeouts: {total: 1s}, ", "error_ratio: 1%");
+        let rules = ("timeouts: {total: 3s}, ", "error_ratio: 1%");
         let gateway = with_breaker(&origin, rules, way).await;
-        let late = || flooded(&gateway, Duration::from_millis(800));
+        let late = || flooded(&gateway, Duration::from_millis(2400));
         tokio::join!(late(), late(), late());
         assert_eq!(get(gateway.address(), "/").await.status, 200, "{way}");
     }
@@ -46,7 +46,7 @@ async fn no_backend_is_blamed_for_a_flood_just_before_the_total_is_over() {
 #[tokio::test]
 async fn a_backend_that_takes_nothing_for_most_of_the_total_is_blamed() {
     let origin = taking_no_body().await;
-    let rules = ("timeouts: {total: 2s}, ", "error_ratio: 1%");
+    let rules = ("timeouts: {total: 6s}, ", "error_ratio: 1%");
     let gateway = with_breaker(&origin, rules, "").await;
     tokio::join!(flooded(&gateway, Duration::ZERO), flooded(&gateway, Duration::ZERO));
     gateway.says("a circuit breaker opened").await;
@@ -61,7 +61,7 @@ async fn no_upstream_is_blamed_behind_a_cache_or_a_hedge_for_clients_that_read_s
     for way in ["filters: [{cache: {}}], ", "hedge: {after: 10s}, "] {
         let backend = format!("{{address: \"{}\"}}", origin.address);
         let gateway = Gateway::counting_all(&format!(
-            "upstreams: [{{name: origin, backends: [{backend}, {backend}], timeouts: {{total: 1s}},\
+            "upstreams: [{{name: origin, backends: [{backend}, {backend}], timeouts: {{total: 3s}},\
              circuit_breaker: {{min_requests: 2, open: 1h, error_ratio: 1%}}}}]\n\
              routes: [{{name: all, {way}upstream: origin}}]\n"
         ))
@@ -70,7 +70,7 @@ async fn no_upstream_is_blamed_behind_a_cache_or_a_hedge_for_clients_that_read_s
             let mut client = Wire::connect(gateway.address()).await;
             client.send(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")).await;
             client.head().await.expect("a head");
-            tokio::time::sleep(Duration::from_millis(1500)).await;
+            tokio::time::sleep(Duration::from_secs(4)).await;
             assert!(soon("the end", client.exactly(64 << 20)).await.is_err(), "{way}");
         };
         tokio::join!(late("/one"), late("/other"));
@@ -89,11 +89,11 @@ async fn taking_its_time() -> Origin {
                 return;
             }
             if head.target() == "/head" {
-                tokio::time::sleep(Duration::from_secs(1)).await;
+                tokio::time::sleep(Duration::from_millis(2500)).await;
             }
             wire.send("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nab").await;
             if head.target() == "/rest" {
-                tokio::time::sleep(Duration::from_secs(1)).await;
+                tokio::time::sleep(Duration::from_millis(2500)).await;
             }
             wire.send("cd").await;
         }
@@ -113,7 +113,7 @@ async fn neither_backends_nor_breakers_nor_ramps_are_told_of_what_slow_uploads_l
              - {{name: old, backends: [{backend}]}}\n\
              - {{name: new, backends: [{backend}, {backend}], hedge: {{after: 10s}}, \
              circuit_breaker: {{min_requests: 2, open: 1h, error_ratio: 1%}}}}\n\
-             routes: [{{name: all, {way}filters: [buffer: {{}}], timeouts: {{total: 1500ms}}, \
+             routes: [{{name: all, {way}filters: [buffer: {{}}], timeouts: {{total: 4s}}, \
              split: {{to: {{old: 100, new: 0}}, ramp: {{from: old, to: new, over: 100d, steps: 1, \
              abort_if: {{error_ratio: 10%, min_requests: 2, window: 1h}}}}}}}}]\n"
         ))
@@ -121,7 +121,7 @@ async fn neither_backends_nor_breakers_nor_ramps_are_told_of_what_slow_uploads_l
         let late = async || {
             let mut client = Wire::connect(gateway.address()).await;
             client.send(format!("PUT {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\na")).await;
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            tokio::time::sleep(Duration::from_millis(2800)).await;
             client.send("b").await;
             let _ = soon("an answer or an end", client.answer()).await;
         };

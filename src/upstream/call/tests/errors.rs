@@ -195,12 +195,12 @@ async fn who_reads_too_late_blames_no_backend_and_who_waits_for_it_does() {
         })
     };
     for (reads_late, failures) in [(true, 0), (false, 1)] {
-        let upstream = upstream(&[halves().await], json!({"timeouts": {"total": "100ms"}}));
+        let upstream = upstream(&[halves().await], json!({"timeouts": {"total": "2s"}}));
         let mut reply = get(&caller(), &upstream).await.unwrap();
         if reads_late {
             let read = reply.body.next().await;
             assert_eq!(read.unwrap().unwrap(), "half");
-            tokio::time::sleep(Duration::from_millis(150)).await;
+            tokio::time::sleep(Duration::from_millis(2500)).await;
         }
         assert_eq!(reply.body.read_all(100).await, Err(CallError::Timeout(Waiting::Total)));
         assert_eq!((upstream.backends()[0].failures(), reply.body.was_read_late()), (failures, reads_late));
