@@ -73,18 +73,9 @@ pub(super) async fn look(browser: &mut Browser) -> Answer {
     browser.step("https://app.test/page").await
 }
 
-#[tokio::test]
-async fn a_user_logs_in_with_a_browser_and_comes_back_to_the_page() {
-    let site = Site::start().await;
-    let mut browser = site.browser();
-    let sent = browser.step("https://app.test/a/b?x=1&y=%2F").await;
-    assert_eq!(sent.status, 302);
-    assert_eq!(sent.field("cache-control"), Some("no-store"));
-    let location = sent.field("location").expect("a place").to_owned();
-    assert!(
-        location.starts_with(&format!("{}/auth?response_type=code&client_id=web&", site.oidc.issuer)),
-        "{location}"
-    );
+/// The authorization request is as RFC 6749 s4.1.1, RFC 7636 s4.3 and OpenID Connect Core s3.1.2.1 say.
+fn asks_for_a_code(location: &str, issuer: &str) {
+    assert!(location.starts_with(&format!("{issuer}/auth?response_type=code&client_id=web&")), "{location}");
     for part in [
         "code_challenge_method=S256",
         "code_challenge=",
@@ -95,6 +86,16 @@ async fn a_user_logs_in_with_a_browser_and_comes_back_to_the_page() {
     ] {
         assert!(location.contains(part), "{location}");
     }
+}
+
+#[tokio::test]
+async fn a_user_logs_in_with_a_browser_and_comes_back_to_the_page() {
+    let site = Site::start().await;
+    let mut browser = site.browser();
+    let sent = browser.step("https://app.test/a/b?x=1&y=%2F").await;
+    assert_eq!(sent.status, 302);
+    assert_eq!(sent.field("cache-control"), Some("no-store"));
+    asks_for_a_code(sent.field("location").expect("a place"), &site.oidc.issuer);
     let cookie = sent.field("set-cookie").expect("a cookie");
     assert!(
         cookie.starts_with("__Host-web.login")
