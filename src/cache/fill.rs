@@ -343,11 +343,13 @@ impl Fill {
     /// Whether what is stored is worth more to others than an error in its place: it is fresh, or stands in for an origin
     /// that is gone.
     fn outlasts(&self, status: StatusCode, upstream: &Upstream) -> bool {
-        let Some(stored) = self.stored.as_ref().filter(|_| status.is_server_error()) else { return false };
-        let (is_good, others) = (stored.status() < 500, RequestDirectives::default());
+        let is_better = |stored: &&Arc<Entry>| status.is_server_error() && stored.status() < 500;
+        let Some(stored) = self.stored.as_ref().filter(is_better) else { return false };
+        let others = RequestDirectives::default();
         let takes_stale = upstream.fallback().is_some_and(|fallback| fallback.stale);
-        let stands_in = || serves_on_error(stored.facts(), &others, stored.standing(), (false, now()));
-        is_good && ((takes_stale && is_for_good(stored)) || is_fresh(stored) || stands_in())
+        (takes_stale && is_for_good(stored))
+            || is_fresh(stored)
+            || serves_on_error(stored.facts(), &others, stored.standing(), (false, now()))
     }
 
     /// What is stored, if it may be served in the place of what came.

@@ -187,8 +187,8 @@ impl Feed {
         let about = fs::metadata(&self.path).ok()?;
         let stamp = Stamp::of(&about);
         let is_taken = self.stamp == Some(stamp) && stamp.size == self.length;
-        let patience = if stamp.size < self.length { LONG_QUIET } else { QUIET };
-        let is_young = age(&about).is_some_and(|age| age < patience);
+        let patience = self.patience(false, stamp.size, Look::Quiet);
+        let is_young = patience.zip(age(&about)).is_some_and(|(patience, age)| age < patience);
         let is_unsure = is_young && !is_taken && self.whole != Some(stamp);
         let message = format!("{} was just changed; {UNSURE}", self.shown);
         is_unsure.then(|| self.problems(vec![self.problem(0, 0, &Path::default(), message)]))

@@ -74,17 +74,16 @@ impl Outliers {
         let standing = &stats.standing;
         if standing.is_out() {
             // Where too many are out, all get requests; and the only one there is gets them in any case.
-            let counts = |trial| trial || standing.is_cooling() || self.pool.len() == 1;
-            let is_back = |trial| counts(trial) && standing.back(now, self.warm_up);
-            match (trial, outcome) {
-                (trial, Outcome::Answered(_)) if is_back(trial) => {
+            let counts = trial || standing.is_cooling() || self.pool.len() == 1;
+            match outcome {
+                Outcome::Answered(_) if counts && standing.back(now, self.warm_up) => {
                     log::info!(upstream = &*self.upstream, backend; "a backend is in use again");
                 }
                 // It may be starting: one bad answer ejects nobody.
-                (true, Outcome::Failed) if standing.is_cooling() => {
+                Outcome::Failed if trial && standing.is_cooling() => {
                     standing.cool("a trial failed", now);
                 }
-                (true, Outcome::Failed) => self.eject(at, "a trial failed".to_owned(), now),
+                Outcome::Failed if trial => self.eject(at, "a trial failed".to_owned(), now),
                 // It began before.
                 _ => {}
             }
