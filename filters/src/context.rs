@@ -453,6 +453,16 @@ impl Context {
         }
     }
 
+    /// Path and query as the client wrote them, with a version that was taken off the path since.
+    #[must_use]
+    pub fn whole_target(&self, request: &RequestHeader) -> String {
+        let path = match self.whole_path.as_deref().unwrap_or_else(|| request.uri.path()) {
+            "" => "/",
+            path => path,
+        };
+        request.uri.query().map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"))
+    }
+
     /// Whether the request has a body, or may have one that is still to come; some have one whatever the method.
     #[must_use]
     pub fn has_body(&self, request: &RequestHeader) -> bool {

@@ -76,12 +76,12 @@ impl Standing {
     /// What is left once what does not count is given back.
     fn left(&self) -> Balance {
         let is_given_back = self.counts.as_ref().is_some_and(|counts| !counts.load(Ordering::Relaxed));
-        let Balance { available, more_in, wait } = self.balance;
+        let mut left = self.balance;
         if is_given_back {
-            let available = available.saturating_add(self.policy.cost.into());
-            return Balance { available, more_in, wait: Duration::ZERO };
+            left.available = left.available.saturating_add(self.policy.cost.into());
+            left.wait = Duration::ZERO;
         }
-        Balance { available, more_in, wait }
+        left
     }
 
     /// Fewer requests before longer waits.

@@ -63,7 +63,8 @@ pub(super) fn write_about(
         match part {
             About::Method => question.insert_header("x-forwarded-method", request.method.as_str())?,
             About::Proto => question.insert_header("x-forwarded-proto", ctx.scheme.as_str())?,
-            About::Uri => question.insert_header("x-forwarded-uri", &*uri(request, ctx))?,
+            // What it asks of one version it does not ask of another.
+            About::Uri => question.insert_header("x-forwarded-uri", ctx.whole_target(request))?,
             About::For => question.insert_header("x-forwarded-for", ctx.client.address.to_string())?,
             About::Host => {
                 if let Some(host) = host(request, ctx) {
@@ -73,15 +74,6 @@ pub(super) fn write_about(
         }
     }
     Ok(())
-}
-
-/// Path and query as the client wrote them: what it asks of one version it does not ask of another.
-fn uri<'a>(request: &'a RequestHeader, ctx: &'a Context) -> Cow<'a, str> {
-    match (ctx.whole_path.as_deref(), request.uri.query()) {
-        (Some(path), Some(query)) => format!("{path}?{query}").into(),
-        (Some(path), None) => path.into(),
-        (None, _) => request.uri.path_and_query().map_or("/", PathAndQuery::as_str).into(),
-    }
 }
 
 /// The host asked for, with its port if the client wrote one.

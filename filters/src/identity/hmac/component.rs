@@ -65,10 +65,7 @@ impl<'a> Message<'a> {
 
     /// Path and query, as the request line has them.
     pub(super) fn target(self) -> String {
-        match self.query() {
-            Some(query) => format!("{}?{query}", self.path()),
-            None => self.path().to_owned(),
-        }
+        self.ctx.whole_target(self.request)
     }
 
     fn lines(self, name: &HeaderName) -> Result<Vec<&'a [u8]>, Refusal> {

@@ -127,23 +127,21 @@ impl Keys {
         signature: &str,
     ) -> Result<(), Unverified> {
         let is_known = id.is_some_and(|id| self.has(id));
+        let refused = |refusal| Err(Unverified { refusal, may_be_newer: !is_known });
         let fits = |key: &&Key| {
             let named = if is_known { key.id.as_deref() == id } else { id.is_none() || key.id.is_none() };
             named && key.algorithms.contains(&algorithm)
         };
         let mut keys = self.keys.iter().filter(fits).peekable();
         if keys.peek().is_none() {
-            return Err(Unverified { refusal: NO_KEY, may_be_newer: !is_known });
+            return refused(NO_KEY);
         }
         let verifies = |key: &Key| {
             crypto::verify(signature, message.as_bytes(), &key.key, algorithm).is_ok_and(|valid| valid)
         };
         match keys.any(verifies) {
             true => Ok(()),
-            false => {
-                let refusal = Refusal::new("the signature of the token is wrong");
-                Err(Unverified { refusal, may_be_newer: !is_known })
-            }
+            false => refused(Refusal::new("the signature of the token is wrong")),
         }
     }
 }

@@ -60,11 +60,7 @@ pub(super) fn is_navigation(request: &RequestHeader) -> bool {
 
 /// A place to come back to: of this site only, whatever a browser makes of it.
 fn place(request: &RequestHeader, ctx: &Context) -> String {
-    let path = ctx.whole_path.as_deref().unwrap_or_else(|| request.uri.path());
-    let target = match request.uri.query() {
-        Some(query) => format!("{path}?{query}"),
-        None => path.to_owned(),
-    };
+    let target = ctx.whole_target(request);
     let leaves = !target.starts_with('/') || target.starts_with("//") || target.contains('\\');
     let is_plain = target.len() <= LONGEST && target.bytes().all(|byte| byte.is_ascii_graphic());
     if leaves || !is_plain { "/".to_owned() } else { target }
