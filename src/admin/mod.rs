@@ -19,14 +19,14 @@ mod upstreams;
 
 use std::io;
 use std::net::TcpListener;
-use std::sync::{Arc, OnceLock, mpsc};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
 use axum::extract::DefaultBodyLimit;
 use axum::{Json, Router};
 use serde_json::Value;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tollhouse_filters::registry::Registry;
 use tollhouse_filters::world::Revocations;
 
@@ -57,7 +57,7 @@ pub struct AdminState {
     /// The snapshot in use.
     pub live: Arc<Live>,
     /// Asks for a reload and waits for its outcome.
-    pub reloads: mpsc::Sender<Option<oneshot::Sender<Arc<Reloaded>>>>,
+    pub reloads: mpsc::UnboundedSender<Option<oneshot::Sender<Arc<Reloaded>>>>,
     /// Logs and metrics.
     pub observe: Arc<Observe>,
     /// Whether the process is on its way out, and nobody takes its place.

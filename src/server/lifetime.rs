@@ -2,8 +2,11 @@
 //! will ask it to be upgraded.
 
 use std::os::unix::net::UnixListener;
-use std::sync::{Arc, mpsc};
-use std::thread;
+use std::sync::Arc;
+
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tokio::task::spawn_blocking;
 
 use super::takeover::Predecessor;
 use super::upgrade::Upgrades;
@@ -23,20 +26,18 @@ pub(super) struct Lifetime {
 type Post = (Place, Option<UnixListener>);
 
 impl Lifetime {
-    /// Waits, on a thread of its own, for the door to open; gives what the door has to call then.
+    /// Waits, as a task, for the door to open; gives what the door has to call then.
     ///
     /// # Errors
     /// The upgrade socket that the document names cannot be opened.
-    pub(super) fn begin(self, server: &Server) -> Result<Opened, StartError> {
+    pub(super) fn begin(self, server: &Server, runtime: &Handle) -> Result<Opened, StartError> {
         let post = self.post(server)?;
-        let (tell, opened) = mpsc::channel();
-        let wait = move || {
-            if let Ok(opened) = opened.recv() {
-                self.serve(opened, post);
+        let (tell, opened) = oneshot::channel();
+        runtime.spawn(async move {
+            if let Ok(opened) = opened.await {
+                self.serve(opened, post).await;
             }
-        };
-        let thread = thread::Builder::new().name("upgrade".to_owned()).spawn(wait);
-        thread.map_err(|error| StartError::Runtime(format!("cannot start a thread: {error}")))?;
+        });
         Ok(Box::new(move |opened| drop(tell.send(opened))))
     }
 
@@ -60,16 +61,17 @@ impl Lifetime {
         }
     }
 
-    fn serve(mut self, opened: Result<(), Arc<str>>, post: Option<Post>) {
+    async fn serve(mut self, opened: Result<(), Arc<str>>, post: Option<Post>) {
         match self.before.take() {
-            Some(before) => relieve(before, opened),
+            // Who is waited for may take its time.
+            Some(before) => drop(spawn_blocking(move || relieve(before, opened)).await),
             None => drop(sd_notify::notify(&[sd_notify::NotifyState::Ready])),
         }
         let Some((place, listener)) = post else { return };
         match listener.map_or_else(|| place.listen(true), Ok) {
             Ok(listener) => {
                 log::info!(path:% = place.path().display(); "upgrade socket");
-                self.upgrades.serve(place, &listener);
+                self.upgrades.serve(place, listener).await;
             }
             Err(error) => log::error!("this process cannot be upgraded: {error}"),
         }

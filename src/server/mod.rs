@@ -295,7 +295,8 @@ impl Parts {
         );
         let upgrades = Arc::new(upgrades);
         let snapshot = self.live.load();
-        let opened = Lifetime { origin, before, upgrades: upgrades.clone() }.begin(&snapshot.server)?;
+        let lifetime = Lifetime { origin, before, upgrades: upgrades.clone() };
+        let opened = lifetime.begin(&snapshot.server, &signals.runtime)?;
         let mut server = Server::new_with_opt_and_conf(None, server_conf(&snapshot));
         server.bootstrap();
         let gateway = self.gateway();
@@ -309,7 +310,8 @@ impl Parts {
         let people = people::start(self.live.clone());
         let (desk, budget, cache) = (self.desk.clone(), self.budget.clone(), self.cache.clone());
         let applied = reloading::Applied { desk, budget, cache, people };
-        let reloads = reloading::start(self.reloader.clone(), applied, &snapshot, signals.hangups);
+        let (reloader, runtime) = (self.reloader.clone(), &signals.runtime);
+        let reloads = reloading::start(reloader, applied, &snapshot, signals.hangups, runtime);
         let stopping = Draining::default();
         let state = AdminState {
             live: self.live.clone(),

@@ -1,14 +1,15 @@
 //! Reloading when an input changes, on SIGHUP, or when the admin API asks.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::mpsc::RecvTimeoutError;
-use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
+use tokio::time::{sleep, timeout};
 
 use super::{people, tls};
 use crate::cache::Cache;
@@ -42,49 +43,70 @@ pub(super) struct Applied {
 type Wish = Option<oneshot::Sender<Arc<Reloaded>>>;
 
 /// Asks for a reload and, if wanted, for its outcome.
-pub(super) type Requests = mpsc::Sender<Wish>;
+pub(super) type Requests = UnboundedSender<Wish>;
 
-/// Starts the thread that reloads, and what wakes it.
+/// Starts what reloads, and what wakes it.
 pub(super) fn start(
     reloader: Arc<Reloader>,
     applied: Applied,
     snapshot: &Snapshot,
     hangups: UnboundedReceiver<()>,
+    runtime: &Handle,
 ) -> Requests {
-    let (requests, received) = mpsc::channel::<Wish>();
+    let (requests, wishes) = unbounded_channel::<Wish>();
     let changed = requests.clone();
     let watch = Watch::start(snapshot.inputs(), move || drop(changed.send(None)));
     let watch = watch.inspect_err(|error| log::error!("cannot watch the configuration: {error}")).ok();
     // What changed after it was read and before it was watched, nobody tells.
     drop(requests.send(None));
     applied.note(snapshot);
-    settle();
-    on_hangup(hangups, requests.clone());
-    remind_of_certificates(reloader.clone());
-    spawn("reload", move || {
-        let mut again = false;
-        while let Ok(asked) = next(&received, again) {
-            // Several wishes are one reload.
-            let answers: Vec<_> = asked.into_iter().chain(received.try_iter().flatten()).collect();
-            let outcome = Arc::new(reloader.reload());
-            again = matches!(&*outcome, Reloaded::Refused { problems, .. } if is_passing(problems));
-            applied.apply(&reloader, &outcome, watch.as_ref());
-            for answer in answers {
-                let _ = answer.send(outcome.clone());
-            }
-        }
-    });
+    settle(runtime);
+    runtime.spawn(pass_on(hangups, requests.clone()));
+    runtime.spawn(remind_of_certificates(reloader.clone()));
+    runtime.spawn(follow(wishes, Arc::new(Reloads { reloader, applied, watch })));
     requests
 }
 
-/// The next wish; after a while nobody's, where it has to be tried again.
-fn next(received: &mpsc::Receiver<Wish>, again: bool) -> Result<Wish, RecvTimeoutError> {
-    if !again {
-        return received.recv().map_err(|_| RecvTimeoutError::Disconnected);
+/// Does as is wished, one reload after the other, on a thread that is there for as long as it takes.
+async fn follow(mut wishes: UnboundedReceiver<Wish>, reloads: Arc<Reloads>) {
+    let mut again = false;
+    while let Some(asked) = next(&mut wishes, again).await {
+        // Several wishes are one reload.
+        let more = std::iter::from_fn(|| wishes.try_recv().ok());
+        let answers: Vec<_> = std::iter::once(asked).chain(more).flatten().collect();
+        let reloads = reloads.clone();
+        let reloaded = tokio::task::spawn_blocking(move || reloads.reload()).await;
+        let Ok(outcome) = reloaded.inspect_err(|error| log::error!("a reload failed: {error}")) else {
+            again = false;
+            continue;
+        };
+        again = matches!(&*outcome, Reloaded::Refused { problems, .. } if is_passing(problems));
+        for answer in answers {
+            let _ = answer.send(outcome.clone());
+        }
     }
-    match received.recv_timeout(QUIET) {
-        Err(RecvTimeoutError::Timeout) => Ok(None),
-        wish => wish,
+}
+
+/// The next wish; after a while nobody's, where it has to be tried again.
+async fn next(wishes: &mut UnboundedReceiver<Wish>, again: bool) -> Option<Wish> {
+    if !again {
+        return wishes.recv().await;
+    }
+    timeout(QUIET, wishes.recv()).await.unwrap_or(Some(None))
+}
+
+/// What a reload takes.
+struct Reloads {
+    reloader: Arc<Reloader>,
+    applied: Applied,
+    watch: Option<Watch>,
+}
+
+impl Reloads {
+    fn reload(&self) -> Arc<Reloaded> {
+        let outcome = self.reloader.reload();
+        self.applied.apply(&self.reloader, &outcome, self.watch.as_ref());
+        Arc::new(outcome)
     }
 }
 
@@ -106,7 +128,7 @@ impl Applied {
                 }
                 self.note(&snapshot);
                 log::info!(generation = generation, routes = snapshot.routes.len(); "configuration reloaded");
-                settle();
+                settle(&Handle::current());
                 snapshot.inputs()
             }
         };
@@ -189,31 +211,29 @@ pub(super) fn head_limits(snapshot: &Snapshot) -> HeadLimits {
 
 /// Gives back what compiling a large document took. The allocator keeps free memory for a second, and
 /// looks for such whenever a thread ends.
-fn settle() {
+fn settle(runtime: &Handle) {
     static UNDER_WAY: AtomicBool = AtomicBool::new(false);
     if UNDER_WAY.swap(true, Relaxed) {
         return;
     }
-    spawn("settle", || {
-        thread::sleep(SETTLED);
+    runtime.spawn(async {
+        sleep(SETTLED).await;
         UNDER_WAY.store(false, Relaxed);
         // A thread that never held memory has nothing to tidy at its end.
-        drop(std::hint::black_box(vec![0_u8; 64]));
+        spawn("settle", || drop(std::hint::black_box(vec![0_u8; 64])));
     });
 }
 
-fn on_hangup(mut hangups: UnboundedReceiver<()>, requests: Requests) {
-    spawn("hangup", move || while hangups.blocking_recv().is_some() && requests.send(None).is_ok() {});
+async fn pass_on(mut hangups: UnboundedReceiver<()>, requests: Requests) {
+    while hangups.recv().await.is_some() && requests.send(None).is_ok() {}
 }
 
 /// Certificates that end soon are warned about when they are read, and every day from then on.
-fn remind_of_certificates(reloader: Arc<Reloader>) {
-    spawn("certificates", move || {
-        loop {
-            thread::sleep(REMIND);
-            tls::remind(&reloader.live().load());
-        }
-    });
+async fn remind_of_certificates(reloader: Arc<Reloader>) {
+    loop {
+        sleep(REMIND).await;
+        tls::remind(&reloader.live().load());
+    }
 }
 
 pub(super) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {

@@ -5,9 +5,14 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
+use std::time::Duration;
 
+use tokio::runtime::{Builder, Handle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+/// How long a thread for work that blocks waits for more of it.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// Signals, as they come.
 pub(super) struct Signals {
@@ -17,6 +22,8 @@ pub(super) struct Signals {
     pub(super) hangups: UnboundedReceiver<()>,
     /// Set once `stops` is listened to; before, they end the process.
     pub(super) serving: Arc<AtomicBool>,
+    /// Where they are listened to, and where what seldom happens waits for its time.
+    pub(super) runtime: Handle,
 }
 
 /// Listens from now on, on a thread of its own.
@@ -24,7 +31,8 @@ pub(super) struct Signals {
 /// # Errors
 /// The system refuses.
 pub(super) fn listen() -> io::Result<Signals> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = Builder::new_current_thread().enable_all().thread_keep_alive(LINGER).build()?;
+    let handle = runtime.handle().clone();
     let sources = {
         let _inside = runtime.enter();
         Sources {
@@ -41,7 +49,7 @@ pub(super) fn listen() -> io::Result<Signals> {
     thread::Builder::new()
         .name("signals".to_owned())
         .spawn(move || runtime.block_on(sources.pass_on(&stop, &hangup, &heard)))?;
-    Ok(Signals { stops, hangups, serving })
+    Ok(Signals { stops, hangups, serving, runtime: handle })
 }
 
 struct Sources {

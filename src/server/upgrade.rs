@@ -3,7 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::sync::Arc;
@@ -12,6 +12,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::sync::Notify;
+use tokio::task::spawn_blocking;
+use tokio::time::sleep;
 use tollhouse_filters::world::{Revocations, State};
 
 use super::succession::{BATCH, Memory, Offer, Step, TAKE_OVER};
@@ -108,7 +110,7 @@ impl Upgrades {
     }
 
     /// Answers clients of the upgrade socket until one of them had this process replaced.
-    pub(super) fn serve(&self, place: Place, listener: &UnixListener) {
+    pub(super) async fn serve(self: Arc<Self>, place: Place, listener: UnixListener) {
         {
             let mut stand = self.stand.lock();
             if stand.sockets.is_none() {
@@ -116,26 +118,38 @@ impl Upgrades {
             }
             stand.place = Some(place);
         }
-        for client in listener.incoming() {
-            let Ok(client) = client else {
+        let listener = listener.set_nonblocking(true).and_then(|()| listener.try_into());
+        let listener: tokio::net::UnixListener = match listener {
+            Ok(listener) => listener,
+            Err(error) => return log::error!("this process cannot be upgraded: {error}"),
+        };
+        loop {
+            let Ok(client) = accepted(&listener).await else {
                 // Such as no descriptors left; some may be free again by then.
-                std::thread::sleep(REST);
+                sleep(REST).await;
                 continue;
             };
-            let mut client = Channel::new(client);
-            let outcome = asked(&mut client).and_then(|ask| self.replace(&ask.program));
-            let answer = match &outcome {
-                Ok(new) => Answer::Replaced { old: std::process::id(), new: *new },
-                Err(failure) => {
-                    log::error!(reason = failure.reason.as_str(); "the upgrade failed; this process serves on");
-                    Answer::Refused { reason: failure.reason.clone(), configuration: failure.configuration }
-                }
-            };
-            let _ = client.send(&answer);
-            if outcome.is_ok() {
+            let upgrades = self.clone();
+            // One after the other: there is one place to take.
+            let replaced = spawn_blocking(move || upgrades.answer(Channel::new(client))).await;
+            if replaced.unwrap_or(false) {
                 return;
             }
         }
+    }
+
+    /// Does what a client asks for; whether this process was replaced.
+    fn answer(&self, mut client: Channel) -> bool {
+        let outcome = asked(&mut client).and_then(|ask| self.replace(&ask.program));
+        let answer = match &outcome {
+            Ok(new) => Answer::Replaced { old: std::process::id(), new: *new },
+            Err(failure) => {
+                log::error!(reason = failure.reason.as_str(); "the upgrade failed; this process serves on");
+                Answer::Refused { reason: failure.reason.clone(), configuration: failure.configuration }
+            }
+        };
+        let _ = client.send(&answer);
+        outcome.is_ok()
     }
 
     /// Starts a process and has it take over; gives its id.
@@ -237,6 +251,13 @@ impl Upgrades {
         let with_tls = snapshot.listeners.iter().filter_map(|plan| Some((plan, plan.tls.as_deref()?)));
         with_tls.map(|(plan, tls)| (plan.name.to_string(), tls.ticket_keys())).collect()
     }
+}
+
+/// The next client, to be talked to on a thread.
+async fn accepted(listener: &tokio::net::UnixListener) -> io::Result<UnixStream> {
+    let client = listener.accept().await?.0.into_std()?;
+    client.set_nonblocking(false)?;
+    Ok(client)
 }
 
 /// Reads what a client wants, if it may want anything: it can have programs started as us.
