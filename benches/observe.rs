@@ -48,7 +48,7 @@ fn access() -> Access<'static> {
 }
 
 fn access_line(criterion: &mut Criterion) {
-    let redactor = Redactor::new([]);
+    let redactor = Redactor::new(&[]);
     let access = access();
     let mut buffer = Vec::with_capacity(1024);
     criterion.bench_function("access line", |bencher| {
@@ -63,7 +63,7 @@ fn template_line(criterion: &mut Criterion) {
     let layout = Layout::parse(
         "${client.address} - - [${time.common}] \"${request.line}\" ${status} ${bytes_out} \"${referer}\" \"${user_agent}\"",
     );
-    let (layout, redactor, access) = (layout.expect("a template"), Redactor::new([]), access());
+    let (layout, redactor, access) = (layout.expect("a template"), Redactor::new(&[]), access());
     let mut buffer = Vec::with_capacity(1024);
     criterion.bench_function("access line of a template", |bencher| {
         bencher.iter(|| {

@@ -156,7 +156,7 @@ mod tests {
     fn cache() -> Arc<Cache> {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let store = Arc::new(Store::new(StoreOptions { capacity: 1 << 24, max_variants: 2 }));
-        Cache::new(store, Caller::new(), Observe::new(100, &Format::Off, &To::Stdout, &[]).expect("no file"))
+        Cache::new(store, Caller::new(), Observe::new(100, &Format::Off, &To::Stdout).expect("no file"))
     }
 
     #[test]

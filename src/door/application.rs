@@ -7,6 +7,7 @@ use bytes::Bytes;
 use pingora::apps::HttpServerApp;
 
 use super::{DoorStream, Head, Http2Stream};
+use crate::observe::redact::Redaction;
 
 /// Who serves requests: an application of Pingora, and before it who may serve plain requests without it, which
 /// costs several times as much.
@@ -33,6 +34,11 @@ pub trait Application: Send + Sync + 'static {
     /// What the listener with this [id](super::Listener::id) is called by now; none where that does not change.
     fn listener_name(&self, _: u16) -> Option<Arc<str>> {
         None
+    }
+
+    /// What the log hides by now of requests that cannot be read.
+    fn hidden(&self) -> Vec<Redaction> {
+        Vec::new()
     }
 }
 

@@ -17,6 +17,7 @@ use super::frames;
 use super::stream::{DoorStream, PREFACE};
 use super::{Application, Common, ConnFacts, Rule};
 use crate::engine::{self, Rendered};
+use crate::observe::redact::Redactor;
 use crate::observe::{Access, metrics};
 use crate::snapshot::UNROUTED;
 
@@ -126,10 +127,10 @@ fn record<A: Application>(
     let registry = &common.desk.observe.registry;
     registry.route(&listener, UNROUTED, metrics::NONE).record(status, seen.waited, 0, seen.answered);
     if common.desk.observe.logs_access() {
-        let (path, query) = split_query(seen.target);
-        common.desk.observe.access(&Access {
+        let ((path, query), id) = (split_query(seen.target), request_id.to_string());
+        let access = Access {
             time: SystemTime::now().checked_sub(seen.waited).unwrap_or(SystemTime::UNIX_EPOCH),
-            request_id: &request_id.to_string(),
+            request_id: &id,
             listener: &listener,
             client: facts.peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip()),
             method: std::str::from_utf8(seen.method).unwrap_or_default(),
@@ -161,7 +162,8 @@ fn record<A: Application>(
             user_agent: None,
             referer: None,
             error: Some(rule.kind().code),
-        });
+        };
+        common.desk.observe.access(&access, &Redactor::new(&common.app.hidden()));
     }
 }
 

@@ -6,14 +6,17 @@ use std::ops::Range;
 use std::str::FromStr;
 
 use http::HeaderName;
+use http::header::{AUTHORIZATION, COOKIE};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// Stands in the place of what is hidden.
 pub const MASK: &str = "***";
 
-/// Hidden always, whatever the document says.
-const DEFAULTS: [&str; 4] = ["header:authorization", "header:cookie", "query:access_token", "query:api_key"];
+/// Fields that are hidden always, whatever the document says,
+static FIELDS: [HeaderName; 2] = [AUTHORIZATION, COOKIE];
+/// and parameters.
+const PARAMETERS: [&str; 2] = ["access_token", "api_key"];
 
 /// One thing to hide: `header:NAME` or `query:NAME`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -75,32 +78,39 @@ impl JsonSchema for Redaction {
     }
 }
 
-/// Hides what the rules name, and always the usual carriers of credentials.
-#[derive(Debug, Clone)]
-pub struct Redactor {
-    headers: Vec<HeaderName>,
-    parameters: Vec<Box<str>>,
+/// Hides what the rules of a document name, or of two, and always the usual carriers of credentials.
+#[derive(Debug, Clone, Copy)]
+pub struct Redactor<'r> {
+    rules: [&'r [Redaction]; 2],
 }
 
-impl Redactor {
+impl<'r> Redactor<'r> {
     /// The defaults (`header:authorization`, `header:cookie`, `query:access_token`, `query:api_key`) and these.
     #[must_use]
-    pub fn new(rules: impl IntoIterator<Item = Redaction>) -> Self {
-        let mut redactor = Self { headers: Vec::new(), parameters: Vec::new() };
-        let defaults = DEFAULTS.iter().filter_map(|text| text.parse().ok());
-        for rule in defaults.chain(rules) {
-            match rule {
-                Redaction::Header(name) => redactor.headers.push(name),
-                Redaction::Query(name) => redactor.parameters.push(name),
-            }
-        }
-        redactor
+    pub const fn new(rules: &'r [Redaction]) -> Self {
+        Self { rules: [rules, &[]] }
     }
 
+    /// What the first document hides, and this one.
+    #[must_use]
+    pub const fn and(self, rules: &'r [Redaction]) -> Self {
+        Self { rules: [self.rules[0], rules] }
+    }
+}
+
+impl Redactor<'_> {
     /// Whether the values of this field are hidden.
     #[must_use]
     pub fn hides(&self, field: &HeaderName) -> bool {
-        self.headers.contains(field)
+        let is_it = |rule: &Redaction| matches!(rule, Redaction::Header(name) if name == field);
+        FIELDS.contains(field) || self.rules.into_iter().flatten().any(is_it)
+    }
+
+    /// Whether the values of this parameter, as it is written, are hidden.
+    fn hides_parameter(&self, encoded: &[u8]) -> bool {
+        let is_it = |name: &str| reads_as(encoded, name.as_bytes());
+        let is_hidden = |rule: &Redaction| matches!(rule, Redaction::Query(name) if is_it(name));
+        PARAMETERS.into_iter().any(is_it) || self.rules.into_iter().flatten().any(is_hidden)
     }
 
     /// The query with hidden values masked, to be shown; bytes that are not UTF-8 show as U+FFFD.
@@ -178,7 +188,7 @@ impl Redactor {
         let mut start = 0;
         for piece in pair.split(|byte| *byte == b';') {
             if let Some(equals) = piece.iter().position(|byte| *byte == b'=')
-                && self.parameters.iter().any(|name| reads_as(&piece[..equals], name.as_bytes()))
+                && self.hides_parameter(&piece[..equals])
             {
                 return Some(start + equals + 1);
             }
@@ -257,8 +267,9 @@ mod tests {
     use super::*;
 
     fn masked(query: &str) -> String {
-        let extra = ["query:token", "query:a b", "header:X-Secret"].map(|rule| rule.parse().unwrap());
-        Redactor::new(extra).query(query.as_bytes()).to_string()
+        let extra = ["query:token", "query:a b", "header:X-Secret"];
+        let extra: [Redaction; 3] = extra.map(|rule| rule.parse().unwrap());
+        Redactor::new(&extra).query(query.as_bytes()).to_string()
     }
 
     #[test]
@@ -274,8 +285,19 @@ mod tests {
     #[test]
     fn usual_credentials_are_masked_without_being_named() {
         assert_eq!(masked("access_token=x&api_key=y"), "access_token=***&api_key=***");
-        let redactor = Redactor::new([]);
+        let redactor = Redactor::new(&[]);
         assert!(redactor.hides(&http::header::AUTHORIZATION) && redactor.hides(&http::header::COOKIE));
+    }
+
+    #[test]
+    fn of_two_documents_what_either_hides_is_hidden() {
+        let rules = |text: &[&str]| text.iter().map(|rule| rule.parse().unwrap()).collect::<Vec<Redaction>>();
+        let (one, other) = (rules(&["query:a", "header:X-A"]), rules(&["query:b", "header:X-B"]));
+        let both = Redactor::new(&one).and(&other);
+        assert_eq!(both.query(b"a=1&b=2&c=3&api_key=4").to_string(), "a=***&b=***&c=3&api_key=***");
+        for (name, is_hidden) in [("x-a", true), ("x-b", true), ("x-c", false), ("cookie", true)] {
+            assert_eq!(both.hides(&HeaderName::from_static(name)), is_hidden, "{name}");
+        }
     }
 
     #[test]
@@ -300,20 +322,20 @@ mod tests {
 
     #[test]
     fn bytes_that_are_not_utf_8_are_replaced() {
-        let redactor = Redactor::new([]);
+        let redactor = Redactor::new(&[]);
         assert_eq!(redactor.query(b"a=\xff\xfe&api_key=\xff").to_string(), "a=\u{FFFD}\u{FFFD}&api_key=***");
     }
 
     #[test]
     fn a_urls_query_is_masked_too() {
-        let redactor = Redactor::new([]);
+        let redactor = Redactor::new(&[]);
         assert_eq!(redactor.url(b"https://a/b?x=1&api_key=2").to_string(), "https://a/b?x=1&api_key=***");
         assert_eq!(redactor.url(b"https://a/api_key=2").to_string(), "https://a/api_key=2");
     }
 
     #[test]
     fn the_user_and_the_fragment_of_a_url_are_masked() {
-        let shown = |url: &str| Redactor::new([]).url(url.as_bytes()).to_string();
+        let shown = |url: &str| Redactor::new(&[]).url(url.as_bytes()).to_string();
         assert_eq!(shown("http://user:SECRET@h/p?x=1"), "http://***@h/p?x=1");
         assert_eq!(shown("http://u:SEC@RET@h"), "http://***@h");
         assert_eq!(shown("//SECRET@h/p"), "//***@h/p");
@@ -339,7 +361,7 @@ mod tests {
 
     #[test]
     fn targets_and_hosts_are_masked_like_urls() {
-        let redactor = Redactor::new([]);
+        let redactor = Redactor::new(&[]);
         assert_eq!(&*redactor.path(b"http://user:SECRET@h/p"), b"http://***@h/p");
         assert_eq!(&*redactor.path(b"/p#SECRET"), b"/p#***");
         assert_eq!(&*redactor.path(b"u@\xff#u@"), b"***@\xff#***");

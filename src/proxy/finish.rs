@@ -15,7 +15,9 @@ use super::direct::Ended;
 use super::{Call, Gateway, failure, replay};
 use crate::door;
 use crate::engine::Exchange;
+use crate::observe::redact::Redactor;
 use crate::observe::{Access, AttemptOutcome, metrics};
+use crate::snapshot::Snapshot;
 use crate::upstream::Verdict;
 
 impl Gateway {
@@ -55,6 +57,7 @@ impl Gateway {
             call.attempts.take_over(&fetched.account);
             call.attempts.ended = fetched.told;
             call.reason = call.reason.take().or(fetched.reason);
+            call.problem = call.problem.or(fetched.problem);
         }
         exchange.finish(&completed);
         let was_asked = call.attempts.upstream.is_some() && !call.attempts.spare_upstream();
@@ -114,7 +117,7 @@ impl Gateway {
         let ended_by = ctx.ended_by.as_ref();
         let broken = broken.map(door::Rule::detail);
         let cache = ctx.cache.as_ref().map(|status| status.parameters().to_string());
-        self.observe.access(&Access {
+        let access = Access {
             time: SystemTime::now().checked_sub(completed.elapsed).unwrap_or(SystemTime::UNIX_EPOCH),
             request_id: &request_id,
             listener: &ctx.listener,
@@ -148,7 +151,19 @@ impl Gateway {
             user_agent: field(header::USER_AGENT),
             referer: field(header::REFERER),
             error: call.problem.or(ended.error),
-        });
+        };
+        self.write_line(&access, &exchange.snapshot);
+    }
+
+    /// Writes a line without what the document hides that its request began on, and what the one in use does: whoever
+    /// sees a secret in the log and has it hidden from then on means requests under way, too.
+    fn write_line(&self, access: &Access<'_>, began_on: &Snapshot) {
+        let redactor = Redactor::new(&began_on.observability.access_log.redact);
+        if began_on.generation == self.live.generation() {
+            return self.observe.access(access, &redactor);
+        }
+        let live = self.live.load();
+        self.observe.access(access, &redactor.and(&live.observability.access_log.redact));
     }
 }
 

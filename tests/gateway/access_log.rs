@@ -10,7 +10,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tempfile::TempDir;
 
-use crate::harness::{Gateway, Wire, exchange, get, until};
+use crate::harness::{Gateway, Origin, Wire, exchange, get, soon, until};
 
 const ROUTES: &str = "routes: [{name: all, respond: {body: pong}}]";
 
@@ -144,6 +144,54 @@ async fn a_template_takes_effect_on_reload() {
         .await;
     get(gateway.address(), "/template").await;
     assert_eq!(last_line(&gateway, "/template").await, "GET /template 200 4 all -");
+}
+
+#[tokio::test]
+async fn what_a_line_hides_goes_by_the_document_that_its_request_began_on_and_by_the_one_in_use() {
+    let (origin, mut taken) = Origin::handing_over().await;
+    let rest = format!(
+        "upstreams: [{{name: origin, backends: [{{address: \"{}\"}}]}}]\nroutes:\n\
+         - {{name: open, match: {{paths: [/open, /late]}}, upstream: origin}}\n\
+         - {{name: all, respond: {{body: pong}}}}",
+        origin.address
+    );
+    let gateway = Gateway::start(&rest).await;
+    let reload = async |text: &str, count: usize| {
+        std::fs::write(gateway.file(), text).expect("write");
+        until("a reload", || (gateway.said("configuration reloaded") >= count).then_some(())).await;
+    };
+    let query = async |path: &str| gateway.log_line(|line| line["path"] == path).await["query"].clone();
+    let showing = gateway.text(&rest);
+    let hiding = showing.replace("access_log: {", "access_log: {redact: ['query:token'], ");
+    reload(&hiding, 1).await;
+    let mut client = Wire::connect(gateway.address()).await;
+    let mut open = async |client: &mut Wire, path: &str| {
+        client.send(format!("GET {path}?token=s3cret HTTP/1.1\r\nHost: a\r\n\r\n")).await;
+        let mut wire = soon("a request", taken.recv()).await.expect("a connection");
+        wire.head().await.expect("a request");
+        wire
+    };
+    let end = async |client: &mut Wire, mut wire: Wire| {
+        wire.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
+        assert_eq!(client.answer().await.expect("an answer").status, 200);
+    };
+    let hidden = open(&mut client, "/open").await;
+    reload(&showing, 2).await;
+    end(&mut client, hidden).await;
+    assert_eq!(query("/open").await, "token=***");
+    get(gateway.address(), "/shown?token=s3cret").await;
+    assert_eq!(query("/shown").await, "token=s3cret");
+    let late = open(&mut client, "/late").await;
+    // The old log stays, and hides what the new document says; also of what is no request.
+    reload(&hiding.replace("to: \"", "to: \"/no/such/folder"), 3).await;
+    gateway.says("cannot open the access log").await;
+    // Who has it hidden saw it in the lines before.
+    end(&mut client, late).await;
+    assert_eq!(query("/late").await, "token=***");
+    get(gateway.address(), "/hidden?token=s3cret").await;
+    assert_eq!(query("/hidden").await, "token=***");
+    let broken = exchange(gateway.address(), "GET /broken?token=s3cret\r\n\r\n").await;
+    assert_eq!((broken.expect("an answer").status, query("/broken").await), (400, "token=***".into()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

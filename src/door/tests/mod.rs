@@ -140,7 +140,7 @@ pub(crate) fn desk(limits: HeadLimits) -> Desk {
         refusals: Arc::default(),
         tls: Arc::default(),
         handshakes: Arc::default(),
-        observe: Observe::new(100, &Format::Off, &To::Stdout, &[]).unwrap(),
+        observe: Observe::new(100, &Format::Off, &To::Stdout).unwrap(),
         draining: Draining::default(),
         over: Draining::default(),
         pause: Pause::default(),

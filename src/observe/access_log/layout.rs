@@ -128,7 +128,7 @@ impl Layout {
     }
 
     /// Appends one request, with its line break.
-    pub fn write(&self, access: &Access<'_>, redactor: &Redactor, buffer: &mut Vec<u8>) {
+    pub fn write(&self, access: &Access<'_>, redactor: &Redactor<'_>, buffer: &mut Vec<u8>) {
         let mut line = Line { access, redactor, out: Escaped(buffer) };
         for part in &self.parts {
             match part {
@@ -167,7 +167,7 @@ impl Field {
 /// A line being written. What is absent is `-`.
 struct Line<'a> {
     access: &'a Access<'a>,
-    redactor: &'a Redactor,
+    redactor: &'a Redactor<'a>,
     out: Escaped<'a>,
 }
 

@@ -94,7 +94,7 @@ pub struct Access<'a> {
 /// A request with what its line must hide.
 pub(super) struct Line<'a> {
     pub(super) access: &'a Access<'a>,
-    pub(super) redactor: &'a Redactor,
+    pub(super) redactor: &'a Redactor<'a>,
 }
 
 impl Serialize for Line<'_> {
@@ -293,9 +293,9 @@ mod tests {
     use super::*;
 
     fn line(access: &Access<'_>, rules: &[&str]) -> String {
-        let redactor = Redactor::new(rules.iter().map(|rule| rule.parse().unwrap()));
+        let rules: Vec<_> = rules.iter().map(|rule| rule.parse().unwrap()).collect();
         let mut buffer = Vec::new();
-        format_line(access, &redactor, &mut buffer);
+        format_line(access, &Redactor::new(&rules), &mut buffer);
         String::from_utf8(buffer).unwrap()
     }
 

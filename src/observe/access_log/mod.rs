@@ -26,7 +26,7 @@ pub use self::layout::Layout;
 pub use self::line::Access;
 use self::line::{Inert, Line};
 use self::sink::Sink;
-use super::redact::{Redaction, Redactor};
+use super::redact::Redactor;
 
 /// Lines waiting for the writer; with the longest possible lines about 60 MB.
 const MAX_WAITING_LINES: usize = 8192;
@@ -116,7 +116,6 @@ pub struct AccessLog {
 struct Inner {
     /// JSON where there is none.
     layout: Option<Layout>,
-    redactor: Redactor,
     queue: NonBlocking,
     lost: Lost,
 }
@@ -168,11 +167,7 @@ impl Drop for FlushGuard {
 
 impl AccessLog {
     /// Opens the log. Fails when the file cannot be opened.
-    pub fn open(
-        format: &Format,
-        to: &To,
-        redact: impl IntoIterator<Item = Redaction>,
-    ) -> io::Result<(Self, FlushGuard)> {
+    pub fn open(format: &Format, to: &To) -> io::Result<(Self, FlushGuard)> {
         let layout = match format {
             Format::Off => return Ok((Self::off(), FlushGuard(None))),
             Format::Json => None,
@@ -182,7 +177,7 @@ impl AccessLog {
         };
         let told = Arc::<Told>::default();
         let sink = Sink::open(to, told.clone())?;
-        Ok(Self::start(sink, told, layout, Redactor::new(redact)))
+        Ok(Self::start(sink, told, layout))
     }
 
     /// A log that writes nothing.
@@ -204,8 +199,8 @@ impl AccessLog {
         self.inner.is_some()
     }
 
-    /// Queues one line. Never waits: when the queue is full the line is dropped and counted.
-    pub fn write(&self, access: &Access<'_>) {
+    /// Queues one line, without what is hidden. Never waits: when the queue is full the line is dropped and counted.
+    pub fn write(&self, access: &Access<'_>, redactor: &Redactor<'_>) {
         thread_local! {
             static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
         }
@@ -213,8 +208,8 @@ impl AccessLog {
         BUFFER.with_borrow_mut(|buffer| {
             buffer.clear();
             match &inner.layout {
-                None => format_line(access, &inner.redactor, buffer),
-                Some(layout) => layout.write(access, &inner.redactor, buffer),
+                None => format_line(access, redactor, buffer),
+                Some(layout) => layout.write(access, redactor, buffer),
             }
             // Lossy: it reports success and counts what it drops.
             let _ = inner.queue.clone().write_all(buffer);
@@ -235,19 +230,18 @@ impl AccessLog {
         sink: impl Write + Send + 'static,
         told: Arc<Told>,
         layout: Option<Layout>,
-        redactor: Redactor,
     ) -> (Self, FlushGuard) {
         let builder = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(MAX_WAITING_LINES);
         let (queue, guard) = builder.thread_name("access-log").finish(sink);
         let lost = Lost { overflowed: queue.error_counter(), told: told.clone() };
         let guard = FlushGuard(Some((guard, told)));
-        let inner = Inner { layout, redactor, queue, lost };
+        let inner = Inner { layout, queue, lost };
         (Self { inner: Some(Arc::new(inner)), before: Vec::new() }, guard)
     }
 }
 
 /// Appends one request as a line of JSON, with its line break.
-pub fn format_line(access: &Access<'_>, redactor: &Redactor, buffer: &mut Vec<u8>) {
+pub fn format_line(access: &Access<'_>, redactor: &Redactor<'_>, buffer: &mut Vec<u8>) {
     let start = buffer.len();
     let mut serializer = serde_json::Serializer::with_formatter(&mut *buffer, Inert);
     if (Line { access, redactor }).serialize(&mut serializer).is_ok() {
@@ -283,11 +277,12 @@ mod tests {
     fn a_stuck_writer_costs_lines_but_never_a_requests_time() {
         let ((started, has_started), (release, released)) = (mpsc::channel(), mpsc::channel());
         let sink = Blocked { started, release: released };
-        let (log, guard) = AccessLog::start(sink, Arc::default(), None, Redactor::new([]));
-        log.write(&Access::example());
+        let (log, guard) = AccessLog::start(sink, Arc::default(), None);
+        let write = || log.write(&Access::example(), &Redactor::new(&[]));
+        write();
         has_started.recv().unwrap();
         for _ in 0..MAX_WAITING_LINES + 10 {
-            log.write(&Access::example());
+            write();
         }
         assert_eq!(log.dropped(), 10);
         drop(release);
@@ -297,19 +292,20 @@ mod tests {
     #[test]
     fn lines_waiting_at_the_end_are_written() {
         let path = std::env::temp_dir().join(format!("tollhouse-access-{}.log", std::process::id()));
-        let (log, guard) = AccessLog::open(&Format::Json, &To::File(path.clone()), []).unwrap();
+        let (log, guard) = AccessLog::open(&Format::Json, &To::File(path.clone())).unwrap();
+        let write = || log.write(&Access::example(), &Redactor::new(&[]));
         for _ in 0..100 {
-            log.write(&Access::example());
+            write();
         }
         drop(guard);
         let text = std::fs::read_to_string(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         assert_eq!(text.lines().count(), 100);
         assert_eq!(log.dropped(), 0);
-        log.write(&Access::example());
+        write();
         assert_eq!(log.dropped(), 1, "a line after the end is counted as dropped");
         let off = AccessLog::off().after(&log);
-        let on = AccessLog::open(&Format::Json, &To::File("/dev/null".into()), []).unwrap().0.after(&off);
+        let on = AccessLog::open(&Format::Json, &To::File("/dev/null".into())).unwrap().0.after(&off);
         assert_eq!(
             (off.dropped(), on.dropped()),
             (1, 1),
@@ -319,15 +315,15 @@ mod tests {
 
     #[test]
     fn off_writes_nothing_and_needs_no_file() {
-        let (log, _guard) = AccessLog::open(&Format::Off, &To::File("/no/such/folder/x".into()), []).unwrap();
+        let (log, _guard) = AccessLog::open(&Format::Off, &To::File("/no/such/folder/x".into())).unwrap();
         assert!(!log.is_on());
-        log.write(&Access::example());
+        log.write(&Access::example(), &Redactor::new(&[]));
         assert_eq!(log.dropped(), 0);
     }
 
     #[test]
     fn a_file_that_cannot_be_opened_is_an_error_with_its_name() {
-        let Err(error) = AccessLog::open(&Format::Json, &To::File("/no/such/folder/x".into()), []) else {
+        let Err(error) = AccessLog::open(&Format::Json, &To::File("/no/such/folder/x".into())) else {
             panic!("it opened");
         };
         assert!(error.to_string().contains("/no/such/folder/x"), "{error}");

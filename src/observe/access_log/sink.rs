@@ -192,8 +192,8 @@ mod tests {
     fn a_log_that_ends_gives_up_what_its_destination_refuses() {
         let told = Arc::<Told>::default();
         let (sink, tries) = full(BUFFER, &told);
-        let (log, guard) = AccessLog::start(sink, told.clone(), None, Redactor::new([]));
-        log.write(&Access::example());
+        let (log, guard) = AccessLog::start(sink, told.clone(), None);
+        log.write(&Access::example(), &Redactor::new(&[]));
         tries.recv().unwrap();
         drop(log);
         drop(guard);

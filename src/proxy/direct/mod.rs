@@ -37,6 +37,7 @@ use crate::config::upstream::Protocol;
 use crate::door::{self, Application, ConnFacts, Declined, DoorStream, Head, Http2Stream, Served};
 use crate::engine::{Connection, Exchange, speaks_grpc};
 use crate::observe::AttemptOutcome;
+use crate::observe::redact::Redaction;
 use crate::routing::ListenerId;
 use crate::upstream::Upstream;
 use crate::upstream::call::Payload;
@@ -92,6 +93,10 @@ impl Application for Front {
 
     fn listener_name(&self, id: u16) -> Option<Arc<str>> {
         self.gateway.live.load().listeners.get(usize::from(id)).map(|listener| listener.name.clone())
+    }
+
+    fn hidden(&self) -> Vec<Redaction> {
+        self.gateway.live.load().observability.access_log.redact.clone()
     }
 }
 
