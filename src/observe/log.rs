@@ -53,9 +53,11 @@ pub fn panics() -> u64 {
 fn builder(spec: &str, default: LevelFilter) -> Builder {
     let mut builder = Builder::new();
     builder.filter_level(default);
-    if !spec.contains("pingora") && overall_level(spec).unwrap_or(default) < LevelFilter::Debug {
+    let overall = overall_level(spec).unwrap_or(default);
+    if !spec.contains("pingora") && overall < LevelFilter::Debug {
         for (target, level) in QUIET {
-            builder.filter_module(target, level);
+            // Of two that name a target, the one that says more of its name counts.
+            builder.filter_module(target, level.min(overall));
         }
     }
     builder.parse_filters(spec);
@@ -219,6 +221,17 @@ mod tests {
         assert!(shown("", "tollhouse::server", Level::Info));
         assert!(!shown("", "pingora_core::server", Level::Info));
         assert!(!shown("", "tollhouse::server", Level::Debug));
+    }
+
+    #[test]
+    fn a_level_holds_for_whom_it_does_not_name() {
+        assert!(!shown("error", "pingora_core::server", Level::Warn));
+        assert!(shown("error", "pingora_core::server", Level::Error));
+        assert!(!shown("error,tollhouse=debug", "pingora_core::server", Level::Warn));
+        for target in ["rustls::common_state", "pingora_core::server", "tollhouse::server"] {
+            assert!(!shown("off", target, Level::Error), "{target}");
+        }
+        assert!(shown("warn", "pingora_core::server", Level::Warn));
     }
 
     #[test]
