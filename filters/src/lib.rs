@@ -10,6 +10,7 @@ pub mod coding;
 pub mod condition;
 pub mod context;
 pub mod draw;
+pub mod events;
 #[cfg(feature = "cel")]
 pub mod expression;
 #[cfg(not(feature = "cel"))]

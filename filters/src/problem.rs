@@ -56,6 +56,8 @@ registry! {
     URI_TOO_LONG = 414 "uri-too-long" "URI too long";
     /// The request body has a coding that is not decoded here; `Accept-Encoding` names those that are.
     UNSUPPORTED_CODING = 415 "unsupported-coding" "Unsupported content coding";
+    /// What is stored has no such part; `Content-Range` tells its length.
+    RANGE_NOT_SATISFIABLE = 416 "range-not-satisfiable" "Range not satisfiable";
     /// The request came over a connection that is for another host.
     MISDIRECTED = 421 "misdirected-request" "Misdirected request";
     /// A limit on how often requests may come is used up (RFC 6585 s4).

@@ -18,6 +18,7 @@ use tollhouse_filters::caching::{
     variant,
 };
 use tollhouse_filters::context::Scheme;
+use tollhouse_filters::events;
 use tollhouse_filters::outcome::{Body, Message, Reply};
 use tollhouse_filters::phase::Completed;
 use tollhouse_filters::problem::{self, CLIENT_CLOSED, Problem};
@@ -127,9 +128,10 @@ impl Fill {
                         None,
                     );
                 }
-                match self.stale_for(is_refusal(&reply), true) {
+                let refusal = refusal(&reply);
+                match self.stale_for(refusal.is_some(), true) {
                     Some(stored) => return self.stale_if_error(asker, stored, (true, None)),
-                    None => return self.own(asker, reply, "filter").await,
+                    None => return self.own(asker, reply, refusal.unwrap_or("filter")).await,
                 }
             }
             None => return self.finish(CLIENT_CLOSED.status, 0),
@@ -264,7 +266,7 @@ impl Fill {
         if declared.is_some_and(|length| length > self.plan.max_object) {
             return Err(NotStored::TooLarge);
         }
-        if !delimited {
+        if !delimited || events::are_in(&head.headers) {
             return Err(NotStored::Endless);
         }
         if !self.cache.has_room(declared) {
@@ -273,9 +275,13 @@ impl Fill {
         Ok((facts, self.variant(head)?))
     }
 
+    /// Whether the client is not known to stay with this backend.
+    fn is_new(&self, backend: &Arc<Backend>, upstream: &Upstream) -> bool {
+        upstream.stuck_to(&self.head).is_none_or(|known| !Arc::ptr_eq(&known, backend))
+    }
+
     async fn answered(mut self, asker: Asker, came: Came, upstream: &Upstream) {
-        let Came { reply, times } = came;
-        let call::Reply { mut head, body, delimited, backend } = reply;
+        let Came { reply: call::Reply { mut head, body, delimited, backend }, times } = came;
         let status = head.status;
         if let Some(stored) = self.stale_for(matches!(status.as_u16(), 500 | 502..=504), true) {
             return self.stale_if_error(asker, stored, (true, Some(status.as_u16())));
@@ -289,11 +295,10 @@ impl Fill {
         }
         let storable = self.storable(&head, times, (delimited, declared));
         let passes = self.outlasts(status, upstream).then_some(NotStored::Error);
-        let is_new = |backend: &Arc<Backend>| {
-            upstream.stuck_to(&self.head).is_none_or(|known| !Arc::ptr_eq(&known, backend))
-        };
-        let stays_with = Some(backend).filter(is_new);
+        let stays_with = Some(backend).filter(|backend| self.is_new(backend, upstream));
         let authorized = self.asked.contains_key(AUTHORIZATION);
+        // For events there is no time in all.
+        let body = if events::are_in(&head.headers) { body.without_deadline() } else { body };
         let body = Inner::new(body, self.exchange, declared, status, self.took);
         match storable {
             Ok((facts, variant)) => {
@@ -387,8 +392,9 @@ impl Fill {
     }
 
     /// Ends with an answer for who began it alone.
-    async fn own(mut self, asker: Asker, reply: Reply, why: &'static str) {
+    async fn own(mut self, mut asker: Asker, reply: Reply, why: &'static str) {
         self.cache.counts.not_stored.inc();
+        asker.fetched.answers(&reply, &self.exchange);
         let rendered = self.exchange.rendered(reply, &self.head).await;
         self.finish(rendered.head.status.as_u16(), 0);
         let message = Message { head: rendered.head, body: rendered.body };
@@ -416,10 +422,11 @@ fn is_for_good(stored: &Arc<Entry>) -> bool {
     !stored.facts().no_stale && !stored.is_purged() && stored.status() < 500
 }
 
-/// Whether the upstream was not asked since it is left alone, or has enough to do.
-fn is_refusal(reply: &Reply) -> bool {
-    let refuses = [problem::CIRCUIT_OPEN.code, problem::UPSTREAM_BUSY.code];
-    matches!(reply, Reply::Problem(problem) if refuses.contains(&problem.kind.code))
+/// Why the upstream was not asked, where that is since it is left alone, or has enough to do.
+fn refusal(reply: &Reply) -> Option<&'static str> {
+    let Reply::Problem(problem) = reply else { return None };
+    let refusals = [problem::CIRCUIT_OPEN.code, problem::UPSTREAM_BUSY.code];
+    refusals.into_iter().find(|code| *code == problem.kind.code)
 }
 
 /// The length that a head tells; it must be one number. What has no body has none.

@@ -130,6 +130,17 @@ impl Flights {
         Joined::First(Lead { flights: self.clone(), flight, lone: None, alone: false })
     }
 
+    /// Joins those who ask for this key, if anybody does; else asks for itself.
+    pub(super) fn follow(self: &Arc<Self>, key: Bytes) -> Joined {
+        let joined = {
+            let (shard, _) = self.shard(&key);
+            let shard = shard.lock();
+            let flight = shard.flights.get(&key).filter(|flight| !flight.is_spoiled());
+            flight.map(|flight| Joined::Other(flight.phase.subscribe()))
+        };
+        joined.unwrap_or_else(|| Joined::First(self.alone(key)))
+    }
+
     /// A flight of one's own, that nobody can join.
     pub(super) fn alone(self: &Arc<Self>, key: Bytes) -> Lead {
         let flight = Flight::new(Phase::Released, key);
@@ -327,6 +338,19 @@ pub(super) mod tests {
         drop(lead);
         assert!(matches!(*waiting.borrow(), Phase::Released));
         assert!(matches!(flights.join(key("a")), Joined::First(_)));
+    }
+
+    #[test]
+    fn who_follows_waits_for_who_asks_and_has_nobody_wait() {
+        let flights = Arc::<Flights>::default();
+        let Joined::First(alone) = flights.follow(key("a")) else { panic!("nobody asks yet") };
+        let Joined::First(lead) = flights.join(key("a")) else { panic!("nobody waits for that one") };
+        let Joined::Other(waiting) = flights.follow(key("a")) else { panic!("somebody asks") };
+        drop(alone);
+        assert!(matches!(*waiting.borrow(), Phase::Asking));
+        drop(lead);
+        assert!(matches!(*waiting.borrow(), Phase::Released));
+        assert!(matches!(flights.follow(key("a")), Joined::First(_)));
     }
 
     #[test]

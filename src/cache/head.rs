@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use http::header::{
-    AGE, CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
-    TRAILER, TRANSFER_ENCODING, UPGRADE,
+    AGE, CONNECTION, CONTENT_LENGTH, DATE, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
+    TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use pingora::http::{ResponseHeader, header_value_from_raw};
 
@@ -49,11 +49,12 @@ pub(super) fn parse(status: u16, lines: &Bytes) -> pingora::Result<ResponseHeade
 }
 
 /// A stored head with the fields of a 304 in the place of its own (RFC 9111 s3.2), and its age, which is not stored but
-/// counts (s4.2.3).
+/// counts (s4.2.3). Without a date it was made when it came (RFC 9110 s6.6.1), and not when what is stored was.
 pub(super) fn updated(
     mut stored: ResponseHeader,
     validated: &ResponseHeader,
 ) -> pingora::Result<ResponseHeader> {
+    stored.remove_header(&DATE);
     let names = validated.headers.keys().filter(|name| **name == AGE || !NOT_STORED.contains(name));
     for name in names {
         stored.remove_header(name);
@@ -111,6 +112,16 @@ mod tests {
             ("y", b"1"),
         ];
         assert_eq!(names, expected);
+    }
+
+    #[test]
+    fn what_a_304_confirms_is_as_old_as_that_though_it_says_no_date_as_rfc_9110_s6_6_1_says() {
+        for date in [None, Some("Mon, 07 Nov 1994 08:49:37 GMT")] {
+            let validated = date.map(|date| ("date", date));
+            let stored = head(&[("etag", "\"a\""), ("date", "Sun, 06 Nov 1994 08:49:37 GMT")]);
+            let updated = updated(stored, &head(validated.as_slice())).expect("valid");
+            assert_eq!(updated.headers.get("date").map(|date| date.as_bytes()), date.map(str::as_bytes));
+        }
     }
 
     #[test]

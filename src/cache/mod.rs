@@ -12,6 +12,7 @@ mod head;
 mod inner;
 mod keep;
 mod key;
+mod meanwhile;
 mod numbers;
 mod serve;
 mod shared;
@@ -35,8 +36,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 use tollhouse_filters::caching::{
-    Ask, CacheStatus, Forwarded, Judgement, Serve, Standing, Why, judge, matches, names, serves_on_error,
-    variant,
+    Ask, CacheStatus, Forwarded, Judgement, RequestDirectives, Serve, Standing, Why, judge, matches, names,
+    serves_on_error, variant,
 };
 use tollhouse_filters::outcome::Reply;
 use tollhouse_filters::problem::{self, Problem};
@@ -118,6 +119,11 @@ impl Begun {
 /// Waits until the client is gone, as far as that can be told.
 async fn gone(client: &mut Option<&mut dyn Announce>) {
     poll_fn(|cx| client.as_mut().map_or(Poll::Pending, |client| client.poll_gone(cx))).await;
+}
+
+/// Whether nothing may be stored of what a request is answered, whoever may say so (RFC 9111 s5.2.1.5).
+fn forbids_storing(request: &RequestHeader) -> bool {
+    RequestDirectives::of(&request.headers).no_store
 }
 
 /// Milliseconds since 1970.
@@ -300,25 +306,27 @@ impl Cache {
         // What comes of asking about something that is never fresh is for nobody who waits.
         let shared = entry.as_ref().is_none_or(|entry| entry.facts().is_ever_fresh());
         let together = manner == Manner::Together && shared && !ask.directives.no_cache;
-        let lead = match together {
-            false => self.flights.alone(wanted),
-            true => match self.flights.join(wanted) {
-                Joined::First(lead) => {
-                    if let Some((entry, judged)) = self.stored_since(&ask, request, entry.as_ref()) {
-                        lead.tell(Phase::Stored(entry.clone()));
-                        return Some(serve::hit(&entry, request, judged, exchange));
-                    }
-                    lead
-                }
-                Joined::Other(phase) => {
-                    return self.wait((phase, client), &ask, exchange, request, entry).await;
-                }
-            },
+        let joined = match together {
+            false => Joined::First(self.flights.alone(wanted)),
+            // Nobody is to wait for it, but it may wait for others.
+            true if forbids_storing(request) => self.flights.follow(wanted),
+            true => self.flights.join(wanted),
         };
-        let told = match self.begin(&ask, exchange, request, via, entry, lead).await {
-            Ok(begun) => begun.outcome(client).await,
+        let lead = match joined {
+            Joined::First(lead) => lead,
+            Joined::Other(phase) => {
+                return self.wait((phase, client), &ask, exchange, request, entry).await;
+            }
+        };
+        if together && let Some((entry, judged)) = self.stored_since(&ask, request, entry.as_ref()) {
+            lead.tell(Phase::Stored(entry.clone()));
+            return Some(serve::hit(&entry, request, judged, exchange));
+        }
+        let fork = match exchange.fork(request).await {
+            Ok(fork) => fork,
             Err(reply) => return Some(reply),
         };
+        let told = self.begin(&ask, fork, request, via, entry, lead).outcome(client).await;
         Some(match told {
             Ok(Told { filled, fetched }) => {
                 exchange.note_fetched(fetched);
@@ -345,39 +353,20 @@ impl Cache {
     }
 
     /// Starts a fill.
-    async fn begin(
+    fn begin(
         self: &Arc<Self>,
         ask: &Ask,
-        exchange: &mut Exchange,
+        fork: (Exchange, RequestHeader),
         request: &RequestHeader,
         via: Via,
         entry: Option<Arc<Entry>>,
         lead: Lead,
-    ) -> Result<Begun, Reply> {
-        let (fork, head) = exchange.fork(request).await?;
+    ) -> Begun {
         let (asker, told) = Asker::new();
         let (announce, interim) = unbounded_channel();
-        let fill = Fill::new(self.clone(), ask, (fork, head), request, via, entry, (lead, announce));
+        let fill = Fill::new(self.clone(), ask, fork, request, via, entry, (lead, announce));
         tokio::spawn(fill.run(asker));
-        Ok(Begun { told, interim })
-    }
-
-    /// Fetches anew what is served meanwhile (RFC 5861 s3).
-    async fn revalidate(
-        self: &Arc<Self>,
-        ask: &Ask,
-        exchange: &mut Exchange,
-        request: &RequestHeader,
-        via: Via,
-        entry: Option<&Arc<Entry>>,
-    ) {
-        let mut wanted = ask.key.clone();
-        wanted.extend(entry.iter().flat_map(|entry| variant(&names(entry.variant()), &request.headers)));
-        if let Joined::First(lead) = self.flights.join(wanted.into()) {
-            exchange.ctx.cache.get_or_insert_default();
-            let lead = lead.for_the_store();
-            let _ = self.begin(ask, exchange, request, via, entry.cloned(), lead).await;
-        }
+        Begun { told, interim }
     }
 
     /// The answer to who asked for all.

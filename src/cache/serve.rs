@@ -1,14 +1,15 @@
 //! Answers from what is stored, or comes in.
 
 use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::header::{
-    AGE, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderValue,
+    AGE, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, DATE, HeaderValue,
     TRANSFER_ENCODING,
 };
 use pingora::http::{RequestHeader, ResponseHeader};
-use tollhouse_filters::caching::{CacheStatus, Judgement, Selected, select};
+use tollhouse_filters::caching::{CacheStatus, Facts, Judgement, Selected, select};
 use tollhouse_filters::outcome::{Body, Message, Reply};
 use tollhouse_filters::problem::{self, Problem};
 
@@ -16,6 +17,9 @@ use super::growing::{Growing, Reader};
 use super::head;
 use super::store::{Entry, Pieces};
 use crate::engine::Exchange;
+
+/// The last moment that a date can tell, in milliseconds since 1970: the end of the year 9999.
+const LAST_DATE: u64 = 253_402_300_799_000;
 
 /// The answer from a stored one, which needs nobody else.
 pub(super) fn hit(
@@ -36,6 +40,7 @@ pub(super) fn entry(entry: &Arc<Entry>, request: &RequestHeader, judged: Judgeme
     put(&mut head, AGE, HeaderValue::from(judged.age));
     let length = entry.length();
     let selected = select((&request.method, &request.headers), (head.status, &head.headers), length);
+    date(&mut head, entry.facts());
     say(selected, &mut head, length);
     let body = match selected {
         Selected::Whole => {
@@ -43,7 +48,8 @@ pub(super) fn entry(entry: &Arc<Entry>, request: &RequestHeader, judged: Judgeme
             body(entry.body())
         }
         Selected::Part(first, last) => body(entry.range(first..last + 1)),
-        Selected::NotModified | Selected::NoSuchPart => Body::Bytes(Bytes::new()),
+        Selected::NotModified => Body::Bytes(Bytes::new()),
+        Selected::NoSuchPart => return no_such_part(length),
     };
     Reply::Message(Box::new(Message { head, body }))
 }
@@ -66,31 +72,44 @@ pub(super) fn growing(
         // Of how much it is a part nobody knows yet; all of it is an answer too (RFC 9110 s14.2).
         selected = Selected::Whole;
     }
+    date(&mut head, &growing.facts);
     say(selected, &mut head, length);
     let body = match selected {
         Selected::Whole => Body::Stream(Box::new(reader)),
         Selected::Part(first, last) => Body::Stream(Box::new(reader.part(first..last + 1))),
-        Selected::NotModified | Selected::NoSuchPart => Body::Bytes(Bytes::new()),
+        Selected::NotModified => Body::Bytes(Bytes::new()),
+        Selected::NoSuchPart => return no_such_part(length),
     };
     Reply::Message(Box::new(Message { head, body }))
+}
+
+/// Says when it came, where its origin does not say when it was made (RFC 9110 s6.6.1). Only when it is sent: no clock of
+/// ours makes a date of the origin's a strong validator (s8.8.2.2).
+fn date(head: &mut ResponseHeader, facts: &Facts) {
+    if !head.headers.contains_key(DATE) {
+        let came = UNIX_EPOCH + Duration::from_millis(facts.received.min(LAST_DATE));
+        put(head, DATE, HeaderValue::try_from(httpdate::fmt_http_date(came)).expect("dates are visible"));
+    }
 }
 
 /// Makes the head say what is sent of content of this length, unless that is all of it.
 fn say(selected: Selected, head: &mut ResponseHeader, length: u64) {
     match selected {
-        Selected::Whole => {}
+        // Of what there is no part, nothing else is said either.
+        Selected::Whole | Selected::NoSuchPart => {}
         Selected::NotModified => not_modified(head),
         Selected::Part(first, last) => {
             head.set_status(206).expect("a status");
             put(head, CONTENT_RANGE, range(format_args!("{first}-{last}"), length));
             put(head, CONTENT_LENGTH, HeaderValue::from(last - first + 1));
         }
-        Selected::NoSuchPart => {
-            head.set_status(416).expect("a status");
-            head.remove_header(&CONTENT_LENGTH);
-            put(head, CONTENT_RANGE, range(format_args!("*"), length));
-        }
     }
+}
+
+/// RFC 9110 s15.5.17. With what is stored of freshness, it could be kept for those who ask for all (RFC 9111 s3).
+fn no_such_part(length: u64) -> Reply {
+    let all = range(format_args!("*"), length);
+    Problem::new(&problem::RANGE_NOT_SATISFIABLE).header(CONTENT_RANGE, all).into()
 }
 
 /// The length that a head tells.

@@ -1,7 +1,10 @@
 //! What a cache asked upstreams for in the place of a request.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use tollhouse_filters::context::EndedBy;
+use tollhouse_filters::outcome::Reply;
 
 use super::Exchange;
 use crate::upstream::call::Account;
@@ -19,6 +22,12 @@ pub struct Fetched {
     pub reason: Option<String>,
     /// When the answer was there: of what still comes in, the head.
     pub told: Option<Instant>,
+    /// The problem that is the answer, by its code.
+    pub problem: Option<&'static str>,
+    /// The step behind the cache that answered, and why.
+    pub ended_by: Option<EndedBy>,
+    /// How long it waited for its turn.
+    pub waited: Duration,
 }
 
 impl Fetched {
@@ -26,14 +35,25 @@ impl Fetched {
     pub fn goes(&mut self, fork: &Exchange) {
         self.upstream.clone_from(&fork.ctx.upstream);
         self.diverted = fork.diverted;
+        self.waited = fork.ctx.waited;
+    }
+
+    /// Notes what a fork is answered by the gateway itself.
+    pub fn answers(&mut self, reply: &Reply, fork: &Exchange) {
+        if let Reply::Problem(problem) = reply {
+            self.problem = Some(problem.kind.code);
+        }
+        self.ended_by.clone_from(&fork.ctx.ended_by);
     }
 }
 
 impl Exchange {
     /// Takes for its own what a cache asked in its place.
-    pub fn note_fetched(&mut self, fetched: Box<Fetched>) {
+    pub fn note_fetched(&mut self, mut fetched: Box<Fetched>) {
         self.ctx.upstream.clone_from(&fetched.upstream);
         self.diverted = fetched.diverted;
+        self.ctx.waited += fetched.waited;
+        self.ctx.ended_by = fetched.ended_by.take().or(self.ctx.ended_by.take());
         self.fetched = Some(fetched);
     }
 }

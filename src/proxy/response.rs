@@ -8,6 +8,7 @@ use http::{Method, StatusCode, Version};
 use pingora::ErrorType;
 use pingora::http::ResponseHeader;
 use pingora::prelude::*;
+use tollhouse_filters::events;
 use tollhouse_filters::problem::{self, Problem};
 
 use super::{Call, Gateway, failure, finish};
@@ -88,7 +89,7 @@ pub(super) fn accept(response: &ResponseHeader, call: &mut Call) -> std::result:
         return Err(Problem::new(&problem::UPSTREAM_PROTOCOL).detail(detail));
     }
     answered(response.status.as_u16(), call);
-    call.events = is_event_stream(response);
+    call.events = events::are_in(&response.headers);
     Ok(())
 }
 
@@ -181,17 +182,6 @@ pub(super) fn content_length(value: &[u8]) -> Option<u64> {
     let more = |sum: u64, byte: &u8| sum.checked_mul(10)?.checked_add(digit(*byte)?);
     let length = value.iter().try_fold(0, more)?;
     (!value.is_empty() && length <= i64::MAX as u64).then_some(length)
-}
-
-/// Whether the answer has no natural end (WHATWG HTML s9.2, Server-Sent Events).
-pub(super) fn is_event_stream(response: &ResponseHeader) -> bool {
-    response.headers.get(header::CONTENT_TYPE).is_some_and(|content_type| is_events(content_type.as_bytes()))
-}
-
-/// Whether this type of content is that of events.
-pub(super) fn is_events(content_type: &[u8]) -> bool {
-    let essence = content_type.split(|byte| *byte == b';').next().unwrap_or_default();
-    essence.trim_ascii().eq_ignore_ascii_case(b"text/event-stream")
 }
 
 /// Shows a piece of the answer to the filters that look at pieces, and minds the deadline.

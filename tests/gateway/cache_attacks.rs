@@ -297,7 +297,7 @@ async fn ranges_of_every_odd_kind_get_a_right_part_all_or_a_refusal() {
     assert_eq!(cached.get("/").await.text(), BODY);
     let part = |text: &str, range: &str| (206, text.to_owned(), Some(format!("bytes {range}/10")));
     let all = || (200, BODY.to_owned(), None);
-    let none = || (416, String::new(), Some("bytes */10".to_owned()));
+    let none = || (416, "range-not-satisfiable".to_owned(), Some("bytes */10".to_owned()));
     for (range, expected) in [
         ("bytes=0-0", part("0", "0-0")),
         ("bytes=9-", part("9", "9-9")),
@@ -323,7 +323,8 @@ async fn ranges_of_every_odd_kind_get_a_right_part_all_or_a_refusal() {
     ] {
         let answer = cached.send("GET /", &format!("Range: {range}\r\n")).await;
         let told = answer.field("content-range").map(str::to_owned);
-        assert_eq!((answer.status, answer.text(), told), expected, "{range}");
+        let text = if answer.status == 416 { answer.problem() } else { answer.text() };
+        assert_eq!((answer.status, text, told), expected, "{range}");
     }
     // Neither a weak tag nor a date that may be one second's two answers lets a part be sent (RFC 9110 s13.1.5).
     for condition in ["W/\"w\"", "\"w\"", "Sun, 06 Nov 2022 08:49:37 GMT", "x"] {

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
+
 use crate::harness::cached::{Cached, numbered};
 use crate::harness::{Gateway, Origin, Wire, get, refusing, request, soon, until};
 
@@ -165,6 +167,8 @@ async fn a_fill_gives_its_place_in_a_queue_back_when_all_who_wait_for_it_left() 
     assert_eq!(head.target(), "/4", "nobody wants /2 any more");
     at_origin.send(numbered(2, FRESH)).await;
     assert_eq!(last.answer().await.expect("an answer").text(), "answer 2");
+    let line = gateway.log_line(|line| line["path"] == "/4").await;
+    assert!(line["throttled_ms"].is_number(), "{line}");
 }
 
 #[tokio::test]
@@ -223,6 +227,107 @@ async fn what_is_stale_is_served_where_a_breaker_refuses_as_rfc_5861_s4_says() {
     let refused = get(gateway.address(), "/c").await;
     assert_eq!((refused.status, refused.problem().as_str()), (503, "circuit-open"));
     assert_eq!(asked.load(Ordering::SeqCst), 4);
+    let line = gateway.log_line(|line| line["path"] == "/c").await;
+    assert_eq!(line["error"], "circuit-open", "{line}");
+    assert_eq!(line["cache"], "fwd=uri-miss; detail=circuit-open");
+}
+
+#[tokio::test]
+async fn what_answers_behind_the_cache_is_in_the_log() {
+    let filters = "[cache: {}, respond: {status: 403, body: mine}]";
+    let cached = Cached::with(filters, |nth, _| numbered(nth, FRESH)).await;
+    assert_eq!(cached.get("/").await.status, 403);
+    let line = cached.gateway.log_line(|line| line["path"] == "/").await;
+    assert_eq!((&line["status"], &line["denied_by"]), (&403.into(), &"respond".into()), "{line}");
+}
+
+#[tokio::test]
+async fn what_is_served_meanwhile_does_not_fail_with_what_would_fetch_it_anew() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    // Gives out one token.
+    let issuer = Origin::new(move |mut wire| {
+        let asked = asked.clone();
+        async move {
+            while let Ok(head) = wire.head().await {
+                let Ok(_) = wire.body(&head).await else { return };
+                let (status, answer) = match asked.fetch_add(1, Ordering::SeqCst) {
+                    0 => ("200 OK", r#"{"access_token": "t", "token_type": "Bearer", "expires_in": 3600}"#),
+                    _ => ("401 Unauthorized", r#"{"error": "invalid_client"}"#),
+                };
+                let length = answer.len();
+                wire.send(format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n{answer}")).await;
+            }
+        }
+    })
+    .await;
+    let grant = format!("token_url: 'http://{}/token', client_id: gw, client_secret: s3cret", issuer.address);
+    let filters = format!("[upstream_auth: {{client_credentials: {{{grant}}}}}, cache: {{}}]");
+    let cached = Cached::with(&filters, |nth, head| match head.target() {
+        "/refused" => "HTTP/1.1 401 No\r\ncontent-length: 0\r\n\r\n".to_owned(),
+        _ => {
+            let control = "cache-control: public, max-age=10, stale-while-revalidate=600";
+            numbered(nth, &format!("{control}\r\nage: 20\r\netag: \"v\"\r\n"))
+        }
+    })
+    .await;
+    assert_eq!(cached.get("/").await.text(), "answer 1");
+    // After which there is no token any more.
+    assert_eq!(cached.get("/refused").await.status, 401);
+    assert_eq!((cached.get("/").await.text(), cached.asked()), ("answer 1".into(), 2));
+    let lines = until("all lines", || Some(cached.gateway.log()).filter(|log| log.len() == 3)).await;
+    for line in lines.iter().filter(|line| line["path"] == "/") {
+        assert_eq!((&line["status"], line.get("denied_by")), (&200.into(), None), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_served_meanwhile_waits_for_no_token_and_is_fetched_anew_once_there_is_one() {
+    // Much longer than a stale answer waits for it.
+    const SLOW: Duration = Duration::from_millis(500);
+    let (let_go, may_go) = watch::channel(false);
+    let asked = Arc::new(AtomicUsize::new(0));
+    // Gives out one token, and nothing more until it is let go; then it takes its time.
+    let issuer = Origin::new(move |mut wire| {
+        let (asked, mut may_go) = (asked.clone(), may_go.clone());
+        async move {
+            while let Ok(head) = wire.head().await {
+                let Ok(_) = wire.body(&head).await else { return };
+                if asked.fetch_add(1, Ordering::SeqCst) > 0 {
+                    let _ = may_go.wait_for(|may_go| *may_go).await;
+                    tokio::time::sleep(SLOW).await;
+                }
+                let answer = r#"{"access_token": "t", "token_type": "Bearer", "expires_in": 3600}"#;
+                let length = answer.len();
+                wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{answer}")).await;
+            }
+        }
+    })
+    .await;
+    let grant = format!(
+        "token_url: 'http://{}/token', client_id: gw, client_secret: s3cret, timeout: 1h",
+        issuer.address
+    );
+    let filters = format!("[upstream_auth: {{client_credentials: {{{grant}}}}}, cache: {{}}]");
+    let cached = Cached::with(&filters, |nth, head| match head.target() {
+        "/refused" => "HTTP/1.1 401 No\r\ncontent-length: 0\r\n\r\n".to_owned(),
+        _ => {
+            let control = "cache-control: public, max-age=10, stale-while-revalidate=600";
+            numbered(nth, &format!("{control}\r\nage: 20\r\netag: \"v\"\r\n"))
+        }
+    })
+    .await;
+    for path in ["/", "/other", "/refused"] {
+        cached.get(path).await;
+    }
+    // There is no token any more.
+    for (path, text) in [("/", "answer 1"), ("/other", "answer 2"), ("/", "answer 1")] {
+        assert_eq!(cached.get(path).await.text(), text);
+    }
+    assert_eq!(cached.asked(), 3);
+    let_go.send(true).expect("an issuer that waits");
+    for (path, text) in [("/", "answer 1"), ("/other", "answer 2")] {
+        soon(path, async { while cached.get(path).await.text() == text {} }).await;
+    }
 }
 
 #[tokio::test]

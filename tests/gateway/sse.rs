@@ -39,6 +39,16 @@ async fn gateway(origin: &Origin, timeouts: &str) -> Gateway {
     .await
 }
 
+/// With a cache that has these options.
+async fn cached(origin: &Origin, options: &str, timeouts: &str) -> Gateway {
+    Gateway::start(&format!(
+        "upstreams: [{{name: origin, timeouts: {{{timeouts}}}, backends: [{{address: \"{}\"}}]}}]\n\
+         routes: [{{name: all, upstream: origin, filters: [cache: {options}]}}]",
+        origin.address
+    ))
+    .await
+}
+
 #[tokio::test]
 async fn each_event_arrives_before_the_next_one_is_sent() {
     let (origin, mut taken) = played().await;
@@ -178,6 +188,47 @@ async fn the_total_timeout_does_not_end_a_stream_of_events() {
             wire.send(chunk(&event(7))).await;
             assert_eq!(client.chunk().await.expect("an event"), event(7).as_bytes(), "{accept}");
         }
+    }
+}
+
+#[tokio::test]
+async fn the_total_timeout_does_not_end_a_stream_of_events_behind_a_cache() {
+    let (origin, mut taken) = played().await;
+    let gateway = cached(&origin, "{}", "total: 1s").await;
+    // One of which the cache knows that it asks for events, and others of which nobody knows; the last one has what
+    // answers are validated by.
+    for (accept, validator) in
+        [("application/json, Text/Event-Stream;q=0.9", ""), ("*/*", ""), ("*/*", "ETag: \"v\"\r\n")]
+    {
+        let mut client = Wire::connect(gateway.address()).await;
+        client.send(format!("GET / HTTP/1.1\r\nHost: a\r\nAccept: {accept}\r\n\r\n")).await;
+        let mut wire = begin(&mut taken, &format!("Transfer-Encoding: chunked\r\n{validator}")).await;
+        client.head().await.expect("a head");
+        let start = std::time::Instant::now();
+        while start.elapsed() < Duration::from_millis(1500) {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            wire.send(chunk(&event(7))).await;
+            assert_eq!(client.chunk().await.expect("an event"), event(7).as_bytes(), "{accept} {validator}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stream_of_events_is_for_nobody_else_whatever_a_cache_may_store() {
+    let (origin, mut taken) = played().await;
+    let gateway = cached(&origin, "{ttl: 30s}", "").await;
+    let mut open = Vec::new();
+    for n in 0..3 {
+        let mut client = Wire::connect(gateway.address()).await;
+        client.send("GET / HTTP/1.1\r\nHost: a\r\nAccept: */*\r\n\r\n").await;
+        let mut wire = soon("a connection", taken.recv()).await.expect("a connection");
+        wire.head().await.expect("a request");
+        // Nothing of how long it may be kept.
+        let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
+        wire.send(format!("{head}{}", chunk(&event(n)))).await;
+        client.head().await.expect("a head");
+        assert_eq!(client.chunk().await.expect("an event"), event(n).as_bytes());
+        open.push((client, wire));
     }
 }
 

@@ -75,7 +75,7 @@ pub enum NotStored {
     NotFresh,
     /// It is larger than may be.
     TooLarge,
-    /// Nothing but the end of the connection says where it ends, so it may have been cut.
+    /// Nothing but the end of the connection says where it ends, so it may have been cut; or it is a stream of events.
     Endless,
     /// It varies by a field that the gateway writes itself, or the client has it drop.
     VaryRewritten,

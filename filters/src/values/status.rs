@@ -16,6 +16,17 @@ impl StatusRange {
     pub fn contains(self, status: u16) -> bool {
         (self.first..=self.last).contains(&status)
     }
+
+    /// How many codes it holds, but one.
+    pub fn width(self) -> u16 {
+        self.last - self.first
+    }
+
+    /// Whether both hold some codes, and each holds some that the other does not.
+    pub fn crosses(self, other: Self) -> bool {
+        let (low, high) = if self.first <= other.first { (self, other) } else { (other, self) };
+        low.first < high.first && high.first <= low.last && low.last < high.last
+    }
 }
 
 impl Scalar for StatusRange {
@@ -58,6 +69,28 @@ mod tests {
         assert!(range.contains(200) && range.contains(299));
         assert!(!range.contains(199) && !range.contains(300));
         assert_eq!(range.to_string(), "200-299");
+    }
+
+    #[test]
+    fn ranges_cross_where_neither_is_within_the_other() {
+        let crosses = |one: &str, other: &str| {
+            let [one, other] = [one, other].map(|text| text.parse::<StatusRange>().unwrap());
+            assert_eq!(one.crosses(other), other.crosses(one), "{one} {other}");
+            one.crosses(other)
+        };
+        for (one, other) in [("400-450", "404-499"), ("400-404", "404-405")] {
+            assert!(crosses(one, other), "{one} {other}");
+        }
+        for (one, other) in [
+            ("404", "404"),
+            ("404", "400-499"),
+            ("400", "400-499"),
+            ("499", "400-499"),
+            ("400-499", "500-599"),
+            ("400-450", "400-499"),
+        ] {
+            assert!(!crosses(one, other), "{one} {other}");
+        }
     }
 
     #[test]

@@ -8,11 +8,12 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
 use httparse::{Header, ParserConfig, Status};
 use pingora::http::{RequestHeader, ResponseHeader, header_value_from_raw};
 use pingora::protocols::http::date::get_cached_date;
+use tollhouse_filters::events;
 
 use super::client::Begin;
 use crate::door::Chunks;
 use crate::engine::write_line;
-use crate::proxy::response::{content_length, is_events};
+use crate::proxy::response::content_length;
 
 /// Most fields of a head; those with more are Pingora's, which has the same limit.
 const MAX_FIELDS: usize = 256;
@@ -228,7 +229,7 @@ fn as_lines(answer: &httparse::Response<'_, '_>, bytes: &[u8], length: usize, fo
                 continue;
             }
             10 if is("connection") => return None,
-            12 if is("content-type") && is_events(field.value) => return None,
+            12 if is("content-type") && events::are_of_type(field.value) => return None,
             14 if is("content-length") => {
                 let once = length.replace(content_length(field.value)?).is_none();
                 once.then_some(())?;

@@ -1,11 +1,12 @@
 //! What is stored, once the origin is asked about it: whose it is then, and for how long; and where it cannot be asked.
 
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::{FRESH, before};
+use super::{FRESH, before, herd};
 use crate::harness::cached::{Cached, numbered};
 use crate::harness::{Answer, Gateway, Head, Origin, Wire, soon, until};
 
@@ -172,6 +173,79 @@ async fn who_may_not_share_what_a_304_confirms_takes_it_from_nobody() {
         assert_eq!(cached.send("GET /", fields).await.text(), "answer 1", "{fields}");
     }
     assert_eq!(cached.asked(), 3);
+}
+
+#[tokio::test]
+async fn nobody_waits_for_who_wants_nothing_stored_where_clients_have_no_say() {
+    let (origin, mut taken) = Origin::handing_over().await;
+    let filters = "[cache: {client_control: false, wait: 60s}]";
+    let gateway = Gateway::administered(&before(&origin, filters)).await;
+    let mut alone = Wire::connect(gateway.address()).await;
+    alone.send("GET / HTTP/1.1\r\nHost: example.test\r\nCache-Control: no-store\r\n\r\n").await;
+    let mut at_first = soon("a request", taken.recv()).await.expect("a connection");
+    at_first.head().await.expect("a request");
+    let mut others = herd(&gateway, 20).await;
+    let mut at_second = soon("another request", taken.recv()).await.expect("a connection");
+    at_second.head().await.expect("a request");
+    soon("all", async { while gateway.number("tollhouse_requests_in_flight").await != 21 {} }).await;
+    at_second.send(numbered(2, FRESH)).await;
+    for other in &mut others {
+        assert_eq!(other.answer().await.expect("an answer").text(), "answer 2");
+    }
+    at_first.send(numbered(1, FRESH)).await;
+    assert_eq!(alone.answer().await.expect("an answer").text(), "answer 1");
+    assert_eq!(origin.connections(), 2);
+}
+
+#[tokio::test]
+async fn who_wants_nothing_stored_has_nothing_fetched_anew() {
+    let swr = "cache-control: max-age=10, stale-while-revalidate=600\r\nage: 20\r\netag: \"v\"\r\n";
+    let cached = Cached::new("{client_control: false}", move |nth, _| numbered(nth, swr)).await;
+    for fields in ["", "cache-control: no-store\r\n", ""] {
+        assert_eq!(cached.send("GET /", fields).await.text(), "answer 1", "{fields}");
+    }
+    let asked = until("the origin to be asked", || cached.seen().get(1).cloned()).await;
+    assert_eq!((asked.field("cache-control"), asked.field("if-none-match")), (None, Some("\"v\"")));
+}
+
+#[tokio::test]
+async fn what_comes_without_a_date_gets_one_once_as_rfc_9110_s6_6_1_says() {
+    let second = || UNIX_EPOCH.elapsed().expect("after 1970").as_secs();
+    let cached = Cached::new("{}", |nth, head| match head.field("if-none-match") {
+        Some(_) => not_modified(FRESH),
+        None => numbered(nth, STALE),
+    })
+    .await;
+    let mut dates = Vec::new();
+    for _ in 0..3 {
+        let answer = cached.get("/").await;
+        dates.push(answer.field("date").expect("a date").to_owned());
+        let now = second();
+        until("another second", || (second() != now).then_some(())).await;
+    }
+    // Stored, validated, and from the cache.
+    assert_eq!(cached.asked(), 2);
+    assert!(dates[0] != dates[1] && dates[1] == dates[2], "{dates:?}");
+    // Parts of it, and that it has not changed, have it too.
+    for (fields, status) in [("Range: bytes=7-\r\n", 206), ("If-None-Match: \"v\"\r\n", 304)] {
+        let answer = cached.send("GET /", fields).await;
+        assert_eq!((answer.status, answer.field("date")), (status, Some(dates[2].as_str())));
+    }
+}
+
+#[tokio::test]
+async fn a_date_that_the_gateway_gives_makes_none_of_the_origins_strong_as_rfc_9110_s8_8_2_2_says() {
+    const CHANGED: &str = "Sun, 06 Nov 2022 08:49:37 GMT";
+    for (date, status) in [("", 200), ("date: Sun, 06 Nov 2022 08:49:38 GMT\r\n", 206)] {
+        let cached = Cached::new("{override_origin: true, ttl: 1h}", move |nth, _| {
+            numbered(nth, &format!("{date}last-modified: {CHANGED}\r\n"))
+        })
+        .await;
+        assert_eq!(cached.get("/").await.text(), "answer 1");
+        let fields = format!("Range: bytes=7-\r\nIf-Range: {CHANGED}\r\n");
+        assert_eq!(cached.send("GET /", &fields).await.status, status, "{date}");
+        assert_eq!(cached.asked(), 1, "{date}");
+    }
 }
 
 #[tokio::test]

@@ -10,9 +10,9 @@
 //! request. Those after it run when the origin is asked, and what they make of the answer is stored; it must
 //! therefore not depend on anything that is not a part of the key.
 //!
-//! A key is the URL (scheme, host, path, query), the route, the tenant, and, of callers that are known, who calls.
-//! Callers share answers with `shared: true`. Nothing is stored that is `private` or `no-store`, that answers
-//! `Authorization` without saying that it is for all (RFC 9111 s3.5), or that sets a cookie.
+//! A key is the URL (scheme, host, path, query), the route, and, of callers that are known, who calls. Callers share
+//! answers with `shared: true`. Nothing is stored that is `private` or `no-store`, that answers `Authorization`
+//! without saying that it is for all (RFC 9111 s3.5), or that sets a cookie.
 //!
 //! However many ask for the same, the origin is asked once. A successful request with an unsafe method, on any route,
 //! takes out what is stored for its URL (RFC 9111 s4.4). `Cache-Status` tells what was done (RFC 9211).
@@ -27,7 +27,7 @@ mod tests;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use http::header::{ACCEPT, CONNECTION, HeaderName, HeaderValue, UPGRADE};
+use http::header::{CONNECTION, HeaderName, HeaderValue, UPGRADE};
 use http::{HeaderMap, Method};
 use pingora_http::{RequestHeader, ResponseHeader};
 
@@ -36,8 +36,9 @@ pub use options::{KeyOptions, Options, PurgeOptions, QueryOptions};
 use self::key::Keys;
 use self::numbers::Numbers;
 use self::purge::Purges;
-use crate::caching::{Ask, Asks, CacheStatus, Forwarded, Plan, RequestDirectives, joined};
-use crate::context::{Context, Verdict};
+use crate::caching::{Ask, Asks, CacheStatus, Forwarded, Plan, RequestDirectives};
+use crate::context::{Context, Slot, Verdict};
+use crate::events;
 use crate::filter::{Build, BuildError, Filter};
 use crate::outcome::{FilterError, Outcome};
 use crate::phase::{Completed, OnFinish, OnRequest, OnResponse, Phases};
@@ -58,6 +59,8 @@ pub struct Cache {
     plan: Arc<Plan>,
     purges: Option<Purges>,
     numbers: Numbers,
+    /// There, where another cache comes first: what is done with the request is that one's to tell.
+    second: Slot<()>,
 }
 
 impl Filter for Cache {
@@ -84,6 +87,7 @@ impl Filter for Cache {
             plan,
             purges: options.purge.map(|options| Purges::new(options, build.cached())),
             numbers: Numbers::new(build.shared_metrics()),
+            second: build.slot(),
         });
         Ok(Phases::new().on_request(filter.clone()).on_response(filter.clone()).on_finish(filter))
     }
@@ -112,6 +116,7 @@ impl OnRequest for Cache {
     ) -> Result<Outcome, FilterError> {
         if ctx.cache.is_some() {
             ctx.decide(Verdict::Passed, "another cache comes first", &[]);
+            ctx.set_slot(self.second, ());
             return Ok(Outcome::Continue);
         }
         if let Some(purges) = &self.purges
@@ -146,6 +151,11 @@ fn passed(forwarded: Forwarded, reason: &'static str) -> CacheStatus {
 }
 
 impl Cache {
+    /// What was done with the request, if that is this one's to tell.
+    fn told<'a>(&self, ctx: &'a Context) -> Option<&'a CacheStatus> {
+        ctx.cache.as_ref().filter(|_| ctx.slot(self.second).is_none())
+    }
+
     /// Why the cache is not for a request; none if it is.
     fn unfit(&self, request: &RequestHeader, ctx: &Context) -> Option<(Forwarded, &'static str)> {
         if !self.methods.contains(&request.method) {
@@ -168,7 +178,7 @@ impl Cache {
         if Asks::of(fields).of_origin {
             return bypass("condition");
         }
-        if joined(fields, &ACCEPT).is_some_and(|accept| accept.contains("text/event-stream")) {
+        if events::are_asked_for(fields) {
             return bypass("events");
         }
         if self.client_control && RequestDirectives::of(fields).no_store {
@@ -210,7 +220,7 @@ impl OnResponse for Cache {
         response: &mut ResponseHeader,
         ctx: &mut Context,
     ) -> Result<(), FilterError> {
-        if let Some(status) = &ctx.cache {
+        if let Some(status) = self.told(ctx) {
             response.append_header(CACHE_STATUS.clone(), status.to_string())?;
         }
         Ok(())
@@ -219,7 +229,7 @@ impl OnResponse for Cache {
 
 impl OnFinish for Cache {
     fn on_finish(&self, completed: &Completed, ctx: &mut Context) {
-        if let Some(status) = &ctx.cache {
+        if let Some(status) = self.told(ctx) {
             self.numbers.count(&ctx.route, status, completed.bytes_out);
         }
     }

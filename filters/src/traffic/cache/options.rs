@@ -16,8 +16,8 @@ use crate::template::Template;
 use crate::values::{ByteSize, Duration, DurationOrZero, FieldName, Percent, Secret, StatusRange};
 use crate::when::WhenSpec;
 
-/// What is answered from what origins answered before. A key is made of scheme, host, path, query, route, tenant and,
-/// of callers that are known, who calls.
+/// What is answered from what origins answered before. A key is made of scheme, host, path, query, route and, of
+/// callers that are known, who calls.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(rename = "CacheOptions")]
@@ -45,7 +45,7 @@ pub struct Options {
     pub max_object: ByteSize,
     /// How often something must be asked for before it is stored.
     pub min_uses: NonZeroU32,
-    /// Names by which answers can be purged; templates such as `product-${path.id}`. Of one answer, 64 names of 256
+    /// Names by which answers can be purged; templates such as `product-${path.id}`. Of one answer, 64 names of 255
     /// bytes count.
     pub tags: Vec<Template>,
     /// Requests for which any of these conditions holds go to the origin, and their answers are not stored.
@@ -146,7 +146,8 @@ impl Options {
         }
     }
 
-    /// Refuses what would do nothing: times are counted in seconds, and of some statuses no answer is stored.
+    /// Refuses what would do nothing (times are counted in seconds, and of some statuses no answer is stored), and ranges
+    /// of which nobody can tell which counts.
     pub(super) fn check(&self) -> Result<(), BuildError> {
         const WHOLE: &str = "expected whole seconds, such as `1s`";
         let is_whole = |time: Time| time.subsec_nanos() == 0;
@@ -174,17 +175,29 @@ impl Options {
             error.path.push(status.to_string().as_str());
             return Err(error);
         }
+        for (at, one) in self.statuses.keys().enumerate() {
+            if let Some(other) = self.statuses.keys().take(at).find(|other| one.crosses(**other)) {
+                let told = format!("overlaps `{other}`; write ranges that do not, or one within the other");
+                let mut error = BuildError::at("statuses", told);
+                error.path.push(one.to_string().as_str());
+                return Err(error);
+            }
+        }
         Ok(())
     }
 
     pub(super) fn plan(&self, credentials: bool) -> Plan {
         let whole = |time: Time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
         let written = |time: Option<Duration>| time.map_or(0, |time| whole(time.get()));
+        let statuses = self.statuses.iter().map(|(status, ttl)| (*status, whole(ttl.get())));
+        let mut statuses: Vec<_> = statuses.collect();
+        // The first that holds a status counts: a status by itself before a range that it is in.
+        statuses.sort_by_key(|(status, _)| status.width());
         Plan {
             rules: Rules {
                 ttl: self.ttl.map(|ttl| whole(ttl.get())),
                 overrides: self.override_origin,
-                statuses: self.statuses.iter().map(|(status, ttl)| (*status, whole(ttl.get()))).collect(),
+                statuses,
                 heuristic: self.heuristic.map(Percent::fraction),
                 while_revalidate: written(self.stale_while_revalidate),
                 if_error: written(self.stale_if_error),

@@ -126,6 +126,7 @@ async fn what_the_cache_is_not_for_goes_on() {
         (plain().header("if-unmodified-since", "Sun, 06 Nov 1994 08:49:37 GMT"), "condition"),
         (plain().header("cache-control", "no-store"), "request-no-store"),
         (plain().header("accept", "text/event-stream"), "events"),
+        (plain().header("accept", "application/json, Text/Event-Stream;q=0.9"), "events"),
         (plain().header("x-debug", "1"), "configured"),
         (send("POST", "/").header("host", "a.test"), "method"),
     ] {
@@ -246,13 +247,27 @@ fn only_what_can_work_is_taken() {
         ("{stale_if_unreachable: 1ms}", "stale_if_unreachable: expected whole seconds, such as `1s`"),
         ("{statuses: {429: 1s}}", "statuses.429: answers with this status are never stored"),
         ("{statuses: {206: 0s}}", "statuses.206: answers with this status are never stored"),
+        (
+            "{statuses: {400-450: 1s, 404: 1s, 404-499: 1s}}",
+            "statuses.404-499: overlaps `400-450`; write ranges that do not, or one within the other",
+        ),
         ("{statuses: {100-199: 1s}}", "statuses.100-199: answers with this status are never stored"),
     ] {
         assert_eq!(refused(&format!("- cache: {options}")), message);
     }
     // Of a range, those count that are stored.
-    let fine = "{ttl: 1000ms, statuses: {400-499: 1s, 500-599: 0s}, stale_if_unreachable: 0s}";
+    let fine = "{ttl: 1000ms, statuses: {404: 1s, 400-499: 1s, 500-599: 0s}, stale_if_unreachable: 0s}";
     let _ = chain(&format!("- cache: {fine}"));
+}
+
+#[tokio::test]
+async fn of_ranges_that_hold_a_status_the_narrowest_counts() {
+    let asked = ask("{statuses: {400-599: 5s, 404: 60s, 400-499: 0s}}", of("a.test", "/")).await.unwrap();
+    let ttl = |status| {
+        let mut statuses = asked.plan.rules.statuses.iter();
+        statuses.find(|(range, _)| range.contains(status)).map(|(_, ttl)| *ttl)
+    };
+    assert_eq!([404, 400, 500, 200].map(ttl), [Some(60), Some(0), Some(5), None]);
 }
 
 /// Notes what is purged, and could not tell others.

@@ -209,7 +209,7 @@ impl Disk {
             let files = state.index.take_url(url);
             state.queue.extend(files.into_iter().map(Job::Delete));
             // There are many of these, and lists of purges are short.
-            if !state.ready && !state.early.note(url, self.shared.next()) {
+            if !state.ready && !state.early.note(url) {
                 self.note(&mut state, &Purge::All, How::Hard);
             }
         } else {
@@ -331,6 +331,23 @@ impl State {
         });
         self.queued -= left;
         self.writing.take_if(|entry| is_one(entry));
+    }
+
+    /// Has all that happened since the start be later than this, in its order; gives by how much its numbers grew.
+    fn come_after(&mut self, newest: u64) -> u64 {
+        let kept = self.queue.iter().filter_map(|job| match job {
+            Job::Keep(_, seq) => Some(*seq),
+            _ => None,
+        });
+        let Some(first) = kept.chain(self.purges.oldest()).min() else { return 0 };
+        let by = (newest + 1).saturating_sub(first);
+        for job in &mut self.queue {
+            if let Job::Keep(_, seq) = job {
+                *seq += by;
+            }
+        }
+        self.purges.grow(by);
+        by
     }
 }
 

@@ -3,7 +3,7 @@
 //! Names of files do not tell their prefix or tags. So a purge is a line that holds for all files that are
 //! older than it, until there are none.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -74,26 +74,36 @@ impl Purges {
     pub(super) fn newest(&self) -> Option<u64> {
         self.0.iter().map(|noted| noted.seq).max()
     }
+
+    pub(super) fn oldest(&self) -> Option<u64> {
+        self.0.iter().map(|noted| noted.seq).min()
+    }
+
+    /// Has all of their numbers grow by so much.
+    pub(super) fn grow(&mut self, by: u64) {
+        self.0.iter_mut().for_each(|noted| noted.seq += by);
+    }
 }
 
-/// URLs that are purged before it is known what there is: their hashes, each with the number of its last purge.
+/// URLs that are purged before it is known what there is: their hashes. All that is found then is taken for older: its
+/// numbers may be of a clock that was ahead.
 #[derive(Default)]
-pub(super) struct Early(HashMap<u64, u64>);
+pub(super) struct Early(HashSet<u64>);
 
 impl Early {
     /// Remembers one; false if there are too many, of which none is remembered from then on.
-    pub(super) fn note(&mut self, url: &[u8], seq: u64) -> bool {
-        self.0.insert(hash(url), seq);
+    pub(super) fn note(&mut self, url: &[u8]) -> bool {
+        self.0.insert(hash(url));
         let fits = self.0.len() <= MOST_URLS;
         if !fits {
-            self.0 = HashMap::new();
+            self.0 = HashSet::new();
         }
         fits
     }
 
-    /// Whether a file is older than the purge of its URL.
+    /// Whether the URL of a file was purged.
     pub(super) fn hits(&self, file: &File) -> bool {
-        self.0.get(&file.url()).is_some_and(|seq| *seq > file.seq)
+        self.0.contains(&file.url())
     }
 }
 
@@ -108,16 +118,16 @@ mod tests {
     #[test]
     fn urls_are_remembered_once_each_and_only_so_many() {
         let key = Key::from_bytes(Bytes::from_static(b"https://a/\0"));
-        let file = |seq| File::new(&Entry::new(&key, Parts::default()), seq, 1);
+        let file = File::new(&Entry::new(&key, Parts::default()), 1, 1);
         let mut early = Early::default();
-        assert!(!early.hits(&file(1)));
-        (2..10).for_each(|seq| assert!(early.note(b"https://a/", seq)));
-        assert!(early.hits(&file(8)) && !early.hits(&file(9)), "what came after it stays");
+        assert!(!early.hits(&file));
+        (0..8).for_each(|_| assert!(early.note(b"https://a/")));
+        assert!(early.hits(&file));
         assert_eq!(early.0.len(), 1);
         let others = (1..MOST_URLS).map(|at| format!("https://b/{at}"));
-        others.for_each(|url| assert!(early.note(url.as_bytes(), 10)));
-        assert!(early.hits(&file(1)));
-        assert!(!early.note(b"https://c/", 11));
-        assert!(early.0.is_empty() && !early.hits(&file(1)));
+        others.for_each(|url| assert!(early.note(url.as_bytes())));
+        assert!(early.hits(&file));
+        assert!(!early.note(b"https://c/"));
+        assert!(early.0.is_empty() && !early.hits(&file));
     }
 }

@@ -79,7 +79,6 @@ fn work(shared: &Shared, lock: &fs::File, mut is_ours: bool) {
 impl Shared {
     /// Learns what there is from the names of files.
     fn take_stock(&self) {
-        let mut newest = 0;
         for folder in 0..=u8::MAX {
             // None yet, or not ours to read: nothing to be had.
             let files = fs::read_dir(self.root.join(format!("{folder:02x}"))).into_iter().flatten().flatten();
@@ -96,11 +95,14 @@ impl Shared {
             }
         }
         let mut state = self.state.lock();
-        newest = newest.max(state.index.newest().unwrap_or(0));
-        let noted = std::mem::take(&mut state.purges);
-        state.purges = Purges::read(&self.root, newest + 1);
+        let newest = state.index.newest().unwrap_or(0);
+        let kept = Purges::read(&self.root, newest + 1);
+        let newest = newest.max(kept.newest().unwrap_or(0));
+        // The clock may have been set back since the process before had it.
+        let by = state.come_after(newest);
+        let noted = std::mem::replace(&mut state.purges, kept);
         state.purges.extend(noted);
-        newest = newest.max(state.purges.newest().unwrap_or(0));
+        self.seq.fetch_add(by, Relaxed);
         self.seq.fetch_max(newest, Relaxed);
         // What they hit is not in the index.
         state.early = Early::default();

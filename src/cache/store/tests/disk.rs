@@ -416,11 +416,42 @@ async fn urls_that_are_purged_before_it_is_known_what_there_is_take_nothing_else
     for url in ["b", "c"] {
         second.purge(&Purge::Url(url.into()), How::Hard);
     }
-    first.insert(sized("c\0", 2));
+    second.insert(sized("c\0", 2));
     drop(first);
     settle(&second);
     assert!(second.load(b"a\0").await.is_some(), "nobody purged it");
     assert!(second.load(b"b\0").await.is_none());
-    assert_eq!(second.load(b"c\0").await.expect("it came after the purge")[0].length(), 2);
     assert_eq!((numbers(&second).entries, files(folder.path()).len()), (2, 2));
+    second.close();
+    let third = open(folder.path(), SPACE);
+    assert_eq!(third.load(b"c\0").await.expect("it came after the purge")[0].length(), 2);
+}
+
+/// Has the files be as if their process had a clock that was ahead by a day.
+fn number_ahead(folder: &Path) {
+    const DAY: u64 = 24 * 60 * 60 * 1_000_000;
+    for path in files(folder) {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap();
+        let [id, seq, pages]: [&str; 3] = name.split('-').collect::<Vec<_>>().try_into().unwrap();
+        let seq = u64::from_str_radix(seq, 16).unwrap() + DAY;
+        fs::rename(&path, path.with_file_name(format!("{id}-{seq:016x}-{pages}"))).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_is_purged_before_it_is_known_what_there_is_is_gone_though_the_clock_was_set_back() {
+    let shop = |text| tagged(text, "", &["shop"]);
+    let folder = kept(&[sized("a\0", 1), shop("b\0"), sized("c\0", 1)]);
+    number_ahead(folder.path());
+    let (first, second) = (open(folder.path(), SPACE), open(folder.path(), SPACE));
+    second.purge(&Purge::Url("a".into()), How::Hard);
+    second.purge(&Purge::Tag("shop".to_owned()), How::Hard);
+    second.insert(shop("new\0"));
+    drop(first);
+    settle(&second);
+    second.close();
+    let third = open(folder.path(), SPACE);
+    for (key, is_there) in [("a\0", false), ("b\0", false), ("c\0", true), ("new\0", true)] {
+        assert_eq!(third.load(key.as_bytes()).await.is_some(), is_there, "{key}");
+    }
 }
