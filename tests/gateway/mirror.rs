@@ -232,6 +232,37 @@ async fn the_cookie_by_which_clients_stay_with_a_backend_is_no_difference() {
     }
 }
 
+#[tokio::test]
+async fn what_a_cache_has_confirmed_is_compared_with_nothing() {
+    const STALE: &str = "cache-control: max-age=10\r\nage: 20\r\netag: \"v\"\r\n";
+    let origin = Origin::new(|mut wire: Wire| async move {
+        while let Ok(head) = wire.head().await {
+            wire.send(match head.field("if-none-match") {
+                Some(_) => "HTTP/1.1 304 Not Modified\r\netag: \"v\"\r\n\r\n".to_owned(),
+                None => json("200 OK", STALE, "{}"),
+            })
+            .await;
+        }
+    })
+    .await;
+    let shadow = Origin::answering(json("200 OK", STALE, "{}")).await;
+    let gateway = Gateway::administered(&format!(
+        "upstreams:\n- {{name: origin, backends: [{{address: \"{}\"}}]}}\n\
+         - {{name: shadow, backends: [{{address: \"{}\"}}]}}\n\
+         routes:\n- name: all\n  upstream: origin\n  filters: [{{cache: {{}}}}, \
+         {{mirror: {{upstream: shadow, diff: {{}}}}, name: shadowing}}]",
+        origin.address, shadow.address
+    ))
+    .await;
+    // The second one is answered 304, as the cache asks whether what it has still holds.
+    for (path, count) in [("/a", 1), ("/a", 2), ("/b", 3)] {
+        assert_eq!(get(gateway.address(), path).await.text(), "{}");
+        copies(&gateway, "answered", count).await;
+    }
+    let mirror = until_compared(&gateway, 2).await;
+    assert_eq!((mirror["compared"].as_u64(), mirror["different"].as_u64()), (Some(2), Some(0)), "{mirror}");
+}
+
 async fn until_compared(gateway: &Gateway, count: u64) -> Value {
     loop {
         let mirror = crate::harness::soon("comparisons", mirrors(gateway)).await;

@@ -16,8 +16,9 @@
 //!
 //! With `diff`, both answers are compared: status, fields, and bodies, as JSON where both are. Fields that tell of a
 //! connection or a moment (`Date`, `Age`, `Via` and the like) do not count. Bodies that have a content coding or are
-//! over `diff.max_body` are not compared. The admin API (`/api/mirrors`) shows how many differ, and examples without
-//! values; metrics count them. Write `mirror` last, where it sees what the upstream gets and answers.
+//! over `diff.max_body` are not compared. Where a `cache` before it had only confirmed what it holds, there is nothing to
+//! compare with. The admin API (`/api/mirrors`) shows how many differ, and examples without values; metrics count them.
+//! Write `mirror` last, where it sees what the upstream gets and answers.
 
 mod diff;
 mod report;
@@ -30,8 +31,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING, UPGRADE};
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http::header::{CONTENT_LENGTH, IF_MODIFIED_SINCE, IF_NONE_MATCH, TRANSFER_ENCODING, UPGRADE};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use pingora_http::{RequestHeader, ResponseHeader};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -277,6 +278,11 @@ fn without_secrets(request: &RequestHeader) -> RequestHeader {
     copy
 }
 
+/// Whether a request may be answered that nothing changed.
+fn has_condition(request: &RequestHeader) -> bool {
+    [IF_NONE_MATCH, IF_MODIFIED_SINCE].iter().any(|name| request.headers.contains_key(name))
+}
+
 /// Adds a piece to a body that may be so long; false if it would be longer.
 fn add(body: &mut BytesMut, piece: &Bytes, most: usize) -> bool {
     let fits = piece.len() <= most.saturating_sub(body.len());
@@ -295,6 +301,11 @@ impl OnResponse for Mirror {
         ctx: &mut Context,
     ) -> Result<(), FilterError> {
         if let Some(copying) = ctx.slot_mut(self.copy) {
+            // A cache before this one asked whether what it has still holds, and the copy does not.
+            let holds = response.status == StatusCode::NOT_MODIFIED;
+            if holds && !copying.head.as_ref().is_some_and(has_condition) {
+                return Ok(());
+            }
             copying.answer = Some(Primary {
                 status: response.status.as_u16(),
                 fields: response.headers.clone(),

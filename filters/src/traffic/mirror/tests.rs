@@ -3,8 +3,8 @@ use std::sync::Arc;
 use futures_util::FutureExt;
 
 use super::*;
-use crate::testing::{Chain, Sent, chain_calling, get, refused, send};
-use crate::world::ScriptedClient;
+use crate::testing::{Chain, Sent, chain_calling, chain_in, get, refused, send};
+use crate::world::{ManualClock, MemoryMetrics, ScriptedClient, World};
 
 fn mirrored(options: &str) -> (Arc<ScriptedClient>, Chain) {
     let client = Arc::new(ScriptedClient::new());
@@ -111,6 +111,25 @@ async fn what_never_reached_an_upstream_or_is_no_request_of_its_own_is_not_copie
     assert!(client.requests().is_empty());
     over(&chain, get("/"), &[]).await;
     assert_eq!(client.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn a_304_is_compared_only_where_the_copy_could_be_answered_so_too() {
+    let known = [("if-none-match", "\"a\"")];
+    for (fields, compared) in [(&known[..0], 0), (&known[..], 1)] {
+        let (client, metrics) = (Arc::new(ScriptedClient::new()), Arc::new(MemoryMetrics::new()));
+        client.reply(304, &[], []);
+        let clock = Arc::new(ManualClock::new());
+        let world = World { client, metrics: metrics.clone(), ..World::dry_at(clock.clone()) };
+        let chain = chain_in(&world, &clock, "- mirror: {upstream: main, diff: {}}");
+        let request = fields.iter().fold(get("/"), |request, &(name, value)| request.header(name, value));
+        let mut sent = chain.send(request).await.continues();
+        sent.attempt(1).await;
+        let _ = sent.answered(304, &[]).await;
+        sent.finish(304);
+        let number = metrics.value("tollhouse_mirror_compared_total", &[("mirror", "test/mirror#0")]);
+        assert_eq!(number, Some(compared), "{fields:?}");
+    }
 }
 
 #[tokio::test]
