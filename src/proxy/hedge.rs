@@ -14,6 +14,7 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tollhouse_filters::events;
 use tollhouse_filters::outcome::{Body, Message, Reply};
 use tollhouse_filters::problem::{self, Problem};
 use tollhouse_filters::world::{ClientBody, ClientError};
@@ -108,7 +109,6 @@ async fn prepared(
     let peer = call.connection.as_ref().and_then(|connection| connection.peer);
     let version = call.version;
     let exchange = call.exchange();
-    let left = exchange.ctx.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
     let told = upstream.time_told(exchange.ctx.deadline, exchange.route.retries.as_deref());
     let peer = peer.map(|peer| peer.ip().to_canonical());
     let forwarding = Forwarding { peer, version, upstream, picked: None, left: told };
@@ -117,6 +117,8 @@ async fn prepared(
     }
     let mut key = Vec::new();
     upstream.write_key(request, Some(&exchange.ctx), &mut key);
+    // Filters may have waited, as for a token.
+    let left = exchange.ctx.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
     let timeouts = &exchange.route.timeouts;
     let options = CallOptions {
         timeout: Some(left),
@@ -159,7 +161,7 @@ fn passed_on(answer: Answer, admission: Admission, late: Arc<AtomicBool>) -> Rep
     };
     // What the origin speaks is not what we speak (RFC 9110 s2.5).
     head.set_version(Version::HTTP_11);
-    let events = response::is_event_stream(&head);
+    let events = events::are_in(&head.headers);
     let body = if events { body.without_deadline() } else { body };
     let body = Body::Stream(Box::new(Passed { body, declared, seen: 0, admission, late }));
     Reply::Message(Box::new(Message { head, body }))

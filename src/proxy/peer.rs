@@ -130,7 +130,11 @@ impl Gateway {
         }
         let replayed = replay.is_some() && call.body.is_some();
         let fault = fault(session, &error, call, client_reused, replayed);
-        let outcome = if is_timeout(&error) { AttemptOutcome::TimedOut } else { AttemptOutcome::Broken };
+        let outcome = match fault {
+            Fault::Connect => AttemptOutcome::ConnectFailed,
+            _ if is_timeout(&error) => AttemptOutcome::TimedOut,
+            _ => AttemptOutcome::Broken,
+        };
         let repeatable = self.repeatable(session, call, replayed);
         self.go_on(session, call, (fault, outcome), repeatable, &mut error);
         error
@@ -185,7 +189,10 @@ fn fault(session: &Session, error: &Error, call: &Call, client_reused: bool, rep
     let unsent = *error.etype() == ErrorType::WriteError && sent == Some(0);
     let told_old = matches!(error.retry, RetryType::ReusedOnly);
     let silent = !call.attempts.heard && !is_within_head(error);
-    if refused {
+    if *error.etype() == ErrorType::ConnectError {
+        // There is a connection, but not of the protocol that is written.
+        Fault::Connect
+    } else if refused {
         Fault::Refused
     } else if incomplete || unsent {
         Fault::Unsent

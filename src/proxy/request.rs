@@ -13,7 +13,6 @@ use tollhouse_filters::problem::{self, Problem};
 
 use super::replay::{self, CollectError, Gathered, WholeBody};
 use super::{Call, Gateway, direct, failure, hedge, is_gone, reply};
-use crate::config::upstream::Protocol;
 use crate::door::{self, Patience};
 use crate::engine::{Connection, Exchange};
 use crate::routing::ListenerId;
@@ -92,7 +91,7 @@ impl Gateway {
             Ok(upstream) => upstream,
             Err(reply) => return answer(session, call, reply).await,
         };
-        if matches!(upstream.protocol(), Protocol::H2 | Protocol::H2c) {
+        if upstream.insists_on_http2() {
             // RFC 9110 s7.8: what cannot be offered is an ordinary request.
             call.upgrade = false;
         }

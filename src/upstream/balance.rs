@@ -129,7 +129,7 @@ impl Balancer {
         let at = self.members.iter().position(|member| Arc::ptr_eq(&member.backend, backend))?;
         let standing = &self.members[at].stats.standing;
         let well = !tried.contains(self.members[at].index) && !standing.is_out() && !standing.awaits_probe();
-        if well { self.take(at, false) } else { None }
+        if well { self.take(at, None) } else { None }
     }
 
     /// A chosen backend could not be connected to: it is passed over for a while, if that is so of all its addresses.
@@ -150,11 +150,21 @@ impl Balancer {
         &self.backends
     }
 
+    /// Whether more than one of them gets requests at all.
+    pub(super) fn has_several(&self) -> bool {
+        self.members.len() > 1
+    }
+
+    /// Whether there is one that was not tried, and has an address to go to.
+    pub(super) fn has_another(&self, tried: &Tried) -> bool {
+        self.members.iter().any(|member| !tried.contains(member.index) && member.backend.is_usable())
+    }
+
     /// Chooses a backend that was not tried while one is left, then any again; `None` if none can get requests.
     pub(super) fn pick(&self, key: &[u8], tried: &Tried) -> Option<Picked> {
         match &*self.members {
             [] => return None,
-            [_] => return self.take(0, false),
+            [_] => return self.take(0, None),
             _ => {}
         }
         if let Some(levels) = &self.levels
@@ -164,7 +174,7 @@ impl Balancer {
         }
         let first = self.choose(key, |at| !tried.contains(self.members[at].index));
         let well = first.filter(|at| self.members[*at].stats.standing.is_in());
-        well.and_then(|at| self.take(at, false)).or_else(|| self.pick_around(key, tried, first))
+        well.and_then(|at| self.take(at, None)).or_else(|| self.pick_around(key, tried, first))
     }
 
     /// Chooses among those of the first group that has enough to choose from.
@@ -180,16 +190,17 @@ impl Balancer {
             let all = (0..self.members.len()).filter(|at| levels.holds(level, *at) && counts(*at));
             let usable = all.clone().filter(|at| open(*at) && !standing(*at).is_out());
             let first = self.choose(key, here)?;
-            let turn = self.turn(first);
+            let now = Instant::now();
+            let turn = self.turn(first, now);
             if turn == Turn::Trial {
-                return self.take(first, true);
+                return self.take(first, Some(now));
             }
             if !levels.keeps(usable.count(), all.count(), fastrand::f64()) {
                 return None;
             }
-            let chosen = if turn == Turn::Yes { self.take(first, false) } else { None };
+            let chosen = if turn == Turn::Yes { self.take(first, None) } else { None };
             let choose = |accept: &dyn Fn(usize) -> bool| {
-                self.choose(key, |at| here(at) && open(at) && accept(at)).and_then(|at| self.take(at, false))
+                self.choose(key, |at| here(at) && open(at) && accept(at)).and_then(|at| self.take(at, None))
             };
             chosen
                 .or_else(|| choose(&|at| standing(at).is_in()))
@@ -204,9 +215,10 @@ impl Balancer {
         let standing = |at: usize| &self.members[at].stats.standing;
         let untried = |at: usize| !tried.contains(self.members[at].index);
         let open = |at: usize| self.members[at].backend.is_usable();
-        let take = |at: usize| self.take(at, false);
-        let picked = match first.map(|at| (at, self.turn(at))) {
-            Some((at, Turn::Trial)) => self.take(at, true),
+        let take = |at: usize| self.take(at, None);
+        let now = Instant::now();
+        let picked = match first.map(|at| (at, self.turn(at, now))) {
+            Some((at, Turn::Trial)) => self.take(at, Some(now)),
             Some((at, Turn::Yes)) => take(at),
             Some((_, Turn::No | Turn::NotYet)) | None => None,
         };
@@ -235,30 +247,35 @@ impl Balancer {
     }
 
     /// Whether the one at this place gets the request that it was chosen for.
-    fn turn(&self, at: usize) -> Turn {
+    fn turn(&self, at: usize, now: Instant) -> Turn {
         let member = &self.members[at];
         // A trial that goes nowhere would keep all others from being one.
         if !member.backend.is_usable() {
             return Turn::No;
         }
-        member.stats.standing.turn(Instant::now(), self.outliers.warm_up(), fastrand::f64())
+        member.stats.standing.turn(now, self.outliers.warm_up(), fastrand::f64())
     }
 
-    fn take(&self, at: usize, trial: bool) -> Option<Picked> {
+    /// Gives a request to the one at this place; it may be a trial that began then.
+    fn take(&self, at: usize, trial: Option<Instant>) -> Option<Picked> {
         let member = self.members.get(at)?;
         let Some(address) = member.backend.next_address() else {
             // A probe failed in between.
-            if trial {
-                member.stats.standing.give_back(Instant::now());
+            if let Some(begun) = trial {
+                member.stats.standing.give_back(begun, Instant::now());
             }
             return None;
         };
         let judge = || Judge { outliers: Arc::clone(&self.outliers), at, trial };
         let guard = InFlight::enter(
             &member.stats,
-            (self.judges || trial || member.stats.standing.is_out()).then(judge),
+            (self.judges || trial.is_some() || member.stats.standing.is_out()).then(judge),
         )
         .to(address);
+        if matches!(self.rule, Rule::Ewma(_)) {
+            // Not where it was chosen: another one may have got that request.
+            member.stats.give(Tick::of(guard.started()));
+        }
         Some(Picked { index: member.index, address, backend: Arc::clone(&member.backend), guard, at })
     }
 
@@ -273,8 +290,7 @@ impl Balancer {
             Rule::P2c(draws) => draws.better_of_two(accept, |at| self.members[at].load()),
             Rule::Ewma(draws) => {
                 let now = Tick::now();
-                let chosen = draws.better_of_two(accept, |at| self.members[at].cost(now));
-                chosen.inspect(|at| self.members[*at].stats.give(now))
+                draws.better_of_two(accept, |at| self.members[at].cost(now))
             }
             Rule::ConsistentHash(_, draws) if key.is_empty() => draws.one(accept),
             Rule::ConsistentHash(rendezvous, _) => rendezvous.choose(key, accept),

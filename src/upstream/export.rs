@@ -28,6 +28,8 @@ pub(super) fn export(upstreams: &[Arc<Upstream>], registry: &Registry) {
     for upstream in upstreams {
         breaker(upstream, registry);
         bulkhead(upstream, registry);
+        let counted = Arc::clone(&upstream.memory.route_busy);
+        refused(upstream, registry, "route", move || counted.load(Ordering::Relaxed));
         ejections(upstream, registry);
         discovery(upstream, registry);
     }
@@ -114,7 +116,7 @@ fn ejections(upstream: &Upstream, registry: &Registry) {
         let labels = [("upstream", &*upstream.name), ("backend", &*name)];
         let stats = Arc::clone(&backend.stats);
         let help = "1 while a backend is ejected for what became of its requests.";
-        registry.register_gauge_fn(EJECTED, help, &labels, move || stats.standing.is_out().into());
+        registry.register_gauge_fn(EJECTED, help, &labels, move || stats.standing.is_ejected().into());
         let stats = Arc::clone(&backend.stats);
         let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
         let help = "Ejections of a backend.";

@@ -58,6 +58,8 @@ const MAX_WEIGHT: u16 = 1000;
 const MAX_BACKENDS: usize = 10_000;
 /// Most further attempts.
 pub const MAX_RETRIES: u8 = 10;
+/// What is wrong with a backend that takes no part in ALPN where HTTP/2 is written.
+pub const NOT_HTTP2: &str = "the backend does not speak HTTP/2";
 
 /// An upstream as requests use it: parsed, files read. A [`Monitor`] resolves and probes its backends.
 pub struct Upstream {
@@ -206,7 +208,12 @@ impl Upstream {
     /// How requests of a route that has a hedge of its own, or not, are hedged, if they are.
     pub fn hedge<'a>(&'a self, route: Option<&'a Hedge>) -> Option<&'a Hedge> {
         let hedge = route.or(self.written.hedge.as_ref())?;
-        (hedge.max > 0 && self.backends.now().balancer.backends().len() > 1).then_some(hedge)
+        (hedge.max > 0 && self.backends.now().balancer.has_several()).then_some(hedge)
+    }
+
+    /// Whether some backend was not tried that can get requests.
+    pub fn has_another(&self, tried: &Tried) -> bool {
+        self.backends.now().balancer.has_another(tried)
     }
 
     /// How long one attempt is waited for before the next; none while that is not known.
@@ -262,6 +269,11 @@ impl Upstream {
     /// The HTTP version spoken to the backends.
     pub const fn protocol(&self) -> Protocol {
         self.written.protocol
+    }
+
+    /// Whether backends are spoken to in HTTP/2 and in nothing else.
+    pub const fn insists_on_http2(&self) -> bool {
+        matches!(self.written.protocol, Protocol::H2 | Protocol::H2c)
     }
 
     /// Whether this upstream behaves as the other one does, so that the other, with its place in the

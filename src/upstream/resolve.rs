@@ -21,8 +21,12 @@ use crate::config::discovery::Family;
 
 /// Longest lookup of a name, all servers and attempts included.
 const LONGEST: Duration = Duration::from_secs(10);
+/// The name servers of the machine.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// Files that say how names resolve; read again when they change.
-const FILES: [&str; 2] = ["/etc/resolv.conf", "/etc/hosts"];
+const FILES: [&str; 2] = [RESOLV_CONF, "/etc/hosts"];
+/// For how long a file can be written again without another time: file systems tell it by ticks of some milliseconds.
+const TICK: Duration = Duration::from_millis(100);
 
 /// The addresses of a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,6 +113,13 @@ pub(super) struct Resolver {
 #[derive(Debug, PartialEq, Eq)]
 struct Stamp(Dns, [Option<SystemTime>; FILES.len()]);
 
+impl Stamp {
+    /// Whether it may also be that of what is written from now on, as of a file that is emptied first.
+    fn is_fresh(&self, now: SystemTime) -> bool {
+        self.1.iter().flatten().any(|changed| now.duration_since(*changed).is_ok_and(|age| age < TICK))
+    }
+}
+
 #[async_trait]
 impl Lookup for Resolver {
     async fn addresses(&self, host: &str, family: Family) -> Result<Found, Failed> {
@@ -168,12 +179,21 @@ impl Resolver {
     fn client(&self, dns: &Dns) -> Result<Arc<Client>, Failed> {
         let changed = |file| fs::metadata(file).and_then(|metadata| metadata.modified()).ok();
         let stamp = Stamp(dns.clone(), FILES.map(changed));
+        // Not before, or what was written since would seem to be of the future.
+        let now = SystemTime::now();
+        self.client_of(stamp, now)
+    }
+
+    /// The one that is held of this, else a new one.
+    fn client_of(&self, stamp: Stamp, now: SystemTime) -> Result<Arc<Client>, Failed> {
         let mut held = self.client.lock();
         if let Some((_, client)) = held.as_ref().filter(|(of, _)| *of == stamp) {
             return Ok(Arc::clone(client));
         }
-        let client = Arc::new(Client::new(dns)?);
-        *held = Some((stamp, Arc::clone(&client)));
+        let client = Arc::new(Client::new(&stamp.0)?);
+        if !stamp.is_fresh(now) {
+            *held = Some((stamp, Arc::clone(&client)));
+        }
         Ok(client)
     }
 }
@@ -247,6 +267,22 @@ mod tests {
             all.join_next().await.unwrap().unwrap().unwrap_err();
             done += 1;
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_read_while_it_may_still_be_written_is_read_again() {
+        let (resolver, changed) = (Resolver::default(), SystemTime::now());
+        let dns = Dns { servers: vec!["127.0.0.1:1".parse().unwrap()], ..Dns::default() };
+        let client_after = |milliseconds| {
+            let now = changed + Duration::from_millis(milliseconds);
+            resolver.client_of(Stamp(dns.clone(), [Some(changed), None]), now).unwrap()
+        };
+        let (early, late) = (client_after(3), client_after(200));
+        assert!(!Arc::ptr_eq(&early, &late), "it may have been half of it");
+        assert!(Arc::ptr_eq(&late, &client_after(201)));
+        // The clock was set back: what is written now has another time.
+        let put_back = |times| Stamp(dns.clone(), times).is_fresh(changed - Duration::from_secs(60));
+        assert!(!put_back([Some(changed), None]) && !put_back([None, None]));
     }
 
     #[tokio::test]

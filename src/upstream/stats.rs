@@ -19,6 +19,8 @@ const DECAY: f32 = 10.0;
 const PENALTY: f32 = 1.0;
 /// No latency is less, in seconds; 0 means that none is known.
 const FASTEST: f32 = 1e-6;
+/// How far ahead another thread may be, in milliseconds; all that looks later than that is long ago.
+const MOMENT: u32 = 60_000;
 
 /// The numbers of one backend. They outlive snapshots: what is still in hand counts after a reload too.
 #[derive(Debug, Default)]
@@ -56,7 +58,7 @@ impl Tick {
         Self::of(Instant::now())
     }
 
-    fn of(instant: Instant) -> Self {
+    pub(super) fn of(instant: Instant) -> Self {
         static BASE: LazyLock<Instant> = LazyLock::new(Instant::now);
         let elapsed = instant.saturating_duration_since(*BASE).as_millis();
         Self(u32::try_from(elapsed & u128::from(u32::MAX)).unwrap_or(0))
@@ -65,7 +67,7 @@ impl Tick {
     /// Seconds from `earlier` until now; a time that another thread noted a moment ahead is now.
     fn since(self, earlier: Self) -> f32 {
         let elapsed = self.0.wrapping_sub(earlier.0);
-        if elapsed > u32::MAX / 2 { 0.0 } else { Duration::from_millis(elapsed.into()).as_secs_f32() }
+        if elapsed > u32::MAX - MOMENT { 0.0 } else { Duration::from_millis(elapsed.into()).as_secs_f32() }
     }
 }
 
@@ -191,8 +193,8 @@ pub(super) struct Judge {
     pub(super) outliers: Arc<Outliers>,
     /// The backend's place among those that are judged.
     pub(super) at: usize,
-    /// This request is to find out whether it is well again.
-    pub(super) trial: bool,
+    /// Since when this request is to find out whether it is well again, if it is.
+    pub(super) trial: Option<Instant>,
 }
 
 /// What became of a request.
@@ -261,7 +263,7 @@ impl InFlight {
     /// Tells who judges; gives how many failures in a row there were before.
     fn judge(&self, outcome: Outcome, now: Instant) -> u32 {
         let judge = self.judge.as_ref();
-        judge.map_or(0, |Judge { outliers, at, trial }| outliers.told(*at, outcome, *trial, now))
+        judge.map_or(0, |Judge { outliers, at, trial }| outliers.told(*at, outcome, trial.is_some(), now))
     }
 
     /// The backend could not be connected to, broke off or took too long.
@@ -280,9 +282,13 @@ impl InFlight {
         self.judge(if before == Verdict::Told { Outcome::Broken(self.row) } else { Outcome::Failed }, now);
     }
 
+    fn trial(&self) -> Option<Instant> {
+        self.judge.as_ref().and_then(|judge| judge.trial)
+    }
+
     /// Whether it is to find out whether a backend is well again.
     pub(super) fn is_trial(&self) -> bool {
-        self.judge.as_ref().is_some_and(|judge| judge.trial)
+        self.trial().is_some()
     }
 
     /// The backend could not be connected to, which is judged by who knows that.
@@ -330,8 +336,11 @@ impl Drop for InFlight {
             let now = Instant::now();
             self.stats.measure_at_least(self.elapsed(now).as_secs_f32(), Tick::of(now));
         }
-        if self.verdict != Verdict::Failed && self.answered.is_none() && self.is_trial() {
-            self.stats.standing.give_back(Instant::now());
+        if self.verdict != Verdict::Failed
+            && self.answered.is_none()
+            && let Some(begun) = self.trial()
+        {
+            self.stats.standing.give_back(begun, Instant::now());
         }
         self.stats.ended.fetch_add(1, Ordering::Relaxed);
     }

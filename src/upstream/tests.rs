@@ -74,6 +74,19 @@ fn a_name_that_is_not_resolved_leaves_the_document_valid_and_the_backend_out() {
 }
 
 #[test]
+fn only_what_can_go_to_another_backend_is_hedged() {
+    for (weights, hedged) in [(&[1, 1][..], true), (&[1, 0], false), (&[1], false), (&[1, 0, 1], true)] {
+        let backend = |(at, weight): (usize, &u16)| {
+            let address = format!("127.0.0.1:{}", 9001 + at);
+            json!({"address": address, "weight": weight})
+        };
+        let backends: Vec<_> = weights.iter().enumerate().map(backend).collect();
+        let upstream = build(json!({"backends": backends, "hedge": {"after": "50ms"}})).unwrap();
+        assert_eq!(upstream.hedge(None).is_some(), hedged, "{weights:?}");
+    }
+}
+
+#[test]
 fn a_check_takes_only_keys_of_its_type_and_a_protocol_it_can_speak() {
     let active = |fields: Value| json!({"health": {"active": fields}});
     let http_only =
@@ -132,6 +145,18 @@ fn probes_are_shared_where_nothing_they_depend_on_differs() {
         with(tcp(), json!({})) == with(tcp(), json!({"protocol": "h2c", "host": "a"})),
         "nothing is sent"
     );
+}
+
+#[test]
+fn what_is_found_at_a_port_of_requests_is_not_what_is_found_of_it_as_another_ones() {
+    let check = json!({"active": {"type": "tcp", "port": 9443}});
+    let upstream = build(json!({"protocol": "h2", "tls": {"sni": "a"}, "health": check})).unwrap();
+    let backend = &upstream.backends()[0];
+    let key = |address: &str| upstream.target(backend, address.parse().unwrap()).unwrap().key;
+    let (own, other) = (key("192.0.2.1:9443"), key("192.0.2.1:443"));
+    assert_eq!(own.address, other.address);
+    assert!(own != other, "only who gets requests has to speak HTTP/2");
+    assert!(other == key("192.0.2.1:444"));
 }
 
 #[test]

@@ -70,7 +70,8 @@ pub struct DiscoveryView {
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[schemars(rename = "State")]
 pub struct StateView {
-    /// Of a breaker `closed`, `half_open` or `open`; of a backend `in`, `ejected`, `warming` or `unprobed`.
+    /// Of a breaker `closed`, `half_open` or `open`; of a backend `in`, `ejected`, `unreachable`, `warming` or
+    /// `unprobed`.
     pub state: &'static str,
     /// Why it last changed; empty before that.
     pub reason: String,

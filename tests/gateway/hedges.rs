@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
@@ -152,6 +153,11 @@ async fn a_slow_upstream_gets_no_more_hedges_than_the_budget() {
         assert_eq!(status.expect("no panic"), 200);
     }
     assert_eq!(seen(), CLIENTS + 10, "ten in ten seconds are free");
+    // What is not made is no request of any backend's.
+    let shown = gateway.ask_admin("GET /api/upstreams/origin", "").await.json();
+    let backends = shown["backends"].as_array().expect("a list");
+    let chosen: u64 = backends.iter().filter_map(|one| one["requests"].as_u64()).sum();
+    assert_eq!(usize::try_from(chosen), Ok(CLIENTS + 10), "{shown}");
 }
 
 #[tokio::test]
@@ -305,6 +311,35 @@ async fn each_attempt_of_a_hedge_tells_the_time_that_is_left_to_it() {
 }
 
 #[tokio::test]
+async fn what_a_filter_waits_for_is_no_time_that_the_attempts_of_a_hedge_have() {
+    const WAIT: Duration = Duration::from_millis(500);
+    let issuer = Origin::new(|mut wire: Wire| async move {
+        while let Ok(head) = wire.head().await {
+            let Ok(_) = wire.body(&head).await else { return };
+            tokio::time::sleep(WAIT).await;
+            let token = "{\"access_token\": \"t\", \"token_type\": \"Bearer\", \"expires_in\": 3600}";
+            wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{token}", token.len())).await;
+        }
+    })
+    .await;
+    let origin = Origin::echo().await;
+    let rules = "hedge: {after: 1h}, timeouts: {total: 20s, remaining_header: x-left}";
+    let filtered = format!(
+        "{{name: direct, upstream: origin, filters: [upstream_auth: {{client_credentials: \
+         {{token_url: \"http://{}/token\", client_id: gw, client_secret: s3cret}}}}]}}",
+        issuer.address
+    );
+    let plain = "{name: direct, upstream: origin}";
+    let written = document(&[origin.address; 2], rules).replace(plain, &filtered);
+    let gateway = Gateway::administered(&written).await;
+    assert_eq!(ask(&gateway, WAYS[0], "GET /").await.status, 200);
+    let head = origin.head();
+    assert_eq!(head.field("authorization"), Some("Bearer t"));
+    let left = head.field("x-left").and_then(|left| left.parse::<u128>().ok()).expect("a number");
+    assert!((1..=20_000 - WAIT.as_millis()).contains(&left), "{left}");
+}
+
+#[tokio::test]
 async fn trailers_pass_between_two_sides_of_http2() {
     let origin = Origin::new(|wire: Wire| async move {
         let Ok(mut connection) = h2::server::handshake(wire.into_stream()).await else { return };
@@ -347,7 +382,7 @@ async fn a_body_that_a_filter_holds_is_sent_to_both() {
     assert_eq!(told(&mut events).await, "asked");
     let answer = asked(gateway.address(), "whole.test", "POST /", "Content-Length: 5\r\n\r\nhello");
     // The slow one is asked, and nobody else.
-    assert!(tokio::time::timeout(std::time::Duration::from_millis(200), answer).await.is_err());
+    assert!(tokio::time::timeout(Duration::from_millis(200), answer).await.is_err());
 }
 
 #[tokio::test]

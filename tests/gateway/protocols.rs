@@ -226,6 +226,26 @@ async fn what_an_http2_origin_did_not_process_is_sent_again_whatever_the_method(
     }
 }
 
+/// Ways of a route on which the gateway makes calls of its own.
+const CALLS: [&str; 2] = [", hedge: {after: 1h}", ", filters: [cache: {}]"];
+
+#[tokio::test]
+async fn what_an_http2_origin_did_not_process_is_sent_again_by_routes_that_hedge_or_cache() {
+    let firsts = [First::Goaway, First::Reset(h2::Reason::REFUSED_STREAM)];
+    for (more, first) in CALLS.into_iter().flat_map(|more| firsts.map(|first| (more, first))) {
+        let (origin, answered) = refusing_first(first).await;
+        let gateway = Gateway::start(&format!(
+            "upstreams: [{{name: origin, protocol: h2c, \
+             backends: [{{address: \"{0}\"}}, {{address: \"{0}\"}}]}}]\n\
+             routes: [{{name: all, upstream: origin{more}}}]",
+            origin.address
+        ))
+        .await;
+        let answer = get(gateway.address(), "/").await;
+        assert_eq!((answer.status, answered.load(Ordering::SeqCst)), (200, 1), "{more} {first:?}");
+    }
+}
+
 #[tokio::test]
 async fn what_an_http2_origin_may_have_processed_is_not_sent_again() {
     let (origin, answered) = refusing_first(First::Reset(h2::Reason::CANCEL)).await;
@@ -251,20 +271,26 @@ async fn a_backend_that_processes_nothing_is_left_for_another_one() {
     })
     .await;
     let fine = narrow(100).await;
-    for algorithm in ["round_robin", "ewma", "consistent_hash, hash_on: \"header:x-n\""] {
+    for (algorithm, more) in [
+        ("round_robin", ""),
+        ("ewma", ""),
+        ("consistent_hash, hash_on: \"header:x-n\"", ""),
+        ("round_robin", CALLS[0]),
+        ("round_robin", CALLS[1]),
+    ] {
         let gateway = Gateway::start(&format!(
             "upstreams: [{{name: up, protocol: h2c, balance: {{algorithm: {algorithm}}}, \
              backends: [{{address: \"{}\"}}, {{address: \"{}\"}}]}}]\n\
-             routes: [{{name: all, upstream: up}}]",
+             routes: [{{name: all, upstream: up{more}}}]",
             refusing.address, fine.address
         ))
         .await;
         let before = asked.load(Ordering::SeqCst);
         for n in 0..10 {
             let answer = request(gateway.address(), "GET /", &format!("X-N: {n}\r\n")).await;
-            assert_eq!(answer.status, 200, "{algorithm}, request {n}");
+            assert_eq!(answer.status, 200, "{algorithm}{more}, request {n}");
         }
-        assert!(asked.load(Ordering::SeqCst) - before <= 10, "each asks it once at most: {algorithm}");
+        assert!(asked.load(Ordering::SeqCst) - before <= 10, "each asks it once at most: {algorithm}{more}");
     }
 }
 

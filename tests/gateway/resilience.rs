@@ -257,14 +257,21 @@ async fn a_backend_that_fails_is_ejected_and_comes_back_by_one_request() {
 #[tokio::test]
 async fn a_backend_that_cannot_be_connected_to_costs_few_attempts() {
     for way in WAYS {
-        let good = Origin::answering(OK).await;
-        let gateway = before(&[refusing().await, good.address, good.address], "retries: {max: 1}", "").await;
+        let (good, gone) = (Origin::answering(OK).await, refusing().await);
+        let rules = "retries: {max: 1}, health: {outlier: {}}";
+        let gateway = before(&[gone, good.address, good.address], rules, "").await;
         for _ in 0..100 {
             assert_eq!(ask(&gateway, way, "POST /").await.status, 200, "{way}");
         }
         let failed = gateway.number("tollhouse_upstream_connect_failures_total{upstream=\"origin\"}").await;
         assert!((1..=8).contains(&failed), "{way}: {failed}");
         gateway.says("a backend cannot be connected to").await;
+        // It is down, and not ejected for what it did.
+        for name in ["backend_ejected", "ejections_total"] {
+            let series = format!("tollhouse_upstream_{name}{{upstream=\"origin\",backend=\"{gone}\"}}");
+            assert_eq!(gateway.number(&series).await, 0, "{way} {name}");
+        }
+        assert_eq!(shown(&gateway).await["backends"][0]["standing"]["state"], "unreachable", "{way}");
     }
 }
 
@@ -306,9 +313,9 @@ async fn places_are_taken_in_turn_and_come_back_however_a_request_ends() {
 async fn who_waits_too_long_is_refused_and_a_route_has_places_of_its_own() {
     for way in WAYS {
         let (origin, mut events) = Origin::silent().await;
-        for (upstream, route) in [
-            ("concurrency: {in_flight: 1, queue: 5, max_wait: 50ms}", ""),
-            ("host: preserve", ", concurrency: {in_flight: 1, queue: 5, max_wait: 50ms}"),
+        for (upstream, route, reason) in [
+            ("concurrency: {in_flight: 1, queue: 5, max_wait: 50ms}", "", "max_wait"),
+            ("host: preserve", ", concurrency: {in_flight: 1, queue: 5, max_wait: 50ms}", "route"),
         ] {
             let gateway = before(&[origin.address], upstream, route).await;
             let mut held = Wire::connect(gateway.address()).await;
@@ -316,6 +323,9 @@ async fn who_waits_too_long_is_refused_and_a_route_has_places_of_its_own() {
             assert_eq!(soon("the request", events.recv()).await, Some("asked"));
             let late = ask(&gateway, way, "GET /").await;
             assert_eq!((late.status, late.problem().as_str()), (503, "upstream-busy"), "{way}");
+            let refused =
+                format!("tollhouse_upstream_refused_total{{upstream=\"origin\",reason=\"{reason}\"}}");
+            assert_eq!(gateway.number(&refused).await, 1, "{way}");
             drop(held);
             assert_eq!(soon("the close", events.recv()).await, Some("closed"));
         }

@@ -208,6 +208,44 @@ async fn h2_is_not_spoken_to_an_origin_that_does_not_know_it() {
     assert!(line["reason"].as_str().is_some_and(|reason| reason.contains("NoApplicationProtocol")), "{line}");
 }
 
+// RFC 9113 s3.2: without ALPN, TLS carries no HTTP/2.
+#[tokio::test]
+async fn where_h2_is_written_an_origin_without_alpn_gets_no_requests_on_any_way() {
+    let authority = Authority::new();
+    let origin = TlsOrigin::new(&authority.issue("origin.test"), &[]).await;
+    let upstream = format!("protocol: h2, {}", trusting(&authority.file(), ""));
+    let reason = "the backend does not speak HTTP/2";
+    let unchecked = gateway(&[("a", origin.address, upstream.clone())]).await;
+    let answer = get(unchecked.address(), "/a/").await;
+    assert_eq!((answer.status, answer.problem().as_str()), (502, "upstream-unreachable"));
+    let line = unchecked.log_line(|line| line["route"] == "a").await;
+    assert_eq!((&line["reason"], &line["attempts"]), (&reason.into(), &2.into()), "{line}");
+    // Probes find it out before any request does.
+    let check = "health: {active: {type: http, interval: 20ms, timeout: 10s}}";
+    let checked = gateway(&[("a", origin.address, format!("{upstream}, {check}"))]).await;
+    let line = checked.says("a backend is unhealthy").await;
+    assert!(line.contains(reason), "{line}");
+    assert_eq!(get(checked.address(), "/a/").await.problem(), "no-backend");
+}
+
+#[tokio::test]
+async fn a_probe_of_another_port_passes_there_without_http2() {
+    let authority = Authority::new();
+    let identity = authority.issue("origin.test");
+    let (origin, managed) = (TlsOrigin::new(&identity, &["h2"]).await, TlsOrigin::new(&identity, &[]).await);
+    for kind in ["http", "tcp"] {
+        let check = format!("type: {kind}, port: {}, interval: 20ms, timeout: 10s", managed.address.port());
+        let check = format!("health: {{active: {{{check}}}}}");
+        let upstream = format!("protocol: h2, {}, {check}", trusting(&authority.file(), ""));
+        let gateway = gateway(&[("a", origin.address, upstream)]).await;
+        let before = managed.handshakes().len();
+        // The second probe begins when the first one has been taken in.
+        until("two probes", || (managed.handshakes().len() >= before + 2).then_some(())).await;
+        assert!(is_ok(&get(gateway.address(), "/a/").await), "{kind}");
+        assert_eq!(gateway.said("a backend is unhealthy"), 0, "{kind}");
+    }
+}
+
 #[tokio::test]
 async fn a_plain_origin_behind_tls_is_a_502() {
     let authority = Authority::new();

@@ -186,7 +186,9 @@ fn a_trial_waits_until_probes_find_the_backend_well() {
         let balancer = balancer(algorithm, &[1, 1]);
         let backend = balancer.backends()[0].clone();
         balancer.outliers.unreachable(0, false, Instant::now());
-        backend.stats.standing.give_back(Instant::now());
+        let later = Instant::now() + Duration::from_secs(2);
+        assert_eq!(backend.stats.standing.turn(later, None, 0.0), Turn::Trial);
+        backend.stats.standing.give_back(later, Instant::now());
         let endpoints = backend.endpoints();
         backend.set_endpoints(Vec::new());
         assert_eq!(shares(&balancer, 100), [0, 100], "{algorithm:?}: no probe finds it well");
@@ -239,7 +241,7 @@ fn a_backend_none_of_whose_addresses_can_be_connected_to_is_passed_over() {
         balancer.backends()[0].set_endpoints(vec![found(1), found(2)]);
         for address in [found(1).address, found(2).address] {
             assert!(!balancer.backends()[0].stats.standing.is_out(), "{algorithm:?}: one is left");
-            let mut picked = balancer.take(0, false).unwrap();
+            let mut picked = balancer.take(0, None).unwrap();
             picked.address = address;
             picked.backend.connect_failed(address);
             balancer.unreachable(&mut picked);
@@ -329,6 +331,33 @@ fn a_backend_that_fails_fast_is_avoided_by_ewma() {
         assert!(counts[0] < 200 && counts[1] > 5000 && counts[2] > 5000, "{counts:?}");
         assert_eq!(balancer.backends()[0].failures(), counts[0]);
     }
+}
+
+#[test]
+fn one_that_is_ejected_is_given_none_of_the_requests_that_it_is_chosen_for_by_ewma() {
+    let balancer = one_ejected_of_four(Algorithm::Ewma);
+    for (backend, seconds) in balancer.backends().iter().zip([1.0, 60.0, 60.0, 60.0]) {
+        backend.stats.measure_for_tests(seconds);
+    }
+    let ejected = &balancer.backends()[0].stats;
+    let later = Tick::of(Instant::now() + Duration::from_secs(3600));
+    ejected.give(later);
+    assert_eq!(shares(&balancer, 100)[0], 0);
+    assert_eq!(ejected.cost(1, later), 1.0, "what it was given last was given then");
+    drop(balancer.take(0, None));
+    assert!(ejected.cost(1, later) < 0.001, "that is an hour ago now");
+}
+
+#[test]
+fn another_one_is_there_while_one_that_can_be_asked_was_not_tried() {
+    let some = mixed(Algorithm::RoundRobin, &[(1, true), (0, true), (1, false), (1, true)]);
+    let mut tried = Tried::default();
+    assert!(some.has_several() && some.has_another(&tried));
+    tried.insert(0);
+    assert!(some.has_another(&tried));
+    tried.insert(3);
+    assert!(!some.has_another(&tried), "of the others, one is drained and one has no address");
+    assert!(!balancer(Algorithm::RoundRobin, &[1, 0]).has_several());
 }
 
 #[test]

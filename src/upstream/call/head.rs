@@ -14,7 +14,7 @@ use pingora::{ErrorType, RetryType};
 use super::super::peer::host_of;
 use super::{CallError, Failure};
 use crate::config::upstream::Protocol;
-use crate::upstream::{Picked, Upstream};
+use crate::upstream::{Fault, Picked, Upstream};
 
 /// What the heads of answers may have.
 #[derive(Debug, Clone, Copy)]
@@ -122,13 +122,18 @@ pub(super) fn length(head: &ResponseHeader) -> usize {
     head.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum()
 }
 
-/// Whether the error says that a pooled connection had been closed before the request reached anyone.
-pub(super) fn is_stale(error: &pingora::Error) -> bool {
-    let closed_early = match error.retry {
-        RetryType::Decided(retry) => retry,
-        RetryType::ReusedOnly => true,
-    };
-    closed_early || *error.etype() == ErrorType::WriteError
+/// What the error says of the request; that a connection was old, it can say only of one that was kept.
+pub(super) fn fault(error: &pingora::Error) -> Fault {
+    // Pingora has requests sent again for these too: in HTTP/1.1, which is not done here. Invalid frames may come at
+    // any time.
+    let otherwise = matches!(error.etype(), ErrorType::H2Downgrade | ErrorType::InvalidH2);
+    match error.retry {
+        // The backend says that it did not process the request (RFC 9113 sections 6.8 and 8.7).
+        RetryType::Decided(true) if !otherwise => Fault::Refused,
+        RetryType::ReusedOnly => Fault::Stale,
+        RetryType::Decided(_) if *error.etype() == ErrorType::WriteError => Fault::Stale,
+        RetryType::Decided(_) => Fault::Reset,
+    }
 }
 
 /// The hop-by-hop fields that are there, those nominated by `Connection` included.

@@ -130,15 +130,20 @@ impl Race<'_> {
         self.after.filter(|_| self.left > 0).map(|after| Instant::now() + after)
     }
 
-    /// Makes another attempt, while there is another backend and the budget allows for it.
+    /// Makes another attempt, while there is another backend and the budget allows for it. Only then is one chosen: it
+    /// would be counted as asked, and have had its turn.
     fn hedge(&mut self) -> bool {
-        let Some(picked) = self.pick().filter(|picked| !self.tried.contains(picked.index)) else {
+        if !self.call.upstream.has_another(&self.tried) {
             return false;
-        };
+        }
         if !self.rules.may_hedge(Instant::now()) {
             self.account.out_of_budget = true;
             return false;
         }
+        // It may be lost in the very moment.
+        let Some(picked) = self.pick().filter(|picked| !self.tried.contains(picked.index)) else {
+            return false;
+        };
         self.left -= 1;
         self.begin(picked, true);
         true

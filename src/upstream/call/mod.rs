@@ -27,9 +27,8 @@ use tokio::time::Instant;
 
 use self::body::Wire;
 use self::error::{Limit, by, within};
-use super::{Asked, Backend, Fault, Picked, Progress, Rules, Tried, Upstream};
+use super::{Asked, Backend, Fault, NOT_HTTP2, Picked, Progress, Rules, Tried, Upstream};
 use crate::config::retries::RouteRetries;
-use crate::config::upstream::Protocol;
 
 pub use self::account::{Account, Attempt};
 pub use self::body::BodyStream;
@@ -90,10 +89,10 @@ struct Failed {
     error: CallError,
 }
 
-/// Why an exchange failed, and whether it may go over a fresh connection.
+/// Why an exchange failed, and what that is; old is a connection only if it was kept.
 struct Failure {
     error: CallError,
-    stale: bool,
+    fault: Fault,
 }
 
 impl Caller {
@@ -106,8 +105,8 @@ impl Caller {
 
     /// Sends a request to one of the upstream's backends and waits for the final head.
     ///
-    /// Hop-by-hop fields, framing and `Host` of `head` are replaced. A connection that cannot be made is
-    /// retried on another backend as the upstream's rules allow; an idempotent request also when a
+    /// Hop-by-hop fields, framing and `Host` of `head` are replaced. A connection that cannot be made and
+    /// a stream that is refused are retried as the upstream's rules allow; an idempotent request also when a
     /// pooled connection turns out to be closed (RFC 9110 section 9.2.2), or the rules name what went wrong before
     /// the head of an answer.
     ///
@@ -285,14 +284,16 @@ impl<'a> Call<'a> {
             Ok(head) => return Ok((wire, head)),
             Err(failure) => failure,
         };
-        let closed = failure.stale && reused;
+        let fault = match failure.fault {
+            Fault::Stale if !reused => Fault::Reset,
+            fault => fault,
+        };
         let guard = &mut wire.picked.guard;
-        if closed {
+        if fault == Fault::Stale {
             guard.unseen();
         } else if failure.error != CallError::Timeout(Waiting::Total) || !self.had_little(guard.started()) {
             guard.failed();
         }
-        let fault = if closed { Fault::Stale } else { Fault::Reset };
         Err(Failed { fault: Some(fault), error: failure.error })
     }
 
@@ -368,9 +369,8 @@ impl<'a> Call<'a> {
     async fn connect(&self, peer: &HttpPeer) -> Result<(HttpSession, bool), CallError> {
         let connected = self.caller.connector.get_http_session(peer).await;
         let (mut session, reused) = connected.map_err(|error| CallError::connecting(&error))?;
-        let needs_h2 = matches!(self.upstream.protocol(), Protocol::H2 | Protocol::H2c);
-        if needs_h2 && session.as_http2().is_none() {
-            return Err(CallError::Connect("the backend does not speak HTTP/2".into()));
+        if self.upstream.insists_on_http2() && session.as_http2().is_none() {
+            return Err(CallError::Connect(NOT_HTTP2.into()));
         }
         session.set_read_timeout(peer.options.read_timeout);
         session.set_write_timeout(peer.options.write_timeout);
@@ -399,6 +399,8 @@ impl<'a> Call<'a> {
                 wire.close_after();
                 Ok(head)
             }
+            // That nobody acted on it, only what is read says.
+            (Err(_), Err(told)) if told.fault == Fault::Refused => Err(told),
             (Err(failure), Err(_)) | (Ok(()), Err(failure)) => Err(failure),
         }
     }
@@ -458,12 +460,12 @@ impl<'a> Call<'a> {
 
 impl From<CallError> for Failure {
     fn from(error: CallError) -> Self {
-        Self { error, stale: false }
+        Self { error, fault: Fault::Reset }
     }
 }
 
 impl From<pingora::BError> for Failure {
     fn from(error: pingora::BError) -> Self {
-        Self { stale: head::is_stale(&error), error: CallError::exchanging(&error) }
+        Self { fault: head::fault(&error), error: CallError::exchanging(&error) }
     }
 }

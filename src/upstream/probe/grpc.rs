@@ -22,9 +22,6 @@ const PREFIX: usize = 5;
 
 /// Asks whether the service serves.
 pub(super) async fn check(session: &mut HttpSession, target: &Target) -> Result<Box<str>, Fault> {
-    if session.as_http2().is_none() {
-        return Err("the backend does not speak HTTP/2".into());
-    }
     let service = target.key.check.service.as_deref().unwrap_or_default();
     session.write_request_header(head(target)?).await?;
     session.write_request_body(request(service), true).await?;

@@ -16,10 +16,10 @@ use pingora::protocols::http::client::HttpSession;
 use pingora::upstreams::peer::HttpPeer;
 use tokio::time::timeout;
 
-use super::Upstream;
 use super::backend::Backend;
 use super::call::{CallError, Caller, describe, name_as_http2};
 use super::health::Outcome;
+use super::{NOT_HTTP2, Upstream};
 use crate::config::health::{Active, ProbeKind};
 use crate::config::upstream::HostHeader;
 
@@ -48,6 +48,8 @@ pub(super) struct Key {
     sni: Box<str>,
     /// Stands for protocol, authorities and client certificate.
     trust: u64,
+    /// It has to agree to HTTP/2, which over TLS not all do that are asked to.
+    insists_on_http2: bool,
 }
 
 /// Sends probes.
@@ -61,7 +63,8 @@ impl Upstream {
     /// What to probe at this address of a backend; none without a check.
     pub(super) fn target(&self, backend: &Backend, address: SocketAddr) -> Option<Target> {
         let check = Arc::clone(self.check()?);
-        let address = SocketAddr::new(address.ip(), check.port.map_or(address.port(), Into::into));
+        let own = address.port();
+        let address = SocketAddr::new(address.ip(), check.port.map_or(own, Into::into));
         let mut peer = self.peer_at(address, self.server_name(backend));
         // A plain connection is the same in every protocol.
         let plain = check.kind == ProbeKind::Tcp && !self.is_tls();
@@ -71,6 +74,9 @@ impl Upstream {
         } else if check.kind == ProbeKind::Grpc {
             peer.options.alpn = ALPN::H2;
         }
+        // What another port speaks says nothing of the one that gets the requests.
+        let is_of_requests = address.port() == own || check.kind == ProbeKind::Grpc;
+        let insists_on_http2 = is_of_requests && peer.options.alpn == ALPN::H2;
         peer.group_key = trust ^ PROBES;
         let limit = Some(check.timeout.get());
         peer.options.connection_timeout = limit;
@@ -79,7 +85,8 @@ impl Upstream {
         // A connection of its own for each probe.
         peer.options.max_h2_streams = 1;
         let host = if check.kind == ProbeKind::Tcp { "" } else { self.probe_host(backend, &check) };
-        let key = Key { address, host: host.into(), sni: peer.sni.as_str().into(), trust, check };
+        let (host, sni) = (host.into(), peer.sni.as_str().into());
+        let key = Key { address, host, sni, trust, insists_on_http2, check };
         Some(Target { key, peer })
     }
 
@@ -160,6 +167,10 @@ impl From<pingora::BError> for Fault {
 
 async fn run(caller: &Caller, target: &Target) -> Result<Box<str>, Fault> {
     let (mut session, _) = caller.connector().get_http_session(&target.peer).await?;
+    if target.key.insists_on_http2 && session.as_http2().is_none() {
+        // Requests will not be sent to it either.
+        return Err(NOT_HTTP2.into());
+    }
     let outcome = match target.key.check.kind {
         ProbeKind::Tcp => Ok("connected".into()),
         ProbeKind::Http => Box::pin(http(&mut session, target)).await,

@@ -1,6 +1,7 @@
 //! Whether a request gets to its upstream at all: the circuit breaker, and the places of route and upstream.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::breaker::{Passage, Verdict};
@@ -70,7 +71,10 @@ impl Upstream {
         let passage = breaker.map(|breaker| breaker.enter(Instant::now())).transpose();
         let mut passage = passage.map_err(|open| Refusal::Open(open.left))?;
         let of_route = place(route, deadline, "too many requests of this route are under way").await;
-        let (mut first, waited) = of_route.map_err(Refusal::RouteBusy)?;
+        let (mut first, waited) = of_route.map_err(|why| {
+            self.memory.route_busy.fetch_add(1, Ordering::Relaxed);
+            Refusal::RouteBusy(why)
+        })?;
         let upstream = self.memory.bulkhead.as_ref();
         let own = place(upstream, deadline, "too many requests are under way").await;
         let (second, more) = own.map_err(Refusal::Busy)?;
@@ -140,13 +144,17 @@ mod tests {
         let written = json!({
             "name": "users", "backends": [{"address": "127.0.0.1:9"}], "concurrency": places,
         });
-        let upstream =
-            Upstream::build(&serde_json::from_value(written).unwrap(), Path::new(""), None).unwrap();
+        let written = serde_json::from_value(written).unwrap();
+        let upstream = Upstream::build(&written, Path::new(""), None).unwrap();
         let route = Bulkhead::new(serde_json::from_value(places).unwrap());
         let held = upstream.admit(None, None).await.unwrap();
         assert!(matches!(upstream.admit(Some(&route), None).await, Err(Refusal::Busy(_))));
         drop(held);
+        let counted = |upstream: &Upstream| upstream.memory.route_busy.load(Ordering::Relaxed);
         let _held = upstream.admit(Some(&route), None).await.unwrap();
+        assert_eq!(counted(&upstream), 0);
         assert!(matches!(upstream.admit(Some(&route), None).await, Err(Refusal::RouteBusy(_))));
+        let later = Upstream::build(&written, Path::new(""), Some(&upstream)).unwrap();
+        assert_eq!((counted(&upstream), counted(&later)), (1, 1), "it is known after a reload too");
     }
 }

@@ -14,6 +14,7 @@ mod retry;
 mod standing;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
 use self::breaker::Breaker;
@@ -37,6 +38,8 @@ pub(super) struct Memory {
     pub(super) latencies: Arc<Latencies>,
     pub(super) breaker: Option<Arc<Breaker>>,
     pub(super) bulkhead: Option<Arc<Bulkhead>>,
+    /// Requests that were refused for want of a place of their own routes.
+    pub(super) route_busy: Arc<AtomicU64>,
 }
 
 impl Memory {
@@ -56,6 +59,7 @@ impl Memory {
             budget: before.map_or_else(|| Arc::new(Budget::new(now)), |before| Arc::clone(&before.budget)),
             breaker: written.circuit_breaker.as_ref().map(breaker),
             bulkhead: written.concurrency.as_ref().map(bulkhead),
+            route_busy: before.map(|before| Arc::clone(&before.route_busy)).unwrap_or_default(),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::standing::{Standing, Window};
+use super::standing::Window;
 use crate::config::outlier::Outlier;
 use crate::upstream::stats::Stats;
 
@@ -166,8 +166,7 @@ impl Outliers {
             stats.standing.cool(&reason, now);
             return;
         };
-        let is_ejected = |standing: &Standing| standing.is_out() && !standing.is_cooling();
-        let out = self.pool.iter().filter(|(_, stats)| is_ejected(&stats.standing)).count();
+        let out = self.pool.iter().filter(|(_, stats)| stats.standing.is_ejected()).count();
         let most = self.pool.len() * usize::from(rules.max_ejected.hundredths()) / 10_000;
         let most = if rules.max_ejected.hundredths() == 0 { 0 } else { most.max(1) };
         if !was_out && out >= most {
@@ -348,6 +347,11 @@ mod tests {
         pool.outliers.unreachable(1, false, pool.now);
         assert!(pool.play(0, "F"));
         assert!(!pool.play(2, "F"), "one of three may be");
+        let told = |at: usize| {
+            let standing = &pool.stats[at].standing;
+            (standing.is_ejected(), standing.ejections.load(Ordering::Relaxed))
+        };
+        assert_eq!([told(0), told(1), told(2)], [(true, 1), (false, 0), (false, 0)]);
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub(in crate::upstream) struct Standing {
     word: AtomicU64,
     /// Failures in a row.
     pub(super) failures: AtomicU32,
-    /// How often it was put out.
+    /// How often it was put out for what it answered.
     pub(in crate::upstream) ejections: AtomicU64,
     pub(super) record: Mutex<Record>,
 }
@@ -120,6 +120,11 @@ impl Standing {
         self.word.load(Ordering::Relaxed) & OUT != 0
     }
 
+    /// Whether it is out for what became of its requests, which not being connected to is none of.
+    pub(in crate::upstream) fn is_ejected(&self) -> bool {
+        self.word.load(Ordering::Relaxed) & COOLS == OUT
+    }
+
     /// Whether one that was chosen gets the request; `random` is from 0 to 1.
     pub(in crate::upstream) fn turn(&self, now: Instant, warm_up: Option<Duration>, random: f64) -> Turn {
         let word = self.word.load(Ordering::Relaxed);
@@ -131,7 +136,7 @@ impl Standing {
             return Turn::NotYet;
         }
         if word & OUT != 0 {
-            let next = word & !TIME | (now + as_millis(TRIAL));
+            let next = word & !TIME | waited_for_until(now);
             let is_mine =
                 || self.word.compare_exchange(word, next, Ordering::Relaxed, Ordering::Relaxed).is_ok();
             return if now >= time && is_mine() { Turn::Trial } else { Turn::No };
@@ -165,7 +170,7 @@ impl Standing {
 
     fn leave(&self, how: u64, reason: String, now: Instant, lasts: impl Fn(u32) -> Duration) -> bool {
         let record = &mut *self.record.lock();
-        let was_out = self.is_out();
+        let (was_out, was_ejected) = (self.is_out(), self.is_ejected());
         // One that was well for as long as it was out begins anew.
         let well = |back: Instant| now.saturating_duration_since(back) >= record.last;
         if !was_out && record.back.is_none_or(well) {
@@ -178,6 +183,8 @@ impl Standing {
         record.reason = reason;
         if !was_out {
             record.since = Some(SystemTime::now());
+        }
+        if how == OUT && !was_ejected {
             self.ejections.fetch_add(1, Ordering::Relaxed);
         }
         record.window = Window::default();
@@ -220,10 +227,10 @@ impl Standing {
         let _ = self.word.compare_exchange(UNPROBED, word, Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    /// A trial was given up: the next request may be one.
-    pub(in crate::upstream) fn give_back(&self, now: Instant) {
+    /// The trial that began then was given up: the next request may be one, unless another one is or was since.
+    pub(in crate::upstream) fn give_back(&self, begun: Instant, now: Instant) {
         let word = self.word.load(Ordering::Relaxed);
-        if word & OUT != 0 {
+        if word & OUT != 0 && word & TIME == waited_for_until(millis(begun)) {
             let next = word & !TIME | millis(now);
             let _ = self.word.compare_exchange(word, next, Ordering::Relaxed, Ordering::Relaxed);
         }
@@ -236,6 +243,7 @@ impl Standing {
         let state = match word {
             0 => "in",
             UNPROBED => "unprobed",
+            word if word & COOLS == COOLS => "unreachable",
             word if word & OUT != 0 => "ejected",
             _ => "warming",
         };
@@ -246,6 +254,11 @@ impl Standing {
 fn millis(now: Instant) -> u64 {
     static BASE: LazyLock<Instant> = LazyLock::new(Instant::now);
     as_millis(now.saturating_duration_since(*BASE))
+}
+
+/// Until when a trial is waited for that began then.
+fn waited_for_until(begun: u64) -> u64 {
+    begun + as_millis(TRIAL)
 }
 
 fn as_millis(time: Duration) -> u64 {
@@ -274,10 +287,10 @@ mod tests {
         assert_eq!([turn(0), turn(1), turn(1), turn(9)], [Turn::No, Turn::Trial, Turn::No, Turn::No]);
         assert!(!standing.cool("refused", after(now, 2)), "it was out already");
         assert_eq!([turn(3), turn(4)], [Turn::No, Turn::Trial], "twice as long");
-        assert_eq!(standing.shown().state, "ejected");
+        assert_eq!(standing.shown().state, "unreachable");
         assert!(standing.back(after(now, 4), None));
         assert_eq!((standing.shown().state, standing.is_in()), ("in", true));
-        assert_eq!(standing.ejections.load(Ordering::Relaxed), 1);
+        assert_eq!(standing.ejections.load(Ordering::Relaxed), 0, "it was only down");
     }
 
     #[test]
@@ -294,6 +307,22 @@ mod tests {
         standing.back(after(now, 35), None);
         put_out(55);
         assert!(out_at(64) && !out_at(65), "10 s again");
+        assert_eq!(standing.ejections.load(Ordering::Relaxed), 3);
+    }
+
+    #[test]
+    fn one_that_is_ejected_and_then_down_is_not_ejected_any_more() {
+        let (standing, now) = (Standing::default(), start());
+        standing.put_out(String::new(), now, |_| Duration::from_secs(10));
+        assert!(standing.is_out() && standing.is_ejected());
+        assert_eq!(standing.shown().state, "ejected");
+        standing.cool("refused", after(now, 10));
+        assert!(standing.is_out() && !standing.is_ejected() && standing.is_cooling());
+        assert_eq!(standing.shown().state, "unreachable");
+        standing.put_out(String::new(), after(now, 11), |_| Duration::from_secs(10));
+        standing.put_out(String::new(), after(now, 12), |_| Duration::from_secs(10));
+        assert!(standing.is_ejected());
+        assert_eq!(standing.ejections.load(Ordering::Relaxed), 2, "a trial that fails is no other ejection");
     }
 
     #[test]
@@ -301,8 +330,31 @@ mod tests {
         let (standing, now) = (Standing::default(), start());
         standing.cool("refused", now);
         assert_eq!(standing.turn(after(now, 1), None, 0.0), Turn::Trial);
-        standing.give_back(after(now, 1));
+        standing.give_back(after(now, 1), after(now, 1));
         assert_eq!(standing.turn(after(now, 1), None, 0.0), Turn::Trial);
+    }
+
+    #[test]
+    fn a_trial_that_is_given_up_late_ends_nothing_that_began_since() {
+        let (standing, now) = (Standing::default(), start());
+        let put_out = |seconds| {
+            standing.put_out(String::new(), after(now, seconds), |_| Duration::from_secs(60));
+        };
+        let turn = |seconds| standing.turn(after(now, seconds), None, 0.0);
+        put_out(0);
+        assert_eq!([turn(60), turn(119), turn(120)], [Turn::Trial, Turn::No, Turn::Trial], "60 s are over");
+        standing.give_back(after(now, 60), after(now, 121));
+        assert_eq!(turn(121), Turn::No, "the other trial goes on");
+        // It fails.
+        put_out(122);
+        standing.give_back(after(now, 60), after(now, 123));
+        standing.give_back(after(now, 120), after(now, 123));
+        assert_eq!([turn(123), turn(181), turn(182)], [Turn::No, Turn::No, Turn::Trial]);
+        // It was well in between.
+        standing.back(after(now, 183), None);
+        put_out(184);
+        standing.give_back(after(now, 182), after(now, 185));
+        assert_eq!(turn(185), Turn::No);
     }
 
     #[test]

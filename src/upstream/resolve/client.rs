@@ -1,6 +1,9 @@
 //! Name servers, and what they are asked: all of them together, and each by itself where one of them fails.
 
+use std::fs;
+use std::io::ErrorKind;
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use futures_util::future::select_ok;
@@ -11,12 +14,12 @@ use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::op::{Query, ResponseCode};
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
-use hickory_resolver::system_conf::read_system_conf;
+use hickory_resolver::system_conf::parse_resolv_conf;
 use hickory_resolver::{Hosts, TokioResolver};
 use tokio::time::timeout;
 
 use super::search::Search;
-use super::{Failed, Found, Service};
+use super::{Failed, Found, RESOLV_CONF, Service};
 use crate::config::Dns;
 use crate::config::discovery::Family;
 
@@ -50,8 +53,7 @@ struct Answer<T = IpAddr> {
 impl Client {
     pub(super) fn new(dns: &Dns) -> Result<Self, Failed> {
         let (config, options) = match dns.servers.as_slice() {
-            [] => read_system_conf()
-                .map_err(|error| Failed(format!("cannot use /etc/resolv.conf: {error}").into()))?,
+            [] => settings(Path::new(RESOLV_CONF))?,
             _ => (servers(dns), ResolverOpts::default()),
         };
         Self::with(config, options)
@@ -140,6 +142,22 @@ impl Client {
             Err(_) => told,
         }
     }
+}
+
+/// What the machine's file says. Where it names no server, or is not there, the machine is its own (resolv.conf(5)), and
+/// names that need none are found.
+fn settings(file: &Path) -> Result<(ResolverConfig, ResolverOpts), Failed> {
+    let unusable =
+        |error: &dyn std::error::Error| Failed(format!("cannot use {}: {error}", file.display()).into());
+    let mut text = match fs::read(file) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+        read => read.map_err(|error| unusable(&error))?,
+    };
+    if let Ok(settings) = parse_resolv_conf(&text) {
+        return Ok(settings);
+    }
+    text.extend_from_slice(b"\nnameserver 127.0.0.1\n");
+    parse_resolv_conf(&text).map_err(|error| unusable(&error))
 }
 
 fn resolver(config: ResolverConfig, options: ResolverOpts) -> Result<TokioResolver, Failed> {
@@ -282,6 +300,29 @@ mod tests {
         let found = client.in_hosts(&Name::from_utf8("users.test").unwrap()).unwrap();
         assert_eq!((found.v4.map(|list| list.len()), found.v6), (Some(2), Some(Vec::new())));
         assert_eq!(client.in_hosts(&Name::from_utf8("orders.test").unwrap()), None);
+    }
+
+    // resolv.conf(5): without any server, that of the machine itself is asked.
+    #[tokio::test]
+    async fn a_machine_without_a_name_server_finds_what_is_in_its_hosts_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("resolv.conf");
+        for text in [None, Some(""), Some("# made while offline"), Some("search x.test\noptions ndots:3\n")] {
+            text.into_iter().for_each(|text| fs::write(&file, text).unwrap());
+            let (config, options) = settings(&file).unwrap();
+            let servers: Vec<IpAddr> = config.name_servers().iter().map(|server| server.ip).collect();
+            assert_eq!(servers, [IpAddr::from([127, 0, 0, 1])], "{text:?}");
+            let searched = text.is_some_and(|text| text.contains("search"));
+            assert_eq!((config.search().len(), options.ndots), if searched { (1, 3) } else { (0, 1) });
+            let mut client = Client::with(config, options).unwrap();
+            client.hosts.read_hosts_conf(&b"192.0.2.7 users.test\n"[..]).unwrap();
+            assert!(client.in_hosts(&Name::from_utf8("users.test").unwrap()).is_some(), "{text:?}");
+        }
+        fs::write(&file, "nameserver 192.0.2.53\n").unwrap();
+        let servers = settings(&file).unwrap().0.name_servers().len();
+        assert_eq!(servers, 1, "those that are written are the only ones");
+        let why = settings(dir.path()).unwrap_err().to_string();
+        assert!(why.starts_with("cannot use ") && why.contains(&*dir.path().to_string_lossy()), "{why}");
     }
 
     #[test]

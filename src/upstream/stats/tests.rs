@@ -4,6 +4,9 @@ fn after(seconds: u32) -> Tick {
     Tick(seconds * 1000)
 }
 
+/// In seconds.
+const DAY: u32 = 24 * 60 * 60;
+
 fn known(seconds: f32) -> Stats {
     let stats = Stats::default();
     stats.measure(seconds, after(0));
@@ -35,6 +38,13 @@ fn what_is_known_fades_while_a_backend_gets_nothing_and_stands_while_it_is_tried
     stats.begun.store(1, Ordering::Relaxed);
     stats.give(after(70));
     assert!(stats.cost(1, after(70)) > 1.9, "one request is enough to find out");
+}
+
+#[test]
+fn what_another_algorithm_found_out_weeks_later_fades_too() {
+    let stats = Stats::default();
+    stats.measure(1.0, after(30 * DAY));
+    assert!(stats.cost(1, after(30 * DAY + 70)) < 0.001, "nothing was given to it for all that time");
 }
 
 #[test]
@@ -89,7 +99,7 @@ fn answers_that_break_off_are_failures_in_a_row() {
     let stats = Arc::new(Stats::default());
     let outliers = judged(&stats, serde_json::json!({"consecutive_failures": 3}));
     let request = || {
-        let judge = Judge { outliers: outliers.clone(), at: 0, trial: false };
+        let judge = Judge { outliers: outliers.clone(), at: 0, trial: None };
         let mut request = InFlight::enter(&stats, Some(judge));
         request.answered(200);
         request
@@ -110,7 +120,7 @@ fn answers_that_break_off_are_failures_in_a_row() {
 fn heads_of_answers_that_go_on_count_for_a_backend() {
     let stats = Arc::new(Stats::default());
     let outliers = judged(&stats, serde_json::json!({"consecutive_failures": 2}));
-    let request = || InFlight::enter(&stats, Some(Judge { outliers: outliers.clone(), at: 0, trial: false }));
+    let request = || InFlight::enter(&stats, Some(Judge { outliers: outliers.clone(), at: 0, trial: None }));
     let mut streams = Vec::new();
     for _ in 0..5 {
         request().failed();
@@ -129,7 +139,7 @@ fn one_that_is_out_comes_back_with_the_head_of_an_answer() {
     let stats = Arc::new(Stats::default());
     let outliers = judged(&stats, serde_json::json!({}));
     outliers.unreachable(0, false, Instant::now());
-    let judge = Judge { outliers, at: 0, trial: true };
+    let judge = Judge { outliers, at: 0, trial: Some(Instant::now()) };
     let mut request = InFlight::enter(&stats, Some(judge));
     request.answered(200);
     assert!(stats.standing.is_in());
@@ -158,6 +168,7 @@ fn a_closed_old_connection_says_nothing_of_the_backend() {
 fn ticks_may_wrap_and_may_come_from_a_moment_ahead() {
     assert_eq!(Tick(500).since(Tick(u32::MAX - 499)), 1.0);
     assert_eq!(Tick(500).since(Tick(501)), 0.0);
+    assert_eq!(after(40 * DAY).since(after(10 * DAY)), 2_592_000.0, "thirty days");
 }
 
 #[test]

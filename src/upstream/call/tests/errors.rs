@@ -1,6 +1,7 @@
 //! Backends that refuse, stall, break off or talk nonsense.
 
 use std::future::pending;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
 
@@ -44,6 +45,48 @@ async fn who_broke_off_is_not_asked_again_while_another_backend_is_left() {
         assert_eq!(reply.unwrap().head.status, 200);
     }
     assert!(upstream.backends()[0].failures() > 0, "some of eight are its own");
+}
+
+/// A backend that resets the stream of its first request with this code, and answers all others.
+async fn resetting_first(reason: h2::Reason) -> SocketAddr {
+    let (listener, address) = listen().await;
+    let first = Arc::new(AtomicBool::new(true));
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let first = first.clone();
+            tokio::spawn(async move {
+                let mut connection = h2::server::handshake(stream).await.unwrap();
+                while let Some(Ok((_, mut respond))) = connection.accept().await {
+                    if first.swap(false, Ordering::SeqCst) {
+                        respond.send_reset(reason);
+                        continue;
+                    }
+                    let mut send = respond.send_response(http::Response::new(()), false).unwrap();
+                    send.send_data("ok".into(), true).unwrap();
+                }
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_stream_that_is_refused_is_none_of_an_old_connection_and_retried_for_any_method() {
+    // RFC 9113 section 8.7: nobody acted on such a request.
+    let rules = json!({"protocol": "h2c", "retries": {"conditions": ["refused_stream"]}});
+    for (method, content) in [("GET", ""), ("POST", "once")] {
+        let refused = resetting_first(h2::Reason::REFUSED_STREAM).await;
+        let (caller, upstream) = (caller(), upstream(&[refused], rules.clone()));
+        let (sent, mut account) = ((request(method, "/"), Bytes::from(content).into()), Account::default());
+        let reply = caller.send_and_tell(&upstream, sent, CallOptions::default(), &mut account).await;
+        assert_eq!(reply.unwrap().body.read_all(100).await.unwrap(), "ok", "{method}");
+        assert_eq!(account.retried, ["refused_stream"], "{method}");
+        assert_eq!(upstream.backends()[0].failures(), 1, "it may have no room for long: {method}");
+    }
+    let cancelled = upstream(&[resetting_first(h2::Reason::CANCEL).await], rules);
+    let error = get(&caller(), &cancelled).await.unwrap_err();
+    assert!(matches!(error, CallError::Protocol(_)), "that one may have been processed: {error}");
 }
 
 #[tokio::test]
