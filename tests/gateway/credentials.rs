@@ -485,4 +485,12 @@ async fn a_nonce_is_good_once_for_all_gateways_that_share_a_store() {
             assert_eq!(signed.send(gateway, &fields, b"").await.status, 401, "{fields:?}");
         }
     }
+    // Nor is it under a second label, which no signature covers (RFC 9421 s2.3).
+    let signed = of("n3");
+    let mut fields = signed.message();
+    assert_eq!(signed.send(&one, &fields, b"").await.status, 200);
+    for (_, value) in fields.iter_mut().filter(|(name, _)| name.starts_with("signature")) {
+        *value = format!("{value}, {}", value.replacen("sig=", "two=", 1));
+    }
+    assert_eq!(signed.send(&other, &fields, b"").await.status, 401, "{fields:?}");
 }

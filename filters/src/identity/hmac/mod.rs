@@ -251,20 +251,30 @@ impl Hmac {
         // The same request may be asked for its credentials in several places.
         let ours = ctx.started.saturating_duration_since(self.epoch).as_nanos();
         let ours = Bytes::from(format!("{} {ours}", ctx.request_id));
+        let good = self.shared.is_some().then(|| Bytes::from([&ours[..], b" good"].concat()));
         let ttl = self.options.window.get() + 2 * self.options.skew.get() + TO_THE_END;
-        let (mut is_new, mut is_again) = (true, false);
-        let mut change = |known: Option<&[u8]>| {
-            is_again = known.is_some_and(|known| known == ours);
-            is_new = known.is_none() || is_again;
-            is_new.then(|| ours.clone())
+        let (mut is_ours, mut is_good) = (true, false);
+        let mut claim = |known: Option<&[u8]>| {
+            is_good = good.is_some() && known == good.as_deref();
+            is_ours = is_good || known.is_none_or(|known| known == ours);
+            (is_ours && !is_good).then(|| ours.clone())
         };
         let key = digest.finalize();
-        let told = self.nonces.update(ctx.tenant, &key, ttl, &mut change).await;
+        let told = self.nonces.update(ctx.tenant, &key, ttl, &mut claim).await;
         told.map_err(Unavailable::from)?;
-        if is_new && (is_again || self.is_first(&key, ttl, ctx).await?) {
+        if is_good {
             return Ok(());
         }
-        Err(Refusal::new("the nonce was used already").into())
+        if !is_ours || !self.is_first(&key, ttl, ctx).await? {
+            return Err(Refusal::new("the nonce was used already").into());
+        }
+        if let Some(good) = good {
+            // Not before the store said so: a request may have its signature twice.
+            let mut settle = |_: Option<&[u8]>| Some(good.clone());
+            let told = self.nonces.update(ctx.tenant, &key, ttl, &mut settle).await;
+            told.map_err(Unavailable::from)?;
+        }
+        Ok(())
     }
 
     /// Whether no gateway saw a nonce before: it is a budget of one, that is whole again after this time.
