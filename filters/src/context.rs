@@ -16,7 +16,7 @@ use pingora_http::RequestHeader;
 
 use crate::caching::CacheStatus;
 use crate::condition::RequestView;
-use crate::identity::Unavailable;
+use crate::identity::{Unavailable, Verified};
 use crate::limits::Standing;
 use crate::path::{Captures, NormalPath};
 use crate::values::{IpSet, hex};
@@ -65,9 +65,9 @@ pub struct Context {
     pub consumer: Option<Arc<Consumer>>,
     /// The identity by which it is known.
     pub identity: Option<Arc<str>>,
-    /// Identities of whose credentials nobody could tell whether they hold, and why. These may be taken out since then,
-    /// and still count as shown.
-    pub untold: Vec<(Arc<str>, Unavailable)>,
+    /// Identities whose credentials may be taken out since they were looked at, and still count as shown: what they
+    /// proved, or why nobody could tell whether they hold.
+    pub shown: Vec<(Arc<str>, Result<Verified, Unavailable>)>,
     /// The name of the upstream that the request goes to.
     pub upstream: Option<Arc<str>>,
     /// What filters asked the core to do.
@@ -334,7 +334,7 @@ impl Context {
             principal: None,
             consumer: None,
             identity: None,
-            untold: Vec::new(),
+            shown: Vec::new(),
             upstream: None,
             policies: Policies::default(),
             limits: Vec::new(),
@@ -371,7 +371,7 @@ impl Context {
             principal: self.principal.clone(),
             consumer: self.consumer.clone(),
             identity: self.identity.clone(),
-            untold: self.untold.clone(),
+            shown: self.shown.clone(),
             upstream: self.upstream.clone(),
             policies: self.policies.clone(),
             limits: Vec::new(),

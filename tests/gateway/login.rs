@@ -451,3 +451,16 @@ async fn without_the_provider_sessions_go_on_and_logins_wait() {
     assert_eq!((answer.status, answer.problem().as_str()), (503, "filter-unavailable"));
     assert!(answer.field("retry-after").is_some());
 }
+
+#[tokio::test]
+async fn a_session_holds_for_each_filter_that_asks_for_it() {
+    let (oidc, origin) = (Oidc::start().await, Origin::echo().await);
+    let twice = "filters: [{authenticate: {any_of: [web], optional: true}}, ";
+    let text = document(&origin, &oidc, &["first"]).replacen("filters: [", twice, 1);
+    let site = Site { gateway: Gateway::start(&text).await, oidc, origin };
+    let mut alice = site.logged_in("alice").await;
+    assert_eq!(look(&mut alice).await.status, 200, "nobody is sent to log in again");
+    for head in site.origin.heads() {
+        assert_eq!((head.field("x-consumer"), head.field("cookie")), (Some("alice"), None));
+    }
+}

@@ -188,6 +188,20 @@ pub struct Verified {
     pub cookies: Vec<HeaderValue>,
 }
 
+impl Verified {
+    /// The same, of which the answer to the request sends no cookies.
+    pub(crate) fn without_cookies(&self) -> Self {
+        let Self { principal, consumer, credential, body, cookies: _ } = self;
+        Self {
+            principal: principal.clone(),
+            consumer: consumer.clone(),
+            credential: credential.clone(),
+            body: body.clone(),
+            cookies: Vec::new(),
+        }
+    }
+}
+
 /// Has users log in, beside looking at what requests show.
 #[async_trait]
 pub trait Login: Send + Sync {

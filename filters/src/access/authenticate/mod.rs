@@ -38,7 +38,7 @@ use serde::Deserialize;
 use super::fields::has_meaning;
 use crate::context::{Context, Slot, Verdict};
 use crate::filter::{Build, BuildError, Fact, Filter};
-use crate::identity::{BodyProof, Identity, Presented, Refusal, Unavailable, take_out};
+use crate::identity::{BodyProof, Identity, Presented, Refusal, Unavailable, Verified, take_out};
 use crate::outcome::{FilterError, Outcome};
 use crate::phase::{OnRequest, OnRequestBody, OnUpstreamRequest, Phases};
 use crate::problem::{BAD_REQUEST, FORBIDDEN, Problem, UNAUTHORIZED};
@@ -206,6 +206,16 @@ struct Refused {
     refusals: Vec<(usize, Option<Refusal>)>,
 }
 
+/// Keeps what a request showed: another filter may look for what this one takes out.
+fn remember(identity: &dyn Identity, shown: Result<Verified, Unavailable>, ctx: &mut Context) {
+    // A dry run takes out nothing.
+    if !ctx.dry_run {
+        // There is seldom another one.
+        ctx.shown.reserve_exact(1);
+        ctx.shown.push((identity.name().clone(), shown));
+    }
+}
+
 impl From<Unavailable> for FilterError {
     fn from(unavailable: Unavailable) -> Self {
         Self::Later { what: unavailable.reason.into_owned(), seconds: unavailable.retry_after }
@@ -223,15 +233,21 @@ impl Authenticate {
         let (mut verified, mut refusals, mut unknown) = (Vec::new(), Vec::new(), None);
         for (at, identity) in self.identities.iter().enumerate() {
             match identity.check(request, ctx, now).await {
-                Presented::Valid(one) => verified.push((identity.clone(), one)),
+                Presented::Valid(one) => {
+                    // Of several that are needed, nobody may be able to tell of another one.
+                    if self.all || identity.hides() {
+                        remember(&**identity, Ok(one.without_cookies()), ctx);
+                    }
+                    verified.push((identity.clone(), one));
+                }
                 Presented::Refused(refusal) => refusals.push((at, Some(refusal))),
-                Presented::Nothing => match ctx.untold.iter().find(|(name, _)| name == identity.name()) {
-                    Some((_, why)) => unknown = unknown.or_else(|| Some(why.clone())),
+                Presented::Nothing => match ctx.shown.iter().find(|(name, _)| name == identity.name()) {
+                    Some((_, Ok(one))) => verified.push((identity.clone(), one.clone())),
+                    Some((_, Err(why))) => unknown = unknown.or_else(|| Some(why.clone())),
                     None => refusals.push((at, None)),
                 },
                 Presented::Unknown(why) => {
-                    // Another filter may look for what this one takes out.
-                    ctx.untold.push((identity.name().clone(), why.clone()));
+                    remember(&**identity, Err(why.clone()), ctx);
                     unknown = unknown.or(Some(why));
                 }
             }

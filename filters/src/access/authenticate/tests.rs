@@ -360,6 +360,7 @@ identities:
 consumers: [{name: acme, credentials: [{type: api_key, id: k, hash: 'sha256:9b346041bc9a49574eb2665b2ad2a0a3f9f9cce4e42f5d1f26deb8a256b5966a'}]}]
 ";
     let open = "{any_of: [tok], optional: true}\n  on_error: continue\n  fail_open: true";
+    let all_open = "{all_of: [keys, tok]}\n  on_error: continue\n  fail_open: true";
     let token = || get("/").header("authorization", "Bearer unknown");
     let both = || token().header("x-api-key", "key-one");
     for (first, next, request, expected) in [
@@ -368,6 +369,7 @@ consumers: [{name: acme, credentials: [{type: api_key, id: k, hash: 'sha256:9b34
         (open, "all_of: [tok, keys]", both(), Some(503)),
         // It may be proven in another way.
         (open, "any_of: [tok, keys]", both(), None),
+        (all_open, "any_of: [keys]", both(), None),
         ("{any_of: [tok, keys]}", "any_of: [tok]", both(), Some(503)),
         // Of these, nothing was shown.
         (open, "any_of: [keys]", token(), Some(401)),
@@ -380,6 +382,40 @@ consumers: [{name: acme, credentials: [{type: api_key, id: k, hash: 'sha256:9b34
             None => assert_eq!(consumer(&sent.continues()).as_deref(), Some("acme")),
         }
     }
+}
+
+#[tokio::test]
+async fn what_one_filter_verified_and_took_out_holds_for_the_next_one_that_asks_for_it() {
+    let key = || get("/").header("x-api-key", "key-one");
+    let both = || key().header("authorization", &bearer(json!({"azp": "acme-app"})));
+    let optional = "any_of: [keys], optional: true";
+    for (first, next, request, expected) in [
+        (optional, "any_of: [keys]", key(), Some("acme")),
+        (optional, "any_of: [corp, keys]", key(), Some("acme")),
+        (optional, "all_of: [corp, keys]", both(), Some("acme")),
+        ("all_of: [corp, keys]", "any_of: [corp]", both(), Some("acme")),
+        // Of these, nothing was shown, or nobody looked.
+        (optional, "any_of: [corp]", key(), None),
+        (optional, "any_of: [keys]", get("/"), None),
+        ("any_of: [corp, keys]", "any_of: [keys]", both(), None),
+    ] {
+        let filters = format!("- authenticate: {{{first}}}\n- authenticate: {{{next}}}");
+        let sent = chain_with(&document(), &filters).send(request).await;
+        let Some(name) = expected else {
+            sent.responds(401);
+            continue;
+        };
+        let mut sent = sent.continues();
+        assert_eq!(consumer(&sent).as_deref(), Some(name), "{first} {next}");
+        assert!(!sent.attempt(1).await.headers.contains_key("x-api-key"), "{first} {next}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_remembered_of_a_hidden_key_takes_no_more_room_than_it_needs() {
+    let sent = chain("{any_of: [keys]}").send(get("/").header("x-api-key", "key-one")).await.continues();
+    let shown = &sent.ctx.shown;
+    assert_eq!((shown.len(), shown.capacity()), (1, 1), "hardly any document has two filters");
 }
 
 #[tokio::test]

@@ -37,8 +37,8 @@ pub(super) struct Discovery {
 #[derive(Clone)]
 struct Found {
     set: Remote,
-    /// When that was said.
-    said: Instant,
+    /// When that was said; none where it is to be said again, as they could not be fetched there.
+    said: Option<Instant>,
     /// When it was asked for again since, in vain.
     failed: Option<Instant>,
 }
@@ -59,8 +59,10 @@ impl Place {
         };
         let fetched = fetch(&set).await;
         if let (Err(_), Self::Issuer(discovery)) = (&fetched, self) {
-            // They may have moved.
-            *discovery.found.lock() = None;
+            // They may have moved; as long as nobody says so, they are where they were.
+            if let Some(found) = &mut *discovery.found.lock() {
+                (found.said, found.failed) = (None, None);
+            }
         }
         fetched
     }
@@ -84,7 +86,8 @@ impl Found {
     /// Whether the issuer need not be asked: what it said is not as old as this, or it did not answer just now.
     fn is_enough(&self, now: Instant, keep: Duration) -> bool {
         let is_within = |since: Instant, time: Duration| now.saturating_duration_since(since) < time;
-        is_within(self.said, keep) || self.failed.is_some_and(|failed| is_within(failed, PAUSE))
+        self.said.is_some_and(|said| is_within(said, keep))
+            || self.failed.is_some_and(|failed| is_within(failed, PAUSE))
     }
 }
 
@@ -107,7 +110,7 @@ impl Discovery {
             return Ok(known.set.clone());
         }
         let found = match (self.ask().await, known) {
-            (Ok(set), _) => Found { set, said: now, failed: None },
+            (Ok(set), _) => Found { set, said: Some(now), failed: None },
             // Until it can be asked again, they are where they were.
             (Err(why), Some(known)) => {
                 log::warn!(issuer = self.issuer.as_str(), error = why.as_str(); "cannot ask an issuer where its keys are");

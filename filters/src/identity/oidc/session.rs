@@ -9,6 +9,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Either, Shared, select};
 use moka::Expiry;
+use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -31,8 +32,9 @@ const REST: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How often a session may have been renewed since its cookies were made, for those to hold.
 const RENEWED: usize = 16;
-/// How many renewals are remembered.
-const RENEWALS: u64 = 10_000;
+/// How many renewals are remembered; of more, those that were asked for last. Those that are known go after
+/// [`REMEMBER`], so that this is room for some 1600 each second.
+const RENEWALS: u64 = 100_000;
 
 /// A session, as its cookie holds it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -131,7 +133,15 @@ pub(super) struct Renewals(Cache<[u8; 32], Try>);
 
 impl Renewals {
     pub(super) fn new() -> Self {
-        Self(Cache::builder().max_capacity(RENEWALS).expire_after(Lasting).build())
+        Self::of(RENEWALS)
+    }
+
+    /// Of so many at most.
+    fn of(most: u64) -> Self {
+        // One that is new is asked for next, however often those before were.
+        let newest = EvictionPolicy::lru();
+        let all = Cache::builder().max_capacity(most).eviction_policy(newest);
+        Self(all.expire_after(Lasting).build())
     }
 
     /// One is known: it need not be remembered for long.
@@ -396,12 +406,59 @@ mod tests {
         format!("e30.{}.e30", URL_SAFE_NO_PAD.encode(claims.to_string()))
     }
 
+    /// A renewal that was made, of a session that lasts this long.
+    fn made(begun: Instant, lasts: Duration) -> Try {
+        let renewal: BoxFuture<'static, Renewed> = std::future::ready(Ok(None)).boxed();
+        let (renewal, failed, told) = (renewal.shared(), Arc::default(), Arc::default());
+        Try { renewal, begun, failed, is_again: false, told, lasts }
+    }
+
+    /// What one of many renewals is known by.
+    fn key(number: u64) -> [u8; 32] {
+        let mut key = [0; 32];
+        key[..8].copy_from_slice(&number.to_be_bytes());
+        key
+    }
+
+    fn begin(renewals: &Renewals, number: u64) {
+        let entry = renewals.0.entry(key(number));
+        drop(entry.or_insert_with(|| made(Instant::now(), Duration::from_secs(3600))));
+    }
+
+    #[test]
+    fn a_renewal_is_remembered_however_many_there_are_and_how_often_they_are_asked_for() {
+        const MOST: u64 = 10_000;
+        let renewals = Renewals::of(MOST);
+        (0..MOST).for_each(|number| begin(&renewals, number));
+        // Browsers go on to send the cookies of before.
+        for number in 0..4 * MOST {
+            renewals.known(&key(number % MOST));
+            if number % 50 == 0 {
+                renewals.0.run_pending_tasks();
+            }
+        }
+        begin(&renewals, MOST);
+        renewals.0.run_pending_tasks();
+        assert!(renewals.0.contains_key(&key(MOST)), "its page asks for it again");
+    }
+
+    #[test]
+    fn a_renewal_that_nobody_was_told_of_outlasts_the_many_of_a_minute() {
+        let renewals = Renewals::new();
+        for number in 0..20_000 {
+            begin(&renewals, number);
+            if number % 50 == 0 {
+                renewals.0.run_pending_tasks();
+            }
+        }
+        renewals.0.run_pending_tasks();
+        assert!(renewals.0.contains_key(&key(0)), "its refresh token is spent");
+    }
+
     #[test]
     fn a_renewal_is_remembered_as_long_as_its_session_may_last_until_somebody_knows_of_it() {
         let (now, lasts) = (Instant::now(), Duration::from_secs(3600));
-        let renewal: BoxFuture<'static, Renewed> = std::future::ready(Ok(None)).boxed();
-        let (renewal, failed, told) = (renewal.shared(), Arc::default(), Arc::default());
-        let tried = Try { renewal, begun: now, failed, is_again: false, told, lasts };
+        let tried = made(now, lasts);
         assert_eq!(Lasting.expire_after_create(&[0; 32], &tried, now), Some(lasts));
         let once_read = |left| Lasting.expire_after_read(&[0; 32], &tried, now, Some(left), now);
         assert_eq!(once_read(lasts), Some(lasts), "its refresh token is spent, and nobody has the next one");

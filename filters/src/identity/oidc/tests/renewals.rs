@@ -10,6 +10,7 @@ use tokio::sync::Semaphore;
 
 use super::*;
 use crate::identity::oidc::session::Current;
+use crate::identity::{Identity, Presented};
 use crate::testing::Slow;
 use crate::world::{
     Away, Charge, Client, ClientError, Clock, OnFailure, Records, Store, Stores, Tally, TenantId, UpstreamId,
@@ -186,6 +187,22 @@ async fn while_the_provider_is_away_requests_do_not_all_wait_for_it() {
     assert_eq!(asked().await, (false, 5));
     gives(&client, "r2", None);
     assert!(matches!(party.current(session.clone(), party.now()).await, Ok(Current::Renewed(_))));
+}
+
+#[tokio::test]
+async fn a_dry_run_renews_nothing() {
+    let (client, clock) = (Arc::new(ScriptedClient::new()), Arc::new(ManualClock::new()));
+    let web = web(&World { client: client.clone(), ..World::dry_at(clock.clone()) });
+    let request = browser(&web.party, &session(&web.party, Some("r1"), Some(100)), "/").await;
+    let (_, mut ctx) = get("/").into_parts();
+    ctx.dry_run = true;
+    // It is to be renewed, then has to be, and then is over.
+    for (later, may_hold) in [(DUE, true), (DUE, true), (Duration::from_secs(24 * 3600), false)] {
+        clock.advance(later);
+        let said = web.check(&request, &ctx, clock.wall()).await;
+        assert_eq!(matches!(said, Presented::Valid(_)), may_hold, "{said:?}");
+        assert_eq!(client.requests().len(), 0, "its refresh token may be good for one use");
+    }
 }
 
 #[tokio::test]

@@ -179,3 +179,22 @@ async fn keys_stay_where_they_were_while_the_issuer_cannot_be_asked() {
     let known = "/tenant/.well-known/openid-configuration";
     assert_eq!(paths, [known, "/keys", known, "/keys", "/keys"]);
 }
+
+#[tokio::test]
+async fn keys_that_could_not_be_fetched_once_are_looked_for_where_they_were_while_the_issuer_is_away() {
+    let place = Place::new();
+    place.answer_with(&[], &document("https://id.test/tenant", "https://id.test/keys"));
+    place.answer(&[key(0, "a")]);
+    let corp = place.corp(OPTIONS).await;
+    place.client.reply(503, &[], []);
+    place.moves_on(480).await;
+    place.client.reply(500, &[], []);
+    place.answer(&[key(1, "b")]);
+    place.moves_on(2).await;
+    let claims = json!({"iss": "https://id.test/tenant", "sub": "alice", "exp": NOW + 3600});
+    let new = claiming(1, json!({"kid": "b"}), &claims);
+    assert_eq!(place.ask(&corp, &new).await, Ok("alice".to_owned()));
+    let paths: Vec<String> = targets(&place).into_iter().map(|(_, path)| path).collect();
+    let known = "/tenant/.well-known/openid-configuration";
+    assert_eq!(paths, [known, "/keys", "/keys", known, "/keys"]);
+}
