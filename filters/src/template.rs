@@ -99,7 +99,8 @@ pub enum Escape {
     /// As they are: for bodies.
     Body,
     /// Percent-encoded but for unreserved characters, so that a value stays in its place;
-    /// what is part of a URL already (host, path, query) stays as it is.
+    /// what is part of a URL already (host, path, query) stays as it is. A path behind a `?` is a value too, and so is a
+    /// query there, unless it comes first or behind an `&`; of both the slashes stay.
     Url,
 }
 
@@ -177,7 +178,11 @@ impl Template {
             match part {
                 Part::Text(text) => out.push_str(text),
                 Part::Variable(variable) if escape == Escape::Url && variable.is_part_of_urls() => {
-                    out.push_str(&variable.part_of_url(request, ctx));
+                    let value = variable.part_of_url(request, ctx);
+                    match variable.is_value_behind(&out) {
+                        true => push_encoded(&mut out, &value, b"-._~/"),
+                        false => out.push_str(&value),
+                    }
                 }
                 Part::Variable(variable) => push_escaped(&mut out, &variable.value(request, ctx), escape),
             }
@@ -191,13 +196,16 @@ pub fn parts<V>(text: &str, variable: impl Fn(&str) -> Result<V, String>) -> Res
     parts_beside(&[], text, variable)
 }
 
-/// As [`parts`], in a text of which these parts are literal.
+/// As [`parts`], in a text of which these parts are literal; they stand in order.
 fn parts_beside<V>(
     literal: &[Range<usize>],
     text: &str,
     variable: impl Fn(&str) -> Result<V, String>,
 ) -> Result<Vec<Part<V>>, String> {
-    let is_written = |at: usize| !literal.iter().any(|part| part.contains(&at));
+    let is_written = |at: usize| {
+        let next = literal.partition_point(|part| part.end <= at);
+        literal.get(next).is_none_or(|part| at < part.start)
+    };
     let mut parts = Vec::new();
     let mut plain = String::new();
     // Up to where it was read.
@@ -248,6 +256,18 @@ impl Variable {
 
     fn is_part_of_urls(&self) -> bool {
         matches!(self, Self::Scheme | Self::Host | Self::Path | Self::WholePath | Self::Query)
+    }
+
+    /// Whether it is a value behind this much of a URL: there an `&` of its own would begin another parameter.
+    fn is_value_behind(&self, url: &str) -> bool {
+        match self {
+            Self::Path | Self::WholePath => url.contains('?'),
+            // Where parameters begin, it is those of the request.
+            Self::Query => {
+                url.split_once('?').is_some_and(|(_, query)| !query.is_empty() && !query.ends_with('&'))
+            }
+            _ => false,
+        }
     }
 
     fn part_of_url<'a>(&'a self, request: &'a RequestHeader, ctx: &'a Context) -> Cow<'a, str> {
@@ -316,14 +336,17 @@ fn push_escaped(out: &mut String, value: &str, escape: Escape) {
     match escape {
         Escape::Text => out.extend(value.chars().filter(|c| !c.is_control())),
         Escape::Body => out.push_str(value),
-        Escape::Url => {
-            for byte in value.bytes() {
-                if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-                    out.push(char::from(byte));
-                } else {
-                    write!(out, "%{byte:02X}").expect("writing to a String cannot fail");
-                }
-            }
+        Escape::Url => push_encoded(out, value, b"-._~"),
+    }
+}
+
+/// Letters, digits and these as they are, all else percent-encoded.
+fn push_encoded(out: &mut String, value: &str, kept: &[u8]) {
+    for byte in value.bytes() {
+        if byte.is_ascii_alphanumeric() || kept.contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            write!(out, "%{byte:02X}").expect("writing to a String cannot fail");
         }
     }
 }
@@ -408,6 +431,34 @@ mod tests {
     }
 
     #[test]
+    fn a_path_in_a_query_is_one_value() {
+        // RFC 3986 s3.3 and s3.4: a path may have what separates the parameters of a query.
+        let target = "/doc7;&uri=doc9/a%20b+c?q=1&r";
+        for (template, expected) in [
+            ("/verify?uri=${request.path}", "/verify?uri=/doc7%3B%26uri%3Ddoc9/a%2520b%2Bc"),
+            ("/?a=1&uri=${request.whole_path}&b", "/?a=1&uri=/doc7%3B%26uri%3Ddoc9/a%2520b%2Bc&b"),
+            ("/verify${request.path}?${request.query}", "/verify/doc7;&uri=doc9/a%20b+c?q=1&r"),
+        ] {
+            assert_eq!(rendered(template, target, Escape::Url), expected, "{template}");
+        }
+    }
+
+    #[test]
+    fn a_query_in_a_parameter_is_one_value_and_where_parameters_begin_it_is_all_of_them() {
+        // RFC 3986 s3.4: a query may have a `?`.
+        let target = "/doc7?a&uri=/doc9?b%20c";
+        for (template, expected) in [
+            ("/verify?uri=${request.path}?${request.query}", "/verify?uri=/doc7?a%26uri%3D/doc9%3Fb%2520c"),
+            ("/verify?query=${request.query}", "/verify?query=a%26uri%3D/doc9%3Fb%2520c"),
+            ("/verify?${request.query}", "/verify?a&uri=/doc9?b%20c"),
+            ("/verify?x=1&${request.query}&y", "/verify?x=1&a&uri=/doc9?b%20c&y"),
+            ("/verify/${request.query}", "/verify/a&uri=/doc9?b%20c"),
+        ] {
+            assert_eq!(rendered(template, target, Escape::Url), expected, "{template}");
+        }
+    }
+
+    #[test]
     fn control_characters_never_reach_a_header() {
         assert_eq!(rendered("${query.q}", "/?q=a%0D%0Ab", Escape::Text), "ab");
     }
@@ -428,6 +479,15 @@ mod tests {
         assert_eq!(rendered_beside(&[(0, 1)], "$${query.q}"), "$1", "it escapes nothing");
         assert_eq!(rendered_beside(&[(0, 1)], "${query.q}"), "${query.q}", "nor does it begin anything");
         assert_eq!(rendered_beside(&[(2, 7)], "${query.q}"), "1", "but it can be part of a name");
+    }
+
+    #[test]
+    fn a_text_may_have_many_literal_parts() {
+        const PART: usize = "${env:".len();
+        let text = format!("{}${{query.q}}", "${env:".repeat(100_000));
+        let literal: Vec<(usize, usize)> = (0..100_000).map(|at| (at * PART, at * PART + 2)).collect();
+        let rendered = rendered_beside(&literal, &text);
+        assert!(rendered.ends_with("${env:${env:1") && rendered.len() == 100_000 * PART + 1);
     }
 
     #[test]

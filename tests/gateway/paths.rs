@@ -168,6 +168,10 @@ async fn a_rewritten_path_keeps_what_the_rules_of_the_server_keep() {
     for (rules, rewrite, sent, seen) in [
         ("encoded_slash: keep", "{strip_prefix: /npm}", "/npm/@scope%2fpkg", Some("/@scope%2Fpkg")),
         ("encoded_slash: keep", "{strip_prefix: \"/a%2fb\"}", "/a%2Fb/c", Some("/c")),
+        // What decisions do not see of a prefix goes with it.
+        ("encoded_slash: keep", "{strip_prefix: /api, add_prefix: /in}", "/api;x/u;y", Some("/in/u;y")),
+        ("merge_slashes: true", "{strip_prefix: /api, add_prefix: /in}", "/;x/api/u", Some("/in/u")),
+        ("merge_slashes: false", "{strip_prefix: /api}", "/;x/api/u", Some("/;x/api/u")),
         ("encoded_slash: keep", "{path: \"/p/${query.q}\"}", "/?q=a%2Fb", Some("/p/a%2Fb?q=a%2Fb")),
         ("merge_slashes: false", "{add_prefix: /bucket}", "/a//b", Some("/bucket/a//b")),
         ("merge_slashes: false", "{path: \"/p//${query.q}\"}", "/?q=1", Some("/p//1?q=1")),
@@ -204,6 +208,8 @@ async fn a_service_that_decides_is_asked_at_a_path_by_the_rules_of_the_server() 
         // A value stays in its segment.
         ("encoded_slash: decode", "/authz/${query.q}", "/?q=a%2Fb", None),
         ("encoded_slash: keep", "/authz/${query.q}", "/?q=..", None),
+        // And a path is one value of a query.
+        ("merge_slashes: true", "/authz?u=${request.path}", "/a;&u=b", Some("/authz?u=/a%3B%26u%3Db")),
     ] {
         let gateway = Gateway::start(&format!(
             "server: {{paths: {{{rules}}}}}\n\

@@ -5,5 +5,7 @@ mod pattern;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use normalize::behind;
 pub use normalize::{DotSegments, EncodedSlash, NormalPath, PathError, PathRules, normalize};
+pub(crate) use pattern::decode_bytes;
 pub use pattern::{Captures, PathPattern, Segment, decode_segment};

@@ -104,10 +104,39 @@ impl NormalPath {
 }
 
 fn split_first(path: &str) -> Option<(&str, &str)> {
+    let (first, rest) = cut(path)?;
+    Some((first, if rest.is_empty() { "/" } else { rest }))
+}
+
+/// The first segment, and what comes behind it: nothing, or what begins with a slash.
+fn cut(path: &str) -> Option<(&str, &str)> {
     let relative = path.strip_prefix('/')?;
     let end = relative.find('/').unwrap_or(relative.len());
-    let (first, rest) = relative.split_at(end);
-    Some((first, if rest.is_empty() { "/" } else { rest }))
+    Some(relative.split_at(end))
+}
+
+/// What a path that goes to the upstream has behind a prefix that decisions see it begin with: nothing, or what
+/// begins with a slash; none for a path that begins otherwise. The prefix is as decisions see it, without a last slash.
+pub(crate) fn behind<'a>(wire: &'a str, prefix: &str, merge_slashes: bool) -> Option<&'a str> {
+    let plain = wire.strip_prefix(prefix).filter(|rest| rest.is_empty() || rest.starts_with('/'));
+    if plain.is_some() || !wire.contains([';', '%']) {
+        return plain;
+    }
+    let mut rest = wire;
+    let mut wanted = prefix.split('/').skip(1).peekable();
+    while let Some(name) = wanted.peek() {
+        let (segment, behind) = cut(rest)?;
+        rest = behind;
+        let seen = segment.split(';').next().unwrap_or_default();
+        if is_passed_over(seen, segment, merge_slashes, behind.is_empty()) {
+            continue;
+        }
+        if decode_visible(seen) != *name {
+            return None;
+        }
+        wanted.next();
+    }
+    Some(rest)
 }
 
 /// Why a path cannot be normalised; the request is answered 400.
@@ -251,14 +280,19 @@ fn matched_form(wire: &str, merge: bool) -> Option<String> {
     let mut segments = wire.strip_prefix('/').unwrap_or(wire).split('/').peekable();
     while let Some(segment) = segments.next() {
         let name = segment.split(';').next().unwrap_or_default();
-        // `/a/;x/b` is `/a//b` to those who drop parameters.
-        if name.is_empty() && !segment.is_empty() && merge && segments.peek().is_some() {
+        if is_passed_over(name, segment, merge, segments.peek().is_none()) {
             continue;
         }
         out.push('/');
         out.push_str(&decode_visible(name));
     }
     (out != wire).then_some(out)
+}
+
+/// Whether a segment is no more than its parameters, where slashes are merged: `/a/;x/b` is `/a//b` to those who drop
+/// them.
+fn is_passed_over(name: &str, segment: &str, merge: bool, last: bool) -> bool {
+    merge && !last && name.is_empty() && !segment.is_empty()
 }
 
 /// Decodes escapes of visible ASCII that cannot change the structure of a path.

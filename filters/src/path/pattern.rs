@@ -281,11 +281,21 @@ fn parameter<'a>(written: &'a str, before: &[Segment]) -> Result<Option<&'a str>
 /// A segment percent-decoded once; what is not UTF-8 becomes U+FFFD.
 #[must_use]
 pub fn decode_segment(segment: &str) -> Cow<'_, str> {
+    match decode_bytes(segment) {
+        Cow::Borrowed(_) => segment.into(),
+        Cow::Owned(bytes) => String::from_utf8(bytes)
+            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+            .into(),
+    }
+}
+
+/// As [`decode_segment`], whatever bytes that gives.
+pub(crate) fn decode_bytes(segment: &str) -> Cow<'_, [u8]> {
+    let mut bytes = segment.as_bytes();
     if !segment.contains('%') {
-        return segment.into();
+        return bytes.into();
     }
     let mut out = Vec::with_capacity(segment.len());
-    let mut bytes = segment.as_bytes();
     while let Some((first, rest)) = bytes.split_first() {
         let digits = rest.get(..2).and_then(|digits| std::str::from_utf8(digits).ok());
         match digits.filter(|_| *first == b'%').and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
@@ -299,9 +309,7 @@ pub fn decode_segment(segment: &str) -> Cow<'_, str> {
             }
         }
     }
-    String::from_utf8(out)
-        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
-        .into()
+    out.into()
 }
 
 impl PartialEq for PathPattern {

@@ -375,6 +375,21 @@ proptest! {
     }
 
     #[test]
+    fn what_is_behind_a_prefix_is_what_decisions_see_there(
+        path in "(/[ab]?(;x)?){1,4}", prefix in "(/[ab]){0,2}", merge_slashes in any::<bool>(),
+    ) {
+        let rules = PathRules { merge_slashes, ..PathRules::default() };
+        let path = normalize(&path, &rules).expect("a valid path");
+        let seen = path.matched().strip_prefix(&*prefix);
+        let seen = seen.filter(|rest| rest.is_empty() || rest.starts_with('/')).map(str::to_owned);
+        let found = behind(path.wire(), &prefix, merge_slashes).map(|rest| match rest {
+            "" => String::new(),
+            rest => normalize(rest, &rules).expect("a valid path").matched().to_owned(),
+        });
+        prop_assert_eq!(found, seen);
+    }
+
+    #[test]
     fn no_text_panics(text in any::<String>(), bytes in any::<Vec<u8>>(), rules in any_rules()) {
         for text in [text, String::from_utf8_lossy(&bytes).into_owned()] {
             for text in [format!("/{text}"), format!("~{text}"), format!("/%{text}"), text] {
@@ -404,4 +419,25 @@ fn a_first_segment_is_taken_off_both_forms_or_not_at_all() {
     assert_eq!(split("/v2/a;b=1"), parts("v2", "/a;b=1", "/a"));
     assert_eq!(split("/v2;b=1/a"), None);
     assert_eq!(split("*"), None);
+}
+
+#[test]
+fn a_path_begins_with_what_decisions_see_it_begin_with() {
+    for (path, rest) in [
+        ("/api", Some("")),
+        ("/api/", Some("/")),
+        ("/api/users;x", Some("/users;x")),
+        ("/api;x/users/7", Some("/users/7")),
+        ("/api;", Some("")),
+        ("/;x/api/;y/users", Some("/;y/users")),
+        ("/apiary;x", None),
+        ("/ap;i/users", None),
+        ("/;api/users", None),
+        ("/x;/api", None),
+    ] {
+        assert_eq!(behind(path, "/api", true), rest, "{path}");
+    }
+    assert_eq!(behind("/%24a/%3D;x/b", "/$a/=", true), Some("/b"));
+    assert_eq!(behind("/;x/api", "/api", false), None, "that is `//api`");
+    assert_eq!(behind("/;x/api/b", "//api", false), Some("/b"));
 }

@@ -130,6 +130,13 @@ mod tests {
         chain.send(get("/?next=/evil.test")).await.responds(302).header("location", "/%2Fevil.test");
     }
 
+    #[tokio::test]
+    async fn a_path_cannot_add_a_parameter_to_the_query_that_it_is_put_into() {
+        let chain = chain("- redirect: {to: 'https://login.test/?next=${request.path}'}");
+        let sent = chain.send(get("/x&prompt=none")).await.responds(302);
+        sent.header("location", "https://login.test/?next=/x%26prompt%3Dnone");
+    }
+
     #[test]
     fn a_target_that_no_field_can_hold_is_refused() {
         for to in [r"/new\n", r"https://new.test${request.path}\n", r"/\x01${query.q}"] {

@@ -18,7 +18,7 @@ use serde::Deserialize;
 use crate::context::{Context, Verdict};
 use crate::filter::{Build, BuildError, Filter};
 use crate::outcome::{FilterError, Outcome};
-use crate::path::{DotSegments, EncodedSlash, NormalPath, PathError, PathRules, normalize};
+use crate::path::{DotSegments, EncodedSlash, NormalPath, PathError, PathRules, behind, normalize};
 use crate::phase::{OnRequest, Phases};
 use crate::problem::{INVALID_PATH, Problem};
 use crate::template::{Escape, Template};
@@ -41,6 +41,7 @@ pub struct Options {
 
 /// See the [module](self).
 pub struct Rewrite {
+    /// As routes see paths: what one of them matched is stripped however it was spelt.
     strip: String,
     add: String,
     path: Option<Template>,
@@ -74,8 +75,8 @@ impl Filter for Rewrite {
             build.fills_in(path);
         }
         let filter = Self {
-            strip: prefix("strip_prefix", options.strip_prefix, &rules)?,
-            add: prefix("add_prefix", options.add_prefix, &rules)?,
+            strip: without_last_slash(prefix("strip_prefix", options.strip_prefix, &rules)?.matched()),
+            add: without_last_slash(prefix("add_prefix", options.add_prefix, &rules)?.wire()),
             path: options.path,
             rules: rules.of_values(),
         };
@@ -94,13 +95,15 @@ fn check(path: &Template, rules: &PathRules) -> Result<(), BuildError> {
         .map_err(|error| BuildError::at("path", format!("expected a path such as `/v2/users`: {error}")))
 }
 
-/// A normalised prefix without its last slash; empty when none was written.
-fn prefix(option: &str, written: Option<String>, rules: &PathRules) -> Result<String, BuildError> {
-    let Some(written) = written else { return Ok(String::new()) };
+/// A normalised prefix; `/` when none was written.
+fn prefix(option: &str, written: Option<String>, rules: &PathRules) -> Result<NormalPath, BuildError> {
     let rules = PathRules { dot_segments: DotSegments::Normalize, ..*rules };
-    let normal = normalize(&written, &rules)
-        .map_err(|error| BuildError::at(option, format!("expected a path such as `/api`: {error}")))?;
-    Ok(normal.wire().trim_end_matches('/').to_owned())
+    normalize(written.as_deref().unwrap_or("/"), &rules)
+        .map_err(|error| BuildError::at(option, format!("expected a path such as `/api`: {error}")))
+}
+
+fn without_last_slash(prefix: &str) -> String {
+    prefix.trim_end_matches('/').to_owned()
 }
 
 impl Rewrite {
@@ -115,9 +118,7 @@ impl Rewrite {
 
     /// The path with its other beginning.
     fn moved<'a>(&self, path: &'a str) -> Cow<'a, str> {
-        // Compared and cut in one and the same form, so that lengths agree.
-        let rest = path.strip_prefix(&*self.strip).filter(|rest| rest.is_empty() || rest.starts_with('/'));
-        let rest = rest.unwrap_or(path);
+        let rest = behind(path, &self.strip, self.rules.merge_slashes).unwrap_or(path);
         match (self.add.as_str(), rest) {
             ("", "") => "/".into(),
             ("", rest) => rest.into(),
@@ -176,6 +177,27 @@ mod tests {
         assert_eq!(rewritten(strip, "/api/users?x=1").await.as_deref(), Some("/users?x=1"));
         assert_eq!(rewritten(strip, "/api").await.as_deref(), Some("/"));
         assert_eq!(rewritten(strip, "/apiary").await.as_deref(), Some("/apiary"));
+    }
+
+    #[tokio::test]
+    async fn a_prefix_is_stripped_as_routes_see_it() {
+        // RFC 3986 s3.3: some servers drop what stands behind a `;` in a segment, so no decision looks at it.
+        let moved = "- rewrite: {strip_prefix: /api, add_prefix: /internal}";
+        for (target, expected) in [
+            ("/api;x/users/7;y?z=1", "/internal/users/7;y?z=1"),
+            ("/;x/api/users/7", "/internal/users/7"),
+            ("/api;x", "/internal"),
+            ("/apiary;x", "/internal/apiary;x"),
+        ] {
+            assert_eq!(rewritten(moved, target).await.as_deref(), Some(expected), "{target}");
+        }
+        // RFC 3986 s6.2.2: two spellings of one path.
+        for prefix in ["/$a", "/%24a", "/%24a;v=1/"] {
+            let strip = format!("- rewrite: {{strip_prefix: '{prefix}'}}");
+            for target in ["/$a/b", "/%24a/b", "/%24a;v=2/b"] {
+                assert_eq!(rewritten(&strip, target).await.as_deref(), Some("/b"), "{prefix} {target}");
+            }
+        }
     }
 
     #[tokio::test]

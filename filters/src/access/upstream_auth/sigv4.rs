@@ -1,12 +1,13 @@
 //! AWS Signature Version 4, as "Create a signed AWS API request" of AWS's documentation describes it.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use aws_lc_rs::hmac::{HMAC_SHA256, Key, sign};
 use sha2::{Digest, Sha256};
 
-use crate::condition::query_pairs;
-use crate::path::decode_segment;
+use crate::condition::raw_pairs;
+use crate::path::decode_bytes;
 use crate::values::{Secret, hex};
 
 /// In the place of the hash of a body that is not signed.
@@ -127,7 +128,7 @@ fn canonical_fields(fields: &[(String, String)]) -> Vec<(&str, String)> {
 
 fn canonical_path(path: &str, paths: Paths) -> String {
     let path = if paths.normalize { normalized(path) } else { path.to_owned() };
-    let once = if paths.encode_again { path } else { decode_segment(&path).into_owned() };
+    let once: Cow<'_, [u8]> = if paths.encode_again { path.as_bytes().into() } else { decode_bytes(&path) };
     let mut text = String::with_capacity(once.len() + 16);
     push_encoded(&mut text, &once, true);
     if text.is_empty() { "/".to_owned() } else { text }
@@ -149,19 +150,21 @@ fn normalized(path: &str) -> String {
 
 fn canonical_query(query: &str) -> String {
     let encoded = |text: &str| {
+        let text: Cow<'_, str> = if text.contains('+') { text.replace('+', " ").into() } else { text.into() };
         let mut out = String::with_capacity(text.len());
-        push_encoded(&mut out, text, false);
+        // As bytes: what is signed is what is sent, be it UTF-8 or not.
+        push_encoded(&mut out, &decode_bytes(&text), false);
         out
     };
     let mut pairs: Vec<(String, String)> =
-        query_pairs(query).map(|(name, value)| (encoded(&name), encoded(&value))).collect();
+        raw_pairs(query).map(|(name, value)| (encoded(name), encoded(value))).collect();
     pairs.sort();
     pairs.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join("&")
 }
 
 /// All but unreserved characters (RFC 3986 s2.3) as octets.
-fn push_encoded(out: &mut String, text: &str, keep_slashes: bool) {
-    for byte in text.bytes() {
+fn push_encoded(out: &mut String, bytes: &[u8], keep_slashes: bool) {
+    for &byte in bytes {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || (keep_slashes && byte == b'/') {
             out.push(char::from(byte));
         } else {
@@ -254,5 +257,13 @@ mod tests {
         assert_eq!(canonical_path("/a%20b//c", Paths::of("s3")), "/a%20b//c");
         assert_eq!(canonical_path("/", Paths::of("s3")), "/");
         assert_eq!(canonical_path("", Paths::of("lambda")), "/");
+    }
+
+    #[test]
+    fn what_is_not_utf_8_is_signed_as_it_is_sent() {
+        // "Create a signed AWS API request": each byte but those of unreserved characters is `%` and two digits.
+        assert_eq!(canonical_query("prefix=%E9&%ff=%C3%A9+b"), "%FF=%C3%A9%20b&prefix=%E9");
+        assert_eq!(canonical_path("/b/%E9%C3", Paths::of("s3")), "/b/%E9%C3");
+        assert_eq!(canonical_path("/b/%E9", Paths::of("lambda")), "/b/%25E9");
     }
 }
