@@ -77,6 +77,9 @@ const OWN: [HeaderName; 6] = [
     header::ACCESS_CONTROL_MAX_AGE,
 ];
 
+/// Methods that any page may use, whatever it is told: the CORS-safelisted ones (Fetch s2.2.1).
+const SIMPLE: [Method; 3] = [Method::GET, Method::HEAD, Method::POST];
+
 impl Filter for Cors {
     const NAME: &'static str = "cors";
     const DECIDES: bool = true;
@@ -128,7 +131,8 @@ impl Origins {
             if text == "*" {
                 origins.any = true;
             } else if let Some(regex) = text.strip_prefix('~') {
-                let regex = values::regex(&format!("^(?:{regex})$"));
+                // First alone: `a)|(b` must not close the group that anchors it.
+                let regex = values::regex(regex).and_then(|_| values::regex(&format!("^(?:{regex})$")));
                 origins
                     .regexes
                     .push(regex.map_err(|_| BuildError::at("origins", "a regular expression is not valid"))?);
@@ -209,7 +213,8 @@ impl OnRequest for Cors {
         if !origin.to_str().is_ok_and(|origin| self.origins.allow(origin)) {
             return Ok(Problem::new(&FORBIDDEN).detail("this origin may not use the resource").into());
         }
-        if !self.allowed_methods.iter().any(|method| method.as_str().as_bytes() == asked.as_bytes()) {
+        let is_asked = |method: &Method| method.as_str().as_bytes() == asked.as_bytes();
+        if !SIMPLE.iter().chain(&self.allowed_methods).any(is_asked) {
             return Ok(Problem::new(&FORBIDDEN)
                 .detail("this method may not be used from another origin")
                 .into());
@@ -278,6 +283,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn simple_methods_need_not_be_listed() {
+        // Fetch s4.8: a method that is not in the list is refused unless it is a CORS-safelisted one (s2.2.1).
+        for (listed, told) in [("[PUT]", "PUT"), ("[]", "")] {
+            let chain = chain(&format!("- cors: {{origins: ['https://app.test'], methods: {listed}}}"));
+            let ask = |method: &str| {
+                let asked = send("OPTIONS", "/").header("origin", "https://app.test");
+                chain.send(asked.header("access-control-request-method", method))
+            };
+            for method in ["GET", "HEAD", "POST"] {
+                ask(method).await.responds(204).header("access-control-allow-methods", told);
+            }
+            ask("DELETE").await.responds(403);
+            ask("get").await.responds(403);
+        }
+    }
+
+    #[tokio::test]
     async fn origins_match_exactly_below_a_host_or_by_expression() {
         let chain = chain(CORS);
         for allowed in
@@ -329,5 +351,12 @@ mod tests {
         assert!(refused("- cors: {origins: ['*'], credentials: true}").contains("credentials"));
         assert!(refused("- cors: {origins: []}").contains("origins"));
         assert!(refused("- cors: {origins: ['https://a.test/x']}").contains("without path"));
+    }
+
+    #[test]
+    fn an_expression_that_is_none_alone_is_refused() {
+        // Between anchors it would be one, and let `https://a.test.evil` in.
+        let said = refused(r"- cors: {origins: ['~https://a\.test)|(https://b\.test']}");
+        assert!(said.contains("a regular expression is not valid"), "{said}");
     }
 }
