@@ -2,7 +2,7 @@
 
 use http::Request;
 
-use crate::harness::{Answer, Gateway, H2c, Origin, get, soon};
+use crate::harness::{Answer, Gateway, H2c, Origin, get, request, soon};
 
 /// Two routes that count in one budget of three an hour, and one that counts in its own.
 fn document(origin: &Origin, generation: usize) -> String {
@@ -121,4 +121,26 @@ async fn who_would_wait_beyond_the_time_for_its_request_is_refused_at_once() {
         assert_eq!((answer.status, answer.problem().as_str()), (429, "rate-limited"), "{path}");
     }
     assert_eq!(origin.heads().len(), 2);
+}
+
+#[tokio::test]
+async fn who_waited_longer_than_the_time_for_others_gets_the_stream_of_events_that_it_waited_for() {
+    let origin = Origin::echo().await;
+    let limit = "{rate_limit: {per: ip, limit: 30/min, burst: 1, over: {delay: 10s, queue: 5}}}";
+    let gateway = Gateway::start(&format!(
+        "upstreams: [{{name: origin, backends: [{{address: \"{}\"}}], timeouts: {{total: 1s}}}}]\n\
+         routes:\n\
+         - {{name: one, match: {{paths: [/one]}}, filters: [{limit}], upstream: origin}}\n\
+         - {{name: two, match: {{paths: [/two]}}, filters: [{limit}], upstream: origin, direct: false}}\n",
+        origin.address
+    ))
+    .await;
+    let turn = async |path: &str| {
+        assert_eq!(get(gateway.address(), path).await.status, 200, "{path}");
+        // Its turn is in two seconds.
+        let fields = "Accept: text/event-stream\r\n";
+        let answer = request(gateway.address(), &format!("GET {path}"), fields).await;
+        assert_eq!(answer.status, 200, "{path}: {answer:?}");
+    };
+    tokio::join!(turn("/one"), turn("/two"));
 }

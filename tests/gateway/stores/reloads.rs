@@ -89,6 +89,24 @@ async fn units_of_one_store_say_nothing_of_those_of_another() {
 }
 
 #[tokio::test]
+async fn what_is_too_little_for_a_request_may_be_enough_for_one_that_costs_less_after_a_reload() {
+    let redis = Redis::start().await;
+    let costing = |cost: u32, generation| {
+        let limit = format!("limit: 2/h, burst: 11, cost: {cost}, store: main, lease: 9");
+        document(&redis.url(), "", generation).replace("limit: 3/h, store: main", &limit)
+    };
+    let gateway = Gateway::start(&costing(3, 0)).await;
+    gateway.says("a store is there store=main").await;
+    for status in [200, 200, 200, 429, 429] {
+        assert_eq!(get(gateway.address(), "/").await.status, status, "nine were held, and two are left");
+    }
+    reloaded(&gateway, &costing(1, 1), 1).await;
+    for status in [200, 200, 429] {
+        assert_eq!(get(gateway.address(), "/").await.status, status, "the two that are left");
+    }
+}
+
+#[tokio::test]
 async fn what_becomes_of_a_store_that_was_replaced_is_no_news_of_the_one_in_its_place() {
     let (mut old, new) = (Redis::start().await, Redis::start().await);
     let (origin, mut taken) = Origin::handing_over().await;

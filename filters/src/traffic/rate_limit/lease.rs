@@ -2,8 +2,11 @@
 //!
 //! What is in a purse was spent in the store before, so budgets are never overdrawn by more than what purses hold:
 //! units may be used later than they were taken, for as long as a whole budget takes to come back, after which they
-//! are forfeited. A budget that is found empty is not asked for again before it can have anything. What is given for a
-//! request that went away meanwhile is kept as well.
+//! are forfeited. A budget that is found empty is not asked for again before it can have enough for a request. What is
+//! given for a request that went away meanwhile is kept as well.
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::hash::BuildHasher;
@@ -35,8 +38,10 @@ type Name = (TenantId, Box<[u8]>);
 #[derive(Debug, Clone, Copy)]
 struct Purse {
     units: u32,
-    /// When what is in it is forfeited; of an empty one, before when nobody needs to ask.
+    /// When what is in it is forfeited.
     until: Instant,
+    /// Before when nobody needs to ask for more: the store has too little for a request.
+    empty_until: Instant,
     /// What was left in the store.
     rest: Balance,
 }
@@ -115,32 +120,28 @@ impl Leases {
     fn take(&self, tenant: TenantId, charge: &mut Charge<'_>, now: Instant) -> Option<Spent> {
         let mut shard = self.shard(tenant, charge.key);
         let purse = shard.get_mut(&(tenant, charge.key.into()))?;
-        let left = purse.until.checked_duration_since(now).filter(|left| !left.is_zero())?;
-        if purse.units >= charge.cost {
+        if purse.until > now && purse.units >= charge.cost {
             purse.units -= charge.cost;
-            charge.balance = balance(purse, Duration::ZERO);
+            charge.balance = balance(purse);
             return Some(Spent::Yes);
         }
-        if purse.units > 0 {
-            return None;
-        }
-        charge.balance = balance(purse, left);
-        (!purse.rest.wait.is_zero()).then_some(Spent::No)
+        let wait = purse.empty_until.checked_duration_since(now).filter(|wait| !wait.is_zero())?;
+        // As the store told it: what is held is too little, and counts for nothing.
+        charge.balance = Balance { available: purse.rest.available, more_in: wait, wait };
+        Some(Spent::No)
     }
 
     fn put_back(&self, tenant: TenantId, key: &[u8], units: u32) {
         if let Some(purse) = self.shard(tenant, key).get_mut(&(tenant, key.into())) {
             purse.units = purse.units.saturating_add(units);
-            purse.rest.wait = Duration::ZERO;
         }
     }
 
-    /// Keeps what the store gave beyond the request's own, or that it had nothing.
+    /// Keeps what the store gave beyond the request's own, or that it had too little.
     fn note(&self, tenant: TenantId, charge: &mut Charge<'_>, spent: Spent, now: Instant) {
-        let mut rest = charge.balance;
+        let rest = charge.balance;
         let (units, lasts) = match spent {
             Spent::Yes => {
-                rest.wait = Duration::ZERO;
                 (charge.granted.saturating_sub(charge.cost), Duration::from_nanos(charge.budget.whole()))
             }
             // Of several budgets the others may have enough.
@@ -152,27 +153,27 @@ impl Leases {
         let Some(until) = now.checked_add(lasts) else { return };
         let mut shard = self.shard(tenant, charge.key);
         if shard.len() >= MOST {
-            shard.retain(|_, purse| purse.until > now);
+            shard.retain(|_, purse| purse.until.max(purse.empty_until) > now);
             if shard.len() >= MOST {
                 shard.clear();
             }
         }
-        let purse = shard
-            .entry((tenant, charge.key.into()))
-            .and_modify(|purse| {
-                // Another request may have filled it meanwhile.
-                let held = if purse.until > now { purse.units } else { 0 };
-                if held > 0 && spent != Spent::Yes {
-                    // The store had nothing since that one got the last of it, and may have more once this is spent.
-                    return;
-                }
-                let until = if held == 0 { until } else { purse.until.max(until) };
-                *purse = Purse { units: held.saturating_add(units), until, rest };
-            })
-            .or_insert(Purse { units, until, rest });
-        if spent == Spent::Yes {
-            charge.balance = balance(purse, Duration::ZERO);
+        let nothing = Purse { units: 0, until: now, empty_until: now, rest };
+        let purse = shard.entry((tenant, charge.key.into())).or_insert(nothing);
+        if spent != Spent::Yes {
+            // What is held stays: another request may have got the last of the store, or it is less than one costs.
+            (purse.empty_until, purse.rest) = (until, rest);
+            return;
         }
+        // Another request may have filled it meanwhile.
+        let held = if purse.until > now { purse.units } else { 0 };
+        *purse = Purse {
+            units: held.saturating_add(units),
+            until: purse.until.max(until),
+            empty_until: now,
+            rest,
+        };
+        charge.balance = balance(purse);
     }
 
     fn shard(
@@ -210,278 +211,8 @@ impl Drop for Taken<'_> {
     }
 }
 
-/// What is told of a budget: what is held, and what was left when that was taken.
-fn balance(purse: &Purse, wait: Duration) -> Balance {
+/// What is told of a budget that was spent of: what is held, and what was left when that was taken.
+fn balance(purse: &Purse) -> Balance {
     let available = purse.rest.available.saturating_add(purse.units.into());
-    let more_in = if wait.is_zero() { purse.rest.more_in } else { wait };
-    Balance { available, more_in, wait }
-}
-
-#[cfg(test)]
-mod tests {
-    use async_trait::async_trait;
-    use futures_util::FutureExt;
-    use proptest::prelude::*;
-    use tokio::sync::Semaphore;
-
-    use super::*;
-    use crate::world::{Away, ManualClock, MemoryState, OnFailure, ScopedState, State, Store, Tally};
-
-    type Gateway = (Arc<Leases>, Ledger);
-
-    /// A store that gives leases and counts how often it is asked.
-    struct Counting {
-        state: Arc<MemoryState>,
-        asked: Mutex<u32>,
-        away: Mutex<bool>,
-        /// While it is silent, it answers as often as there are permits.
-        silent: Mutex<bool>,
-        answers: Semaphore,
-    }
-
-    #[async_trait]
-    impl Store for Counting {
-        async fn decide(
-            &self,
-            tenant: TenantId,
-            scope: &str,
-            charges: &mut [Charge<'_>],
-            _: &mut [Tally<'_>],
-        ) -> Result<bool, Away> {
-            if *self.away.lock() {
-                return Err(Away);
-            }
-            *self.asked.lock() += 1;
-            let is_silent = *self.silent.lock();
-            // As the script does: as much as there is, of what is wanted.
-            let mut given = Vec::new();
-            for charge in &*charges {
-                let mut nothing = [Charge::new(charge.key, charge.budget, 0)];
-                self.state.spend(tenant, scope, &mut nothing).await.expect("memory");
-                let there = u32::try_from(nothing[0].balance.available).expect("few");
-                let units = there.clamp(charge.cost, charge.wanted());
-                given.push(Charge::new(charge.key, charge.budget, units));
-            }
-            let spent = self.state.spend(tenant, scope, &mut given).await.expect("memory");
-            for (charge, given) in charges.iter_mut().zip(given) {
-                charge.balance = given.balance;
-                charge.granted = given.cost;
-            }
-            if is_silent {
-                self.answers.acquire().await.expect("open").forget();
-            }
-            Ok(spent)
-        }
-
-        fn give_back(&self, _: TenantId, _: &str, _: &[u8], _: u64, _: u64) {}
-
-        fn on_failure(&self) -> OnFailure {
-            OnFailure::Local
-        }
-    }
-
-    struct Site {
-        clock: Arc<ManualClock>,
-        store: Arc<Counting>,
-    }
-
-    impl Site {
-        fn new() -> Self {
-            let clock = Arc::new(ManualClock::new());
-            let state = Arc::new(MemoryState::new(clock.clone(), 1000));
-            let (asked, away, silent) = (Mutex::default(), Mutex::default(), Mutex::default());
-            let answers = Semaphore::new(0);
-            Self { clock, store: Arc::new(Counting { state, asked, away, silent, answers }) }
-        }
-
-        fn gateway(&self, size: u32) -> Gateway {
-            let own = MemoryState::new(self.clock.clone(), 1000);
-            let own = ScopedState::new(Arc::new(own), "limit".into());
-            let size = NonZeroU32::new(size).expect("not zero");
-            let leases = Arc::new(Leases::new(size, self.clock.clone()));
-            (leases, Ledger::new(own, Some(self.store.clone())))
-        }
-
-        fn asked(&self) -> u32 {
-            *self.store.asked.lock()
-        }
-    }
-
-    fn spend((leases, ledger): &Gateway, key: &[u8], budget: Budget) -> (Spent, Balance) {
-        let mut charges = [Charge::new(key, budget, 1)];
-        let spent = leases.spend(ledger, TenantId(0), &mut charges).now_or_never();
-        (spent.expect("at once").expect("works"), charges[0].balance)
-    }
-
-    fn budget(seconds: u64, burst: u32) -> Budget {
-        Budget::new(Duration::from_secs(seconds), burst).expect("a budget")
-    }
-
-    /// Spends of what all share, 100 units, and of this client's own; none if that takes a while.
-    fn spend_both((leases, ledger): &Gateway, client: u8, own: u32) -> Option<Spent> {
-        let client = [client];
-        let mut charges =
-            [Charge::new(b"all", budget(3600, 100), 1), Charge::new(&client, budget(3600, own), 1)];
-        leases.spend(ledger, TenantId(0), &mut charges).now_or_never().map(|spent| spent.expect("works"))
-    }
-
-    /// What is held of the budget that all share.
-    fn held((leases, _): &Gateway) -> u32 {
-        let shard = leases.shard(TenantId(0), b"all");
-        shard.iter().filter(|((_, key), _)| **key == *b"all").map(|(_, purse)| purse.units).sum()
-    }
-
-    #[test]
-    fn of_several_budgets_the_store_is_asked_only_for_those_that_purses_lack() {
-        let site = Site::new();
-        let gateway = site.gateway(10);
-        for client in 0..11 {
-            assert_eq!(spend_both(&gateway, client, 20), Some(Spent::Yes), "{client}");
-            assert!(held(&gateway) < 10, "{client}");
-        }
-        assert_eq!(held(&gateway), 9, "of the second lease");
-    }
-
-    #[test]
-    fn what_was_taken_for_who_is_refused_or_goes_away_is_put_back() {
-        let site = Site::new();
-        let gateway = site.gateway(10);
-        assert_eq!(spend_both(&gateway, 1, 1), Some(Spent::Yes));
-        assert_eq!((held(&gateway), site.asked()), (9, 1));
-        // The store refuses the first, and the purse knows of it then.
-        for _ in 0..3 {
-            assert_eq!(spend_both(&gateway, 1, 1), Some(Spent::No));
-            assert_eq!((held(&gateway), site.asked()), (9, 2));
-        }
-        *site.store.silent.lock() = true;
-        assert_eq!(spend_both(&gateway, 2, 1), None, "and it waits no longer");
-        assert_eq!((held(&gateway), site.asked()), (9, 3));
-    }
-
-    #[tokio::test]
-    async fn what_is_given_for_who_went_away_meanwhile_is_kept() {
-        let site = Site::new();
-        let gateway = site.gateway(10);
-        *site.store.silent.lock() = true;
-        assert_eq!(spend_both(&gateway, 1, 10), None, "and it waits no longer");
-        assert_eq!((held(&gateway), site.asked()), (0, 1));
-        site.store.answers.add_permits(1);
-        for _ in 0..10 {
-            tokio::task::yield_now().await;
-        }
-        assert_eq!(held(&gateway), 9);
-        assert_eq!(spend_both(&gateway, 1, 10), Some(Spent::Yes));
-        assert_eq!((held(&gateway), site.asked()), (8, 1));
-    }
-
-    #[test]
-    fn who_finds_nothing_in_the_store_locks_nobody_out_who_just_got_the_last_of_it() {
-        let site = Site::new();
-        let gateway = site.gateway(10);
-        let budget = budget(1, 5);
-        // Two ask together; who is refused is told last.
-        let mut refused = Charge::new(b"a", budget, 1);
-        assert_eq!(spend(&gateway, b"a", budget).0, Spent::Yes);
-        refused.settle(budget.whole());
-        gateway.0.note(TenantId(0), &mut refused, Spent::No, site.clock.now());
-        for _ in 0..4 {
-            assert_eq!(spend(&gateway, b"a", budget).0, Spent::Yes);
-        }
-        site.clock.advance(Duration::from_secs(1));
-        assert_eq!(spend(&gateway, b"a", budget).0, Spent::Yes, "one came back");
-    }
-
-    #[test]
-    fn most_requests_ask_nobody_and_none_passes_that_the_store_did_not_give() {
-        let site = Site::new();
-        let (one, two) = (site.gateway(10), site.gateway(10));
-        let budget = budget(3600, 45);
-        let mut passed = 0;
-        for _ in 0..40 {
-            for gateway in [&one, &two] {
-                passed += u32::from(spend(gateway, b"a", budget).0 == Spent::Yes);
-            }
-        }
-        assert_eq!(passed, 45);
-        // Five leases, the last of five units, and each gateway finds the budget empty once.
-        assert_eq!(site.asked(), 7);
-    }
-
-    #[test]
-    fn what_is_told_counts_what_is_held() {
-        let site = Site::new();
-        let gateway = site.gateway(3);
-        let left: Vec<u64> = (0..5).map(|_| spend(&gateway, b"a", budget(3600, 5)).1.available).collect();
-        assert_eq!(left, [4, 3, 2, 1, 0]);
-        let (spent, balance) = spend(&gateway, b"a", budget(3600, 5));
-        assert_eq!((spent, balance.available, balance.wait), (Spent::No, 0, Duration::from_secs(3600)));
-        site.clock.advance(Duration::from_secs(3000));
-        let (spent, balance) = spend(&gateway, b"a", budget(3600, 5));
-        assert_eq!((spent, balance.wait), (Spent::No, Duration::from_secs(600)));
-        site.clock.advance(Duration::from_secs(600));
-        assert_eq!(spend(&gateway, b"a", budget(3600, 5)).0, Spent::Yes);
-    }
-
-    #[test]
-    fn units_are_forfeited_after_as_long_as_a_whole_budget_takes() {
-        let site = Site::new();
-        let gateway = site.gateway(10);
-        let budget = budget(1, 20);
-        assert_eq!(spend(&gateway, b"a", budget).0, Spent::Yes);
-        site.clock.advance(Duration::from_secs(19));
-        spend(&gateway, b"a", budget);
-        assert_eq!(site.asked(), 1);
-        site.clock.advance(Duration::from_secs(1));
-        spend(&gateway, b"a", budget);
-        assert_eq!(site.asked(), 2);
-    }
-
-    #[test]
-    fn while_the_store_is_away_purses_last_and_then_each_counts_for_itself() {
-        let site = Site::new();
-        let gateway = site.gateway(3);
-        assert_eq!(spend(&gateway, b"a", budget(3600, 4)).0, Spent::Yes);
-        *site.store.away.lock() = true;
-        let spent: Vec<Spent> = (0..7).map(|_| spend(&gateway, b"a", budget(3600, 4)).0).collect();
-        assert_eq!(spent[..6], [Spent::Yes; 6], "two of the purse, four of its own");
-        assert_eq!(spent[6], Spent::No);
-    }
-
-    #[test]
-    fn memory_is_bounded() {
-        let site = Site::new();
-        let gateway = site.gateway(5);
-        for n in 0..400_000_u32 {
-            spend(&gateway, &n.to_be_bytes(), budget(1, 10));
-        }
-        let held: usize = gateway.0.shards.iter().map(|shard| shard.lock().len()).sum();
-        assert!(held <= SHARDS * MOST, "{held}");
-    }
-
-    proptest! {
-        #[test]
-        fn in_any_time_no_more_passes_than_the_budget_and_what_purses_hold(
-            steps in prop::collection::vec((0..3_usize, 0..1500_u64), 1..400),
-            size in 1..8_u32,
-            burst in 8..20_u32,
-        ) {
-            let site = Site::new();
-            let gateways = [site.gateway(size), site.gateway(size), site.gateway(size)];
-            let budget = budget(1, burst);
-            let (mut now, mut passed) = (0_u64, Vec::new());
-            for (gateway, passes) in steps {
-                now += passes;
-                site.clock.advance(Duration::from_millis(passes));
-                if spend(&gateways[gateway], b"a", budget).0 == Spent::Yes {
-                    passed.push(now);
-                }
-            }
-            for (from, began) in passed.iter().enumerate() {
-                for (to, ended) in passed.iter().enumerate().skip(from) {
-                    let most = u64::from(burst) + (ended - began) / 1000 + 3 * u64::from(size - 1);
-                    prop_assert!((to - from + 1) as u64 <= most, "{} in {}ms", to - from + 1, ended - began);
-                }
-            }
-        }
-    }
+    Balance { available, more_in: purse.rest.more_in, wait: Duration::ZERO }
 }

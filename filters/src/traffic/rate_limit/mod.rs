@@ -223,7 +223,7 @@ impl Filter for RateLimit {
             }
             (Strategy::Exact, None) => match lease {
                 Some(size) => {
-                    // What is held outlives a reload, as long as it is of the same budgets of the same store.
+                    // What is held outlives a reload, as long as it is of the same limits of the same store.
                     let shapes: Vec<String> = rules.iter().map(Rule::shape).collect();
                     let part = format!("{size} {:?} {shapes:?}", ledger.store_id());
                     let leases = build.retained(part.as_bytes(), || Leases::new(size, build.clock()));

@@ -61,9 +61,10 @@ impl Rule {
         ([&self.prefix, &self.period.as_secs().to_be_bytes()[..]].concat(), self.period)
     }
 
-    /// What tells its budgets from those of any other rule.
+    /// What tells its budgets from those of any other rule, and what is enough of one: a budget that has too little for
+    /// one cost may have enough for another.
     pub(super) fn shape(&self) -> String {
-        format!("{:?} {:?}", self.prefix, self.budget)
+        format!("{:?} {:?} {}", self.prefix, self.budget, self.cost)
     }
 
     /// What one request takes of the budget of this key.
