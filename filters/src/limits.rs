@@ -73,6 +73,12 @@ impl Policy {
 }
 
 impl Standing {
+    /// One that nobody asked, as another limit refused the request already: it is told of, and never the tightest.
+    pub(crate) fn unasked(policy: Arc<Policy>) -> Self {
+        let balance = Balance { available: u64::MAX, ..Balance::default() };
+        Self { policy, balance, counts: None }
+    }
+
     /// What is left once what does not count is given back.
     fn left(&self) -> Balance {
         let is_given_back = self.counts.as_ref().is_some_and(|counts| !counts.load(Ordering::Relaxed));

@@ -90,6 +90,12 @@ impl fmt::Debug for Body {
     }
 }
 
+/// Whether an answer with this head serves what was asked for. A call of gRPC that is refused begins with 200 all the
+/// same, and says so beside it (gRPC over HTTP/2, Responses: Trailers-Only).
+pub(crate) fn serves(head: &ResponseHeader) -> bool {
+    head.status.as_u16() < 400 && head.headers.get("grpc-status").is_none_or(|status| status == "0")
+}
+
 /// Why a filter could not do its work, by whose fault.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FilterError {

@@ -176,8 +176,7 @@ impl Exchange {
             return Decision::Reply(problem.into());
         }
         // Who waits does so within the time for all of it; what is answered here is held to none.
-        let is_held_to_it = |_: &Instant| !self.asks_for_events && !request.headers.contains_key(UPGRADE);
-        self.ctx.deadline = self.time_for_all().filter(is_held_to_it);
+        self.ctx.deadline = self.time_for_all().filter(|_| self.is_held_to_total(request));
         let stopped = self.entered.request(&self.stack, request, &mut self.ctx).await;
         self.ctx.deadline = None;
         match stopped {
@@ -223,6 +222,19 @@ impl Exchange {
             is_fork: true,
         };
         Ok((fork, head))
+    }
+
+    /// Whether any step so far looks at requests before they are sent.
+    pub fn sees_upstream_request(&self) -> bool {
+        self.stack.sees_upstream_request()
+    }
+
+    /// Waits for what the steps so far wait for before a request is sent, such as a token, so that the next one finds it.
+    /// They go without what they keep of this request, and what they write goes nowhere.
+    pub fn wait_ahead(&self, request: &RequestHeader) -> impl Future<Output = ()> + Send + use<> {
+        let (entered, stack, mut ctx) = (self.entered, self.stack.clone(), self.ctx.fork());
+        let mut head = request.clone();
+        async move { drop(entered.upstream_request(&stack, &mut head, 0, &mut ctx).await) }
     }
 
     /// Appends what upstreams are told of who calls to a key.
@@ -274,9 +286,16 @@ impl Exchange {
         // To an end: no fallback leads back to where it began.
         loop {
             self.ctx.upstream = Some(upstream.name.clone());
-            self.ctx.deadline = self.total_timeout(&upstream).map(|total| self.ctx.started + total);
+            let total = self.total_timeout(&upstream);
+            let held = total.filter(|_| self.is_held_to_total(request));
+            self.ctx.deadline = held.map(|total| self.ctx.started + total);
             let instead = match self.admit(&upstream).await {
-                Ok(()) => return Decision::Forward(upstream),
+                Ok(()) => {
+                    // What is not held to it and waited has all of it for a backend, and an answer that is no stream.
+                    self.ctx.deadline =
+                        self.ctx.deadline.or_else(|| total.map(|total| Instant::now() + total));
+                    return Decision::Forward(upstream);
+                }
                 Err(Refused::Reply(reply)) => return Decision::Reply(reply),
                 Err(Refused::Route(route)) => route,
             };
@@ -339,6 +358,11 @@ impl Exchange {
         self.route.timeouts.total.map_or(upstream.total_timeout(), Timeout::get)
     }
 
+    /// Whether the time for all of it is for this request: streams of events and tunnels last for as long as they last.
+    fn is_held_to_total(&self, request: &RequestHeader) -> bool {
+        !self.asks_for_events && !request.headers.contains_key(UPGRADE)
+    }
+
     /// When the answer of an upstream must be complete, as far as that is known before one is chosen.
     fn time_for_all(&self) -> Option<Instant> {
         let total = match &self.route.action {
@@ -349,12 +373,17 @@ impl Exchange {
         total.map(|total| self.ctx.started + total)
     }
 
-    /// Notes the attempts that were made with a head that was made for all of them (attempt 0): once something was sent,
-    /// what is held of quotas counts.
+    /// Notes the attempts that were made with a head that was made for all of them (attempt 0).
     pub fn attempted(&self, account: &Account) {
         if account.sent() {
-            quota::settle(&self.ctx);
+            self.sending();
         }
+    }
+
+    /// Notes that an attempt is made now: what is held of quotas counts. Not before it is known to be: a filter that sees
+    /// its head may refuse it, or have waited for too long.
+    pub fn sending(&self) {
+        quota::settle(&self.ctx);
     }
 
     /// Makes one attempt's head from the request's, or with 0 that of all attempts, and runs the filters that see it.
@@ -375,7 +404,7 @@ impl Exchange {
         forwarding: &Forwarding<'_>,
         out: &mut Vec<u8>,
     ) -> bool {
-        let unseen = !self.stack.sees_upstream_request();
+        let unseen = !self.sees_upstream_request();
         if unseen {
             forward::write_wire(request, &self.ctx, forwarding, out);
         }

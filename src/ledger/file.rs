@@ -26,6 +26,34 @@ const ADD: &str = "
 const RAISE: &str = "
     INSERT INTO used VALUES (?1, ?2, ?3, ?4)
     ON CONFLICT DO UPDATE SET used = max(used, excluded.used), ends = max(ends, excluded.ends)";
+/// All rows of a quota one after the other: between quotas, memory makes room.
+const READ: &str = "SELECT id, slot, used, ends FROM used WHERE ends > ?1 ORDER BY id";
+const DROP: &str = "
+    DELETE FROM used WHERE id BETWEEN ?1 AND ?2
+    AND (used = 0 OR ends <= ?3 AND ends NOT BETWEEN ?4 AND ?5)";
+const COUNT: &str = "SELECT count(*) FROM used WHERE id BETWEEN ?1 AND ?2";
+const THIN: &str = "
+    DELETE FROM used WHERE id BETWEEN ?1 AND ?2 AND (id, slot) IN (
+        SELECT id, slot FROM (
+            SELECT id, slot, total(used) OVER (PARTITION BY id) AS all_of_it
+            FROM used WHERE id BETWEEN ?1 AND ?2
+        ) ORDER BY all_of_it DESC, id, slot DESC LIMIT -1 OFFSET ?3
+    )";
+
+/// Rows that are read at a time.
+const TOGETHER: usize = 1024;
+/// Digests fill the file evenly; it is cut by their first byte into parts that each take little time.
+const PARTS: usize = 256;
+/// Most rows that a part is left with: five million in all, of which each quota has one, or up to 61 where its
+/// window rolls.
+const MOST_IN_PART: usize = if cfg!(test) { 8 } else { 20_000 };
+/// So many rows are written for each part that is looked through: in a whole round, the file grows by a quarter.
+const WRITTEN_A_PART: usize = MOST_IN_PART / 4;
+/// For so many seconds is kept what ended before this process began, as long as there is room: a clock that is ahead
+/// when a machine comes up is set right soon.
+const LONG: i64 = 7 * 24 * 60 * 60;
+/// Of times that end before they begin, nothing is kept.
+const NEVER: (i64, i64) = (1, 0);
 
 /// The file, which is made when there is something to write.
 pub struct File {
@@ -33,6 +61,10 @@ pub struct File {
     open: Option<Open>,
     /// Whether it was read once: one that is made after that knows less than we do.
     known: bool,
+    /// The part that is looked through next.
+    part: u8,
+    /// When this process began, in Unix seconds.
+    pub(super) began: i64,
 }
 
 struct Open {
@@ -45,7 +77,7 @@ impl File {
     /// The file at this path, which nothing is done with yet.
     #[must_use]
     pub fn at(path: PathBuf) -> Self {
-        Self { path, open: None, known: false }
+        Self { path, open: None, known: false, part: 0, began: now() }
     }
 
     /// Where it is.
@@ -59,30 +91,34 @@ impl File {
         self.known
     }
 
-    /// What it knows that still counts; nothing if there is no file.
-    pub(super) fn load(&mut self) -> Result<Vec<TallyRow>, Error> {
+    /// Tells, some rows at a time, what it knows that still counts; nothing if there is no file.
+    pub(super) fn load(&mut self, mut tell: impl FnMut(&[TallyRow])) -> Result<(), Error> {
         if !self.path.exists() {
             self.known = true;
-            return Ok(Vec::new());
+            return Ok(());
         }
         self.using(|file| {
             file.opened()?;
-            let Some(open) = &file.open else { return Ok(Vec::new()) };
-            let mut query =
-                open.connection.prepare("SELECT id, slot, used, ends FROM used WHERE ends > ?1")?;
-            let rows = query.query_map([now()], |row| {
+            let Some(open) = &file.open else { return Ok(()) };
+            let mut query = open.connection.prepare(READ)?;
+            let mut found = query.query([now()])?;
+            let mut rows = Vec::with_capacity(TOGETHER);
+            while let Some(row) = found.next()? {
                 let (id, slot, ends): (Vec<u8>, i64, i64) = (row.get(0)?, row.get(1)?, row.get(3)?);
-                let row = TallyRow {
+                rows.push(TallyRow {
                     id: id_of(&id),
                     slot: slot.cast_unsigned(),
                     used: row.get(2)?,
                     ends: ends.cast_unsigned(),
-                };
-                Ok(row)
-            })?;
-            let rows = rows.collect::<Result<_, _>>()?;
+                });
+                if rows.len() == TOGETHER {
+                    tell(&rows);
+                    rows.clear();
+                }
+            }
+            tell(&rows);
             file.known = true;
-            Ok(rows)
+            Ok(())
         })
     }
 
@@ -122,12 +158,18 @@ impl File {
         })
     }
 
-    /// Drops what counts no longer.
-    pub(super) fn prune(&mut self) -> Result<(), Error> {
+    /// Once so many rows were written, looks through a part of the file, or through more of it if they were many:
+    /// what counts no longer goes, and of more than there is room for, the quotas of which least was used. How many
+    /// rows went that still count.
+    pub(super) fn prune(&mut self, written: usize) -> Result<usize, Error> {
         self.using(|file| {
-            let Some(open) = &file.open else { return Ok(()) };
-            open.connection.execute("DELETE FROM used WHERE ends <= ?1", [now()])?;
-            Ok(())
+            let Some(open) = &file.open else { return Ok(0) };
+            let (lately, mut forgotten) = ((now() - LONG, file.began), 0);
+            for _ in 0..(1 + written / WRITTEN_A_PART).min(PARTS) {
+                forgotten += open.prune(file.part, lately)?;
+                file.part = file.part.wrapping_add(1);
+            }
+            Ok(forgotten)
         })
     }
 
@@ -175,6 +217,25 @@ impl File {
         let inode = inode(&self.path).unwrap_or_default();
         self.open = Some(Open { connection, inode });
         Ok(empty)
+    }
+}
+
+impl Open {
+    /// Looks through the part of the digests that begin with this byte; what ended `lately`, from and to, is kept if
+    /// there is room. How many rows went that still count.
+    fn prune(&self, part: u8, lately: (i64, i64)) -> Result<usize, Error> {
+        let first = u64::from(part) << 56;
+        let (from, to) = (blob([first, 0]), blob([first | (u64::MAX >> 8), u64::MAX]));
+        let most = MOST_IN_PART as i64;
+        let fits_without = |kept: (i64, i64)| -> Result<bool, Error> {
+            self.connection.execute(DROP, params![from, to, now(), kept.0, kept.1])?;
+            let rows: i64 = self.connection.query_row(COUNT, params![from, to], |row| row.get(0))?;
+            Ok(rows <= most)
+        };
+        if fits_without(lately)? || fits_without(NEVER)? {
+            return Ok(0);
+        }
+        self.connection.execute(THIN, params![from, to, most])
     }
 }
 

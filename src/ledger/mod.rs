@@ -22,8 +22,6 @@ pub use place::place;
 
 /// How often what was counted is written.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// How often rows are dropped that count no longer.
-const PRUNE_EVERY: Duration = Duration::from_secs(3600);
 /// How long a fault that stays is kept quiet about.
 const REMIND_EVERY: Duration = Duration::from_secs(60);
 
@@ -64,6 +62,8 @@ struct Writer {
     failing: Gauge,
     /// When it was last said that the file cannot be used.
     said: Option<Instant>,
+    /// When it was last said that there is no room in it.
+    warned: Option<Instant>,
 }
 
 impl Writer {
@@ -72,48 +72,59 @@ impl Writer {
         let failures = metrics.counter("tollhouse_quota_file_failures_total", help, &[]);
         let help = "Whether the file of quotas cannot be used: 1 if so.";
         let failing = metrics.gauge("tollhouse_quota_file_failing", help, &[]);
-        Self { state, failures, failing, said: None }
+        Self { state, failures, failing, said: None, warned: None }
     }
 
     fn load(&mut self, file: &mut File) {
-        let known = file.load();
-        if let Some(rows) = self.noted(file, known) {
-            self.state.learn(&rows);
-        }
+        let state = &self.state;
+        let loaded = file.load(|rows| state.learn(rows));
+        self.noted(file, loaded);
     }
 
     fn run(&mut self, mut file: File, stopped: &Receiver<()>) {
-        let mut pruned = Instant::now();
         loop {
             let ends = !matches!(stopped.recv_timeout(INTERVAL), Err(RecvTimeoutError::Timeout));
-            self.write(&mut file);
+            let written = self.write(&mut file);
             if ends {
                 return;
             }
-            if pruned.elapsed() >= PRUNE_EVERY {
-                pruned = Instant::now();
-                let done = file.prune();
-                self.noted(&file, done);
-            }
+            self.prune(&mut file, written);
         }
     }
 
-    fn write(&mut self, file: &mut File) {
+    /// Writes what was counted; how many rows.
+    fn write(&mut self, file: &mut File) -> usize {
         if !file.is_known() {
             self.load(file);
         }
         if !file.is_known() {
-            return;
+            return 0;
         }
         let rows = self.state.take_unsaved();
         if rows.is_empty() {
-            return;
+            return 0;
         }
         let state = &self.state;
         let written = file.add(&rows, || sums(&**state));
-        match self.noted(file, written) {
-            Some(totals) => self.state.learn(&totals),
-            None => self.state.unsave(&rows),
+        let Some(totals) = self.noted(file, written) else {
+            self.state.unsave(&rows);
+            return 0;
+        };
+        self.state.learn(&totals);
+        rows.len()
+    }
+
+    /// Keeps the file in bounds, once so many rows were written.
+    fn prune(&mut self, file: &mut File, written: usize) {
+        if written == 0 {
+            return;
+        }
+        let pruned = file.prune(written);
+        let forgotten = self.noted(file, pruned).unwrap_or(0);
+        if forgotten > 0 && self.warned.is_none_or(|warned| warned.elapsed() >= REMIND_EVERY) {
+            self.warned = Some(Instant::now());
+            log::warn!(file:% = file.path().display();
+                "the file of quotas has no room for all that still counts: a restart forgets what was used least");
         }
     }
 

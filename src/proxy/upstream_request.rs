@@ -1,7 +1,10 @@
 //! What one attempt sends: a fresh copy of the head each time.
 
+use std::time::Instant;
+
 use http::uri::PathAndQuery;
 use http::{Version, header};
+use pingora::ErrorType;
 use pingora::http::RequestHeader;
 use pingora::prelude::*;
 
@@ -9,6 +12,7 @@ use super::request::{UPGRADED_IDLE, upstream};
 use super::{Call, failure, replay};
 use crate::door::Patience;
 use crate::engine::{Forwarding, speaks_grpc, strip_hop_by_hop_of_http2};
+use crate::upstream::NOT_HTTP2;
 
 /// Writes the gateway's fields, runs the filters, and sets up the replay of a collected body.
 pub(super) async fn prepare(
@@ -19,6 +23,11 @@ pub(super) async fn prepare(
     // Pingora gives the body out from its start again.
     (call.body_seen, call.body_passed) = (0, 0);
     let upstream = upstream(call).clone();
+    if request.version != Version::HTTP_2 && upstream.insists_on_http2() {
+        // What Pingora falls back to with who takes no part in ALPN; it would not even use the connection again.
+        call.reason = Some(NOT_HTTP2.to_owned());
+        return Err(Error::explain(ErrorType::ConnectError, NOT_HTTP2).into_up());
+    }
     let left = call.time_left();
     let picked = call.attempts.picked.take();
     let forwarding = Forwarding {
@@ -41,6 +50,13 @@ pub(super) async fn prepare(
     if let Some(reply) = reply {
         return failure::refuse(call, reply);
     }
+    let exchange = call.exchange();
+    // A filter may have waited for all of it.
+    if exchange.sees_upstream_request()
+        && exchange.ctx.deadline.is_some_and(|deadline| deadline <= Instant::now())
+    {
+        return failure::refuse(call, failure::overdue().into());
+    }
     stand_in(session, request, call)?;
     if request.version == Version::HTTP_2 {
         // Pingora does so only where it changes the version.
@@ -52,6 +68,7 @@ pub(super) async fn prepare(
         request.remove_header(&header::UPGRADE);
         request.remove_header(&header::CONNECTION);
     }
+    call.exchange().sending();
     Ok(())
 }
 

@@ -71,6 +71,29 @@ async fn a_file_that_is_damaged_keeps_nobody_from_serving() {
     until("a new file", || (written(&file) == 1).then_some(())).await;
 }
 
+#[tokio::test]
+async fn a_call_that_is_refused_uses_nothing_up_though_its_answer_begins_with_200() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("quotas.sqlite");
+    let mut gateway = Gateway::start(&format!(
+        "server: {{quotas: \"{}\", drain: 2s}}\n\
+         routes:\n- name: all\n  filters: [{{quota: {{per: ip, limit: 10/day}}}}, {{rate_limit: {{per: ip, limit: 1/h}}}}]\n\
+         \x20 respond: {{}}\n",
+        file.display()
+    ))
+    .await;
+    let fields = "Content-Type: application/grpc\r\nContent-Length: 0\r\n";
+    for nth in 0..10 {
+        let answer = request(gateway.address(), "POST /", fields).await;
+        // gRPC over HTTP/2, Responses: how a call ended is said by `grpc-status`. 14 is UNAVAILABLE.
+        let status = (nth > 0).then_some("14");
+        assert_eq!((answer.status, answer.field("grpc-status")), (200, status), "{answer:?}");
+    }
+    gateway.signal("TERM");
+    gateway.ended().await;
+    assert_eq!(written(&file), 1);
+}
+
 /// Three ways to answer or not, before all of which this quota and these filters stand.
 fn counted(addresses: [SocketAddr; 3], quota: &str, rest: &str) -> String {
     let mut text = format!("chains: {{fair: [{{quota: {quota}, name: fair}}{rest}]}}\n");
@@ -275,4 +298,47 @@ async fn who_goes_away_while_it_waits_gives_its_place_up_at_once() {
     let mut next = pair().await;
     let answered = tokio::time::timeout(Duration::from_millis(50), next.answer()).await;
     assert!(answered.is_err(), "there was no place");
+}
+
+#[tokio::test]
+async fn what_was_sent_counts_whatever_comes_back() {
+    let failing = Origin::answering("HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n").await;
+    for direct in [true, false] {
+        let gateway = Gateway::start(&format!(
+            "upstreams: [{{name: origin, backends: [{{address: \"{}\"}}]}}]\n\
+             routes: [{{name: all, filters: [{{quota: {{per: ip, limit: 2/day}}}}], upstream: origin, direct: {direct}}}]\n",
+            failing.address
+        ))
+        .await;
+        let mut statuses = Vec::new();
+        for _ in 0..3 {
+            statuses.push(get(gateway.address(), "/").await.status);
+        }
+        assert_eq!(statuses, [500, 500, 429], "{direct}");
+    }
+}
+
+#[tokio::test]
+async fn signals_that_come_while_the_end_is_written_down_lose_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("quotas.sqlite");
+    let mut gateway = Gateway::start(&daily(&file)).await;
+    assert_eq!(left(&gateway).await, 9);
+    until("the write", || (written(&file) == 1).then_some(())).await;
+    // The end takes as long as it is waited for who holds the file.
+    let other = rusqlite::Connection::open(&file).expect("opens");
+    other.execute_batch("BEGIN IMMEDIATE").expect("locks");
+    assert_eq!(left(&gateway).await, 8);
+    let told_again = async {
+        loop {
+            // One of these comes when nothing is left to do but to write.
+            gateway.signal("TERM");
+            if let Ok(ended) = tokio::time::timeout(Duration::from_millis(5), gateway.ended()).await {
+                return ended;
+            }
+        }
+    };
+    let ended = soon("the end", told_again).await;
+    assert_eq!((ended.code(), gateway.said("stopping before anything was served")), (Some(0), 0));
+    assert_eq!(gateway.log().len(), 2);
 }

@@ -338,6 +338,21 @@ async fn verdict(address: std::net::SocketAddr, frame: &[u8]) -> String {
 }
 
 #[tokio::test]
+async fn a_call_that_is_refused_before_its_message_was_judged_is_told_why() {
+    let decides = refusing().await;
+    let gateway = Gateway::start(&format!(
+        "routes:\n- name: all\n  filters: [{{forward_auth: {{url: \"http://{decides}/\", body: 1KiB}}}}, \
+         {{ip_access: {{deny: [127.0.0.0/8]}}}}]\n  respond: {{}}"
+    ))
+    .await;
+    let call = http::Request::post("http://a/test.Test/Echo").header("content-type", "application/grpc");
+    let client = H2c::connect(gateway.address()).await;
+    let answer = client.send(call.body(()).expect("valid"), b"\0\0\0\0\0").await.expect("an answer");
+    // 403 is PERMISSION_DENIED in gRPC's mapping of HTTP.
+    assert_eq!(answer.field("grpc-status"), Some("7"), "{answer:?}");
+}
+
+#[tokio::test]
 async fn te_reaches_the_origin_and_an_answer_of_the_gateway_is_one_frame() {
     // gRPC over HTTP/2, Requests and Responses: `te: trailers`; Trailers-Only ends the stream.
     let (told, mut seen) = tokio::sync::mpsc::unbounded_channel();

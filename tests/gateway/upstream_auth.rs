@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use http::Request;
 
-use crate::harness::{Gateway, H2c, Nginx, Origin, Wire, get, request};
+use crate::harness::{Gateway, H2c, Nginx, Origin, Wire, get, request, soon};
 
 fn document(origin: std::net::SocketAddr, filter: &str) -> String {
     format!(
@@ -168,4 +169,66 @@ async fn a_signed_body_arrives_whole_and_a_larger_one_does_not() {
     assert!(signed.starts_with("AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/"), "{signed}");
     assert!(signed.contains("SignedHeaders=content-type;host;x-amz-date,"), "{signed}");
     assert_eq!(head.field("x-amz-date").map(str::len), Some("20150830T123600Z".len()));
+}
+
+#[tokio::test]
+async fn what_gets_no_token_takes_nothing_of_quotas() {
+    let ((issuer, _), origin) = (issuer().await, Origin::echo().await);
+    let auth = format!("{{upstream_auth: {}}}", grant(&issuer, "wr0ng"));
+    for (limit, direct) in [
+        ("{quota: {per: ip, limit: 1/day}}", true),
+        ("{quota: {per: ip, limit: 1/day}}", false),
+        ("{plan_limits: {default: free}}", true),
+    ] {
+        let gateway = Gateway::start(&format!(
+            "plans: {{free: {{limits: [{{name: daily, quota: 1/day}}]}}}}
+upstreams: [{{name: origin, backends: [{{address: \"{}\"}}]}}]
+routes: [{{name: all, upstream: origin, direct: {direct}, filters: [{limit}, {auth}]}}]
+",
+            origin.address
+        ))
+        .await;
+        for _ in 0..3 {
+            let unavailable = async {
+                // The unit is given back a moment after the answer before.
+                while get(gateway.address(), "/a").await.status != 503 {}
+            };
+            soon("503 instead of 429", unavailable).await;
+        }
+    }
+    assert!(origin.heads().is_empty());
+}
+
+#[tokio::test]
+async fn what_waits_for_its_token_until_its_time_is_over_takes_nothing_of_quotas() {
+    let origin = Origin::echo().await;
+    let issuer = Origin::new(|mut wire: Wire| async move {
+        while let Ok(head) = wire.head().await {
+            let Ok(_) = wire.body(&head).await else { return };
+            // Longer than the request may take.
+            tokio::time::sleep(Duration::from_millis(2500)).await;
+            let answer = r#"{"access_token": "t", "token_type": "Bearer", "expires_in": 3600}"#;
+            let length = answer.len();
+            wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{answer}")).await;
+        }
+    })
+    .await;
+    let text = format!(
+        "upstreams: [{{name: origin, timeouts: {{total: 2s}}, backends: [{{address: \"{}\"}}]}}]
+routes: [{{name: all, upstream: origin, direct: DIRECT, filters: [{{quota: {{per: ip, limit: 1/day}}}}, {{upstream_auth: {}}}]}}]
+",
+        origin.address,
+        grant(&issuer, "s3cret")
+    );
+    for direct in ["true", "false"] {
+        let gateway = Gateway::start(&text.replace("DIRECT", direct)).await;
+        let before = origin.heads().len();
+        let late = get(gateway.address(), "/a").await;
+        assert_eq!((late.status, late.problem().as_str()), (504, "upstream-timeout"), "direct: {direct}");
+        assert_eq!(origin.heads().len(), before, "direct: {direct}");
+        // The unit is given back a moment after the answer; by then there is a token.
+        let served = async { while get(gateway.address(), "/a").await.status != 200 {} };
+        soon("200 instead of 429", served).await;
+        assert_eq!(get(gateway.address(), "/a").await.status, 429);
+    }
 }

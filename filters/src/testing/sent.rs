@@ -12,6 +12,7 @@ use crate::context::Context;
 use crate::outcome::{Body, Reply};
 use crate::phase::Completed;
 use crate::pipeline::{Entered, Stack, Stop};
+use crate::traffic::quota;
 
 /// What became of a request.
 pub struct Sent {
@@ -161,6 +162,10 @@ impl Sent {
     pub async fn try_attempt(&mut self, attempt: u32) -> Result<RequestHeader, Reply> {
         let mut head = self.head.clone();
         let reply = self.entered.upstream_request(&self.stack, &mut head, attempt, &mut self.ctx).await;
+        // As who sends it does.
+        if reply.is_none() && attempt > 0 {
+            quota::settle(&self.ctx);
+        }
         reply.map_or(Ok(head), Err)
     }
 

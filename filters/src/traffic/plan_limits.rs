@@ -31,8 +31,8 @@ use super::quota::{hold, settle};
 use crate::context::{Context, Slot, Verdict};
 use crate::filter::{Build, BuildError, Fact, Filter};
 use crate::limits::{self, Standing};
-use crate::outcome::{FilterError, Outcome};
-use crate::phase::{OnRequest, OnResponse, OnUpstreamRequest, Phases};
+use crate::outcome::{FilterError, Outcome, serves};
+use crate::phase::{OnRequest, OnResponse, Phases};
 use crate::plan::{Plan, Plans, who};
 use crate::problem::{FORBIDDEN, Problem, QUOTA_EXCEEDED, RATE_LIMITED};
 use crate::selector::Selector;
@@ -97,7 +97,7 @@ impl Filter for PlanLimits {
         let dry = ledger.of("plans#dry");
         let (clock, held) = (build.clock(), build.slot());
         let filter = Arc::new(Self { plans, default, per: who(), ledger, dry, clock, held });
-        Ok(Phases::new().on_request(filter.clone()).on_upstream_request(filter.clone()).on_response(filter))
+        Ok(Phases::new().on_request(filter.clone()).on_response(filter))
     }
 }
 
@@ -140,6 +140,8 @@ impl PlanLimits {
             ctx.limits.push(standing.clone());
         }
         if let Some((name, wait)) = reserved.short() {
+            // The rates were not asked then.
+            ctx.limits.extend(plan.rates.iter().map(|rule| Standing::unasked(rule.policy.clone())));
             return Ok(Err(limits::refusal(&QUOTA_EXCEEDED, "quota", name, wait, ctx)));
         }
         for (rule, charge) in plan.rates.iter().zip(&charges) {
@@ -191,21 +193,6 @@ impl OnRequest for PlanLimits {
 }
 
 #[async_trait]
-impl OnUpstreamRequest for PlanLimits {
-    async fn on_upstream_request(
-        &self,
-        _: &mut RequestHeader,
-        attempt: u32,
-        ctx: &mut Context,
-    ) -> Result<(), FilterError> {
-        if attempt > 0 {
-            settle(ctx);
-        }
-        Ok(())
-    }
-}
-
-#[async_trait]
 impl OnResponse for PlanLimits {
     async fn on_response(
         &self,
@@ -213,7 +200,7 @@ impl OnResponse for PlanLimits {
         response: &mut ResponseHeader,
         ctx: &mut Context,
     ) -> Result<(), FilterError> {
-        if response.status.as_u16() < 400 {
+        if serves(response) {
             settle(ctx);
         }
         // Whose request it is may have been found out since: what is told is by which plans it was counted.
@@ -276,7 +263,10 @@ mod tests {
         let reason = sent.ctx.ended_by.as_ref().and_then(|ended| ended.reason.clone());
         assert_eq!(reason.as_deref(), Some("the quota `month` is used up"));
         // To the end of January.
-        sent.responds(429).header("retry-after", &(31 * 86_400 - 2).to_string());
+        let end = 31 * 86_400 - 2;
+        let refused = sent.responds(429).header("retry-after", &end.to_string());
+        let refused = refused.header("ratelimit-policy", "\"month\";q=5, \"burst\";q=2;w=1");
+        refused.header("ratelimit", &format!("\"month\";r=0;t={end}"));
     }
 
     #[tokio::test]
@@ -352,6 +342,18 @@ mod tests {
         }
         chain.clock.advance(Duration::from_secs(60));
         assert_eq!(served(&chain, get("/")).await, None);
+    }
+
+    #[tokio::test]
+    async fn a_call_that_is_refused_later_costs_no_quota_though_its_answer_begins_with_200() {
+        let chain = plans("- plan_limits: {default: free}");
+        for _ in 0..5 {
+            chain.send(get("/")).await.continues().answered(200, &[("grpc-status", "14")]).await;
+        }
+        for _ in 0..3 {
+            chain.send(get("/")).await.continues().answered(200, &[("grpc-status", "0")]).await;
+        }
+        chain.send(get("/")).await.responds(429);
     }
 
     #[tokio::test]

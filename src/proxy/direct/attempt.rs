@@ -65,6 +65,7 @@ impl Job<'_> {
         let head = self.head().await?;
         let keep = self.call.rules().keep(&self.request.method, &self.request.headers, reused);
         let waits = self.waits()?;
+        self.call.exchange().sending();
         let start = match &self.call.body {
             Some(whole) => Start::Whole(whole.clone()),
             None => Start::Part(begun.body.take().unwrap_or_default(), keep),

@@ -57,7 +57,7 @@ use crate::condition::cookie_values;
 use crate::context::{Context, Slot, Verdict};
 use crate::filter::{Build, BuildError, Filter};
 use crate::identity::remove_cookie;
-use crate::outcome::{FilterError, Outcome};
+use crate::outcome::{FilterError, Outcome, serves};
 use crate::path::{PathRules, normalize};
 use crate::phase::{OnRequest, OnRequestBody, OnResponse, OnUpstreamRequest, Phases};
 use crate::problem::{INVALID_PATH, Problem};
@@ -313,7 +313,7 @@ impl OnResponse for ForwardAuth {
         ctx: &mut Context,
     ) -> Result<(), FilterError> {
         let said = match ctx.slot(self.held) {
-            Some(Held::Waiting) if response.status.as_u16() < 400 => {
+            Some(Held::Waiting) if serves(response) => {
                 return Err(FilterError::Internal("answered before the service decided".to_owned()));
             }
             Some(Held::Decided(said)) => said,

@@ -45,8 +45,8 @@ use self::rule::{Reservation, Rule, Written};
 use crate::context::{Context, Slot, Verdict};
 use crate::filter::{Build, BuildError, Filter};
 use crate::limits;
-use crate::outcome::{FilterError, Outcome};
-use crate::phase::{OnRequest, OnResponse, OnUpstreamRequest, Phases};
+use crate::outcome::{FilterError, Outcome, serves};
+use crate::phase::{OnRequest, OnResponse, Phases};
 use crate::problem::QUOTA_EXCEEDED;
 use crate::selector::Selector;
 use crate::tree::Path;
@@ -126,7 +126,7 @@ impl Filter for Quota {
             clock: build.clock(),
             held: build.slot(),
         });
-        Ok(Phases::new().on_request(filter.clone()).on_upstream_request(filter.clone()).on_response(filter))
+        Ok(Phases::new().on_request(filter.clone()).on_response(filter))
     }
 }
 
@@ -184,7 +184,8 @@ pub(crate) fn hold(instance: Slot<()>, reservation: Reservation, ctx: &mut Conte
     held.push((instance.id, Arc::new(reservation)));
 }
 
-/// What the request holds counts: it was sent, or served.
+/// What the request holds counts: it was served, or is sent. Of the latter only who sends it knows: a filter behind
+/// this one may still fail.
 pub fn settle(ctx: &Context) {
     for (_, reservation) in ctx.slot(place()).into_iter().flat_map(|held| &held.0) {
         reservation.settle();
@@ -200,22 +201,6 @@ pub fn share(ctx: &Context, beside: &mut Context) {
 }
 
 #[async_trait]
-impl OnUpstreamRequest for Quota {
-    async fn on_upstream_request(
-        &self,
-        _: &mut RequestHeader,
-        attempt: u32,
-        ctx: &mut Context,
-    ) -> Result<(), FilterError> {
-        // Where attempts are yet to be made, who makes them settles what is held.
-        if attempt > 0 {
-            settle(ctx);
-        }
-        Ok(())
-    }
-}
-
-#[async_trait]
 impl OnResponse for Quota {
     async fn on_response(
         &self,
@@ -223,7 +208,7 @@ impl OnResponse for Quota {
         response: &mut ResponseHeader,
         ctx: &mut Context,
     ) -> Result<(), FilterError> {
-        if response.status.as_u16() < 400 {
+        if serves(response) {
             settle(ctx);
         }
         limits::tell_if_first(std::iter::once(&self.rule.policy), response, ctx)

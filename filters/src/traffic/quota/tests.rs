@@ -101,6 +101,8 @@ async fn only_what_was_served_counts() {
     chain.send(get("/")).await.continues().answered(503, &[]).await;
     // The client went away before there was one.
     drop(chain.send(get("/")).await.continues());
+    // So it was of a call, whose answer begins with 200 (gRPC over HTTP/2, Responses).
+    chain.send(get("/")).await.continues().answered(200, &[("grpc-status", "14")]).await;
     // A filter after it answered.
     chain.send(get("/")).await.continues().answered(304, &[]).await;
     // The backend got it, and then the client went away.

@@ -2,7 +2,7 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -86,6 +86,10 @@ impl MemoryState {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    fn unix_seconds(&self) -> u64 {
+        self.clock.wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
     }
 
     fn with_shard<T>(&self, key: &StateKey, act: impl FnOnce(&mut Shard, Instant) -> T) -> T {
@@ -296,7 +300,7 @@ impl State for MemoryState {
     }
 
     fn learn(&self, rows: &[TallyRow]) {
-        self.tallies.learn(rows);
+        self.tallies.learn(rows, self.unix_seconds());
     }
 
     fn export(&self) -> Vec<StateEntry> {
@@ -322,7 +326,7 @@ impl State for MemoryState {
                     continue;
                 }
                 StateValue::Tallies(rows) => {
-                    self.tallies.learn(&rows);
+                    self.tallies.learn(&rows, self.unix_seconds());
                     continue;
                 }
             };

@@ -86,14 +86,19 @@ impl Tallies {
     }
 
     fn change<T>(&self, shard: &mut Shard, id: Id, window: &Window, act: impl FnOnce(&mut Used) -> T) -> T {
-        if !shard.used.contains_key(&id) && shard.used.len() >= shard.sweep_at.max(FEW) {
-            self.make_room(shard, window.now.as_secs());
-        }
-        let used = shard.used.entry(id).or_default();
+        let used = self.used(shard, id, window.now.as_secs());
         used.turn(window);
         let result = act(used);
         shard.list(id);
         result
+    }
+
+    /// What was used of a quota, that is kept from now on.
+    fn used<'a>(&self, shard: &'a mut Shard, id: Id, now: u64) -> &'a mut Used {
+        if !shard.used.contains_key(&id) && shard.used.len() >= shard.sweep_at.max(FEW) {
+            self.make_room(shard, now);
+        }
+        shard.used.entry(id).or_default()
     }
 
     /// Forgets what counts no longer, and of a full shard the eighth of which least was used.
@@ -153,13 +158,12 @@ impl Tallies {
         }
     }
 
-    /// Takes over what a file or another process knows, where that is more.
-    pub(super) fn learn(&self, rows: &[TallyRow]) {
-        for row in rows {
+    /// Takes over what a file or another process knows, where that is more; of more than there is room for, those of
+    /// which most was used. Now is in Unix seconds.
+    pub(super) fn learn(&self, rows: &[TallyRow], now: u64) {
+        for row in rows.iter().filter(|row| row.used > 0) {
             let mut shard = self.shards[shard_of(row.id)].lock();
-            if shard.used.len() < self.capacity {
-                shard.used.entry(row.id).or_default().learn(row);
-            }
+            self.used(&mut shard, row.id, now).learn(row);
         }
     }
 
@@ -331,11 +335,11 @@ mod tests {
         let (one, two) = (Tallies::new(100), Tallies::new(100));
         assert!(uses(&one, "a", 9, window(0, 1)) && uses(&one, "a", 9, window(0, 1)));
         let rows = one.take_unsaved();
-        two.learn(&rows);
+        two.learn(&rows, 0);
         assert!(uses(&two, "a", 3, window(0, 1)));
         assert!(!uses(&two, "a", 3, window(0, 1)));
         // A file that knows less, since it was lost, takes nothing away.
-        two.learn(&[TallyRow { used: 1, ..rows[0] }]);
+        two.learn(&[TallyRow { used: 1, ..rows[0] }], 0);
         assert!(uses(&two, "a", 4, window(0, 1)));
         assert!(!uses(&two, "a", 4, window(0, 1)));
     }
@@ -362,6 +366,24 @@ mod tests {
     }
 
     #[test]
+    fn of_more_than_there_is_room_for_those_who_used_much_are_learnt() {
+        let tallies = Tallies::new(100);
+        let row = |key: u64| {
+            let used = if key % 1000 == 999 { 50 } else { 1 };
+            TallyRow { id: id(WHO, "test", &key.to_be_bytes()), slot: 7, used, ends: 9 }
+        };
+        let rows: Vec<TallyRow> = (0..100_000).map(row).collect();
+        tallies.learn(&rows, 8);
+        let (mut held, mut much) = (0, 0);
+        for shard in &tallies.shards {
+            let shard = shard.lock();
+            held += shard.used.len();
+            much += shard.used.values().filter(|used| used.sum() == 50).count();
+        }
+        assert!(held <= tallies.capacity * SHARDS && much == 100, "{much} of {held}");
+    }
+
+    #[test]
     fn what_is_learnt_of_a_day_that_is_over_takes_nothing_of_the_next_one() {
         let tallies = Tallies::new(100);
         let passing = |day: u64| (0..9).filter(|_| uses(&tallies, "a", 4, window(day * 86_400, 1))).count();
@@ -369,7 +391,7 @@ mod tests {
         let rows = tallies.take_unsaved();
         assert!(uses(&tallies, "a", 4, window(86_400, 1)));
         // The file tells what it was told of yesterday.
-        tallies.learn(&rows);
+        tallies.learn(&rows, 86_400);
         assert_eq!(passing(1), 3);
     }
 

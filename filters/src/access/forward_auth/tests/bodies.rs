@@ -52,8 +52,10 @@ async fn nothing_is_answered_before_it_decided_but_problems() {
     let refused = futures_util::FutureExt::catch_unwind(result).await;
     assert!(refused.is_err(), "the response phase fails, which the core answers by 502");
     let (_, chain) = asking(&format!("{FILTER}\n- rate_limit: {{per: ip, limit: 1/min}}"));
-    chain.send(post("5")).await.continues();
+    let mut sent = chain.send(post("5")).await.continues();
     chain.send(post("5")).await.responds(429);
+    // gRPC over HTTP/2, Responses: of a call, a problem begins with 200.
+    sent.answered(200, &[("grpc-status", "14")]).await.header("grpc-status", "14");
 }
 
 #[tokio::test]
