@@ -4,69 +4,96 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use http::header::{self, HeaderName};
 use pingora::http::RequestHeader;
-use tollhouse_filters::context::Client;
+use tollhouse_filters::context::{Client, Scheme};
 
 use super::Connection;
 use crate::snapshot::Snapshot;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// The rightmost address that is not a trusted proxy's.
+/// What one proxy says of who came to it.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Hop {
+    /// None if that cannot be read.
+    address: Option<IpAddr>,
+    /// What it spoke.
+    scheme: Option<Scheme>,
+}
+
+/// The rightmost address that is not a trusted proxy's, and what that client spoke, if it is told beside it.
 ///
-/// `X-Forwarded-For` tells the way; where there is none, `Forwarded` does (RFC 7239 s5.2).
+/// `X-Forwarded-For` tells the way; where there is none, `Forwarded` does (RFC 7239 s5.2, s5.4).
 pub(super) fn of(
     snapshot: &Snapshot,
     connection: &Connection,
     request: &RequestHeader,
     trusted: bool,
-) -> Client {
+) -> (Client, Option<Scheme>) {
     let unspecified = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
     let peer = connection.peer.map_or(unspecified, |peer| peer.ip().to_canonical());
     let port = connection.peer.map(|peer| peer.port());
     let tls = connection.tls.clone();
     if !trusted {
-        return Client { address: peer, port, through_trusted_proxy: false, tls };
+        return (Client { address: peer, port, through_trusted_proxy: false, tls }, None);
     }
-    let mut address = peer;
+    let (mut address, mut scheme) = (peer, None);
     for hop in hops(request) {
+        // Whoever wrote this is trusted, even where it does not say an address. What was spoken on the way says nothing of
+        // the client.
+        scheme = hop.scheme;
         // What is left of something unreadable is not to be believed.
-        let Some(hop) = hop else { break };
+        let Some(hop) = hop.address else { break };
         address = hop;
         if !snapshot.server.trusted_proxies.contains(hop) {
             break;
         }
     }
-    Client { address, port: port.filter(|_| address == peer), through_trusted_proxy: true, tls }
+    let port = port.filter(|_| address == peer);
+    (Client { address, port, through_trusted_proxy: true, tls }, scheme)
 }
 
-/// The addresses that the request came through, the last one first.
-fn hops(request: &RequestHeader) -> Vec<Option<IpAddr>> {
+/// Who the request came from on its way, the last one first.
+fn hops(request: &RequestHeader) -> Vec<Hop> {
     if request.headers.contains_key(&X_FORWARDED_FOR) {
-        return elements(request, &X_FORWARDED_FOR, address_of);
+        return elements(request, &X_FORWARDED_FOR, forwarded_for);
     }
-    elements(request, &header::FORWARDED, forwarded_for)
+    elements(request, &header::FORWARDED, forwarded)
 }
 
 /// The elements of a list field from right to left, each read by `read`.
 ///
 /// Every line counts, whatever is in it: a client could else hide what a proxy appended to it.
-fn elements(
-    request: &RequestHeader,
-    name: &HeaderName,
-    read: fn(&str) -> Option<IpAddr>,
-) -> Vec<Option<IpAddr>> {
+fn elements(request: &RequestHeader, name: &HeaderName, read: fn(&str) -> Hop) -> Vec<Hop> {
     let lines: Vec<_> = request.headers.get_all(name).iter().collect();
     let elements = lines.iter().rev().flat_map(|line| line.as_bytes().rsplit(|byte| *byte == b','));
     elements
-        .map(|element| std::str::from_utf8(element).ok().and_then(|element| read(element.trim())))
+        .map(|element| std::str::from_utf8(element).map(|element| read(element.trim())).unwrap_or_default())
         .collect()
 }
 
-/// The `for` of an element of `Forwarded`; names and `unknown` are no addresses (RFC 7239 s6).
-fn forwarded_for(element: &str) -> Option<IpAddr> {
+/// An element of `X-Forwarded-For`.
+fn forwarded_for(element: &str) -> Hop {
+    Hop { address: address_of(element), scheme: None }
+}
+
+/// An element of `Forwarded`; names and `unknown` are no addresses (RFC 7239 s6).
+fn forwarded(element: &str) -> Hop {
+    let scheme = parameter(element, "proto").map(|proto| scheme_of(proto.as_bytes()));
+    Hop { address: parameter(element, "for").and_then(address_of), scheme }
+}
+
+/// The value of a parameter, of which an element has one at most (RFC 7239 s4).
+fn parameter<'a>(element: &'a str, wanted: &str) -> Option<&'a str> {
     let pairs = element.split(';').filter_map(|pair| pair.trim().split_once('='));
-    let (_, node) = pairs.into_iter().find(|(name, _)| name.eq_ignore_ascii_case("for"))?;
-    address_of(node.strip_prefix('"').and_then(|node| node.strip_suffix('"')).unwrap_or(node))
+    let mut values = pairs.filter(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| value);
+    // Of two, one may stand in what a client said, such as a host.
+    let value = values.next().filter(|_| values.next().is_none())?;
+    Some(value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value))
+}
+
+/// The scheme of this name; what is not known to be safe is not.
+pub(super) fn scheme_of(name: &[u8]) -> Scheme {
+    if name.eq_ignore_ascii_case(b"https") { Scheme::Https } else { Scheme::Http }
 }
 
 /// An address with or without port and brackets, as proxies write it. Nobody has the unspecified one, which stands
@@ -87,7 +114,7 @@ mod tests {
         for (name, value) in fields {
             request.append_header(*name, *value).expect("valid");
         }
-        hops(&request)
+        hops(&request).into_iter().map(|hop| hop.address).collect()
     }
 
     fn address(text: &str) -> Option<IpAddr> {
@@ -104,6 +131,15 @@ mod tests {
     fn hidden_and_unknown_nodes_are_no_addresses() {
         let given = "for=_mdn, for=unknown, proto=http, for=\"_SEVKISEK:80\"";
         assert_eq!(hops_of(&[("forwarded", given)]), [None; 4]);
+    }
+
+    #[test]
+    fn a_parameter_is_said_once_as_rfc_7239_s4_says() {
+        assert_eq!(forwarded("for=192.0.2.43;Proto=\"HTTPS\"").scheme, Some(Scheme::Https));
+        assert_eq!(forwarded("for=192.0.2.43;proto=http").scheme, Some(Scheme::Http));
+        let twice = forwarded("for=192.0.2.43;proto=http;host=\"a;proto=https\"");
+        assert_eq!((twice.address, twice.scheme), (address("192.0.2.43"), None));
+        assert_eq!(forwarded("for=192.0.2.43;for=9.9.9.9").address, None);
     }
 
     #[test]

@@ -20,6 +20,9 @@ use crate::upstream::{Picked, Upstream};
 /// This process among all gateways, for `Via`: a pseudonym (RFC 9110 s7.6.3).
 static PSEUDONYM: LazyLock<String> = LazyLock::new(|| format!("tollhouse-{:08x}", fastrand::u32(..)));
 
+/// Flags that have a meaning: sampled, and, of level 2, that the trace's id is random. Others have to be zero.
+const KNOWN_FLAGS: u8 = 0b11;
+
 /// A field that the gateway writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Field {
@@ -31,10 +34,11 @@ enum Field {
     Forwarded,
     Via,
     Traceparent,
+    Tracestate,
 }
 
 impl Field {
-    /// In the order in which they are written.
+    /// In the order in which they are written; `Tracestate` only ever goes on or is dropped.
     const ALL: [Self; 8] = [
         Self::ForwardedProto,
         Self::ForwardedHost,
@@ -57,6 +61,7 @@ impl Field {
             Self::Forwarded => "forwarded",
             Self::Via => "via",
             Self::Traceparent => "traceparent",
+            Self::Tracestate => "tracestate",
         }
     }
 
@@ -71,6 +76,7 @@ impl Field {
             "forwarded" => Self::Forwarded,
             "via" => Self::Via,
             "traceparent" => Self::Traceparent,
+            "tracestate" => Self::Tracestate,
             _ => return None,
         })
     }
@@ -161,8 +167,12 @@ pub(super) fn write(request: &mut RequestHeader, ctx: &Context, forwarding: &For
         own.writes(field).then(|| own.push(field, &mut text))?;
         HeaderValue::from_bytes(&text).ok()
     });
+    let drops_state = own.drops(Field::Tracestate);
     for (field, value) in Field::ALL.into_iter().zip(values) {
         value.and_then(|value| request.insert_header(field.name(), value).ok());
+    }
+    if drops_state {
+        request.remove_header(Field::Tracestate.name());
     }
     if let Some(name) = forwarding.upstream.remaining_header() {
         request.remove_header(name);
@@ -191,7 +201,7 @@ pub(super) fn write_wire(
     let remaining = forwarding.upstream.remaining_header();
     let stays = |name: &str| {
         !is_hop_by_hop(name)
-            && !Field::named(name).is_some_and(|field| own.writes(field))
+            && !Field::named(name).is_some_and(|field| own.drops(field))
             && remaining.is_none_or(|remaining| remaining.as_str() != name)
     };
     if request.has_case() {
@@ -238,6 +248,8 @@ struct Own<'a> {
     asked: Option<&'a str>,
     /// The host that the backend sees.
     host: Cow<'a, str>,
+    /// The trace that goes on, and its flags.
+    trace: Option<(&'a str, u8)>,
 }
 
 /// What a request says in fields of the same names, found in one go: to look each of them up takes longer.
@@ -248,6 +260,7 @@ struct Said<'a> {
     forwarded_host: bool,
     /// The only `traceparent`.
     traceparent: Option<&'a HeaderValue>,
+    tracestate: bool,
     /// Those that are lists, which go on.
     forwarded_for: bool,
     forwarded: bool,
@@ -268,6 +281,7 @@ impl<'a> Said<'a> {
                     traces += 1;
                     said.traceparent = Some(value).filter(|_| traces == 1);
                 }
+                Some(Field::Tracestate) => said.tracestate = true,
                 Some(Field::ForwardedProto | Field::ClientCertificate) | None => {}
             }
         }
@@ -284,11 +298,21 @@ impl<'a> Own<'a> {
             Some(picked) => forwarding.upstream.host_header(picked, asked.unwrap_or_default()).into(),
             None => forwarding.upstream.likely_host(asked.unwrap_or_default()).into(),
         };
-        Self { request, ctx, forwarding, said, asked, host }
+        let trace = said.traceparent.and_then(|line| line.to_str().ok()).and_then(parse_traceparent);
+        Self { request, ctx, forwarding, said, asked, host, trace }
     }
 
     fn certificate(&self) -> Option<&'a HeaderValue> {
         self.ctx.client.tls.as_ref()?.forwarded_certificate.as_ref()
+    }
+
+    /// Whether what was sent of this field does not go on.
+    fn drops(&self, field: Field) -> bool {
+        match field {
+            // W3C Trace Context s4.3: it is nothing without the trace that it belongs to.
+            Field::Tracestate => self.said.tracestate && self.trace.is_none(),
+            _ => self.writes(field),
+        }
     }
 
     /// Whether this field is written; if not, what was sent of it stays.
@@ -299,6 +323,7 @@ impl<'a> Own<'a> {
             Field::Host => self.said.host.is_none_or(|sent| sent.as_bytes() != self.host.as_bytes()),
             Field::ForwardedFor => self.forwarding.peer.is_some(),
             Field::ForwardedProto | Field::Forwarded | Field::Via | Field::Traceparent => true,
+            Field::Tracestate => false,
         }
     }
 
@@ -325,7 +350,8 @@ impl<'a> Own<'a> {
                 push_list(request, field, said.via, text);
                 text.extend_from_slice(via(forwarding.version).as_bytes());
             }
-            Field::Traceparent => push_traceparent(said.traceparent, ctx, text),
+            Field::Traceparent => push_traceparent(self.trace, ctx, text),
+            Field::Tracestate => {}
         }
     }
 }
@@ -365,9 +391,9 @@ fn via(version: Version) -> &'static str {
     }
 }
 
-/// A trace continued with a span of ours, or started (W3C Trace Context, level 1).
-fn push_traceparent(given: Option<&HeaderValue>, ctx: &Context, text: &mut Vec<u8>) {
-    let given = given.and_then(|line| line.to_str().ok()).and_then(parse_traceparent);
+/// A trace continued with a span of ours, or started (W3C Trace Context, level 1). Flags are passed on; in a trace that
+/// begins here none is set, as s3.2.2.5.1 has it for who does not decide what is recorded.
+fn push_traceparent(given: Option<(&str, u8)>, ctx: &Context, text: &mut Vec<u8>) {
     text.extend_from_slice(b"00-");
     match (given, &ctx.request_id) {
         (Some((trace, _)), _) => text.extend_from_slice(trace.as_bytes()),
@@ -377,10 +403,11 @@ fn push_traceparent(given: Option<&HeaderValue>, ctx: &Context, text: &mut Vec<u
     text.push(b'-');
     push_hex(&fastrand::u64(1..).to_be_bytes(), text);
     text.push(b'-');
-    text.extend_from_slice(given.map_or("00", |(_, flags)| flags).as_bytes());
+    push_hex(&[given.map_or(0, |(_, flags)| flags & KNOWN_FLAGS)], text);
 }
 
-fn parse_traceparent(text: &str) -> Option<(&str, &str)> {
+/// The trace and the flags of a `traceparent`.
+fn parse_traceparent(text: &str) -> Option<(&str, u8)> {
     let mut parts = text.split('-');
     let (version, trace, parent, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
     let hex = |text: &str, length: usize| {
@@ -390,7 +417,8 @@ fn parse_traceparent(text: &str) -> Option<(&str, &str)> {
     let zero = |text: &str| text.bytes().all(|byte| byte == b'0');
     let shape = hex(version, 2) && hex(trace, 32) && hex(parent, 16) && hex(flags, 2);
     let future = version != "00" || parts.next().is_none();
-    (shape && version != "ff" && future && !zero(trace) && !zero(parent)).then_some((trace, flags))
+    let valid = shape && version != "ff" && future && !zero(trace) && !zero(parent);
+    valid.then(|| u8::from_str_radix(flags, 16).ok()).flatten().map(|flags| (trace, flags))
 }
 
 /// What a list field says so far, if it is `there`, on one line that goes on.

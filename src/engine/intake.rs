@@ -4,10 +4,11 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::time::Instant;
 
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::header::{self, HeaderName, HeaderValue};
 use http::uri::{PathAndQuery, Uri};
 use pingora::http::RequestHeader;
 use tollhouse_filters::context::{Context, RequestId, Scheme};
+use tollhouse_filters::events;
 use tollhouse_filters::host::host_of;
 use tollhouse_filters::path::{NormalPath, PathRules, normalize};
 use tollhouse_filters::problem::{self, Problem};
@@ -75,7 +76,7 @@ pub(super) fn take_in(
     head::join_cookies(request);
     let trusted = connection.peer.is_some_and(|peer| snapshot.server.trusted_proxies.contains(peer.ip()));
     drop_forged(snapshot, request, trusted);
-    let client = client::of(snapshot, connection, request, trusted);
+    let (client, told) = client::of(snapshot, connection, request, trusted);
     let path = match normalize(raw_path(request), &snapshot.server.paths) {
         Ok(path) => path,
         Err(error) => {
@@ -93,16 +94,9 @@ pub(super) fn take_in(
     let listener = snapshot.listener(connection.listener).name.clone();
     let mut ctx = Context::new(listener, client, path, request_id, started);
     ctx.host = host(request, named);
-    ctx.scheme = scheme(connection, request, trusted);
+    ctx.scheme = scheme(connection, request, trusted, told);
     let refused = refused.or_else(|| misdirected(&ctx));
-    TakenIn { ctx, refused, asks_for_events: has.accept && accepts_events(&request.headers) }
-}
-
-/// Whether the client asks for Server-Sent Events, as EventSource does (WHATWG HTML s9.2.2).
-fn accepts_events(headers: &HeaderMap) -> bool {
-    const EVENTS: &[u8] = b"text/event-stream";
-    let mut lines = headers.get_all(header::ACCEPT).iter().map(HeaderValue::as_bytes);
-    lines.any(|line| line.windows(EVENTS.len()).any(|part| part.eq_ignore_ascii_case(EVENTS)))
+    TakenIn { ctx, refused, asks_for_events: has.accept && events::are_asked_for(&request.headers) }
 }
 
 /// The problem of a head that is too large; `size` is that of its fields.
@@ -120,15 +114,19 @@ fn over_limits(snapshot: &Snapshot, request: &RequestHeader, size: usize) -> Opt
 /// upstream behind CGI's rules takes for the same name: RFC 3875 s4.1.18 makes `-` and `_` one, and some
 /// servers all that is neither a letter nor a digit.
 fn drop_forged(snapshot: &Snapshot, request: &mut RequestHeader, trusted: bool) {
-    if let Some(name) = snapshot.server.client_from.distrusted() {
+    let distrusted = snapshot.server.client_from.distrusted();
+    if let Some(name) = distrusted {
         request.remove_header(name);
     }
+    // Who writes `Forwarded` writes it instead of all the others, and passes on what clients make up of these.
+    let is_instead = distrusted == Some("x-forwarded-for");
+    let writes = |own: &HeaderName| trusted && (!is_instead || *own == header::FORWARDED);
     let forged = |name: &&HeaderName| {
         let text = name.as_str();
         let said = |own: &HeaderName| same_variable(own.as_str(), text);
         let alias = || text.bytes().any(|byte| byte != b'-' && is_symbol(byte));
         let ours = || {
-            ((!trusted || alias()) && FORWARDING.iter().any(said))
+            FORWARDING.iter().any(|own| said(own) && (!writes(own) || alias()))
                 || said(&CLIENT_CERTIFICATE)
                 || text.get(..OWN.len()).is_some_and(|start| same_variable(OWN, start))
         };
@@ -219,11 +217,12 @@ pub(super) fn set_target(request: &mut RequestHeader, target: &str) -> Option<()
     Some(())
 }
 
-/// What a trusted proxy says the client spoke, else what its connection speaks.
-fn scheme(connection: &Connection, request: &RequestHeader, trusted: bool) -> Scheme {
-    let said = trusted.then(|| request.headers.get("x-forwarded-proto")).flatten().map(HeaderValue::as_bytes);
-    let secure = said.map_or(connection.tls.is_some(), |said| said.eq_ignore_ascii_case(b"https"));
-    if secure { Scheme::Https } else { Scheme::Http }
+/// What a trusted proxy says the client spoke, in a field of its own or where it `told` who the client is, else what
+/// its connection speaks.
+fn scheme(connection: &Connection, request: &RequestHeader, trusted: bool, told: Option<Scheme>) -> Scheme {
+    let said = trusted.then(|| request.headers.get("x-forwarded-proto")).flatten();
+    let of_connection = if connection.tls.is_some() { Scheme::Https } else { Scheme::Http };
+    said.map(|said| client::scheme_of(said.as_bytes())).or(told).unwrap_or(of_connection)
 }
 
 /// Who showed a certificate, or could have, did so to the host that the handshake named; a request for

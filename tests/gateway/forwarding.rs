@@ -151,6 +151,31 @@ async fn a_trace_is_continued_with_another_span_or_started() {
 }
 
 #[tokio::test]
+async fn the_state_of_a_trace_goes_with_it_and_flags_that_nobody_knows_do_not() {
+    // W3C Trace Context s4.3: where a traceparent cannot be read, "all tracestate entries" are removed; s3.2.2.5: other
+    // flags are set to zero.
+    let parent = "0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331";
+    let state = "tracestate: congo=a\r\nTraceState: rojo=b\r\n";
+    let both = "upstreams: [{name: origin, backends: [{address: ADDRESS}]}]\n\
+         routes:\n- {name: direct, match: {paths: [/direct]}, upstream: origin}\n\
+         - {name: proxied, match: {paths: [/proxied]}, upstream: origin, direct: false}";
+    let origin = Origin::echo().await;
+    let gateway = Gateway::start(&both.replace("ADDRESS", &format!("'{}'", origin.address))).await;
+    for (given, goes_on) in [(format!("00-{parent}-ff"), true), ("junk".to_owned(), false)] {
+        for path in ["/direct", "/proxied"] {
+            let fields = format!("traceparent: {given}\r\n{state}");
+            assert_eq!(request(gateway.address(), &format!("GET {path}"), &fields).await.status, 200);
+            let heads = origin.heads();
+            let head = heads.last().expect("a request");
+            let wanted: &[&str] = if goes_on { &["congo=a", "rojo=b"] } else { &[] };
+            assert_eq!(head.all("tracestate"), wanted, "{path} {given}");
+            let made = head.field("traceparent").expect("a field");
+            assert!(made.ends_with(if goes_on { "-03" } else { "-00" }), "{path} {given}: {made}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_request_that_comes_back_to_the_gateway_ends_the_loop() {
     // Its own address is known only once it runs: so the first document goes elsewhere.
     let origin = Origin::echo().await;

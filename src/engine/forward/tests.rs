@@ -6,7 +6,7 @@ const GIVEN: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
 #[test]
 fn a_valid_traceparent_gives_its_trace_and_flags() {
-    assert_eq!(parse_traceparent(GIVEN), Some(("0af7651916cd43dd8448eb211c80319c", "01")));
+    assert_eq!(parse_traceparent(GIVEN), Some(("0af7651916cd43dd8448eb211c80319c", 1)));
 }
 
 #[test]
@@ -56,6 +56,7 @@ fn requests() -> impl Strategy<Value = RequestHeader> {
         "X-Forwarded-Host",
         "x-forwarded-proto",
         "traceparent",
+        "tracestate",
         "connection",
         "x-other",
     ]);
@@ -77,6 +78,7 @@ proptest! {
             host: fields.get("host"),
             forwarded_host: fields.contains_key("x-forwarded-host"),
             traceparent: traces.next().filter(|_| traces.next().is_none()),
+            tracestate: fields.contains_key("tracestate"),
             forwarded_for: fields.contains_key("x-forwarded-for"),
             forwarded: fields.contains_key("forwarded"),
             via: fields.contains_key("via"),
