@@ -253,6 +253,28 @@ async fn what_was_given_up_stays_so_over_restarts_until_somebody_takes_note() {
 }
 
 #[tokio::test]
+async fn explain_knows_how_far_a_ramp_is() {
+    let (old, new) = (Origin::echo().await, broken("answers 500").await);
+    let gateway = Gateway::administered(&document(&old, &new)).await;
+    let explained = async |user: u32| {
+        let question = format!("{{\"url\": \"/direct\", \"headers\": [[\"cookie\", \"uid={user}\"]]}}");
+        let said = gateway.ask_admin("POST /api/explain", &question).await.text();
+        let said: Value = serde_json::from_str(&said).expect("JSON");
+        said["variant"]["name"].as_str().expect("a variant").to_owned()
+    };
+    // Up to one that gets the new one.
+    let mut user = 0;
+    while explained(user).await == "old" {
+        user += 1;
+    }
+    assert_eq!(ask(&gateway, "/direct", user..user + 1).await, 1, "and so does a request");
+    assert!(ask(&gateway, "/direct", 0..200).await >= 9);
+    assert_eq!(release(&gateway, "checkout").await["state"], "aborted");
+    assert_eq!(explained(user).await, "old");
+    assert_eq!(ask(&gateway, "/direct", user..user + 1).await, 0, "and so does a request");
+}
+
+#[tokio::test]
 async fn a_document_that_is_refused_leaves_the_watch_over_a_ramp_alone() {
     let (old, new) = (Origin::echo().await, broken("answers 500").await);
     let text = document(&old, &new);
@@ -296,4 +318,18 @@ async fn a_ramp_that_was_taken_out_begins_anew_when_it_is_written_again() {
     let gateway = gateway.again().await;
     gateway.says("goes on route=checkout").await;
     assert_eq!(release(&gateway, "checkout").await["started"], again);
+}
+
+#[tokio::test]
+async fn ramps_that_are_taken_out_between_two_processes_are_forgotten_by_the_second() {
+    let (old, new) = (Origin::echo().await, Origin::echo().await);
+    let mut gateway = Gateway::administered(&document(&old, &new)).await;
+    gateway.signal("TERM");
+    gateway.ended().await;
+    gateway.rewrite_administered("routes: []");
+    let gateway = gateway.again().await;
+    until("both to be forgotten", || {
+        (gateway.said("the ramp is no longer written, and is forgotten") == 2).then_some(())
+    })
+    .await;
 }

@@ -1,12 +1,14 @@
 //! Keeps how far ramps are over restarts, in the file of quotas.
 //!
 //! Requests never wait for it: a thread of its own writes what changed. What was changed last is what holds, whoever
-//! did it, so that processes that share the file, as in an upgrade, agree.
+//! did it, so that processes that share the file, as in an upgrade, agree. Which ramps there are, the process says that
+//! serves; what the file has of others, it drops when it begins to.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
@@ -27,7 +29,11 @@ const LAYOUT: &str = "
     ) WITHOUT ROWID";
 const READ: &str =
     "SELECT started, changed, aborted, why FROM ramps WHERE route = ?1 AND old = ?2 AND new = ?3";
+const KEYS: &str = "SELECT route, old, new FROM ramps";
 const WRITE: &str = "INSERT OR REPLACE INTO ramps VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
+/// As `WRITE`, of one that the file has.
+const CHANGE: &str = "UPDATE ramps SET started = ?4, changed = ?5, aborted = ?6, why = ?7
+    WHERE route = ?1 AND old = ?2 AND new = ?3";
 const FORGET: &str = "DELETE FROM ramps WHERE route = ?1 AND old = ?2 AND new = ?3";
 
 /// The ramps of the document that serves.
@@ -41,6 +47,7 @@ pub struct Keeper {
     /// Dropped to have the thread look once more and end.
     running: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
+    serving: Arc<AtomicBool>,
 }
 
 impl Keeper {
@@ -55,12 +62,27 @@ impl Keeper {
     ) -> std::io::Result<Self> {
         let help = "Attempts to read or write the file of ramps that failed.";
         let failures = metrics.counter("tollhouse_ramp_file_failures_total", help, &[]);
-        let (known, gone) = (BTreeMap::new(), BTreeSet::new());
-        let mut files = Files { file, ramps: Box::new(ramps), known, gone, failures, failing: false };
+        let serving = Arc::<AtomicBool>::default();
+        let mut files = Files {
+            file,
+            ramps: Box::new(ramps),
+            serving: serving.clone(),
+            swept: false,
+            known: BTreeMap::new(),
+            gone: BTreeSet::new(),
+            failures,
+            failing: false,
+        };
         files.look();
         let (running, stopped) = channel();
         let thread = thread::Builder::new().name("ramps".to_owned()).spawn(move || files.run(&stopped))?;
-        Ok(Self { running: Some(running), thread: Some(thread) })
+        Ok(Self { running: Some(running), thread: Some(thread), serving })
+    }
+
+    /// To be set while this process is the one that serves, which it is not at first.
+    #[must_use]
+    pub fn serving(&self) -> &Arc<AtomicBool> {
+        &self.serving
     }
 }
 
@@ -76,6 +98,11 @@ impl Drop for Keeper {
 struct Files {
     file: Option<PathBuf>,
     ramps: Ramps,
+    /// Whether this process says which ramps there are: one that is about to serve, or has given its place to another,
+    /// brings none back that are dropped.
+    serving: Arc<AtomicBool>,
+    /// Ramps that no process saw go are out of the file.
+    swept: bool,
     /// Those of the last look.
     known: BTreeMap<Key, Arc<Progress>>,
     /// Those that the file is still to forget.
@@ -99,21 +126,32 @@ impl Files {
     /// known first.
     fn look(&mut self) {
         self.compare();
-        if self.known.is_empty() && self.gone.is_empty() {
+        let serves = self.serving.load(Relaxed);
+        self.swept &= serves;
+        let none = self.known.is_empty() && self.gone.is_empty();
+        if none && (self.swept || !serves) {
             return;
         }
         let Some(file) = &self.file else {
             self.gone.clear();
             return self.begin();
         };
-        let exchanged =
-            ledger::connect(file).and_then(|connection| exchange(&connection, &self.known, &self.gone));
+        if none && is_empty(file) {
+            self.swept = true;
+            return;
+        }
+        let exchanged = ledger::connect(file).and_then(|connection| self.exchange(&connection));
         match exchanged {
             // What it could not forget is left for the next look.
             Ok(()) => {
                 self.failing = false;
-                self.gone.clear();
+                self.swept = serves;
+                if serves {
+                    self.gone.clear();
+                }
             }
+            // Of those that it may have, none is missed yet.
+            Err(_) if none => {}
             Err(error) => {
                 self.failures.inc();
                 if is_empty(file) {
@@ -148,6 +186,43 @@ impl Files {
         });
     }
 
+    fn exchange(&self, connection: &Connection) -> Result<(), Error> {
+        if self.known.is_empty() && !connection.table_exists(None, "ramps")? {
+            return Ok(());
+        }
+        if let Err(error) = connection.execute_batch(LAYOUT) {
+            // Such as where there is no room for a table; without one, no ramp is known.
+            if matches!(connection.table_exists(None, "ramps"), Ok(false)) {
+                self.begin();
+            }
+            return Err(error);
+        }
+        // All is read before anything is written, which may fail.
+        let newer = learn(connection, &self.known)?;
+        // Asked each time: another process may be taking the place just now.
+        let serves = || self.serving.load(Relaxed);
+        if serves() {
+            self.gone.iter().try_for_each(|key| forget(connection, key))?;
+        }
+        if serves() && !self.swept {
+            for key in others(connection, &self.known)? {
+                let [route, from, to] = key.each_ref().map(|name| &**name);
+                forget(connection, &key)?;
+                log::info!(route = route, from = from, to = to; "the ramp is no longer written, and is forgotten");
+            }
+        }
+        for ([route, old, new], state) in newer {
+            let (at, why) = match &state.aborted {
+                Some(aborted) => (Some(millis(aborted.at)), aborted.why.as_str()),
+                None => (None, ""),
+            };
+            let (route, old, new) = (&**route, &**old, &**new);
+            let values = params![route, old, new, millis(state.started), millis(state.changed), at, why];
+            connection.execute(if serves() { WRITE } else { CHANGE }, values)?;
+        }
+        Ok(())
+    }
+
     /// Begins what nobody knows better.
     fn begin(&self) {
         self.known.values().for_each(|ramp| ramp.settle());
@@ -163,33 +238,20 @@ fn is_empty(file: &Path) -> bool {
     }
 }
 
-fn exchange(
-    connection: &Connection,
-    ramps: &BTreeMap<Key, Arc<Progress>>,
-    gone: &BTreeSet<Key>,
-) -> Result<(), Error> {
-    if let Err(error) = connection.execute_batch(LAYOUT) {
-        // Such as where there is no room for a table; without one, no ramp is known.
-        if matches!(connection.table_exists(None, "ramps"), Ok(false)) {
-            ramps.values().for_each(|ramp| ramp.settle());
-        }
-        return Err(error);
-    }
-    // All is read before anything is written, which may fail.
-    let newer = learn(connection, ramps)?;
-    for key in gone {
-        connection.execute(FORGET, key.each_ref().map(|name| &**name))?;
-    }
-    for ([route, old, new], state) in newer {
-        let (at, why) = match &state.aborted {
-            Some(aborted) => (Some(millis(aborted.at)), aborted.why.as_str()),
-            None => (None, ""),
-        };
-        let (route, old, new) = (&**route, &**old, &**new);
-        let values = params![route, old, new, millis(state.started), millis(state.changed), at, why];
-        connection.execute(WRITE, values)?;
-    }
-    Ok(())
+/// The ramps that the file has, and the document has not.
+fn others(connection: &Connection, ramps: &BTreeMap<Key, Arc<Progress>>) -> Result<Vec<Key>, Error> {
+    let mut query = connection.prepare(KEYS)?;
+    let keys = query.query_map([], |row| {
+        let name = |at: usize| row.get::<_, String>(at).map(Arc::from);
+        Ok([name(0)?, name(1)?, name(2)?])
+    })?;
+    let mut keys: Vec<Key> = keys.collect::<Result<_, _>>()?;
+    keys.retain(|key| !ramps.contains_key(key));
+    Ok(keys)
+}
+
+fn forget(connection: &Connection, key: &Key) -> Result<(), Error> {
+    connection.execute(FORGET, key.each_ref().map(|name| &**name)).map(drop)
 }
 
 /// Has ramps learn what the file knows better; gives those of which it knows less.

@@ -148,6 +148,12 @@ impl Ramp {
         self.progress.acknowledge()
     }
 
+    /// Takes over how far another one is, for who asks what happens now; apart from it from then on.
+    pub fn stand_as(&self, other: &Self) {
+        let state = other.progress.state.lock().clone();
+        *self.progress.state.lock() = state;
+    }
+
     /// What lives longer than the document.
     #[must_use]
     pub fn progress(&self) -> &Arc<Progress> {
@@ -207,7 +213,16 @@ impl Progress {
         if state.aborted.is_some() || !state.settled {
             return 0;
         }
-        plan.step(self.clock.wall().duration_since(state.started).unwrap_or_default())
+        plan.step(self.since(state))
+    }
+
+    fn since(&self, state: &State) -> Duration {
+        self.clock.wall().duration_since(state.started).unwrap_or_default()
+    }
+
+    /// Whether the old variant gets nothing any more, for good: there is nothing to compare the new one with.
+    fn is_over(&self, plan: &Plan) -> bool {
+        plan.until >= 1.0 && self.since(&self.state.lock()) >= plan.over
     }
 
     fn share(&self, plan: &Plan) -> f64 {
@@ -237,7 +252,7 @@ impl Progress {
             let mut window = self.window.lock();
             let Some(window) = window.as_mut() else { return };
             let count = window.add(self.clock.now(), is_new, failed, took);
-            let look = is_new && (failed || count.is_multiple_of(LOOK_EVERY));
+            let look = is_new && (failed || count.is_multiple_of(LOOK_EVERY)) && !self.is_over(plan);
             look.then(|| worse(window.seen(self.clock.now()), abort_if)).flatten()
         };
         if let Some(why) = why {

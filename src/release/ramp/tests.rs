@@ -101,6 +101,17 @@ fn failures_that_the_old_variant_has_too_are_nobodys_fault() {
 }
 
 #[test]
+fn once_the_old_variant_gets_nothing_for_good_nothing_is_given_up() {
+    for (until, hours, given_up) in [("100%", 9, true), ("100%", 10, false), ("50%", 10, true)] {
+        let (world, clock) = world();
+        let ramp = ramp_in(&world, &WATCHED.replace("steps: 5", &format!("steps: 5, until: {until}")));
+        clock.advance(HOUR * hours);
+        note(&ramp, 1, 100, 20, 10);
+        assert_eq!(ramp.standing().aborted.is_some(), given_up, "{until} after {hours} hours");
+    }
+}
+
+#[test]
 fn a_new_variant_that_takes_much_longer_is_given_up() {
     let (world, _clock) = world();
     let ramp = ramp_in(&world, WATCHED);
@@ -153,6 +164,7 @@ fn a_candidate_that_is_not_taken_stops_no_watch() {
 }
 
 mod kept {
+    use std::path::Path;
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
@@ -167,10 +179,21 @@ mod kept {
         (world, clock, ramp)
     }
 
-    fn keeper(path: &std::path::Path, world: &World, ramp: &Ramp) -> Keeper {
+    /// What keeps it, in a process that serves.
+    fn keeper(path: &Path, world: &World, ramp: &Ramp) -> Keeper {
         let progress = ramp.progress().clone();
-        Keeper::start(Some(path.to_owned()), move || vec![progress.clone()], &*world.metrics)
-            .expect("a thread")
+        keeper_of(path, world, move || vec![progress.clone()])
+    }
+
+    /// The same of a document with these ramps.
+    fn keeper_of(
+        path: &Path,
+        world: &World,
+        ramps: impl Fn() -> Vec<Arc<Progress>> + Send + 'static,
+    ) -> Keeper {
+        let keeper = Keeper::start(Some(path.to_owned()), ramps, &*world.metrics).expect("a thread");
+        keeper.serving().store(true, Ordering::SeqCst);
+        keeper
     }
 
     #[test]
@@ -203,14 +226,15 @@ mod kept {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("quotas.sqlite");
         let (world, clock, ramp) = process(Duration::ZERO);
+        drop(keeper(&path, &world, &ramp));
         let written = Arc::new(Mutex::new(vec![ramp.progress().clone()]));
         let document = written.clone();
-        let running = Keeper::start(Some(path.clone()), move || document.lock().clone(), &*world.metrics);
+        let running = keeper_of(&path, &world, move || document.lock().clone());
         note(&ramp, 1, 20, 20, 10);
         assert!(ramp.standing().aborted.is_some());
         written.lock().clear();
         // It looks once more.
-        drop(running.expect("a thread"));
+        drop(running);
         clock.advance(HOUR * 5);
         let running = keeper(&path, &world, &ramp);
         let standing = ramp.standing();
@@ -223,9 +247,52 @@ mod kept {
     }
 
     #[test]
+    fn a_ramp_that_no_process_saw_go_begins_anew_too() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("quotas.sqlite");
+        let (world, _clock, ramp) = process(Duration::ZERO);
+        drop(keeper(&path, &world, &ramp));
+        // One that never serves changes nothing.
+        drop(Keeper::start(Some(path.clone()), Vec::new, &*world.metrics).expect("a thread"));
+        let (world, _clock, ramp) = process(HOUR * 3);
+        drop(keeper(&path, &world, &ramp));
+        assert_eq!(ramp.standing().step, 2);
+        drop(keeper_of(&path, &world, Vec::new));
+        let (world, _clock, ramp) = process(HOUR * 5);
+        let _running = keeper(&path, &world, &ramp);
+        assert_eq!(ramp.standing().step, 1);
+    }
+
+    #[test]
+    fn a_process_that_gives_way_tells_what_it_sees_and_brings_nothing_back() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("quotas.sqlite");
+        let (world, clock, ramp) = process(Duration::ZERO);
+        drop(keeper(&path, &world, &ramp));
+        let gives_way = || {
+            let old = keeper(&path, &world, &ramp);
+            old.serving().store(false, Ordering::SeqCst);
+            old
+        };
+        let old = gives_way();
+        clock.advance(HOUR);
+        note(&ramp, 1, 20, 20, 10);
+        drop(old);
+        let (next, _clock, after) = process(HOUR * 5);
+        drop(keeper(&path, &next, &after));
+        assert!(after.standing().aborted.is_some());
+        let old = gives_way();
+        drop(keeper_of(&path, &next, Vec::new));
+        drop(old);
+        let (next, _clock, after) = process(HOUR * 6);
+        let _running = keeper(&path, &next, &after);
+        assert_eq!((after.standing().step, after.standing().aborted), (1, None));
+    }
+
+    #[test]
     fn a_ramp_goes_on_where_no_file_can_be() {
         let (world, _clock, ramp) = process(Duration::ZERO);
-        let path = std::path::Path::new("/proc/no/such/folder/quotas.sqlite");
+        let path = Path::new("/proc/no/such/folder/quotas.sqlite");
         let _running = keeper(path, &world, &ramp);
         assert_eq!(ramp.standing().step, 1);
     }
@@ -267,7 +334,7 @@ mod kept {
             noted.store(true, Ordering::SeqCst);
             Vec::new()
         };
-        drop(Keeper::start(Some(path.clone()), none, &*world.metrics).expect("a thread"));
+        drop(keeper_of(&path, &world, none));
         assert!(asked.load(Ordering::SeqCst) && !path.exists());
     }
 }
