@@ -124,6 +124,13 @@ enum Outcome {
     Refused,
 }
 
+/// What who wants an explanation is told besides, where files are no longer as the running document needs them.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct ExplainRefused {
+    /// What is wrong with it now.
+    problems: Problems,
+}
+
 /// A document without problems.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct Checked {
@@ -292,8 +299,8 @@ pub(super) async fn explain(
     let explained = off_the_runtime(place, move || {
         let live = state.live.load();
         let loaded = Arc::new(live.packed.unpack());
-        let (roster, revoked) = (live.consumers.clone(), state.revocations.list(None));
-        let snapshot: Arc<Snapshot> = dry::snapshot_of(&loaded, &state.registry, Some(roster), revoked)?;
+        let revoked = state.revocations.list(None);
+        let snapshot: Arc<Snapshot> = dry::snapshot_of(&live, &loaded, &state.registry, revoked)?;
         let explained = dry::block_on(explain_request(&snapshot, &question));
         Ok::<_, Problems>(explained.map(|explained| {
             explained.map(|mut explanation| {
@@ -305,6 +312,10 @@ pub(super) async fn explain(
     match explained.await {
         Some(Ok(Some(Ok(explanation)))) => Json(explanation).into_response(),
         Some(Ok(Some(Err(message)))) => problem(StatusCode::BAD_REQUEST, &message),
+        Some(Err(problems)) => {
+            let detail = "what serves cannot be made again: files that its document names have problems now";
+            extended(StatusCode::CONFLICT, detail, ExplainRefused { problems })
+        }
         _ => problem(StatusCode::INTERNAL_SERVER_ERROR, "the request could not be explained"),
     }
 }

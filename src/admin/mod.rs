@@ -321,6 +321,7 @@ fn register_work(api: &mut Api) {
         .takes::<Question>(LARGEST_QUESTION)
         .answers::<Explanation>(200, "What would happen.")
         .fails::<Details>(400, "It is no request.")
+        .fails::<Extended<api::ExplainRefused>>(409, "Files that the document names have problems by now.")
         .fails::<Details>(415, "The content is not said to be JSON.")
         .fails::<Details>(422, "The question has another form.")
         .to(api::explain);

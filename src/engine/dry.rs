@@ -1,13 +1,16 @@
 //! Running made-up requests: `tollhouse test`, and the tests that a candidate must pass.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::{Method, Version, header};
+use http::header::{self, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, RANGE};
+use http::{Method, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use serde::Serialize;
+use tollhouse_filters::caching::Ask;
 use tollhouse_filters::condition::ValueMatch;
 use tollhouse_filters::context::{Decision as Noted, RequestId, Tls};
 use tollhouse_filters::host::host_of;
@@ -18,6 +21,8 @@ use tollhouse_filters::tree::{Node, Path};
 use tollhouse_filters::values::FieldName;
 use tollhouse_filters::world::{ManualClock, Revocation, World};
 
+use super::explain::foreign_keys;
+use super::intake::set_target;
 use super::{Connection, Decision, Exchange, Forwarding, strip_hop_by_hop};
 use crate::config::{Expect, Test, TestRequest};
 use crate::consumers::Roster;
@@ -69,20 +74,29 @@ pub fn snapshot_now(
     registry: &Registry,
     roster: Option<Arc<Roster>>,
 ) -> Result<Arc<Snapshot>, Problems> {
-    snapshot_of(loaded, registry, roster, Vec::new())
+    snapshot_in(&world_now(), loaded, registry, roster)
 }
 
-/// As [`snapshot_now`], with tokens that no longer hold. What filters revoke there stays there.
+/// As [`snapshot_now`], of the document of this snapshot: with its consumers, its ramps as far as they are, and tokens
+/// that no longer hold. What filters revoke there stays there.
 pub fn snapshot_of(
+    live: &Snapshot,
     loaded: &Arc<Loaded>,
     registry: &Registry,
-    roster: Option<Arc<Roster>>,
     revoked: Vec<Revocation>,
 ) -> Result<Arc<Snapshot>, Problems> {
-    let clock = ManualClock::starting(SystemTime::now()).skipping();
-    let world = World::dry_at(Arc::new(clock));
+    let world = world_now();
     world.revocations.import(revoked);
-    snapshot_in(&world, loaded, registry, roster)
+    let snapshot = snapshot_in(&world, loaded, registry, Some(live.consumers.clone()))?;
+    // One document has the same ramps in the same order.
+    for ((_, ramp), (_, of)) in snapshot.ramps().zip(live.ramps()) {
+        ramp.stand_as(of);
+    }
+    Ok(snapshot)
+}
+
+fn world_now() -> World {
+    World::dry_at(Arc::new(ManualClock::starting(SystemTime::now()).skipping()))
 }
 
 fn snapshot_in(
@@ -101,9 +115,11 @@ pub async fn run(snapshot: &Arc<Snapshot>, mut made: MadeUp) -> Outcome {
         Exchange::begin(snapshot.clone(), &made.connection, &mut made.head, RequestId::Made(1), started);
     exchange.ctx.keep_decisions();
     let mut decision = exchange.decide(&mut made.head).await;
-    while let Decision::Cache(_) = decision {
-        // Nothing is stored here.
-        decision = exchange.decide(&mut made.head).await;
+    while let Decision::Cache(ask) = decision {
+        decision = match uncached(&ask, &mut exchange, &mut made.head) {
+            Some(reply) => Decision::Reply(reply),
+            None => exchange.decide(&mut made.head).await,
+        };
     }
     if matches!(decision, Decision::Forward(_))
         && let Some(reply) = body(&mut exchange, &mut made).await
@@ -121,11 +137,40 @@ pub async fn run(snapshot: &Arc<Snapshot>, mut made: MadeUp) -> Outcome {
                 Forwarding { peer, version: Version::HTTP_11, upstream: &upstream, picked: None, left: None };
             match exchange.upstream_request(&mut head, &forwarding, 1).await {
                 Some(reply) => (Some(answer(&mut exchange, reply, &made.head).await), None),
-                None => (None, Some(head)),
+                None => {
+                    exchange.sending();
+                    (None, Some(head))
+                }
             }
         }
     };
     Outcome { exchange, answer, upstream_request }
+}
+
+/// What a cache that has nothing stored answers, or else makes of the request: what is fetched to be stored has only
+/// what its key counts, and is whole.
+fn uncached(ask: &Ask, exchange: &mut Exchange, request: &mut RequestHeader) -> Option<Reply> {
+    // Another cache behind it passes.
+    exchange.ctx.cache.get_or_insert_default();
+    if exchange.wants_body().is_some() {
+        return None;
+    }
+    if ask.directives.only_if_cached {
+        return Some(Problem::new(&problem::NOT_CACHED).into());
+    }
+    if request.method == Method::HEAD || request.headers.contains_key(RANGE) || ask.plan.min_uses > 1 {
+        return None;
+    }
+    for name in [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_RANGE] {
+        request.remove_header(&name);
+    }
+    if let Some(target) = &ask.target {
+        let _ = set_target(request, target.as_str());
+    }
+    if let Some(path) = &ask.upstream_path {
+        exchange.ctx.policies.upstream_path = Some(path.clone());
+    }
+    None
 }
 
 /// Shows the body to filters as the proxy does: one over the limit never reaches them.
@@ -215,15 +260,18 @@ pub fn verify(
 }
 
 fn run_test(snapshot: &Arc<Snapshot>, test: &Test) -> Vec<String> {
-    let outcome = match last_outcome(snapshot, &test.request) {
-        Ok(outcome) => outcome,
-        Err(message) => return vec![message],
+    let (failures, outcome) = match last_outcome(snapshot, &test.request) {
+        Ok(outcome) => (failures(&test.expect, &outcome), Some(outcome)),
+        Err(message) => (vec![message], None),
     };
-    let mut failures = failures(&test.expect, &outcome);
-    if !failures.is_empty() {
-        hide_substituted(&snapshot.packed.unpack().root, &mut failures);
+    if failures.is_empty() {
+        return failures;
     }
-    failures
+    // What came from outside the document may be secret, and failures go to logs and the admin API.
+    let document = snapshot.packed.unpack().root;
+    let mut foreign = substituted(&document);
+    foreign.extend(outcome.and_then(|outcome| foreign_target(&outcome, &test.request.path, &document)));
+    failures.iter().map(|message| without(message, &foreign)).collect()
 }
 
 /// What happens to the request the last time it is sent.
@@ -240,16 +288,46 @@ fn last_outcome(snapshot: &Arc<Snapshot>, request: &TestRequest) -> Result<Outco
     send()
 }
 
-/// What came from outside the document may be secret, and failures go to logs and the admin API.
-fn hide_substituted(root: &Arc<Node>, messages: &mut [String]) {
-    root.map_scalars(|scalar, _, _| {
-        if scalar.is_substituted() && !scalar.text().is_empty() {
-            for message in messages.iter_mut() {
-                *message = message.replace(scalar.text(), "***");
-            }
+/// The texts with references in them, and what each of these stands for: beside it, a template may be filled in.
+fn substituted(document: &Arc<Node>) -> BTreeSet<String> {
+    let mut texts = BTreeSet::new();
+    document.map_scalars(|scalar, _, _| {
+        if scalar.is_substituted() {
+            let parts = scalar.literal().iter().map(|part| &scalar.text()[part.clone()]);
+            let parts = parts.chain([scalar.text()]).filter(|part| !part.is_empty());
+            texts.extend(parts.map(str::to_owned));
         }
         None
     });
+    texts
+}
+
+/// The target that was sent on, where a filter made it whose options came in part from outside the document: it is
+/// normalised, and need not have them in it as they were.
+fn foreign_target(outcome: &Outcome, asked: &str, document: &Node) -> Option<String> {
+    let target = outcome.upstream_request.as_ref()?.uri.path_and_query()?.as_str();
+    let foreign = foreign_keys(document);
+    let makes =
+        |noted: &Noted| foreign.contains(noted.filter) && noted.fields.iter().any(|(name, _)| *name == "to");
+    let is_foreign = target != asked && target != "/" && outcome.decisions().iter().any(makes);
+    is_foreign.then(|| target.to_owned())
+}
+
+/// The message with a mask in the place of all that these texts cover, also where one is a part of another.
+fn without(message: &str, texts: &BTreeSet<String>) -> String {
+    let places = texts.iter().flat_map(|text| message.match_indices(text.as_str()));
+    let mut covered: Vec<_> = places.map(|(at, text)| at..at + text.len()).collect();
+    covered.sort_by_key(|part| part.start);
+    let (mut out, mut end) = (String::with_capacity(message.len()), 0);
+    for part in covered {
+        if part.start >= end {
+            out.push_str(&message[end..part.start]);
+            out.push_str(MASK);
+        }
+        end = end.max(part.end);
+    }
+    out.push_str(&message[end..]);
+    out
 }
 
 fn made_up(snapshot: &Snapshot, request: &TestRequest) -> Result<MadeUp, String> {

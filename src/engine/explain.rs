@@ -3,16 +3,18 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use http::header::{self, HeaderValue};
 use pingora::http::RequestHeader;
 use schemars::JsonSchema;
 use serde::Serialize;
-use tollhouse_filters::context::{Decision, Verdict};
+use tollhouse_filters::context::{Decision, RequestId, Verdict};
 use tollhouse_filters::tree::{Node, Value};
 
 use super::Connection;
 use super::dry::{self, MadeUp, Outcome};
+use super::intake::take_in;
 use crate::routing::{ListenerId, View};
 use crate::snapshot::Snapshot;
 
@@ -111,8 +113,7 @@ impl Explanation {
     /// what filters made whose options came in part from outside the document. For those who may ask
     /// but not read the document.
     pub fn hide_values(&mut self, question: &Question, document: &Node) {
-        let mut foreign = HashSet::new();
-        note_foreign(document, &mut foreign);
+        let foreign = foreign_keys(document);
         let is_foreign = |decision: &Decision| foreign.contains(decision.filter);
         let ran = |decision: &Decision| decision.verdict != Verdict::Skipped;
         let target_is_foreign = self.filters.iter().any(|decision| is_foreign(decision) && ran(decision));
@@ -139,8 +140,14 @@ impl Explanation {
     }
 }
 
-/// Notes the keys, in lower case, of all that holds text from outside the document; tells whether
-/// this node does.
+/// The keys, in lower case, of all that holds text from outside the document.
+pub(super) fn foreign_keys(document: &Node) -> HashSet<String> {
+    let mut foreign = HashSet::new();
+    note_foreign(document, &mut foreign);
+    foreign
+}
+
+/// Notes such keys; tells whether this node holds such text.
 fn note_foreign(node: &Node, foreign: &mut HashSet<String>) -> bool {
     match &node.value {
         Value::Null => false,
@@ -162,7 +169,12 @@ fn made_up(snapshot: &Snapshot, question: &Question) -> Result<MadeUp, String> {
     let (authority, target) = split_url(&question.url)?;
     let mut head =
         RequestHeader::build(method, target.as_bytes(), None).map_err(|error| error.to_string())?;
-    head.insert_header(header::HOST, authority.unwrap_or("localhost")).map_err(|error| error.to_string())?;
+    let named = question.headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("host"));
+    let named = named.map(|(_, host)| host.as_str());
+    if named.is_none() {
+        head.insert_header(header::HOST, authority.unwrap_or("localhost"))
+            .map_err(|error| error.to_string())?;
+    }
     for (name, value) in &question.headers {
         head.append_header(name.clone(), value)
             .map_err(|_| format!("`{name}` is not a valid header field"))?;
@@ -174,7 +186,7 @@ fn made_up(snapshot: &Snapshot, question: &Question) -> Result<MadeUp, String> {
         None => listener_for(snapshot, &question.url),
     };
     let client = question.client.unwrap_or_else(|| std::net::Ipv4Addr::new(192, 0, 2, 1).into());
-    let connection = dry::connection(snapshot, listener, client, authority);
+    let connection = dry::connection(snapshot, listener, client, authority.or(named));
     Ok(MadeUp { head, body: bytes::Bytes::new(), connection })
 }
 
@@ -207,21 +219,12 @@ fn explanation(
     outcome: &Outcome,
 ) -> Explanation {
     let exchange = &outcome.exchange;
-    let view = View { listener: connection.listener, request: exchange.ctx.view(request) };
-    let considered = snapshot.router.explain(&view);
-    let passed_over = considered
-        .into_iter()
-        .filter_map(|considered| {
-            let why = considered.why_not?.to_string();
-            Some(PassedOver { route: snapshot.route(considered.id).name.to_string(), why })
-        })
-        .collect();
     let upstream = outcome.upstream_request.as_ref().and(exchange.ctx.upstream.as_ref());
     Explanation {
         listener: exchange.ctx.listener.to_string(),
         path: exchange.ctx.path.matched().to_owned(),
         route: exchange.route.name.to_string(),
-        passed_over,
+        passed_over: passed_over(snapshot, connection, request, exchange),
         version: version(exchange),
         variant: variant(exchange),
         filters: outcome.decisions().to_vec(),
@@ -230,6 +233,31 @@ fn explanation(
         upstream_request: outcome.upstream_request.as_ref().map(lines).unwrap_or_default(),
         status: outcome.answer.as_ref().map(|(head, _)| head.status.as_u16()),
     }
+}
+
+/// The routes that were looked at before the one that was taken.
+fn passed_over(
+    snapshot: &Snapshot,
+    connection: &Connection,
+    request: &RequestHeader,
+    exchange: &super::Exchange,
+) -> Vec<PassedOver> {
+    // As it was when its route was looked for: some fields are dropped before, and filters change others later.
+    let mut head = request.clone();
+    let taken_in = take_in(snapshot, connection, &mut head, RequestId::Made(1), Instant::now());
+    if taken_in.refused.is_some() {
+        return Vec::new();
+    }
+    let view = View { listener: connection.listener, request: exchange.ctx.view(&head) };
+    let considered = snapshot.router.explain(&view).into_iter();
+    // A preflight is taken by a route that is not for its own method.
+    let before = considered.take_while(|one| !Arc::ptr_eq(snapshot.route(one.id), &exchange.route));
+    before
+        .filter_map(|one| {
+            let why = one.why_not?.to_string();
+            Some(PassedOver { route: snapshot.route(one.id).name.to_string(), why })
+        })
+        .collect()
 }
 
 fn hedged_after(

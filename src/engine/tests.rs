@@ -8,7 +8,7 @@ use tollhouse_filters::builtin;
 use tollhouse_filters::world::World;
 
 use super::dry::{self, MadeUp, Outcome};
-use super::explain::{self, Question};
+use super::explain::{self, Explanation, Question};
 use super::*;
 use crate::snapshot::{Compiler, Mode};
 use crate::source;
@@ -162,17 +162,44 @@ async fn an_absolute_target_is_its_path_and_its_host() {
     }
 }
 
-#[test]
-fn a_failing_test_tells_nothing_that_came_from_outside_the_document() {
+/// What the reload of a document with this filter is refused with, as its test expects something else.
+fn failing(filter: &str, expected: &str, key: &str) -> String {
     let text = format!(
-        "{DOCUMENT}routes: [{{name: any, upstream: u, filters: [{{headers: {{request: {{set: {{x-key: '${{env:KEY}}'}}}}}}}}]}}]
-tests: [{{name: t, request: {{path: /}}, expect: {{headers_to_upstream: {{x-key: other}}}}}}]
+        "{DOCUMENT}routes: [{{name: any, upstream: u, filters: [{filter}]}}]
+tests: [{{name: t, request: {{path: /}}, expect: {{{expected}}}}}]
 "
     );
-    let environment = |name: &str| (name == "KEY").then(|| "hunter2".to_owned());
+    let text = text.replace("10.0.0.0/8]", "10.0.0.0/8], threads: '${env:THREADS}'");
+    let environment = |name: &str| match name {
+        "KEY" => Some(key.to_owned()),
+        "THREADS" => Some("2".to_owned()),
+        _ => None,
+    };
     let loaded = Arc::new(source::load_str(&text, "test", None, &environment).expect("loads"));
-    let problems = dry::verify(&loaded, &builtin(), None).expect_err("the test fails").to_string();
-    assert!(problems.contains("x-key") && !problems.contains("hunter2"), "{problems}");
+    dry::verify(&loaded, &builtin(), None).expect_err("the test fails").to_string()
+}
+
+#[test]
+fn a_failing_test_tells_nothing_that_came_from_outside_the_document() {
+    let expected = "headers_to_upstream: {x-key: other}";
+    for value in ["${env:KEY}", "a ${env:KEY} b", "${env:KEY}/${client.address}", "${route}${env:KEY}"] {
+        let filter = format!("{{headers: {{request: {{set: {{x-key: '{value}'}}}}}}}}");
+        let said = failing(&filter, expected, "hunter2secret");
+        assert!(said.contains("x-key: `other`, got") && said.contains("***"), "{value}: {said}");
+        // Nor a part of it, where another text is one.
+        assert!(!said.contains("hunter") && !said.contains("secret"), "{value}: {said}");
+    }
+}
+
+#[test]
+fn a_failing_test_tells_no_target_that_was_made_of_what_came_from_outside_the_document() {
+    for filter in ["{rewrite: {add_prefix: '/${env:KEY}'}}", "{rewrite: {path: '/a/${env:KEY}/${route}'}}"] {
+        // RFC 3986 s6.2.2.2: `%6E` is `n`.
+        let said = failing(filter, "path_to_upstream: /other", "hu%6Eter");
+        assert!(said.contains("/other, got ***") && !said.contains("hunter"), "{filter}: {said}");
+    }
+    let said = failing("{rewrite: {add_prefix: /mine}}", "path_to_upstream: /other", "hunter");
+    assert!(said.contains("got /mine/"), "{said}");
 }
 
 #[tokio::test]
@@ -195,6 +222,63 @@ async fn of_two_fields_only_the_one_that_proxies_write_says_who_the_client_is() 
         assert_eq!(forged, from != "forwarded", "{from}");
         let listed = told("forwarded").is_some_and(|list| list.contains("203.0.113.9"));
         assert_eq!(listed, from != "x_forwarded_for", "{from}");
+    }
+}
+
+#[tokio::test]
+async fn of_a_proxy_that_writes_forwarded_no_other_field_is_believed() {
+    let snapshot = snapshot_of(&SECURE.replace("10.0.0.0/8]", "10.0.0.0/8], client_from: forwarded"));
+    for (told, made_up) in [("https", "http"), ("http", "https")] {
+        let mut head = RequestHeader::build("GET", b"/a", None).expect("valid");
+        let forwarded = format!("for=203.0.113.9;proto={told}");
+        for (name, value) in [
+            ("host", "a.test"),
+            ("forwarded", forwarded.as_str()),
+            ("x-forwarded-for", "6.6.6.6"),
+            ("x-forwarded-proto", made_up),
+            ("x-forwarded-host", "evil.test"),
+            ("x-forwarded-port", "666"),
+            ("x-real-ip", "6.6.6.6"),
+        ] {
+            head.insert_header(name, value).expect("valid");
+        }
+        let connection =
+            dry::connection(&snapshot, ListenerId(0), "10.0.0.1".parse().expect("an address"), None);
+        let outcome = dry::run(&snapshot, MadeUp { head, body: Bytes::new(), connection }).await;
+        assert_eq!(outcome.exchange.ctx.scheme.as_str(), told);
+        let sent = outcome.upstream_request.expect("it is sent on");
+        let all = |name: &str| {
+            let lines = sent.headers.get_all(name).iter().map(|line| line.to_str().expect("text").to_owned());
+            lines.collect::<Vec<_>>()
+        };
+        assert_eq!(all("x-forwarded-for"), ["10.0.0.1"]);
+        assert_eq!(all("x-forwarded-proto"), [told]);
+        assert_eq!(all("x-forwarded-host"), ["a.test"]);
+        assert!(all("x-forwarded-port").is_empty() && all("x-real-ip").is_empty(), "{sent:?}");
+    }
+}
+
+#[tokio::test]
+async fn who_says_in_forwarded_who_the_client_is_says_there_what_it_spoke() {
+    let any = "routes: [{name: any, upstream: u}]";
+    let (list, proto) = ("x-forwarded-for", "x-forwarded-proto");
+    for (peer, forwarded, further, scheme) in [
+        ("10.0.0.1", "for=203.0.113.9;proto=https", None, "https"),
+        ("10.0.0.1", "for=203.0.113.9;proto=https, for=10.0.0.2;proto=http", None, "https"),
+        ("10.0.0.1", "for=203.0.113.9;proto=https, for=10.0.0.2", None, "https"),
+        ("10.0.0.1", "for=unknown;proto=https, for=10.0.0.2", None, "https"),
+        // A proxy spoke it to the next one.
+        ("10.0.0.1", "for=203.0.113.9, for=10.0.0.2;proto=https", None, "http"),
+        // The client itself says so.
+        ("10.0.0.1", "for=6.6.6.6;proto=https, for=203.0.113.9;proto=http", None, "http"),
+        ("10.0.0.1", "for=6.6.6.6;proto=https, for=203.0.113.9", None, "http"),
+        ("192.0.2.1", "for=203.0.113.9;proto=https", None, "http"),
+        ("10.0.0.1", "for=203.0.113.9;proto=https", Some((list, "203.0.113.9")), "http"),
+        ("10.0.0.1", "for=203.0.113.9;proto=https", Some((proto, "http")), "http"),
+    ] {
+        let fields: Vec<_> = [HOST, ("forwarded", forwarded)].into_iter().chain(further).collect();
+        let outcome = send(any, peer, &fields, "GET").await;
+        assert_eq!(outcome.exchange.ctx.scheme.as_str(), scheme, "{peer} {fields:?}");
     }
 }
 
@@ -240,6 +324,82 @@ async fn explain_takes_the_listener_that_speaks_what_the_url_begins_with() {
         assert_eq!(explained.listener, listener, "{url}");
         assert!(explained.upstream_request.contains(&format!("x-forwarded-proto: {proto}")), "{explained:?}");
     }
+}
+
+/// What becomes of a request by this document's routes.
+async fn explained(routes: &str, method: &str, url: &str, headers: &[(&str, &str)]) -> Explanation {
+    let snapshot = snapshot_of(&format!("{DOCUMENT}{routes}"));
+    let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let question =
+        Question { method: method.to_owned(), url: url.to_owned(), headers, ..Question::default() };
+    explain::explain(&snapshot, &question).await.expect("explains")
+}
+
+#[tokio::test]
+async fn explain_says_why_a_route_is_passed_over_by_the_fields_that_were_left_when_it_was_looked_for() {
+    let routes = "routes: [{name: a, match: {headers: {x-forwarded-proto: https}}, upstream: u}, \
+                  {name: b, upstream: u, filters: [{headers: {request: {set: {x-forwarded-proto: https}}}}]}]";
+    let told = explained(routes, "GET", "/", &[("x-forwarded-proto", "https")]).await;
+    let passed: Vec<_> = told.passed_over.iter().map(|passed| (&*passed.route, &*passed.why)).collect();
+    assert_eq!(passed, [("a", "the header field `x-forwarded-proto` does not match")]);
+    assert_eq!(told.route, "b");
+}
+
+#[tokio::test]
+async fn explain_passes_over_neither_the_route_that_is_taken_nor_any_of_a_request_that_is_refused_first() {
+    let routes = "routes: [{name: r, match: {methods: [GET]}, upstream: u, \
+                  filters: [{cors: {origins: ['https://a.test']}}]}, {name: s, upstream: u, match: {methods: [PUT]}}]";
+    let asked = [("origin", "https://a.test"), ("access-control-request-method", "GET")];
+    let told = explained(routes, "OPTIONS", "/", &asked).await;
+    assert_eq!((told.route.as_str(), told.status), ("r", Some(204)));
+    assert!(told.passed_over.is_empty(), "{:?}", told.passed_over);
+    let told = explained(routes, "POST", "/%zz", &[]).await;
+    assert_eq!((told.passed_over.len(), told.status), (0, Some(400)));
+    assert_eq!(explained(routes, "POST", "/", &[]).await.passed_over.len(), 2);
+}
+
+#[tokio::test]
+async fn a_host_that_is_asked_about_is_the_only_one() {
+    let routes = "routes: [{name: a, match: {hosts: [a.test]}, upstream: u}]";
+    for (url, fields, host) in [
+        ("/", &[("Host", "a.test")][..], "a.test"),
+        ("http://b.test/", &[("host", "a.test:80")][..], "a.test:80"),
+        ("http://a.test/", &[("x-a", "1")][..], "a.test"),
+    ] {
+        let told = explained(routes, "GET", url, fields).await;
+        assert!(told.upstream_request.contains(&format!("host: {host}")), "{url} {fields:?}: {told:?}");
+    }
+    let both = [("host", "a.test"), ("host", "a.test")];
+    assert_eq!(explained(routes, "GET", "/", &both).await.status, Some(400));
+}
+
+#[tokio::test]
+async fn what_a_cache_fetches_to_store_it_is_what_the_upstream_gets() {
+    let cached = |options: &str, more: &str| {
+        let cache = format!("{{cache: {{key: {{query: {{except: [utm]}}}}{options}}}}}");
+        format!("routes: [{{name: a, upstream: u, filters: [{more}{cache}]}}]")
+    };
+    let known = [("if-none-match", "\"1\"")];
+    let part = [("range", "bytes=0-1")];
+    let none = [("x-a", "1")];
+    for (routes, method, fields, sent) in [
+        (cached("", ""), "GET", &known[..], "GET /a?b=2"),
+        (cached("", "{rewrite: {add_prefix: /v1}}, "), "GET", &none[..], "GET /v1/a?b=2"),
+        // These go on as they are; in the first, another cache stands before, which counts all of the query.
+        (cached("", "{cache: {}}, "), "GET", &none[..], "GET /a?utm=1&b=2"),
+        (cached("", ""), "HEAD", &none[..], "HEAD /a?utm=1&b=2"),
+        (cached("", ""), "GET", &part[..], "GET /a?utm=1&b=2"),
+        (cached(", min_uses: 2", ""), "GET", &none[..], "GET /a?utm=1&b=2"),
+    ] {
+        let told = explained(&routes, method, "/a?utm=1&b=2", fields).await;
+        assert_eq!(told.upstream_request[0], sent, "{routes}");
+        let has_condition = told.upstream_request.iter().any(|line| line.starts_with("if-none-match"));
+        assert!(!has_condition, "{told:?}");
+    }
+    let stored_alone = [("cache-control", "only-if-cached")];
+    let told = explained(&cached(", client_control: true", ""), "GET", "/a", &stored_alone).await;
+    // RFC 9111 s5.2.1.7.
+    assert_eq!((told.upstream_request.len(), told.status), (0, Some(504)));
 }
 
 #[tokio::test]

@@ -267,6 +267,7 @@ fn a_document_is_checked_without_reading_anything_here() {
     assert_eq!(wrong.status(), 422);
     let messages = wrong.json()["problems"].to_string();
     assert!(messages.contains("`ADMIN` is not set") && messages.contains("not available"), "{messages}");
+    assert!(messages.contains("unknown key `x`") && messages.contains("no `listeners`"), "{messages}");
     assert!(!wrong.text().contains("hunter2") && !wrong.text().contains("root:"), "{}", wrong.text());
 }
 
@@ -276,6 +277,27 @@ fn a_request_is_explained_as_the_command_does() {
     let answer = admin.post("/api/explain", &json!({"method": "GET", "url": "/users/7"}).to_string());
     assert_eq!((answer.status(), &answer.json()["route"]), (200, &Value::from("users")));
     assert_problem(&admin.post("/api/explain", &json!({"url": "nonsense"}).to_string()), 400);
+}
+
+#[test]
+fn a_document_whose_files_have_problems_by_now_is_not_explained_and_says_which() {
+    let admin = Admin::with_token();
+    let list = admin.file().with_file_name("deny.txt");
+    std::fs::write(&list, "198.51.100.0/24\n").expect("written");
+    let text = std::fs::read_to_string(&admin.file).expect("readable");
+    let denying = "filters: [{ip_access: {deny_file: deny.txt}}], respond: {body: pong}";
+    std::fs::write(&admin.file, text.replace("respond: {body: pong}", denying)).expect("written");
+    assert_eq!(admin.reload().json()["generation"], 2);
+    let question = json!({"url": "/ping", "client": "198.51.100.7"}).to_string();
+    assert_eq!(admin.post("/api/explain", &question).json()["status"], 403);
+    std::fs::write(&list, "nonsense\n").expect("written");
+    let answer = admin.post("/api/explain", &question);
+    assert_problem(&answer, 409);
+    let problem = &answer.json()["problems"][0];
+    assert_eq!(problem["path"], "routes[1].filters[0].ip_access.deny_file", "{answer:?}");
+    assert_eq!(admin.get("/api/routes").json()["generation"], 2, "it serves on");
+    std::fs::write(&list, "").expect("written");
+    assert_eq!(admin.post("/api/explain", &question).json()["status"], 200);
 }
 
 #[test]
