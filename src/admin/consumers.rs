@@ -14,7 +14,7 @@ use tollhouse_filters::identity::consumers::{Index, Layout, Record};
 
 use super::AdminState;
 use super::problem::{extended, problem};
-use crate::consumers::WriteError;
+use crate::consumers::{Roster, WriteError};
 use crate::source::Problems;
 
 /// Most consumers on a page.
@@ -193,16 +193,16 @@ pub(super) async fn switch_credential<const DISABLED: bool>(
 }
 
 async fn switch(state: AdminState, name: String, credential: Option<String>, disabled: bool) -> Response {
-    let roster = state.live.load().consumers.clone();
-    // Waits for the disk.
-    let work = tokio::task::spawn_blocking(move || {
+    let switch = move |roster: &Roster| {
         let switched = roster.switch(&name, credential.as_deref(), disabled);
         if switched.is_ok() {
             let credential = credential.as_deref().unwrap_or("all");
             log::info!(consumer = &*name, credential = credential, disabled = disabled; "consumer switched by the API");
         }
         switched.map(|record| ConsumerView::of(&record, roster.consumers().layout()))
-    });
+    };
+    // Waits for the disk.
+    let work = tokio::task::spawn_blocking(move || state.live.change_consumers(switch));
     let Ok(switched) = work.await else {
         return problem(StatusCode::INTERNAL_SERVER_ERROR, "the consumer could not be changed");
     };

@@ -77,7 +77,7 @@ pub(super) struct Feed {
     /// A file with this stamp is as it was.
     is_sure: bool,
     /// Consumers that requests go by as lines say that were not taken yet; by the hashes of their names.
-    ahead: HashSet<u64>,
+    pub(super) ahead: HashSet<u64>,
     /// A file with this stamp was whole, whether it was taken or refused.
     whole: Option<Stamp>,
 }
@@ -160,7 +160,8 @@ impl Feed {
         if may_be_more && self.ends_as_before(&mut file) {
             // Not worth a word before all was looked at.
             let Ok(changed) = reading.appended(&mut file) else { return Ok(Seen::Unsettled) };
-            return self.take(index, changed, stamp, is_sure).map(Seen::Partly).or(Ok(Seen::Unsettled));
+            // Never sure: what was there before may have changed in its place.
+            return self.take(index, changed, stamp, false).map(Seen::Partly).or(Ok(Seen::Unsettled));
         }
         if look == Look::Early && !is_same_size && self.stamp.is_some() {
             return Ok(Seen::Unsettled);

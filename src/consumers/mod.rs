@@ -50,6 +50,8 @@ struct Source {
 pub enum Looked {
     /// Nothing changed.
     Same,
+    /// The end of the file says nothing new; the rest was not looked at yet.
+    Partly,
     /// There are so many consumers now, and requests go by them.
     Changed {
         /// How many.
@@ -167,7 +169,9 @@ impl Roster {
                 if !partly {
                     source.refused.lock().take();
                 }
-                let (Seen::Partly(Some(next)) | Seen::Whole(Some(next))) = seen else { return Looked::Same };
+                let (Seen::Partly(Some(next)) | Seen::Whole(Some(next))) = seen else {
+                    return if partly { Looked::Partly } else { Looked::Same };
+                };
                 let count = next.len();
                 self.consumers.store(next);
                 source.changes.fetch_add(1, Relaxed);

@@ -85,6 +85,7 @@ impl Place {
     fn look(&self, look: Look) -> String {
         match self.roster.look(look) {
             Looked::Same => "same".to_owned(),
+            Looked::Partly => "partly".to_owned(),
             Looked::Changed { count, .. } => format!("{count} consumers"),
             Looked::Busy => "busy".to_owned(),
             Looked::Unsettled => "unsettled".to_owned(),
@@ -200,7 +201,7 @@ fn a_line_at_the_end_counts_once_it_is_whole() {
     let line = consumer("globex", TWO);
     let (begin, end) = line.split_at(40);
     place.append(begin);
-    assert_eq!(place.look(Look::Early), "same");
+    assert_eq!(place.look(Look::Early), "partly");
     place.append(end);
     assert_eq!(
         (place.look(Look::Early).as_str(), place.owner("key-two").as_deref()),
@@ -224,6 +225,21 @@ fn a_consumer_is_changed_in_its_place() {
     file.set_modified(SystemTime::now() - PAUSE).expect("set");
     assert_eq!(place.look(Look::Early), "2 consumers");
     assert_eq!((place.owner("key-one"), place.owner("key-two").as_deref()), (None, Some("globex")));
+}
+
+#[test]
+fn what_changes_in_its_place_beside_a_line_at_the_end_is_seen_by_the_next_whole_look() {
+    let initech = known_by("initech", "c");
+    for (added, looks) in [(&*initech, ["3 consumers"; 2]), ("\n", ["partly", "2 consumers"])] {
+        let place = Place::with(&format!("{}{}", consumer("acme", ONE), consumer("globex", TWO)));
+        let file = OpenOptions::new().write(true).open(place.file()).expect("there");
+        let at = place.text().find(ONE).expect("there");
+        file.write_all_at(b"00", u64::try_from(at).expect("short")).expect("written");
+        place.append(added);
+        file.set_modified(SystemTime::now() - Duration::from_secs(60)).expect("set");
+        assert_eq!([Look::Settled, Look::Quiet].map(|look| place.look(look)), looks);
+        assert_eq!(place.owner("key-one"), None);
+    }
 }
 
 #[test]
@@ -302,7 +318,7 @@ fn another_document_does_not_begin_with_half_a_file() {
     assert_eq!(next(), 2);
     let half_a_line = || {
         place.append("{");
-        assert_eq!(place.look(Look::Early), "same", "it was seen");
+        assert_eq!(place.look(Look::Early), "partly", "it was seen");
     };
     assert!(is_left(&half_a_line));
     assert!(is_left(&|| fs::write(place.file(), consumer("acme", ONE)).expect("begun anew")));

@@ -75,7 +75,9 @@ impl Roster {
     fn catch_up(&self, source: &Source, feed: &mut Feed) -> Result<(), WriteError> {
         match self.look_at(source, feed, Look::Settled) {
             Looked::Refused { problems, .. } => Err(WriteError::Refused(problems)),
-            Looked::Same | Looked::Changed { .. } | Looked::Busy | Looked::Unsettled => Ok(()),
+            Looked::Same | Looked::Partly | Looked::Changed { .. } | Looked::Busy | Looked::Unsettled => {
+                Ok(())
+            }
         }
     }
 
@@ -91,6 +93,26 @@ impl Roster {
             self.go_by(feed, line);
         }
         self.consumers.load().get(name).cloned().ok_or(WriteError::NoConsumer)
+    }
+
+    /// Has requests go by the lines that those of another list of the same file go by before they are taken, such as
+    /// behind half a line.
+    pub fn catch_up_with(&self, other: &Self) {
+        let (Some(source), Some(others)) = (&self.file, &other.file) else { return };
+        let ahead = others.feed.lock().ahead.clone();
+        if ahead.is_empty() || source.path != others.path {
+            return;
+        }
+        let (index, known) = (other.consumers.load(), self.consumers.load());
+        let mut feed = source.feed.lock();
+        for record in known.iter() {
+            let name = &record.consumer().name;
+            if ahead.contains(&index.hash_of(name))
+                && let Ok(Some(line)) = feed.newest(&self.consumers.load(), self.consumers.layout(), name)
+            {
+                self.go_by(&mut feed, &line);
+            }
+        }
     }
 
     /// Has requests go by a line before it is taken.

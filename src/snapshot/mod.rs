@@ -1,5 +1,6 @@
 //! What requests use: immutable, everything resolved.
 
+mod begun;
 mod caches;
 mod compile;
 mod facts;
@@ -22,6 +23,7 @@ use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use http::HeaderName;
+use parking_lot::RwLock;
 use tollhouse_filters::identity::Identities;
 use tollhouse_filters::phase::OnRequest;
 use tollhouse_filters::pipeline::{Pipeline, Stack};
@@ -31,8 +33,8 @@ use tollhouse_filters::world::UpstreamId;
 
 use crate::config::hedge::Hedge;
 use crate::config::retries::RouteRetries;
-use crate::config::{Admin, Listener, Observability, RouteTimeouts, Server, Test};
-use crate::consumers::Roster;
+use crate::config::{Address, Admin, Listener, Observability, RouteTimeouts, Server, Test};
+use crate::consumers::{Look, Roster};
 use crate::observe::RouteSeries;
 use crate::observe::metrics::FirstUse;
 use crate::release::{Ramp, Split, Versions};
@@ -141,14 +143,22 @@ pub struct ListenerPlan {
     pub pipeline: Arc<Pipeline>,
     /// What its handshakes need; none without TLS, and where files are not read.
     pub tls: Option<Arc<ServerTls>>,
+    /// It has a socket; others get theirs from an upgrade.
+    pub bound: bool,
     /// It is no longer in the document, but its socket is still open.
     pub retired: bool,
 }
 
 impl ListenerPlan {
+    /// Its address, where that tells its socket from all others.
+    #[must_use]
+    pub fn fixed_address(&self) -> Option<&Address> {
+        listeners::fixed_address(&self.options)
+    }
+
     fn retire(&self) -> Self {
         let (options, name, tls) = (self.options.clone(), self.name.clone(), self.tls.clone());
-        Self { options, name, pipeline: Arc::default(), tls, retired: true }
+        Self { options, name, pipeline: Arc::default(), tls, bound: self.bound, retired: true }
     }
 }
 
@@ -375,6 +385,8 @@ impl Snapshot {
 pub struct Live {
     current: ArcSwap<Snapshot>,
     generation: AtomicU64,
+    /// Shared by those who change consumers, and not by who puts others in their place.
+    changes: RwLock<()>,
 }
 
 impl Live {
@@ -382,7 +394,7 @@ impl Live {
     #[must_use]
     pub fn new(snapshot: Snapshot) -> Self {
         let generation = AtomicU64::new(snapshot.generation);
-        Self { current: ArcSwap::from_pointee(snapshot), generation }
+        Self { current: ArcSwap::from_pointee(snapshot), generation, changes: RwLock::default() }
     }
 
     /// The snapshot in use now.
@@ -397,8 +409,22 @@ impl Live {
         self.generation.load(Ordering::Relaxed)
     }
 
-    /// Puts this snapshot into use for requests that begin from now on.
+    /// Changes the consumers in use; a snapshot that is put into use later goes by what was changed.
+    pub fn change_consumers<T>(&self, change: impl FnOnce(&Roster) -> T) -> T {
+        let _changing = self.changes.read();
+        change(&self.load().consumers)
+    }
+
+    /// Puts this snapshot into use for requests that begin from now on; one at a time.
     pub fn swap(&self, snapshot: Snapshot) {
+        let before = self.load().consumers.clone();
+        // Who changes consumers may wait long for a disk, which is nothing to those who have the same ones.
+        let unchanged = (!Arc::ptr_eq(&before, &snapshot.consumers)).then(|| self.changes.write());
+        if unchanged.is_some() {
+            // Read before its tests ran and its backends were probed, and somebody may have been disabled since.
+            snapshot.consumers.look(Look::Early);
+            snapshot.consumers.catch_up_with(&before);
+        }
         self.generation.store(snapshot.generation, Ordering::Relaxed);
         self.current.store(Arc::new(snapshot));
     }

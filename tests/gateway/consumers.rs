@@ -126,3 +126,13 @@ async fn a_file_that_cannot_be_read_for_a_moment_is_looked_at_again() {
     limit_files(&gateway, 1024);
     is_soon(&gateway, "key-one", 401).await;
 }
+
+#[tokio::test]
+async fn half_a_line_at_the_end_is_told_though_nobody_writes_on() {
+    let (gateway, file) = started(&consumer("acme", ONE)).await;
+    append(&file, "{\"name\":\"acme\",\"deleted\":tr");
+    until("the refusal", || (gateway.said("consumers.jsonl:2:") == 1).then_some(())).await;
+    assert_eq!(status(gateway.address(), "key-one").await, 200);
+    append(&file, "ue}\n");
+    is_soon(&gateway, "key-one", 401).await;
+}
