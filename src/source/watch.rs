@@ -2,7 +2,10 @@
 //!
 //! Directories are watched rather than files: editors replace files, and Kubernetes swaps a
 //! `..data` symlink. A burst of events ends in one comparison of contents and, if they differ, one
-//! call. While a directory is missing or cannot be watched, contents are compared every two seconds.
+//! call; an input that somebody is in the middle of writing is waited for. While a directory is missing or
+//! cannot be watched, contents are compared every two seconds, and count once they are as old as that.
+
+mod writers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -18,6 +21,7 @@ use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind, RenameMode};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use parking_lot::Mutex;
 
+use self::writers::{Real, Writers};
 use super::Fingerprint;
 
 /// As many symlinks does Linux follow (path_resolution(7)).
@@ -30,17 +34,23 @@ pub struct Timing {
     pub quiet: Duration,
     /// Longest burst.
     pub longest: Duration,
-    /// Between two looks at inputs that cannot be watched.
+    /// Between two looks at inputs that cannot be watched, and how old these have to be.
     pub poll: Duration,
+    /// Silence after which the writer of an input that is still open is waited for no longer.
+    pub stalled: Duration,
+    /// Longest wait for the writer of an input.
+    pub unclosed: Duration,
 }
 
 impl Default for Timing {
-    /// 150 ms, 1 s, 2 s.
+    /// 150 ms, 1 s, 2 s, 10 s, 1 min.
     fn default() -> Timing {
         Timing {
             quiet: Duration::from_millis(150),
             longest: Duration::from_secs(1),
             poll: Duration::from_secs(2),
+            stalled: Duration::from_secs(10),
+            unclosed: Duration::from_secs(60),
         }
     }
 }
@@ -57,7 +67,8 @@ enum Order {
 }
 
 impl Watch {
-    /// Starts a thread that calls `changed` whenever the contents of the inputs have changed.
+    /// Starts a thread that calls `changed` whenever the contents of the inputs have changed, and nobody is known to be
+    /// in the middle of writing one.
     ///
     /// Never fails: without the system's help it compares contents every two seconds. The call is
     /// made on that thread, and events wait meanwhile; it may call nothing but [`Watch::set_inputs`]
@@ -83,7 +94,7 @@ impl Watch {
         worker.inputs = inputs;
         // Before the thread runs: what changes after this call is noticed.
         worker.directories.arm(&worker.inputs);
-        worker.seen = Fingerprint::of_inputs(&worker.inputs);
+        worker.seen = Some(Fingerprint::of_inputs(&worker.inputs));
         thread::Builder::new().name("watch".to_owned()).spawn(move || worker.run(&received))?;
         Ok(Watch { orders })
     }
@@ -106,24 +117,29 @@ struct Worker {
     timing: Timing,
     changed: Box<dyn FnMut() + Send>,
     inputs: Vec<PathBuf>,
-    /// What the inputs held when `changed` was last told.
-    seen: Fingerprint,
+    /// What the inputs held when `changed` was last told; nothing when it is to be told whatever they hold.
+    seen: Option<Fingerprint>,
+    /// When a change was first seen that did not count yet.
+    young: Option<Instant>,
     directories: Directories,
+    writers: Arc<Mutex<Writers>>,
 }
 
 impl Worker {
     fn new(orders: Sender<Order>, timing: Timing, changed: Box<dyn FnMut() + Send>) -> Worker {
-        let directories = Directories::new(move |_| {
+        let writers = Arc::<Mutex<Writers>>::default();
+        let noted = writers.clone();
+        let directories = Directories::new(move |event| {
+            noted.lock().note(event, Instant::now());
             // The thread ends only with its watch.
             let _ = orders.send(Order::Changed);
         });
-        let seen = Fingerprint::of_inputs(&[]);
-        Worker { timing, changed, inputs: Vec::new(), seen, directories }
+        Worker { timing, changed, inputs: Vec::new(), seen: None, young: None, directories, writers }
     }
 
     fn run(mut self, orders: &Receiver<Order>) {
         loop {
-            let order = if self.directories.lost {
+            let order = if self.young.is_some() || !self.directories.lost.is_empty() {
                 orders.recv_timeout(self.timing.poll)
             } else {
                 orders.recv().map_err(|_| RecvTimeoutError::Disconnected)
@@ -137,7 +153,7 @@ impl Worker {
                 Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => false,
                 Err(RecvTimeoutError::Timeout) => true,
             };
-            if !go_on {
+            if !go_on || !self.finish(orders) {
                 return;
             }
             self.compare();
@@ -159,25 +175,80 @@ impl Worker {
         }
     }
 
-    /// Takes over other inputs, and tells of them.
+    /// Waits for whoever is in the middle of writing an input; `false` means stop.
+    fn finish(&mut self, orders: &Receiver<Order>) -> bool {
+        while let Some(patience) = self.patience() {
+            let go_on = match orders.recv_timeout(patience) {
+                Ok(Order::Changed) => self.settle(orders),
+                Ok(Order::Inputs(inputs)) => {
+                    self.replace(inputs);
+                    true
+                }
+                Err(RecvTimeoutError::Timeout) => true,
+                Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => false,
+            };
+            if !go_on {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// How long to wait for the writers of inputs, if there are any.
+    fn patience(&self) -> Option<Duration> {
+        let awaited = self.writers.lock().awaited(&self.timing, Instant::now());
+        if awaited.is_empty() {
+            return None;
+        }
+        let inputs = Real::of(&self.inputs);
+        awaited.into_iter().filter(|(file, _)| inputs.may_be(file)).map(|(_, left)| left).max()
+    }
+
+    /// Takes over other inputs, which are to be told of.
     fn replace(&mut self, inputs: Vec<PathBuf>) {
         if inputs == self.inputs {
             return;
         }
         self.inputs = inputs;
+        self.arm();
+        self.seen = None;
+    }
+
+    fn arm(&mut self) {
         self.directories.arm(&self.inputs);
-        self.seen = Fingerprint::of_inputs(&self.inputs);
-        (self.changed)();
+        self.writers.lock().retain(|directory| self.directories.armed.contains_key(directory));
     }
 
     fn compare(&mut self) {
-        self.directories.arm(&self.inputs);
+        // Nobody told who is at work on what was not watched until now.
+        let is_young = self.is_young();
+        self.arm();
         let now = Fingerprint::of_inputs(&self.inputs);
-        if now != self.seen {
-            self.seen = now;
-            (self.changed)();
+        if self.seen == Some(now) {
+            self.young = None;
+            return;
         }
+        let since = *self.young.get_or_insert_with(Instant::now);
+        if is_young && since.elapsed() < self.timing.unclosed {
+            return;
+        }
+        (self.seen, self.young) = (Some(now), None);
+        (self.changed)();
     }
+
+    /// Whether an input that is not watched was changed so lately that its writer may not be done.
+    fn is_young(&self) -> bool {
+        if self.directories.lost.is_empty() {
+            return false;
+        }
+        let mut missed = self.inputs.iter().filter(|input| self.directories.misses(input));
+        missed.any(|input| age(input).is_some_and(|age| age < self.timing.poll))
+    }
+}
+
+/// How long ago a file was changed, or a directory; none if there is none, or if that is to come.
+fn age(path: &Path) -> Option<Duration> {
+    fs::metadata(path).ok()?.modified().ok()?.elapsed().ok()
 }
 
 /// Tells of every event around a file as it happens, whatever the file holds.
@@ -213,7 +284,7 @@ impl Tap {
         *self.names.lock() = file.map(names).unwrap_or_default();
         let inputs: Vec<PathBuf> = file.map(Path::to_owned).into_iter().collect();
         self.directories.arm(&inputs);
-        !self.directories.lost
+        self.directories.lost.is_empty()
     }
 }
 
@@ -258,8 +329,8 @@ struct Directories {
     watcher: Option<RecommendedWatcher>,
     /// By canonical path, with device and inode: a path may come to mean another directory.
     armed: BTreeMap<PathBuf, (u64, u64)>,
-    /// Whether some directory cannot be watched.
-    lost: bool,
+    /// Those that are not there, and those that cannot be watched, by canonical paths.
+    lost: BTreeSet<PathBuf>,
 }
 
 impl Directories {
@@ -272,14 +343,15 @@ impl Directories {
         let watcher = notify::recommended_watcher(tell)
             .inspect_err(|error| log::warn!(error:%; "cannot watch files, comparing them instead"))
             .ok();
-        Directories { watcher, armed: BTreeMap::new(), lost: false }
+        Directories { watcher, armed: BTreeMap::new(), lost: BTreeSet::new() }
     }
 
     /// Watches exactly the directories that matter now.
     fn arm(&mut self, inputs: &[PathBuf]) {
         let (wanted, mut lost) = directories(inputs);
         let Some(watcher) = &mut self.watcher else {
-            self.lost = true;
+            lost.extend(wanted.into_keys());
+            self.lost = lost;
             return;
         };
         self.armed.retain(|directory, id| {
@@ -297,14 +369,22 @@ impl Directories {
                     self.armed.insert(directory, id);
                 }
                 Err(error) => {
-                    if !self.lost {
+                    if !self.lost.contains(&directory) {
                         log::warn!(directory:% = directory.display(), error:%; "cannot watch a directory, comparing instead");
                     }
-                    lost = true;
+                    lost.insert(directory);
                 }
             }
         }
         self.lost = lost;
+    }
+
+    /// Whether what happens to an input may go unnoticed.
+    fn misses(&self, input: &Path) -> bool {
+        around(input).into_iter().any(|directory| {
+            self.lost.contains(&directory)
+                || fs::canonicalize(directory).is_ok_and(|real| self.lost.contains(&real))
+        })
     }
 }
 
@@ -313,20 +393,22 @@ fn is_change(kind: &EventKind) -> bool {
     !matches!(kind, EventKind::Access(access) if *access != AccessKind::Close(AccessMode::Write))
 }
 
-/// The directories in which a change can change an input, and whether some do not exist.
-fn directories(inputs: &[PathBuf]) -> (BTreeMap<PathBuf, (u64, u64)>, bool) {
+/// The directories in which a change can change an input, and those of them that do not exist.
+fn directories(inputs: &[PathBuf]) -> (BTreeMap<PathBuf, (u64, u64)>, BTreeSet<PathBuf>) {
     let wanted: BTreeSet<PathBuf> = inputs.iter().flat_map(|input| around(input)).collect();
-    let (mut found, mut lost) = (BTreeMap::new(), false);
+    let (mut found, mut missing) = (BTreeMap::new(), BTreeSet::new());
     for directory in wanted {
         let real = fs::canonicalize(&directory).and_then(|real| Ok((fs::metadata(&real)?, real)));
         match real {
             Ok((about, real)) if about.is_dir() => {
                 found.insert(real, (about.dev(), about.ino()));
             }
-            _ => lost = true,
+            _ => {
+                missing.insert(directory);
+            }
         }
     }
-    (found, lost)
+    (found, missing)
 }
 
 /// An input that is a directory itself, the directory it is in, those of all symlinks on the way to

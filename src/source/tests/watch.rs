@@ -1,7 +1,9 @@
 //! Changes are noticed however they are made. Waiting is by channel, with a deadline.
 
+use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
 use std::time::Duration;
 
 use super::*;
@@ -9,15 +11,36 @@ use crate::source::{Stir, Tap, Timing, Watch};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
-fn watch(inputs: Vec<PathBuf>) -> (Watch, Receiver<()>) {
-    let timing = Timing {
+/// Long after a burst ended.
+const SILENCE: Duration = Duration::from_millis(200);
+
+/// Longer than any test.
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn timing() -> Timing {
+    Timing {
         quiet: Duration::from_millis(30),
         longest: Duration::from_millis(300),
         poll: Duration::from_millis(50),
-    };
+        stalled: HOUR,
+        unclosed: HOUR,
+    }
+}
+
+fn watch(inputs: Vec<PathBuf>) -> (Watch, Receiver<()>) {
     let (sender, receiver) = channel();
-    let watch = Watch::start_with(inputs, timing, move || {
+    let watch = Watch::start_with(inputs, timing(), move || {
         let _ = sender.send(());
+    });
+    (watch.expect("a thread"), receiver)
+}
+
+/// A watch on inputs, and what the last of them holds whenever it tells of a change.
+fn reading(inputs: &[PathBuf], timing: Timing) -> (Watch, Receiver<String>) {
+    let (sender, receiver) = channel();
+    let file = inputs.last().expect("an input").clone();
+    let watch = Watch::start_with(inputs.to_vec(), timing, move || {
+        let _ = sender.send(fs::read_to_string(&file).unwrap_or_default());
     });
     (watch.expect("a thread"), receiver)
 }
@@ -167,6 +190,102 @@ fn a_dropped_watch_ends_its_thread() {
     assert_eq!(receiver.recv_timeout(DEADLINE), Err(RecvTimeoutError::Disconnected));
 }
 
+#[test]
+fn a_file_that_is_written_slowly_is_told_of_once_its_writer_closed_it() {
+    let temp = Temp::new(&[("a.yaml", "before")]);
+    let (_watch, receiver) = reading(&[temp.path("a.yaml")], timing());
+    let mut file = fs::File::create(temp.path("a.yaml")).unwrap();
+    for part in ["one", "two", "three"] {
+        file.write_all(part.as_bytes()).unwrap();
+        assert_eq!(receiver.recv_timeout(SILENCE), Err(RecvTimeoutError::Timeout), "{part}");
+    }
+    drop(file);
+    assert_eq!(receiver.recv_timeout(DEADLINE), Ok("onetwothree".to_owned()));
+}
+
+#[test]
+fn another_file_in_the_place_of_one_that_is_being_written_is_told_of() {
+    let temp = Temp::new(&[("a.yaml", "1"), ("new", "3")]);
+    let (_watch, receiver) = reading(&[temp.path("a.yaml")], timing());
+    let mut file = fs::File::create(temp.path("a.yaml")).unwrap();
+    file.write_all(b"2").unwrap();
+    assert_eq!(receiver.recv_timeout(SILENCE), Err(RecvTimeoutError::Timeout));
+    fs::rename(temp.path("new"), temp.path("a.yaml")).unwrap();
+    assert_eq!(receiver.recv_timeout(DEADLINE), Ok("3".to_owned()));
+}
+
+#[test]
+fn a_writer_who_does_not_close_a_file_is_waited_for_as_long_as_is_said() {
+    let brief = Duration::from_millis(100);
+    for (stalled, unclosed) in [(brief, HOUR), (HOUR, brief)] {
+        let temp = Temp::new(&[("a.yaml", "1")]);
+        let (_watch, receiver) = reading(&[temp.path("a.yaml")], Timing { stalled, unclosed, ..timing() });
+        let mut file = fs::File::create(temp.path("a.yaml")).unwrap();
+        file.write_all(b"2").unwrap();
+        // On a slow machine it may be told of before it is written.
+        while receiver.recv_timeout(DEADLINE).expect("it is told") != "2" {}
+    }
+}
+
+#[test]
+fn a_file_that_a_pattern_will_find_is_told_of_once_its_writer_closed_it() {
+    let temp = Temp::new(&[("conf.d/a.yaml", "1")]);
+    let (_watch, receiver) = watch(vec![temp.path("conf.d"), temp.path("conf.d/a.yaml")]);
+    let mut file = fs::File::create(temp.path("conf.d/b.yaml")).unwrap();
+    assert_eq!(receiver.recv_timeout(SILENCE), Err(RecvTimeoutError::Timeout), "nothing is in it");
+    file.write_all(b"2").unwrap();
+    assert_eq!(receiver.recv_timeout(SILENCE), Err(RecvTimeoutError::Timeout));
+    drop(file);
+    noticed(&receiver);
+}
+
+#[test]
+fn who_writes_another_file_beside_an_input_is_not_waited_for() {
+    let temp = Temp::new(&[("a.yaml", "1"), ("whole", "1")]);
+    let (_watch, receiver) = reading(&[temp.0.clone(), temp.path("a.yaml")], timing());
+    let mut open = Vec::new();
+    for name in ["access.log", ".a.yaml.swp"] {
+        let mut file = fs::File::create(temp.path(name)).unwrap();
+        file.write_all(b"and on").unwrap();
+        open.push(file);
+    }
+    // Nobody writes these: they are there at once.
+    symlink("a.yaml", temp.path("b.yaml")).unwrap();
+    fs::hard_link(temp.path("whole"), temp.path("c.yaml")).unwrap();
+    temp.write("a.yaml", "2");
+    while receiver.recv_timeout(DEADLINE).expect("it is told") != "2" {}
+}
+
+#[test]
+fn other_inputs_are_told_of_once_nobody_is_writing_them() {
+    let temp = Temp::new(&[("a.yaml", "1"), ("b.yaml", "1")]);
+    let (watch, receiver) = watch(vec![temp.path("a.yaml")]);
+    let mut file = fs::File::create(temp.path("b.yaml")).unwrap();
+    file.write_all(b"2").unwrap();
+    assert_eq!(receiver.recv_timeout(SILENCE), Err(RecvTimeoutError::Timeout), "it is no input yet");
+    watch.set_inputs(vec![temp.path("a.yaml"), temp.path("b.yaml")]);
+    assert_eq!(receiver.recv_timeout(SILENCE), Err(RecvTimeoutError::Timeout));
+    drop(file);
+    noticed(&receiver);
+}
+
+#[test]
+fn what_cannot_be_watched_is_told_of_once_it_was_left_alone() {
+    const PARTS: usize = 40;
+    let temp = Temp::new(&[]);
+    let timing = Timing { poll: Duration::from_millis(500), ..timing() };
+    let (_watch, receiver) = reading(&[temp.path("missing/a.yaml")], timing);
+    fs::create_dir(temp.path("missing")).unwrap();
+    let mut file = fs::File::create(temp.path("missing/a.yaml")).unwrap();
+    for _ in 0..PARTS {
+        file.write_all(b"part ").unwrap();
+        // A slow writer.
+        thread::sleep(Duration::from_millis(20));
+    }
+    drop(file);
+    assert_eq!(receiver.recv_timeout(DEADLINE), Ok("part ".repeat(PARTS)));
+}
+
 /// A tap on a file, and what it tells.
 fn tap(file: &std::path::Path) -> (Tap, Receiver<Stir>) {
     let (sender, receiver) = channel();
@@ -202,7 +321,7 @@ fn a_file_that_is_renamed_away_is_not_whole_for_that() {
     let (_tap, receiver) = tap(&temp.path("a.jsonl"));
     fs::rename(temp.path("a.jsonl"), temp.path("a.jsonl.bak")).unwrap();
     let mut file = fs::File::create(temp.path("a.jsonl")).unwrap();
-    std::io::Write::write_all(&mut file, b"2").unwrap();
+    file.write_all(b"2").unwrap();
     // Told after all of that: what happens to other files is not about this one.
     fs::rename(temp.path("a.jsonl.bak"), temp.path("b")).unwrap();
     let told: Vec<Stir> = (0..5).map(|_| receiver.recv_timeout(DEADLINE).expect("it is told")).collect();

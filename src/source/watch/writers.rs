@@ -1,0 +1,91 @@
+//! Who is in the middle of writing a file in its place: what it holds may be a part of what it will hold, and a part
+//! of a document is often a document too.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use notify::event::{CreateKind, Event, EventKind, ModifyKind};
+
+use super::Timing;
+
+/// Files that were written and not closed since, by their real paths.
+#[derive(Debug, Default)]
+pub(super) struct Writers(BTreeMap<PathBuf, Written>);
+
+/// When a file that is open was written.
+#[derive(Debug)]
+struct Written {
+    first: Instant,
+    last: Instant,
+}
+
+impl Writers {
+    /// Takes note of an event; without one, some may have been lost.
+    pub(super) fn note(&mut self, event: Option<&Event>, now: Instant) {
+        let Some(event) = event.filter(|event| !event.need_rescan()) else { return self.0.clear() };
+        match event.kind {
+            EventKind::Modify(ModifyKind::Data(_)) => self.written(&event.paths, now),
+            // Neither a link nor a name for a file that there is already: these are whole.
+            EventKind::Create(CreateKind::File) if event.paths.iter().all(|path| is_empty(path)) => {
+                self.written(&event.paths, now);
+            }
+            EventKind::Modify(ModifyKind::Metadata(_)) => {}
+            // It is closed, or another one by now.
+            _ => {
+                for path in &event.paths {
+                    self.0.remove(path);
+                }
+            }
+        }
+    }
+
+    fn written(&mut self, paths: &[PathBuf], now: Instant) {
+        for path in paths {
+            match self.0.get_mut(path) {
+                Some(written) => written.last = now,
+                None => {
+                    self.0.insert(path.clone(), Written { first: now, last: now });
+                }
+            }
+        }
+    }
+
+    /// Files whose writers are waited for, and how long.
+    pub(super) fn awaited(&self, timing: &Timing, now: Instant) -> Vec<(PathBuf, Duration)> {
+        let left = |(path, written): (&PathBuf, &Written)| {
+            let end = (written.last + timing.stalled).min(written.first + timing.unclosed);
+            let left = end.saturating_duration_since(now);
+            (!left.is_zero()).then(|| (path.clone(), left))
+        };
+        self.0.iter().filter_map(left).collect()
+    }
+
+    /// Forgets files in other directories than these.
+    pub(super) fn retain(&mut self, is_watched: impl Fn(&Path) -> bool) {
+        self.0.retain(|path, _| path.parent().is_some_and(&is_watched));
+    }
+}
+
+/// Whether there is an empty file, which somebody has just made and is going to write.
+fn is_empty(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|about| about.is_file() && about.len() == 0)
+}
+
+/// The files and directories that inputs are in the end.
+pub(super) struct Real(BTreeSet<PathBuf>);
+
+impl Real {
+    pub(super) fn of(inputs: &[PathBuf]) -> Real {
+        Real(inputs.iter().filter_map(|input| fs::canonicalize(input).ok()).collect())
+    }
+
+    /// Whether this file, by its real path, is an input, or may be one that a pattern is going to find. That is called
+    /// as others are: logs, and what editors keep, are not waited for.
+    pub(super) fn may_be(&self, file: &Path) -> bool {
+        let is_beside = || file.parent().is_some_and(|directory| self.0.contains(directory));
+        let is_alike = || self.0.iter().any(|input| input.extension() == file.extension());
+        self.0.contains(file) || is_beside() && is_alike()
+    }
+}
