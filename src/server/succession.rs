@@ -21,7 +21,8 @@ pub(super) const BATCH: usize = 10_000;
 pub(super) struct Offer {
     /// The names of listening sockets, in the order in which they follow.
     pub(super) sockets: Vec<String>,
-    /// Keys of session tickets, by the listener's name.
+    /// Keys of session tickets, by the listener's name and, further on, by its address: where a name and an
+    /// address mean different listeners by now, the address counts.
     #[serde(default)]
     pub(super) tickets: Vec<(String, TicketKeys)>,
 }

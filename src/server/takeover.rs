@@ -12,8 +12,9 @@ use tollhouse_filters::world::{Revocations, State};
 
 use super::StartError;
 use super::succession::{Memory, ORPHANED, Offer, Step, TAKE_OVER};
+use crate::config::Address;
 use crate::handover::{Channel, Sockets};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{ListenerPlan, Snapshot};
 use crate::tls::TicketKeys;
 
 /// How long each message of the process before this one may take.
@@ -63,10 +64,13 @@ impl Predecessor {
         Ok(Self { channel, sockets, tickets: offer.tickets })
     }
 
-    /// Goes on with its keys of session tickets.
+    /// Goes on with its keys of session tickets; of several for one listener, the last ones count.
     pub(super) fn resume(&mut self, snapshot: &Snapshot) {
-        for (listener, keys) in self.tickets.drain(..) {
-            let plan = snapshot.listeners.iter().find(|plan| *plan.name == *listener);
+        for (place, keys) in self.tickets.drain(..) {
+            let is_at = |address: &Address| address.to_string() == place;
+            let is_here =
+                |plan: &&ListenerPlan| *plan.name == *place || plan.fixed_address().is_some_and(is_at);
+            let plan = snapshot.listeners.iter().find(is_here);
             if let Some(tls) = plan.and_then(|plan| plan.tls.as_deref()) {
                 tls.resume(keys);
             }

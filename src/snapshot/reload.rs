@@ -1,14 +1,14 @@
 //! Reloading: a candidate is compiled and tested beside the running snapshot, then swapped in.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tollhouse_filters::registry::Registry;
 use tollhouse_filters::world::World;
 
+use super::begun::Begun;
 use super::{Compiler, Live, Mode, Snapshot, apart};
-use crate::config::Address;
 use crate::consumers::Roster;
 use crate::source::{self, Loaded, Problems};
 use crate::store::{self, Keeper};
@@ -45,8 +45,8 @@ pub struct Reloader {
     world: World,
     live: Arc<Live>,
     verify: Verify,
-    /// Where sockets are, by the ids of their listeners; reloads open none and move none.
-    bound: Vec<Address>,
+    /// What reloads cannot change.
+    begun: Begun,
     /// Watches the backends of what is swapped in.
     monitor: Option<Arc<Monitor>>,
     /// Connects the stores of what is swapped in.
@@ -65,9 +65,9 @@ impl Reloader {
         live: Arc<Live>,
         verify: Verify,
     ) -> Self {
-        let bound = live.load().listeners.iter().map(|plan| plan.options.address.clone()).collect();
+        let begun = Begun::with(&live.load());
         let (monitor, keeper, refused) = (None, Keeper::default(), Mutex::new(None));
-        Self { path, registry, world, live, verify, bound, monitor, keeper, refused }
+        Self { path, registry, world, live, verify, begun, monitor, keeper, refused }
     }
 
     /// Has stores connected by this one, which may have connected some already.
@@ -93,9 +93,9 @@ impl Reloader {
             }
             Ok(Some(mut snapshot)) => {
                 *refused = None;
-                let (generation, needs_upgrade) = (snapshot.generation, needs_upgrade(&previous, &snapshot));
+                let (generation, needs_upgrade) = (snapshot.generation, self.begun.needs_upgrade(&snapshot));
                 // The next one is told which socket is whose, not where it would be after an upgrade.
-                for (plan, bound) in snapshot.listeners.iter_mut().zip(&self.bound) {
+                for (plan, bound) in snapshot.listeners.iter_mut().zip(self.begun.addresses()) {
                     plan.options.address.clone_from(bound);
                 }
                 self.swap(&previous, snapshot);
@@ -142,7 +142,8 @@ impl Reloader {
         };
         let snapshot = compiler.compile(&loaded)?;
         if !snapshot.tests.is_empty() {
-            (self.verify)(&loaded, &self.registry, Some(snapshot.consumers.clone()))?;
+            let verified = (self.verify)(&loaded, &self.registry, Some(snapshot.consumers.clone()));
+            verified.map_err(|problems| Problems { inputs: all_inputs(&snapshot), ..problems })?;
         }
         Ok(Some(snapshot))
     }
@@ -160,37 +161,19 @@ impl Reloader {
     }
 }
 
-/// Settings that sockets and threads were made from; a changed one is reported, never half applied.
-fn needs_upgrade(old: &Snapshot, new: &Snapshot) -> Vec<&'static str> {
-    let bound = |snapshot: &Snapshot| -> Vec<_> {
-        let plans = snapshot.listeners.iter().filter(|plan| !plan.retired);
-        plans
-            .map(|plan| {
-                // With TLS each handshake goes by the protocols of its moment.
-                let protocols = plan.options.protocols().to_vec();
-                let protocols = plan.options.tls.is_none().then_some(protocols);
-                let proxied = plan.options.accept_proxy_protocol;
-                // Only a port of the system's choice is another one under another name.
-                let any_port = matches!(plan.options.address, Address::Tcp(address) if address.port() == 0);
-                let name = any_port.then(|| plan.name.clone());
-                (name, plan.options.address.clone(), protocols, proxied)
-            })
-            .collect()
-    };
-    let changes = [
-        (bound(old) != bound(new), "listeners"),
-        (old.server.threads != new.server.threads, "server.threads"),
-        (old.admin.address != new.admin.address, "admin.address"),
-        (old.server.limits.h2_streams != new.server.limits.h2_streams, "server.limits.h2_streams"),
-        (old.server.quotas != new.server.quotas, "server.quotas"),
-        (old.server.upgrade_socket != new.server.upgrade_socket, "server.upgrade_socket"),
-        (old.observability.metrics != new.observability.metrics, "observability.metrics.max_series"),
-    ];
-    changes.into_iter().filter(|(changed, _)| *changed).map(|(_, name)| name).collect()
+/// Everything that may make another one of a refused candidate; consumers are followed only once it is in use.
+fn all_inputs(candidate: &Snapshot) -> Vec<PathBuf> {
+    let consumers = candidate.consumers.file().map(Path::to_owned);
+    candidate.inputs().into_iter().chain(consumers).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::OpenOptions;
+    use std::io::Write;
+    use std::sync::{OnceLock, mpsc};
+    use std::time::Duration;
+
     use tollhouse_filters::builtin;
 
     use super::*;
@@ -201,12 +184,17 @@ mod tests {
 
     /// What serves the document at `path`, and reloads it.
     fn serving(path: PathBuf) -> (Arc<Live>, Reloader) {
+        tested_by(path, |_, _, _| Ok(()))
+    }
+
+    /// As [`serving`], with candidates that this tests.
+    fn tested_by(path: PathBuf, verify: Verify) -> (Arc<Live>, Reloader) {
         let (registry, world) = (Arc::new(builtin()), World::dry());
         let loaded = Arc::new(source::load(&path).expect("loads"));
         let compiler =
             Compiler { registry: &registry, world: &world, previous: None, mode: Mode::Live, roster: None };
         let live = Arc::new(Live::new(compiler.compile(&loaded).expect("compiles")));
-        let reloader = Reloader::new(path, registry, World::dry(), live.clone(), |_, _, _| Ok(()));
+        let reloader = Reloader::new(path, registry, World::dry(), live.clone(), verify);
         (live, reloader)
     }
 
@@ -253,6 +241,111 @@ mod tests {
         assert!(matches!(reloader.reload(), Reloaded::Swapped { generation: 3, .. }));
     }
 
+    /// A document with consumers in a file, a test, and a route with these filters besides one that asks who calls.
+    fn guarded(identities: &str, filters: &str) -> String {
+        format!(
+            "{{version: 1, listeners: [{{name: main, address: '127.0.0.1:0'}}],
+            identities: {{{identities}keys: {{type: api_key, from: ['header:x-key']}}}},
+            consumers: {{file: consumers.jsonl}},
+            routes: [{{name: r, filters: [{filters}{{authenticate: {{any_of: [keys]}}}}], respond: {{}}}}],
+            tests: [{{name: t, request: {{path: /}}, expect: {{status: 401}}}}]}}"
+        )
+    }
+
+    /// A folder with the consumer `acme` in a file.
+    fn peopled() -> tempfile::TempDir {
+        let directory = tempfile::tempdir().expect("a directory");
+        let hash = "9b346041bc9a49574eb2665b2ad2a0a3f9f9cce4e42f5d1f26deb8a256b5966a";
+        let key = format!("{{\"type\":\"api_key\",\"id\":\"k\",\"hash\":\"sha256:{hash}\"}}");
+        let line = format!("{{\"name\":\"acme\",\"credentials\":[{key}]}}\n");
+        std::fs::write(directory.path().join("consumers.jsonl"), line).expect("written");
+        directory
+    }
+
+    #[test]
+    fn what_a_candidate_names_is_watched_while_its_tests_refuse_it() {
+        let directory = peopled();
+        let file = |name: &str| directory.path().join(name);
+        let first = "{version: 1, listeners: [{name: main, address: '127.0.0.1:0'}]}";
+        std::fs::write(file("gateway.yaml"), first).expect("written");
+        let (_, reloader) = tested_by(file("gateway.yaml"), |_, _, _| Err(Problems::default()));
+        std::fs::write(file("deny.txt"), "10.0.0.0/8\n").expect("written");
+        let candidate = guarded("", "{ip_access: {deny_file: deny.txt}}, ");
+        std::fs::write(file("gateway.yaml"), candidate).expect("written");
+        let Reloaded::Refused { problems, .. } = reloader.reload() else { panic!("taken") };
+        for name in ["gateway.yaml", "deny.txt", "consumers.jsonl"] {
+            assert!(problems.inputs.contains(&file(name)), "{name} is watched until it is mended");
+        }
+    }
+
+    #[test]
+    fn who_is_switched_while_a_candidate_is_tested_is_so_once_it_is_in_use() {
+        static LIVE: OnceLock<Arc<Live>> = OnceLock::new();
+        let directory = peopled();
+        let path = directory.path().join("gateway.yaml");
+        std::fs::write(&path, guarded("", "")).expect("written");
+        let (live, reloader) = tested_by(path.clone(), |_, _, _| {
+            let live = LIVE.get().expect("it serves");
+            let (snapshot, is_first) = (live.load(), live.generation() == 1);
+            if !is_first {
+                let file = OpenOptions::new().append(true).open(snapshot.consumers.file().expect("a file"));
+                file.expect("opened").write_all(b"{\"name\":\"half a line").expect("written");
+            }
+            live.change_consumers(|roster| roster.switch("acme", None, is_first)).expect("on the disk");
+            Ok(())
+        });
+        LIVE.get_or_init(|| live.clone());
+        // With other identities, another list of consumers is read.
+        for (identities, is_disabled) in [("people: {type: basic}, ", true), ("", false)] {
+            let before = live.load();
+            std::fs::write(&path, guarded(identities, "")).expect("written");
+            assert!(matches!(reloader.reload(), Reloaded::Swapped { .. }));
+            let after = live.load();
+            assert!(!Arc::ptr_eq(&after.consumers, &before.consumers));
+            let acme = after.consumers.consumers().load().get("acme").cloned().expect("a consumer");
+            assert_eq!(acme.is_disabled(), is_disabled);
+        }
+    }
+
+    #[test]
+    fn a_reload_of_routes_alone_does_not_wait_for_who_changes_consumers() {
+        let directory = peopled();
+        let path = directory.path().join("gateway.yaml");
+        std::fs::write(&path, guarded("", "")).expect("written");
+        let (live, reloader) = serving(path.clone());
+        let changed = guarded("", "").replace("respond: {}", "respond: {body: changed}");
+        std::fs::write(&path, changed).expect("written");
+        let (tell, told) = mpsc::channel();
+        let reloaded = live.change_consumers(|_| {
+            std::thread::spawn(move || tell.send(reloader.reload()));
+            told.recv_timeout(Duration::from_secs(10))
+        });
+        assert!(matches!(reloaded, Ok(Reloaded::Swapped { .. })), "{reloaded:?}");
+    }
+
+    #[test]
+    fn what_needs_an_upgrade_is_told_by_every_reload_until_it_is_as_it_runs() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("gateway.yaml");
+        let write = |threads: u8, body: &str| {
+            let listener = "{name: main, address: '127.0.0.1:0'}";
+            let routes = format!("[{{name: r, respond: {{body: {body}}}}}]");
+            let server = format!("{{threads: {threads}}}");
+            let text = format!("{{version: 1, server: {server}, listeners: [{listener}], routes: {routes}}}");
+            std::fs::write(&path, text).expect("written");
+        };
+        write(4, "one");
+        let (_, reloader) = serving(path.clone());
+        let reload = |threads: u8, body: &str| {
+            write(threads, body);
+            let Reloaded::Swapped { needs_upgrade, .. } = reloader.reload() else { panic!("{body}") };
+            needs_upgrade
+        };
+        assert_eq!(reload(8, "one"), ["server.threads"]);
+        assert_eq!(reload(8, "two"), ["server.threads"], "four still run");
+        assert!(reload(4, "two").is_empty(), "as many as run");
+    }
+
     /// A gateway with these listeners, and what it makes of others: the names by id, with marks for those that are
     /// gone and for TLS, and what needs an upgrade.
     fn listening(folder: &std::path::Path, first: &str) -> impl Fn(&str) -> (Vec<String>, usize) + use<> {
@@ -294,7 +387,18 @@ mod tests {
         let moved = two(at("public", 7001), at("aux", 7003));
         assert_eq!(reload(&moved), named(&["public", "-main", "aux"], 1), "a name takes no socket along");
         let back = two(at("main", 7002), at("public", 7001));
-        assert_eq!(reload(&back), named(&["public", "main", "-aux"], 1));
+        assert_eq!(reload(&back), named(&["public", "main"], 0), "where the sockets are");
+    }
+
+    #[test]
+    fn a_listener_that_waits_for_an_upgrade_has_no_socket_for_who_takes_its_address() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let at = |name: &str, port: u16| format!("{{name: {name}, address: '127.0.0.1:{port}'}}");
+        let reload = listening(directory.path(), &at("main", 7001));
+        let both = format!("{}, {}", at("main", 7001), at("aux", 7003));
+        assert_eq!(reload(&both), named(&["main", "aux"], 1));
+        assert_eq!(reload(&at("main", 7003)), named(&["main"], 1), "it is served where it was");
+        assert_eq!(reload(&at("main", 7001)), named(&["main"], 0));
     }
 
     #[test]
@@ -327,8 +431,47 @@ mod tests {
         assert_eq!(reload(&plain(7002)), named(&["main+tls"], 1));
         let again = format!("{}, {{name: aux, address: '127.0.0.1:7003'}}", plain(7002));
         assert_eq!(reload(&again).0, ["main+tls", "aux"], "the next reload knows what the socket speaks");
-        assert_eq!(reload(&plain(7001)).0, ["main", "-aux"], "where its socket is, it goes at once");
-        assert_eq!(reload(&secure(7002)).0, ["main", "-aux"]);
+        assert_eq!(reload(&plain(7001)).0, ["main"], "where its socket is, it goes at once");
+        assert_eq!(reload(&secure(7002)).0, ["main"]);
+    }
+
+    #[test]
+    fn tls_comes_and_goes_without_an_upgrade_where_the_socket_is() {
+        let directory = certified();
+        let listener = |more: &str| format!("{{name: main, address: '127.0.0.1:7001'{more}}}");
+        let secure = listener(", tls: {certificates: [{cert: a.pem, key: a.key}]}");
+        let reload = listening(directory.path(), &listener(""));
+        assert_eq!(reload(&secure), named(&["main+tls"], 0));
+        assert_eq!(reload(&listener("")), named(&["main"], 0));
+        let http1 = listener(", protocols: [http/1.1]");
+        assert_eq!(reload(&http1), named(&["main"], 1), "its socket speaks h2c, too");
+        assert_eq!(reload(&secure), named(&["main+tls"], 0));
+    }
+
+    #[test]
+    fn keys_of_tickets_stay_with_a_socket_whatever_its_listener_is_called() {
+        let directory = certified();
+        let path = directory.path().join("gateway.yaml");
+        let write = |listeners: [(&str, u16); 2]| {
+            let tls = "{certificates: [{cert: a.pem, key: a.key}]}";
+            let each = listeners
+                .map(|(name, port)| format!("{{name: {name}, address: '127.0.0.1:{port}', tls: {tls}}}"));
+            let text = format!("{{version: 1, listeners: [{}]}}", each.join(", "));
+            std::fs::write(&path, text).expect("written");
+        };
+        write([("main", 7001), ("aux", 7002)]);
+        let (live, reloader) = serving(path.clone());
+        let keys = || -> Vec<serde_json::Value> {
+            let snapshot = live.load();
+            let each = snapshot.listeners.iter().filter_map(|plan| plan.tls.as_ref());
+            each.map(|tls| serde_json::to_value(tls.ticket_keys()).expect("JSON")).collect()
+        };
+        let first = keys();
+        for listeners in [[("aux", 7001), ("main", 7002)], [("public", 7001), ("main", 7004)]] {
+            write(listeners);
+            assert!(matches!(reloader.reload(), Reloaded::Swapped { .. }), "{listeners:?}");
+            assert!(keys() == first, "{listeners:?}");
+        }
     }
 
     #[test]
@@ -343,7 +486,7 @@ mod tests {
         assert_eq!(reload(&listener(7002, "")), named(&["main+mtls"], 1));
         let again = format!("{}, {{name: aux, address: '127.0.0.1:7003'}}", listener(7002, ""));
         assert_eq!(reload(&again).0, ["main+mtls", "aux"], "the next reload knows whom the socket lets in");
-        assert_eq!(reload(&listener(7001, "")).0, ["main+tls", "-aux"], "where it is, at once");
-        assert_eq!(reload(&listener(7002, require)).0, ["main+tls", "-aux"]);
+        assert_eq!(reload(&listener(7001, "")).0, ["main+tls"], "where it is, at once");
+        assert_eq!(reload(&listener(7002, require)).0, ["main+tls"]);
     }
 }

@@ -1,5 +1,7 @@
 //! Changing and ending a gateway under traffic.
 
+use std::fs::File;
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -120,6 +122,44 @@ async fn a_file_that_is_gone_for_a_moment_is_found_again() {
     gateway.says("the changed configuration is refused").await;
     assert_eq!(get(gateway.address(), "/generation").await.text(), "1");
     std::fs::write(gateway.file(), gateway.text(&document(&origin, 2))).expect("write");
+    serves(&gateway, 2).await;
+}
+
+#[tokio::test]
+async fn a_document_that_is_written_slowly_is_used_once_it_is_whole() {
+    let origin = Origin::echo().await;
+    let gateway = Gateway::start(&document(&origin, 1)).await;
+    // The start looks at the document once more by itself; that is over then.
+    std::fs::write(gateway.file(), gateway.text(&document(&origin, 2))).expect("write");
+    serves(&gateway, 2).await;
+    let text = gateway.text(&document(&origin, 3));
+    // What stands before the last route is a document, too.
+    let (first, rest) = text.split_at(text.find("- {name: all").expect("the last route"));
+    let mut file = File::create(gateway.file()).expect("begun anew");
+    file.write_all(first.as_bytes()).expect("written");
+    let reloaded = tokio::time::timeout(Duration::from_secs(2), gateway.says("generation=3"));
+    assert!(reloaded.await.is_err(), "half of it is in use");
+    file.write_all(rest.as_bytes()).expect("written");
+    drop(file);
+    serves(&gateway, 3).await;
+    gateway.says("generation=3").await;
+    assert_eq!(get(gateway.address(), "/x").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_document_that_its_tests_refuse_is_tried_again_when_a_file_that_it_names_changes() {
+    let routes = |filters: &str, body: &str| {
+        format!("routes: [{{name: all, filters: [{filters}], respond: {{body: \"{body}\"}}}}]")
+    };
+    let gateway = Gateway::start(&routes("", "1")).await;
+    let denied = gateway.file().with_file_name("deny.txt");
+    std::fs::write(&denied, "192.0.2.0/24\n").expect("write");
+    let tests = "tests: [{name: open, request: {path: /, client: 192.0.2.1}, expect: {status: 200}}]";
+    let text = format!("{}\n{tests}", routes("{ip_access: {deny_file: deny.txt}}", "2"));
+    std::fs::write(gateway.file(), gateway.text(&text)).expect("write");
+    gateway.says("the changed configuration is refused").await;
+    assert_eq!(get(gateway.address(), "/generation").await.text(), "1");
+    std::fs::write(&denied, "198.51.100.0/24\n").expect("write");
     serves(&gateway, 2).await;
 }
 

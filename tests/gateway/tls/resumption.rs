@@ -3,8 +3,8 @@
 use rustls::HandshakeKind;
 use rustls::version::{TLS12, TLS13};
 
-use super::{HELLO, ONE, ask, beside, connect, listener, start};
-use crate::harness::{Authority, Client, Gateway};
+use super::{HELLO, ONE, ask, beside, connect, folder, listener, start};
+use crate::harness::{Authority, Client, Gateway, free_port, own_address};
 
 /// More than the 256 sessions that a server without tickets would remember.
 const CLIENTS: usize = 1000;
@@ -102,6 +102,24 @@ async fn clients_resume_after_an_upgrade() {
         assert_eq!(gateway.upgrade().await.0, Some(0));
         assert!(resumes(&client, &gateway).await);
     }
+}
+
+#[tokio::test]
+async fn clients_resume_after_their_listener_is_called_something_else() {
+    let authority = Authority::new("servers");
+    let host = own_address();
+    let address = format!("{host}:{}", free_port(&host));
+    let called = |name: &str| format!(r#"{{name: {name}, address: "{address}", tls: {ONE}}}"#);
+    let mut gateway = Gateway::within(folder(&authority), &called("plain"), HELLO).await;
+    let client = Client::new(&authority);
+    assert!(!resumes(&client, &gateway).await);
+    gateway.rewrite(&called("web"), HELLO);
+    gateway.says("configuration reloaded generation=2").await;
+    assert!(resumes(&client, &gateway).await);
+    // The new process may know it by another name than this one ever did.
+    gateway.rewrite(&called("public"), HELLO);
+    assert_eq!(gateway.upgrade().await.0, Some(0));
+    assert!(resumes(&client, &gateway).await);
 }
 
 #[tokio::test]
