@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tollhouse_filters::registry::Registry;
 
 use super::{Failure, Output, print, print_json};
+use crate::server::{self, Origin};
 
 /// The demo's configuration, written where the user can edit it.
 const DOCUMENT: &str = include_str!("../../conf/tollhouse.yaml");
@@ -43,12 +44,12 @@ pub(super) fn run(arguments: Arguments, registry: Arc<Registry>, output: Output)
             Failure::Runtime(format!("cannot start a sample service on {address}: {error}"))
         })?;
     }
-    match output {
-        Output::Text => print(introduction(&config))?,
-        Output::Json => print_json(&introduction_for_programs(&config))?,
-    }
+    let introduce = || match output {
+        Output::Text => print(introduction(&config)),
+        Output::Json => print_json(&introduction_for_programs(&config)),
+    };
     // Its sample services end with this process, so nothing can take its place.
-    super::run::serve(config, registry, crate::server::Origin::Sole)
+    server::run(config.clone(), registry, Origin::Sole, introduce)
 }
 
 fn introduction(config: &std::path::Path) -> String {

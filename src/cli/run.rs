@@ -28,12 +28,5 @@ pub(super) fn run(arguments: Arguments, registry: Arc<Registry>) -> Result<(), F
         (true, false) => server::Origin::Child,
         (true, true) => server::Origin::Successor,
     };
-    serve(arguments.config, registry, origin)
-}
-
-pub(super) fn serve(config: PathBuf, registry: Arc<Registry>, origin: server::Origin) -> Result<(), Failure> {
-    server::run(config, registry, origin).map_err(|error| match error {
-        server::StartError::Document(problems) => Failure::Problems(problems),
-        server::StartError::Runtime(message) => Failure::Runtime(message),
-    })
+    server::run(arguments.config, registry, origin, || Ok(()))
 }

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
-use tollhouse_filters::tree::{FileId, Limits, Node, Scalar, from_node_all, parse_bytes};
+use tollhouse_filters::tree::{FileId, Limits, Node, from_node_all, parse_bytes};
 
 use super::{Failure, Output, print, print_json};
-use crate::config::Server;
+use crate::config::Document;
 use crate::handover::{Answer, Ask, Place};
 use crate::source::{self, Problems};
 
@@ -33,11 +33,11 @@ struct Upgraded {
 }
 
 pub(super) fn run(arguments: Arguments, output: Output) -> Result<(), Failure> {
-    let place = match arguments.socket {
-        Some(socket) => Place::at(socket),
-        None => written(arguments.config.as_deref())?.unwrap_or_else(Place::likely),
+    let (place, config) = match (arguments.socket, arguments.config.as_deref()) {
+        (Some(socket), _) => (Place::at(socket), None),
+        (None, config) => (written(config)?.unwrap_or_else(Place::likely), config),
     };
-    match ask(&place)? {
+    match ask(&place, config)? {
         Answer::Replaced { old, new } if output == Output::Json => print_json(&Upgraded { old, new }),
         Answer::Replaced { old, new } => {
             print(format_args!("process {new} serves; process {old} finishes what is under way, then ends"))
@@ -55,18 +55,19 @@ fn written(config: Option<&Path>) -> Result<Option<Place>, Failure> {
     let Some(node) = root.get("server").and_then(|server| server.get("upgrade_socket")) else {
         return Ok(None);
     };
-    let text = node.as_scalar().map(Scalar::text);
-    let alone = serde_json::json!({"version": 1, "server": {"upgrade_socket": text}}).to_string();
-    let name = config.display().to_string();
-    let loaded = source::load_str(&alone, &name, config.parent(), &source::process_environment);
-    let loaded = loaded.map_err(|mut problems: Problems| {
+    let located = |mut problems: Problems| {
         for problem in &mut problems.list {
             (problem.place.line, problem.place.column) = (node.at.line, node.at.column);
         }
         problems
-    })?;
-    let server = loaded.root.get("server").and_then(|server| from_node_all::<Server>(server).ok());
-    Ok(server.and_then(|server| server.upgrade_socket).map(|socket| Place::at(socket.path().into())))
+    };
+    let alone = serde_json::json!({"version": 1, "server": {"upgrade_socket": node}}).to_string();
+    let name = config.display().to_string();
+    let loaded = source::load_str(&alone, &name, config.parent(), &source::process_environment);
+    let loaded = loaded.and_then(source::Loaded::sound).map_err(located)?;
+    let document: Document =
+        from_node_all(&loaded.root).map_err(|errors| located(Problems::located(errors, &loaded.files)))?;
+    Ok(document.server.upgrade_socket.map(|socket| Place::at(socket.path().into())))
 }
 
 /// The file itself, with its references as they are; what it includes says nothing of the server.
@@ -79,13 +80,16 @@ fn parsed(config: &Path) -> Result<Arc<Node>, Failure> {
     }
 }
 
-fn ask(place: &Place) -> Result<Answer, Failure> {
+/// Asks the gateway there, if it serves this document, where one is named.
+fn ask(place: &Place, config: Option<&Path>) -> Result<Answer, Failure> {
     let failed =
         |error: std::io::Error| Failure::Runtime(format!("the running gateway does not answer: {error}"));
     let program = std::env::current_exe()
         .map_err(|error| Failure::Runtime(format!("cannot tell where this program is: {error}")))?;
     let mut gateway = place.connect().map_err(|error| Failure::Runtime(error.to_string()))?;
     gateway.set_patience(PATIENCE).map_err(failed)?;
-    gateway.send(&Ask { program }).map_err(failed)?;
+    // What is not text cannot be told.
+    let config = config.and_then(|config| config.canonicalize().ok()).filter(|path| path.to_str().is_some());
+    gateway.send(&Ask { program, config }).map_err(failed)?;
     gateway.receive().map_err(failed)
 }

@@ -16,7 +16,7 @@ use socket2::SockRef;
 
 pub use channel::{Channel, pair};
 pub(crate) use place::is_stale;
-pub use place::{Place, PlaceError};
+pub use place::{Beside, Place, PlaceError};
 
 /// Listening sockets of the process before this one, by name; those that nobody takes are closed in the end.
 #[derive(Debug, Default)]
@@ -64,6 +64,9 @@ impl FromIterator<(String, OwnedFd)> for Sockets {
 pub struct Ask {
     /// The program to start, an absolute path.
     pub program: PathBuf,
+    /// The document of the gateway that is meant, an absolute path without links; any gateway is, where there is none.
+    #[serde(default)]
+    pub config: Option<PathBuf>,
 }
 
 /// What a running gateway answers.

@@ -17,6 +17,9 @@ const IN_RUNTIME_DIRECTORY: &str = "upgrade.sock";
 const IN_XDG_RUNTIME_DIR: &str = "tollhouse-upgrade.sock";
 /// Where the shipped unit has it.
 const OF_THE_SERVICE: &str = "/run/tollhouse/upgrade.sock";
+/// What is said where there is none.
+const NOBODY: &str =
+    "no gateway listens there; at its start, each says where it does, or that it cannot be upgraded";
 
 /// The path of an upgrade socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,33 +60,47 @@ impl Place {
         &self.0
     }
 
-    /// Listens here. A successor takes the place of the process that listened before.
+    /// Listens here.
     ///
     /// # Errors
     /// Others may enter the folder, somebody else answers here, or the system refuses.
-    pub fn listen(&self, successor: bool) -> Result<UnixListener, PlaceError> {
-        let failed = |reason: String| PlaceError { path: self.0.clone(), reason };
-        let folder = self.0.parent().unwrap_or(Path::new("/"));
-        private(folder).map_err(failed)?;
-        if !successor && self.0.symlink_metadata().is_ok() && !is_stale(&self.0) {
-            return Err(failed("another gateway answers there, or it is no socket".to_owned()));
+    pub fn listen(&self) -> Result<UnixListener, PlaceError> {
+        if self.0.symlink_metadata().is_ok() && !is_stale(&self.0) {
+            return Err(self.failed("another gateway answers there, or it is no socket"));
         }
-        self.replace().map_err(|error| failed(error.to_string()))
+        self.beside()?.take()
     }
 
-    /// Whoever asks finds the old socket or the new one, and never none.
-    fn replace(&self) -> io::Result<UnixListener> {
-        let mut fresh = self.0.clone().into_os_string();
-        fresh.push(".new");
-        let fresh = PathBuf::from(fresh);
+    /// Listens beside this place, to take it from the process that listens here.
+    ///
+    /// # Errors
+    /// Others may enter the folder, or the system refuses.
+    pub fn beside(&self) -> Result<Beside, PlaceError> {
+        private(self.0.parent().unwrap_or(Path::new("/"))).map_err(|reason| self.failed(reason))?;
+        let listener = self.bind_beside().map_err(|error| self.failed(error.to_string()))?;
+        Ok(Beside { place: self.clone(), listener })
+    }
+
+    fn bind_beside(&self) -> io::Result<UnixListener> {
+        let fresh = self.fresh();
         match fs::remove_file(&fresh) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
         let listener = UnixListener::bind(&fresh)?;
         fs::set_permissions(&fresh, Permissions::from_mode(0o600))?;
-        fs::rename(&fresh, &self.0)?;
         Ok(listener)
+    }
+
+    /// The path beside this one.
+    fn fresh(&self) -> PathBuf {
+        let mut fresh = self.0.clone().into_os_string();
+        fresh.push(".new");
+        fresh.into()
+    }
+
+    fn failed(&self, reason: impl Into<String>) -> PlaceError {
+        PlaceError { path: self.0.clone(), reason: reason.into() }
     }
 
     /// Takes the socket away.
@@ -98,13 +115,30 @@ impl Place {
     pub fn connect(&self) -> Result<Channel, PlaceError> {
         UnixStream::connect(&self.0).map(Channel::new).map_err(|error| {
             let reason = match error.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-                    "no gateway listens there".into()
-                }
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => NOBODY.into(),
                 _ => error.to_string(),
             };
-            PlaceError { path: self.0.clone(), reason }
+            self.failed(reason)
         })
+    }
+}
+
+/// A socket beside a place.
+#[derive(Debug)]
+pub struct Beside {
+    place: Place,
+    listener: UnixListener,
+}
+
+impl Beside {
+    /// Takes the place: whoever asks finds the old socket or this one, and never none.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn take(self) -> Result<UnixListener, PlaceError> {
+        let Self { place, listener } = self;
+        let taken = fs::rename(place.fresh(), &place.0);
+        taken.map(|()| listener).map_err(|error| place.failed(error.to_string()))
     }
 }
 
@@ -179,19 +213,19 @@ mod tests {
     fn a_folder_that_others_may_enter_is_refused() {
         for mode in [0o755, 0o710, 0o701] {
             let (_folder, place) = folder(mode);
-            let error = place.listen(false).unwrap_err().to_string();
+            let error = place.listen().unwrap_err().to_string();
             assert!(error.ends_with("upgrade.sock: its folder is open to others: `chmod 700` it"), "{error}");
         }
         let missing = Place::at("/nonexistent/upgrade.sock".into());
-        assert!(missing.listen(false).unwrap_err().to_string().contains("its folder: No such file"));
+        assert!(missing.listen().unwrap_err().to_string().contains("its folder: No such file"));
     }
 
     #[test]
     fn only_a_successor_takes_a_place_that_somebody_has() {
         let (_folder, place) = folder(0o700);
-        let first = place.listen(false).unwrap();
-        assert!(place.listen(false).unwrap_err().to_string().contains("another gateway answers there"));
-        let second = place.listen(true).unwrap();
+        let first = place.listen().unwrap();
+        assert!(place.listen().unwrap_err().to_string().contains("another gateway answers there"));
+        let second = place.beside().unwrap().take().unwrap();
         place.connect().unwrap();
         second.accept().unwrap();
         first.set_nonblocking(true).unwrap();
@@ -199,15 +233,28 @@ mod tests {
         place.connect().unwrap();
         assert_eq!(first.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
         drop(second);
-        place.listen(false).expect("what a dead process left behind is nobody's");
+        place.listen().expect("what a dead process left behind is nobody's");
+    }
+
+    #[test]
+    fn a_place_is_its_holders_as_long_as_it_is_not_taken() {
+        let (_folder, place) = folder(0o700);
+        let first = place.listen().unwrap();
+        let beside = place.beside().unwrap();
+        place.connect().unwrap();
+        first.accept().unwrap();
+        drop(beside);
+        place.connect().unwrap();
+        first.accept().unwrap();
+        place.beside().expect("what was left there is nobody's");
     }
 
     #[test]
     fn the_socket_is_for_its_user_only_and_goes_with_the_gateway() {
         let (_folder, place) = folder(0o700);
-        let _listener = place.listen(false).unwrap();
+        let _listener = place.listen().unwrap();
         assert_eq!(fs::metadata(place.path()).unwrap().mode() & 0o777, 0o600);
         place.leave();
-        assert!(place.connect().unwrap_err().to_string().ends_with("no gateway listens there"));
+        assert!(place.connect().unwrap_err().to_string().ends_with(NOBODY));
     }
 }

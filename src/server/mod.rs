@@ -1,6 +1,7 @@
 //! Assembles everything: the only place that knows every part.
 
 mod admin_socket;
+mod aside;
 mod descriptors;
 mod drain;
 mod lifetime;
@@ -8,6 +9,7 @@ mod people;
 mod reloading;
 mod signals;
 mod succession;
+mod supervisor;
 mod takeover;
 mod tls;
 mod upgrade;
@@ -17,7 +19,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use arc_swap::ArcSwap;
 use pingora::apps::HttpServerOptions;
@@ -89,10 +91,16 @@ pub enum Origin {
     Successor,
 }
 
-/// Serves traffic as the document at `path` says, until the process is told to end.
-pub fn run(path: PathBuf, registry: Arc<Registry>, origin: Origin) -> Result<(), StartError> {
+/// Serves traffic as the document at `path` says, until the process is told to end; calls `bound` once its sockets
+/// are open.
+pub fn run<E: From<StartError>>(
+    path: PathBuf,
+    registry: Arc<Registry>,
+    origin: Origin,
+    bound: impl FnOnce() -> Result<(), E>,
+) -> Result<(), E> {
     if origin == Origin::Child {
-        return takeover::orphan(&path);
+        return Ok(takeover::orphan(&path)?);
     }
     observe::log::init(log::LevelFilter::Info);
     descriptors::raise();
@@ -103,12 +111,15 @@ pub fn run(path: PathBuf, registry: Arc<Registry>, origin: Origin) -> Result<(),
         Origin::First | Origin::Sole | Origin::Child => None,
     };
     match Parts::prepare(path, registry, before.as_mut()) {
-        Ok(parts) => parts.serve(signals, origin, before),
+        Ok(parts) => {
+            bound()?;
+            Ok(parts.serve(signals, origin, before)?)
+        }
         Err(error) => {
             if let Some(before) = &mut before {
                 before.disappoint(&error);
             }
-            Err(error)
+            Err(error.into())
         }
     }
 }
@@ -145,11 +156,14 @@ fn furnish(store: &Store, options: &config::Cache) -> io::Result<()> {
 
 /// Filters make their counters while the document is compiled, so these come first.
 fn start_observing(loaded: &Loaded) -> Result<Arc<Observe>, StartError> {
-    let written = loaded.root.get("observability").map_or(Ok(Observability::default()), from_node_all);
+    // For a document that will not serve, no file is opened.
+    let is_right = loaded.errors.is_empty() && loaded.duplicates.is_empty();
+    let written = loaded.root.get("observability").filter(|_| is_right);
+    let written = written.map_or(Ok(Observability::default()), from_node_all);
     // Where this part is wrong, compiling tells everything that is.
     let options = written.unwrap_or_default();
     let log = &options.access_log;
-    Observe::new(options.metrics.max_series, &log.format, &log.to, &log.redact)
+    Observe::new(options.metrics.max_series, &log.format, &log.to)
         .map_err(|error| StartError::Runtime(format!("cannot open the access log: {error}")))
 }
 
@@ -285,13 +299,15 @@ impl Parts {
     }
 
     fn serve(self, signals: Signals, origin: Origin, before: Option<Predecessor>) -> Result<(), StartError> {
+        let serving = self.kept.1.as_ref().map(|keeper| keeper.serving().clone()).unwrap_or_default();
         let upgrades = Upgrades::new(
             self.path.clone(),
             self.live.clone(),
             self.state.clone(),
             self.revocations.clone(),
-            self.desk.pause.clone(),
+            (self.desk.pause.clone(), serving.clone()),
             self.shared()?,
+            origin,
         );
         let upgrades = Arc::new(upgrades);
         let snapshot = self.live.load();
@@ -300,14 +316,14 @@ impl Parts {
         let mut server = Server::new_with_opt_and_conf(None, server_conf(&snapshot));
         server.bootstrap();
         let gateway = self.gateway();
-        let opened = watched(opened, &gateway);
+        let opened = watched(opened, &gateway, serving);
         let mut proxy = pingora::proxy::http_proxy(&server.configuration, gateway.clone());
         proxy.server_options = Some(http_options());
         proxy.h2_options = Some(h2_options(&snapshot));
         self.export();
         self.cache.export();
         people::export(&self.desk.observe.registry, &self.live);
-        let people = people::start(self.live.clone());
+        let people = people::start(self.live.clone(), &signals.runtime);
         let (desk, budget, cache) = (self.desk.clone(), self.budget.clone(), self.cache.clone());
         let applied = reloading::Applied { desk, budget, cache, people };
         let (reloader, runtime) = (self.reloader.clone(), &signals.runtime);
@@ -407,12 +423,13 @@ impl Parts {
     }
 }
 
-/// Looks after the runtime that the door runs on from when it opens.
-fn watched(opened: door::Opened, gateway: &Gateway) -> door::Opened {
+/// Looks after the runtime that the door runs on from when it opens; then this process serves.
+fn watched(opened: door::Opened, gateway: &Gateway, serving: Arc<AtomicBool>) -> door::Opened {
     gateway.overload.export(&gateway.observe.registry);
     let (overload, live) = (gateway.overload.clone(), Arc::downgrade(&gateway.live));
     Box::new(move |told| {
         tokio::spawn(overload.watch(live));
+        serving.store(told.is_ok(), Relaxed);
         opened(told);
     })
 }

@@ -1,9 +1,15 @@
 //! Follows the consumers' file: what changes there is live at once, and the document is not compiled for it.
 
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::time::timeout_at;
+
+use super::aside::{self, Panicked};
 use crate::consumers::{self, Look, Looked, Roster};
 use crate::observe::metrics::Registry;
 use crate::snapshot::Live;
@@ -14,17 +20,14 @@ const SOON: Duration = Duration::from_secs(1);
 /// Between two looks at a file that cannot be watched, or not be read.
 const POLL: Duration = Duration::from_secs(2);
 
-/// Tells the thread that something happened: around the file, or to the document that names it.
-pub(super) type Stirs = mpsc::Sender<Stir>;
+/// Tells the follower that something happened: around the file, or to the document that names it.
+pub(super) type Stirs = UnboundedSender<Stir>;
 
-/// Starts the thread that follows the file of the running snapshot.
-pub(super) fn start(live: Arc<Live>) -> Stirs {
-    let (stirs, received) = mpsc::channel();
-    let tell = stirs.clone();
-    let tap = Tap::new(move |stir| {
-        let _ = tell.send(stir);
-    });
-    super::reloading::spawn("consumers", move || Follower { live, tap, due: None }.run(&received));
+/// Starts to follow the file of the running snapshot.
+pub(super) fn start(live: Arc<Live>, runtime: &Handle) -> Stirs {
+    let (stirs, received) = unbounded_channel();
+    let follower = Follower { live, stirs: stirs.clone(), tap: None, due: None };
+    runtime.spawn(follow(Arc::new(Mutex::new(follower)), received));
     stirs
 }
 
@@ -46,37 +49,82 @@ pub(super) fn export(registry: &Registry, live: &Arc<Live>) {
     registry.register_counter_fn("tollhouse_consumers_refused_total", help, &[], refusals);
 }
 
+/// Looks at the file whenever there may be something new, on a thread that is there for as long as it takes.
+async fn follow(follower: Arc<Mutex<Follower>>, mut stirs: UnboundedReceiver<Stir>) {
+    // Whoever wrote before the file was watched may be done: nobody would tell.
+    let mut look = Look::Settled;
+    loop {
+        let turning = follower.clone();
+        let next = or_again(aside::run("consumers", move || turning.lock().turn(look)).await);
+        let stir = match next {
+            None => Ok(stirs.recv().await),
+            Some((due, _)) => timeout_at(due.into(), stirs.recv()).await,
+        };
+        look = match stir {
+            Ok(Some(first)) => {
+                let more = std::iter::from_fn(|| stirs.try_recv().ok());
+                let settled = std::iter::once(first).chain(more).any(|stir| stir == Stir::Settled);
+                follower.lock().look_for(settled, next)
+            }
+            Ok(None) => return,
+            Err(_) => next.map_or(Look::Quiet, |(_, look)| look),
+        };
+    }
+}
+
+/// When to look again though nothing happens, and how.
+type Next = Option<(Instant, Look)>;
+
+/// As a turn says; one that panicked is not the last.
+fn or_again(turned: Result<Next, Panicked>) -> Next {
+    turned.unwrap_or_else(|error| {
+        log::error!("cannot look at the consumers, trying again: {error}");
+        Some((Instant::now() + POLL, Look::Quiet))
+    })
+}
+
 struct Follower {
     live: Arc<Live>,
-    tap: Tap,
+    stirs: Stirs,
+    /// What tells of the file, if there is one.
+    tap: Option<Tap>,
     /// When to look again, whatever happens, and how.
-    due: Option<(Instant, Look)>,
+    due: Next,
 }
 
 impl Follower {
-    fn run(mut self, stirs: &Receiver<Stir>) {
-        // Whoever wrote before the file was watched may be done: nobody would tell.
-        let mut look = Look::Settled;
-        loop {
-            let roster = self.live.load().consumers.clone();
-            let is_watched = self.tap.watch(roster.file());
-            self.look(&roster, look);
-            let poll = (!is_watched).then(|| (Instant::now() + POLL, Look::Quiet));
-            let due = [self.due, poll].into_iter().flatten().min_by_key(|(at, _)| *at);
-            let stir = match due {
-                None => stirs.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                Some((due, _)) => stirs.recv_timeout(due.saturating_duration_since(Instant::now())),
-            };
-            look = match stir {
-                Ok(first)
-                    if std::iter::once(first).chain(stirs.try_iter()).any(|stir| stir == Stir::Settled) =>
-                {
-                    Look::Settled
-                }
-                Ok(_) if self.due.is_none_or(|(due, _)| Instant::now() < due) => Look::Early,
-                Ok(_) | Err(RecvTimeoutError::Timeout) => due.map_or(Look::Quiet, |(_, look)| look),
-                Err(RecvTimeoutError::Disconnected) => return,
-            };
+    /// Looks once; gives when to look again though nothing happens, and how.
+    fn turn(&mut self, look: Look) -> Next {
+        let roster = self.live.load().consumers.clone();
+        let is_watched = self.watch(roster.file());
+        self.look(&roster, look);
+        let poll = (!is_watched).then(|| (Instant::now() + POLL, Look::Quiet));
+        [self.due, poll].into_iter().flatten().min_by_key(|(at, _)| *at)
+    }
+
+    /// Has the file watched, if there is one; whether there is nothing more to do to hear of changes.
+    fn watch(&mut self, file: Option<&Path>) -> bool {
+        if file.is_none() {
+            self.tap = None;
+            return true;
+        }
+        let tap = self.tap.get_or_insert_with(|| {
+            let tell = self.stirs.clone();
+            Tap::new(move |stir| {
+                let _ = tell.send(stir);
+            })
+        });
+        tap.watch(file)
+    }
+
+    /// How to look once something happened.
+    fn look_for(&self, settled: bool, next: Next) -> Look {
+        if settled {
+            return Look::Settled;
+        }
+        match next {
+            Some((_, look)) if self.due.is_some_and(|(due, _)| Instant::now() >= due) => look,
+            _ => Look::Early,
         }
     }
 
@@ -88,7 +136,7 @@ impl Follower {
             (Looked::Unsettled, _) => after(consumers::QUIET, Look::Quiet),
             (Looked::Refused { unread: true, .. }, _) => after(POLL, Look::Quiet),
             // It may have changed elsewhere, too.
-            (Looked::Changed { partly: true, .. }, _) | (_, Look::Early) => {
+            (Looked::Partly | Looked::Changed { partly: true, .. }, _) | (_, Look::Early) => {
                 self.due.filter(|(_, look)| *look == Look::Quiet).or(after(SOON, Look::Quiet))
             }
             (_, Look::Settled | Look::Quiet) => None,
@@ -101,7 +149,23 @@ impl Follower {
                 }
                 log::error!("the changed consumers are refused; requests go by those before");
             }
-            Looked::Same | Looked::Busy | Looked::Unsettled | Looked::Refused { again: true, .. } => {}
+            Looked::Same
+            | Looked::Partly
+            | Looked::Busy
+            | Looked::Unsettled
+            | Looked::Refused { again: true, .. } => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_that_panics_is_not_the_last_one() {
+        let soon = Instant::now() + Duration::from_secs(60);
+        assert!(or_again(Err(Panicked)).is_some_and(|(at, look)| at < soon && look == Look::Quiet));
+        assert_eq!(or_again(Ok(None)), None);
     }
 }

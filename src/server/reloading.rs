@@ -3,7 +3,6 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::thread;
 use std::time::{Duration, SystemTime};
 
 use tokio::runtime::Handle;
@@ -11,7 +10,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
-use super::{people, tls};
+use super::{aside, people, tls};
 use crate::cache::Cache;
 use crate::consumers::{QUIET, is_passing};
 use crate::door::{self, Desk, HeadLimits};
@@ -23,6 +22,9 @@ use crate::store::RedisStore;
 
 /// When memory that compiling took is free for long enough.
 const SETTLED: Duration = Duration::from_millis(1500);
+
+/// When a reload that panicked is tried again.
+const RETRY: Duration = Duration::from_secs(10);
 
 /// How often certificates that end soon are warned about.
 const REMIND: Duration = Duration::from_secs(24 * 60 * 60);
@@ -69,18 +71,22 @@ pub(super) fn start(
 
 /// Does as is wished, one reload after the other, on a thread that is there for as long as it takes.
 async fn follow(mut wishes: UnboundedReceiver<Wish>, reloads: Arc<Reloads>) {
-    let mut again = false;
+    let mut again = None;
     while let Some(asked) = next(&mut wishes, again).await {
         // Several wishes are one reload.
         let more = std::iter::from_fn(|| wishes.try_recv().ok());
         let answers: Vec<_> = std::iter::once(asked).chain(more).flatten().collect();
         let reloads = reloads.clone();
-        let reloaded = tokio::task::spawn_blocking(move || reloads.reload()).await;
+        let reloaded = aside::run("reload", move || reloads.reload()).await;
         let Ok(outcome) = reloaded.inspect_err(|error| log::error!("a reload failed: {error}")) else {
-            again = false;
+            // What changed is told once.
+            again = Some(RETRY);
             continue;
         };
-        again = matches!(&*outcome, Reloaded::Refused { problems, .. } if is_passing(problems));
+        again = wait_after(&outcome);
+        if matches!(&*outcome, Reloaded::Swapped { .. }) {
+            settle(&Handle::current());
+        }
         for answer in answers {
             let _ = answer.send(outcome.clone());
         }
@@ -88,11 +94,14 @@ async fn follow(mut wishes: UnboundedReceiver<Wish>, reloads: Arc<Reloads>) {
 }
 
 /// The next wish; after a while nobody's, where it has to be tried again.
-async fn next(wishes: &mut UnboundedReceiver<Wish>, again: bool) -> Option<Wish> {
-    if !again {
-        return wishes.recv().await;
-    }
-    timeout(QUIET, wishes.recv()).await.unwrap_or(Some(None))
+async fn next(wishes: &mut UnboundedReceiver<Wish>, again: Option<Duration>) -> Option<Wish> {
+    let Some(wait) = again else { return wishes.recv().await };
+    timeout(wait, wishes.recv()).await.unwrap_or(Some(None))
+}
+
+/// When what came of a reload has to be tried again though nobody tells.
+fn wait_after(outcome: &Reloaded) -> Option<Duration> {
+    matches!(outcome, Reloaded::Refused { problems, .. } if is_passing(problems)).then_some(QUIET)
 }
 
 /// What a reload takes.
@@ -128,7 +137,6 @@ impl Applied {
                 }
                 self.note(&snapshot);
                 log::info!(generation = generation, routes = snapshot.routes.len(); "configuration reloaded");
-                settle(&Handle::current());
                 snapshot.inputs()
             }
         };
@@ -156,7 +164,7 @@ impl Applied {
         self.cache.share(shared_by(snapshot));
         self.cache.set_used(snapshot.caches.is_some());
         let log = &snapshot.observability.access_log;
-        if let Err(error) = self.desk.observe.reopen(&log.format, &log.to, &log.redact) {
+        if let Err(error) = self.desk.observe.reopen(&log.format, &log.to) {
             log::error!("cannot open the access log, the old one stays: {error}");
         }
         for warning in &snapshot.warnings.list {
@@ -220,7 +228,7 @@ fn settle(runtime: &Handle) {
         sleep(SETTLED).await;
         UNDER_WAY.store(false, Relaxed);
         // A thread that never held memory has nothing to tidy at its end.
-        spawn("settle", || drop(std::hint::black_box(vec![0_u8; 64])));
+        let _ = aside::run("settle", || drop(std::hint::black_box(vec![0_u8; 64]))).await;
     });
 }
 
@@ -233,11 +241,5 @@ async fn remind_of_certificates(reloader: Arc<Reloader>) {
     loop {
         sleep(REMIND).await;
         tls::remind(&reloader.live().load());
-    }
-}
-
-pub(super) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {
-    if let Err(error) = thread::Builder::new().name(name.to_owned()).spawn(work) {
-        log::error!(thread = name; "cannot start a thread: {error}");
     }
 }

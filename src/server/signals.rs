@@ -5,14 +5,10 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
-use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-
-/// How long a thread for work that blocks waits for more of it.
-const LINGER: Duration = Duration::from_secs(1);
 
 /// Signals, as they come.
 pub(super) struct Signals {
@@ -31,7 +27,7 @@ pub(super) struct Signals {
 /// # Errors
 /// The system refuses.
 pub(super) fn listen() -> io::Result<Signals> {
-    let runtime = Builder::new_current_thread().enable_all().thread_keep_alive(LINGER).build()?;
+    let runtime = Builder::new_current_thread().enable_all().build()?;
     let handle = runtime.handle().clone();
     let sources = {
         let _inside = runtime.enter();
@@ -67,9 +63,9 @@ impl Sources {
         serving: &AtomicBool,
     ) {
         loop {
-            let sent = tokio::select! {
-                _ = self.terminate.recv() => stop.send(()),
-                _ = self.interrupt.recv() => stop.send(()),
+            tokio::select! {
+                _ = self.terminate.recv() => {}
+                _ = self.interrupt.recv() => {}
                 _ = self.hangup.recv() => {
                     let _ = hangup.send(());
                     continue;
@@ -78,8 +74,10 @@ impl Sources {
                     log::error!("SIGQUIT is ignored: `tollhouse upgrade` replaces a gateway, SIGTERM stops it");
                     continue;
                 }
-            };
-            if sent.is_err() || !serving.load(Relaxed) {
+            }
+            // Nobody listens any more to who comes while the process writes down what there is, at its end.
+            let _ = stop.send(());
+            if !serving.load(Relaxed) {
                 log::info!("stopping before anything was served");
                 std::process::exit(0);
             }

@@ -3,20 +3,22 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::sync::Notify;
-use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tollhouse_filters::world::{Revocations, State};
 
 use super::succession::{BATCH, Memory, Offer, Step, TAKE_OVER};
+use super::{Origin, aside, supervisor};
 use crate::door::Pause;
 use crate::handover::{Answer, Ask, Channel, Place, pair};
 use crate::snapshot::Live;
@@ -39,6 +41,9 @@ pub(super) struct Upgrades {
     state: Arc<dyn State>,
     revocations: Arc<Revocations>,
     pause: Pause,
+    /// Whether this process has a say in what it has in common with the next one.
+    serving: Arc<AtomicBool>,
+    origin: Origin,
     stand: Mutex<Stand>,
     replaced: Notify,
 }
@@ -85,11 +90,13 @@ impl Upgrades {
         live: Arc<Live>,
         state: Arc<dyn State>,
         revocations: Arc<Revocations>,
-        pause: Pause,
+        (pause, serving): (Pause, Arc<AtomicBool>),
         sockets: Vec<(String, OwnedFd)>,
+        origin: Origin,
     ) -> Self {
         let stand = Stand { sockets: Some(Arc::new(sockets)), under_way: None, place: None };
-        Self { path, live, state, revocations, pause, stand: Mutex::new(stand), replaced: Notify::new() }
+        let (stand, replaced) = (Mutex::new(stand), Notify::new());
+        Self { path, live, state, revocations, pause, serving, origin, stand, replaced }
     }
 
     /// Waits until another process serves.
@@ -131,7 +138,7 @@ impl Upgrades {
             };
             let upgrades = self.clone();
             // One after the other: there is one place to take.
-            let replaced = spawn_blocking(move || upgrades.answer(Channel::new(client))).await;
+            let replaced = aside::run("upgrade", move || upgrades.answer(Channel::new(client))).await;
             if replaced.unwrap_or(false) {
                 return;
             }
@@ -140,7 +147,10 @@ impl Upgrades {
 
     /// Does what a client asks for; whether this process was replaced.
     fn answer(&self, mut client: Channel) -> bool {
-        let outcome = asked(&mut client).and_then(|ask| self.replace(&ask.program));
+        let outcome = asked(&mut client).and_then(|ask| {
+            self.check_meant(ask.config.as_deref())?;
+            self.replace(&ask.program)
+        });
         let answer = match &outcome {
             Ok(new) => Answer::Replaced { old: std::process::id(), new: *new },
             Err(failure) => {
@@ -152,10 +162,22 @@ impl Upgrades {
         outcome.is_ok()
     }
 
+    /// That no other gateway is meant: who names a document may have found our socket in the place that is usual for
+    /// several gateways.
+    fn check_meant(&self, config: Option<&Path>) -> Result<(), Failure> {
+        // Where our document is gone, the new process will say so.
+        let (Some(meant), Ok(ours)) = (config, std::fs::canonicalize(&self.path)) else { return Ok(()) };
+        if meant == ours || is_same(meant, &ours) {
+            return Ok(());
+        }
+        let (ours, meant) = (ours.display(), meant.display());
+        Err(Failure::because(format!("the gateway that was asked serves {ours}, not {meant}")))
+    }
+
     /// Starts a process and has it take over; gives its id.
     fn replace(&self, program: &Path) -> Result<u32, Failure> {
-        if std::process::id() == 1 {
-            return Err(Failure::because("this is the first process of a container: replace the container"));
+        if let Some(objection) = supervisor::objection(self.origin) {
+            return Err(Failure::because(objection));
         }
         let Some(sockets) = self.stand.lock().sockets.clone() else { return Err(leaving()) };
         log::info!(program:% = program.display(); "starting the process that takes over");
@@ -176,6 +198,7 @@ impl Upgrades {
                     let _ = pidfd_send_signal(process, Signal::KILL);
                 }
                 self.revocations.take_back();
+                self.serving.store(true, Relaxed);
                 self.pause.end();
                 return Err(failure);
             }
@@ -232,6 +255,7 @@ impl Upgrades {
         reached(channel.receive()?)?;
         // What is let pass from here on, the new process would not know of.
         self.pause.begin();
+        self.serving.store(false, Relaxed);
         let entries = self.state.export();
         let mut batches = entries.chunks(BATCH).peekable();
         let mut revocations = self.revocations.hand_over();
@@ -248,8 +272,11 @@ impl Upgrades {
 
     fn tickets(&self) -> Vec<(String, TicketKeys)> {
         let snapshot = self.live.load();
-        let with_tls = snapshot.listeners.iter().filter_map(|plan| Some((plan, plan.tls.as_deref()?)));
-        with_tls.map(|(plan, tls)| (plan.name.to_string(), tls.ticket_keys())).collect()
+        let with_tls = || snapshot.listeners.iter().filter_map(|plan| Some((plan, plan.tls.as_deref()?)));
+        let by_name = with_tls().map(|(plan, tls)| (plan.name.to_string(), tls.ticket_keys()));
+        let by_address =
+            with_tls().filter_map(|(plan, tls)| Some((plan.fixed_address()?.to_string(), tls.ticket_keys())));
+        by_name.chain(by_address).collect()
     }
 }
 
@@ -258,6 +285,12 @@ async fn accepted(listener: &tokio::net::UnixListener) -> io::Result<UnixStream>
     let client = listener.accept().await?.0.into_std()?;
     client.set_nonblocking(false)?;
     Ok(client)
+}
+
+/// Whether two paths are one file, which may be called otherwise where the gateway is: by a mount, or by a link.
+fn is_same(one: &Path, other: &Path) -> bool {
+    let file = |path: &Path| std::fs::metadata(path).ok().map(|about| (about.dev(), about.ino()));
+    file(one).is_some_and(|known| file(other) == Some(known))
 }
 
 /// Reads what a client wants, if it may want anything: it can have programs started as us.
@@ -314,8 +347,8 @@ mod tests {
         let registry = tollhouse_filters::builtin();
         let compiler = Compiler { registry: &registry, world, previous: None, mode: Mode::Dry, roster: None };
         let live = Arc::new(Live::new(compiler.compile(&loaded).unwrap()));
-        let pause = Pause::default();
-        Upgrades::new(path, live, world.state.clone(), world.revocations.clone(), pause, sockets)
+        let (state, revocations) = (world.state.clone(), world.revocations.clone());
+        Upgrades::new(path, live, state, revocations, Default::default(), sockets, Origin::Successor)
     }
 
     #[tokio::test]
@@ -367,5 +400,23 @@ mod tests {
         upgrades.give_up();
         let failure = upgrades.replace(Path::new("/bin/true")).unwrap_err();
         assert_eq!(failure.reason, "this process is stopping");
+    }
+
+    #[test]
+    fn a_document_by_another_name_is_the_one_that_is_meant() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| folder.path().canonicalize().unwrap().join(name);
+        for name in ["ours.yaml", "other.yaml"] {
+            std::fs::write(file(name), "version: 1").unwrap();
+        }
+        std::fs::hard_link(file("ours.yaml"), file("linked.yaml")).unwrap();
+        let upgrades = Upgrades { path: file("ours.yaml"), ..upgrades(&World::dry(), Vec::new()) };
+        for name in ["ours.yaml", "linked.yaml"] {
+            assert!(upgrades.check_meant(Some(&file(name))).is_ok(), "{name}");
+        }
+        for name in ["other.yaml", "missing.yaml"] {
+            let failure = upgrades.check_meant(Some(&file(name))).unwrap_err();
+            assert!(failure.reason.ends_with(&format!("not {}", file(name).display())), "{}", failure.reason);
+        }
     }
 }

@@ -59,6 +59,7 @@ mod stores;
 mod tls;
 mod unsent;
 mod upgrade;
+mod upgrade_sockets;
 mod upstream_auth;
 mod upstream_tls;
 mod waiting;

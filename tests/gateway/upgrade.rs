@@ -243,7 +243,7 @@ async fn upgrade_to(gateway: &Gateway, program: &Path) -> Answer {
     let asked = tokio::task::spawn_blocking(move || {
         let mut channel = place.connect().expect("it listens");
         channel.set_patience(Duration::from_secs(30)).expect("more than zero");
-        channel.send(&Ask { program }).expect("sent");
+        channel.send(&Ask { program, config: None }).expect("sent");
         channel.receive().expect("an answer")
     });
     asked.await.expect("no panic")
@@ -331,7 +331,7 @@ async fn a_gateway_that_is_told_to_stop_gives_its_place_to_nobody() {
         let place = Place::at(gateway.upgrade_socket());
         let mut channel = place.connect().expect("it listens");
         channel.set_patience(Duration::from_secs(30)).expect("more than zero");
-        channel.send(&Ask { program: waiting }).expect("sent");
+        channel.send(&Ask { program: waiting, config: None }).expect("sent");
         channel
     };
     gateway.says("starting the process that takes over").await;
@@ -373,6 +373,21 @@ async fn a_second_gateway_does_not_take_the_socket_of_the_first() {
     );
     assert_eq!(code, Some(3));
     assert!(said.contains("its folder is open to others: `chmod 700` it"), "{said}");
+}
+
+#[tokio::test]
+async fn who_names_a_document_upgrades_no_gateway_with_another_one() {
+    let origin = Origin::echo().await;
+    let mut gateway = Gateway::before(&origin, "").await;
+    // Neither says where its socket is, so that the usual place is that of both.
+    let [other, link] = ["other.yaml", "link.yaml"].map(|name| gateway.file().with_file_name(name));
+    std::fs::copy(gateway.file(), &other).expect("copied");
+    std::os::unix::fs::symlink(gateway.file(), &link).expect("linked");
+    let (code, said) = gateway.upgrade_by("-c", &other).await;
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.contains("/tollhouse.yaml, not ") && said.contains("/other.yaml"), "{said}");
+    let (code, said) = gateway.upgrade_by("-c", &link).await;
+    assert_eq!(code, Some(0), "{said}");
 }
 
 #[tokio::test]

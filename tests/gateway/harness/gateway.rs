@@ -192,8 +192,15 @@ impl Gateway {
     /// Runs `tollhouse upgrade`; gives its exit code and what it said. The process that took the place is the
     /// one that signals go to from then on.
     pub(crate) async fn upgrade(&mut self) -> (Option<i32>, String) {
+        let socket = self.upgrade_socket();
+        self.upgrade_by("--socket", &socket).await
+    }
+
+    /// As [`upgrade`](Self::upgrade), of the gateway that this option names.
+    pub(crate) async fn upgrade_by(&mut self, option: &str, path: &Path) -> (Option<i32>, String) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tollhouse"));
-        command.args(["upgrade", "--output", "json", "--socket"]).arg(self.upgrade_socket());
+        command.env_remove("RUNTIME_DIRECTORY").env("XDG_RUNTIME_DIR", self.directory.path());
+        command.args(["upgrade", "--output", "json", option]).arg(path);
         let output = tokio::task::spawn_blocking(move || command.output().expect("it runs"));
         let output = output.await.expect("no panic");
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
