@@ -1,4 +1,4 @@
-//! `tollhouse check`: every problem of a configuration file at once.
+//! `tollhouse check`: every problem of a configuration file at once, whether of references, keys, types or meaning.
 
 use std::io::Write;
 use std::path::PathBuf;

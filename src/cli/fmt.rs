@@ -60,8 +60,9 @@ pub(super) fn run(arguments: Arguments, output: Output) -> Result<(), Failure> {
     }
     let any = |wanted| done.iter().any(|done| done.outcome == wanted);
     match () {
+        () if any(Outcome::Failed) && output == Output::Json => Err(Failure::Said(3)),
         () if any(Outcome::Failed) => Err(Failure::Runtime("not every file could be formatted".to_owned())),
-        () if any(Outcome::Refused) || any(Outcome::Unformatted) => Err(Failure::Said),
+        () if any(Outcome::Refused) || any(Outcome::Unformatted) => Err(Failure::Said(1)),
         () => Ok(()),
     }
 }

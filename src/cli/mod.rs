@@ -20,6 +20,7 @@ use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 use tollhouse_filters::registry::Registry;
 
+use crate::server::StartError;
 use crate::source::Problems;
 
 /// An API gateway: one binary in front of your services.
@@ -75,8 +76,8 @@ pub(crate) enum Failure {
     Problems(Problems),
     /// The user's file or request is wrong: 1.
     Wrong(String),
-    /// What is wrong was said already: 1.
-    Said,
+    /// What is wrong was said already: this code.
+    Said(u8),
     /// Something failed while running: 3.
     Runtime(String),
 }
@@ -84,6 +85,15 @@ pub(crate) enum Failure {
 impl From<Problems> for Failure {
     fn from(problems: Problems) -> Self {
         Self::Problems(problems)
+    }
+}
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Self {
+        match error {
+            StartError::Document(problems) => Self::Problems(problems),
+            StartError::Runtime(message) => Self::Runtime(message),
+        }
     }
 }
 
@@ -134,7 +144,7 @@ fn report(failure: &Failure, output: Output) -> ExitCode {
     let (text, code) = match failure {
         Failure::Problems(problems) => (problems.to_string(), 1),
         Failure::Wrong(message) => (message.clone(), 1),
-        Failure::Said => return ExitCode::from(1),
+        Failure::Said(code) => return ExitCode::from(*code),
         Failure::Runtime(message) => (message.clone(), 3),
     };
     let told = match (output, failure) {

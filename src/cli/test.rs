@@ -37,7 +37,7 @@ pub(super) fn run(arguments: Arguments, registry: &Registry, output: Output) -> 
     }
     match failed {
         0 => Ok(()),
-        _ if output == Output::Json => Err(Failure::Said),
+        _ if output == Output::Json => Err(Failure::Said(1)),
         _ => Err(Failure::Wrong(format!("{failed} of {} tests failed", results.len()))),
     }
 }

@@ -79,10 +79,13 @@ pub struct Match {
     /// Came in through one of these listeners.
     pub listeners: Option<Vec<Name>>,
     /// Asks for one of these hosts; `*.` stands for one or more labels.
+    #[serde(deserialize_with = "tollhouse_filters::values::at_least_one")]
     pub hosts: Vec<HostPattern>,
     /// Has a path that one of these patterns matches.
+    #[serde(deserialize_with = "tollhouse_filters::values::at_least_one")]
     pub paths: Vec<PathPattern>,
     /// Has one of these methods.
+    #[serde(deserialize_with = "tollhouse_filters::values::at_least_one")]
     pub methods: Vec<MethodName>,
     /// Each of these header fields matches.
     #[serde(deserialize_with = "tollhouse_filters::values::fields")]

@@ -1,6 +1,11 @@
 //! From a loaded document to a snapshot, or every problem at once.
 
-use std::collections::{BTreeMap, HashMap};
+mod doubt;
+#[cfg(test)]
+mod tests;
+
+use std::cell::OnceCell;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path as FilePath;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,10 +14,11 @@ use http::HeaderName;
 use tollhouse_filters::pipeline::Pipeline;
 use tollhouse_filters::plan::{PlanSpec, Priority};
 use tollhouse_filters::registry::Registry;
-use tollhouse_filters::tree::{Error, FileId, Mark, Node, Path, Scalar, from_node_all, suggest};
+use tollhouse_filters::tree::{Error, FileId, Mark, Node, Path, Scalar, Value, suggest};
 use tollhouse_filters::values::ByteSize;
 use tollhouse_filters::world::{UpstreamId, World};
 
+use self::doubt::{Doubt, Read, read, together};
 use super::caches::{self, Caches};
 use super::pipelines::{Named, Pipelines};
 use super::releases::Known;
@@ -35,6 +41,9 @@ const MAX_TARGET: ByteSize = ByteSize::from_kib(64);
 
 /// Shortest `min_ttl`: some answers hold for no time at all.
 const MIN_TTL: Duration = Duration::from_millis(100);
+
+/// Sections that say which way requests go.
+const WAYS: [&str; 4] = ["listeners", "services", "chains", "routes"];
 
 /// Whether a snapshot is to serve or only to be looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,13 +83,33 @@ pub fn apart<T: Send, E: Send + From<Problems>>(work: impl FnOnce() -> Result<T,
 /// Problems found so far, by their place in the document.
 pub(super) struct Faults<'a> {
     root: &'a Node,
+    doubt: &'a Doubt,
     found: Vec<Error>,
+    /// For what nobody is told.
+    unheard: Option<Box<Self>>,
+    /// What references gave, once somebody asked.
+    given: OnceCell<HashSet<&'a str>>,
 }
 
 impl<'a> Faults<'a> {
-    /// Those that were found while the document was loaded.
-    fn new(loaded: &'a Loaded) -> Self {
-        Self { root: &loaded.root, found: loaded.duplicates.clone() }
+    /// Those that were found while the document was loaded and read.
+    fn new(loaded: &'a Loaded, doubt: &'a Doubt, found: Vec<Error>) -> Self {
+        Self { root: &loaded.root, doubt, found, unheard: None, given: OnceCell::new() }
+    }
+
+    /// Whether these sections could be read in full.
+    pub(super) fn is_sound(&self, sections: &[&str]) -> bool {
+        self.doubt.is_sound(sections)
+    }
+
+    /// For problems that are none unless these sections could be read in full.
+    pub(super) fn given(&mut self, sections: &[&str]) -> &mut Self {
+        if self.is_sound(sections) {
+            return self;
+        }
+        let (root, doubt) = (self.root, self.doubt);
+        let nothing = || Self { root, doubt, found: Vec::new(), unheard: None, given: OnceCell::new() };
+        self.unheard.get_or_insert_with(|| Box::new(nothing()))
     }
 
     /// Something suspicious at this place, which is not wrong.
@@ -89,16 +118,60 @@ impl<'a> Faults<'a> {
     }
 
     pub(super) fn add(&mut self, path: &Path, message: impl Into<String>) {
-        self.found.push(fault(self.root, path, message));
+        self.add_with_hint(path, message, None);
     }
 
     pub(super) fn add_with_hint(&mut self, path: &Path, message: impl Into<String>, hint: Option<String>) {
-        let error = fault(self.root, path, message);
-        // A near name would tell what the reference gave.
-        self.found.push(match hint.filter(|_| substituted(self.root, path).is_none()) {
+        let written = self.doubt.written(self.root, path, Some(together(path)));
+        self.push(written, message.into(), hint);
+    }
+
+    /// Adds what is wrong by the whole entity: its key and index, or key and name, are the first two steps.
+    pub(super) fn add_by_entity(&mut self, path: &Path, message: impl Into<String>, hint: Option<String>) {
+        let written = self.doubt.written(self.root, path, Some(2));
+        self.push(written, message.into(), hint);
+    }
+
+    /// Adds a name that nothing has, which is wrong whatever else is.
+    pub(super) fn add_unknown(&mut self, path: &Path, message: impl Into<String>, hint: Option<String>) {
+        let written = self.doubt.written(self.root, path, None);
+        self.push(written, message.into(), hint);
+    }
+
+    fn push(&mut self, written: Option<Path>, message: String, hint: Option<String>) {
+        let Some(path) = written else { return };
+        let error = fault(self.root, &path, message);
+        if self.doubt.is_told(error.at) {
+            return;
+        }
+        // A name near what a reference gave would tell that.
+        let hint = hint.filter(|hint| substituted(self.root, &path).is_none() && !self.gives_away(hint));
+        self.found.push(match hint {
             Some(hint) => error.hint(hint),
             None => error,
         });
+    }
+
+    /// Whether the name that a hint quotes came through a reference.
+    fn gives_away(&self, hint: &str) -> bool {
+        let given = self.given.get_or_init(|| {
+            let mut texts = HashSet::new();
+            collect_substituted(self.root, &mut texts);
+            texts
+        });
+        hint.split('`').nth(1).is_some_and(|name| given.contains(name))
+    }
+}
+
+/// Adds all texts that came through references.
+fn collect_substituted<'a>(node: &'a Node, texts: &mut HashSet<&'a str>) {
+    match &node.value {
+        Value::Scalar(scalar) if scalar.is_substituted() => {
+            texts.insert(scalar.text());
+        }
+        Value::Null | Value::Scalar(_) => {}
+        Value::List(items) => items.iter().for_each(|item| collect_substituted(item, texts)),
+        Value::Map(entries) => entries.iter().for_each(|(_, item)| collect_substituted(item, texts)),
     }
 }
 
@@ -124,8 +197,20 @@ pub(super) fn did_you_mean<'a>(wanted: &str, names: impl IntoIterator<Item = &'a
 impl Compiler<'_> {
     /// Compiles a loaded document.
     pub fn compile(&self, loaded: &Arc<Loaded>) -> Result<Snapshot, Problems> {
-        let mut document: Document = parse(loaded)?;
-        let mut faults = Faults::new(loaded);
+        let read = read(loaded)?;
+        if read.errors.is_empty() || self.mode != Mode::Live {
+            return self.build(read, loaded);
+        }
+        // It will not serve: nothing is fetched for it, and no gauge is told of it.
+        let (registry, previous, world) = (self.registry, self.previous, World::dry());
+        let dry =
+            Compiler { registry, world: &world, previous, mode: Mode::Dry, roster: self.roster.clone() };
+        dry.build(read, loaded)
+    }
+
+    fn build(&self, read: Read, loaded: &Arc<Loaded>) -> Result<Snapshot, Problems> {
+        let Read { mut document, doubt, errors } = read;
+        let mut faults = Faults::new(loaded, &doubt, errors);
         let base = FilePath::new(loaded.files.name(FileId(0))).parent().unwrap_or(FilePath::new(""));
         // Noted before they are read: what changes after this is noticed.
         let files = self.files(&document, base);
@@ -149,7 +234,7 @@ impl Compiler<'_> {
             .with_bulkheads_of(self.previous)
             .with_keys_and_fallbacks_of(&document.upstreams);
         let built = routes::build(document.services, document.routes, &names, &mut pipelines, &mut faults);
-        let fallbacks = fallbacks::find(&document.upstreams, &ids, &built, &listeners, &mut faults);
+        let fallbacks = fallbacks::find(&document.upstreams, &ids, &built, &listeners, faults.given(&WAYS));
         names.check_tests(&document.tests, &mut faults);
         check_server(&document.server, document.stores.keys(), &mut faults);
         let files = pipelines.into_files();
@@ -213,6 +298,11 @@ impl Compiler<'_> {
         let mut built = Vec::with_capacity(written.len());
         for (at, options) in written.iter().enumerate() {
             let path = entity("upstreams", at);
+            let registry = options.discovery.as_ref().map(|discovery| discovery.registry());
+            if matches!(registry, Some(Err([]))) {
+                // That its references could not be resolved was told.
+                continue;
+            }
             let previous = self.previous.and_then(|snapshot| snapshot.upstream_named(options.name.as_str()));
             let upstream = match self.mode {
                 Mode::Live | Mode::Dry => {
@@ -250,20 +340,20 @@ fn priorities(plans: &BTreeMap<Name, PlanSpec>) -> BTreeMap<Arc<str>, Priority> 
 }
 
 /// That nothing is wrong with a document; else all that is, and what is to be watched until somebody repairs it.
-fn none_of(
-    mut found: Vec<Error>,
-    unread: Problems,
-    loaded: &Loaded,
-    files: &NamedFiles,
-) -> Result<(), Problems> {
+fn none_of(found: Vec<Error>, unread: Problems, loaded: &Loaded, files: &NamedFiles) -> Result<(), Problems> {
     if found.is_empty() && unread.list.is_empty() {
         return Ok(());
     }
-    found.sort_by_key(|error| (error.at.file, error.at.line, error.at.column));
-    let mut problems = Problems::located(found, &loaded.files);
+    let mut problems = located(found, loaded);
     problems.list.extend(unread.list);
-    problems.inputs = loaded.inputs.iter().chain(files.paths()).chain(&unread.inputs).cloned().collect();
+    problems.inputs.extend(files.paths().chain(&unread.inputs).cloned());
     Err(problems)
+}
+
+/// Problems in the order of their places.
+fn located(mut found: Vec<Error>, loaded: &Loaded) -> Problems {
+    found.sort_by_key(|error| (error.at.file, error.at.line, error.at.column));
+    Problems { inputs: loaded.inputs.clone(), ..Problems::located(found, &loaded.files) }
 }
 
 fn check_server<'a>(
@@ -326,15 +416,6 @@ pub(super) fn entity(section: &str, at: usize) -> Path {
     path.push(section);
     path.push(at);
     path
-}
-
-/// The typed document; on any error, every error.
-fn parse(loaded: &Loaded) -> Result<Document, Problems> {
-    from_node_all(&loaded.root).map_err(|mut errors| {
-        errors.extend(loaded.duplicates.iter().cloned());
-        errors.sort_by_key(|error| (error.at.file, error.at.line, error.at.column));
-        Problems { inputs: loaded.inputs.clone(), ..Problems::located(errors, &loaded.files) }
-    })
 }
 
 /// Ids of upstreams: a name keeps its id from snapshot to snapshot, and no id is given out twice,

@@ -28,7 +28,11 @@ pub(super) fn roster(
     let (written, layout) =
         (std::mem::take(&mut document.consumers), identity::layout(&document.identities, plans));
     let (roster, found) = Roster::of(written, layout, base, kept);
-    for error in found.document {
+    // What is the same as of another one is told with the number of that, which is another than is written where one
+    // before it could not be read.
+    let is_numbered = |message: &str| message.starts_with("consumers[");
+    let all_there = faults.is_sound(&["consumers"]);
+    for error in found.document.into_iter().filter(|error| all_there || !is_numbered(&error.message)) {
         let path = Path::default().join("consumers").concat(&error.path);
         faults.add_with_hint(&path, error.message, error.hint);
     }

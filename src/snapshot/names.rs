@@ -103,7 +103,7 @@ impl<'a> Names<'a> {
         let found = self.upstreams.get(name.as_str()).copied();
         if found.is_none() {
             let hint = did_you_mean(name.as_str(), self.upstreams.keys().map(|name| &**name));
-            faults.add_with_hint(path, format!("no upstream is named `{name}`"), hint);
+            faults.add_unknown(path, format!("no upstream is named `{name}`"), hint);
         }
         found
     }
@@ -114,7 +114,7 @@ impl<'a> Names<'a> {
         if found.is_none() {
             let current = self.listeners.iter().filter(|listener| !listener.retired);
             let hint = did_you_mean(name.as_str(), current.map(|listener| &*listener.name));
-            faults.add_with_hint(path, format!("no listener is named `{name}`"), hint);
+            faults.add_unknown(path, format!("no listener is named `{name}`"), hint);
         }
         found.and_then(|at| u16::try_from(at).ok()).map(ListenerId)
     }
@@ -123,7 +123,7 @@ impl<'a> Names<'a> {
         let found = self.services.get(name.as_str()).copied();
         if found.is_none() {
             let hint = did_you_mean(name.as_str(), self.services.keys().map(|name| &**name));
-            faults.add_with_hint(path, format!("no service is named `{name}`"), hint);
+            faults.add_unknown(path, format!("no service is named `{name}`"), hint);
         }
         found
     }
@@ -159,7 +159,7 @@ impl<'a> Names<'a> {
         faults: &mut Faults<'_>,
     ) {
         let Some(name) = name.filter(|name| !known().any(|known| known == name.as_str())) else { return };
-        let hint = did_you_mean(name.as_str(), known());
-        faults.add_with_hint(&path.join("expect").join(what), format!("no {what} is named `{name}`"), hint);
+        let (path, hint) = (path.join("expect").join(what), did_you_mean(name.as_str(), known()));
+        faults.given(&["services"]).add_unknown(&path, format!("no {what} is named `{name}`"), hint);
     }
 }

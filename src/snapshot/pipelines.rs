@@ -142,7 +142,7 @@ impl<'a> Pipelines<'a> {
                     None => {
                         path.push("chain");
                         let hint = did_you_mean(&name, self.chains.keys().map(|name| &**name));
-                        faults.add_with_hint(&path, format!("no chain is named `{name}`"), hint);
+                        faults.add_unknown(&path, format!("no chain is named `{name}`"), hint);
                     }
                 },
             }
@@ -181,7 +181,7 @@ impl<'a> Pipelines<'a> {
     ) -> Option<Arc<Step>> {
         let Some(entry) = self.registry.get(&spec.filter) else {
             let hint = did_you_mean(&spec.filter, self.registry.names());
-            faults.add_with_hint(path, format!("no filter is named `{}`", spec.filter), hint);
+            faults.add_unknown(path, format!("no filter is named `{}`", spec.filter), hint);
             return None;
         };
         check_siblings(entry, &spec, path, faults);

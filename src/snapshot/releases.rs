@@ -72,11 +72,8 @@ pub(super) fn check_when(when: &mut WhenSpec, known: &Known<'_>, path: &Path, fa
     let names = &known.versions;
     for (at, name) in when.version.iter().enumerate().filter(|(_, name)| !names.contains(name.as_str())) {
         let hint = did_you_mean(name, names.iter().map(|name| &**name));
-        faults.add_with_hint(
-            &path.join("version").join(at),
-            format!("no service has a version `{name}`"),
-            hint,
-        );
+        let path = path.join("version").join(at);
+        faults.given(&["services"]).add_unknown(&path, format!("no service has a version `{name}`"), hint);
     }
 }
 
@@ -288,7 +285,7 @@ fn variants_of(
 ) -> Option<(Vec<usize>, Vec<UpstreamId>)> {
     let Some((service, built)) = service.and_then(|service| Some((service, service.versions.as_ref()?)))
     else {
-        faults.add(path, "needs a `service` that has versions");
+        faults.given(&["services"]).add(path, "needs a `service` that has versions");
         return None;
     };
     let exact = |name: &Name| built.versions.names().position(|known| **known == *name.as_str());
@@ -299,7 +296,7 @@ fn variants_of(
             None => {
                 let hint = did_you_mean(name.as_str(), built.versions.names().map(|name| &**name));
                 let message = format!("the service has no version `{name}`");
-                faults.add_with_hint(&path.join(name.as_str()), message, hint);
+                faults.given(&["services"]).add_with_hint(&path.join(name.as_str()), message, hint);
             }
         }
     }

@@ -1,13 +1,13 @@
 //! From written routes and services to resolved ones.
 
 mod captures;
+mod keys;
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
 use http::Method;
 use tollhouse_filters::condition::Conditions;
-use tollhouse_filters::filter::Fact;
 use tollhouse_filters::path::PathPattern;
 use tollhouse_filters::phase::OnRequest;
 use tollhouse_filters::pipeline::Pipeline;
@@ -21,14 +21,14 @@ use super::compile::{Faults, below, entity, fault};
 use super::names::Names;
 use super::pipelines::Pipelines;
 use super::releases::{self, BuiltVersions, SplitPlan};
-use super::{Action, Route, SplitAction, SplitVersions, facts};
+use super::{Action, Route, SplitAction, SplitVersions};
 use crate::config::concurrency::Concurrency;
 use crate::config::hedge::{Hedge, MAX_HEDGES};
 use crate::config::retries::RouteRetries;
 use crate::config::{self, Match, Name, RouteTimeouts};
 use crate::observe::metrics::FirstUse;
 use crate::release::Versions;
-use crate::routing::{ListenerId, RouteId, RouteMatch, shadowed};
+use crate::routing::{RouteId, RouteMatch, shadowed};
 use crate::source::{Loaded, Problems};
 use crate::upstream::{Bulkhead, MAX_RETRIES, Upstream};
 
@@ -93,7 +93,7 @@ impl Service {
         let upstreams = built.upstreams.iter().map(|own| own.or(self.upstream));
         if let Some((name, _)) = built.versions.names().zip(upstreams.clone()).find(|(_, id)| id.is_none()) {
             let name = format!("version `{name}` of service `{}` has no upstream", self.name);
-            faults.add(path, format!("{name}, and neither has the service"));
+            faults.given(&["services"]).add(path, format!("{name}, and neither has the service"));
         }
         upstreams.collect()
     }
@@ -150,12 +150,12 @@ pub(super) fn build(
             bulkhead: route.concurrency.as_ref().map(|written| Bulkhead::retained(written, before)),
         };
         let matched = matches(route.matches, names.is_fallback(&route.name), names, &path, faults);
-        check_facts(&unresolved, &matched, names, &path, faults);
         built.matches.push(matched);
         built.routes.push(unresolved);
     }
-    captures::check_filters(&built, names.listeners, faults);
-    captures::check_keys(&built, names, faults);
+    keys::check_facts(&built, names, faults.given(&["listeners", "services", "chains"]));
+    captures::check_filters(&built, names.listeners, faults.given(&["routes"]));
+    captures::check_keys(&built, names, faults.given(&["upstreams", "services", "routes"]));
     built
 }
 
@@ -276,7 +276,7 @@ fn target(
         // Requests that a fallback hands over have the captures of their own routes.
         if !names.is_fallback(&route.name) {
             let read = declared.captures.iter().map(|name| &**name);
-            captures::check(read, &route.matches.paths, &path, faults);
+            captures::check(read, &route.matches.paths, &path, faults.given(&["upstreams"]));
         }
         phases.into_request()
     };
@@ -313,6 +313,7 @@ fn given(service: Option<&Service>, route: &config::Route, path: &Path, faults: 
         _ => {
             let actions = "`upstream`, `split`, `respond` or `redirect`";
             let message = format!("the route does nothing; add {actions}, or a `service` with an upstream");
+            let faults = if service.is_some() { faults.given(&["services"]) } else { faults };
             faults.add(path, message);
             Target::Nothing
         }
@@ -332,7 +333,8 @@ fn matches(
         let path = path.join("match").join("listeners");
         // On no listener, it is for fallbacks alone.
         if list.is_empty() && !is_fallback {
-            faults.add(&path, "at least one listener is needed; for all of them, take the key away");
+            let message = "at least one listener is needed; for all of them, take the key away";
+            faults.given(&["upstreams"]).add(&path, message);
         }
         list.iter()
             .enumerate()
@@ -350,41 +352,6 @@ fn matches(
         listeners,
         conditions: Conditions::new(methods, headers, written.query, written.cookies),
     }
-}
-
-/// A need must be met on every listener that the route can be reached through.
-fn check_facts(
-    route: &Unresolved,
-    matched: &RouteMatch,
-    names: &Names<'_>,
-    path: &Path,
-    faults: &mut Faults<'_>,
-) {
-    let keys = keys(route, names);
-    for (id, listener) in (0u16..).map(ListenerId).zip(names.listeners) {
-        if listener.retired || matched.listeners.as_ref().is_some_and(|list| !list.contains(&id)) {
-            continue;
-        }
-        if let Some(told) = facts::wrong([&listener.pipeline, &route.shared, &route.own], &keys) {
-            faults.add(path, told);
-            return;
-        }
-    }
-}
-
-/// What is decided by keys after the filters, and the facts that these need.
-fn keys<'n>(route: &'n Unresolved, names: &'n Names<'_>) -> Vec<(String, &'n [Fact])> {
-    let upstreams = route.target.upstreams().into_iter().filter_map(|id| names.keyed.get(&id));
-    let mut keys: Vec<(String, &[Fact])> = upstreams
-        .filter(|keyed| !keyed.needs.is_empty())
-        .map(|keyed| (format!("`hash_on` of upstream `{}`", keyed.name), keyed.needs.as_slice()))
-        .collect();
-    if let Target::Split(plan) = &route.target
-        && !plan.needs.is_empty()
-    {
-        keys.push(("`split`".to_owned(), &plan.needs));
-    }
-    keys
 }
 
 impl Built {

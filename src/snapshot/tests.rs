@@ -238,3 +238,27 @@ fn sixty_four_filters_are_the_most_of_one_list() {
     let message = problem(&document("[]", [&list(65), "[]"]));
     assert!(message.contains("65 filters are more than the 64"), "{message}");
 }
+
+#[test]
+fn a_circle_at_the_end_of_a_long_chain_of_fallbacks_is_found() {
+    const LAST: usize = 1_999;
+    let (mut upstreams, mut routes) = (String::new(), String::new());
+    for at in 0..=LAST {
+        let next = if at == LAST { LAST - 1 } else { at + 1 };
+        upstreams.push_str(&format!(
+            "  - {{name: u{at}, backends: [{{address: \"127.0.0.1:1\"}}], \
+             circuit_breaker: {{fallback: {{route: r{next}}}}}}}\n"
+        ));
+        routes.push_str(&format!("  - {{name: r{at}, match: {{paths: [/{at}]}}, upstream: u{at}}}\n"));
+    }
+    let listener = "{name: main, address: \"127.0.0.1:0\"}";
+    let text = format!("version: 1\nlisteners: [{listener}]\nupstreams:\n{upstreams}routes:\n{routes}");
+    let problems = compile(&text).err().unwrap_or_default();
+    assert_eq!(problems.len(), 2, "{problems:?}");
+    let leads_back = |problem: &str, at: usize, through: &str| {
+        let place = format!("upstreams[{at}].circuit_breaker.fallback.route: ");
+        problem.ends_with(&format!("{place}leads back to this upstream, by route `{through}`"))
+    };
+    assert!(leads_back(&problems[0], LAST - 1, "r1998"), "{problems:?}");
+    assert!(leads_back(&problems[1], LAST, "r1999"), "{problems:?}");
+}

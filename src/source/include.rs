@@ -26,12 +26,13 @@ const SECTIONS: [(&str, bool, &str); 8] = [
     ("tests", true, "test"),
 ];
 /// Lists whose entries have unique names.
-const NAMED: [(&str, &str); 5] = [
+const NAMED: [(&str, &str); 6] = [
     ("listeners", "listener"),
     ("upstreams", "upstream"),
     ("consumers", "consumer"),
     ("services", "service"),
     ("routes", "route"),
+    ("tests", "test"),
 ];
 
 /// The pattern by which a file was included.
@@ -138,6 +139,7 @@ impl Loader<'_> {
             let fits = match section {
                 None if *key.text == *"include" => true,
                 None => {
+                    self.complete = false;
                     self.errors.push(misplaced(key));
                     true
                 }
@@ -260,7 +262,11 @@ impl Loader<'_> {
     }
 
     fn refuse(&mut self, at: Mark, path: tree::Path, message: impl Into<String>) {
-        self.errors.push(Error::new(at, message).on(path));
+        self.complete = false;
+        // Of a reference that could not be resolved enough was said.
+        if !self.unresolved.contains(&at) {
+            self.errors.push(Error::new(at, message).on(path));
+        }
     }
 }
 

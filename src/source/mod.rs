@@ -13,13 +13,15 @@ mod watch;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tollhouse_filters::tree::{Error, FileId, Frozen, Limits, Mark, Node, Resolved, Scalar, parse_bytes};
+use tollhouse_filters::tree::{
+    Error, FileId, Frozen, Key, Limits, Mark, Node, Resolved, Scalar, parse_bytes, suggest,
+};
 
 pub use fingerprint::Fingerprint;
 use fingerprint::Recorder;
@@ -47,9 +49,27 @@ pub struct Loaded {
     /// Entities that share a name. The rest of the document can be looked at all the same, so whoever
     /// compiles it reports these together with what else is wrong.
     pub duplicates: Vec<Error>,
+    /// What else is wrong so far, which is reported likewise; for all others there is no such document
+    /// ([`Loaded::sound`]). Where a reference could not be resolved, the tree has an
+    /// [unresolved](Scalar::unresolved) scalar.
+    pub errors: Vec<Error>,
+    /// Whether all that the document includes is there.
+    pub complete: bool,
 }
 
 impl Loaded {
+    /// The document, unless something is wrong with it; names that entities share aside.
+    ///
+    /// # Errors
+    /// Every problem found, located.
+    pub fn sound(self) -> Result<Loaded, Problems> {
+        if self.errors.is_empty() {
+            return Ok(self);
+        }
+        let errors = self.errors.into_iter().chain(self.duplicates);
+        Err(Problems { inputs: self.inputs, ..Problems::located(errors, &self.files) })
+    }
+
     /// Packs the document, for keeping.
     pub fn pack(&self) -> Packed {
         Packed {
@@ -79,6 +99,8 @@ impl Packed {
             fingerprint: self.fingerprint,
             inputs: self.inputs.clone(),
             duplicates: Vec::new(),
+            errors: Vec::new(),
+            complete: true,
         }
     }
 
@@ -108,7 +130,8 @@ impl Files {
 /// Reads a file and all it includes, with the environment of this process.
 ///
 /// # Errors
-/// Every problem found, located.
+/// Every problem of a document that cannot be looked at: one that is not there, is no YAML or is not of version 1. All
+/// others are [in what was read](Loaded::errors).
 pub fn load(path: &Path) -> Result<Loaded, Problems> {
     load_with(path, &process_environment)
 }
@@ -116,7 +139,7 @@ pub fn load(path: &Path) -> Result<Loaded, Problems> {
 /// As [`load`], with an environment of the caller's.
 ///
 /// # Errors
-/// Every problem found, located.
+/// As [`load`].
 pub fn load_with(path: &Path, environment: Environment<'_>) -> Result<Loaded, Problems> {
     let mut loader = Loader::new(environment);
     let file = loader.files.add(path.display().to_string());
@@ -141,7 +164,7 @@ pub fn load_with(path: &Path, environment: Environment<'_>) -> Result<Loaded, Pr
 /// afar must not read this machine's files.
 ///
 /// # Errors
-/// Every problem found, located.
+/// As [`load`].
 pub fn load_str(
     text: &str,
     name: &str,
@@ -169,7 +192,10 @@ struct Loader<'a> {
     included: BTreeSet<PathBuf>,
     recorder: Recorder,
     errors: Vec<Error>,
+    /// Where references could not be resolved.
+    unresolved: HashSet<Mark>,
     duplicates: Vec<Error>,
+    complete: bool,
 }
 
 impl<'a> Loader<'a> {
@@ -181,7 +207,9 @@ impl<'a> Loader<'a> {
             included: BTreeSet::new(),
             recorder: Recorder::default(),
             errors: Vec::new(),
+            unresolved: HashSet::new(),
             duplicates: Vec::new(),
+            complete: true,
         }
     }
 
@@ -194,17 +222,31 @@ impl<'a> Loader<'a> {
         mut stack: Vec<PathBuf>,
     ) -> Option<Arc<Node>> {
         let root = self.parse(bytes, file, base)?;
-        if root.as_map().is_none() {
-            let message = "expected a document that begins with `version: 1`";
-            self.errors.push(Error::new(root.at, message));
+        if let Some(error) = foreign(&root) {
+            // What else may be wrong with it, nobody can tell.
+            self.errors = vec![error];
             return None;
         }
-        self.check_version(&root);
+        let root = self.versioned(&root);
         let mut parts = Vec::new();
         self.includes(&root, base, &mut stack, &mut parts);
         let root = self.merge(&root, &parts);
         self.check_names(&root);
         Some(root)
+    }
+
+    /// The document as one of version 1, where it does not say of which it is, or nobody knows what it says.
+    fn versioned(&mut self, root: &Arc<Node>) -> Arc<Node> {
+        let at = match root.get("version") {
+            // That it could not be resolved was told.
+            Some(version) if version.as_scalar().is_some_and(Scalar::is_unresolved) => version.at,
+            Some(_) => return Arc::clone(root),
+            None => {
+                self.errors.push(unversioned(root));
+                root.at
+            }
+        };
+        root.with(Key { text: "version".into(), at }, Node::scalar(Scalar::plain("1"), at))
     }
 
     fn parse(&mut self, bytes: &[u8], file: FileId, base: Option<&Path>) -> Option<Arc<Node>> {
@@ -213,34 +255,53 @@ impl<'a> Loader<'a> {
             Ok(root) => Some(root),
             Err(errors) => {
                 self.errors.extend(errors);
+                self.complete = false;
                 None
             }
         }
     }
 
-    fn check_version(&mut self, root: &Node) {
-        let at = root.get("version").map(|node| (node.at, node.as_scalar().map(Scalar::resolve)));
-        let (at, message) = match at {
-            Some((_, Some(Resolved::Unsigned(1)))) => return,
-            Some((at, _)) => (at, "this gateway reads version 1; write `version: 1`"),
-            None => (root.at, "missing key `version`; write `version: 1` at the top"),
-        };
-        let path = if root.get("version").is_some() {
-            ["version"].into_iter().collect()
-        } else {
-            Default::default()
-        };
-        self.errors.push(Error::new(at, message).on(path));
-    }
-
-    fn finish(self, root: Option<Arc<Node>>) -> Result<Loaded, Problems> {
+    fn finish(mut self, root: Option<Arc<Node>>) -> Result<Loaded, Problems> {
         let inputs = self.inputs.into_iter().collect();
-        let Some(root) = root.filter(|_| self.errors.is_empty()) else {
-            let errors = self.errors.into_iter().chain(self.duplicates);
-            return Err(Problems { inputs, ..Problems::located(errors, &self.files) });
+        let Some(root) = root else {
+            return Err(Problems { inputs, ..Problems::located(self.errors, &self.files) });
         };
-        let (files, fingerprint) = (self.files, self.recorder.finish());
-        Ok(Loaded { root, files, fingerprint, inputs, duplicates: self.duplicates })
+        if !self.errors.is_empty() {
+            // Nobody is to take it for the document in use.
+            self.recorder.record("errors", b"", b"");
+        }
+        Ok(Loaded {
+            root,
+            files: self.files,
+            fingerprint: self.recorder.finish(),
+            inputs,
+            duplicates: self.duplicates,
+            errors: self.errors,
+            complete: self.complete,
+        })
+    }
+}
+
+/// Why a document is not one of this gateway's.
+fn foreign(root: &Node) -> Option<Error> {
+    if root.as_map().is_none() {
+        return Some(Error::new(root.at, "expected a document that begins with `version: 1`"));
+    }
+    let version = root.get("version")?;
+    let may_be_ours = |scalar: &Scalar| scalar.is_unresolved() || scalar.resolve() == Resolved::Unsigned(1);
+    let is_foreign = !version.as_scalar().is_some_and(may_be_ours);
+    let error = Error::new(version.at, "this gateway reads version 1; write `version: 1`");
+    is_foreign.then(|| error.on(["version"].into_iter().collect()))
+}
+
+/// What is wrong with a document that does not say of which version it is.
+fn unversioned(root: &Node) -> Error {
+    let mut keys = root.as_map().unwrap_or_default().iter().map(|(key, _)| key);
+    match keys.find(|key| suggest(&key.text, ["version"]).is_some()) {
+        Some(key) => Error::new(key.at, format!("unknown key `{}`", key.text))
+            .on([&*key.text].into_iter().collect())
+            .hint("did you mean `version`?"),
+        None => Error::new(root.at, "missing key `version`; write `version: 1` at the top"),
     }
 }
 

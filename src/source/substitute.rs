@@ -1,4 +1,4 @@
-//! `${env:NAME}`, `${env:NAME:-default}` and `${file:path}` in scalars.
+//! `${env:NAME}`, `${env:NAME:-default}` and `${file:path}` in scalars; they do not nest.
 //!
 //! Load time replaces these and nothing else; what they stand for is never read again, neither as
 //! YAML nor for more references nor as part of a template. Templates of run time (`${client.address}`)
@@ -22,7 +22,7 @@ const MAX_TOTAL: usize = 64 << 20;
 const SCHEMES: [&str; 2] = ["env", "file"];
 
 impl Loader<'_> {
-    /// Returns the tree with all references replaced; those that cannot be stay, with an error.
+    /// Returns the tree with all references replaced; what holds one that cannot be is an error, and unresolved.
     pub(super) fn substitute(&mut self, root: &Arc<Node>, base: Option<&Path>) -> Arc<Node> {
         let mut scope = Scope { loader: self, base, read: HashMap::new(), total: 0 };
         scope.check_keys(root, &Trail::root());
@@ -58,6 +58,7 @@ impl Scope<'_, '_> {
         }
         let (mut text, mut referred, mut changed) = (String::new(), false, false);
         let mut literal: Vec<Range<usize>> = Vec::new();
+        let told = self.loader.errors.len();
         for piece in pieces(scalar.text()) {
             let (start, is_written) = (text.len(), matches!(piece, Piece::Text(_)));
             let result = match piece {
@@ -83,6 +84,10 @@ impl Scope<'_, '_> {
                 literal.push(start..text.len());
             }
         }
+        if self.loader.errors.len() > told {
+            self.loader.unresolved.insert(at);
+            return Some(scalar.unresolved());
+        }
         let new = match (referred, changed) {
             (true, _) => scalar.substitute(text),
             (false, true) if scalar.is_quoted() => Scalar::quoted(text),
@@ -93,6 +98,11 @@ impl Scope<'_, '_> {
     }
 
     fn reference(&mut self, scheme: &str, rest: &str) -> Result<String, String> {
+        // It ended at the first `}`, which is the inner one's.
+        if rest.contains("${") {
+            let message = "references do not nest: a default and a path are plain text, without `${`";
+            return Err(message.to_owned());
+        }
         let value = match scheme {
             "env" => self.variable(rest),
             "file" => self.file(rest),
@@ -234,7 +244,7 @@ fn piece(text: &str) -> (Piece<'_>, &str) {
 
 /// The `env` of `env:NAME}`.
 fn scheme(inside: &str) -> Option<&str> {
-    let (scheme, _) = inside.split_once(':')?;
     let simple = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
-    (!scheme.is_empty() && scheme.chars().all(simple)).then_some(scheme)
+    let (scheme, rest) = inside.split_at(inside.find(|c: char| !simple(c))?);
+    (!scheme.is_empty() && rest.starts_with(':')).then_some(scheme)
 }

@@ -23,7 +23,7 @@ mod tests;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-pub use collect::from_node_all;
+pub use collect::{Lost, Partly, from_node_all, from_node_partly};
 pub use de::{SECRET, from_node};
 pub use error::Error;
 pub use frozen::Frozen;
@@ -153,7 +153,8 @@ impl Node {
     /// The text of a scalar that is a string.
     pub fn as_str(&self) -> Option<&str> {
         let scalar = self.as_scalar()?;
-        matches!(scalar.resolve(), Resolved::Str).then(|| scalar.text())
+        let is_known = matches!(scalar.resolve(), Resolved::Str) && !scalar.is_unresolved();
+        is_known.then(|| scalar.text())
     }
 
     /// The value under `key`, if this is a map that has it.

@@ -8,6 +8,7 @@ pub struct Scalar {
     text: Box<str>,
     quoted: bool,
     substituted: bool,
+    unresolved: bool,
     /// Few scalars have any, so that it takes no room in the others.
     literal: Option<Box<Literal>>,
 }
@@ -36,12 +37,12 @@ pub enum Resolved {
 impl Scalar {
     /// A scalar written without quotes.
     pub fn plain(text: impl Into<Box<str>>) -> Scalar {
-        Scalar { text: text.into(), quoted: false, substituted: false, literal: None }
+        Scalar { text: text.into(), quoted: false, substituted: false, unresolved: false, literal: None }
     }
 
     /// A scalar in quotes or a block scalar: always a string.
     pub fn quoted(text: impl Into<Box<str>>) -> Scalar {
-        Scalar { text: text.into(), quoted: true, substituted: false, literal: None }
+        Scalar { text: text.into(), quoted: true, substituted: false, unresolved: false, literal: None }
     }
 
     /// Returns this scalar with the text that its references stand for.
@@ -49,7 +50,17 @@ impl Scalar {
     /// Such a scalar is a string, a number or a boolean, whichever is asked for, and its text is
     /// never quoted in a message.
     pub fn substitute(&self, text: impl Into<Box<str>>) -> Scalar {
-        Scalar { text: text.into(), quoted: self.quoted, substituted: true, literal: None }
+        let text = text.into();
+        Scalar { text, quoted: self.quoted, substituted: true, unresolved: false, literal: None }
+    }
+
+    /// Returns what takes the place of this scalar where a reference in it could not be resolved.
+    ///
+    /// It is nothing that could be asked for. Who resolves references tells that, and reading it again does not. No
+    /// [`Frozen`](super::Frozen) tree has one.
+    #[must_use]
+    pub fn unresolved(&self) -> Scalar {
+        Scalar { unresolved: true, ..self.substitute("") }
     }
 
     /// Marks these parts of its text, in bytes and in order, as none that a template reads: what references stand for
@@ -81,6 +92,11 @@ impl Scalar {
     /// Whether the text came through a reference such as `${env:NAME}`.
     pub fn is_substituted(&self) -> bool {
         self.substituted
+    }
+
+    /// Whether nobody knows its text, as a reference in it could not be resolved.
+    pub fn is_unresolved(&self) -> bool {
+        self.unresolved
     }
 
     /// What it is without knowing what is wanted; quoted and substituted text is a string.

@@ -283,7 +283,7 @@ impl<'a> Builder<'a> {
         let value = match frame.open {
             Open::List(first) => Value::List(self.items.drain(first..).collect()),
             Open::Map(first, _) => {
-                self.drop_repeated(first);
+                self.report_repeated(first);
                 Value::Map(self.entries.drain(first..).collect())
             }
         };
@@ -386,17 +386,13 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// Reports each key given twice of the map whose entries begin here, and keeps the first of them.
-    fn drop_repeated(&mut self, start: usize) {
-        let repeats = repeats(&self.entries[start..]);
-        for &(index, first) in &repeats {
+    /// Reports each key given twice of the map whose entries begin here; who reads such a document gets no tree.
+    fn report_repeated(&mut self, start: usize) {
+        for (index, first) in repeats(&self.entries[start..]) {
             let (key, first) = (&self.entries[start + index].0, self.entries[start + first].0.at);
             let path = self.path().join(&*key.text);
             let error = Error::new(key.at, format!("duplicate key `{}`", key.text));
             self.push(error.on(path).first_at(first));
-        }
-        for (index, _) in repeats.into_iter().rev() {
-            self.entries.remove(start + index);
         }
     }
 

@@ -12,7 +12,8 @@ use tollhouse_filters::world::UpstreamId;
 use super::super::ListenerPlan;
 use super::super::compile::{Faults, did_you_mean, entity};
 use super::super::names::Names;
-use super::{Built, Target};
+use super::Built;
+use super::keys::instead;
 
 /// Checks captures that a route itself reads, at this place of it.
 pub(super) fn check<'n>(
@@ -25,7 +26,7 @@ pub(super) fn check<'n>(
     for name in names {
         if captured().all(|known| known != name) {
             let message = format!("reads the capture `{name}`, which no path pattern of the route has");
-            faults.add_with_hint(path, message, did_you_mean(name, captured()));
+            faults.add_by_entity(path, message, did_you_mean(name, captured()));
         }
     }
 }
@@ -89,12 +90,7 @@ pub(super) fn check_keys(built: &Built, names: &Names<'_>, faults: &mut Faults<'
 
 /// By upstream, what the patterns of all routes capture that lead there, by themselves or by fallbacks.
 fn captured_on_the_way<'a>(built: &'a Built, names: &Names<'_>) -> HashMap<UpstreamId, BTreeSet<&'a str>> {
-    let mut instead: HashMap<UpstreamId, UpstreamId> = HashMap::new();
-    for route in &built.routes {
-        if let (Target::Upstream(to), Some(of)) = (&route.target, names.fallbacks.get(&route.name)) {
-            instead.extend(of.iter().map(|of| (*of, *to)));
-        }
-    }
+    let instead = instead(built, names);
     let mut captured: HashMap<UpstreamId, BTreeSet<&str>> = HashMap::new();
     for (route, matched) in built.routes.iter().zip(&built.matches) {
         // One that is for fallbacks alone takes no requests of its own.

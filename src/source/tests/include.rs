@@ -22,6 +22,32 @@ fn version_1_is_required() {
 }
 
 #[test]
+fn a_version_that_is_missing_misspelt_or_unknown_hides_nothing_else() {
+    let problems = |first: &str| {
+        let text = format!("{first}include: [no.yaml]\nx: ${{env:NOT_SET}}\n");
+        Temp::new(&[("main.yaml", &*text)]).problems()
+    };
+    for (first, told) in [
+        ("", "missing key `version`; write `version: 1` at the top"),
+        ("verison: 1\n", "verison: unknown key `verison` (did you mean `version`?)"),
+        ("version: ${env:V}\n", "version: environment variable `V` is not set"),
+    ] {
+        let problems = problems(first);
+        assert_eq!(problems.len(), 3, "{problems:?}");
+        for told in [told, "include[0]: cannot include", "x: environment variable `NOT_SET` is not set"] {
+            assert!(problems.iter().any(|problem| problem.contains(told)), "{told}: {problems:?}");
+        }
+    }
+}
+
+#[test]
+fn of_a_document_of_another_version_nothing_else_is_told() {
+    let temp = Temp::new(&[("main.yaml", "version: 2\ninclude: [no.yaml]\nx: ${env:NOT_SET}\n")]);
+    let only = "main.yaml:1:10: version: this gateway reads version 1; write `version: 1`";
+    assert_eq!(temp.problems(), [only]);
+}
+
+#[test]
 fn a_missing_main_file_is_a_problem_of_the_whole_file() {
     let temp = Temp::new(&[]);
     assert!(temp.problems()[0].starts_with("main.yaml: cannot read main.yaml: "), "{:?}", temp.problems());
@@ -153,7 +179,10 @@ fn duplicate_names_are_reported_with_both_places() {
             "main.yaml",
             "version: 1\ninclude: [a.yaml]\nroutes: [{name: r}, {name: r}]\nlisteners: [{name: l}, {name: l}]\nchains: {c: []}\n",
         ),
-        ("a.yaml", "routes: [{name: x}, {name: r}]\nchains: {c: []}\nupstreams: [{name: r}]\n"),
+        (
+            "a.yaml",
+            "routes: [{name: x}, {name: r}]\nchains: {c: []}\nupstreams: [{name: r}]\ntests: [{name: t}, {name: t}]\n",
+        ),
     ]);
     assert_eq!(
         temp.problems(),
@@ -162,6 +191,7 @@ fn duplicate_names_are_reported_with_both_places() {
             "main.yaml:4:31: listeners[1].name: duplicate listener name `l`, first at main.yaml:4:20",
             "main.yaml:3:28: routes[1].name: duplicate route name `r`, first at main.yaml:3:17",
             "a.yaml:1:28: routes[3].name: duplicate route name `r`, first at main.yaml:3:17",
+            "a.yaml:4:27: tests[1].name: duplicate test name `t`, first at a.yaml:4:16",
         ]
     );
 }
@@ -169,11 +199,21 @@ fn duplicate_names_are_reported_with_both_places() {
 #[test]
 fn errors_of_all_files_come_at_once() {
     let temp = Temp::new(&[
-        ("main.yaml", "include: [a.yaml, b.yaml]\nx: ${env:NOT_SET}\n"),
+        ("main.yaml", "version: 1\ninclude: [a.yaml, b.yaml]\nx: ${env:NOT_SET}\n"),
         ("a.yaml", "routes: [\n"),
         ("b.yaml", "routes: {a: 1, a: 2}\n"),
     ]);
-    assert_eq!(temp.problems().len(), 4, "{:?}", temp.problems());
+    assert_eq!(temp.problems().len(), 3, "{:?}", temp.problems());
+}
+
+#[test]
+fn what_an_unresolved_reference_should_have_named_is_missing_and_told_once() {
+    let temp = Temp::new(&[
+        ("main.yaml", "version: 1\ninclude: ['${env:NOT_SET}', a.yaml]\n"),
+        ("a.yaml", "routes: '${env:NOT_SET}'\n"),
+    ]);
+    let loaded = temp.load_partly(&[]).expect("a document");
+    assert_eq!((loaded.errors.len(), loaded.complete), (2, false), "{:?}", loaded.errors);
 }
 
 #[test]
@@ -212,7 +252,8 @@ fn problems_are_a_list_in_json() {
 fn a_document_from_an_api_reads_no_files_without_a_base() {
     let none = |_: &str| None;
     let text = "version: 1\ninclude: [/etc/*.yaml]\na: '${file:/etc/hostname}'\n";
-    let problems = load_str(text, "upload", None, &none).expect_err("no files").to_string();
+    let loaded = load_str(text, "upload", None, &none);
+    let problems = loaded.and_then(Loaded::sound).expect_err("no files").to_string();
     assert_eq!(
         problems,
         "upload:3:4: a: `${file:..}` is not available in a document from an API\n\

@@ -40,6 +40,11 @@ impl Temp {
     }
 
     fn load_in(&self, environment: &[(&str, &str)]) -> Result<Loaded, Problems> {
+        self.load_partly(environment).and_then(Loaded::sound)
+    }
+
+    /// The document, whatever is wrong with it.
+    fn load_partly(&self, environment: &[(&str, &str)]) -> Result<Loaded, Problems> {
         let environment: HashMap<_, _> = environment.iter().copied().collect();
         load_with(&self.path("main.yaml"), &|name| environment.get(name).map(|value| (*value).to_owned()))
     }

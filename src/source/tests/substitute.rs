@@ -65,6 +65,14 @@ fn run_time_templates_and_their_escape_stay() {
 }
 
 #[test]
+fn what_only_begins_like_a_reference_is_cheap() {
+    for beginning in ["${", "$${", "${a"] {
+        let text = beginning.repeat(200_000);
+        assert!(value(&format!("'{text}'")) == Ok(json!(text)), "{beginning}");
+    }
+}
+
+#[test]
 fn an_escaped_reference_becomes_its_literal_text() {
     assert_eq!(value("'$${env:A}'"), Ok(json!("${env:A}")));
     assert_eq!(value("'$${file:x} ${env:A}'"), Ok(json!("${file:x} 1")));
@@ -92,6 +100,10 @@ fn what_cannot_be_resolved_is_an_error_without_its_content() {
         ("${env:1X}", "`1X` is no name"),
         ("${env:}", "`` is no name"),
         ("${env:NO", "without its closing"),
+        ("${env:NO:-${env:A}}", "references do not nest"),
+        ("${env:A:-${env:NO}}", "references do not nest"),
+        ("${env:NO:-by ${client.address}}", "references do not nest"),
+        ("${file:${env:A}/x}", "references do not nest"),
         ("${vault:secret/x#y}", "unknown reference `${vault:..}`; there are"),
         ("${evn:A}", "did you mean `${env:..}`?"),
         ("${file:}", "needs a path"),
@@ -111,6 +123,17 @@ fn all_unresolved_references_are_reported_at_once() {
     let problems = value("['${env:X}${env:Y}', {k: '${env:Z}'}]").expect_err("unset");
     assert_eq!(problems.lines().count(), 3);
     assert!(problems.lines().last().is_some_and(|line| line.contains(": a[1].k: ")), "{problems}");
+}
+
+#[test]
+fn a_document_goes_on_without_what_could_not_be_resolved() {
+    let routes = "routes: [{name: '${env:NO}'}, {name: '${env:NO}'}]";
+    let text = format!("version: 1\na: x${{env:NO}}\nb: ${{env:A}}\n{routes}\n");
+    let loaded = Temp::new(&[("main.yaml", &text)]).load_partly(&[("A", "1")]).expect("a document");
+    assert_eq!((loaded.errors.len(), loaded.complete), (3, true), "{:?}", loaded.errors);
+    assert!(loaded.duplicates.is_empty(), "nobody knows whether they share a name");
+    let scalar = |key: &str| loaded.root.get(key).and_then(|node| node.as_scalar()).expect("a scalar");
+    assert!(scalar("a").is_unresolved() && !scalar("b").is_unresolved());
 }
 
 #[test]

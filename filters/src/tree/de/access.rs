@@ -55,6 +55,13 @@ pub(super) struct Entries<'a> {
 
 impl<'a> Entries<'a> {
     pub(super) fn new(entries: &'a [(Key, Arc<Node>)], prune: Option<&'a Prune>) -> Entries<'a> {
+        // Of a long map, what was good is not read again.
+        let read = prune.map_or(0, Prune::entries_read).min(entries.len());
+        Entries { entries: entries[read..].iter(), prune, current: None }
+    }
+
+    /// The entries of what has fields, each of which may be wanted.
+    pub(super) fn of_fields(entries: &'a [(Key, Arc<Node>)], prune: Option<&'a Prune>) -> Entries<'a> {
         Entries { entries: entries.iter(), prune, current: None }
     }
 

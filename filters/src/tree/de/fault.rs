@@ -67,6 +67,8 @@ pub(crate) enum Class {
     Unknown(Option<&'static str>),
     /// A required key that is not there.
     Missing(&'static str),
+    /// A reference that could not be resolved, as was told when that was tried.
+    Unresolved,
     /// Anything else: prune the value.
     Value,
 }
@@ -104,6 +106,8 @@ impl Fault {
         }
         let hidden = hidden || node.as_scalar().is_some_and(Scalar::is_substituted);
         let (message, hint, class) = kind.words(Some(node).filter(|_| !hidden), node);
+        let is_unresolved = node.as_scalar().is_some_and(Scalar::is_unresolved);
+        let class = if is_unresolved { Class::Unresolved } else { class };
         Located { error: Error { hint, ..Error::new(at, message) }, class, steps }
     }
 

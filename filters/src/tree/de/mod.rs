@@ -150,8 +150,9 @@ impl<'de> Deserializer<'de> for NodeDe<'de> {
         _fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Fault> {
-        match self.node.value {
+        match &self.node.value {
             Value::List(_) => self.located(Err(de::Error::invalid_type(Unexpected::Seq, &visitor))),
+            Value::Map(entries) => self.located(visitor.visit_map(Entries::of_fields(entries, self.prune))),
             _ => self.visit(visitor),
         }
     }
@@ -175,6 +176,9 @@ impl<'de> Deserializer<'de> for NodeDe<'de> {
 }
 
 fn visit_scalar<'a, V: Visitor<'a>>(scalar: &'a Scalar, visitor: V) -> Result<V::Value, Fault> {
+    if scalar.is_unresolved() {
+        return Err(de::Error::custom("a reference in it could not be resolved"));
+    }
     match scalar.resolve() {
         Resolved::Null => visitor.visit_unit(),
         Resolved::Bool(value) => visitor.visit_bool(value),

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::*;
-use crate::tree::from_node_all;
+use crate::tree::{from_node_all, from_node_partly};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -147,4 +147,79 @@ fn errors_at_the_end_of_a_long_list_do_not_read_it_again_each_time() {
     assert_eq!(errors.len(), 99);
     assert_eq!(errors[98].path.to_string(), "routes[20098].name");
     assert_eq!(READ.get(), 20_000, "each good route is read once");
+}
+
+#[test]
+fn what_can_be_read_is_read_and_places_in_it_are_told_as_they_are_written() {
+    let text = "\
+version: 1
+upstreams: [{name: a, weight: 1}, {name: b}, {name: c, weight: 3, more: 1}]
+chains: {edge: [{a: x}, {b: 1}]}
+";
+    let read = from_node_partly::<Document>(&tree(text));
+    assert_eq!(read.errors.len(), 3, "{:?}", read.errors);
+    let document = read.value.expect("the rest");
+    let names: Vec<&str> = document.upstreams.iter().map(|upstream| &*upstream.name).collect();
+    assert_eq!(names, ["a", "c"]);
+    let written = |steps: &[&str]| read.lost.written(&path(steps)).to_string();
+    assert_eq!(written(&["upstreams", "0"]), "upstreams[0]");
+    assert_eq!(written(&["upstreams", "1", "name"]), "upstreams[2].name");
+    assert_eq!(written(&["upstreams", "2"]), "upstreams[3]");
+    assert_eq!(written(&["chains", "edge", "1", "b"]), "chains.edge[1].b");
+    let lacks = |steps: &[&str]| read.lost.lacks(&path(steps));
+    assert!(lacks(&["upstreams", "1"]) && lacks(&["upstreams", "1", "name"]));
+    assert!(lacks(&["upstreams", "2", "more"]) && !lacks(&["chains", "edge"]));
+    assert!(!lacks(&["upstreams", "2"]) && !lacks(&["chains", "edge", "0"]) && !lacks(&["routes"]));
+}
+
+#[test]
+fn the_rest_of_a_long_list_is_all_there() {
+    let item = |at: usize| if at % 40 == 39 { "- x\n".to_owned() } else { format!("- {at}\n") };
+    let read = from_node_partly::<Vec<u8>>(&tree(&(0..100).map(item).collect::<String>()));
+    assert_eq!((read.errors.len(), read.value.map(|rest| rest.len())), (2, Some(98)));
+    assert_eq!(read.lost.written(&path(&["78"])).to_string(), "[80]");
+    let read = from_node_partly::<Vec<u8>>(&tree(&"- x\n".repeat(200)));
+    assert_eq!((read.errors.len(), read.value), (100, None), "nobody knows what else is wrong");
+}
+
+/// The tree in which every `?` is a reference that could not be resolved.
+fn unresolved(text: &str) -> Arc<Node> {
+    tree(text).map_scalars(|scalar, _, _| (scalar.text() == "?").then(|| scalar.unresolved()))
+}
+
+#[test]
+fn neither_what_an_unresolved_reference_is_not_nor_what_comes_of_it_is_reported() {
+    let text = "\
+version: 1
+upstreams: [{name: '?', weight: 1}, {name: b, weight: '?', more: 1}]
+routes: [{name: a, paths: ['?'], upstream: '?'}]
+";
+    let read = from_node_partly::<Document>(&unresolved(text));
+    let places: Vec<String> = read.errors.iter().map(|error| error.path.to_string()).collect();
+    assert_eq!(places, ["upstreams[1].more"]);
+    let rest = read.value.expect("the rest");
+    assert!(rest.upstreams.is_empty() && rest.routes.is_empty(), "{rest:?}");
+    let nothing = from_node_all::<(bool, Option<u8>, String)>(&unresolved("['?', '?', '?']"));
+    assert!(nothing.is_err_and(|errors| errors.is_empty()));
+}
+
+#[test]
+fn entries_at_the_end_of_a_long_map_do_not_read_it_again_each_time() {
+    let good = (0..2_000).map(|i| format!("r{i}: {{name: r, paths: [/{i}], status: 200}}\n"));
+    let bad = (0..50).map(|i| format!("x{i}: {{name: {i}, paths: [/{i}], status: 200}}\n"));
+    let text: String = good.chain(bad).collect();
+    let errors = from_node_all::<BTreeMap<String, Route>>(&tree(&text)).expect_err("50 bad routes");
+    assert_eq!(errors.len(), 50);
+    assert_eq!(errors[49].path.to_string(), "x49.name");
+    assert_eq!(READ.get(), 2_000, "each good route is read once");
+}
+
+#[test]
+fn many_unresolved_references_neither_hide_the_rest_nor_are_read_one_by_one() {
+    let text = format!("- {{name: a, paths: [/], status: 200}}\n- [{} 7]\n- [x]\n", "'?', ".repeat(5_000));
+    let read = from_node_partly::<(Route, Vec<u8>, Vec<u8>)>(&unresolved(&text));
+    let places: Vec<String> = read.errors.iter().map(|error| error.path.to_string()).collect();
+    assert_eq!(places, ["[2][0]"]);
+    assert_eq!(read.value.map(|(_, known, other)| (known, other)), Some((vec![7], vec![])));
+    assert!(READ.get() < 600, "{} readings", READ.get());
 }

@@ -116,6 +116,14 @@ fn a_duplicate_in_a_large_map_is_found() {
 }
 
 #[test]
+fn many_duplicates_in_a_large_map_are_refused_cheaply() {
+    let others: String = (0..50_000).map(|at| format!("k{at}: 0\n")).collect();
+    let errors = refused(&format!("a: 0\n{}{others}", "a: 1\n".repeat(50_000)));
+    assert_eq!(errors[0], "2:1: a: duplicate key `a`, first at 1:1");
+    assert_eq!(errors.len(), 100, "nobody reads more");
+}
+
+#[test]
 fn what_yaml_allows_and_surprises_is_refused_in_place() {
     let cases = [
         ("a: 1\n---\nb: 2\n", "2:1: a second document"),
