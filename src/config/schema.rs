@@ -1,10 +1,15 @@
 //! The JSON Schema of a document, made from the types.
 
 use schemars::generate::SchemaSettings;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tollhouse_filters::registry::Registry;
 
 use super::Document;
+
+/// The definition of a reference.
+const REFERENCE: &str = "Reference";
+/// Keywords that say something about a value, and not which one it may be.
+const ABOUT: [&str; 4] = ["description", "default", "examples", "writeOnly"];
 
 /// The JSON Schema of a document that may use these filters.
 #[must_use]
@@ -26,6 +31,15 @@ pub fn schema(registry: &Registry) -> Value {
             json!({"description": description, "default": null, "allOf": [options]});
     }
     complete_defaults(&mut definitions);
+    for definition in definitions.as_object_mut().into_iter().flat_map(Map::values_mut) {
+        admit_references(definition);
+    }
+    definitions[REFERENCE] = json!({
+        "type": "string",
+        "pattern": r"\$\{(env|file):",
+        "description": "A text with a reference, which is replaced when the document is loaded.",
+        "examples": ["${env:PORT:-8080}", "${file:token}"],
+    });
     root["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
     root["title"] = json!("Tollhouse configuration");
     root["$defs"] = definitions;
@@ -55,10 +69,7 @@ fn implied_defaults(schema: &Value, definitions: &Value) -> Vec<(String, Value)>
 
 fn implied(property: &Value, definitions: &Value) -> Option<Value> {
     let null = json!({"type": "null"});
-    let may_be = |kind: &str| match &property["type"] {
-        Value::Array(kinds) => kinds.contains(&json!(kind)),
-        one => *one == *kind,
-    };
+    let may_be = |kind: &str| may_be(property, kind);
     if may_be("null") || property["anyOf"].as_array().is_some_and(|any| any.contains(&null)) {
         return Some(Value::Null);
     }
@@ -74,4 +85,66 @@ fn set_defaults(schema: &mut Value, defaults: Vec<(String, Value)>) {
     for (key, default) in defaults {
         schema["properties"][key]["default"] = default;
     }
+}
+
+/// Whether the type of a value may be this one, as far as `type` says.
+fn may_be(schema: &Value, kind: &str) -> bool {
+    match &schema["type"] {
+        Value::Array(kinds) => kinds.contains(&json!(kind)),
+        one => *one == *kind,
+    }
+}
+
+/// Lets a reference stand, alone or in a text, wherever a number, a choice or a text of some form is wanted: what
+/// comes of it is not known before the document is loaded.
+fn admit_references(schema: &mut Value) {
+    admit_below(schema);
+    if !refuses_references(schema) {
+        return;
+    }
+    let Value::Object(map) = schema else { return };
+    let (about, rules): (Map<String, Value>, Map<String, Value>) =
+        std::mem::take(map).into_iter().partition(|(key, _)| ABOUT.contains(&key.as_str()));
+    *map = about;
+    map.insert("anyOf".to_owned(), json!([rules, {"$ref": format!("#/$defs/{REFERENCE}")}]));
+}
+
+fn admit_below(schema: &mut Value) {
+    let Value::Object(map) = schema else { return };
+    for (keyword, below) in map {
+        match (keyword.as_str(), below) {
+            ("properties" | "patternProperties", Value::Object(below)) => {
+                below.values_mut().for_each(admit_references);
+            }
+            ("items" | "additionalProperties", below) => admit_references(below),
+            // These are about the value itself: it is one of them, or a reference instead.
+            ("anyOf" | "oneOf" | "allOf", Value::Array(below)) => below.iter_mut().for_each(admit_below),
+            _ => {}
+        }
+    }
+}
+
+/// Whether a scalar is wanted that the text of a reference is not; what is referred to is looked at in its own place.
+fn refuses_references(schema: &Value) -> bool {
+    if is_limited(schema) {
+        return true;
+    }
+    if takes_any_text(schema) || alternatives(schema).any(takes_any_text) {
+        return false;
+    }
+    let is_plain = ["integer", "number", "boolean"].into_iter().any(|kind| may_be(schema, kind));
+    is_plain || alternatives(schema).any(refuses_references)
+}
+
+fn takes_any_text(schema: &Value) -> bool {
+    may_be(schema, "string") && !is_limited(schema)
+}
+
+/// Whether not every text will do. The only number, `version`, is not given by a reference.
+fn is_limited(schema: &Value) -> bool {
+    schema["const"].is_string() || ["enum", "pattern"].into_iter().any(|key| schema.get(key).is_some())
+}
+
+fn alternatives(schema: &Value) -> impl Iterator<Item = &Value> {
+    ["anyOf", "oneOf"].into_iter().filter_map(move |key| schema[key].as_array()).flatten()
 }

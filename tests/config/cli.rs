@@ -139,6 +139,20 @@ fn a_failing_test_is_shown_with_what_was_seen() {
 }
 
 #[test]
+fn a_failing_test_shows_no_part_of_what_a_reference_stands_for() {
+    let sections = "version: 1\nserver: {threads: \"${env:THREADS}\"}";
+    let secret = RIGHT.replace("version: 1", sections).replace("${path.id}", "${env:KEY}/${path.id}");
+    let expected = "expect: {route: users, headers_to_upstream: {x-user: other}}";
+    let (_folder, file) = document(&secret.replace("expect: {route: users, upstream: users}", expected));
+    let mut test = program();
+    let output = test.args(["test", text(&file)]).env("THREADS", "2").env("KEY", "hunter2secret").output();
+    let output = output.expect("the program runs");
+    assert_eq!(code(&output), 1, "{output:?}");
+    let seen = "       expected header to the upstream x-user: `other`, got ***/1\n";
+    assert!(stdout(&output).contains(seen), "{output:?}");
+}
+
+#[test]
 fn a_passing_test_is_code_0() {
     let (_folder, file) = document(RIGHT);
     let output = run(&["test", text(&file)]);
@@ -169,6 +183,26 @@ fn explain_tells_the_route_why_not_the_others_the_filters_and_the_upstream() {
     ] {
         assert!(said.lines().any(|said| said == line), "no {line:?} in\n{said}");
     }
+}
+
+#[test]
+fn explain_takes_the_host_that_is_given_as_a_field() {
+    let (_folder, file) = document(&RIGHT.replace("headers: {x-sp", "hosts: [api.test], headers: {x-sp"));
+    let output = run(&["explain", "-c", text(&file), "GET", "/users/7", "-H", "Host: api.test"]);
+    let said = stdout(&output);
+    let lines = ["route      users", "           host: api.test"];
+    assert!(lines.iter().all(|line| said.lines().any(|said| said == *line)), "{said}");
+    assert!(said.contains("not        special: the header field `x-special` does not match"), "{said}");
+}
+
+#[test]
+fn explain_says_why_not_a_route_whose_field_was_dropped() {
+    let (_folder, file) = document(&RIGHT.replace("x-special: yes", "x-forwarded-proto: https"));
+    let output = run(&["explain", "-c", text(&file), "GET", "/users/7", "-H", "x-forwarded-proto: https"]);
+    let said = stdout(&output);
+    let why = "not        special: the header field `x-forwarded-proto` does not match";
+    assert!(said.lines().any(|line| line == why), "{said}");
+    assert!(said.lines().any(|line| line == "route      users"), "{said}");
 }
 
 #[test]
@@ -293,4 +327,26 @@ fn an_upgrade_asks_no_more_of_the_file_than_where_the_gateway_is() {
     assert_eq!(code(&output), 1, "{output:?}");
     let place = format!("{}:3:26: server.upgrade_socket: ", file.display());
     assert!(stderr(&output).starts_with(&place), "{output:?}");
+}
+
+#[test]
+fn an_upgrade_asks_no_other_gateway_where_the_place_of_this_one_is_wrong() {
+    let (_folder, file) = document("");
+    for socket in ["run/upgrade.sock", "/run/tollhouse/", "[/run/upgrade.sock]", "5"] {
+        let written = format!("version: 1\nserver: {{upgrade_socket: {socket}}}\n");
+        std::fs::write(&file, written).expect("written");
+        let output = run(&["upgrade", "-c", text(&file)]);
+        assert_eq!(code(&output), 1, "{socket}: {output:?}");
+        let place = format!("{}:2:26: server.upgrade_socket: ", file.display());
+        assert!(stderr(&output).starts_with(&place), "{socket}: {output:?}");
+    }
+}
+
+#[test]
+fn a_demo_that_does_not_come_up_says_so_and_nothing_else() {
+    let (_folder, file) = document("version: 1\nlisteners: 5\n");
+    let output = run(&["demo", "-c", text(&file), "--output", "json"]);
+    // 3 where somebody else has the ports of its sample services.
+    assert!([1, 3].contains(&code(&output)), "{output:?}");
+    assert!(json_of(&output).get("gateway").is_none(), "{output:?}");
 }

@@ -122,6 +122,19 @@ fn fmt_tells_in_json_what_came_of_each_file() {
 }
 
 #[test]
+fn a_file_that_cannot_be_written_is_told_in_the_same_json_as_the_others() {
+    // The new file beside it would have a longer name than there can be.
+    let long = format!("{}.yaml", "a".repeat(245));
+    let (_folder, files) = folder(&[(long.as_str(), UNTIDY), ("b.yaml", UNTIDY)]);
+    let output = fmt(&["--output", "json"], &files);
+    assert_eq!((code(&output), stderr(&output)), (3, String::new()));
+    let said = json_of(&output);
+    assert_eq!((&said[0]["outcome"], &said[1]["outcome"]), (&json!("failed"), &json!("formatted")));
+    assert!(said[0]["error"].as_str().is_some_and(|error| error.starts_with("cannot write ")), "{said}");
+    assert_eq!((read(&files[0]), read(&files[1])), (UNTIDY.to_owned(), TIDY.to_owned()));
+}
+
+#[test]
 fn every_example_can_be_formatted_and_means_the_same() {
     for path in yaml_files("conf/examples") {
         let before = read(&path);

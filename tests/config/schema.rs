@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{project, read, yaml_files};
 
@@ -81,6 +81,42 @@ fn every_object_refuses_keys_it_does_not_know() {
         }
     }
     assert!(open.is_empty(), "{open:?} accept any key");
+}
+
+#[test]
+fn a_reference_may_stand_for_every_kind_of_scalar() {
+    let errors = |text: &str| {
+        let document: Value = serde_yaml::from_str(text).expect("YAML");
+        let errors = validator().iter_errors(&document).map(|error| error.instance_path().to_string());
+        let mut errors: Vec<String> = errors.collect();
+        errors.sort();
+        errors
+    };
+    let with_references = r#"
+version: 1
+server:
+  threads: "${env:THREADS:-auto}"
+  drain: "${env:DRAIN}s"
+  limits: {header_count: "${env:COUNT}", connections_per_ip: "${env:MOST}", body_bytes: "${file:most}"}
+listeners: [{name: "${env:NAME}", address: "127.0.0.1:${env:PORT:-8080}", protocols: ["${env:PROTOCOL}"]}]
+upstreams:
+  - name: a
+    backends: [{address: "${env:HOST}:80", weight: "${env:WEIGHT}"}]
+    tls: {verify: "${env:VERIFY}"}
+    health: {active: {type: "${env:KIND}", expect: ["${env:STATUS}"]}}
+    retries: {conditions: ["${env:ON}"], methods: "${env:METHODS}"}
+routes: [{name: r, match: {paths: ["${env:PATTERN}"]}, split: {to: {a: "${env:SHARE}"}}}]
+"#;
+    assert_eq!(errors(with_references), Vec::<String>::new());
+    // Neither what is filled in for each request, nor where no scalar is.
+    let without = r#"
+version: "${env:VERSION}"
+server: {threads: "${client.address}", drain: "$ {env:DRAIN}"}
+listeners: "${env:LISTENERS}"
+"#;
+    assert_eq!(errors(without), ["/listeners", "/server/drain", "/server/threads", "/version"]);
+    let definition = json!({"$ref": "#/$defs/Reference"});
+    assert_eq!(schema()["$defs"]["Duration"]["anyOf"][1], definition, "the other rules stay beside it");
 }
 
 #[test]
