@@ -1,10 +1,12 @@
 //! Reloading when an input changes, on SIGHUP, or when the admin API asks.
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
@@ -17,7 +19,7 @@ use crate::door::{self, Desk, HeadLimits};
 use crate::observe::metrics;
 use crate::proxy::Budget;
 use crate::snapshot::{Reloaded, Reloader, Snapshot};
-use crate::source::{Problems, Stir, Watch};
+use crate::source::{Fingerprint, Problems, Stir, Watch};
 use crate::store::RedisStore;
 
 /// When memory that compiling took is free for long enough.
@@ -65,7 +67,8 @@ pub(super) fn start(
     settle(runtime);
     runtime.spawn(pass_on(hangups, requests.clone()));
     runtime.spawn(remind_of_certificates(reloader.clone()));
-    runtime.spawn(follow(wishes, Arc::new(Reloads { reloader, applied, watch })));
+    let watched = Mutex::new(snapshot.inputs());
+    runtime.spawn(follow(wishes, Arc::new(Reloads { reloader, applied, watch, watched })));
     requests
 }
 
@@ -109,27 +112,41 @@ struct Reloads {
     reloader: Arc<Reloader>,
     applied: Applied,
     watch: Option<Watch>,
+    /// Its inputs.
+    watched: Mutex<Vec<PathBuf>>,
 }
 
 impl Reloads {
     fn reload(&self) -> Arc<Reloaded> {
+        let mut watched = self.watched.lock();
+        let held = Fingerprint::of_inputs(&watched);
         let outcome = self.reloader.reload();
-        self.applied.apply(&self.reloader, &outcome, self.watch.as_ref());
+        let inputs = self.applied.apply(&self.reloader, &outcome);
+        if let Some(watch) = &self.watch {
+            // Whoever wished for it: what changes back before the watch looks is a change all the same.
+            watch.was_read(held);
+            if let Some(inputs) = inputs {
+                watched.clone_from(&inputs);
+                watch.set_inputs(inputs);
+            }
+        }
         Arc::new(outcome)
     }
 }
 
 impl Applied {
-    fn apply(&self, reloader: &Reloader, outcome: &Reloaded, watch: Option<&Watch>) {
+    /// Has a new snapshot take effect beside itself, and says what came of the reload; gives what is to be watched if that
+    /// may be something else.
+    fn apply(&self, reloader: &Reloader, outcome: &Reloaded) -> Option<Vec<PathBuf>> {
         let snapshot = reloader.live().load();
-        let inputs = match outcome {
-            Reloaded::Unchanged => return,
+        match outcome {
+            Reloaded::Unchanged => None,
             Reloaded::Refused { problems, again } => {
                 if !again {
                     report(problems, snapshot.generation);
                     self.desk.observe.registry.config_rejected();
                 }
-                problems.inputs.iter().cloned().chain(snapshot.inputs()).collect()
+                Some(problems.inputs.iter().cloned().chain(snapshot.inputs()).collect())
             }
             Reloaded::Swapped { generation, needs_upgrade } => {
                 for name in needs_upgrade {
@@ -137,11 +154,8 @@ impl Applied {
                 }
                 self.note(&snapshot);
                 log::info!(generation = generation, routes = snapshot.routes.len(); "configuration reloaded");
-                snapshot.inputs()
+                Some(snapshot.inputs())
             }
-        };
-        if let Some(watch) = watch {
-            watch.set_inputs(inputs);
         }
     }
 

@@ -63,6 +63,7 @@ pub struct Watch {
 enum Order {
     Changed,
     Inputs(Vec<PathBuf>),
+    Read(Fingerprint),
     Stop,
 }
 
@@ -72,7 +73,7 @@ impl Watch {
     ///
     /// Never fails: without the system's help it compares contents every two seconds. The call is
     /// made on that thread, and events wait meanwhile; it may call nothing but [`Watch::set_inputs`]
-    /// on this watch.
+    /// and [`Watch::was_read`] on this watch.
     ///
     /// # Errors
     /// The thread cannot be started.
@@ -104,6 +105,12 @@ impl Watch {
     pub fn set_inputs(&self, inputs: Vec<PathBuf>) {
         // The thread ends only with this value.
         let _ = self.orders.send(Order::Inputs(inputs));
+    }
+
+    /// Tells what the inputs held right before somebody read them; `changed` is called if they hold anything else by
+    /// now, be it what they held when it was called last.
+    pub fn was_read(&self, held: Fingerprint) {
+        let _ = self.orders.send(Order::Read(held));
     }
 }
 
@@ -150,6 +157,10 @@ impl Worker {
                     self.replace(inputs);
                     true
                 }
+                Ok(Order::Read(held)) => {
+                    self.note_read(held);
+                    true
+                }
                 Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => false,
                 Err(RecvTimeoutError::Timeout) => true,
             };
@@ -169,6 +180,7 @@ impl Worker {
                 Ok(Order::Changed) if left.is_zero() => return true,
                 Ok(Order::Changed) => {}
                 Ok(Order::Inputs(inputs)) => self.replace(inputs),
+                Ok(Order::Read(held)) => self.note_read(held),
                 Err(RecvTimeoutError::Timeout) => return true,
                 Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => return false,
             }
@@ -182,6 +194,10 @@ impl Worker {
                 Ok(Order::Changed) => self.settle(orders),
                 Ok(Order::Inputs(inputs)) => {
                     self.replace(inputs);
+                    true
+                }
+                Ok(Order::Read(held)) => {
+                    self.note_read(held);
                     true
                 }
                 Err(RecvTimeoutError::Timeout) => true,
@@ -212,6 +228,11 @@ impl Worker {
         self.inputs = inputs;
         self.arm();
         self.seen = None;
+    }
+
+    /// Goes by what somebody read, unless it is to be told whatever the inputs hold.
+    fn note_read(&mut self, held: Fingerprint) {
+        self.seen = self.seen.map(|_| held);
     }
 
     fn arm(&mut self) {

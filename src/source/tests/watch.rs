@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::*;
-use crate::source::{Stir, Tap, Timing, Watch};
+use crate::source::{Fingerprint, Stir, Tap, Timing, Watch};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -61,6 +61,21 @@ fn a_file_written_in_place_or_replaced_is_noticed() {
     noticed(&receiver);
     temp.write("a.yaml", "4");
     noticed(&receiver);
+}
+
+#[test]
+fn what_somebody_read_and_is_no_more_there_is_told_of() {
+    let temp = Temp::new(&[("a.yaml", "1")]);
+    let inputs = vec![temp.path("a.yaml")];
+    let held = Fingerprint::of_inputs(&inputs);
+    temp.write("a.yaml", "2");
+    let (watch, receiver) = watch(inputs.clone());
+    watch.was_read(held);
+    noticed(&receiver);
+    watch.was_read(Fingerprint::of_inputs(&inputs));
+    drop(watch);
+    // The thread ends and with it the sender; whatever it told before would be here.
+    assert_eq!(receiver.recv_timeout(DEADLINE), Err(RecvTimeoutError::Disconnected));
 }
 
 #[test]
