@@ -307,9 +307,7 @@ struct WholeRegex(Regex);
 impl<'de> Deserialize<'de> for WholeRegex {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        // First alone: `a)|(b` must not close the group that anchors it.
-        let built = values::regex(&text).and_then(|_| values::regex(&format!("^(?:{text})$")));
-        built.map(Self).map_err(|error| match error {
+        values::whole_regex(&text).map(Self).map_err(|error| match error {
             regex::Error::CompiledTooBig(_) => de::Error::custom("the regular expression is too large"),
             _ => de::Error::custom("expected a regular expression"),
         })

@@ -180,7 +180,7 @@ impl Template {
                 Part::Variable(variable) if escape == Escape::Url && variable.is_part_of_urls() => {
                     let value = variable.part_of_url(request, ctx);
                     match variable.is_value_behind(&out) {
-                        true => push_encoded(&mut out, &value, b"-._~/"),
+                        true => push_encoded(&mut out, value.as_bytes(), b"-._~/"),
                         false => out.push_str(&value),
                     }
                 }
@@ -336,13 +336,13 @@ fn push_escaped(out: &mut String, value: &str, escape: Escape) {
     match escape {
         Escape::Text => out.extend(value.chars().filter(|c| !c.is_control())),
         Escape::Body => out.push_str(value),
-        Escape::Url => push_encoded(out, value, b"-._~"),
+        Escape::Url => push_encoded(out, value.as_bytes(), b"-._~"),
     }
 }
 
 /// Letters, digits and these as they are, all else percent-encoded.
-fn push_encoded(out: &mut String, value: &str, kept: &[u8]) {
-    for byte in value.bytes() {
+pub(crate) fn push_encoded(out: &mut String, bytes: &[u8], kept: &[u8]) {
+    for &byte in bytes {
         if byte.is_ascii_alphanumeric() || kept.contains(&byte) {
             out.push(char::from(byte));
         } else {

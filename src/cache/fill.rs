@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::header::{
-    AUTHORIZATION, CONTENT_LENGTH, ETAG, HeaderMap, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE,
-    LAST_MODIFIED, RANGE, SET_COOKIE,
+    AUTHORIZATION, CONTENT_LENGTH, ETAG, HeaderMap, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED,
+    SET_COOKIE,
 };
 use http::{HeaderName, Method, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -76,21 +76,7 @@ impl Fill {
         stored: Option<Arc<Entry>>,
         (lead, interim): (Lead, UnboundedSender<ResponseHeader>),
     ) -> Self {
-        head.set_method(Method::GET);
-        // What the client has, or wants a part of, is not what is fetched.
-        for name in [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_RANGE, RANGE] {
-            head.remove_header(&name);
-        }
-        if let Some(target) = &ask.target {
-            let mut parts = head.uri.clone().into_parts();
-            parts.path_and_query = Some(target.clone());
-            if let Ok(uri) = http::Uri::from_parts(parts) {
-                head.set_uri(uri);
-            }
-        }
-        if let Some(path) = &ask.upstream_path {
-            exchange.ctx.policies.upstream_path = Some(path.clone());
-        }
+        exchange.fetch_for_all(ask, &mut head);
         let tls = exchange.ctx.scheme == Scheme::Https;
         let has_credentials = head.headers.contains_key(AUTHORIZATION);
         let tags = ask.plan.tags.iter().map(|tag| tag.render(request, &exchange.ctx, Escape::Text)).collect();

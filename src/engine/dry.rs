@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::header::{self, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, RANGE};
+use http::header::{self, RANGE};
 use http::{Method, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use serde::Serialize;
@@ -22,7 +22,6 @@ use tollhouse_filters::values::FieldName;
 use tollhouse_filters::world::{ManualClock, Revocation, World};
 
 use super::explain::foreign_keys;
-use super::intake::set_target;
 use super::{Connection, Decision, Exchange, Forwarding, strip_hop_by_hop};
 use crate::config::{Expect, Test, TestRequest};
 use crate::consumers::Roster;
@@ -161,15 +160,7 @@ fn uncached(ask: &Ask, exchange: &mut Exchange, request: &mut RequestHeader) -> 
     if request.method == Method::HEAD || request.headers.contains_key(RANGE) || ask.plan.min_uses > 1 {
         return None;
     }
-    for name in [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_RANGE] {
-        request.remove_header(&name);
-    }
-    if let Some(target) = &ask.target {
-        let _ = set_target(request, target.as_str());
-    }
-    if let Some(path) = &ask.upstream_path {
-        exchange.ctx.policies.upstream_path = Some(path.clone());
-    }
+    exchange.fetch_for_all(ask, request);
     None
 }
 

@@ -3,10 +3,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use http::Method;
+use http::header::{IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, RANGE};
+use pingora::http::RequestHeader;
+use tollhouse_filters::caching::Ask;
 use tollhouse_filters::context::EndedBy;
 use tollhouse_filters::outcome::Reply;
 
 use super::Exchange;
+use super::intake::set_path_and_query;
 use crate::upstream::call::Account;
 
 /// What a cache asked upstreams for in the place of a request: in the metrics already, but not yet in the log.
@@ -55,5 +60,22 @@ impl Exchange {
         self.ctx.waited += fetched.waited;
         self.ctx.ended_by = fetched.ended_by.take().or(self.ctx.ended_by.take());
         self.fetched = Some(fetched);
+    }
+}
+
+impl Exchange {
+    /// Makes of a request what a cache asks for to store it: all of it, by what its key counts.
+    pub fn fetch_for_all(&mut self, ask: &Ask, request: &mut RequestHeader) {
+        request.set_method(Method::GET);
+        // What the client has, or wants a part of, is not what is fetched.
+        for name in [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_RANGE, RANGE] {
+            request.remove_header(&name);
+        }
+        if let Some(target) = &ask.target {
+            let _ = set_path_and_query(request, target.clone());
+        }
+        if let Some(path) = &ask.upstream_path {
+            self.ctx.policies.upstream_path = Some(path.clone());
+        }
     }
 }

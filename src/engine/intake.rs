@@ -211,8 +211,12 @@ fn escaped(query: &str) -> Cow<'_, str> {
 
 /// Replaces path and query, keeping an authority (HTTP/2, absolute form).
 pub(super) fn set_target(request: &mut RequestHeader, target: &str) -> Option<()> {
+    set_path_and_query(request, PathAndQuery::try_from(target).ok()?)
+}
+
+pub(super) fn set_path_and_query(request: &mut RequestHeader, target: PathAndQuery) -> Option<()> {
     let mut parts = request.uri.clone().into_parts();
-    parts.path_and_query = Some(PathAndQuery::try_from(target).ok()?);
+    parts.path_and_query = Some(target);
     request.set_uri(Uri::from_parts(parts).ok()?);
     Some(())
 }

@@ -167,7 +167,7 @@ impl Upgrades {
     fn check_meant(&self, config: Option<&Path>) -> Result<(), Failure> {
         // Where our document is gone, the new process will say so.
         let (Some(meant), Ok(ours)) = (config, std::fs::canonicalize(&self.path)) else { return Ok(()) };
-        if meant == ours || is_same(meant, &ours) {
+        if is_same(meant, &ours) {
             return Ok(());
         }
         let (ours, meant) = (ours.display(), meant.display());

@@ -14,7 +14,7 @@ use http::HeaderName;
 use tollhouse_filters::pipeline::Pipeline;
 use tollhouse_filters::plan::{PlanSpec, Priority};
 use tollhouse_filters::registry::Registry;
-use tollhouse_filters::tree::{Error, FileId, Mark, Node, Path, Scalar, Value, suggest};
+use tollhouse_filters::tree::{Error, FileId, Mark, Node, Path, Scalar, suggest};
 use tollhouse_filters::values::ByteSize;
 use tollhouse_filters::world::{UpstreamId, World};
 
@@ -82,19 +82,19 @@ pub fn apart<T: Send, E: Send + From<Problems>>(work: impl FnOnce() -> Result<T,
 
 /// Problems found so far, by their place in the document.
 pub(super) struct Faults<'a> {
-    root: &'a Node,
+    root: &'a Arc<Node>,
     doubt: &'a Doubt,
     found: Vec<Error>,
     /// For what nobody is told.
     unheard: Option<Box<Self>>,
     /// What references gave, once somebody asked.
-    given: OnceCell<HashSet<&'a str>>,
+    given: OnceCell<HashSet<String>>,
 }
 
 impl<'a> Faults<'a> {
-    /// Those that were found while the document was loaded and read.
-    fn new(loaded: &'a Loaded, doubt: &'a Doubt, found: Vec<Error>) -> Self {
-        Self { root: &loaded.root, doubt, found, unheard: None, given: OnceCell::new() }
+    /// With those that were found so far.
+    fn new(root: &'a Arc<Node>, doubt: &'a Doubt, found: Vec<Error>) -> Self {
+        Self { root, doubt, found, unheard: None, given: OnceCell::new() }
     }
 
     /// Whether these sections could be read in full.
@@ -108,8 +108,7 @@ impl<'a> Faults<'a> {
             return self;
         }
         let (root, doubt) = (self.root, self.doubt);
-        let nothing = || Self { root, doubt, found: Vec::new(), unheard: None, given: OnceCell::new() };
-        self.unheard.get_or_insert_with(|| Box::new(nothing()))
+        self.unheard.get_or_insert_with(|| Box::new(Self::new(root, doubt, Vec::new())))
     }
 
     /// Something suspicious at this place, which is not wrong.
@@ -156,22 +155,15 @@ impl<'a> Faults<'a> {
     fn gives_away(&self, hint: &str) -> bool {
         let given = self.given.get_or_init(|| {
             let mut texts = HashSet::new();
-            collect_substituted(self.root, &mut texts);
+            self.root.map_scalars(|scalar, _, _| {
+                if scalar.is_substituted() {
+                    texts.insert(scalar.text().to_owned());
+                }
+                None
+            });
             texts
         });
         hint.split('`').nth(1).is_some_and(|name| given.contains(name))
-    }
-}
-
-/// Adds all texts that came through references.
-fn collect_substituted<'a>(node: &'a Node, texts: &mut HashSet<&'a str>) {
-    match &node.value {
-        Value::Scalar(scalar) if scalar.is_substituted() => {
-            texts.insert(scalar.text());
-        }
-        Value::Null | Value::Scalar(_) => {}
-        Value::List(items) => items.iter().for_each(|item| collect_substituted(item, texts)),
-        Value::Map(entries) => entries.iter().for_each(|(_, item)| collect_substituted(item, texts)),
     }
 }
 
@@ -210,7 +202,7 @@ impl Compiler<'_> {
 
     fn build(&self, read: Read, loaded: &Arc<Loaded>) -> Result<Snapshot, Problems> {
         let Read { mut document, doubt, errors } = read;
-        let mut faults = Faults::new(loaded, &doubt, errors);
+        let mut faults = Faults::new(&loaded.root, &doubt, errors);
         let base = FilePath::new(loaded.files.name(FileId(0))).parent().unwrap_or(FilePath::new(""));
         // Noted before they are read: what changes after this is noticed.
         let files = self.files(&document, base);

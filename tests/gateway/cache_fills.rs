@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use crate::harness::cached::{Cached, numbered};
-use crate::harness::{Gateway, Origin, Wire, get, refusing, request, soon, until};
+use crate::harness::{Gateway, Origin, Wire, get, refusing, request, soon, token, until};
 
 const FRESH: &str = "cache-control: max-age=3600\r\n";
 const SERVER_ERROR: &str = "HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n";
@@ -241,6 +241,24 @@ async fn what_answers_behind_the_cache_is_in_the_log() {
     assert_eq!((&line["status"], &line["denied_by"]), (&403.into(), &"respond".into()), "{line}");
 }
 
+/// A cache before an origin that is asked with tokens of this issuer, by these further options. It stores what is stale at
+/// once and served meanwhile; `/refused` has the token forgotten.
+async fn with_tokens(issuer: &Origin, options: &str) -> Cached {
+    let grant = format!(
+        "token_url: 'http://{}/token', client_id: gw, client_secret: s3cret{options}",
+        issuer.address
+    );
+    let filters = format!("[upstream_auth: {{client_credentials: {{{grant}}}}}, cache: {{}}]");
+    Cached::with(&filters, |nth, head| match head.target() {
+        "/refused" => "HTTP/1.1 401 No\r\ncontent-length: 0\r\n\r\n".to_owned(),
+        _ => {
+            let control = "cache-control: public, max-age=10, stale-while-revalidate=600";
+            numbered(nth, &format!("{control}\r\nage: 20\r\netag: \"v\"\r\n"))
+        }
+    })
+    .await
+}
+
 #[tokio::test]
 async fn what_is_served_meanwhile_does_not_fail_with_what_would_fetch_it_anew() {
     let asked = Arc::new(AtomicUsize::new(0));
@@ -250,26 +268,18 @@ async fn what_is_served_meanwhile_does_not_fail_with_what_would_fetch_it_anew() 
         async move {
             while let Ok(head) = wire.head().await {
                 let Ok(_) = wire.body(&head).await else { return };
-                let (status, answer) = match asked.fetch_add(1, Ordering::SeqCst) {
-                    0 => ("200 OK", r#"{"access_token": "t", "token_type": "Bearer", "expires_in": 3600}"#),
-                    _ => ("401 Unauthorized", r#"{"error": "invalid_client"}"#),
-                };
-                let length = answer.len();
-                wire.send(format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n{answer}")).await;
+                let refused = r#"{"error": "invalid_client"}"#;
+                let length = refused.len();
+                wire.send(match asked.fetch_add(1, Ordering::SeqCst) {
+                    0 => token(),
+                    _ => format!("HTTP/1.1 401 Unauthorized\r\nContent-Length: {length}\r\n\r\n{refused}"),
+                })
+                .await;
             }
         }
     })
     .await;
-    let grant = format!("token_url: 'http://{}/token', client_id: gw, client_secret: s3cret", issuer.address);
-    let filters = format!("[upstream_auth: {{client_credentials: {{{grant}}}}}, cache: {{}}]");
-    let cached = Cached::with(&filters, |nth, head| match head.target() {
-        "/refused" => "HTTP/1.1 401 No\r\ncontent-length: 0\r\n\r\n".to_owned(),
-        _ => {
-            let control = "cache-control: public, max-age=10, stale-while-revalidate=600";
-            numbered(nth, &format!("{control}\r\nage: 20\r\netag: \"v\"\r\n"))
-        }
-    })
-    .await;
+    let cached = with_tokens(&issuer, "").await;
     assert_eq!(cached.get("/").await.text(), "answer 1");
     // After which there is no token any more.
     assert_eq!(cached.get("/refused").await.status, 401);
@@ -296,26 +306,12 @@ async fn what_is_served_meanwhile_waits_for_no_token_and_is_fetched_anew_once_th
                     let _ = may_go.wait_for(|may_go| *may_go).await;
                     tokio::time::sleep(SLOW).await;
                 }
-                let answer = r#"{"access_token": "t", "token_type": "Bearer", "expires_in": 3600}"#;
-                let length = answer.len();
-                wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{answer}")).await;
+                wire.send(token()).await;
             }
         }
     })
     .await;
-    let grant = format!(
-        "token_url: 'http://{}/token', client_id: gw, client_secret: s3cret, timeout: 1h",
-        issuer.address
-    );
-    let filters = format!("[upstream_auth: {{client_credentials: {{{grant}}}}}, cache: {{}}]");
-    let cached = Cached::with(&filters, |nth, head| match head.target() {
-        "/refused" => "HTTP/1.1 401 No\r\ncontent-length: 0\r\n\r\n".to_owned(),
-        _ => {
-            let control = "cache-control: public, max-age=10, stale-while-revalidate=600";
-            numbered(nth, &format!("{control}\r\nage: 20\r\netag: \"v\"\r\n"))
-        }
-    })
-    .await;
+    let cached = with_tokens(&issuer, ", timeout: 1h").await;
     for path in ["/", "/other", "/refused"] {
         cached.get(path).await;
     }

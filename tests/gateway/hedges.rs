@@ -313,15 +313,7 @@ async fn each_attempt_of_a_hedge_tells_the_time_that_is_left_to_it() {
 #[tokio::test]
 async fn what_a_filter_waits_for_is_no_time_that_the_attempts_of_a_hedge_have() {
     const WAIT: Duration = Duration::from_millis(500);
-    let issuer = Origin::new(|mut wire: Wire| async move {
-        while let Ok(head) = wire.head().await {
-            let Ok(_) = wire.body(&head).await else { return };
-            tokio::time::sleep(WAIT).await;
-            let token = "{\"access_token\": \"t\", \"token_type\": \"Bearer\", \"expires_in\": 3600}";
-            wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{token}", token.len())).await;
-        }
-    })
-    .await;
+    let issuer = Origin::issuing(WAIT).await;
     let origin = Origin::echo().await;
     let rules = "hedge: {after: 1h}, timeouts: {total: 20s, remaining_header: x-left}";
     let filtered = format!(

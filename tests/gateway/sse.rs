@@ -172,6 +172,16 @@ async fn a_client_that_leaves_closes_the_origins_stream() {
     wire.closed().await;
 }
 
+/// Each event arrives, for so long.
+async fn events_go_on(wire: &mut Wire, client: &mut Wire, long: Duration, which: &str) {
+    let start = std::time::Instant::now();
+    while start.elapsed() < long {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        wire.send(chunk(&event(7))).await;
+        assert_eq!(client.chunk().await.expect("an event"), event(7).as_bytes(), "{which}");
+    }
+}
+
 #[tokio::test]
 async fn the_total_timeout_does_not_end_a_stream_of_events() {
     let (origin, mut taken) = played().await;
@@ -182,12 +192,7 @@ async fn the_total_timeout_does_not_end_a_stream_of_events() {
         client.send(format!("GET / HTTP/1.1\r\nHost: a\r\nAccept: {accept}\r\n\r\n")).await;
         let mut wire = begin(&mut taken, "Transfer-Encoding: chunked\r\n").await;
         client.head().await.expect("a head");
-        let start = std::time::Instant::now();
-        while start.elapsed() < Duration::from_millis(1000) {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            wire.send(chunk(&event(7))).await;
-            assert_eq!(client.chunk().await.expect("an event"), event(7).as_bytes(), "{accept}");
-        }
+        events_go_on(&mut wire, &mut client, Duration::from_millis(1000), accept).await;
     }
 }
 
@@ -204,12 +209,8 @@ async fn the_total_timeout_does_not_end_a_stream_of_events_behind_a_cache() {
         client.send(format!("GET / HTTP/1.1\r\nHost: a\r\nAccept: {accept}\r\n\r\n")).await;
         let mut wire = begin(&mut taken, &format!("Transfer-Encoding: chunked\r\n{validator}")).await;
         client.head().await.expect("a head");
-        let start = std::time::Instant::now();
-        while start.elapsed() < Duration::from_millis(1500) {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            wire.send(chunk(&event(7))).await;
-            assert_eq!(client.chunk().await.expect("an event"), event(7).as_bytes(), "{accept} {validator}");
-        }
+        events_go_on(&mut wire, &mut client, Duration::from_millis(1500), &format!("{accept} {validator}"))
+            .await;
     }
 }
 

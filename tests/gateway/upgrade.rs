@@ -1,7 +1,7 @@
 //! A gateway that is replaced by another process while it serves.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -13,6 +13,7 @@ use tokio_tungstenite::{accept_async, client_async};
 use tollhouse::handover::{Answer, Ask, Place};
 
 use crate::harness::{Broken, Gateway, H2c, Origin, Program, Wire, get, refused_to_start, soon, until};
+use crate::upgrade_sockets::upgrade_at;
 
 /// Clients that ask without a pause and try nothing twice; each says what failed.
 struct Traffic {
@@ -230,7 +231,7 @@ async fn a_document_with_problems_leaves_the_old_process_serving() {
 }
 
 /// A program that is started as the new process.
-fn program(folder: &Path, text: &str) -> std::path::PathBuf {
+fn program(folder: &Path, text: &str) -> PathBuf {
     let path = folder.join("program");
     std::fs::write(&path, text).expect("written");
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).expect("executable");
@@ -239,14 +240,7 @@ fn program(folder: &Path, text: &str) -> std::path::PathBuf {
 
 /// What becomes of an upgrade to this program.
 async fn upgrade_to(gateway: &Gateway, program: &Path) -> Answer {
-    let (place, program) = (Place::at(gateway.upgrade_socket()), program.to_owned());
-    let asked = tokio::task::spawn_blocking(move || {
-        let mut channel = place.connect().expect("it listens");
-        channel.set_patience(Duration::from_secs(30)).expect("more than zero");
-        channel.send(&Ask { program, config: None }).expect("sent");
-        channel.receive().expect("an answer")
-    });
-    asked.await.expect("no panic")
+    upgrade_at(gateway.upgrade_socket(), program.to_owned()).await
 }
 
 async fn refused(gateway: &Gateway, program: &Path) -> String {

@@ -58,12 +58,11 @@ async fn a_gateway_that_nobody_can_ask_to_be_replaced_says_so() {
     gateway.says("this process cannot be upgraded: `server.upgrade_socket` is not set").await;
 }
 
-/// What becomes of an upgrade to the same program.
-async fn asked(socket: PathBuf) -> Answer {
+/// What becomes of an upgrade to this program, asked for here.
+pub(super) async fn upgrade_at(socket: PathBuf, program: PathBuf) -> Answer {
     let asked = tokio::task::spawn_blocking(move || {
         let mut channel = Place::at(socket).connect().expect("it listens");
         channel.set_patience(Duration::from_secs(30)).expect("more than zero");
-        let program = env!("CARGO_BIN_EXE_tollhouse").into();
         channel.send(&Ask { program, config: None }).expect("sent");
         channel.receive().expect("an answer")
     });
@@ -82,7 +81,7 @@ async fn a_gateway_whose_end_is_the_end_of_its_container_is_not_replaced() {
     let rest = format!("server: {{upgrade_socket: \"{}\"}}", socket.display());
     let gateway = Alone::start(folder.path(), Some(&init), &rest);
     gateway.says("upgrade socket path=").await;
-    match asked(socket).await {
+    match upgrade_at(socket, env!("CARGO_BIN_EXE_tollhouse").into()).await {
         Answer::Refused { reason, configuration: false } => {
             assert!(reason.starts_with("`tini` is the parent of this process"), "{reason}");
         }

@@ -202,17 +202,8 @@ routes: [{{name: all, upstream: origin, direct: {direct}, filters: [{limit}, {au
 #[tokio::test]
 async fn what_waits_for_its_token_until_its_time_is_over_takes_nothing_of_quotas() {
     let origin = Origin::echo().await;
-    let issuer = Origin::new(|mut wire: Wire| async move {
-        while let Ok(head) = wire.head().await {
-            let Ok(_) = wire.body(&head).await else { return };
-            // Longer than the request may take.
-            tokio::time::sleep(Duration::from_millis(2500)).await;
-            let answer = r#"{"access_token": "t", "token_type": "Bearer", "expires_in": 3600}"#;
-            let length = answer.len();
-            wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{answer}")).await;
-        }
-    })
-    .await;
+    // Longer than the request may take.
+    let issuer = Origin::issuing(Duration::from_millis(2500)).await;
     let text = format!(
         "upstreams: [{{name: origin, timeouts: {{total: 2s}}, backends: [{{address: \"{}\"}}]}}]
 routes: [{{name: all, upstream: origin, direct: DIRECT, filters: [{{quota: {{per: ip, limit: 1/day}}}}, {{upstream_auth: {}}}]}}]

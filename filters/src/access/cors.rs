@@ -131,8 +131,7 @@ impl Origins {
             if text == "*" {
                 origins.any = true;
             } else if let Some(regex) = text.strip_prefix('~') {
-                // First alone: `a)|(b` must not close the group that anchors it.
-                let regex = values::regex(regex).and_then(|_| values::regex(&format!("^(?:{regex})$")));
+                let regex = values::whole_regex(regex);
                 origins
                     .regexes
                     .push(regex.map_err(|_| BuildError::at("origins", "a regular expression is not valid"))?);

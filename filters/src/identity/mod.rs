@@ -191,14 +191,7 @@ pub struct Verified {
 impl Verified {
     /// The same, of which the answer to the request sends no cookies.
     pub(crate) fn without_cookies(&self) -> Self {
-        let Self { principal, consumer, credential, body, cookies: _ } = self;
-        Self {
-            principal: principal.clone(),
-            consumer: consumer.clone(),
-            credential: credential.clone(),
-            body: body.clone(),
-            cookies: Vec::new(),
-        }
+        Self { cookies: Vec::new(), ..self.clone() }
     }
 }
 

@@ -30,7 +30,7 @@ pub use self::net::{IpSet, Network};
 pub use self::quota::{CalendarPeriod, Quota};
 pub use self::range::DurationRange;
 pub use self::rate::{Percent, Period, Rate};
-pub use self::regexes::{bounded, carried, regex, within};
+pub use self::regexes::{bounded, carried, regex, whole_regex, within};
 pub use self::scalar::{Refused, Scalar};
 pub use self::secret::Secret;
 pub use self::status::StatusRange;

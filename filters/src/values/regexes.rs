@@ -28,6 +28,15 @@ pub fn regex(text: &str) -> Result<Regex, Error> {
     bounded(|most| RegexBuilder::new(text).size_limit(most).build())
 }
 
+/// As [`regex()`], of which all of a text has to be one.
+///
+/// # Errors
+/// As [`regex()`].
+pub fn whole_regex(text: &str) -> Result<Regex, Error> {
+    // First alone: `a)|(b` must not close the group that anchors it.
+    regex(text).and_then(|_| regex(&format!("^(?:{text})$")))
+}
+
 /// As [`regex()`], for another kind, of at most so many bytes as `build` is told.
 ///
 /// # Errors

@@ -11,7 +11,7 @@ use tollhouse_filters::tree::{
     Error, Key, Lost, Mark, Node, Partly, Path, Scalar, Step, Trail, Value, from_node_partly, suggest,
 };
 
-use super::located;
+use super::{below, located};
 use crate::config::{Document, Name};
 use crate::source::{Loaded, Problems};
 
@@ -184,7 +184,7 @@ impl Doubt {
                 _ => insert(&mut document.chains, names, &written),
             }
         }
-        let paths = first_steps_of(&["server", "paths"]);
+        let paths = below("server.paths");
         if self.lost.lacks(&paths) || self.is_wrong_below(&paths) {
             // Rules that refuse nothing.
             document.server.paths.encoded_slash = EncodedSlash::Keep;
@@ -196,7 +196,7 @@ impl Doubt {
     fn names(&self, root: &Node, section: &str) -> Option<BTreeSet<Name>> {
         let is_it = |key: &Key| {
             let is_meant = || suggest(&key.text, SECTIONS) == Some(section);
-            *key.text == *section || (self.wrong.contains(&first_steps_of(&[&*key.text])) && is_meant())
+            *key.text == *section || (self.wrong.contains(&Path::default().join(&*key.text)) && is_meant())
         };
         let mut names = BTreeSet::new();
         for (_, node) in root.as_map()?.iter().filter(|(key, _)| is_it(key)) {
@@ -247,10 +247,6 @@ pub(super) fn together(path: &Path) -> usize {
 
 fn first_steps(path: &Path, count: usize) -> Path {
     path.steps().iter().take(count).cloned().collect()
-}
-
-fn first_steps_of(keys: &[&str]) -> Path {
-    keys.iter().copied().collect()
 }
 
 /// What an entity of a list is called: by its `name`, or by what is spelt much like it.

@@ -39,7 +39,7 @@ pub(crate) use h2raw::H2Raw;
 pub(crate) use haproxy::Haproxy;
 pub(crate) use nginx::Nginx;
 pub(crate) use oidc::Oidc;
-pub(crate) use origin::{Origin, refusing, refusing_each};
+pub(crate) use origin::{Origin, refusing, refusing_each, token};
 pub(crate) use program::Program;
 pub(crate) use redis::Redis;
 pub(crate) use secure_origin::{Identity, TlsOrigin};

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
@@ -11,6 +12,12 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::{Head, Wire};
+
+/// The answer that gives out the token `t`.
+pub(crate) fn token() -> String {
+    let token = r#"{"access_token": "t", "token_type": "Bearer", "expires_in": 3600}"#;
+    format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{token}", token.len())
+}
 
 /// A listening origin; it is gone when dropped.
 pub(crate) struct Origin {
@@ -97,6 +104,18 @@ impl Origin {
                     let Ok(_) = wire.body(&head).await else { return };
                     wire.send((*answer).as_ref()).await;
                 }
+            }
+        })
+        .await
+    }
+
+    /// Gives out the token `t` to anybody, each time after this long.
+    pub(crate) async fn issuing(after: Duration) -> Self {
+        Self::new(move |mut wire| async move {
+            while let Ok(head) = wire.head().await {
+                let Ok(_) = wire.body(&head).await else { return };
+                tokio::time::sleep(after).await;
+                wire.send(token()).await;
             }
         })
         .await

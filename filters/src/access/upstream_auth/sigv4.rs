@@ -1,13 +1,13 @@
 //! AWS Signature Version 4, as "Create a signed AWS API request" of AWS's documentation describes it.
 
 use std::borrow::Cow;
-use std::fmt::Write as _;
 
 use aws_lc_rs::hmac::{HMAC_SHA256, Key, sign};
 use sha2::{Digest, Sha256};
 
 use crate::condition::raw_pairs;
 use crate::path::decode_bytes;
+use crate::template::push_encoded;
 use crate::values::{Secret, hex};
 
 /// In the place of the hash of a body that is not signed.
@@ -130,7 +130,7 @@ fn canonical_path(path: &str, paths: Paths) -> String {
     let path = if paths.normalize { normalized(path) } else { path.to_owned() };
     let once: Cow<'_, [u8]> = if paths.encode_again { path.as_bytes().into() } else { decode_bytes(&path) };
     let mut text = String::with_capacity(once.len() + 16);
-    push_encoded(&mut text, &once, true);
+    push_encoded(&mut text, &once, b"-._~/");
     if text.is_empty() { "/".to_owned() } else { text }
 }
 
@@ -152,25 +152,14 @@ fn canonical_query(query: &str) -> String {
     let encoded = |text: &str| {
         let text: Cow<'_, str> = if text.contains('+') { text.replace('+', " ").into() } else { text.into() };
         let mut out = String::with_capacity(text.len());
-        // As bytes: what is signed is what is sent, be it UTF-8 or not.
-        push_encoded(&mut out, &decode_bytes(&text), false);
+        // All but unreserved characters (RFC 3986 s2.3), and as bytes: what is signed is what is sent, be it UTF-8 or not.
+        push_encoded(&mut out, &decode_bytes(&text), b"-._~");
         out
     };
     let mut pairs: Vec<(String, String)> =
         raw_pairs(query).map(|(name, value)| (encoded(name), encoded(value))).collect();
     pairs.sort();
     pairs.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join("&")
-}
-
-/// All but unreserved characters (RFC 3986 s2.3) as octets.
-fn push_encoded(out: &mut String, bytes: &[u8], keep_slashes: bool) {
-    for &byte in bytes {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || (keep_slashes && byte == b'/') {
-            out.push(char::from(byte));
-        } else {
-            write!(out, "%{byte:02X}").expect("writing to a String cannot fail");
-        }
-    }
 }
 
 #[cfg(test)]
