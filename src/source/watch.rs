@@ -21,7 +21,7 @@ use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind, RenameMode};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use parking_lot::Mutex;
 
-use self::writers::{Real, Writers};
+use self::writers::Writers;
 use super::Fingerprint;
 
 /// As many symlinks does Linux follow (path_resolution(7)).
@@ -94,7 +94,7 @@ impl Watch {
         let mut worker = Worker::new(orders.clone(), timing, Box::new(changed));
         worker.inputs = inputs;
         // Before the thread runs: what changes after this call is noticed.
-        worker.directories.arm(&worker.inputs);
+        worker.arm();
         worker.seen = Some(Fingerprint::of_inputs(&worker.inputs));
         thread::Builder::new().name("watch".to_owned()).spawn(move || worker.run(&received))?;
         Ok(Watch { orders })
@@ -137,9 +137,10 @@ impl Worker {
         let writers = Arc::<Mutex<Writers>>::default();
         let noted = writers.clone();
         let directories = Directories::new(move |event| {
-            noted.lock().note(event, Instant::now());
-            // The thread ends only with its watch.
-            let _ = orders.send(Order::Changed);
+            if noted.lock().note(event, Instant::now()) {
+                // The thread ends only with its watch.
+                let _ = orders.send(Order::Changed);
+            }
         });
         Worker { timing, changed, inputs: Vec::new(), seen: None, young: None, directories, writers }
     }
@@ -151,24 +152,31 @@ impl Worker {
             } else {
                 orders.recv().map_err(|_| RecvTimeoutError::Disconnected)
             };
-            let go_on = match order {
-                Ok(Order::Changed) => self.settle(orders),
-                Ok(Order::Inputs(inputs)) => {
-                    self.replace(inputs);
-                    true
-                }
-                Ok(Order::Read(held)) => {
-                    self.note_read(held);
-                    true
-                }
-                Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => false,
-                Err(RecvTimeoutError::Timeout) => true,
-            };
-            if !go_on || !self.finish(orders) {
+            if !self.begin(order, orders) || !self.finish(orders) {
                 return;
             }
             self.compare();
         }
+    }
+
+    /// Does what is ordered and waits for the end of the burst that it may be part of; `false` means stop.
+    fn begin(&mut self, order: Result<Order, RecvTimeoutError>, orders: &Receiver<Order>) -> bool {
+        match order {
+            // What others read tells of changes sooner than the system does, which says who is still writing.
+            Ok(order) => self.obey(order) && self.settle(orders),
+            Err(reason) => reason == RecvTimeoutError::Timeout,
+        }
+    }
+
+    /// Does what is ordered; `false` means stop.
+    fn obey(&mut self, order: Order) -> bool {
+        match order {
+            Order::Changed => {}
+            Order::Inputs(inputs) => self.replace(inputs),
+            Order::Read(held) => self.note_read(held),
+            Order::Stop => return false,
+        }
+        true
     }
 
     /// Waits for the end of a burst; `false` means stop.
@@ -178,11 +186,12 @@ impl Worker {
             let left = end.saturating_duration_since(Instant::now());
             match orders.recv_timeout(self.timing.quiet.min(left)) {
                 Ok(Order::Changed) if left.is_zero() => return true,
-                Ok(Order::Changed) => {}
-                Ok(Order::Inputs(inputs)) => self.replace(inputs),
-                Ok(Order::Read(held)) => self.note_read(held),
-                Err(RecvTimeoutError::Timeout) => return true,
-                Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => return false,
+                Ok(order) => {
+                    if !self.obey(order) {
+                        return false;
+                    }
+                }
+                Err(reason) => return reason == RecvTimeoutError::Timeout,
             }
         }
     }
@@ -190,20 +199,8 @@ impl Worker {
     /// Waits for whoever is in the middle of writing an input; `false` means stop.
     fn finish(&mut self, orders: &Receiver<Order>) -> bool {
         while let Some(patience) = self.patience() {
-            let go_on = match orders.recv_timeout(patience) {
-                Ok(Order::Changed) => self.settle(orders),
-                Ok(Order::Inputs(inputs)) => {
-                    self.replace(inputs);
-                    true
-                }
-                Ok(Order::Read(held)) => {
-                    self.note_read(held);
-                    true
-                }
-                Err(RecvTimeoutError::Timeout) => true,
-                Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => false,
-            };
-            if !go_on {
+            let order = orders.recv_timeout(patience);
+            if !self.begin(order, orders) {
                 return false;
             }
         }
@@ -212,12 +209,9 @@ impl Worker {
 
     /// How long to wait for the writers of inputs, if there are any.
     fn patience(&self) -> Option<Duration> {
-        let awaited = self.writers.lock().awaited(&self.timing, Instant::now());
-        if awaited.is_empty() {
-            return None;
-        }
-        let inputs = Real::of(&self.inputs);
-        awaited.into_iter().filter(|(file, _)| inputs.may_be(file)).map(|(_, left)| left).max()
+        let mut writers = self.writers.lock();
+        writers.look_for(&self.inputs);
+        writers.patience(&self.timing, Instant::now())
     }
 
     /// Takes over other inputs, which are to be told of.
@@ -237,7 +231,9 @@ impl Worker {
 
     fn arm(&mut self) {
         self.directories.arm(&self.inputs);
-        self.writers.lock().retain(|directory| self.directories.armed.contains_key(directory));
+        let mut writers = self.writers.lock();
+        writers.retain(|directory| self.directories.armed.contains_key(directory));
+        writers.look_for(&self.inputs);
     }
 
     fn compare(&mut self) {

@@ -272,6 +272,43 @@ fn who_writes_another_file_beside_an_input_is_not_waited_for() {
 }
 
 #[test]
+fn a_log_beside_an_input_keeps_nobody_from_being_told_of_a_change() {
+    let temp = Temp::new(&[("a.yaml", "1"), ("access.log", "")]);
+    let timing = Timing { longest: HOUR, ..timing() };
+    let (_watch, receiver) = reading(&[temp.path("a.yaml")], timing);
+    let mut log = fs::File::options().append(true).open(temp.path("access.log")).unwrap();
+    let (done, is_done) = channel::<()>();
+    let logging = thread::spawn(move || {
+        while is_done.recv_timeout(Duration::from_millis(5)) == Err(RecvTimeoutError::Timeout) {
+            log.write_all(b"GET /\n").unwrap();
+        }
+    });
+    temp.write("a.yaml", "2");
+    assert_eq!(receiver.recv_timeout(DEADLINE), Ok("2".to_owned()));
+    drop(done);
+    logging.join().unwrap();
+}
+
+#[test]
+fn what_is_begun_while_somebody_tells_what_was_read_is_told_of_once_it_is_whole() {
+    let temp = Temp::new(&[("a.yaml", "1")]);
+    let (watch, receiver) = reading(&[temp.path("a.yaml")], timing());
+    let read = Fingerprint::of_inputs(&[temp.path("none")]);
+    for round in ["one", "two", "three", "four", "five"] {
+        watch.was_read(read);
+        let mut file = fs::File::create(temp.path("a.yaml")).unwrap();
+        file.write_all(b"half").unwrap();
+        while let Ok(told) = receiver.recv_timeout(SILENCE) {
+            assert_ne!(told, "half");
+        }
+        file.write_all(round.as_bytes()).unwrap();
+        drop(file);
+        let whole = format!("half{round}");
+        while receiver.recv_timeout(DEADLINE).expect("it is told") != whole {}
+    }
+}
+
+#[test]
 fn other_inputs_are_told_of_once_nobody_is_writing_them() {
     let temp = Temp::new(&[("a.yaml", "1"), ("b.yaml", "1")]);
     let (watch, receiver) = watch(vec![temp.path("a.yaml")]);
