@@ -185,7 +185,7 @@ impl Worker {
         loop {
             let left = end.saturating_duration_since(Instant::now());
             match orders.recv_timeout(self.timing.quiet.min(left)) {
-                Ok(Order::Changed) if left.is_zero() => return true,
+                Ok(order) if left.is_zero() => return self.obey(order),
                 Ok(order) => {
                     if !self.obey(order) {
                         return false;
@@ -199,8 +199,7 @@ impl Worker {
     /// Waits for whoever is in the middle of writing an input; `false` means stop.
     fn finish(&mut self, orders: &Receiver<Order>) -> bool {
         while let Some(patience) = self.patience() {
-            let order = orders.recv_timeout(patience);
-            if !self.begin(order, orders) {
+            if !self.begin(orders.recv_timeout(patience), orders) {
                 return false;
             }
         }
@@ -209,9 +208,7 @@ impl Worker {
 
     /// How long to wait for the writers of inputs, if there are any.
     fn patience(&self) -> Option<Duration> {
-        let mut writers = self.writers.lock();
-        writers.look_for(&self.inputs);
-        writers.patience(&self.timing, Instant::now())
+        self.writers.lock().patience(&self.inputs, &self.timing, Instant::now())
     }
 
     /// Takes over other inputs, which are to be told of.

@@ -67,7 +67,12 @@ impl Writers {
     }
 
     /// How long to wait for whoever is in the middle of writing an input, if anybody is.
-    pub(super) fn patience(&self, timing: &Timing, now: Instant) -> Option<Duration> {
+    pub(super) fn patience(&mut self, inputs: &[PathBuf], timing: &Timing, now: Instant) -> Option<Duration> {
+        if self.open.is_empty() {
+            return None;
+        }
+        // One that was missing may be there by now.
+        self.look_for(inputs);
         let left = |written: &Written| {
             let end = (written.last + timing.stalled).min(written.first + timing.unclosed);
             end.saturating_duration_since(now)
