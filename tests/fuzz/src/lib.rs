@@ -1,6 +1,6 @@
 //! The door's readers of bytes as functions: the very files of the gateway, with nothing around them.
 
-#![allow(dead_code, unreachable_pub, reason = "the gateway uses the rest of these files")]
+#![expect(dead_code, unreachable_pub, reason = "the gateway uses the rest of these files")]
 
 mod door;
 pub mod identity;
