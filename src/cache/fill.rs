@@ -147,7 +147,11 @@ impl Fill {
     async fn upstream(&mut self) -> Result<Arc<Upstream>, Reply> {
         loop {
             match self.exchange.decide(&mut self.head).await {
-                Decision::Reply(reply) => return Err(reply),
+                Decision::Reply(reply) => {
+                    let waits = self.exchange.wants_body_before_answer().is_some();
+                    let refused = if waits { self.exchange.no_body(&mut self.head).await } else { None };
+                    return Err(refused.unwrap_or(reply));
+                }
                 Decision::Cache(_) => {}
                 Decision::Forward(upstream) => {
                     if let Some(reply) = self.exchange.no_body(&mut self.head).await {

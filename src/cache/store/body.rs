@@ -3,17 +3,20 @@
 use std::fmt;
 use std::iter::FusedIterator;
 use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tollhouse_filters::world::{ClientBody, ClientError, FilePart};
 
 use super::BLOCK;
-use super::arena::{Lodged, MOST_AT_ONCE};
+use super::arena::{self, Lodged, MOST_AT_ONCE};
+use super::counted::Counted;
 
 /// Somebody copies a long body: one at a time, since each is there twice meanwhile.
 static COPYING: AtomicBool = AtomicBool::new(false);
@@ -27,11 +30,19 @@ pub(super) struct Large {
     place: ArcSwap<Place>,
     /// It moved, or is about to, or cannot.
     moved: AtomicBool,
+    stay: Mutex<Stay>,
 }
 
 enum Place {
     Blocks(Box<[Bytes]>),
-    Lodged(Arc<Lodged>),
+    Lodged(Lodged),
+}
+
+/// How many entries in the store have a body. Once none has, it takes memory for those who read it still.
+#[derive(Default)]
+struct Stay {
+    entries: usize,
+    lingers: Option<Counted<Arc<AtomicUsize>>>,
 }
 
 impl Large {
@@ -44,7 +55,7 @@ impl Large {
     pub(super) fn of(blocks: Box<[Bytes]>) -> Self {
         let length = blocks.iter().map(|block| block.len() as u64).sum();
         let place = ArcSwap::from_pointee(Place::Blocks(blocks));
-        Self { length, place, moved: AtomicBool::new(false) }
+        Self { length, place, moved: AtomicBool::new(false), stay: Mutex::default() }
     }
 
     /// How many bytes it has.
@@ -57,10 +68,27 @@ impl Large {
         2 * self.length.div_ceil(BLOCK as u64)
     }
 
-    /// The body, where the kernel can send it from, once it is there.
-    fn lodged(self: &Arc<Self>) -> Option<Arc<Lodged>> {
+    /// One more entry that has it is in the store.
+    pub(super) fn enter(&self) {
+        let mut stay = self.stay.lock();
+        stay.entries += 1;
+        stay.lingers = None;
+    }
+
+    /// An entry that has it left the store. After the last one, it is in this sum for as long as somebody has it.
+    pub(super) fn leave(&self, lingering: &Arc<AtomicUsize>) {
+        let mut stay = self.stay.lock();
+        stay.entries -= 1;
+        if stay.entries == 0 {
+            let bytes = usize::try_from(self.length).unwrap_or(usize::MAX);
+            stay.lingers = Some(Counted::new(Arc::clone(lingering), bytes));
+        }
+    }
+
+    /// Where in the arena it begins, once it is there.
+    fn lodged(self: &Arc<Self>) -> Option<u64> {
         if let Place::Lodged(lodged) = &**self.place.load() {
-            return Some(Arc::clone(lodged));
+            return Some(lodged.at());
         }
         if self.moved.swap(true, Relaxed) {
             return None;
@@ -82,23 +110,30 @@ impl Large {
         None
     }
 
-    fn relocate(&self) -> Option<Arc<Lodged>> {
+    fn relocate(&self) -> Option<u64> {
         let place = self.place.load_full();
         let blocks = match &*place {
             Place::Blocks(blocks) => blocks,
-            Place::Lodged(lodged) => return Some(Arc::clone(lodged)),
+            Place::Lodged(lodged) => return Some(lodged.at()),
         };
         match Lodged::new(blocks) {
             Ok(lodged) => {
-                let lodged = Arc::new(lodged);
-                self.place.store(Arc::new(Place::Lodged(Arc::clone(&lodged))));
-                Some(lodged)
+                let at = lodged.at();
+                self.place.store(Arc::new(Place::Lodged(lodged)));
+                Some(at)
             }
             Err(error) => {
                 log::debug!(reason:% = error; "a stored body stays where it is");
                 None
             }
         }
+    }
+}
+
+impl AsFd for Large {
+    /// Who has a part of a file keeps the body with it, and it counts; such a body stays in the arena.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        arena::file()
     }
 }
 
@@ -215,9 +250,9 @@ impl ClientBody for Pieces {
         if self.left == 0 {
             return None;
         }
-        let lodged = large.lodged()?;
-        let at = lodged.at() + self.at;
-        Some(FilePart { file: lodged, at, left: std::mem::take(&mut self.left) })
+        let at = large.lodged()? + self.at;
+        let file = Arc::clone(large);
+        Some(FilePart { file, at, left: std::mem::take(&mut self.left) })
     }
 }
 
@@ -254,7 +289,6 @@ fn close(open: &mut Vec<u8>, blocks: &mut Vec<Bytes>) {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
     use std::os::unix::fs::FileExt;
 
     use super::*;

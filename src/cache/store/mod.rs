@@ -1,12 +1,15 @@
 //! Where responses are kept: in memory, within a number of bytes, in parts that do not wait for each other.
 //!
-//! Entries are complete and never change; who has one keeps it, whatever becomes of it here. A lookup takes
-//! a read lock for as long as it takes to find a key and count a use. What a full store keeps is decided by
+//! Entries are complete and never change; who has one keeps it, whatever becomes of it here. A large body takes
+//! room until nobody has it any more, so that clients who read slowly do not make memory grow; a small one is no more
+//! than what is on its way to any client. A lookup takes a read lock for as long as it takes to find a key and
+//! count a use. What a full store keeps is decided by
 //! S3-FIFO (the order in which entries leave) and TinyLFU (whether one that comes in is worth one that would
 //! have to leave). Keys are hashed with a secret, and compared whole.
 
 mod arena;
 mod body;
+mod counted;
 mod disk;
 mod entry;
 mod index;
@@ -28,6 +31,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::{RwLock, RwLockReadGuard};
 
 pub use self::body::Pieces;
+use self::counted::Counted;
 use self::disk::{Disk, Loaded};
 pub use self::disk::{DiskNumbers, DiskOptions};
 pub use self::entry::{BLOCK, Entry, LONGEST_TAG, MOST_TAGS, Parts, Variants};
@@ -63,6 +67,8 @@ pub struct Store {
     /// Bytes of the entries in it, and of those on their way.
     held: AtomicUsize,
     coming: AtomicUsize,
+    /// Bytes of large bodies that left it, and that somebody has still.
+    lingering: Arc<AtomicUsize>,
     entries: AtomicUsize,
     /// The part that is the next to be taken from.
     turn: AtomicUsize,
@@ -75,7 +81,6 @@ pub struct Store {
 
 // No two parts share a line of the processor's cache.
 #[repr(align(128))]
-#[derive(Default)]
 struct Part {
     shard: RwLock<Shard>,
     /// Entries in it, for those who have no lock.
@@ -94,7 +99,7 @@ struct Place {
 pub enum Inserted {
     /// It is in.
     Stored,
-    /// What would have had to leave for it is asked for more often.
+    /// What would have had to leave for it is asked for more often, or has left and is read still.
     NotAdmitted,
     /// It would take more than half of the store.
     TooLarge,
@@ -130,8 +135,13 @@ impl Store {
     /// An empty one.
     #[must_use]
     pub fn new(options: StoreOptions) -> Self {
+        let lingering = Arc::<AtomicUsize>::default();
+        let part = |_| {
+            let shard = RwLock::new(Shard::new(Arc::clone(&lingering)));
+            Part { shard, entries: AtomicUsize::new(0) }
+        };
         let store = Self {
-            parts: (0..PARTS).map(|_| Part::default()).collect(),
+            parts: (0..PARTS).map(part).collect(),
             hashes: RandomState::new(),
             sketch: ArcSwap::from_pointee(Sketch::new(0)),
             max_variants: options.max_variants,
@@ -139,6 +149,7 @@ impl Store {
             capacity: AtomicUsize::new(0),
             held: AtomicUsize::new(0),
             coming: AtomicUsize::new(0),
+            lingering,
             entries: AtomicUsize::new(0),
             turn: AtomicUsize::new(0),
             generation: AtomicU64::new(0),
@@ -298,7 +309,7 @@ impl Store {
             return Inserted::TooLarge;
         }
         let place = self.place(entry.key());
-        let _coming = Coming::new(&self.coming, weight);
+        let _coming = Counted::new(&self.coming, weight);
         let is_known = self.read(place.part).get(place.tag, entry.key()).is_some();
         let uses = if is_known { u8::MAX } else { self.sketch.load().of(place.tag) };
         if !self.make_room(uses) {
@@ -395,10 +406,11 @@ impl Store {
         given
     }
 
-    /// Gives up entries until those that are in and coming fit; not for an entry that is asked for less than
-    /// the first one that would have to leave. Whether they fit.
+    /// Gives up entries until those that are in and coming fit, beside what is read still; not for an entry that is
+    /// asked for less than the first one that would have to leave. Whether they fit.
     fn make_room(&self, mut uses: u8) -> bool {
-        while self.held.load(Relaxed) + self.coming.load(Relaxed) > self.room.load(Relaxed) {
+        let taken = || self.held.load(Relaxed) + self.coming.load(Relaxed) + self.lingering.load(Relaxed);
+        while taken() > self.room.load(Relaxed) {
             let Some(part) = self.full_part() else { return false };
             match self.give_up(part, uses) {
                 Victim::Gone => {
@@ -440,25 +452,6 @@ impl Store {
 impl Drop for Store {
     fn drop(&mut self) {
         self.close();
-    }
-}
-
-/// Bytes that are about to be in the store.
-struct Coming<'a> {
-    coming: &'a AtomicUsize,
-    bytes: usize,
-}
-
-impl<'a> Coming<'a> {
-    fn new(coming: &'a AtomicUsize, bytes: usize) -> Self {
-        coming.fetch_add(bytes, Relaxed);
-        Self { coming, bytes }
-    }
-}
-
-impl Drop for Coming<'_> {
-    fn drop(&mut self) {
-        self.coming.fetch_sub(self.bytes, Relaxed);
     }
 }
 

@@ -1,22 +1,25 @@
 //! A part of the store behind one lock: a table by hash, the queues, and the indexes.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use hashbrown::HashTable;
 use slab::Slab;
 
+use super::body::Large;
 use super::entry::{Entry, Variants};
 use super::index::Index;
 use super::queue::{Node, Queues};
 
 /// A part of the store.
-#[derive(Default)]
 pub(super) struct Shard {
     places: HashTable<Place>,
     nodes: Slab<Node>,
     queues: Queues,
     index: Index,
     entries: usize,
+    /// Bytes of large bodies that left the store, and that somebody has still.
+    lingering: Arc<AtomicUsize>,
 }
 
 /// Where a key's node is. Its tag, a part of the key's hash, tells most other keys from it.
@@ -33,6 +36,18 @@ pub(super) struct Victim {
 }
 
 impl Shard {
+    /// An empty one; large bodies that leave it are in this sum for as long as somebody has them.
+    pub(super) fn new(lingering: Arc<AtomicUsize>) -> Self {
+        Self {
+            places: HashTable::new(),
+            nodes: Slab::new(),
+            queues: Queues::default(),
+            index: Index::default(),
+            entries: 0,
+            lingering,
+        }
+    }
+
     /// Bytes of everything in it.
     pub(super) fn bytes(&self) -> usize {
         self.queues.bytes()
@@ -99,6 +114,12 @@ impl Shard {
         out
     }
 
+    /// Takes everything out.
+    pub(super) fn take_all(&mut self) -> Self {
+        let empty = Self::new(Arc::clone(&self.lingering));
+        std::mem::replace(self, empty)
+    }
+
     /// What it would give up next: the oldest entry of a key.
     pub(super) fn victim(&mut self) -> Option<Victim> {
         let at = self.queues.victim(&mut self.nodes)?;
@@ -140,7 +161,9 @@ impl Shard {
         let at = u32::try_from(self.nodes.insert(node)).expect("fewer than 2^32 nodes");
         self.places.insert_unique(spread(tag), Place { tag, at }, |place| spread(place.tag));
         self.queues.push(&mut self.nodes, at);
-        self.index.change(at, &[], &[entry]);
+        let entries = [entry];
+        self.index.change(at, &[], &entries);
+        moved(&self.lingering, &[], &entries);
         self.entries += 1;
     }
 
@@ -153,6 +176,7 @@ impl Shard {
         self.queues.reweigh(node, weight);
         self.entries = self.entries - old.len() + node.variants.len();
         self.index.change(at, &old, &node.variants);
+        moved(&self.lingering, &old, &node.variants);
     }
 
     fn discard(&mut self, at: u32) {
@@ -163,7 +187,25 @@ impl Shard {
         }
         self.entries -= node.variants.len();
         self.index.change(at, &node.variants, &[]);
+        moved(&self.lingering, &node.variants, &[]);
     }
+}
+
+impl Drop for Shard {
+    fn drop(&mut self) {
+        self.nodes.iter().for_each(|(_, node)| moved(&self.lingering, &node.variants, &[]));
+    }
+}
+
+/// Tells large bodies that they were with these entries in the store, and are with those now.
+fn moved(lingering: &Arc<AtomicUsize>, old: &[Arc<Entry>], new: &[Arc<Entry>]) {
+    // In this order, so that what stays never seems to have left.
+    bodies(new).for_each(|large| large.enter());
+    bodies(old).for_each(|large| large.leave(lingering));
+}
+
+fn bodies(entries: &[Arc<Entry>]) -> impl Iterator<Item = &Arc<Large>> {
+    entries.iter().filter_map(|entry| entry.large.as_ref())
 }
 
 /// The table wants bits that differ at both ends of a hash.

@@ -1,6 +1,7 @@
 //! What is on disk, as far as memory has to know: a few numbers for each file. They are its name too.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -36,12 +37,24 @@ pub(super) struct Index {
     pages: u64,
 }
 
+impl Id {
+    /// That of an entry's file.
+    pub(super) fn of(entry: &Entry) -> Self {
+        let (url, rest) = halves(entry.key());
+        Self { url, rest, variant: short(entry.variant()) }
+    }
+
+    /// Those of all files of a URL.
+    pub(super) fn all_of(url: &[u8]) -> RangeInclusive<Self> {
+        let url = hash(url);
+        Self { url, rest: 0, variant: 0 }..=Self { url, rest: u64::MAX, variant: u32::MAX }
+    }
+}
+
 impl File {
     pub(super) fn new(entry: &Entry, seq: u64, size: u64) -> Self {
-        let (url, rest) = halves(entry.key());
-        let variant = short(entry.variant());
         let pages = u32::try_from(size.div_ceil(PAGE)).unwrap_or(u32::MAX);
-        Self { id: Id { url, rest, variant }, seq, pages }
+        Self { id: Id::of(entry), seq, pages }
     }
 
     /// Bytes that it takes.
@@ -102,15 +115,12 @@ impl Index {
 
     /// Takes out whatever the file of this entry is.
     pub(super) fn take_entry(&mut self, entry: &Entry) -> Option<File> {
-        self.take(&File::new(entry, 0, 0).id)
+        self.take(&Id::of(entry))
     }
 
     /// Takes out all files of a URL.
     pub(super) fn take_url(&mut self, url: &[u8]) -> Vec<File> {
-        let url = hash(url);
-        let first = Id { url, rest: 0, variant: 0 };
-        let last = Id { url, rest: u64::MAX, variant: u32::MAX };
-        let ids: Vec<Id> = self.files.range(first..=last).map(|(id, _)| *id).collect();
+        let ids: Vec<Id> = self.files.range(Id::all_of(url)).map(|(id, _)| *id).collect();
         ids.iter().filter_map(|id| self.take(id)).collect()
     }
 

@@ -7,6 +7,7 @@
 mod index;
 mod purges;
 mod record;
+mod waiting;
 mod writer;
 
 use std::collections::VecDeque;
@@ -23,6 +24,7 @@ use tokio::sync::Semaphore;
 
 use self::index::{File, Index};
 use self::purges::{Early, Purges};
+use self::waiting::Waiting;
 use super::entry::Entry;
 use super::purge::{How, Purge};
 
@@ -107,6 +109,8 @@ struct State {
     queue: VecDeque<Job>,
     /// Bytes of the entries in the queue.
     queued: usize,
+    /// Those of them that are to be written still.
+    waiting: Waiting,
     /// What is being written, unless it was purged meanwhile.
     writing: Option<Arc<Entry>>,
     purges_changed: bool,
@@ -187,6 +191,7 @@ impl Disk {
             return self.forget(entry);
         }
         state.queued += entry.weight();
+        state.waiting.put(entry);
         state.queue.push_back(Job::Keep(Arc::clone(entry), shared.next()));
         shared.work.notify_one();
     }
@@ -194,7 +199,8 @@ impl Disk {
     /// Takes out what there is with this entry's key and variant.
     pub(super) fn forget(&self, entry: &Entry) {
         let mut state = self.shared.state.lock();
-        state.withdraw(|other| other.key() == entry.key() && other.variant() == entry.variant());
+        state.waiting.withdraw(entry);
+        state.writing.take_if(|other| other.key() == entry.key() && other.variant() == entry.variant());
         if let Some(file) = state.index.take_entry(entry) {
             state.queue.push_back(Job::Delete(file));
             self.shared.work.notify_one();
@@ -204,7 +210,8 @@ impl Disk {
     /// Purges. What is marked only stays marked in memory: on disk, a URL is purged for good.
     pub(super) fn purge(&self, what: &Purge, how: How) {
         let mut state = self.shared.state.lock();
-        state.withdraw(|entry| what.hits(entry));
+        state.waiting.purge(what);
+        state.writing.take_if(|entry| what.hits(entry));
         if let Purge::Url(url) = what {
             let files = state.index.take_url(url);
             state.queue.extend(files.into_iter().map(Job::Delete));
@@ -319,20 +326,6 @@ impl State {
         if self.ready { self.index.of_key(key, variant, most) } else { Vec::new() }
     }
 
-    /// Those that wait to be written or are being written are not to be kept any more.
-    fn withdraw(&mut self, is_one: impl Fn(&Entry) -> bool) {
-        let mut left = 0;
-        self.queue.retain(|job| match job {
-            Job::Keep(entry, _) if is_one(entry) => {
-                left += entry.weight();
-                false
-            }
-            _ => true,
-        });
-        self.queued -= left;
-        self.writing.take_if(|entry| is_one(entry));
-    }
-
     /// Has all that happened since the start be later than this, in its order; gives by how much its numbers grew.
     fn come_after(&mut self, newest: u64) -> u64 {
         let kept = self.queue.iter().filter_map(|job| match job {
@@ -414,6 +407,34 @@ mod tests {
     use super::*;
     use crate::cache::Key;
     use crate::cache::store::entry::Parts;
+
+    #[test]
+    fn of_what_waits_to_be_written_only_the_newest_is_and_nothing_that_was_taken_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = DiskOptions { path: folder.path().into(), capacity: 1 << 20 };
+        let entry = |key: &'static [u8], variant: &[u8]| {
+            let parts = Parts { variant: variant.to_vec(), ..Parts::default() };
+            Arc::new(Entry::new(&Key::from_bytes(Bytes::from_static(key)), parts))
+        };
+        // The second waits for the first one to end, and all that it is to write with it.
+        let first = Disk::open(&options).unwrap();
+        let second = Disk::open(&options).unwrap();
+        let all: [(&'static [u8], &[u8]); 5] =
+            [(b"a\0", b""), (b"a\0", b""), (b"a\0", b"other"), (b"b\0", b""), (b"c\0", b"")];
+        for (key, variant) in all {
+            second.keep(&entry(key, variant));
+        }
+        second.forget(&entry(b"b\0", b""));
+        second.purge(&Purge::Url(b"c".to_vec()), How::Hard);
+        first.end();
+        second.settle();
+        let DiskNumbers { written, entries, .. } = second.numbers();
+        assert_eq!((written, entries), (2, 2));
+        let state = second.shared.state.lock();
+        let of_key = |key: &[u8]| state.index.of_key(key, None, 9).len();
+        assert_eq!([&b"a\0"[..], b"b\0", b"c\0"].map(of_key), [2, 0, 0]);
+        assert_eq!(state.queued, 0);
+    }
 
     #[tokio::test]
     async fn nothing_is_read_before_it_is_known_what_was_purged_though_its_file_is() {

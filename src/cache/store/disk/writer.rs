@@ -134,7 +134,7 @@ impl Shared {
             if let Some(work) = work {
                 if let Work::Job(Job::Keep(entry, _)) = &work {
                     state.queued -= entry.weight();
-                    state.writing = Some(Arc::clone(entry));
+                    state.writing = state.waiting.take(entry);
                 }
                 state.busy = true;
                 return work;
@@ -148,6 +148,10 @@ impl Shared {
     }
 
     fn keep(&self, entry: &Arc<Entry>, seq: u64) -> io::Result<()> {
+        // It was not to be kept any more while it waited.
+        if self.state.lock().writing.is_none() {
+            return Ok(());
+        }
         let file = File::new(entry, seq, record::size(entry));
         self.make_room(file.bytes())?;
         let path = file.path(&self.root);

@@ -1,7 +1,11 @@
 //! What a store holds, and who has to leave.
 
+use std::sync::atomic::Ordering::Relaxed;
+
+use tollhouse_filters::world::ClientBody;
+
 use super::*;
-use crate::cache::store::{Inserted, Numbers};
+use crate::cache::store::{BLOCK, How, Inserted, Numbers, Purge};
 
 const SMALL: StoreOptions = StoreOptions { capacity: 2 << 20, max_variants: 8 };
 
@@ -38,6 +42,51 @@ fn a_store_never_holds_more_than_it_may() {
     let Numbers { entries, evicted, bytes, capacity, .. } = store.numbers();
     assert!(evicted > 1000 && entries > 100, "{entries} {evicted}");
     assert!(bytes > capacity / 2, "{bytes}");
+}
+
+#[test]
+fn what_is_read_takes_room_until_nobody_has_it_whether_it_is_in_or_not() {
+    const LENGTH: usize = 4 * BLOCK;
+    for from_file in [false, true] {
+        let store = Store::new(SMALL);
+        let mut readers: Vec<Box<dyn Send>> = Vec::new();
+        for at in 0..100 {
+            let entry = sized(&numbered(at), LENGTH);
+            let mut reader = entry.body();
+            let reader: Box<dyn Send> =
+                if from_file { Box::new(reader.file().expect("it is there")) } else { Box::new(reader) };
+            store.note_use(entry.key());
+            if store.insert(entry) == Inserted::Stored {
+                readers.push(reader);
+            }
+            assert!(readers.len() * LENGTH <= SMALL.capacity, "{at}, {from_file}");
+        }
+        assert!(readers.len() > 1, "{from_file}");
+        drop(readers);
+        assert_eq!(fill(&store, 200..201, LENGTH), [Inserted::Stored], "{from_file}");
+    }
+}
+
+#[test]
+fn a_body_lingers_once_no_entry_in_the_store_has_it_and_while_somebody_does() {
+    const LENGTH: usize = 4 * BLOCK;
+    let store = Store::new(ROOMY);
+    let lingering = || store.lingering.load(Relaxed);
+    let old = sized("https://a/\0", LENGTH);
+    let new = Arc::new(old.renewed(Bytes::new(), Vec::new(), Vec::new(), *old.facts()));
+    let reader = old.body();
+    store.insert(Arc::clone(&old));
+    assert!(store.replace(&old, Arc::clone(&new)));
+    assert_eq!(lingering(), 0, "the new one has it");
+    store.purge(&Purge::All, How::Hard);
+    assert_eq!(lingering(), LENGTH);
+    assert_eq!(store.insert(Arc::clone(&new)), Inserted::Stored);
+    assert_eq!(lingering(), 0, "it is back");
+    assert!(store.remove(&new));
+    drop((old, new));
+    assert_eq!(lingering(), LENGTH, "it is read");
+    drop(reader);
+    assert_eq!(lingering(), 0);
 }
 
 #[test]
