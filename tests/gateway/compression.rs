@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 use tollhouse_filters::coding::decode::{Coding, Decoder, Limits};
 
 use crate::direct::framed;
+use crate::harness::cached::{Cached, numbered};
 use crate::harness::{Answer, Gateway, H2c, Nginx, Origin, Wire, noise, request, soon};
 
 const CODINGS: [&str; 3] = ["zstd", "br", "gzip"];
@@ -199,6 +200,25 @@ async fn nginx_revalidates_and_ranges_what_was_encoded() {
     // RFC 9110 s13.1.5: If-Range compares strongly, so that no part is mixed with what was encoded.
     let whole = ask(format!("Range: bytes=10-19\r\nIf-Range: {weak}\r\n")).await;
     assert!(whole.status == 200 && decoded(&whole) == body, "{whole:?}");
+}
+
+#[tokio::test]
+async fn what_a_304_confirms_is_for_nobody_who_does_not_accept_its_coding() {
+    // RFC 9111 s3.2: what a 304 varies by takes the place of what is stored.
+    let fields = "etag: W/\"v\"\r\nvary: origin\r\ncache-control: max-age=0\r\n";
+    let filters = "[cache: {}, compress: {min_size: 0B, algorithms: [gzip]}]";
+    let cached = Cached::with(filters, move |nth, head| match head.field("if-none-match") {
+        Some(_) => format!("HTTP/1.1 304 Not Modified\r\n{fields}\r\n"),
+        None => numbered(nth, &format!("{fields}content-type: text/plain\r\n")),
+    })
+    .await;
+    for (accept, expected) in
+        [("gzip", "answer 1"), ("gzip", "answer 1"), ("identity", "answer 3"), ("gzip", "answer 1")]
+    {
+        let answer = cached.send("GET /", &format!("Accept-Encoding: {accept}\r\n")).await;
+        let body = if accept == "gzip" { decoded(&answer) } else { answer.body.clone() };
+        assert_eq!(String::from_utf8_lossy(&body), expected, "{accept}");
+    }
 }
 
 #[tokio::test]

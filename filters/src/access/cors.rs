@@ -1,6 +1,7 @@
 //! `cors`: cross-origin resource sharing, as the Fetch standard has it.
 //!
-//! Preflight requests are answered here, so write `cors` before filters that authenticate.
+//! Preflight requests are answered here, so write `cors` before filters that authenticate. With `*`, answers say so
+//! to who asks without an origin too.
 //!
 //! ```yaml
 //! - cors: {origins: ["https://app.example.com", "https://*.example.org"], credentials: true}
@@ -160,8 +161,7 @@ impl Origins {
                     && labels.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
             })
         };
-        self.any
-            || self.exact.iter().any(|exact| exact == origin)
+        self.exact.iter().any(|exact| exact == origin)
             || self.below.iter().any(below)
             || self.regexes.iter().any(|regex| regex.is_match(origin))
     }
@@ -173,18 +173,27 @@ impl Cors {
         self.origins.any
     }
 
-    fn write_origin(&self, head: &mut ResponseHeader, origin: &HeaderValue) -> Result<(), FilterError> {
-        let value = if self.is_uniform() { HeaderValue::from_static("*") } else { origin.clone() };
-        head.insert_header(header::ACCESS_CONTROL_ALLOW_ORIGIN, value)?;
+    /// Who may read the answer to this request, as browsers are told, if anybody may. Where that is everybody, those
+    /// who ask without an origin are told too: caches give others the same answer.
+    fn readers(&self, request: &RequestHeader) -> Option<HeaderValue> {
+        if self.is_uniform() {
+            return Some(HeaderValue::from_static("*"));
+        }
+        let allowed = |origin: &&HeaderValue| origin.to_str().is_ok_and(|origin| self.origins.allow(origin));
+        origin(request).filter(allowed).cloned()
+    }
+
+    fn write_readers(&self, head: &mut ResponseHeader, readers: HeaderValue) -> Result<(), FilterError> {
+        head.insert_header(header::ACCESS_CONTROL_ALLOW_ORIGIN, readers)?;
         if self.credentials {
             head.insert_header(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, "true")?;
         }
         Ok(())
     }
 
-    fn preflight(&self, request: &RequestHeader, origin: &HeaderValue) -> Result<Reply, FilterError> {
+    fn preflight(&self, request: &RequestHeader, readers: HeaderValue) -> Result<Reply, FilterError> {
         let mut head = ResponseHeader::build(204, Some(8))?;
-        self.write_origin(&mut head, origin)?;
+        self.write_readers(&mut head, readers)?;
         head.insert_header(header::ACCESS_CONTROL_ALLOW_METHODS, self.methods.clone())?;
         let asked = request.headers.get(header::ACCESS_CONTROL_REQUEST_HEADERS);
         if let Some(headers) = self.headers.as_ref().or(asked) {
@@ -206,19 +215,19 @@ fn origin(request: &RequestHeader) -> Option<&HeaderValue> {
 impl OnRequest for Cors {
     async fn on_request(&self, request: &mut RequestHeader, _: &mut Context) -> Result<Outcome, FilterError> {
         let asked = request.headers.get(header::ACCESS_CONTROL_REQUEST_METHOD);
-        let (Some(origin), Some(asked), &Method::OPTIONS) = (origin(request), asked, &request.method) else {
+        let (Some(_), Some(asked), &Method::OPTIONS) = (origin(request), asked, &request.method) else {
             return Ok(Outcome::Continue);
         };
-        if !origin.to_str().is_ok_and(|origin| self.origins.allow(origin)) {
+        let Some(readers) = self.readers(request) else {
             return Ok(Problem::new(&FORBIDDEN).detail("this origin may not use the resource").into());
-        }
+        };
         let is_asked = |method: &Method| method.as_str().as_bytes() == asked.as_bytes();
         if !SIMPLE.iter().chain(&self.allowed_methods).any(is_asked) {
             return Ok(Problem::new(&FORBIDDEN)
                 .detail("this method may not be used from another origin")
                 .into());
         }
-        Ok(self.preflight(request, origin)?.into())
+        Ok(self.preflight(request, readers)?.into())
     }
 }
 
@@ -243,12 +252,8 @@ impl OnResponse for Cors {
         for name in &OWN {
             response.remove_header(name);
         }
-        let Some(origin) =
-            origin(request).filter(|origin| origin.to_str().is_ok_and(|origin| self.origins.allow(origin)))
-        else {
-            return Ok(());
-        };
-        self.write_origin(response, origin)?;
+        let Some(readers) = self.readers(request) else { return Ok(()) };
+        self.write_readers(response, readers)?;
         if let Some(expose) = &self.expose {
             response.insert_header(header::ACCESS_CONTROL_EXPOSE_HEADERS, expose.clone())?;
         }
@@ -338,6 +343,17 @@ mod tests {
         let chain = chain("- cors: {origins: ['*']}");
         let answer = chain.answer(get("/").header("origin", "https://x.test"), &[]).await;
         answer.header("access-control-allow-origin", "*").no_header("vary");
+    }
+
+    #[tokio::test]
+    async fn any_origin_is_a_star_for_who_asks_without_one_too() {
+        // Fetch, "CORS protocol and HTTP caches": else a cache gives scripts an answer that they may not read.
+        let chain = chain("- cors: {origins: ['*'], expose: [x-total]}");
+        let answer = chain.answer(get("/"), &[("access-control-allow-origin", "https://app.test")]).await;
+        answer
+            .header("access-control-allow-origin", "*")
+            .header("access-control-expose-headers", "x-total")
+            .no_header("vary");
     }
 
     #[tokio::test]

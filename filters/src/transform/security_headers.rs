@@ -4,12 +4,15 @@
 //! - security_headers: {hsts: {include_subdomains: true}, content_security_policy: "default-src 'self'"}
 //! ```
 //!
-//! What the origin says itself stays, unless `override` is true. `Strict-Transport-Security` is sent over
-//! TLS only, and one that an origin sends is dropped without TLS (RFC 6797 s7.2).
+//! What the origin says itself stays, unless `override` is true; otherwise a 304 gets none of these fields, which
+//! caches would put in the place of what came with the 200 (RFC 9111 s3.2). `Strict-Transport-Security` is about
+//! the host: it comes with every answer, but over TLS only, and one that an origin sends is dropped without TLS
+//! (RFC 6797 s7.1, s7.2).
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use http::StatusCode;
 use http::header::{self, HeaderName, HeaderValue};
 use pingora_http::{RequestHeader, ResponseHeader};
 use schemars::JsonSchema;
@@ -293,8 +296,11 @@ impl OnResponse for SecurityHeaders {
         for name in &self.remove {
             response.remove_header(name);
         }
-        for (name, value) in &self.fields {
-            self.put(response, name, value)?;
+        // Caches have what came with the 200: these fields already, or the origin's own.
+        if self.overrides || response.status != StatusCode::NOT_MODIFIED {
+            for (name, value) in &self.fields {
+                self.put(response, name, value)?;
+            }
         }
         match &self.hsts {
             Some(hsts) if ctx.scheme == Scheme::Https => {
@@ -336,6 +342,11 @@ mod tests {
         chain(&format!("- security_headers: {options}")).answer(request, fields).await
     }
 
+    async fn confirmed(options: &str, fields: &[(&'static str, &str)]) -> Answer {
+        let mut sent = chain(&format!("- security_headers: {options}")).send(over_tls()).await;
+        sent.answered(304, fields).await
+    }
+
     #[tokio::test]
     async fn the_defaults_are_those_of_owasp() {
         let software = [("server", "nginx/1.22"), ("x-powered-by", "PHP/8.2"), ("x-aspnet-version", "4")];
@@ -368,6 +379,20 @@ mod tests {
         kept.header("x-frame-options", "SAMEORIGIN").header("strict-transport-security", "max-age=1");
         let replaced = answer("{override: true}", over_tls(), &origins).await;
         replaced.header("x-frame-options", "deny").header("strict-transport-security", "max-age=31536000");
+    }
+
+    #[tokio::test]
+    async fn a_304_leaves_to_caches_what_the_origin_said_with_the_200() {
+        // RFC 9111 s3.2: its fields take the place of the stored ones, and RFC 9110 s15.4.5 has origins send few.
+        let policy = "content_security_policy: \"default-src 'self'\"";
+        let origins = [("server", "nginx"), ("referrer-policy", "origin")];
+        let answer = confirmed(&format!("{{{policy}}}"), &origins).await;
+        let answer = answer.no_header("content-security-policy").no_header("x-frame-options");
+        let answer = answer.header("referrer-policy", "origin").no_header("server");
+        // RFC 6797 s7.1: every response over TLS.
+        answer.header("strict-transport-security", "max-age=31536000");
+        let replaced = confirmed(&format!("{{{policy}, override: true}}"), &[]).await;
+        replaced.header("content-security-policy", "default-src 'self'").header("x-frame-options", "deny");
     }
 
     #[tokio::test]

@@ -12,7 +12,8 @@
 //! those whose `Cache-Control`, or that of their request, says `no-transform` (RFC 9111 s5.2.2.6). An
 //! answer that is encoded loses `Content-Length`, `Accept-Ranges` and digests of its bytes, and its strong
 //! `ETag` becomes weak: `If-None-Match` still finds it, `If-Match` and `If-Range` do not. Trailers that
-//! were not announced are lost.
+//! were not announced are lost. A 304 says that it varies by `Accept-Encoding`, as the 200 would (RFC 9110
+//! s15.4.5); one without `Content-Type` always does.
 //!
 //! Hardened against untrusted clients: an answer under way costs about 0.4 MiB with gzip, 1.6 MiB with
 //! zstd and 2 MiB with Brotli (3.6 MiB at level 6), however large it is, and less when it is known to be
@@ -169,19 +170,20 @@ impl OnResponse for Compress {
         if ctx.slot(self.body).is_some() {
             ctx.set_slot(self.body, Body::Plain);
         }
-        if response.status == StatusCode::NOT_MODIFIED {
-            return confirm(request, response);
-        }
         if !self.may_encode(request, response) {
             return Ok(());
         }
         vary(response)?;
+        if response.status == StatusCode::NOT_MODIFIED {
+            return confirm(request, response);
+        }
         let Some(choice) = accept::choose(&request.headers, &self.algorithms) else { return Ok(()) };
         let small = length(response).is_some_and(|length| length < self.min_size);
         // Nothing is left to be encoded, and of some answers without content filters see no end.
         let empty = length(response) == Some(0);
         let partial = response.status == StatusCode::PARTIAL_CONTENT;
-        if partial || empty || request.version == Version::HTTP_10 || (small && !choice.required) {
+        let unchanged = request.version == Version::HTTP_10 || no_transform(&request.headers);
+        if partial || empty || unchanged || (small && !choice.required) {
             return Ok(());
         }
         let Some((effort, share)) = self.afford(request, choice.algorithm, length(response)) else {
@@ -284,17 +286,19 @@ impl Compress {
         affordable
     }
 
-    /// Whether the answer is one of those that this filter encodes for clients that accept it.
+    /// Whether the answer is one of those that this filter encodes for clients that accept it. A 304, which has no
+    /// content, seldom tells what the 200 would be, and may be about any.
     fn may_encode(&self, request: &RequestHeader, response: &ResponseHeader) -> bool {
         let bodiless = response.status.is_informational()
             || matches!(response.status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT);
+        let is_untyped = response.status == StatusCode::NOT_MODIFIED
+            && !response.headers.contains_key(header::CONTENT_TYPE);
         !bodiless
             && request.method != Method::CONNECT
             && !is_coded(&response.headers)
             && !response.headers.contains_key(header::TRAILER)
             && !no_transform(&response.headers)
-            && !no_transform(&request.headers)
-            && self.types.hold(&response.headers)
+            && (is_untyped || self.types.hold(&response.headers))
     }
 }
 
@@ -318,10 +322,14 @@ fn no_transform(headers: &HeaderMap) -> bool {
     directives.any(|directive| directive.trim_ascii().eq_ignore_ascii_case(b"no-transform"))
 }
 
-fn encode_head(response: &mut ResponseHeader, algorithm: Algorithm) -> Result<(), FilterError> {
+fn forget_bytes(response: &mut ResponseHeader) {
     for name in &ABOUT_BYTES {
         response.remove_header(name);
     }
+}
+
+fn encode_head(response: &mut ResponseHeader, algorithm: Algorithm) -> Result<(), FilterError> {
+    forget_bytes(response);
     if let Some(weak) = response.headers.get(header::ETAG).and_then(weakened) {
         response.insert_header(header::ETAG, weak)?;
     }
@@ -336,13 +344,14 @@ fn weakened(tag: &HeaderValue) -> Option<HeaderValue> {
 }
 
 /// A 304 is about what the client has: if that was encoded here, it knows the weak tag, and a cache
-/// would not find it by the strong one (RFC 9111 s4.3.4).
+/// would not find it by the strong one (RFC 9111 s4.3.4). Nor may it tell a length or a digest that only
+/// the other bytes have (RFC 9110 s8.6).
 fn confirm(request: &RequestHeader, response: &mut ResponseHeader) -> Result<(), FilterError> {
+    forget_bytes(response);
     let Some(weak) = response.headers.get(header::ETAG).and_then(weakened) else { return Ok(()) };
     let mut known = request.headers.get_all(header::IF_NONE_MATCH).iter();
     if known.any(|line| line.as_bytes().windows(weak.len()).any(|tag| tag == weak.as_bytes())) {
         response.insert_header(header::ETAG, weak)?;
-        vary(response)?;
     }
     Ok(())
 }

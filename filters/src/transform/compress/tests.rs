@@ -136,7 +136,9 @@ async fn encoded_partial_and_empty_answers_are_left() {
 async fn no_transform_of_either_side_is_heeded() {
     // RFC 9111 s5.2.2.6 and s5.2.1.6.
     is_left(gzip("GET"), 200, &[JSON, ("cache-control", "max-age=5, No-Transform")]).await.no_header("vary");
-    is_left(gzip("GET").header("cache-control", "no-transform"), 200, &[JSON]).await;
+    // RFC 9110 s12.5.5: for others it would be another.
+    let asked = gzip("GET").header("cache-control", "no-transform");
+    is_left(asked, 200, &[JSON]).await.header("vary", "Accept-Encoding");
     answer(gzip("GET"), 200, &[JSON, ("cache-control", "no-store")]).await.header("content-encoding", "gzip");
 }
 
@@ -160,7 +162,35 @@ async fn a_304_confirms_the_tag_that_the_client_knows() {
     let request = || gzip("GET").header("if-none-match", "\"x\", W/\"abc\"");
     let answer = is_left(request(), 304, &[("etag", "\"abc\"")]).await;
     answer.header("etag", "W/\"abc\"").header("vary", "Accept-Encoding");
-    is_left(request(), 304, &[("etag", "\"x\"")]).await.header("etag", "\"x\"").no_header("vary");
+    let other = is_left(request(), 304, &[("etag", "\"x\"")]).await;
+    other.header("etag", "\"x\"").header("vary", "Accept-Encoding");
+}
+
+#[tokio::test]
+async fn a_304_varies_as_the_200_would() {
+    // RFC 9110 s15.4.5; what it says takes the place of what caches hold (RFC 9111 s3.2).
+    let date = ("last-modified", "Tue, 01 Dec 2026 00:00:00 GMT");
+    for known in [("etag", "W/\"v\""), ("etag", "\"v\""), date] {
+        for request in [gzip("GET"), gzip("HEAD"), get("/")] {
+            let answer = is_left(request, 304, &[known, ("vary", "Origin")]).await;
+            answer.header("vary", "Origin, Accept-Encoding").header(known.0, known.1);
+        }
+    }
+    // What is told of the 200 shows that it would not vary.
+    let forbidden = ("cache-control", "no-transform");
+    for told in [("content-type", "image/png"), ("content-encoding", "br"), forbidden] {
+        answer(gzip("GET"), 304, &[told]).await.no_header("vary");
+    }
+    answer(gzip("GET"), 304, &[JSON]).await.header("vary", "Accept-Encoding");
+}
+
+#[tokio::test]
+async fn a_304_tells_no_length_or_digest_of_other_bytes() {
+    // RFC 9110 s8.6: a length only if it is that of the 200.
+    let digest = ("repr-digest", "sha-256=:AEGPTgUMw5e96wxZuDtpfm23RBU3nFwtgY5fw4NYORo=:");
+    let fields = [("etag", "\"abc\""), ("content-length", "5000"), digest];
+    let answer = answer(gzip("GET").header("if-none-match", "W/\"abc\""), 304, &fields).await;
+    answer.header("etag", "W/\"abc\"").no_header("content-length").no_header("repr-digest");
 }
 
 #[tokio::test]
