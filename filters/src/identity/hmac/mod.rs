@@ -46,7 +46,7 @@ use super::{
 };
 use crate::context::{Consumer, Context, Principal};
 use crate::filter::BuildError;
-use crate::world::{Budget, Charge, Ledger, ScopedState, Spent, StateError};
+use crate::world::{Budget, Charge, DEFAULT_STATE_ENTRIES, Ledger, ScopedState, Spent, StateError};
 
 pub use self::key::{SignatureAlgorithm, SigningKey};
 pub(super) use self::options::Options;
@@ -60,6 +60,12 @@ const LONGEST_WAIT: Duration = Duration::from_secs(31_000_000);
 const TO_THE_END: Duration = Duration::from_secs(1);
 /// The longest nonce, in bytes.
 const LONGEST_NONCE: usize = 256;
+/// New nonces that one consumer may have at once.
+const AT_ONCE: u32 = 20_000;
+/// New nonces that one consumer may have besides, in the time for which one is remembered.
+const STEADY: u32 = 480_000;
+// However many one has, others find room.
+const _: () = assert!((AT_ONCE + STEADY) as usize <= DEFAULT_STATE_ENTRIES / 2);
 
 /// See the [module](self).
 pub(super) struct Hmac {
@@ -69,6 +75,8 @@ pub(super) struct Hmac {
     consumers: Arc<Consumers>,
     number: Option<IdentityNo>,
     nonces: ScopedState,
+    /// How many of them each consumer may still have.
+    shares: ScopedState,
     /// As [`nonces`](Self::nonces), for all gateways that share a store.
     shared: Option<Ledger>,
     /// What times of requests are told by.
@@ -106,8 +114,9 @@ impl Hmac {
         let store = options.store.as_ref().map(|store| site.store(store.as_str())).transpose()?;
         let shared =
             store.map(|store| Ledger::new(nonces.of(format!("shared nonces of {name}")), Some(store)));
+        let shares = nonces.of(format!("shares of nonces of {name}"));
         let epoch = site.world.clock.now();
-        Ok(Self { name, options, sources, consumers, number, nonces, shared, epoch })
+        Ok(Self { name, options, sources, consumers, number, nonces, shares, shared, epoch })
     }
 
     fn takes(&self, scheme: Scheme) -> bool {
@@ -142,7 +151,8 @@ impl Hmac {
         }
         let base = credentials.base(message)?;
         self.check(&owned, base.as_bytes(), &credentials.signature)?;
-        self.once(credentials.nonce.as_deref(), &credentials.key_id, message.ctx).await?;
+        let consumer = &owned.consumer.name;
+        self.once(credentials.nonce.as_deref(), &credentials.key_id, consumer, message.ctx).await?;
         Ok(owned.verified(Some(credentials.body())))
     }
 
@@ -185,7 +195,7 @@ impl Hmac {
         }
         self.check(&owned, &signature.base(message)?, &signature.bytes)?;
         let body = self.body(signature, message)?;
-        self.once(params.nonce.as_deref(), key_id, message.ctx).await?;
+        self.once(params.nonce.as_deref(), key_id, &owned.consumer.name, message.ctx).await?;
         Ok(owned.verified(body))
     }
 
@@ -235,7 +245,13 @@ impl Hmac {
     }
 
     /// A nonce is good for one request, as long as its signature could be.
-    async fn once(&self, nonce: Option<&str>, key_id: &str, ctx: &Context) -> Result<(), Failure> {
+    async fn once(
+        &self,
+        nonce: Option<&str>,
+        key_id: &str,
+        consumer: &str,
+        ctx: &Context,
+    ) -> Result<(), Failure> {
         let Some(nonce) = nonce else {
             return match self.options.nonce {
                 NonceRule::Optional => Ok(()),
@@ -248,33 +264,57 @@ impl Hmac {
         let mut digest = Sha256::new_with_prefix((key_id.len() as u64).to_be_bytes());
         digest.update(key_id);
         digest.update(nonce);
+        let key = digest.finalize();
+        let ttl = self.options.window.get() + 2 * self.options.skew.get() + TO_THE_END;
+        self.share(&key, consumer, ttl, ctx).await?;
         // The same request may be asked for its credentials in several places.
         let ours = ctx.started.saturating_duration_since(self.epoch).as_nanos();
         let ours = Bytes::from(format!("{} {ours}", ctx.request_id));
         let good = self.shared.is_some().then(|| Bytes::from([&ours[..], b" good"].concat()));
-        let ttl = self.options.window.get() + 2 * self.options.skew.get() + TO_THE_END;
+        // What is let go is nobody's.
+        let may_be_ours = |known: Option<&[u8]>| known.is_none_or(|known| known.is_empty() || known == ours);
         let (mut is_ours, mut is_good) = (true, false);
         let mut claim = |known: Option<&[u8]>| {
             is_good = good.is_some() && known == good.as_deref();
-            is_ours = is_good || known.is_none_or(|known| known == ours);
+            is_ours = is_good || may_be_ours(known);
             (is_ours && !is_good).then(|| ours.clone())
         };
-        let key = digest.finalize();
         let told = self.nonces.update(ctx.tenant, &key, ttl, &mut claim).await;
         told.map_err(Unavailable::from)?;
         if is_good {
             return Ok(());
         }
-        if !is_ours || !self.is_first(&key, ttl, ctx).await? {
-            return Err(Refusal::new("the nonce was used already").into());
-        }
-        if let Some(good) = good {
+        let is_first = if is_ours { self.is_first(&key, ttl, ctx).await } else { Ok(false) };
+        let settled = match is_first {
             // Not before the store said so: a request may have its signature twice.
-            let mut settle = |_: Option<&[u8]>| Some(good.clone());
+            Ok(true) => good,
+            Ok(false) => None,
+            // Nobody came in by it, so it is let go: whoever sends it again has the store asked again.
+            Err(_) => Some(Bytes::new()),
+        };
+        if let Some(settled) = settled {
+            let mut settle = |known: Option<&[u8]>| may_be_ours(known).then(|| settled.clone());
             let told = self.nonces.update(ctx.tenant, &key, ttl, &mut settle).await;
             told.map_err(Unavailable::from)?;
         }
-        Ok(())
+        if is_first? { Ok(()) } else { Err(Refusal::new("the nonce was used already").into()) }
+    }
+
+    /// Takes a new nonce of its consumer's share of all that are remembered. One that is known costs nothing: by copies
+    /// of requests anybody could use the share up.
+    async fn share(
+        &self,
+        key: &[u8],
+        consumer: &str,
+        ttl: Duration,
+        ctx: &Context,
+    ) -> Result<(), Unavailable> {
+        let is_known = self.nonces.get(ctx.tenant, key).await?.is_some();
+        let Some(share) = Budget::new(ttl / STEADY, AT_ONCE).filter(|_| !is_known) else { return Ok(()) };
+        if self.shares.spend(ctx.tenant, &mut [Charge::new(consumer.as_bytes(), share, 1)]).await? {
+            return Ok(());
+        }
+        Err(Unavailable { reason: "the consumer has its share of nonces".into(), retry_after: 1 })
     }
 
     /// Whether no gateway saw a nonce before: it is a budget of one, that is whole again after this time.

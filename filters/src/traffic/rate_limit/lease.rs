@@ -4,18 +4,21 @@
 //! units may be used later than they were taken, for as long as a whole budget takes to come back, after which they
 //! are forfeited. A budget that is found empty is not asked for again before it can have enough for a request. What is
 //! given for a request that went away meanwhile is kept as well.
+//!
+//! Purses are kept by digests of their keys under a secret, as budgets are in the process: a key may be as long as a
+//! client's head. That two of as many as there can be share one by chance is as likely as 1 in 500 million.
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;
-use std::hash::BuildHasher;
+use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use foldhash::fast::RandomState;
-use parking_lot::Mutex;
+use foldhash::fast;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::world::{Balance, Budget, Charge, Clock, GoingOn, Ledger, Spent, StateError, TenantId};
 
@@ -28,11 +31,13 @@ const MOST: usize = 4096;
 pub(super) struct Leases {
     size: u32,
     clock: Arc<dyn Clock>,
+    /// Keeps the secret of the digests; with SipHash, which tells nothing of it.
     hasher: RandomState,
-    shards: Box<[Mutex<HashMap<Name, Purse, RandomState>>]>,
+    shards: Box<[Mutex<Purses>]>,
 }
 
-type Name = (TenantId, Box<[u8]>);
+/// By the digests of whose they are.
+type Purses = HashMap<u64, Purse, fast::RandomState>;
 
 /// What is held of one budget.
 #[derive(Debug, Clone, Copy)]
@@ -49,6 +54,7 @@ struct Purse {
 /// What the store is asked for: units of this budget for a request, and some for the purse.
 struct Wish {
     key: Box<[u8]>,
+    digest: u64,
     budget: Budget,
     cost: u32,
 }
@@ -57,7 +63,7 @@ impl Leases {
     /// No units yet, and so many at a time later on.
     pub(super) fn new(size: NonZeroU32, clock: Arc<dyn Clock>) -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
-        Self { size: size.get(), clock, hasher: RandomState::default(), shards }
+        Self { size: size.get(), clock, hasher: RandomState::new(), shards }
     }
 
     /// Spends of the purses, and of the store where one has too little, for that purse too.
@@ -68,15 +74,17 @@ impl Leases {
         charges: &mut [Charge<'_>],
     ) -> Result<Spent, StateError> {
         let now = self.clock.now();
-        let mut taken = Taken { leases: self, tenant, units: Vec::with_capacity(charges.len()) };
+        let mut taken = Taken { leases: self, units: Vec::with_capacity(charges.len()) };
         let (mut places, mut wishes) = (Vec::new(), Vec::new());
         for (place, charge) in charges.iter_mut().enumerate() {
-            match self.take(tenant, charge, now) {
-                Some(Spent::Yes) => taken.units.push((charge.key, charge.cost)),
+            let digest = self.digest(tenant, charge.key);
+            match self.take(digest, charge, now) {
+                Some(Spent::Yes) => taken.units.push((digest, charge.cost)),
                 Some(refused) => return Ok(refused),
                 None => {
                     places.push(place);
-                    wishes.push(Wish { key: charge.key.into(), budget: charge.budget, cost: charge.cost });
+                    let (key, budget, cost) = (charge.key.into(), charge.budget, charge.cost);
+                    wishes.push(Wish { key, digest, budget, cost });
                 }
             }
         }
@@ -111,15 +119,17 @@ impl Leases {
         }
         let decided = ledger.decide(tenant, &mut charges, &mut []).await?;
         if decided.by_store {
-            charges.iter_mut().for_each(|charge| self.note(tenant, charge, decided.spent, now));
+            for (wish, charge) in wishes.iter().zip(&mut charges) {
+                self.note(wish.digest, charge, decided.spent, now);
+            }
         }
         Ok((decided.spent, charges.iter().map(|charge| charge.balance).collect()))
     }
 
     /// Spends of a purse, or refuses because the budget is known to be empty; none if the store has to be asked.
-    fn take(&self, tenant: TenantId, charge: &mut Charge<'_>, now: Instant) -> Option<Spent> {
-        let mut shard = self.shard(tenant, charge.key);
-        let purse = shard.get_mut(&(tenant, charge.key.into()))?;
+    fn take(&self, digest: u64, charge: &mut Charge<'_>, now: Instant) -> Option<Spent> {
+        let mut shard = self.shard(digest);
+        let purse = shard.get_mut(&digest)?;
         if purse.until > now && purse.units >= charge.cost {
             purse.units -= charge.cost;
             charge.balance = balance(purse);
@@ -131,14 +141,14 @@ impl Leases {
         Some(Spent::No)
     }
 
-    fn put_back(&self, tenant: TenantId, key: &[u8], units: u32) {
-        if let Some(purse) = self.shard(tenant, key).get_mut(&(tenant, key.into())) {
+    fn put_back(&self, digest: u64, units: u32) {
+        if let Some(purse) = self.shard(digest).get_mut(&digest) {
             purse.units = purse.units.saturating_add(units);
         }
     }
 
     /// Keeps what the store gave beyond the request's own, or that it had too little.
-    fn note(&self, tenant: TenantId, charge: &mut Charge<'_>, spent: Spent, now: Instant) {
+    fn note(&self, digest: u64, charge: &mut Charge<'_>, spent: Spent, now: Instant) {
         let rest = charge.balance;
         let (units, lasts) = match spent {
             Spent::Yes => {
@@ -151,7 +161,7 @@ impl Leases {
             return;
         }
         let Some(until) = now.checked_add(lasts) else { return };
-        let mut shard = self.shard(tenant, charge.key);
+        let mut shard = self.shard(digest);
         if shard.len() >= MOST {
             shard.retain(|_, purse| purse.until.max(purse.empty_until) > now);
             if shard.len() >= MOST {
@@ -159,7 +169,7 @@ impl Leases {
             }
         }
         let nothing = Purse { units: 0, until: now, empty_until: now, rest };
-        let purse = shard.entry((tenant, charge.key.into())).or_insert(nothing);
+        let purse = shard.entry(digest).or_insert(nothing);
         if spent != Spent::Yes {
             // What is held stays: another request may have got the last of the store, or it is less than one costs.
             (purse.empty_until, purse.rest) = (until, rest);
@@ -176,13 +186,12 @@ impl Leases {
         charge.balance = balance(purse);
     }
 
-    fn shard(
-        &self,
-        tenant: TenantId,
-        key: &[u8],
-    ) -> parking_lot::MutexGuard<'_, HashMap<Name, Purse, RandomState>> {
-        let hash = self.hasher.hash_one((tenant, key));
-        let at = usize::try_from(hash % SHARDS as u64).unwrap_or_default();
+    fn digest(&self, tenant: TenantId, key: &[u8]) -> u64 {
+        self.hasher.hash_one((tenant, key))
+    }
+
+    fn shard(&self, digest: u64) -> MutexGuard<'_, Purses> {
+        let at = usize::try_from(digest % SHARDS as u64).unwrap_or_default();
         self.shards[at].lock()
     }
 }
@@ -191,9 +200,8 @@ impl Leases {
 /// request, or it went away while that was asked.
 struct Taken<'a> {
     leases: &'a Leases,
-    tenant: TenantId,
     /// Of which purse, and how many.
-    units: Vec<(&'a [u8], u32)>,
+    units: Vec<(u64, u32)>,
 }
 
 impl Taken<'_> {
@@ -205,8 +213,8 @@ impl Taken<'_> {
 
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
-        for (key, units) in self.units.drain(..) {
-            self.leases.put_back(self.tenant, key, units);
+        for (digest, units) in self.units.drain(..) {
+            self.leases.put_back(digest, units);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -19,7 +20,11 @@ use crate::world::{
 };
 
 fn with(nonce: &str) -> Request {
-    signed(&format!(";created={NOW};keyid=\"k1\";nonce=\"{nonce}\""))
+    with_key("k1", nonce)
+}
+
+fn with_key(key: &str, nonce: &str) -> Request {
+    signed(&format!(";created={NOW};keyid=\"{key}\";nonce=\"{nonce}\""))
 }
 
 /// Surrounds an identity with these stores.
@@ -61,7 +66,39 @@ impl Store for Gone {
     }
 }
 
-/// An identity in this world, with the key `k1`.
+/// A store whose answers get lost at first, so that nothing passes.
+struct Lost {
+    store: OwnStore,
+    /// Whether it hears what it is asked all the same.
+    hears: bool,
+    is_away: AtomicBool,
+}
+
+#[async_trait]
+impl Store for Lost {
+    async fn decide(
+        &self,
+        tenant: TenantId,
+        scope: &str,
+        charges: &mut [Charge<'_>],
+        tallies: &mut [Tally<'_>],
+    ) -> Result<bool, Away> {
+        let is_away = self.is_away.load(Ordering::Relaxed);
+        if is_away && !self.hears {
+            return Err(Away);
+        }
+        let decided = self.store.decide(tenant, scope, charges, tallies).await;
+        if is_away { Err(Away) } else { decided }
+    }
+
+    fn give_back(&self, _: TenantId, _: &str, _: &[u8], _: u64, _: u64) {}
+
+    fn on_failure(&self) -> OnFailure {
+        OnFailure::Closed
+    }
+}
+
+/// An identity in this world, with the keys `k1` and `k2` of one consumer, and `k3` of another.
 fn identity(world: &World) -> Arc<dyn Identity> {
     identity_beside(world, &Alone, "")
 }
@@ -74,8 +111,11 @@ fn sharing(store: Arc<dyn Store>, clock: &Arc<ManualClock>) -> Arc<dyn Identity>
 
 fn identity_beside(world: &World, surroundings: &dyn Surroundings, options: &str) -> Arc<dyn Identity> {
     let identities: BTreeMap<Name, IdentitySpec> = yaml(&format!("{{signed: {{type: hmac{options}}}}}"));
-    let consumers: Vec<ConsumerSpec> =
-        yaml(&format!("[{{name: acme, credentials: [{{type: hmac, id: k1, secret: '{SECRET}'}}]}}]"));
+    let key = |id: &str| format!("{{type: hmac, id: {id}, secret: '{SECRET}'}}");
+    let [first, second, third] = ["k1", "k2", "k3"].map(key);
+    let consumers: Vec<ConsumerSpec> = yaml(&format!(
+        "[{{name: acme, credentials: [{first}, {second}]}}, {{name: other, credentials: [{third}]}}]"
+    ));
     let site = Site { world, surroundings };
     let layout = layout(&identities, &Plans::default());
     let (index, errors) = index(&layout, consumers);
@@ -88,13 +128,17 @@ fn identity_beside(world: &World, surroundings: &dyn Surroundings, options: &str
 /// What an identity says of a request, asked twice.
 async fn said(identity: &Arc<dyn Identity>, request: Request, clock: &ManualClock) -> [String; 2] {
     let (request, ctx) = request.into_parts();
-    let ask = async || match identity.check(&request, &ctx, clock.wall()).await {
+    let ask = async || in_words(identity.check(&request, &ctx, clock.wall()).await);
+    [ask().await, ask().await]
+}
+
+fn in_words(presented: Presented) -> String {
+    match presented {
         Presented::Valid(_) => "good".to_owned(),
         Presented::Refused(refusal) => refusal.reason.to_owned(),
         Presented::Unknown(why) => format!("503 {}", why.reason),
         Presented::Nothing => "nothing".to_owned(),
-    };
-    [ask().await, ask().await]
+    }
 }
 
 /// The request with its signature under a second label too, which no signature covers (RFC 9421 s2.3).
@@ -129,6 +173,27 @@ async fn a_nonce_that_nobody_knows_of_is_not_good_the_second_time_either() {
     let signed = sharing(Arc::new(Gone), &clock);
     let unknown = "503 nobody knows which nonces were used";
     assert_eq!(said(&signed, twice(with("a")), &clock).await, [unknown, unknown]);
+}
+
+/// RFC 9421 s7.2.2: a nonce is not to be taken twice. One of a request that was not let in was not taken, if the store
+/// says so: the same request may come again.
+#[tokio::test]
+async fn a_nonce_that_a_store_gave_no_answer_on_may_be_sent_again_and_is_good_once() {
+    let (unknown, again) = ("503 nobody knows which nonces were used", "the nonce was used already");
+    for (hears, resent) in [(false, "good"), (true, again)] {
+        let clock = Arc::new(ManualClock::new());
+        let store = OwnStore(Arc::new(MemoryState::new(clock.clone(), 1000)));
+        let store = Arc::new(Lost { store, hears, is_away: AtomicBool::new(true) });
+        let [one, other] = [0, 1].map(|_| sharing(store.clone(), &clock));
+        for _ in 0..2 {
+            assert_eq!(said(&one, with("a"), &clock).await[0], unknown);
+        }
+        store.is_away.store(false, Ordering::Relaxed);
+        assert_eq!(said(&one, with("a"), &clock).await, [resent, resent], "{hears}");
+        for replayed in [&one, &other] {
+            assert_eq!(said(replayed, twice(with("a")), &clock).await, [again, again], "{hears}");
+        }
+    }
 }
 
 #[tokio::test]
@@ -182,4 +247,41 @@ async fn a_flood_of_nonces_makes_none_good_again() {
     assert!(told.iter().all(|told| told == "good" || told == full), "{told:?}");
     assert!(told.iter().filter(|told| *told == "good").count() < 2 * 16, "{told:?}");
     assert_eq!(ask("a").await, ["the nonce was used already"; 2]);
+}
+
+#[tokio::test]
+async fn one_consumer_does_not_have_the_nonces_of_others_refused() {
+    let clock = Arc::new(ManualClock::new());
+    let signed = identity(&World::dry_at(clock.clone()));
+    let ask = async |key: &str, nonce: u32| {
+        let (request, ctx) = with_key(key, &nonce.to_string()).into_parts();
+        in_words(signed.check(&request, &ctx, clock.wall()).await)
+    };
+    let mut good = 0;
+    let told = loop {
+        match ask("k1", good).await {
+            told if told == "good" && good < 25_000 => good += 1,
+            told => break told,
+        }
+    };
+    // Far less than half of the million that are remembered, all at once.
+    assert_eq!((good, &*told), (20_000, "503 the consumer has its share of nonces"));
+    assert_eq!(ask("k2", 0).await, told, "by whichever of its keys");
+    assert_eq!(ask("k1", 0).await, "the nonce was used already");
+    assert_eq!(ask("k3", 0).await, "good");
+    clock.advance(Duration::from_secs(1));
+    assert_eq!(ask("k1", good).await, "good");
+}
+
+#[tokio::test]
+async fn copies_of_a_request_use_up_no_share_of_nonces() {
+    let clock = Arc::new(ManualClock::new());
+    let signed = identity(&World::dry_at(clock.clone()));
+    assert_eq!(said(&signed, with("a"), &clock).await, ["good", "good"]);
+    for _ in 0..20_000 {
+        let (copy, ctx) = with("a").into_parts();
+        let told = in_words(signed.check(&copy, &ctx, clock.wall()).await);
+        assert_eq!(told, "the nonce was used already");
+    }
+    assert_eq!(said(&signed, with("b"), &clock).await, ["good", "good"]);
 }

@@ -111,8 +111,8 @@ fn spend_both((leases, ledger): &Gateway, client: u8, own: u32) -> Option<Spent>
 
 /// What is held of the budget that all share.
 fn held((leases, _): &Gateway) -> u32 {
-    let shard = leases.shard(TenantId(0), b"all");
-    shard.iter().filter(|((_, key), _)| **key == *b"all").map(|(_, purse)| purse.units).sum()
+    let digest = leases.digest(TenantId(0), b"all");
+    leases.shard(digest).get(&digest).map_or(0, |purse| purse.units)
 }
 
 #[test]
@@ -167,7 +167,7 @@ fn who_finds_nothing_in_the_store_locks_nobody_out_who_just_got_the_last_of_it()
     let mut refused = Charge::new(b"a", budget, 1);
     assert_eq!(spend(&gateway, b"a", budget).0, Spent::Yes);
     refused.settle(budget.whole());
-    gateway.0.note(TenantId(0), &mut refused, Spent::No, site.clock.now());
+    gateway.0.note(gateway.0.digest(TenantId(0), b"a"), &mut refused, Spent::No, site.clock.now());
     for _ in 0..4 {
         assert_eq!(spend(&gateway, b"a", budget).0, Spent::Yes);
     }
@@ -197,7 +197,8 @@ fn what_is_held_and_too_little_for_a_request_has_nobody_ask_before_there_is_more
     let gateway = site.gateway(10);
     let budget = budget(1800, 46);
     let passed = (0..16).filter(|_| spend_units(&gateway, b"a", budget, 3).0 == Spent::Yes).count();
-    let left = gateway.0.shard(TenantId(0), b"a").values().next().expect("a purse").units;
+    let digest = gateway.0.digest(TenantId(0), b"a");
+    let left = gateway.0.shard(digest)[&digest].units;
     assert_eq!((passed, left), (15, 1), "of 46 units");
     let asked = site.asked();
     for _ in 0..20 {
@@ -260,6 +261,27 @@ fn memory_is_bounded() {
     }
     let held: usize = gateway.0.shards.iter().map(|shard| shard.lock().len()).sum();
     assert!(held <= SHARDS * MOST, "{held}");
+}
+
+/// Whether a map's entries are all that it holds: none of them owns memory of its own.
+fn holds_nothing_beside<K, V, S>(_: &Mutex<HashMap<K, V, S>>) -> bool {
+    !std::mem::needs_drop::<(K, V)>()
+}
+
+#[test]
+fn a_purse_takes_the_same_memory_however_long_its_key_is_and_is_nobody_elses() {
+    let site = Site::new();
+    let gateway = site.gateway(5);
+    let budget = budget(3600, 5);
+    let keys = [0, 1].map(|last| [vec![b'k'; 32 << 10], vec![last]].concat());
+    for key in &keys {
+        let spent: Vec<Spent> = (0..6).map(|_| spend(&gateway, key, budget).0).collect();
+        assert_eq!(spent[..5], [Spent::Yes; 5], "a budget of its own");
+        assert_eq!(spent[5], Spent::No);
+    }
+    let digests: Vec<u64> = (0..2).map(|tenant| gateway.0.digest(TenantId(tenant), &keys[0])).collect();
+    assert_ne!(digests[0], digests[1], "nor another tenant's");
+    assert!(gateway.0.shards.iter().all(holds_nothing_beside));
 }
 
 proptest! {
