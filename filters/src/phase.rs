@@ -30,6 +30,10 @@ pub trait OnRequestBody: Send + Sync {
     fn wants(&self, _ctx: &Context) -> bool {
         true
     }
+    /// Whether what comes of it matters to an upstream only: no answer of the gateway's own waits for it.
+    fn is_for_upstream(&self) -> bool {
+        false
+    }
     /// Changes the body or the request, answers it, or lets it pass.
     async fn on_request_body(
         &self,

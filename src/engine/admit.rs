@@ -3,15 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::HeaderValue;
-use pingora::http::ResponseHeader;
-use tollhouse_filters::outcome::{Body, Message, Reply};
+use tollhouse_filters::outcome::Reply;
 use tollhouse_filters::plan::Priority;
 use tollhouse_filters::problem::{self, Problem};
 
 use super::Exchange;
-use crate::config::circuit_breaker::Fallback;
 use crate::snapshot::Route;
 use crate::upstream::{Refusal, Upstream};
 
@@ -73,7 +69,7 @@ impl Exchange {
         let fallback = upstream.fallback();
         self.takes_stale = fallback.is_some_and(|fallback| fallback.stale);
         Refused::Reply(match fallback.filter(|fallback| fallback.is_answer()) {
-            Some(fallback) => stand_in(fallback),
+            Some(fallback) => self.stand_in(fallback),
             None => {
                 let seconds = left.saturating_add(Duration::from_millis(999)).as_secs();
                 Problem::new(&problem::CIRCUIT_OPEN).come_back_after(seconds).into()
@@ -84,19 +80,4 @@ impl Exchange {
 
 fn busy(detail: &'static str) -> Refused {
     Refused::Reply(Problem::new(&problem::UPSTREAM_BUSY).detail(detail).into())
-}
-
-/// The answer in the place of the upstream's. What is written was checked when the upstream was built.
-fn stand_in(fallback: &Fallback) -> Reply {
-    let Ok(mut head) = ResponseHeader::build(fallback.status.unwrap_or(200), Some(fallback.headers.len()))
-    else {
-        return Problem::new(&problem::INTERNAL).into();
-    };
-    for (name, value) in &fallback.headers {
-        if let Ok(value) = HeaderValue::from_str(value) {
-            let _ = head.insert_header(name.get().clone(), value);
-        }
-    }
-    let body = Body::Bytes(Bytes::from(fallback.body.clone()));
-    Reply::Message(Box::new(Message { head, body }))
 }

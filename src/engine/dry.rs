@@ -120,9 +120,8 @@ pub async fn run(snapshot: &Arc<Snapshot>, mut made: MadeUp) -> Outcome {
             None => exchange.decide(&mut made.head).await,
         };
     }
-    if matches!(decision, Decision::Forward(_))
-        && let Some(reply) = body(&mut exchange, &mut made).await
-    {
+    let is_shown = matches!(decision, Decision::Forward(_)) || exchange.wants_body_before_answer().is_some();
+    if is_shown && let Some(reply) = body(&mut exchange, &mut made).await {
         decision = Decision::Reply(reply);
     }
     let (answer, upstream_request) = match decision {

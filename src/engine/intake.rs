@@ -18,17 +18,11 @@ use super::head::{self, Fields};
 use super::{Connection, client};
 use crate::snapshot::Snapshot;
 
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// What the fields begin with that only trusted proxies may send, beside `Forwarded` and [`REAL_IP`]: there are more
+/// of them than this gateway writes (`X-Forwarded-Prefix`, `X-Forwarded-User`), and applications believe them all.
+const FORWARDING: &str = "x-forwarded-";
 
-/// Fields that only trusted proxies may send.
-static FORWARDING: [HeaderName; 6] = [
-    header::FORWARDED,
-    X_FORWARDED_FOR,
-    HeaderName::from_static("x-forwarded-proto"),
-    HeaderName::from_static("x-forwarded-host"),
-    HeaderName::from_static("x-forwarded-port"),
-    HeaderName::from_static("x-real-ip"),
-];
+static REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 
 /// Says which certificate a client has; nobody's copy of it is believed.
 static CLIENT_CERTIFICATE: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
@@ -120,15 +114,16 @@ fn drop_forged(snapshot: &Snapshot, request: &mut RequestHeader, trusted: bool) 
     }
     // Who writes `Forwarded` writes it instead of all the others, and passes on what clients make up of these.
     let is_instead = distrusted == Some("x-forwarded-for");
-    let writes = |own: &HeaderName| trusted && (!is_instead || *own == header::FORWARDED);
     let forged = |name: &&HeaderName| {
         let text = name.as_str();
         let said = |own: &HeaderName| same_variable(own.as_str(), text);
+        let begins = |own: &str| text.get(..own.len()).is_some_and(|start| same_variable(own, start));
         let alias = || text.bytes().any(|byte| byte != b'-' && is_symbol(byte));
         let ours = || {
-            FORWARDING.iter().any(|own| said(own) && (!writes(own) || alias()))
-                || said(&CLIENT_CERTIFICATE)
-                || text.get(..OWN.len()).is_some_and(|start| same_variable(OWN, start))
+            let standard = said(&header::FORWARDED);
+            let believed = trusted && (standard || !is_instead);
+            let forwarding = standard || said(&REAL_IP) || begins(FORWARDING);
+            (forwarding && (!believed || alias())) || said(&CLIENT_CERTIFICATE) || begins(OWN)
         };
         (text.starts_with(BEGINNINGS) && ours())
             || (FRAMING.iter().any(said) && alias())
@@ -255,8 +250,7 @@ mod tests {
 
     #[test]
     fn what_only_proxies_and_the_gateway_say_begins_with_one_of_the_beginnings() {
-        let names = FORWARDING.iter().chain([&CLIENT_CERTIFICATE]).map(HeaderName::as_str);
-        for name in names.chain([OWN]) {
+        for name in ["forwarded", FORWARDING, REAL_IP.as_str(), CLIENT_CERTIFICATE.as_str(), OWN] {
             assert!(name.starts_with(BEGINNINGS), "{name}");
         }
     }

@@ -3,6 +3,7 @@
 //! The proxy, `tollhouse test`, `tollhouse explain` and the admin API all run this engine.
 
 mod admit;
+mod answer;
 mod asides;
 mod background;
 mod client;
@@ -29,7 +30,7 @@ use http::{HeaderMap, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
 use tollhouse_filters::caching::{Ask, invalidated, is_safe};
 use tollhouse_filters::context::{Context, RequestId, Tls};
-use tollhouse_filters::outcome::{Outcome, Reply};
+use tollhouse_filters::outcome::Reply;
 use tollhouse_filters::phase::Completed;
 use tollhouse_filters::pipeline::{Entered, Stack, Stop};
 use tollhouse_filters::problem::{self, Problem};
@@ -102,6 +103,8 @@ pub struct Exchange {
     pub asks_for_events: bool,
     /// What a cache asked in its place, if one did.
     pub fetched: Option<Box<Fetched>>,
+    /// It is answered by what is written for it, as its upstream would: neither by a filter nor with a problem.
+    answers_itself: bool,
     refused: Option<Problem>,
     not_allowed: Option<Problem>,
     /// A response filter failed; what is sent instead passes none.
@@ -151,6 +154,7 @@ impl Exchange {
             turned_away: false,
             asks_for_events,
             fetched: None,
+            answers_itself: false,
             refused,
             not_allowed,
             response_failed: false,
@@ -216,6 +220,7 @@ impl Exchange {
             turned_away: false,
             asks_for_events: self.asks_for_events,
             fetched: None,
+            answers_itself: false,
             refused: None,
             not_allowed: self.not_allowed.clone(),
             response_failed: false,
@@ -271,7 +276,7 @@ impl Exchange {
                 Ok(upstream) => upstream,
                 Err(problem) => return Decision::Reply(problem.into()),
             },
-            Action::Answer(_) => return self.answered(&self.route.clone(), request).await,
+            Action::Answer(_) => return Decision::Reply(self.answered(&self.route.clone(), request).await),
             Action::NotFound => return Decision::Reply(Problem::new(&problem::NO_ROUTE).into()),
         };
         if let Some(problem) = self.body_too_large(request) {
@@ -303,20 +308,9 @@ impl Exchange {
             match &instead.action {
                 Action::Upstream(other) => upstream = other.clone(),
                 // On the heap: hardly any request gets here.
-                _ => return Box::pin(self.answered(&instead, request)).await,
+                _ => return Decision::Reply(Box::pin(self.answered(&instead, request)).await),
             }
         }
-    }
-
-    /// What a route answers by itself.
-    async fn answered(&mut self, route: &Route, request: &mut RequestHeader) -> Decision {
-        let Action::Answer(filter) = &route.action else {
-            return Decision::Reply(Problem::new(&problem::INTERNAL).into());
-        };
-        Decision::Reply(match filter.on_request(request, &mut self.ctx).await {
-            Ok(Outcome::Respond(reply)) => reply,
-            Ok(Outcome::Continue | Outcome::Cache(_)) | Err(_) => Problem::new(&problem::INTERNAL).into(),
-        })
     }
 
     /// Whether an entered filter wants the whole request body, and how much of it is taken at most.

@@ -47,15 +47,14 @@ pub(super) fn begin(
     };
     if let Some(versions) = &route.versions {
         match versions.resolve(request, in_path.as_ref().map(|in_path| &*in_path.segment)) {
-            Ok(Some(asked)) => {
+            Ok(Some(asked)) if asked.is_named() || !route.splits_versions() => {
                 ctx.version = Some(versions.get(asked).name.clone());
-                // A split between versions finds another one, if none is named.
-                let settled = asked.is_named() || !route.splits_versions();
-                release.refused = if settled { versions.refusal(asked) } else { None };
+                release.refused = versions.refusal(asked);
                 release.take(asked, &route.action);
             }
-            Ok(None) if route.splits_versions() => {}
-            Ok(None) => release.refused = Some(versions.unnamed()),
+            // A split between versions finds one behind the filters, which see none.
+            Ok(_) if route.splits_versions() => {}
+            Ok(_) => release.refused = Some(versions.unnamed()),
             Err(problem) => release.refused = Some(problem),
         }
     }

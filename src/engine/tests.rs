@@ -130,6 +130,50 @@ async fn forged_fields_are_dropped_in_every_spelling_that_cgi_takes_for_theirs()
     }
 }
 
+#[tokio::test]
+async fn a_field_that_begins_with_x_forwarded_is_a_trusted_proxys_to_say_whatever_it_is() {
+    let said = ["x-forwarded-prefix", "x-forwarded-user", "x-forwarded-ssl", "x_forwarded_server"];
+    let lines = [&[HOST][..], &said.map(|name| (name, "made-up"))].concat();
+    // A proxy's own fields are spelt as they are known; what only looks like one is a client's.
+    for (peer, kept) in [("192.0.2.1", 0), ("10.0.0.1", 3)] {
+        let outcome = send("routes: [{name: any, upstream: u}]", peer, &lines, "GET").await;
+        let sent = &outcome.upstream_request.as_ref().expect("forwarded").headers;
+        let left: Vec<&str> = said.into_iter().filter(|name| sent.contains_key(*name)).collect();
+        assert_eq!(left, said[..kept], "{peer}");
+    }
+}
+
+#[tokio::test]
+async fn what_filters_say_of_the_caller_no_client_says_on_any_route_in_any_spelling() {
+    let filter =
+        "{headers: {request: {set: {x-caller: '${consumer}'}, add: {x-mail: 'of ${claims.email}'}}}}";
+    let told = format!("{{name: told, match: {{paths: [/told]}}, upstream: u, filters: [{filter}]}}");
+    let routes = format!("routes: [{told}, {{name: any, upstream: u}}]");
+    let forged = ["x-caller", "x_caller", "x-mail", "x.mail"];
+    let lines = [&[HOST, ("x-other", "1")][..], &forged.map(|name| (name, "root"))].concat();
+    let outcome = send(&routes, "192.0.2.1", &lines, "GET").await;
+    assert_eq!(&*outcome.exchange.route.name, "any");
+    let sent = &outcome.upstream_request.as_ref().expect("forwarded").headers;
+    assert!(sent.contains_key("x-other") && !forged.iter().any(|name| sent.contains_key(*name)), "{sent:?}");
+}
+
+#[tokio::test]
+async fn filters_see_the_body_they_wait_for_before_a_route_answers_by_itself() {
+    let text = format!(
+        "{DOCUMENT}routes: [{{name: r, filters: [{{buffer: {{max: 4B}}}}], respond: {{status: 200}}}}]"
+    );
+    let snapshot = snapshot_of(&text);
+    for (body, expected) in [("four", 200), ("fives", 413)] {
+        let mut head = RequestHeader::build("POST", b"/a", None).expect("valid");
+        head.insert_header("host", "a.test").expect("valid");
+        head.insert_header("content-length", body.len()).expect("valid");
+        let connection = Connection { listener: ListenerId(0), peer: None, tls: None };
+        let body = Bytes::from_static(body.as_bytes());
+        let outcome = dry::run(&snapshot, MadeUp { head, body, connection }).await;
+        assert_eq!(status(&outcome), Some(expected), "RFC 9110 s15.5.14");
+    }
+}
+
 #[test]
 fn a_document_from_afar_makes_nobody_read_a_file() {
     let text = "
@@ -421,4 +465,23 @@ async fn over_tls_the_scheme_is_https_unless_a_trusted_proxy_says_otherwise() {
         let outcome = dry::run(&snapshot, MadeUp { head, body: Bytes::new(), connection }).await;
         assert_eq!(outcome.exchange.ctx.scheme.as_str(), scheme, "{client} {said:?}");
     }
+}
+
+#[tokio::test]
+async fn filters_see_no_version_of_a_request_for_which_a_split_chooses_one() {
+    let document = "
+        services:
+          - name: s
+            versioning: {from: ['header:x-v'], default: '1'}
+            versions: {'1': {upstream: u}, '2': {upstream: u}}
+        routes:
+          - name: r
+            service: s
+            split: {versions: {'1': 0, '2': 1}}
+            filters: [{respond: {status: 418}, when: {version: '1'}}]";
+    assert!(
+        send(document, "192.0.2.1", &[HOST], "GET").await.upstream_request.is_some(),
+        "it goes to version 2"
+    );
+    assert_eq!(status(&send(document, "192.0.2.1", &[HOST, ("x-v", "1")], "GET").await), Some(418));
 }

@@ -89,6 +89,11 @@ impl Gateway {
         };
         let upstream = match decision {
             Ok(upstream) => upstream,
+            Err(reply) if call.exchange().wants_body_before_answer().is_some() => {
+                // On the heap: most answers of ours wait for no body.
+                let refused = Box::pin(self.whole_body(session, call)).await?;
+                return answer(session, call, refused.unwrap_or(reply)).await;
+            }
             Err(reply) => return answer(session, call, reply).await,
         };
         if upstream.insists_on_http2() {

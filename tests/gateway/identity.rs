@@ -2,7 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
+
+use aws_lc_rs::hmac;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 
 use crate::harness::{Gateway, H2c, Origin, Wire, get, request, soon, until};
 
@@ -221,4 +225,74 @@ async fn trailers_of_a_request_bring_no_forged_fields() {
     }
     // Such an origin takes what follows the last chunk for broken, and would not have answered.
     assert_eq!(origin.heads().len(), 4);
+}
+
+#[tokio::test]
+async fn a_route_that_answers_by_itself_waits_for_the_service_that_decides_by_the_body() {
+    let service = Origin::new(|mut wire: Wire| async move {
+        while let Ok(head) = wire.head().await {
+            let Ok(body) = wire.body(&head).await else { return };
+            let status = if body == b"please" { "200 OK" } else { "403 Forbidden" };
+            wire.send(format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n")).await;
+        }
+    })
+    .await;
+    let gateway = Gateway::start(&format!(
+        "upstreams: [{{name: sso, backends: [{{address: \"{}\"}}]}}]
+routes:
+  - name: own
+    match: {{paths: [/*]}}
+    filters: [{{forward_auth: {{upstream: sso, path: /check, body: 10B}}}}]
+    respond: {{status: 200, body: own}}
+",
+        service.address
+    ))
+    .await;
+    for (body, expected) in [("please", (200, "own")), ("at once", (403, ""))] {
+        let length = body.len();
+        for framed in [
+            format!("Content-Length: {length}\r\n\r\n{body}"),
+            format!("Transfer-Encoding: chunked\r\n\r\n{length:x}\r\n{body}\r\n0\r\n\r\n"),
+        ] {
+            let mut wire = Wire::connect(gateway.address()).await;
+            wire.send(format!("POST /a HTTP/1.1\r\nHost: a.test\r\n{framed}")).await;
+            let answer = wire.answer_to("POST").await.expect("an answer");
+            assert_eq!((answer.status, answer.text().as_str()), expected, "{framed}");
+        }
+        let call = http::Request::post("http://a.test/a").body(()).expect("valid");
+        let http2 = H2c::connect(gateway.address()).await;
+        let answer = http2.send(call, body.as_bytes()).await.expect("an answer");
+        assert_eq!((answer.status, answer.text().as_str()), expected);
+    }
+}
+
+#[tokio::test]
+async fn a_route_that_answers_by_itself_takes_no_other_body_than_the_one_that_was_signed() {
+    const SECRET: &str = "a secret of thirty-two bytes, or so";
+    // Of "abc", by SHA-256 (FIPS 180-4).
+    const ABC: &str = "ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=";
+    let gateway = Gateway::start(&format!(
+        "identities: {{signed: {{type: hmac}}}}
+consumers:
+  - {{name: acme, credentials: [{{type: hmac, id: k1, secret: '{SECRET}'}}]}}
+routes:
+  - name: own
+    match: {{paths: [/*]}}
+    filters: [{{authenticate: {{any_of: [signed]}}}}]
+    respond: {{status: 200, body: own}}
+"
+    ))
+    .await;
+    let created = SystemTime::UNIX_EPOCH.elapsed().expect("after 1970").as_secs();
+    let base = format!("HMAC-SHA256\nPOST\na.test\n/a\n{created}\n\n{ABC}");
+    let key = hmac::Key::new(hmac::HMAC_SHA256, SECRET.as_bytes());
+    let signature = STANDARD.encode(hmac::sign(&key, base.as_bytes()));
+    let fields = format!("HMAC id=k1, created={created}, digest=\"{ABC}\", signature=\"{signature}\"");
+    for (body, expected) in [("abc", 200), ("abd", 401), ("", 401)] {
+        let mut wire = Wire::connect(gateway.address()).await;
+        let head = format!("POST /a HTTP/1.1\r\nHost: a.test\r\nAuthorization: {fields}\r\n");
+        wire.send(format!("{head}Content-Length: {}\r\n\r\n{body}", body.len())).await;
+        let answer = wire.answer_to("POST").await.expect("an answer");
+        assert_eq!((answer.status, answer.text() == "own"), (expected, expected == 200), "{body}");
+    }
 }

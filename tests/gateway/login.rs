@@ -300,6 +300,29 @@ async fn a_provider_that_ends_sessions_says_so_in_the_background() {
     }
 }
 
+/// Back-Channel Logout s2.8: 200 says that the logout was carried out.
+#[tokio::test]
+async fn a_provider_that_ends_sessions_is_heard_on_a_route_that_answers_by_itself() {
+    let (mut oidc, origin) = (Oidc::start().await, Origin::echo().await);
+    let own = "routes:
+  - name: own
+    match: {paths: [/oauth2/backchannel]}
+    filters: [{authenticate: {any_of: [web]}}]
+    respond: {status: 404}
+";
+    let gateway = Gateway::start(&document(&origin, &oidc, &["first"]).replacen("routes:\n", own, 1)).await;
+    let backchannel = format!("http://{}/oauth2/backchannel", gateway.address());
+    oidc.users(serde_json::json!({"ttl": 300, "backchannel": backchannel, "sid": true})).await;
+    let site = Site { oidc, origin, gateway };
+    let mut alice = site.logged_in("alice").await;
+    let mut at_provider = alice.clone();
+    let page = at_provider.go(&format!("{}/session/end", site.oidc.issuer)).await;
+    at_provider.submit(&page, &[("logout", "yes")]).await;
+    let told = site.gateway.log_line(|line| line["path"] == "/oauth2/backchannel").await;
+    assert_eq!(told["status"], 200);
+    assert_eq!(look(&mut alice).await.status, 302, "the session is over");
+}
+
 #[tokio::test]
 async fn who_was_shut_out_stays_so_through_logouts_and_logins() {
     let (mut oidc, origin) = (Oidc::start().await, Origin::echo().await);

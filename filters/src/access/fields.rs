@@ -23,7 +23,25 @@ const TAKEN: [HeaderName; 16] = [
 ];
 const TAKEN_PREFIXES: [&str; 2] = ["x-forwarded-", "x-tollhouse-"];
 
+/// Beginnings and names of fields in which clients say something else than who they are.
+const OF_CLIENTS: [&str; 9] = [
+    "accept",
+    "if-",
+    "user-agent",
+    "referer",
+    "range",
+    "cache-control",
+    "baggage",
+    "tracestate",
+    "x-request-id",
+];
+
 /// Whether a field has a meaning of its own, so that nothing of a caller can be told in it.
-pub(super) fn has_meaning(field: &HeaderName) -> bool {
+pub(crate) fn has_meaning(field: &HeaderName) -> bool {
     TAKEN.contains(field) || TAKEN_PREFIXES.iter().any(|prefix| field.as_str().starts_with(prefix))
+}
+
+/// Whether clients say something of their own in a field, which is theirs to say wherever no filter writes it.
+pub(crate) fn is_of_clients(field: &HeaderName) -> bool {
+    OF_CLIENTS.iter().any(|name| field.as_str().starts_with(name))
 }

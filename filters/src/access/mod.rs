@@ -3,7 +3,7 @@
 pub mod authenticate;
 pub mod authorize;
 pub mod cors;
-mod fields;
+pub(crate) mod fields;
 pub mod forward_auth;
 pub mod ip_access;
 pub mod upstream_auth;

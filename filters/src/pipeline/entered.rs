@@ -9,7 +9,7 @@ use super::{Pipeline, Stack, Step};
 use crate::caching::Ask;
 use crate::context::{Context, Verdict};
 use crate::outcome::{FilterError, Reply};
-use crate::phase::Completed;
+use crate::phase::{Completed, OnRequestBody};
 use crate::selector::write_part;
 
 /// Why the request phase stopped before its end.
@@ -123,12 +123,23 @@ impl Entered {
     /// The largest body that every entered step which wants the whole of it takes; `None` when none does.
     #[must_use]
     pub fn wants_body(self, stack: &Stack, ctx: &Context) -> Option<u64> {
-        if !stack.sees_request_body() {
-            return None;
-        }
-        let steps = self.steps(stack, |pipeline| &pipeline.request_body);
-        let filters = steps.filter_map(|step| step.phases.request_body.as_ref());
-        filters.filter(|filter| filter.wants(ctx)).map(|filter| filter.max_bytes()).min()
+        self.body_readers(stack, ctx).map(|filter| filter.max_bytes()).min()
+    }
+
+    /// Whether an entered step wants the whole body for more than what it tells the upstream.
+    #[must_use]
+    pub fn judges_body(self, stack: &Stack, ctx: &Context) -> bool {
+        self.body_readers(stack, ctx).any(|filter| !filter.is_for_upstream())
+    }
+
+    fn body_readers<'a>(
+        self,
+        stack: &'a Stack,
+        ctx: &'a Context,
+    ) -> impl Iterator<Item = &'a Arc<dyn OnRequestBody>> {
+        let entered = stack.sees_request_body().then(|| self.steps(stack, |pipeline| &pipeline.request_body));
+        let filters = entered.into_iter().flatten().filter_map(|step| step.phases.request_body.as_ref());
+        filters.filter(|filter| filter.wants(ctx))
     }
 
     /// Runs the body phase of the entered steps; stops at the first answer.

@@ -5,6 +5,9 @@
 //!     request: {set: {x-client: "${client.address}"}, remove: [cookie]}
 //!     response: {set: {x-served-by: tollhouse}, remove: [x-powered-by]}
 //! ```
+//!
+//! A field of requests that says who calls (`${consumer}`, `${claims.NAME}`) is dropped from requests of clients on every
+//! route, as those of `authenticate` are, unless it has a meaning of its own or an identity looks for credentials in it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,11 +18,12 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use crate::access::fields::{has_meaning, is_of_clients};
 use crate::context::{Context, Verdict};
 use crate::filter::{Build, BuildError, Filter};
 use crate::outcome::{FilterError, Outcome};
 use crate::phase::{OnRequest, OnResponse, Phases};
-use crate::template::{Escape, Template};
+use crate::template::{Escape, Template, Variable};
 use crate::values::FieldName;
 
 /// Sets, adds and removes header fields.
@@ -83,6 +87,7 @@ impl Filter for Headers {
         for changes in [&options.request, &options.response] {
             changes.set.values().chain(changes.add.values()).for_each(|value| build.fills_in(value));
         }
+        declare(&options.request, build);
         let request = Edits::new("request", options.request)?;
         let response = Edits::new("response", options.response)?;
         if request.sets(&header::HOST) {
@@ -93,6 +98,18 @@ impl Filter for Headers {
         let phases = Phases::new();
         let phases = if edits_request { phases.on_request(filter.clone()) } else { phases };
         Ok(if edits_response { phases.on_response(filter) } else { phases })
+    }
+}
+
+/// Has clients' copies of the fields dropped that tell upstreams who calls.
+fn declare(changes: &Changes, build: &mut Build<'_>) {
+    let of_caller = |variable: &Variable| matches!(variable, Variable::Consumer | Variable::Claim(_));
+    for (name, value) in changes.set.iter().chain(&changes.add) {
+        let name = HeaderName::from(name.clone());
+        let is_anothers = has_meaning(&name) || is_of_clients(&name) || build.has_credentials(&name);
+        if value.variables().any(of_caller) && !is_anothers {
+            build.identity_header(name);
+        }
     }
 }
 

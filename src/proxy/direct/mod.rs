@@ -208,7 +208,7 @@ impl Job<'_> {
     ) -> door::Connection {
         let decision = match decision {
             Ok(upstream) => self.before(client, upstream).await,
-            answered => Ok(answered),
+            Err(reply) => self.before_answer(client, reply).await.map(Err),
         };
         let ended = match decision {
             Ok(Ok(upstream)) => self.forward(client, upstream).await,
@@ -253,6 +253,13 @@ impl Job<'_> {
         };
         let reply = if seen.is_none() { self.hedged(client, &upstream).await } else { seen };
         Ok(reply.map_or(Ok(upstream), Err))
+    }
+
+    /// What comes before an answer of ours in the place of an upstream's: filters that wait for the body to decide.
+    async fn before_answer<C: Client>(&mut self, client: &mut C, reply: Reply) -> Result<Reply, Failure> {
+        let Some(limit) = self.call.exchange().wants_body_before_answer() else { return Ok(reply) };
+        let refused = Box::pin(self.take_whole(client, limit)).await?;
+        Ok(refused.unwrap_or(reply))
     }
 
     /// The answer to a request that is hedged, all of whose body is here.

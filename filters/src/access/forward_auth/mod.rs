@@ -15,7 +15,8 @@
 //! `allow` and perhaps `headers`, `status`, `body` and `reason`. Without a `result`, nothing passes: 403.
 //!
 //! With `body`, it is sent the body as well, and is asked once that is there: filters below run their request phase
-//! before. Whatever answers before it decided, such as `respond`, cannot: that is 502, except for problems.
+//! before. A filter that answers before it decided, such as `respond`, cannot: that is 502, except for problems. What a
+//! route answers by itself waits for it.
 //!
 //! With `cache`, the same question (all that would be sent) is not asked again for a while. Leave parts out of
 //! `about` and `request_headers` that the decision does not depend on.

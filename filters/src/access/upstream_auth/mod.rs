@@ -336,6 +336,10 @@ impl OnRequestBody for UpstreamAuth {
         }
     }
 
+    fn is_for_upstream(&self) -> bool {
+        true
+    }
+
     async fn on_request_body(
         &self,
         _: &mut RequestHeader,
