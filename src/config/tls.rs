@@ -67,7 +67,7 @@ pub struct Certificate {
     pub cert: PathBuf,
     /// PEM file of its key, not encrypted. Required. Example: `certs/api.key`.
     pub key: PathBuf,
-    /// File of the OCSP response (DER) that is sent with it. Default: none. Example: `certs/api.ocsp`.
+    /// File of the OCSP response (DER) that is sent with it while it is good. Default: none. Example: `certs/api.ocsp`.
     #[serde(default)]
     pub ocsp: Option<PathBuf>,
 }

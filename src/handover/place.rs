@@ -65,10 +65,26 @@ impl Place {
     /// # Errors
     /// Others may enter the folder, somebody else answers here, or the system refuses.
     pub fn listen(&self) -> Result<UnixListener, PlaceError> {
+        self.check_free()?;
+        self.beside()?.take()
+    }
+
+    /// That nobody listens here; what a dead process left behind is nobody's.
+    ///
+    /// # Errors
+    /// Somebody answers here, or there is something else.
+    pub fn check_free(&self) -> Result<(), PlaceError> {
         if self.0.symlink_metadata().is_ok() && !is_stale(&self.0) {
             return Err(self.failed("another gateway answers there, or it is no socket"));
         }
-        self.beside()?.take()
+        Ok(())
+    }
+
+    /// Whether this is the same socket, which may be called otherwise.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        let file = |place: &Self| fs::metadata(&place.0).ok().map(|about| (about.dev(), about.ino()));
+        self == other || file(self).is_some_and(|known| file(other) == Some(known))
     }
 
     /// Listens beside this place, to take it from the process that listens here.
@@ -234,6 +250,17 @@ mod tests {
         assert_eq!(first.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
         drop(second);
         place.listen().expect("what a dead process left behind is nobody's");
+    }
+
+    #[test]
+    fn a_place_is_the_same_by_whatever_path_it_is_called() {
+        let (folder, place) = folder(0o700);
+        let _listener = place.listen().unwrap();
+        let (real, linked) = (folder.path().join("real"), folder.path().join("linked"));
+        fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(folder.path(), &linked).unwrap();
+        assert!(place.is_same(&Place::at(linked.join("upgrade.sock"))));
+        assert!(!place.is_same(&Place::at(real.join("upgrade.sock"))));
     }
 
     #[test]

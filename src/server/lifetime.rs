@@ -73,10 +73,10 @@ impl Lifetime {
             );
             return Ok(None);
         };
-        let socket = match self.origin {
+        let socket = match &self.before {
             // What is wrong with it is to show while the process before this one serves.
-            Origin::Successor => place.beside().map(Socket::Beside),
-            Origin::First | Origin::Sole | Origin::Child => place.listen().map(Socket::There),
+            Some(before) => before.beside(&place).map(Socket::Beside),
+            None => place.listen().map(Socket::There),
         };
         match socket {
             Ok(socket) => Ok(Some((place, socket))),

@@ -4,7 +4,9 @@ mod admin_socket;
 mod aside;
 mod descriptors;
 mod drain;
+mod first;
 mod lifetime;
+mod outside;
 mod people;
 mod reloading;
 mod signals;
@@ -14,7 +16,6 @@ mod takeover;
 mod tls;
 mod upgrade;
 
-use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -27,7 +28,6 @@ use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server};
 use tollhouse_filters::registry::Registry;
-use tollhouse_filters::tree::from_node_all;
 use tollhouse_filters::world::{Revocations, State, Tasks, World};
 
 use self::lifetime::Lifetime;
@@ -36,23 +36,18 @@ use self::takeover::Predecessor;
 use self::upgrade::Upgrades;
 use crate::admin::{self, AdminState};
 use crate::cache::Cache;
-use crate::cache::store::{DiskOptions, Store, StoreOptions};
-use crate::config::{self, Observability, Protocol};
+use crate::config::Protocol;
 use crate::door::{self, Desk, Door, Draining, HandshakeFailure, Pause, Permits, Refusals, Refused, Rule};
-use crate::engine::dry;
 use crate::engine::{Background, SideCalls};
 use crate::handover::Sockets;
 use crate::ledger::{self, Ledger};
 use crate::observe::{self, Observe};
 use crate::proxy::{Budget, Front, Gateway};
 use crate::release::ramp;
-use crate::snapshot::{Compiler, Live, Mode, Reloader, Snapshot, apart};
-use crate::source::{self, Loaded, Problems};
+use crate::snapshot::{Live, Reloader, Snapshot, apart};
+use crate::source::Problems;
 use crate::store::Keeper;
 use crate::upstream::Monitor;
-
-/// Answers to one key that vary, such as by language; the oldest leave first.
-const MOST_VARIANTS: usize = 32;
 
 /// Why the gateway did not start.
 #[derive(Debug)]
@@ -124,61 +119,6 @@ pub fn run<E: From<StartError>>(
     }
 }
 
-fn first_snapshot(
-    path: &Path,
-    registry: &Registry,
-    calls: &Arc<SideCalls>,
-    background: &Arc<Background>,
-) -> Result<(Snapshot, World, Arc<Observe>, Arc<Cache>), StartError> {
-    let loaded = Arc::new(source::load(path)?);
-    let observe = start_observing(&loaded)?;
-    let store = Arc::new(Store::new(StoreOptions { capacity: 0, max_variants: MOST_VARIANTS }));
-    let cache = Cache::new(store, calls.caller().clone(), observe.clone());
-    let world = World::live(calls.clone(), observe.registry.clone()).with_tasks(background.clone());
-    let world = world.with_cached(cache.clone());
-    let snapshot = Compiler { registry, world: &world, previous: None, mode: Mode::Live, roster: None }
-        .compile(&loaded)?;
-    report(&snapshot, &loaded, registry);
-    descriptors::compare(snapshot.server.limits.connections);
-    furnish(cache.store(), &snapshot.server.cache).map_err(|error| {
-        StartError::Runtime(format!("cannot use the directory of `server.cache.disk`: {error}"))
-    })?;
-    Ok((snapshot, world, observe, cache))
-}
-
-/// Gives the cache's store the room that is written for it.
-fn furnish(store: &Store, options: &config::Cache) -> io::Result<()> {
-    store.resize(options.memory.as_len());
-    let disk = options.disk.as_ref();
-    let disk = disk.map(|disk| DiskOptions { path: disk.path.path().into(), capacity: disk.size.get() });
-    store.set_disk(disk.as_ref())
-}
-
-/// Filters make their counters while the document is compiled, so these come first.
-fn start_observing(loaded: &Loaded) -> Result<Arc<Observe>, StartError> {
-    // For a document that will not serve, no file is opened.
-    let is_right = loaded.errors.is_empty() && loaded.duplicates.is_empty();
-    let written = loaded.root.get("observability").filter(|_| is_right);
-    let written = written.map_or(Ok(Observability::default()), from_node_all);
-    // Where this part is wrong, compiling tells everything that is.
-    let options = written.unwrap_or_default();
-    let log = &options.access_log;
-    Observe::new(options.metrics.max_series, &log.format, &log.to)
-        .map_err(|error| StartError::Runtime(format!("cannot open the access log: {error}")))
-}
-
-/// What a document's authors should know when it starts to serve.
-fn report(snapshot: &Snapshot, loaded: &Arc<Loaded>, registry: &Registry) {
-    // At a start they only warn: a gateway that comes up is worth more than a perfect one.
-    if !snapshot.tests.is_empty()
-        && let Err(problems) = dry::verify(loaded, registry, Some(snapshot.consumers.clone()))
-    {
-        for problem in &problems.list {
-            log::warn!("{problem}");
-        }
-    }
-}
-
 /// Everything that is there before the first connection is accepted.
 struct Parts {
     path: PathBuf,
@@ -205,8 +145,9 @@ impl Parts {
         let calls = Arc::new(SideCalls::new());
         let background = Background::start()
             .map_err(|error| StartError::Runtime(format!("cannot start a thread: {error}")))?;
+        let succeeds = before.is_some();
         let (snapshot, world, observe, cache) =
-            apart(|| first_snapshot(&path, &registry, &calls, &background))?;
+            apart(|| first::snapshot(&path, &registry, &calls, &background, succeeds))?;
         let monitor = Monitor::start(calls.caller().clone(), calls.origins(), observe.registry.clone())
             .map_err(|error| StartError::Runtime(format!("cannot watch backends: {error}")))?;
         let monitor = Arc::new(monitor);
@@ -292,7 +233,8 @@ impl Parts {
             pause: Pause::default(),
         };
         let (state, revocations) = (world.state.clone(), world.revocations.clone());
-        let reloader = Reloader::new(path.clone(), registry, world, live.clone(), dry::verify);
+        let verify = outside::verify(registry.clone());
+        let reloader = Reloader::new(path.clone(), registry, world, live.clone(), verify);
         let reloader = Arc::new(reloader.watched_by(monitor).connected_by(keeper));
         let kept = (None, None);
         Ok(Self { path, state, revocations, live, reloader, desk, budget, cache, bound, admin, kept })

@@ -12,7 +12,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
-use super::{aside, people, tls};
+use super::{aside, outside, people, tls};
 use crate::cache::Cache;
 use crate::consumers::{QUIET, is_passing};
 use crate::door::{self, Desk, HeadLimits};
@@ -172,7 +172,7 @@ impl Applied {
             // What is in a directory goes too, also in one that is given up now.
             self.cache.set_used(false);
         }
-        if let Err(error) = super::furnish(self.cache.store(), &snapshot.server.cache) {
+        if let Err(error) = outside::furnish(self.cache.store(), &snapshot.server.cache) {
             log::error!("cannot use the directory of `server.cache.disk`, it stays as it was: {error}");
         }
         self.cache.share(shared_by(snapshot));

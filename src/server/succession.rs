@@ -3,6 +3,8 @@
 //!
 //! Fields may be added; one that is missing has its default, so that versions understand each other.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 use tollhouse_filters::world::{Revocation, StateEntry};
 
@@ -25,6 +27,9 @@ pub(super) struct Offer {
     /// address mean different listeners by now, the address counts.
     #[serde(default)]
     pub(super) tickets: Vec<(String, TicketKeys)>,
+    /// The upgrade socket, which the successor takes over where its document names the same.
+    #[serde(default)]
+    pub(super) place: Option<PathBuf>,
 }
 
 /// What filters remember, asked for as late as possible.

@@ -13,7 +13,7 @@ use tollhouse_filters::world::{Revocations, State};
 use super::StartError;
 use super::succession::{Memory, ORPHANED, Offer, Step, TAKE_OVER};
 use crate::config::Address;
-use crate::handover::{Channel, Sockets};
+use crate::handover::{Beside, Channel, Place, PlaceError, Sockets};
 use crate::snapshot::{ListenerPlan, Snapshot};
 use crate::tls::TicketKeys;
 
@@ -38,6 +38,8 @@ pub(super) struct Predecessor {
     /// Its sockets; those that are not taken are closed with this.
     pub(super) sockets: Sockets,
     tickets: Vec<(String, TicketKeys)>,
+    /// Its upgrade socket, unless its version is too old to tell.
+    place: Option<Place>,
 }
 
 impl Predecessor {
@@ -61,7 +63,18 @@ impl Predecessor {
         let offer: Offer = channel.receive()?;
         let sockets = offer.sockets.into_iter().map(|name| Ok((name, channel.receive_socket()?)));
         let sockets = sockets.collect::<io::Result<_>>()?;
-        Ok(Self { channel, sockets, tickets: offer.tickets })
+        Ok(Self { channel, sockets, tickets: offer.tickets, place: offer.place.map(Place::at) })
+    }
+
+    /// Listens beside a place, to take it over once this process serves.
+    ///
+    /// # Errors
+    /// Another gateway than this one listens there, or as for [`Place::beside`].
+    pub(super) fn beside(&self, place: &Place) -> Result<Beside, PlaceError> {
+        if self.place.as_ref().is_some_and(|own| !own.is_same(place)) {
+            place.check_free()?;
+        }
+        place.beside()
     }
 
     /// Goes on with its keys of session tickets; of several for one listener, the last ones count.

@@ -31,12 +31,12 @@ pub(super) fn export(snapshot: &Snapshot, registry: &Registry) {
     }
 }
 
-/// Warns about certificates that end soon, or did.
+/// Warns about certificates that end soon, or did, and about their OCSP responses that did.
 pub(super) fn remind(snapshot: &Snapshot) {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
     for (listener, term) in terms(snapshot) {
-        if let Some(warning) = term.warning(now) {
+        for warning in term.warning(now).into_iter().chain(term.stapling_warning(now)) {
             log::warn!(listener = listener, hosts = term.hosts.join(",").as_str(); "{warning}");
         }
     }

@@ -248,7 +248,8 @@ impl Upgrades {
     /// Tells the new process all it needs, up to its word that it serves.
     fn introduce(&self, channel: &mut Channel, sockets: &[(String, OwnedFd)]) -> Result<(), Failure> {
         let names = sockets.iter().map(|(name, _)| name.clone()).collect();
-        channel.send(&Offer { sockets: names, tickets: self.tickets() })?;
+        let place = self.stand.lock().place.as_ref().map(|place| place.path().to_owned());
+        channel.send(&Offer { sockets: names, tickets: self.tickets(), place })?;
         for (_, socket) in sockets {
             channel.send_socket(socket.as_fd())?;
         }

@@ -9,7 +9,6 @@ use tollhouse_filters::world::World;
 
 use super::begun::Begun;
 use super::{Compiler, Live, Mode, Snapshot, apart};
-use crate::consumers::Roster;
 use crate::source::{self, Loaded, Problems};
 use crate::store::{self, Keeper};
 use crate::upstream::Monitor;
@@ -35,8 +34,8 @@ pub enum Reloaded {
     },
 }
 
-/// Runs a candidate's own tests; its failures refuse the candidate.
-pub type Verify = fn(&Arc<Loaded>, &Registry, Option<Arc<Roster>>) -> Result<(), Problems>;
+/// Puts a candidate to the test beside the snapshot that runs; what is wrong refuses the candidate.
+pub type Verify = Box<dyn Fn(&Arc<Loaded>, &Snapshot, &Snapshot) -> Result<(), Problems> + Send + Sync>;
 
 /// Compiles the document again when asked to.
 pub struct Reloader {
@@ -141,10 +140,8 @@ impl Reloader {
             roster: Some(previous.consumers.clone()),
         };
         let snapshot = compiler.compile(&loaded)?;
-        if !snapshot.tests.is_empty() {
-            let verified = (self.verify)(&loaded, &self.registry, Some(snapshot.consumers.clone()));
-            verified.map_err(|problems| Problems { inputs: all_inputs(&snapshot), ..problems })?;
-        }
+        let verified = (self.verify)(&loaded, &snapshot, previous);
+        verified.map_err(|problems| Problems { inputs: all_inputs(&snapshot), ..problems })?;
         Ok(Some(snapshot))
     }
 
@@ -184,7 +181,7 @@ mod tests {
 
     /// What serves the document at `path`, and reloads it.
     fn serving(path: PathBuf) -> (Arc<Live>, Reloader) {
-        tested_by(path, |_, _, _| Ok(()))
+        tested_by(path, Box::new(|_, _, _| Ok(())))
     }
 
     /// As [`serving`], with candidates that this tests.
@@ -268,7 +265,8 @@ mod tests {
         let file = |name: &str| directory.path().join(name);
         let first = "{version: 1, listeners: [{name: main, address: '127.0.0.1:0'}]}";
         std::fs::write(file("gateway.yaml"), first).expect("written");
-        let (_, reloader) = tested_by(file("gateway.yaml"), |_, _, _| Err(Problems::default()));
+        let refuse: Verify = Box::new(|_, _, _| Err(Problems::default()));
+        let (_, reloader) = tested_by(file("gateway.yaml"), refuse);
         std::fs::write(file("deny.txt"), "10.0.0.0/8\n").expect("written");
         let candidate = guarded("", "{ip_access: {deny_file: deny.txt}}, ");
         std::fs::write(file("gateway.yaml"), candidate).expect("written");
@@ -284,16 +282,17 @@ mod tests {
         let directory = peopled();
         let path = directory.path().join("gateway.yaml");
         std::fs::write(&path, guarded("", "")).expect("written");
-        let (live, reloader) = tested_by(path.clone(), |_, _, _| {
+        let switch: Verify = Box::new(|_, _, _| {
             let live = LIVE.get().expect("it serves");
             let (snapshot, is_first) = (live.load(), live.generation() == 1);
             if !is_first {
                 let file = OpenOptions::new().append(true).open(snapshot.consumers.file().expect("a file"));
-                file.expect("opened").write_all(b"{\"name\":\"half a line").expect("written");
+                file.expect("opened").write_all(b"{\"name\":\"half a line\n").expect("written");
             }
             live.change_consumers(|roster| roster.switch("acme", None, is_first)).expect("on the disk");
             Ok(())
         });
+        let (live, reloader) = tested_by(path.clone(), switch);
         LIVE.get_or_init(|| live.clone());
         // With other identities, another list of consumers is read.
         for (identities, is_disabled) in [("people: {type: basic}, ", true), ("", false)] {

@@ -15,6 +15,7 @@ use tollhouse_filters::host::HostPattern;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{ASN1Time, FromDer, X509Certificate};
 
+use super::ocsp::Shown;
 use super::{Remarks, Term, files};
 use crate::config::tls as written;
 
@@ -22,7 +23,7 @@ use crate::config::tls as written;
 pub(super) struct Certificate {
     /// Its place in the document.
     pub(super) at: usize,
-    pub(super) key: Arc<CertifiedKey>,
+    pub(super) key: Arc<Shown>,
     pub(super) algorithm: SignatureAlgorithm,
     pub(super) hosts: Vec<HostPattern>,
     pub(super) term: Term,
@@ -38,12 +39,9 @@ impl Certificate {
     ) -> Option<Self> {
         let place = |key: &str| format!("tls.certificates[{at}].{key}");
         let before = remarks.faults.len();
-        let mut key = certified(written, base, remarks, place);
-        match written.ocsp.as_deref().map(|file| files::ocsp(base, file)) {
-            Some(Ok(response)) => key.iter_mut().for_each(|key| key.ocsp = Some(response.clone())),
-            Some(Err(message)) => remarks.fault(place("ocsp"), message),
-            None => {}
-        }
+        let key = certified(written, base, remarks, place);
+        let response = written.ocsp.as_deref().map(|file| files::ocsp(base, file)).transpose();
+        let response = response.map_err(|message| remarks.fault(place("ocsp"), message)).ok().flatten();
         let key = key.filter(|_| remarks.faults.len() == before)?;
         let Some((names, [not_before, not_after])) = names_and_dates(&key.cert[0]) else {
             remarks.fault(place("cert"), format!("{} is not a usable certificate", written.cert.display()));
@@ -52,11 +50,15 @@ impl Certificate {
         let hosts = if written.hosts.is_empty() { names } else { written.hosts.clone() };
         check_hosts(&key.cert[0], &hosts, &place("hosts"), remarks);
         let shown = hosts.iter().map(|host| host.to_string().into()).collect();
-        let term = Term { hosts: shown, not_before, not_after };
+        let (algorithm, key) = (key.key.algorithm(), Shown::new(key, response));
+        let term = Term { hosts: shown, not_before, not_after, stapled_until: key.ends() };
         if let Some(warning) = term.warning(now()) {
             remarks.warn(place("cert"), warning);
         }
-        Some(Self { at, algorithm: key.key.algorithm(), key: Arc::new(key), hosts, term })
+        if let Some(warning) = term.stapling_warning(now()) {
+            remarks.warn(place("ocsp"), warning);
+        }
+        Some(Self { at, algorithm, key: Arc::new(key), hosts, term })
     }
 }
 

@@ -7,6 +7,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use zeroize::Zeroizing;
 
+use super::ocsp;
+
 /// Longest file read; revocation lists of large authorities have some megabytes.
 const LONGEST: u64 = 64 << 20;
 
@@ -61,30 +63,10 @@ pub(super) fn revocation_lists(
 /// A successful OCSP response in DER (RFC 6960 s4.2.1).
 pub(super) fn ocsp(base: &Path, file: &Path) -> Result<Vec<u8>, String> {
     let bytes = read(base, file)?;
-    match ocsp_status(&bytes) {
+    match ocsp::status(&bytes) {
         Some(0) => Ok(bytes),
         Some(status) => Err(format!("{} is an OCSP response that tells of error {status}", file.display())),
         None => Err(format!("{} holds no OCSP response in DER", file.display())),
-    }
-}
-
-/// The status at the beginning of a response: `SEQUENCE { ENUMERATED .., .. }`.
-fn ocsp_status(der: &[u8]) -> Option<u8> {
-    let (tag, rest) = der.split_first()?;
-    let (first, rest) = rest.split_first()?;
-    let more = usize::from(first & 0x7f);
-    let (length, rest) = match first {
-        0x80 => return None,
-        0..0x80 => (more, rest),
-        _ if more > 4 => return None,
-        _ => {
-            let (length, rest) = rest.split_at_checked(more)?;
-            (length.iter().fold(0, |length, byte| length << 8 | usize::from(*byte)), rest)
-        }
-    };
-    match rest {
-        [0x0a, 1, status, ..] if *tag == 0x30 && length == rest.len() => Some(*status),
-        _ => None,
     }
 }
 

@@ -5,6 +5,7 @@ mod certificate;
 mod client;
 mod distinguished;
 pub(crate) mod files;
+mod ocsp;
 mod resolver;
 #[cfg(test)]
 mod tests;
@@ -70,6 +71,8 @@ pub struct Term {
     pub not_before: i64,
     /// When it ends, in Unix seconds.
     pub not_after: i64,
+    /// When its OCSP response ends, in Unix seconds, if there is one that says so.
+    pub stapled_until: Option<i64>,
 }
 
 /// What is wrong or suspicious: paths below the listener, and messages.
@@ -202,6 +205,13 @@ impl Term {
             }
             _ => None,
         }
+    }
+
+    /// What there is to say about its OCSP response at this time, in Unix seconds.
+    #[must_use]
+    pub fn stapling_warning(&self, now: i64) -> Option<String> {
+        let end = self.stapled_until.filter(|end| *end < now)?;
+        Some(format!("the OCSP response is not sent, as it ended on {}", certificate::date(end)))
     }
 }
 

@@ -9,7 +9,8 @@ use rustls::sign::CertifiedKey;
 use tollhouse_filters::host::HostPattern;
 
 use super::Remarks;
-use super::certificate::Certificate;
+use super::certificate::{Certificate, now};
+use super::ocsp::Shown;
 
 /// Certificates by host.
 #[derive(Debug)]
@@ -21,7 +22,7 @@ pub(super) struct Resolver {
 }
 
 /// The certificates for one host, of different types of keys, the preferred one first.
-type Choice = Vec<Arc<CertifiedKey>>;
+type Choice = Vec<Arc<Shown>>;
 
 impl Resolver {
     /// Sorts certificates by host; none when there are none, or two for the same.
@@ -70,8 +71,8 @@ impl ResolvesServerCert for Resolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let choice = hello.server_name().map_or(&self.default, |host| self.choice(host));
         let schemes = hello.signature_schemes();
-        let usable = choice.iter().find(|key| key.key.choose_scheme(schemes).is_some());
-        usable.or(choice.first()).cloned()
+        let usable = choice.iter().find(|shown| shown.plain().key.choose_scheme(schemes).is_some());
+        usable.or(choice.first()).map(|shown| shown.at(now).clone())
     }
 }
 
@@ -111,8 +112,9 @@ mod tests {
 
     fn certificate(at: usize, host: HostPattern) -> Certificate {
         let key = PrivateKeyDer::try_from(&KEY[..]).unwrap();
-        let key = Arc::new(CertifiedKey::new(Vec::new(), any_supported_type(&key).unwrap()));
-        let term = Term { hosts: Vec::new(), not_before: 0, not_after: 0 };
+        let key = CertifiedKey::new(Vec::new(), any_supported_type(&key).unwrap());
+        let key = Arc::new(Shown::new(key, None));
+        let term = Term { hosts: Vec::new(), not_before: 0, not_after: 0, stapled_until: None };
         Certificate { at, key, algorithm: SignatureAlgorithm::ECDSA, hosts: vec![host], term }
     }
 

@@ -290,7 +290,8 @@ fn clients_are_asked_for_the_same_as_long_as_the_same_is_written() {
 
 #[test]
 fn a_certificate_is_warned_about_from_two_weeks_before_its_end() {
-    let term = Term { hosts: Vec::new(), not_before: 1_000 * DAY, not_after: 2_000 * DAY };
+    let term =
+        Term { hosts: Vec::new(), not_before: 1_000 * DAY, not_after: 2_000 * DAY, stapled_until: None };
     let said = |day: i64| term.warning(day * DAY).unwrap_or_default();
     assert_eq!(said(999), "the certificate is not valid before Wed, 27 Sep 1972 00:00:00 +0000");
     assert_eq!((said(1_000), said(1_986)), (String::new(), String::new()));

@@ -254,8 +254,11 @@ async fn a_reload_gives_and_takes_a_directory() {
     cached.counts("/disk/writes", 1).await;
     // Another size keeps it open, and one that cannot be had changes nothing.
     cached.reload(&good.replace("64MiB", "32MiB")).await;
-    cached.reload(&at(&folder.path().join("file/bad"))).await;
-    cached.gateway.says("cannot use the directory of `server.cache.disk`, it stays as it was").await;
+    let text = fs::read_to_string(cached.gateway.file()).expect("ours");
+    fs::write(cached.gateway.file(), text.replace("/good\"", "/file/bad\"")).expect("ours");
+    let answer = cached.gateway.ask_admin("POST /api/reload", "").await;
+    assert_eq!(answer.status, 422, "{}", answer.text());
+    assert!(answer.text().contains("cannot use the directory"), "{}", answer.text());
     let disk = &cached.numbers().await["disk"];
     assert_eq!((&disk["writes"], &disk["capacity"]), (&1.into(), &(32 << 20).into()));
     cached.reload("memory: 1MiB").await;

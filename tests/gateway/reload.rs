@@ -164,6 +164,51 @@ async fn a_document_that_its_tests_refuse_is_tried_again_when_a_file_that_it_nam
 }
 
 #[tokio::test]
+async fn tests_that_fail_refuse_a_reload_and_an_upgrade_and_only_warn_at_a_start() {
+    let document = |body: &str, status: u16| {
+        format!(
+            "routes: [{{name: all, respond: {{body: \"{body}\"}}}}]\n\
+             tests: [{{name: open, request: {{path: /}}, expect: {{status: {status}}}}}]\n"
+        )
+    };
+    let mut gateway = Gateway::start(&document("1", 503)).await;
+    gateway.says("test `open` fails").await;
+    std::fs::write(gateway.file(), gateway.text(&document("2", 503))).expect("write");
+    gateway.says("the changed configuration is refused").await;
+    let (code, said) = gateway.upgrade().await;
+    assert_eq!(code, Some(1), "the file is wrong: {said}");
+    assert!(said.contains("tollhouse.yaml:") && said.contains("test `open` fails"), "{said}");
+    assert_eq!(get(gateway.address(), "/").await.text(), "1");
+    std::fs::write(gateway.file(), gateway.text(&document("3", 200))).expect("write");
+    let (code, said) = gateway.upgrade().await;
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(get(gateway.address(), "/").await.text(), "3");
+}
+
+#[tokio::test]
+async fn a_change_is_refused_while_the_log_or_the_directory_that_it_names_cannot_be_opened() {
+    let routes = |body: usize| format!("routes: [{{name: all, respond: {{body: \"{body}\"}}}}]\n");
+    let gateway = Gateway::start(&routes(1)).await;
+    let (log, cache) = (gateway.file().with_file_name("log"), gateway.file().with_file_name("cache"));
+    let logging = gateway.text(&routes(2)).replace("/access.log", "/log/access.log");
+    let disk = format!("{{path: \"{}\", size: 64MiB}}", cache.join("disk").display());
+    let caching = gateway.text(&format!("server: {{cache: {{disk: {disk}}}}}\n{}", routes(3)));
+    for (body, folder, text, why) in [
+        (2, log, logging, "observability.access_log.to: cannot open the access log: Not a directory"),
+        (3, cache, caching, "server.cache.disk.path: cannot use the directory: Not a directory"),
+    ] {
+        std::fs::write(&folder, "").expect("write");
+        std::fs::write(gateway.file(), text).expect("write");
+        assert!(gateway.says(why).await.contains("tollhouse.yaml:"));
+        assert_eq!(get(gateway.address(), "/").await.text(), (body - 1).to_string());
+        std::fs::remove_file(&folder).expect("removed");
+        std::fs::create_dir(&folder).expect("made");
+        gateway.signal("HUP");
+        serves(&gateway, body).await;
+    }
+}
+
+#[tokio::test]
 async fn a_listener_may_take_the_name_of_one_that_is_gone() {
     let listener = |name: &str, address: &str| format!("{{name: {name}, address: \"{address}:0\"}}");
     let (first, second) = (listener("plain", "127.0.0.1"), listener("web", "127.0.0.2"));

@@ -2,6 +2,7 @@
 
 use std::fs::{File, Permissions};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -118,4 +119,28 @@ async fn a_new_process_that_nobody_could_ask_to_be_replaced_does_not_take_over()
     let (code, said) = gateway.upgrade().await;
     assert_eq!(code, Some(0), "{said}");
     until("the new place", || Place::at(socket.clone()).connect().ok().map(drop)).await;
+}
+
+#[tokio::test]
+async fn a_new_process_takes_no_socket_that_another_gateway_answers_at() {
+    let document = "routes: [{name: all, respond: {}}]";
+    let (mut gateway, mut other) = (Gateway::start(document).await, Gateway::start(document).await);
+    let server = format!("server: {{upgrade_socket: \"{}\"}}", other.upgrade_socket().display());
+    std::fs::write(gateway.file(), gateway.text(&format!("{server}\n{document}"))).expect("written");
+    let (code, said) = gateway.upgrade().await;
+    assert_eq!(code, Some(3), "{said}");
+    assert!(said.contains("cannot open the upgrade socket"), "{said}");
+    assert!(said.contains("another gateway answers there"), "{said}");
+    assert_eq!(get(gateway.address(), "/").await.status, 200);
+    // This asserts that it was the other one that answered.
+    let (code, said) = other.upgrade().await;
+    assert_eq!(code, Some(0), "{said}");
+    // What a dead process left behind is nobody's.
+    let free = gateway.file().with_file_name("stale.sock");
+    drop(UnixListener::bind(&free).expect("a socket"));
+    let server = format!("server: {{upgrade_socket: \"{}\"}}", free.display());
+    std::fs::write(gateway.file(), gateway.text(&format!("{server}\n{document}"))).expect("written");
+    let (code, said) = gateway.upgrade().await;
+    assert_eq!(code, Some(0), "{said}");
+    until("the new place", || Place::at(free.clone()).connect().ok().map(drop)).await;
 }

@@ -180,6 +180,14 @@ impl AccessLog {
         Ok(Self::start(sink, told, layout))
     }
 
+    /// That the log can be opened; a file is made where there is none.
+    ///
+    /// # Errors
+    /// The file cannot be opened. Its path is not told: it may be a secret of whoever wrote the document.
+    pub fn check(format: &Format, to: &To) -> io::Result<()> {
+        if *format == Format::Off { Ok(()) } else { Sink::check(to) }
+    }
+
     /// A log that writes nothing.
     #[must_use]
     pub fn off() -> Self {
@@ -327,6 +335,15 @@ mod tests {
             panic!("it opened");
         };
         assert!(error.to_string().contains("/no/such/folder/x"), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_could_not_be_opened_is_told_of_without_its_name() {
+        let to = To::File("/no/such/folder/x".into());
+        let error = AccessLog::check(&Format::Json, &to).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        assert!(!error.to_string().contains("folder"), "{error}");
+        assert!(AccessLog::check(&Format::Off, &to).is_ok(), "nothing is opened");
     }
 
     #[test]

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{Access, access};
+
 use super::{To, Told};
 
 /// Bytes gathered before they are written, unless the queue runs empty first.
@@ -45,6 +47,18 @@ impl Sink {
             }
         };
         Ok(Self { writer: buffered(destination), file, told })
+    }
+
+    /// That the destination can be opened; a file is made where there is none.
+    pub(super) fn check(to: &To) -> io::Result<()> {
+        match to {
+            To::Stdout | To::Stderr => Ok(()),
+            // Opened once more, a named pipe would tell its reader that nobody writes any more.
+            To::File(path) => match std::fs::metadata(path) {
+                Ok(about) if !about.is_file() && !about.is_dir() => Ok(access(path, Access::WRITE_OK)?),
+                _ => appending(path).map(drop),
+            },
+        }
     }
 
     /// Opens the file anew if its name now leads elsewhere or nowhere.
@@ -103,8 +117,11 @@ fn buffered(destination: Destination) -> BufWriter<Destination> {
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    let opened = OpenOptions::new().create(true).append(true).open(path);
-    opened.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+    appending(path).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+}
+
+fn appending(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).open(path)
 }
 
 fn id(file: &File) -> io::Result<(u64, u64)> {
