@@ -220,6 +220,11 @@ async fn switch(state: AdminState, name: String, credential: Option<String>, dis
         Err(WriteError::Refused(problems)) => {
             extended(StatusCode::CONFLICT, "the consumers' file has problems", Refused { problems })
         }
+        Err(WriteError::HalfLine) => {
+            let detail = "the consumers' file ends in half a line, and nothing was written: try again once whoever \
+                          writes it is done, or end the line";
+            problem(StatusCode::CONFLICT, detail)
+        }
         Err(WriteError::Io(error)) => {
             log::error!("cannot write the consumers' file: {error}");
             problem(StatusCode::INTERNAL_SERVER_ERROR, "the consumers' file cannot be written; see the log")

@@ -274,7 +274,10 @@ fn switch<'a>(api: &'a mut Api, path: &'static str, name: &str, summary: &str) -
         .answers::<consumers::ConsumerView>(200, "The consumer as it is now, and as it is on the disk.")
         .fails::<Details>(400, "A name is not in UTF-8.")
         .fails::<Details>(404, "There is no such consumer or credential.")
-        .fails::<Details>(409, "The consumers are in the document, or their file has problems.")
+        .fails::<Details>(
+            409,
+            "The consumers are in the document, or their file has problems or is being written.",
+        )
         .fails::<Details>(500, "The file cannot be written.")
 }
 

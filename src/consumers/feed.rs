@@ -33,7 +33,7 @@ pub const PAUSE: Duration = Duration::from_millis(10);
 pub const QUIET: Duration = Duration::from_millis(300);
 /// The same for who has not closed a file that is shorter than it was, or closed it empty: consumers are not dropped
 /// because they are still to be written.
-const LONG_QUIET: Duration = Duration::from_secs(10);
+pub(super) const LONG_QUIET: Duration = Duration::from_secs(10);
 /// What is wrong with a file that nobody knows to be whole.
 pub(super) const UNSURE: &str = "more of it may be still to come";
 
@@ -309,7 +309,7 @@ impl Feed {
 }
 
 /// How long ago a file was changed; none if that is to come.
-fn age(about: &Metadata) -> Option<Duration> {
+pub(super) fn age(about: &Metadata) -> Option<Duration> {
     SystemTime::now().duration_since(about.modified().ok()?).ok()
 }
 

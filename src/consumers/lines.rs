@@ -7,7 +7,7 @@ use foldhash::quality::RandomState;
 use memchr::memchr;
 
 /// The longest line, in bytes.
-const LONGEST: usize = 1 << 20;
+pub(super) const LONGEST: usize = 1 << 20;
 /// What is read at a time: it stays in the processor's cache.
 const BLOCK: usize = 256 << 10;
 

@@ -19,6 +19,7 @@ use tollhouse_filters::identity::consumers::{Consumers, Index, Layout};
 use tollhouse_filters::identity::index;
 
 use self::feed::{Feed, Seen, UNSURE};
+use self::lines::HashSet;
 use crate::config::ConsumerList;
 use crate::source::Problems;
 
@@ -41,6 +42,9 @@ struct Source {
     feed: Mutex<Feed>,
     /// Why the file as it is now does not count, if so.
     refused: Mutex<Option<Problems>>,
+    /// Consumers that the API was asked to switch, by the hashes of their names: a list of the same file that was read
+    /// meanwhile may know nothing of that.
+    switched: Mutex<HashSet<u64>>,
     changes: AtomicU64,
     refusals: AtomicU64,
 }
@@ -207,6 +211,6 @@ impl Source {
     fn new(path: std::path::PathBuf) -> Self {
         let (feed, changes, refusals) =
             (Mutex::new(Feed::new(path.clone())), AtomicU64::new(0), AtomicU64::new(0));
-        Self { path, feed, refused: Mutex::default(), changes, refusals }
+        Self { path, feed, refused: Mutex::default(), switched: Mutex::default(), changes, refusals }
     }
 }

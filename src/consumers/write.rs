@@ -7,11 +7,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path as FilePath;
 use std::sync::Arc;
 
+use memchr::memrchr;
 use tollhouse_filters::identity::ConsumerSpec;
 use tollhouse_filters::identity::consumers::{Clerk, Credential, Record};
 
 use super::entry::{self, Entry};
-use super::feed::Feed;
+use super::feed::{Feed, LONG_QUIET, age};
+use super::lines::LONGEST;
 use super::{Look, Looked, Roster, Source};
 use crate::source::Problems;
 
@@ -29,8 +31,16 @@ pub enum WriteError {
     NoCredential,
     /// The file has problems, so that its lines cannot be told.
     Refused(Problems),
+    /// The file ends in half a line: who writes it is not done, and would go on in the middle of what is added.
+    HalfLine,
     /// The file cannot be written, or is changed by somebody else all the time.
     Io(io::Error),
+}
+
+impl From<io::Error> for WriteError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
 }
 
 impl Roster {
@@ -48,9 +58,12 @@ impl Roster {
         let source = self.file.as_ref().ok_or(WriteError::Inline)?;
         let mut feed = source.feed.lock();
         for _ in 0..ATTEMPTS {
-            let record = self.consumers.load().get(name).cloned().ok_or(WriteError::NoConsumer)?;
-            let newest = feed.newest(&self.consumers.load(), self.consumers.layout(), name);
-            let Some(line) = newest.map_err(WriteError::Io)? else {
+            let index = self.consumers.load();
+            let record = index.get(name).cloned().ok_or(WriteError::NoConsumer)?;
+            source.switched.lock().insert(index.hash_of(name));
+            let newest = feed.newest(&index, self.consumers.layout(), name)?;
+            drop(index);
+            let Some(line) = newest else {
                 self.catch_up(source, &mut feed)?;
                 continue;
             };
@@ -64,7 +77,7 @@ impl Roster {
                 return Ok(record);
             }
             let line = entry::switched(&line, credential, disabled).ok_or(WriteError::NoCredential)?;
-            if append(&source.path, &line).map_err(WriteError::Io)? {
+            if append(&source.path, &line)? {
                 return self.written(source, &mut feed, name, &line);
             }
         }
@@ -95,21 +108,29 @@ impl Roster {
         self.consumers.load().get(name).cloned().ok_or(WriteError::NoConsumer)
     }
 
-    /// Has requests go by the lines that those of another list of the same file go by before they are taken, such as
-    /// behind half a line.
+    /// Has requests go by the lines that those of another list of the same file go by and these do not: what it did not
+    /// take yet, such as behind a line with something wrong, and who was switched in a file that changed elsewhere since
+    /// this one read it.
     pub fn catch_up_with(&self, other: &Self) {
         let (Some(source), Some(others)) = (&self.file, &other.file) else { return };
-        let ahead = others.feed.lock().ahead.clone();
-        if ahead.is_empty() || source.path != others.path {
+        let (ahead, switched) = (others.feed.lock().ahead.clone(), others.switched.lock().clone());
+        if source.path != others.path || ahead.is_empty() && switched.is_empty() {
             return;
         }
         let (index, known) = (other.consumers.load(), self.consumers.load());
-        let mut feed = source.feed.lock();
-        for record in known.iter() {
-            let name = &record.consumer().name;
-            if ahead.contains(&index.hash_of(name))
-                && let Ok(Some(line)) = feed.newest(&self.consumers.load(), self.consumers.layout(), name)
-            {
+        let is_behind = |record: &Record| {
+            let name = &*record.consumer().name;
+            let hash = index.hash_of(name);
+            let differs = || index.get(name).is_some_and(|there| !are_switched_alike(there, record));
+            ahead.contains(&hash) || switched.contains(&hash) && differs()
+        };
+        for record in known.iter().filter(|record| is_behind(record)) {
+            let name = &*record.consumer().name;
+            let mut feed = source.feed.lock();
+            let own = feed.newest(&self.consumers.load(), self.consumers.layout(), name);
+            // Its place may be known to the other one alone, which has read what changed before it.
+            let theirs = || others.feed.lock().newest(&index, other.consumers.layout(), name).ok().flatten();
+            if let Some(line) = own.ok().flatten().or_else(theirs) {
                 self.go_by(&mut feed, &line);
             }
         }
@@ -145,12 +166,28 @@ fn switched_off(record: &Record, credential: Option<&str>) -> Option<bool> {
     record.credentials().iter().find(|known| **known.id() == *id).map(Credential::is_disabled)
 }
 
+/// Whether a consumer and those of its credentials that both records have are switched on and off alike.
+fn are_switched_alike(one: &Record, other: &Record) -> bool {
+    let is_alike = |known: &Credential| {
+        switched_off(other, Some(&**known.id())).is_none_or(|is_off| is_off == known.is_disabled())
+    };
+    one.is_disabled() == other.is_disabled() && one.credentials().iter().all(is_alike)
+}
+
 /// Adds a line to a file and waits until it is on the disk; false if another file stands in its place by then.
-fn append(path: &FilePath, line: &[u8]) -> io::Result<bool> {
+///
+/// # Errors
+/// [`WriteError::HalfLine`] or [`WriteError::Io`].
+fn append(path: &FilePath, line: &[u8]) -> Result<bool, WriteError> {
     let mut file = OpenOptions::new().read(true).append(true).open(path)?;
     let about = file.metadata()?;
     let mut whole = Vec::with_capacity(line.len() + 1);
     if about.size() > 0 && last_byte(&mut file)? != b'\n' {
+        // Half a line that nobody goes on with for so long is what a dead process left.
+        let is_young = age(&about).is_none_or(|age| age < LONG_QUIET);
+        if is_young && entry::read(&last_line(&mut file, about.size())?).is_err() {
+            return Err(WriteError::HalfLine);
+        }
         whole.push(b'\n');
     }
     whole.extend_from_slice(line);
@@ -188,6 +225,15 @@ fn last_byte(file: &mut File) -> io::Result<u8> {
     file.seek(SeekFrom::End(-1))?;
     file.read_exact(&mut byte)?;
     Ok(byte[0])
+}
+
+/// What stands behind the last line break of a file of this size; of a line that is too long, its end.
+fn last_line(file: &mut File, size: u64) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    file.seek(SeekFrom::Start(size.saturating_sub(LONGEST as u64)))?;
+    file.read_to_end(&mut text)?;
+    let begin = memrchr(b'\n', &text).map_or(0, |at| at + 1);
+    Ok(text.split_off(begin))
 }
 
 #[cfg(test)]
