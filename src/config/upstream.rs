@@ -222,7 +222,7 @@ impl fmt::Display for Address {
         match &self.host {
             Host::Ip(IpAddr::V6(ip)) => write!(f, "[{ip}]:{}", self.port),
             Host::Ip(ip) => write!(f, "{ip}:{}", self.port),
-            Host::Name(name) => write!(f, "{name}:{}", self.port),
+            Host::Name(name) => write!(f, "{}:{}", relative(name), self.port),
         }
     }
 }
@@ -240,8 +240,13 @@ impl Host {
         // A name whose last label is a number is a mistyped address (WHATWG URL, host parser).
         let numeric = name.rsplit('.').next()?.bytes().all(|byte| byte.is_ascii_digit());
         (name.len() <= 253 && !numeric && name.split('.').all(is_label))
-            .then(|| Self::Name(name.to_ascii_lowercase()))
+            .then(|| Self::Name(text.to_ascii_lowercase()))
     }
+}
+
+/// A name as others are told it: a dot at the end says only that it is looked for in no search list (RFC 1034 s3.1).
+pub fn relative(name: &str) -> &str {
+    name.strip_suffix('.').unwrap_or(name)
 }
 
 /// Whether the text is a name or an address, with a port or without: less than an authority, which may

@@ -12,7 +12,7 @@ use super::idle::Idle;
 use super::names::Name;
 use super::stats::Stats;
 use super::view::AddressView;
-use crate::config::upstream::{self as written, Host};
+use crate::config::upstream::{self as written, Host, relative};
 
 /// One address of an upstream. A host name holds the last good answer of the resolver, which may
 /// be several addresses used in turn, or none yet.
@@ -291,7 +291,7 @@ fn authority(address: &written::Address, tls: bool) -> Box<str> {
         return address.to_string().into();
     }
     match &address.host {
-        Host::Name(name) => name.as_str().into(),
+        Host::Name(name) => relative(name).into(),
         Host::Ip(IpAddr::V6(ip)) => format!("[{ip}]").into(),
         Host::Ip(ip) => ip.to_string().into(),
     }

@@ -10,7 +10,7 @@ use pingora::upstreams::peer::HttpPeer;
 use tokio::net::TcpStream;
 
 use super::{Backend, Picked, Upstream};
-use crate::config::upstream::{HostHeader, Protocol};
+use crate::config::upstream::{HostHeader, Protocol, relative};
 
 /// What a certificate has to be for where nobody says that: a name that is nobody's (RFC 6761 s6.4), so that no
 /// connection comes about. Without a name, Pingora would take any certificate.
@@ -94,8 +94,8 @@ impl Upstream {
     /// registries that tell whom to trust.
     pub(super) fn server_name<'a>(&'a self, backend: &'a Backend) -> &'a str {
         let Some(tls) = &self.trust else { return "" };
-        let told = || self.following().and_then(|following| following.written().server_name());
-        tls.sni.as_deref().or_else(|| backend.name()).or_else(told).unwrap_or_default()
+        let told = || self.following().and_then(|following| following.written().server_name().map(relative));
+        tls.sni.as_deref().or_else(|| backend.name().map(relative)).or_else(told).unwrap_or_default()
     }
 
     /// How long the connection may idle afterwards. Pingora bounds its pool only as a whole; so the

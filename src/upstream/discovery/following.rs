@@ -282,7 +282,7 @@ fn usable(mut instances: Vec<Instance>) -> (Vec<Backend>, BTreeSet<(Instance, &'
     let key = |backend: &Backend| (backend.address.to_string(), backend.priority, backend.weight);
     backends.sort_by_cached_key(key);
     // The same address told twice is one backend: the one of the first group.
-    backends.dedup_by(|later, earlier| later.address == earlier.address);
+    backends.dedup_by(|later, earlier| later.address.to_string() == earlier.address.to_string());
     for extra in backends.drain(backends.len().min(MAX_BACKENDS)..) {
         let instance = Instance::at(&extra.address.to_string(), extra.address.port.into());
         ignored.insert((instance, "there are too many"));

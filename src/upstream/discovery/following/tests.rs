@@ -178,3 +178,10 @@ fn a_registry_does_not_confirm_a_set_whose_successor_could_not_be_used() {
     assert_eq!(following.age(at(60)), Some(50));
     assert_eq!(shown(&following), ["192.0.2.1:80"]);
 }
+
+#[test]
+fn a_host_told_with_its_dot_is_asked_for_as_a_whole_name_and_shown_without() {
+    let told = backend(&Instance::at("a.test.", 80)).unwrap();
+    assert_eq!(told.address.to_string(), "a.test:80");
+    assert!(matches!(told.address.host, Host::Name(name) if name == "a.test."), "RFC 2782");
+}
