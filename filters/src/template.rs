@@ -197,7 +197,7 @@ pub fn parts<V>(text: &str, variable: impl Fn(&str) -> Result<V, String>) -> Res
 }
 
 /// As [`parts`], in a text of which these parts are literal; they stand in order.
-fn parts_beside<V>(
+pub fn parts_beside<V>(
     literal: &[Range<usize>],
     text: &str,
     variable: impl Fn(&str) -> Result<V, String>,

@@ -48,10 +48,6 @@ impl<'de> Visitor<'de> for ListVisitor {
         f.write_str("a list of consumers, or `{file: consumers.jsonl}`")
     }
 
-    fn visit_unit<E>(self) -> Result<ConsumerList, E> {
-        Ok(ConsumerList::default())
-    }
-
     fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<ConsumerList, A::Error> {
         Vec::deserialize(SeqAccessDeserializer::new(list)).map(ConsumerList::Inline)
     }

@@ -31,7 +31,11 @@ pub fn schema(registry: &Registry) -> Value {
             json!({"description": description, "default": null, "allOf": [options]});
     }
     complete_defaults(&mut definitions);
-    for definition in definitions.as_object_mut().into_iter().flat_map(Map::values_mut) {
+    for (name, definition) in definitions.as_object_mut().into_iter().flatten() {
+        // A filter without options needs none, as in `- request_id:`.
+        if name != "FilterItem" {
+            refuse_null(definition);
+        }
         admit_references(definition);
     }
     definitions[REFERENCE] = json!({
@@ -92,6 +96,33 @@ fn may_be(schema: &Value, kind: &str) -> bool {
     match &schema["type"] {
         Value::Array(kinds) => kinds.contains(&json!(kind)),
         one => *one == *kind,
+    }
+}
+
+/// Takes away the null that is for a value which may be left out: then its key is left out.
+fn refuse_null(schema: &mut Value) {
+    let map = match schema {
+        Value::Array(schemas) => return schemas.iter_mut().for_each(refuse_null),
+        Value::Object(map) => map,
+        _ => return,
+    };
+    map.values_mut().for_each(refuse_null);
+    if let Some(Value::Array(kinds)) = map.get_mut("type") {
+        kinds.retain(|kind| kind != "null");
+        if let [kind] = &mut kinds[..] {
+            let kind = kind.take();
+            map.insert("type".to_owned(), kind);
+        }
+    }
+    if let Some(Value::Array(alternatives)) = map.get_mut("anyOf") {
+        alternatives.retain(|alternative| *alternative != json!({"type": "null"}));
+        if let [Value::Object(only)] = &mut alternatives[..] {
+            let only = std::mem::take(only);
+            map.remove("anyOf");
+            for (keyword, value) in only {
+                map.entry(keyword).or_insert(value);
+            }
+        }
     }
 }
 

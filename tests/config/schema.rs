@@ -120,6 +120,22 @@ listeners: "${env:LISTENERS}"
 }
 
 #[test]
+fn a_key_without_a_value_is_refused_unless_it_names_a_filter() {
+    let is_valid = |text: &str| validator().is_valid(&serde_yaml::from_str(text).expect("YAML"));
+    let document = "version: 1\nlisteners: [{name: main, address: '127.0.0.1:0'}]\n";
+    for (rest, expected) in [
+        ("upstreams: [{name: a, backends: [{address: '127.0.0.1:1'}]}]", true),
+        ("upstreams: [{name: a, backends: [{address: '127.0.0.1:1'}], tls: ~}]", false),
+        ("upstreams: [{name: a, backends: [{address: '127.0.0.1:1'}], circuit_breaker: ~}]", false),
+        ("routes: [{name: r, upstream: ~}]", false),
+        ("routes: [{name: r, respond: ~}]", false),
+        ("routes: [{name: r, filters: [{request_id: ~}], respond: {}}]", true),
+    ] {
+        assert_eq!(is_valid(&format!("{document}{rest}\n")), expected, "{rest}");
+    }
+}
+
+#[test]
 fn secrets_are_for_writing_only() {
     let token = &schema()["$defs"]["Admin"]["properties"]["token"];
     let token = token["anyOf"].as_array().map_or(token, |any| &any[0]);

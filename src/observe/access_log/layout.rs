@@ -2,10 +2,11 @@
 //! and NGINX's `ngx_http_log_module` write them.
 
 use std::fmt::{self, Write};
+use std::ops::Range;
 
 use http::HeaderName;
 use http::header::{HOST, REFERER, USER_AGENT};
-use tollhouse_filters::template::{Part, parts};
+use tollhouse_filters::template::{Part, parts, parts_beside};
 use tollhouse_filters::tree::suggest;
 
 use super::super::redact::{MASK, Redactor};
@@ -106,10 +107,15 @@ const COMBINED: &str = r#"${client.address} - - [${time.common}] "${request.line
 impl Layout {
     /// Parses a template; the message names what is wrong.
     pub fn parse(text: &str) -> Result<Self, String> {
+        Self::parse_beside(&[], text)
+    }
+
+    /// As [`parse`](Self::parse), of a text of which these parts are literal; they stand in order.
+    pub fn parse_beside(literal: &[Range<usize>], text: &str) -> Result<Self, String> {
         if text.contains(['\n', '\r']) {
             return Err("a line of the access log cannot have a line break".to_owned());
         }
-        Ok(Self { parts: parts(text, Field::parse)?, written: text.into() })
+        Ok(Self { parts: parts_beside(literal, text, Field::parse)?, written: text.into() })
     }
 
     /// The Common Log Format.

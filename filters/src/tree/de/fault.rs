@@ -1,5 +1,6 @@
 //! An error on its way up: first what serde said, then, at the innermost node, where and in words.
 
+use std::borrow::Cow;
 use std::fmt::{self, Display, Formatter};
 use std::sync::Arc;
 
@@ -231,9 +232,19 @@ fn text_of(node: &Node) -> Option<String> {
 }
 
 fn shorten(text: &str) -> String {
+    let text = without_userinfo(text);
     match text.char_indices().nth(QUOTED) {
         Some((end, _)) => format!("{}..", &text[..end]),
-        None => text.to_owned(),
+        None => text.into_owned(),
+    }
+}
+
+/// A URL without user and password (RFC 3986 s3.2.1); one that is wrong may have an `@` or a `/` in them.
+fn without_userinfo(text: &str) -> Cow<'_, str> {
+    let start = text.find("//").map(|at| at + 2).or_else(|| text.find(':').map(|at| at + 1));
+    match (start, text.rfind('@')) {
+        (Some(start), Some(end)) if start < end => format!("{}***{}", &text[..start], &text[end..]).into(),
+        _ => text.into(),
     }
 }
 

@@ -104,7 +104,10 @@ impl<'de> Deserializer<'de> for NodeDe<'de> {
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
         match self.node.value {
-            Value::Null => self.located(visitor.visit_none()),
+            // What was to be its value may be commented out, or not be indented enough.
+            Value::Null => {
+                self.located(Err(de::Error::custom("has no value: leave the key out, or give it one")))
+            }
             _ => visitor.visit_some(self),
         }
     }

@@ -65,15 +65,29 @@ fn wrong_secret<T: DeserializeOwned>(text: &str, secret: &str) -> String {
 
 #[test]
 fn serde_types_are_read() {
-    let limit = read::<Limit>("{rate: 5ms, burst: ~, per: {header: x-id}}");
+    let limit = read::<Limit>("{rate: 5ms, per: {header: x-id}}");
     assert_eq!(limit, Limit { rate: Wait(5), burst: None, per: Per::Header("x-id".into()) });
     assert_eq!(read::<Per>("{pair: {one: a, two: b}}"), Per::Pair { one: "a".into(), two: "b".into() });
     assert_eq!(read::<Per>("consumer"), Per::Consumer);
     assert_eq!(read::<BTreeMap<u16, bool>>("{404: true, 500: false}"), [(404, true), (500, false)].into());
     assert_eq!(read::<HashMap<String, i64>>("{80: -1}"), [("80".to_owned(), -1)].into());
-    assert_eq!(read::<(u8, f64, Option<String>)>("[1, 2, ~]"), (1, 2.0, None));
+    assert_eq!(read::<(u8, f64, Option<String>)>("[1, 2, x]"), (1, 2.0, Some("x".to_owned())));
     assert_eq!(read::<Vec<IpAddr>>("['::1']").len(), 1);
     assert_eq!(read::<serde_json::Value>("{a: [1, x, ~, 1.5]}").to_string(), r#"{"a":[1,"x",null,1.5]}"#);
+}
+
+#[test]
+fn a_key_without_a_value_is_not_taken_for_one_that_is_not_there() {
+    for (text, place) in [
+        ("rate: 5ms\nburst:\n", "2:6"),
+        ("rate: 5ms\nburst: # 5\n", "2:6"),
+        ("{rate: 5ms, burst: ~}", "1:20"),
+        ("{\"rate\": \"5ms\", \"burst\": null}", "1:26"),
+    ] {
+        let expected = format!("{place}: burst: has no value: leave the key out, or give it one");
+        assert_eq!(wrong::<Limit>(text), expected, "{text}");
+    }
+    assert_eq!(read::<Limit>("rate: 5ms").burst, None);
 }
 
 #[test]
@@ -200,6 +214,24 @@ fn no_message_quotes_substituted_text() {
         assert!(!message.contains("hunt") && !message.contains("9999"), "{message}");
     }
     assert_eq!(wrong_secret::<Wait>("${X}", secret), "1:1: expected a duration such as `250ms`");
+}
+
+#[test]
+fn no_message_quotes_the_password_of_a_url() {
+    for (text, shown) in [
+        ("https://gate:s3cret@id.test/a", "https://***@id.test/a"),
+        ("redis//:s3cret@cache", "redis//***@cache"),
+        ("redis:/:s3cret@cache", "redis:***@cache"),
+        ("https:gate:s3cret@id.test", "https:***@id.test"),
+        ("https://gate:s3/s3cret@s3cret@id.test", "https://***@id.test"),
+        ("https://id.test/a", "https://id.test/a"),
+        ("gate@id.test", "gate@id.test"),
+    ] {
+        let messages = [wrong::<Wait>(text), wrong::<u64>(text), wrong::<Per>(text)];
+        for message in messages {
+            assert!(message.contains(shown) && !message.contains("s3cret"), "{message}");
+        }
+    }
 }
 
 #[test]
