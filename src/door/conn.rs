@@ -3,9 +3,8 @@
 //! Between requests nothing is held but the stream itself: no buffer, no session, no future of Pingora.
 
 use std::future::poll_fn;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use pingora::apps::{HttpPersistentSettings, HttpServerApp};
@@ -14,15 +13,13 @@ use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
 
 use super::head::{Head, Scanner};
+use super::leaving::Leaving;
 use super::refusal::{self, Refusal};
 use super::stream::{DoorStream, PREFACE};
-use super::{Application, Common, Connection, Draining, HeadLimits, Rule, Served, http2};
+use super::{Application, Common, Connection, HeadLimits, Rule, Served, http2};
 
 /// Seconds that Pingora may wait for a next request; it never does, since the door does the waiting.
 const KEEPALIVE: u64 = 60;
-
-/// How long idle connections stay open while the gateway is on its way out.
-const LAST_CALL: Duration = Duration::from_secs(1);
 
 /// Serves a connection to its end; its first head has a deadline that began when it did.
 pub(super) async fn serve<A>(
@@ -34,7 +31,7 @@ pub(super) async fn serve<A>(
     A: Application,
 {
     let mut settings = None;
-    let mut leaving = Leaving::new(&common, shutdown.clone());
+    let mut leaving = Leaving::new(&common, stream.carrier(), shutdown.clone());
     let mut awaited = Awaited { since: Some(begun), preface: Preface::of(&common, &stream) };
     loop {
         let (came, waited) = next(&common, &mut stream, &mut leaving, awaited).await;
@@ -53,7 +50,8 @@ pub(super) async fn serve<A>(
             Next::Closed => return stream.leave(),
         };
         // For the same reason.
-        match Box::pin(request(&common, stream, head, settings, &shutdown)).await {
+        let request = Box::pin(request(&common, stream, head, settings, &shutdown));
+        match leaving.see_off(request).await {
             Some((kept, remembered)) => (stream, settings) = (kept, remembered),
             None => return,
         }
@@ -151,39 +149,6 @@ async fn begins(stream: &mut DoorStream, leaving: &mut Leaving, patience: Durati
         if over { Poll::Ready(false) } else { Poll::Pending }
     })
     .await
-}
-
-/// What a connection waits for beside its next request: the last call.
-struct Leaving {
-    draining: Draining,
-    /// Kept from wait to wait: to begin to listen takes longer than most requests are waited for.
-    last_call: Pin<Box<dyn Future<Output = ()> + Send>>,
-    /// It is listened for.
-    listens: bool,
-}
-
-impl Leaving {
-    fn new<A>(common: &Common<A>, shutdown: ShutdownWatch) -> Self {
-        let draining = common.desk.draining.clone();
-        Self { draining, last_call: Box::pin(last_call(shutdown)), listens: false }
-    }
-
-    /// Ready after the last call. For the task that asked first: who listens is woken once the gateway is on its way
-    /// out, and before that there is nothing to ask for.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if std::mem::replace(&mut self.listens, true) && !self.draining.is_on() {
-            return Poll::Pending;
-        }
-        self.last_call.as_mut().poll(cx)
-    }
-}
-
-/// Who does not know yet that the gateway is on its way out may have sent a request already, or is about to:
-/// it is still served, and told to close (RFC 9112 s9.6).
-async fn last_call(mut shutdown: ShutdownWatch) {
-    drop(shutdown.wait_for(|on| *on).await);
-    // On the heap: most connections never wait for it.
-    Box::pin(tokio::time::sleep(LAST_CALL)).await;
 }
 
 /// Reads on until the head is whole or wrong.

@@ -33,9 +33,36 @@ pub fn facts(session: &Session) -> Option<&ConnFacts> {
     Some(&carried(session.digest()?.proxy_digest.as_ref()?)?.facts)
 }
 
-/// The rule that the body of a request broke while it was read; its connection ends with it.
-pub fn broken(session: &Session) -> Option<Rule> {
-    carried(session.digest()?.proxy_digest.as_ref()?)?.broken.get().copied()
+/// What ends a connection whatever is under way on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Its client broke this rule.
+    Rule(Rule),
+    /// The gateway stops, and what was under way had its time.
+    Stopped,
+}
+
+impl End {
+    /// The rule, if one was broken.
+    pub fn rule(self) -> Option<Rule> {
+        match self {
+            Self::Rule(rule) => Some(rule),
+            Self::Stopped => None,
+        }
+    }
+
+    /// What the log says of it.
+    pub fn detail(self) -> &'static str {
+        match self {
+            Self::Rule(rule) => rule.detail(),
+            Self::Stopped => "the gateway stopped before the end",
+        }
+    }
+}
+
+/// What ended the connection of a request before its end, such as a rule that its body broke while it was read.
+pub fn broken(session: &Session) -> Option<End> {
+    carried(session.digest()?.proxy_digest.as_ref()?)?.ended.get().copied()
 }
 
 /// Counts a request under a rule that was found broken elsewhere.
@@ -72,7 +99,7 @@ pub(super) struct Carried {
     pub(super) facts: ConnFacts,
     pub(super) refusals: Arc<Refusals>,
     pub(super) over: Draining,
-    pub(super) broken: OnceLock<Rule>,
+    pub(super) ended: OnceLock<End>,
     pub(super) tunnelled: OnceLock<()>,
     /// What is written waits for more, whoever flushes it.
     pub(super) corked: AtomicBool,
@@ -90,7 +117,7 @@ impl Carried {
             facts,
             refusals: desk.refusals.clone(),
             over: desk.over.clone(),
-            broken: OnceLock::new(),
+            ended: OnceLock::new(),
             tunnelled: OnceLock::new(),
             corked: AtomicBool::new(false),
             owes: AtomicBool::new(false),
@@ -101,11 +128,21 @@ impl Carried {
 
     /// Notes and counts the rule that ends the connection; false if one did before.
     pub(super) fn break_off(&self, rule: Rule) -> bool {
-        let is_first = self.broken.set(rule).is_ok();
+        let is_first = self.ended.set(End::Rule(rule)).is_ok();
         if is_first {
             self.refusals.add(rule);
         }
         is_first
+    }
+
+    /// Notes that the connection ends since the gateway stops.
+    pub(super) fn stop(&self) {
+        let _ = self.ended.set(End::Stopped);
+    }
+
+    /// Whether the connection ends since the gateway stops.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.ended.get() == Some(&End::Stopped)
     }
 }
 

@@ -24,6 +24,7 @@ use tollhouse_filters::outcome::Body;
 
 use super::alarm::Alarm;
 use super::facts::carried;
+use super::leaving::Cut;
 use super::patience::Patience;
 use super::permits::Owing;
 use super::refusal::{PATIENCE, Seen, new_id, report, told};
@@ -61,6 +62,10 @@ where
         let turn = turns.next(HttpSession::from_h2_conn(&mut connection, digest.clone())).await;
         match turn {
             Turn::Leave => connection.graceful_shutdown(),
+            Turn::Over => {
+                turns.cut_off();
+                connection.abrupt_shutdown(Reason::NO_ERROR);
+            }
             // RFC 9113 s9.1.
             Turn::Idle => connection.abrupt_shutdown(Reason::NO_ERROR),
             Turn::Broken(rule) => {
@@ -135,6 +140,8 @@ async fn refuse<A: Application>(common: &Common<A>, stream: Http2Stream) {
 enum Turn {
     /// The gateway is on its way out, and the client is to be told.
     Leave,
+    /// The time for what is under way is over.
+    Over,
     /// It was idle for too long.
     Idle,
     /// Its client does by this rule what ends it.
@@ -147,6 +154,7 @@ enum Turn {
 struct Turns<L> {
     carrier: Arc<ProxyDigest>,
     leaving: Option<Pin<Box<L>>>,
+    cut: Cut,
     open: Arc<Open>,
     /// How long it may be idle, and its client be waited for; none once it was told to go.
     limits: Option<HeadLimits>,
@@ -173,6 +181,7 @@ impl Turns<()> {
     ) -> Turns<impl Future<Output = ()>> {
         let leaving = async move { drop(shutdown.wait_for(|on| *on).await) };
         Turns {
+            cut: Cut::new(carrier.clone()),
             carrier,
             leaving: Some(Box::pin(leaving)),
             open: Arc::default(),
@@ -238,16 +247,26 @@ impl<L: Future<Output = ()>> Turns<L> {
         }
     }
 
+    /// Whatever is under way had its time; nothing is waited for any more.
+    fn cut_off(&mut self) {
+        if self.open.count.load(Ordering::Relaxed) > 0 || self.unfinished().is_some() {
+            self.permits.cut();
+        }
+        (self.limits, self.owing) = (None, None);
+    }
+
     fn poll_next(
         &mut self,
         cx: &mut Context<'_>,
         accept: Pin<&mut impl Future<Output = pingora::Result<Option<H2Accept>>>>,
     ) -> Poll<Turn> {
-        if let Some(leaving) = &mut self.leaving
-            && leaving.as_mut().poll(cx).is_ready()
-        {
-            self.leaving = None;
-            return Poll::Ready(Turn::Leave);
+        if let Some(leaving) = &mut self.leaving {
+            if leaving.as_mut().poll(cx).is_ready() {
+                self.leaving = None;
+                return Poll::Ready(Turn::Leave);
+            }
+        } else if self.cut.poll(cx).is_ready() {
+            return Poll::Ready(Turn::Over);
         }
         accept.poll(cx).map(Turn::Accepted)
     }

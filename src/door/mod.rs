@@ -14,6 +14,7 @@ mod frames;
 mod handshake;
 mod head;
 mod http2;
+mod leaving;
 mod listener;
 mod patience;
 mod pause;
@@ -48,7 +49,7 @@ pub use alarm::Alarm;
 pub use application::{Application, Connection, Declined, Served};
 pub use bind::{BindError, Bound, bind};
 pub use chunks::Chunks;
-pub use facts::{ConnFacts, broken, count, facts, left_behind, tunnelled};
+pub use facts::{ConnFacts, End, broken, count, facts, left_behind, tunnelled};
 pub use handshake::{HandshakeFailure, HandshakeFailures};
 pub use head::Head;
 pub use http2::Http2Stream;
@@ -87,7 +88,7 @@ pub struct Desk {
     pub observe: Arc<Observe>,
     /// Whether the gateway is on its way out.
     pub draining: Draining,
-    /// Whether what is under way has no more time: WebSockets are closed.
+    /// Whether what is under way has no more time: WebSockets are closed, and all else is cut.
     pub over: Draining,
     /// Whether connections are left to another process.
     pub pause: Pause,

@@ -6,7 +6,7 @@ use std::fmt;
 use std::hash::BuildHasher;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 
@@ -27,6 +27,7 @@ pub struct Permits {
     exempt: Box<dyn Fn(IpAddr) -> bool + Send + Sync>,
     open: AtomicUsize,
     owing: AtomicUsize,
+    cut: AtomicBool,
     refused: [AtomicU64; Refused::ALL.len()],
     hasher: RandomState,
     counts: [Mutex<HashMap<IpAddr, usize>>; SHARDS],
@@ -43,6 +44,7 @@ impl Permits {
             exempt: Box::new(exempt),
             open: AtomicUsize::new(0),
             owing: AtomicUsize::new(0),
+            cut: AtomicBool::new(false),
             refused: Default::default(),
             hasher: RandomState::new(),
             counts: Default::default(),
@@ -102,6 +104,13 @@ impl Permits {
     /// once the gateway is on its way out.
     pub fn owing(&self) -> usize {
         self.owing.load(Relaxed)
+    }
+
+    /// Notes that what was under way on a connection had its time; of the first one, this is told.
+    pub(super) fn cut(&self) {
+        if !self.cut.swap(true, Relaxed) {
+            log::warn!("drain is over; requests in flight are cut");
+        }
     }
 
     /// Connections refused so far for this reason.

@@ -15,7 +15,7 @@ use tollhouse_filters::problem::Problem;
 use super::facts::carried;
 use super::frames;
 use super::stream::{DoorStream, PREFACE};
-use super::{Application, Common, ConnFacts, Rule};
+use super::{Application, Common, ConnFacts, End, Rule};
 use crate::engine::{self, Rendered};
 use crate::observe::redact::Redactor;
 use crate::observe::{Access, metrics};
@@ -110,7 +110,7 @@ pub(super) fn report<A: Application>(
 /// it sent.
 pub(super) fn ended<A: Application>(common: &Common<A>, carrier: &ProxyDigest) {
     let Some(carried) = carried(carrier) else { return };
-    if let Some(rule) = carried.broken.get() {
+    if let Some(End::Rule(rule)) = carried.ended.get() {
         record(common, &carried.facts, *rule, &new_id(), &Seen::of_http2());
     }
 }

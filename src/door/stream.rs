@@ -29,7 +29,7 @@ use super::patience::Patience;
 use super::socket::{Hangup, Socket};
 use super::transport::{Transport, linger};
 use super::tunnel::{GOING_AWAY, Tunnel};
-use super::{ConnFacts, Desk, HeadLimits, Permit, Rule};
+use super::{ConnFacts, Desk, End, HeadLimits, Permit, Rule};
 use lead::LEAD;
 use out::Out;
 use rest::Rest;
@@ -141,9 +141,9 @@ impl DoorStream {
         }
     }
 
-    /// The rule that the request broke while it was read.
-    pub fn broken(&self) -> Option<Rule> {
-        self.carried.broken.get().copied()
+    /// What ended the request before its end, such as a rule that it broke while it was read.
+    pub fn broken(&self) -> Option<End> {
+        self.carried.ended.get().copied()
     }
 
     /// Counts the request under a rule that was found broken elsewhere.
@@ -265,8 +265,12 @@ impl DoorStream {
         read
     }
 
-    /// Ready when the client went away; whose body is larger than what is read ahead of it is missed later.
+    /// Ready when the client went away, or is not served to the end; whose body is larger than what is read ahead of it
+    /// is missed later.
     pub fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.carried.is_stopped() {
+            return Poll::Ready(());
+        }
         let most = if self.rest.is_over() { AHEAD } else { LEAD };
         self.poll_gone(most, cx).map(drop)
     }
@@ -356,8 +360,10 @@ impl DoorStream {
 
     /// What became of sending to the client, whose slowness ends the exchange.
     fn sent<T>(&mut self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if matches!(polled, Poll::Ready(Err(_))) && self.out.gave_up() {
-            self.break_off(Rule::SlowReader);
+        match &polled {
+            Poll::Ready(Err(_)) if self.out.gave_up() => _ = self.break_off(Rule::SlowReader),
+            Poll::Pending if self.carried.is_stopped() => return Poll::Ready(Err(invalid())),
+            _ => {}
         }
         polled
     }
@@ -377,7 +383,7 @@ impl AsyncRead for DoorStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.carried.broken.get().is_some() {
+        if self.carried.ended.get().is_some() {
             return Poll::Ready(Err(invalid()));
         }
         if self.rest.is_over() {

@@ -58,7 +58,8 @@ pub(super) async fn answer(session: &mut Session, error: &Error, call: &mut Call
         call.reason.get_or_insert_with(|| describe(error).into());
     }
     blame_slowness(session, error, call);
-    let rule = door::broken(session).filter(|rule| rule.kind().status != problem::CLIENT_CLOSED.status);
+    let rule = door::broken(session).and_then(door::End::rule);
+    let rule = rule.filter(|rule| rule.kind().status != problem::CLIENT_CLOSED.status);
     let broken = rule.map(|rule| Problem::new(rule.kind()).detail(rule.detail()));
     let pending = call.pending.take().or_else(|| broken.map(Reply::from));
     let reply = pending.or_else(|| classify(session, error, call).map(Reply::from));

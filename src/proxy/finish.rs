@@ -20,6 +20,9 @@ use crate::observe::{Access, AttemptOutcome, metrics};
 use crate::snapshot::Snapshot;
 use crate::upstream::Verdict;
 
+/// What the log calls the end of a request that was cut as the gateway stopped: no problem, since nobody is told.
+const STOPPED: &str = "stopped";
+
 impl Gateway {
     /// Runs once for every request, however it ended.
     pub(super) fn finish(&self, session: &mut Session, error: Option<&Error>, call: &mut Call) {
@@ -39,9 +42,12 @@ impl Gateway {
         request: &RequestHeader,
         status: Option<u16>,
         [bytes_in, bytes_out]: [u64; 2],
-        broken: Option<door::Rule>,
+        broken: Option<door::End>,
         ended: &Ended,
     ) {
+        if ended.error.is_some() && broken == Some(door::End::Stopped) {
+            call.problem = Some(STOPPED);
+        }
         if status.is_none() && call.problem.is_none() {
             call.problem = Some(CLIENT_CLOSED.code);
         }
@@ -102,7 +108,7 @@ impl Gateway {
         &self,
         request: &RequestHeader,
         call: &Call,
-        broken: Option<door::Rule>,
+        broken: Option<door::End>,
         ended: &Ended,
         exchange: &Exchange,
         completed: &Completed,
@@ -115,7 +121,7 @@ impl Gateway {
         let field = |name| request.headers.get(name).map(http::HeaderValue::as_bytes);
         let authority = request.uri.authority().map(|authority| authority.as_str().as_bytes());
         let ended_by = ctx.ended_by.as_ref();
-        let broken = broken.map(door::Rule::detail);
+        let broken = broken.map(door::End::detail);
         let cache = ctx.cache.as_ref().map(|status| status.parameters().to_string());
         let access = Access {
             time: SystemTime::now().checked_sub(completed.elapsed).unwrap_or(SystemTime::UNIX_EPOCH),

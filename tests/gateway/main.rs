@@ -55,6 +55,7 @@ mod shared_login;
 mod slow;
 mod sse;
 mod start;
+mod stopping;
 mod stores;
 mod tls;
 mod unsent;

@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::super::alarm::Alarm;
 use super::super::facts::{Carried, LeftBehind, carried};
 use super::super::patience::Patience;
-use super::super::{ConnFacts, HeadLimits, Rule};
+use super::super::{ConnFacts, End, HeadLimits, Rule};
 
 /// What is still to come of a request that was answered, and is read to its end.
 const MOST_DRAINED: u64 = 64 * 1024;
@@ -103,9 +103,9 @@ impl Http2Stream {
         self.unread
     }
 
-    /// The rule that the request or its connection broke.
-    pub fn broken(&self) -> Option<Rule> {
-        self.broken.or_else(|| self.carried().broken.get().copied())
+    /// What ended the request or its connection before its end.
+    pub fn broken(&self) -> Option<End> {
+        self.broken.map(End::Rule).or_else(|| self.carried().ended.get().copied())
     }
 
     /// Counts the request under a rule that was found broken elsewhere.

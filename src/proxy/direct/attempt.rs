@@ -16,7 +16,7 @@ use super::early::Start;
 use super::relay::{Filters, Relay, UpHead};
 use super::trouble::{Failure, Silence, Trouble, Unconnected, Waits};
 use super::wire::{self, Answer, AnswerHead, Form, Framing};
-use crate::door::Rule;
+use crate::door::{End, Rule};
 use crate::engine::{Forwarding, strip_hop_by_hop};
 use crate::observe::AttemptOutcome;
 use crate::proxy::Call;
@@ -361,7 +361,8 @@ impl Job<'_> {
         let problem = match failure {
             Failure::Refused(reply) | Failure::Body(reply) => return Some(reply),
             Failure::Trouble(Trouble::Client) => {
-                let rule = client.broken().filter(|rule| rule.kind().status != problem::CLIENT_CLOSED.status);
+                let rule = client.broken().and_then(End::rule);
+                let rule = rule.filter(|rule| rule.kind().status != problem::CLIENT_CLOSED.status);
                 let Some(rule) = rule else {
                     self.call.problem = Some(problem::CLIENT_CLOSED.code);
                     return None;

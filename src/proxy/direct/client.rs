@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tollhouse_filters::world::FilePart;
 
 use super::wire;
-use crate::door::{Alarm, DoorStream, Http2Stream, Rule};
+use crate::door::{Alarm, DoorStream, End, Http2Stream, Rule};
 use crate::proxy::response;
 
 /// The connection of HTTP/1.1 that a request came on, or its stream of HTTP/2.
@@ -22,8 +22,8 @@ pub(super) trait Client: AsyncRead + AsyncWrite + Unpin + Send {
     /// Whether heads of answers are sent as they are written, and content in chunks where there is no length.
     const HTTP1: bool;
 
-    /// The rule that the request broke while it was read, or its answer while it was sent.
-    fn broken(&self) -> Option<Rule>;
+    /// What ended the request while it was read, or its answer while it was sent: a rule that was broken, or the gateway.
+    fn broken(&self) -> Option<End>;
 
     /// Counts the request under a rule that was found broken elsewhere.
     fn count(&self, rule: Rule);
@@ -91,7 +91,7 @@ pub(super) struct Begin {
 impl Client for DoorStream {
     const HTTP1: bool = true;
 
-    fn broken(&self) -> Option<Rule> {
+    fn broken(&self) -> Option<End> {
         self.broken()
     }
 
@@ -166,7 +166,7 @@ impl Client for DoorStream {
 impl Client for Http2Stream {
     const HTTP1: bool = false;
 
-    fn broken(&self) -> Option<Rule> {
+    fn broken(&self) -> Option<End> {
         self.broken()
     }
 
