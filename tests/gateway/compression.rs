@@ -222,6 +222,21 @@ async fn what_a_304_confirms_is_for_nobody_who_does_not_accept_its_coding() {
 }
 
 #[tokio::test]
+async fn what_is_never_encoded_is_for_all_also_once_a_304_without_a_type_confirmed_it() {
+    let fields = "etag: \"v\"\r\ncache-control: max-age=0\r\n";
+    let filters = "[cache: {}, compress: {min_size: 0B}]";
+    let cached = Cached::with(filters, move |nth, head| match head.field("if-none-match") {
+        Some(_) => format!("HTTP/1.1 304 Not Modified\r\n{fields}\r\n"),
+        None => numbered(nth, &format!("{fields}content-type: image/png\r\n")),
+    })
+    .await;
+    for accept in ["gzip", "gzip", "identity", "br"] {
+        let answer = cached.send("GET /", &format!("Accept-Encoding: {accept}\r\n")).await;
+        assert_eq!(answer.text(), "answer 1", "{accept}");
+    }
+}
+
+#[tokio::test]
 async fn answers_without_a_body_leave_the_connection_in_step() {
     let body = page(5_000);
     let nginx = Nginx::start(&[("page", &body)]).await;

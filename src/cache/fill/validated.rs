@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use http::HeaderMap;
-use http::header::{ETAG, HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH, VARY};
+use http::header::{CONTENT_TYPE, ETAG, HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH, VARY};
 use pingora::http::ResponseHeader;
 use tollhouse_filters::caching::{Facts, NotStored, Vary};
 use tollhouse_filters::problem::{self, Problem};
@@ -72,6 +72,12 @@ impl Fill {
         let (one, other) = (old.headers.get(ETAG), validated.headers.get(ETAG));
         if other.is_some() && one.map(weakly) != other.map(weakly) {
             return Ok(None);
+        }
+        // Filters go by the type of what it is about, which a 304 seldom tells.
+        if let Some(kind) =
+            old.headers.get(CONTENT_TYPE).filter(|_| !validated.headers.contains_key(CONTENT_TYPE))
+        {
+            let _ = validated.insert_header(CONTENT_TYPE, kind.clone());
         }
         let says_by_what = validated.headers.contains_key(VARY);
         self.exchange.response(&self.head, validated).await?;

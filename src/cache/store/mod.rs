@@ -1,9 +1,9 @@
 //! Where responses are kept: in memory, within a number of bytes, in parts that do not wait for each other.
 //!
-//! Entries are complete and never change; who has one keeps it, whatever becomes of it here. A large body takes
-//! room until nobody has it any more, so that clients who read slowly do not make memory grow; a small one is no more
-//! than what is on its way to any client. A lookup takes a read lock for as long as it takes to find a key and
-//! count a use. What a full store keeps is decided by
+//! Entries are complete and never change; who has one keeps it, whatever becomes of it here. While large bodies that
+//! left take half of the room, since clients read them slowly, no more of these come in; a small one is no more than
+//! what is on its way to any client. A lookup takes a read lock for as long as it takes to find a key and count a
+//! use. What a full store keeps is decided by
 //! S3-FIFO (the order in which entries leave) and TinyLFU (whether one that comes in is worth one that would
 //! have to leave). Keys are hashed with a secret, and compared whole.
 
@@ -45,6 +45,8 @@ const PARTS: usize = 64;
 const BYTES_FOR_A_COUNTER: usize = 128;
 /// One entry takes this part of the store at most.
 const LARGEST_PART: usize = 2;
+/// What share of the room large bodies that left it may take, before no more of them come in.
+const MOST_LINGERING: usize = 2;
 
 /// How large a store may become.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,7 +101,7 @@ struct Place {
 pub enum Inserted {
     /// It is in.
     Stored,
-    /// What would have had to leave for it is asked for more often, or has left and is read still.
+    /// What would have had to leave for it is asked for more often, or too much that left is read still.
     NotAdmitted,
     /// It would take more than half of the store.
     TooLarge,
@@ -304,9 +306,14 @@ impl Store {
     }
 
     fn insert_in_memory(&self, entry: Arc<Entry>) -> Inserted {
-        let weight = entry.weight();
-        if weight > self.room.load(Relaxed) / LARGEST_PART {
+        let (weight, room) = (entry.weight(), self.room.load(Relaxed));
+        if weight > room / LARGEST_PART {
             return Inserted::TooLarge;
+        }
+        // Nobody else leaves for it: giving up what is read frees nothing.
+        if entry.large.is_some() && self.lingering.load(Relaxed) > room / MOST_LINGERING {
+            self.not_admitted.fetch_add(1, Relaxed);
+            return Inserted::NotAdmitted;
         }
         let place = self.place(entry.key());
         let _coming = Counted::new(&self.coming, weight);
@@ -406,11 +413,10 @@ impl Store {
         given
     }
 
-    /// Gives up entries until those that are in and coming fit, beside what is read still; not for an entry that is
-    /// asked for less than the first one that would have to leave. Whether they fit.
+    /// Gives up entries until those that are in and coming fit; not for an entry that is asked for less than
+    /// the first one that would have to leave. Whether they fit.
     fn make_room(&self, mut uses: u8) -> bool {
-        let taken = || self.held.load(Relaxed) + self.coming.load(Relaxed) + self.lingering.load(Relaxed);
-        while taken() > self.room.load(Relaxed) {
+        while self.held.load(Relaxed) + self.coming.load(Relaxed) > self.room.load(Relaxed) {
             let Some(part) = self.full_part() else { return false };
             match self.give_up(part, uses) {
                 Victim::Gone => {

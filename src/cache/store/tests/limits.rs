@@ -45,7 +45,7 @@ fn a_store_never_holds_more_than_it_may() {
 }
 
 #[test]
-fn what_is_read_takes_room_until_nobody_has_it_whether_it_is_in_or_not() {
+fn what_left_and_is_read_still_is_bounded_and_empties_no_store() {
     const LENGTH: usize = 4 * BLOCK;
     for from_file in [false, true] {
         let store = Store::new(SMALL);
@@ -59,9 +59,11 @@ fn what_is_read_takes_room_until_nobody_has_it_whether_it_is_in_or_not() {
             if store.insert(entry) == Inserted::Stored {
                 readers.push(reader);
             }
-            assert!(readers.len() * LENGTH <= SMALL.capacity, "{at}, {from_file}");
+            assert!(store.lingering.load(Relaxed) <= SMALL.capacity / 2 + LENGTH, "{at}, {from_file}");
         }
-        assert!(readers.len() > 1, "{from_file}");
+        assert!(readers.len() * LENGTH <= 2 * SMALL.capacity, "{from_file}");
+        assert!(store.numbers().entries > 1, "{from_file}");
+        assert_eq!(fill(&store, 300..301, 1024), [Inserted::Stored], "{from_file}");
         drop(readers);
         assert_eq!(fill(&store, 200..201, LENGTH), [Inserted::Stored], "{from_file}");
     }
