@@ -1,13 +1,14 @@
 //! How a connection learns that the gateway is on its way out, and that the time for what is under way is over.
 
 use std::future::{pending, poll_fn};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::server::ShutdownWatch;
+use tokio::task::coop::unconstrained;
 use tokio::time::{Sleep, sleep};
 
 use super::facts::carried;
@@ -15,8 +16,8 @@ use super::{Common, Draining, Permits, stopped};
 
 /// How long idle connections stay open while the gateway is on its way out.
 const LAST_CALL: Duration = Duration::from_secs(1);
-/// How long both ends of a WebSocket have to close it, of the second that the end of the process waits for them.
-const GOODBYE: Duration = Duration::from_millis(750);
+/// How long both ends of a WebSocket have to close it, once the time for what is under way is over.
+pub const GOODBYE: Duration = Duration::from_millis(750);
 
 /// What is waited for, kept from wait to wait.
 type Waited = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -51,6 +52,10 @@ impl Leaving {
     /// out may have sent one already, or is about to: it is still served, and told to close (RFC 9112 s9.6).
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         ready!(self.poll_told(cx));
+        // A request would be cut before it is served.
+        if self.cut.poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
         // On the heap: most connections never wait for it.
         self.last_call.get_or_insert_with(|| Box::pin(sleep(LAST_CALL))).as_mut().poll(cx)
     }
@@ -64,7 +69,7 @@ impl Leaving {
                 }
                 ready!(self.poll_told(cx));
                 ready!(self.cut.poll(cx));
-                // Whatever it waits for, it learns of its end from its connection, which it looks at again now.
+                // It learns of its end from its connection, which it looks at again now.
                 self.permits.cut();
             }
         })
@@ -78,7 +83,8 @@ impl Leaving {
             return Poll::Pending;
         }
         if let Some(told) = &mut self.told {
-            ready!(told.as_mut().poll(cx));
+            // Also at the end of a long turn, when tokio would have it wait for the next one, unheard.
+            ready!(pin!(unconstrained(told.as_mut())).poll(cx));
             self.told = None;
         }
         Poll::Ready(())

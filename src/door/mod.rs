@@ -53,6 +53,7 @@ pub use facts::{ConnFacts, End, broken, count, facts, left_behind, tunnelled};
 pub use handshake::{HandshakeFailure, HandshakeFailures};
 pub use head::Head;
 pub use http2::Http2Stream;
+pub use leaving::GOODBYE;
 pub use listener::Listener;
 pub use patience::Patience;
 pub use pause::Pause;

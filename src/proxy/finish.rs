@@ -45,7 +45,10 @@ impl Gateway {
         broken: Option<door::End>,
         ended: &Ended,
     ) {
-        if ended.error.is_some() && broken == Some(door::End::Stopped) {
+        // What ended otherwise, or well, is nothing that the stop did.
+        let is_cut = ended.error == Some(CLIENT_CLOSED.code);
+        let broken = broken.filter(|end| is_cut || *end != door::End::Stopped);
+        if broken == Some(door::End::Stopped) {
             call.problem = Some(STOPPED);
         }
         if status.is_none() && call.problem.is_none() {

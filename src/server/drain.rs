@@ -11,7 +11,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::upgrade::Upgrades;
 use crate::admin::Admin;
-use crate::door::{Desk, Draining};
+use crate::door::{Desk, Draining, GOODBYE};
 use crate::snapshot::Live;
 
 /// How often the work under way is looked at.
@@ -19,8 +19,8 @@ const STEP: Duration = Duration::from_millis(20);
 /// How long connections with nothing under way get to close: who was answered last may still read.
 const FAREWELL: Duration = Duration::from_secs(3);
 
-/// How long WebSockets have to close once their time is over.
-const GOODBYE: Duration = Duration::from_secs(1);
+/// How long the process stays for what is cut to be accounted for, behind the goodbyes of WebSockets.
+const ACCOUNTS: Duration = Duration::from_millis(500);
 
 /// Waits for the end to be wished for, then for the work under way.
 pub(super) struct Leaving {
@@ -89,7 +89,7 @@ impl Leaving {
             let now = Instant::now();
             if requests > 0 && now >= until {
                 self.desk.over.start();
-                if now < until + GOODBYE {
+                if now < until + GOODBYE + ACCOUNTS {
                     continue;
                 }
                 log::warn!(requests = requests; "drain is over; requests in flight are cut");

@@ -11,7 +11,7 @@ use tollhouse_filters::outcome::Reply;
 use tollhouse_filters::problem::{self, Problem};
 
 use super::Job;
-use super::client::{Begin, Client};
+use super::client::{Begin, Client, unless_stopped};
 use super::early::Start;
 use super::relay::{Filters, Relay, UpHead};
 use super::trouble::{Failure, Silence, Trouble, Unconnected, Waits};
@@ -54,14 +54,14 @@ impl Job<'_> {
             let Some(wait) = wait else { return Err(failure) };
             if !wait.is_zero() {
                 // On the heap: most requests do not wait.
-                Box::pin(tokio::time::sleep(wait)).await;
+                Box::pin(unless_stopped(client, tokio::time::sleep(wait))).await?;
             }
         }
     }
 
     /// One attempt at one backend.
     async fn attempt<C: Client>(&mut self, client: &mut C, begun: &mut Begun) -> Result<(), Failure> {
-        let (server, reused) = self.connect(begun.anew).await?;
+        let (server, reused) = unless_stopped(client, self.connect(begun.anew)).await??;
         let head = self.head().await?;
         let keep = self.call.rules().keep(&self.request.method, &self.request.headers, reused);
         let waits = self.waits()?;

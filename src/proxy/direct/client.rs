@@ -1,6 +1,8 @@
 //! Who is served.
 
+use std::future::poll_fn;
 use std::io;
+use std::pin::pin;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -10,6 +12,7 @@ use pingora::http::ResponseHeader;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tollhouse_filters::world::FilePart;
 
+use super::trouble::{Failure, Trouble};
 use super::wire;
 use crate::door::{Alarm, DoorStream, End, Http2Stream, Rule};
 use crate::proxy::response;
@@ -86,6 +89,21 @@ pub(super) struct Begin {
     pub(super) content: u64,
     /// Its content is written in chunks.
     pub(super) chunked: bool,
+}
+
+/// Waits for something else than the client, unless the gateway stops: nothing new begins then.
+pub(super) async fn unless_stopped<T>(
+    client: &impl Client,
+    waited: impl Future<Output = T>,
+) -> Result<T, Failure> {
+    let mut waited = pin!(waited);
+    poll_fn(|cx| {
+        if client.broken() == Some(End::Stopped) {
+            return Poll::Ready(Err(Trouble::Client.into()));
+        }
+        waited.as_mut().poll(cx).map(Ok)
+    })
+    .await
 }
 
 impl Client for DoorStream {

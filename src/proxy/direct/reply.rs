@@ -12,7 +12,7 @@ use tollhouse_filters::outcome::{Body, Reply};
 use tollhouse_filters::world::ClientBody;
 
 use super::Job;
-use super::client::{Begin, Client};
+use super::client::{Begin, Client, unless_stopped};
 use super::held::{LAST_CHUNK, chunk};
 use super::trouble::{Failure, Trouble};
 use crate::proxy::reply::is_ours;
@@ -132,7 +132,7 @@ impl Job<'_> {
         chunked: bool,
     ) -> Result<(), Failure> {
         loop {
-            let next = pieces.next().await.map_err(|error| {
+            let next = unless_stopped(client, pieces.next()).await?.map_err(|error| {
                 self.call.reason = Some(error.to_string());
                 if is_ours(&error) { Failure::Internal } else { Trouble::Cut.into() }
             });
