@@ -469,16 +469,10 @@ async fn over_tls_the_scheme_is_https_unless_a_trusted_proxy_says_otherwise() {
 
 #[tokio::test]
 async fn filters_see_no_version_of_a_request_for_which_a_split_chooses_one() {
-    let document = "
-        services:
-          - name: s
-            versioning: {from: ['header:x-v'], default: '1'}
-            versions: {'1': {upstream: u}, '2': {upstream: u}}
-        routes:
-          - name: r
-            service: s
-            split: {versions: {'1': 0, '2': 1}}
-            filters: [{respond: {status: 418}, when: {version: '1'}}]";
+    let document = "services: [{name: s, versioning: {from: ['header:x-v'], default: '1'}, \
+                    versions: {'1': {upstream: u}, '2': {upstream: u}}}]\n\
+                    routes: [{name: r, service: s, split: {versions: {'1': 0, '2': 1}}, \
+                    filters: [{respond: {status: 418}, when: {version: ['1']}}]}]";
     assert!(
         send(document, "192.0.2.1", &[HOST], "GET").await.upstream_request.is_some(),
         "it goes to version 2"
