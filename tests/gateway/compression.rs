@@ -202,16 +202,21 @@ async fn nginx_revalidates_and_ranges_what_was_encoded() {
     assert!(whole.status == 200 && decoded(&whole) == body, "{whole:?}");
 }
 
+/// A gateway that compresses and caches answers of this type, which each request has confirmed with these fields.
+async fn confirmed(fields: &'static str, content_type: &'static str) -> Cached {
+    let filters = "[cache: {}, compress: {min_size: 0B, algorithms: [gzip]}]";
+    Cached::with(filters, move |nth, head| match head.field("if-none-match") {
+        Some(_) => format!("HTTP/1.1 304 Not Modified\r\n{fields}\r\n"),
+        None => numbered(nth, &format!("{fields}content-type: {content_type}\r\n")),
+    })
+    .await
+}
+
 #[tokio::test]
 async fn what_a_304_confirms_is_for_nobody_who_does_not_accept_its_coding() {
     // RFC 9111 s3.2: what a 304 varies by takes the place of what is stored.
     let fields = "etag: W/\"v\"\r\nvary: origin\r\ncache-control: max-age=0\r\n";
-    let filters = "[cache: {}, compress: {min_size: 0B, algorithms: [gzip]}]";
-    let cached = Cached::with(filters, move |nth, head| match head.field("if-none-match") {
-        Some(_) => format!("HTTP/1.1 304 Not Modified\r\n{fields}\r\n"),
-        None => numbered(nth, &format!("{fields}content-type: text/plain\r\n")),
-    })
-    .await;
+    let cached = confirmed(fields, "text/plain").await;
     for (accept, expected) in
         [("gzip", "answer 1"), ("gzip", "answer 1"), ("identity", "answer 3"), ("gzip", "answer 1")]
     {
@@ -223,13 +228,7 @@ async fn what_a_304_confirms_is_for_nobody_who_does_not_accept_its_coding() {
 
 #[tokio::test]
 async fn what_is_never_encoded_is_for_all_also_once_a_304_without_a_type_confirmed_it() {
-    let fields = "etag: \"v\"\r\ncache-control: max-age=0\r\n";
-    let filters = "[cache: {}, compress: {min_size: 0B}]";
-    let cached = Cached::with(filters, move |nth, head| match head.field("if-none-match") {
-        Some(_) => format!("HTTP/1.1 304 Not Modified\r\n{fields}\r\n"),
-        None => numbered(nth, &format!("{fields}content-type: image/png\r\n")),
-    })
-    .await;
+    let cached = confirmed("etag: \"v\"\r\ncache-control: max-age=0\r\n", "image/png").await;
     for accept in ["gzip", "gzip", "identity", "br"] {
         let answer = cached.send("GET /", &format!("Accept-Encoding: {accept}\r\n")).await;
         assert_eq!(answer.text(), "answer 1", "{accept}");

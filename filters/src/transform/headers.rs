@@ -7,7 +7,8 @@
 //! ```
 //!
 //! A field of requests that says who calls (`${consumer}`, `${claims.NAME}`) is dropped from requests of clients on every
-//! route, as those of `authenticate` are, unless it has a meaning of its own or an identity looks for credentials in it.
+//! route, as those of `authenticate` are, unless it has a meaning of its own, clients say something else in it
+//! (`User-Agent`, `Accept*`, `If-*`), or an identity looks for credentials in it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

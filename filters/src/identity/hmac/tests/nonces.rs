@@ -44,28 +44,6 @@ impl Surroundings for Beside {
     }
 }
 
-/// A store that is away, so that nothing passes.
-struct Gone;
-
-#[async_trait]
-impl Store for Gone {
-    async fn decide(
-        &self,
-        _: TenantId,
-        _: &str,
-        _: &mut [Charge<'_>],
-        _: &mut [Tally<'_>],
-    ) -> Result<bool, Away> {
-        Err(Away)
-    }
-
-    fn give_back(&self, _: TenantId, _: &str, _: &[u8], _: u64, _: u64) {}
-
-    fn on_failure(&self) -> OnFailure {
-        OnFailure::Closed
-    }
-}
-
 /// A store whose answers get lost at first, so that nothing passes.
 struct Lost {
     store: OwnStore,
@@ -101,6 +79,12 @@ impl Store for Lost {
 /// An identity in this world, with the keys `k1` and `k2` of one consumer, and `k3` of another.
 fn identity(world: &World) -> Arc<dyn Identity> {
     identity_beside(world, &Alone, "")
+}
+
+/// A store that is away, and hears what it is asked all the same or does not.
+fn lost(clock: &Arc<ManualClock>, hears: bool) -> Arc<Lost> {
+    let store = OwnStore(Arc::new(MemoryState::new(clock.clone(), 1000)));
+    Arc::new(Lost { store, hears, is_away: AtomicBool::new(true) })
 }
 
 /// One whose nonces are known in this store.
@@ -170,7 +154,7 @@ async fn a_nonce_that_another_gateway_saw_is_good_nowhere_however_often_it_is_as
 #[tokio::test]
 async fn a_nonce_that_nobody_knows_of_is_not_good_the_second_time_either() {
     let clock = Arc::new(ManualClock::new());
-    let signed = sharing(Arc::new(Gone), &clock);
+    let signed = sharing(lost(&clock, false), &clock);
     let unknown = "503 nobody knows which nonces were used";
     assert_eq!(said(&signed, twice(with("a")), &clock).await, [unknown, unknown]);
 }
@@ -182,8 +166,7 @@ async fn a_nonce_that_a_store_gave_no_answer_on_may_be_sent_again_and_is_good_on
     let (unknown, again) = ("503 nobody knows which nonces were used", "the nonce was used already");
     for (hears, resent) in [(false, "good"), (true, again)] {
         let clock = Arc::new(ManualClock::new());
-        let store = OwnStore(Arc::new(MemoryState::new(clock.clone(), 1000)));
-        let store = Arc::new(Lost { store, hears, is_away: AtomicBool::new(true) });
+        let store = lost(&clock, hears);
         let [one, other] = [0, 1].map(|_| sharing(store.clone(), &clock));
         for _ in 0..2 {
             assert_eq!(said(&one, with("a"), &clock).await[0], unknown);
